@@ -1,0 +1,231 @@
+"""Contract 1: a dataset on disk. What the shards, the manifest, the index and the statistics are, and how to read them.
+
+    root/
+      manifest.json                                written last, by rename: its presence means the dataset is whole
+      train-00000.tar train-00000.idx ...          USTAR; per sample `<key>.jpg` (or `.ppm`), then `<key>.cls`
+      train.index.npz [val.index.npz] stats.npz    uncompressed NumPy archives without pickles
+      rejects.jsonl                                one line per source file that was left out
+
+Imports the standard library and NumPy alone, so that a reader without torch, DALI or Pillow can use it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess.errors import UserError
+
+FORMAT = 1
+READABLE_FORMATS = (FORMAT,)  # a reader accepts its own format and the one before, once there is one
+MANIFEST = "manifest.json"
+STATS = "stats.npz"
+REJECTS = "rejects.jsonl"
+EXTENSIONS = {"jpeg": "jpg", "raw": "ppm"}  # codec -> extension of the image member
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar of samples: its file name in the dataset's folder, and what must be found there."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split's shards in order. A sample's id is its row in the index, which runs through the shards in this order.
+
+    conversions and rejects count source files by kind ("greyscale", "cmyk", ...; "truncated", ...).
+    """
+
+    shards: tuple[Shard, ...]
+    index_sha256: str
+    conversions: dict[str, int]
+    rejects: dict[str, int]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClass:
+    """A class; its label is its position in the manifest, which is the rank of its wnid in sorted order.
+
+    ilsvrc_id is the devkit's ILSVRC2012_ID (1-based, another order: spec section 1), None where there is no devkit.
+    """
+
+    wnid: str
+    words: str
+    ilsvrc_id: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a dataset is. Holds no time, host, path or worker count: the same input gives the same bytes."""
+
+    format: int
+    image_size: int
+    codec: str
+    quality: int | None
+    seed: int
+    source: str
+    tools: dict[str, str]
+    classes: tuple[ImageClass, ...]
+    splits: dict[str, Split]
+    stats_sha256: str
+
+    def to_json(self) -> bytes:
+        return (json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Manifest:
+        """Raises KeyError or TypeError where a field is missing or of another shape."""
+        raw: dict[str, Any] = json.loads(text)
+        raw["classes"] = tuple(ImageClass(**c) for c in raw["classes"])
+        raw["splits"] = {
+            name: Split(**(split | {"shards": tuple(Shard(**s) for s in split["shards"])}))
+            for name, split in raw["splits"].items()
+        }
+        return cls(**raw)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the manifest's bytes: names the dataset in run names, loader states and checkpoints."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+
+class Index(NamedTuple):
+    """One row per sample, in id order: position of the image's bytes in its shard, and its label."""
+
+    shard: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int32]
+    label: NDArray[np.int32]
+
+
+class Stats(NamedTuple):
+    """Pixel statistics of the training split, RGB, 0-255 units (spec section 2, steps 4 and 5).
+
+    mean float32 [S,S,3]; eigenvalues float64 [3], descending, of the covariance of single pixels; eigenvectors
+    float64 [3,3], column k belonging to eigenvalue k, rows R, G, B, each signed so that its component of the largest
+    magnitude is positive.
+    """
+
+    mean: NDArray[np.float32]
+    eigenvalues: NDArray[np.float64]
+    eigenvectors: NDArray[np.float64]
+    num_images: int
+
+
+def index_name(split: str) -> str:
+    return f"{split}.index.npz"
+
+
+def read_manifest(root: Path) -> Manifest:
+    """The dataset's manifest; UserError if `root` holds none, or one of a format that this version does not read."""
+    path = root / MANIFEST
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        way_out = f"make one with `make shards SRC=... OUT={root}`"
+        raise UserError(f"{root} is no dataset: it has no {MANIFEST}; {way_out}") from None
+    try:
+        found = json.loads(text)["format"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a manifest; make the shards again, or verify the copy") from None
+    if found not in READABLE_FORMATS:
+        readable = " and ".join(map(str, READABLE_FORMATS))
+        raise UserError(f"{path} has format {found}; this version reads {readable}: make the shards again")
+    try:
+        return Manifest.from_json(text)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); make the shards again, or verify the copy") from None
+
+
+def require_split(root: Path, manifest: Manifest, split: str) -> Split:
+    """The split's entry; UserError naming those that exist if it does not."""
+    if split not in manifest.splits:
+        raise UserError(f"{root} has no split {split!r}; it has {', '.join(sorted(manifest.splits))}")
+    return manifest.splits[split]
+
+
+def write_index(root: Path, split: str, index: Index) -> str:
+    """Writes the split's index, returns its sha256."""
+    return _write_npz(root / index_name(split), index._asdict())
+
+
+def read_index(root: Path, split: str) -> Index:
+    """The split's index; UserError if its file is missing or is no index."""
+    return Index(**_read_npz(root / index_name(split), Index._fields))
+
+
+def write_stats(root: Path, stats: Stats) -> str:
+    """Writes the statistics, returns the file's sha256."""
+    return _write_npz(root / STATS, stats._asdict())
+
+
+def read_stats(root: Path) -> Stats:
+    """The training split's statistics; UserError if their file is missing or holds something else."""
+    arrays = _read_npz(root / STATS, Stats._fields)
+    return Stats(**(arrays | {"num_images": int(arrays["num_images"])}))
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes by rename after fsync: after a crash the path holds the whole old content or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the renames inside `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_npz(path: Path, arrays: dict[str, Any]) -> str:
+    # np.savez stamps its members with the same constant date, so equal arrays give equal bytes
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return sha256_file(path)
+
+
+def _read_npz(path: Path, fields: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in fields}
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; make the shards again, or verify the copy") from None
+    except (ValueError, KeyError, OSError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); make the shards again, or verify the copy") from None

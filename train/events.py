@@ -1,0 +1,90 @@
+"""Contract 3: the records that training writes, as types. The line they travel in is `preprocess.events`.
+
+Imports the standard library and `preprocess.events` alone, so that the server can read them without torch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from preprocess.events import LoaderCounters
+
+Outcome = Literal["finished", "preempted", "interrupted", "diverged", "failed"]
+
+
+class Start(TypedDict):
+    """`start`: first record of every attempt, by every rank."""
+
+    run: str
+    recipe: str
+    config: dict[str, object]  # every field of the recipe and of the launch, as JSON
+    mesh: dict[str, int]  # {"data": n, "tower": n}
+    world: int
+    device: str  # this rank's, as torch names it
+    device_name: str
+    pid: int
+    host: str
+    versions: dict[str, str]
+    dataset: str  # the manifest's hash
+    classes: int
+    train_images: int
+    val_images: int  # 0: no validation split
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int  # global
+
+
+class Step(TypedDict):
+    """`step`: what this rank did since its last `step` record; its own `step` counts those of the run."""
+
+    steps: int
+    images: int  # this rank's own valid rows; the sum over ranks is what was trained
+    wall_s: float
+    wait_s: float  # of wall_s, waited for batches
+    cpu_s: float  # user + system seconds of this process
+    rss_bytes: int  # at the interval's end
+    loader: LoaderCounters
+    loss: float | None  # mean over the interval's global batches; null: not finite
+    top1: float | None  # share of the interval's training images right, in [0, 1]
+    lr: float  # of the weights, at the last step
+
+
+class Eval(TypedDict):
+    """`eval`: one pass over the validation split, by rank 0. Shares in [0, 1]; errors are 1 - share."""
+
+    views: int
+    images: int
+    top1: float
+    top5: float
+    nll: float | None  # nats, of the probabilities averaged over views
+    wall_s: float
+
+
+class Receipt(TypedDict):
+    """`receipt`: one epoch's samples over all ranks; a whole epoch has missing = duplicates = 0."""
+
+    seen: int
+    missing: int
+    duplicates: int
+    dropped: int  # left out by remainder="drop"
+
+
+class Checkpoint(TypedDict):
+    """`checkpoint`: one was written and is now the latest."""
+
+    path: str  # relative to the run
+    bytes: int
+    wall_s: float
+
+
+class Warn(TypedDict):
+    """`warning`: something the user should know that did not stop the run."""
+
+    message: str
+
+
+class End(TypedDict):
+    """`end`: last record of an attempt that ended by itself. Its absence, with the writer dead, means a crash."""
+
+    outcome: Outcome
+    error: str | None  # one line
