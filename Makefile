@@ -1,0 +1,41 @@
+# gratis: every target is a line over a Python entry point that has --help. `make help` lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PY := .venv/bin/python
+INSTALLED := .venv/installed
+
+# $(call flag,--name,VARIABLE): the flag, if the variable was given
+flag = $(if $($(2)),$(1) '$($(2))')
+
+.PHONY: help install train shards serve bench test check clean
+
+help: ## list the targets and their variables
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): requirements.lock docker/install.py
+	@$(PYTHON) docker/install.py --venv .venv
+
+install: ## make .venv and install the locked dependencies, or what is missing of them
+	@$(PYTHON) docker/install.py --venv .venv
+
+train: $(INSTALLED) ## train AlexNet; without SHARDS on a sample drawn here. SHARDS GPUS RECIPE EPOCHS RUN PORT ARGS
+	@$(PY) -m train $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--epochs,EPOCHS) $(call flag,--run,RUN) $(call flag,--port,PORT) $(ARGS)
+
+shards: $(INSTALLED) ## resize images to 256x256 and write shards and statistics. SRC OUT WORKERS CODEC ARGS
+	@$(PY) -m preprocess shards $(call flag,--src,SRC) --out '$(or $(OUT),shards)' $(call flag,--workers,WORKERS) $(call flag,--codec,CODEC) $(ARGS)
+
+serve: $(INSTALLED) ## serve the status of all runs, finished ones too. PORT ARGS
+	@$(PY) -m server --runs runs $(call flag,--port,PORT) $(ARGS)
+
+bench: $(INSTALLED) ## measure the loader. SHARDS ARGS
+	@$(PY) -m loader '$(or $(SHARDS),sample/shards)' $(ARGS)
+
+test: $(INSTALLED) ## run every test. ARGS
+	@$(PY) -m pytest $(ARGS)
+
+check: $(INSTALLED) ## linters, types, every test
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m pytest $(ARGS)
+
+clean: ## remove .venv, the sample, builds and caches; shards and runs stay
+	@rm -rf .venv sample build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,146 @@
+"""Installs the locked dependencies: `python3 docker/install.py [--venv .venv]`. Standard library alone.
+
+Does what is missing and nothing else, so it can be called again at any time: after a failed download it goes on, and
+after `apt install libjpeg-dev` it puts pillow-simd where it had to put Pillow. The Dockerfile runs the same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCK = ROOT / "requirements.lock"
+STAMP = "installed"  # in the environment: newer than the lock means complete
+HEADERS = "python3-dev libjpeg-dev zlib1g-dev"
+VEX_256_0F38 = b"\xc4\xe2\x7d"  # the prefix of AVX2 instructions such as vpmovzxbw: absent from an SSE-only build
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--venv", type=Path, help="virtual environment to make or complete; default: the running Python"
+    )
+    venv: Path | None = parser.parse_args().venv
+    if sys.version_info < (3, 10):  # noqa: UP036 - this file is what tells users of an older one
+        return fail(f"Python {platform.python_version()} is too old; gratis needs 3.10 or later")
+    python = Path(sys.executable) if venv is None else make_venv(venv)
+    if python is None:
+        return fail("this Python cannot make virtual environments; install Debian's package python3-venv")
+    pillow = next(line for line in LOCK.read_text().splitlines() if line.startswith("pillow-simd=="))
+    if not install_locked(python, leave_out=pillow):
+        return fail("a package could not be installed (pip's words are above); mend that and try again")
+    if not install_pillow(python, pillow):
+        return fail("neither pillow-simd nor Pillow could be installed (pip's words are above)")
+    if venv is not None:
+        (venv / STAMP).write_text(LOCK.read_text())
+    return 0
+
+
+def fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def make_venv(venv: Path) -> Path | None:
+    """The environment's Python; None if this Python lacks venv or ensurepip, as Debian's does until told otherwise."""
+    python = venv / "bin" / "python"
+    if not (venv / "bin" / "pip").exists():
+        if importlib.util.find_spec("ensurepip") is None:
+            return None
+        print(f"making {venv} with Python {platform.python_version()}", flush=True)
+        if subprocess.run([sys.executable, "-m", "venv", "--clear", venv]).returncode:
+            return None
+    return python.absolute()
+
+
+def install_locked(python: Path, leave_out: str) -> bool:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
+        wanted.write(LOCK.read_text().replace(leave_out, ""))
+        wanted.flush()
+        return pip(python, "dependencies", ["install", "-r", wanted.name])
+
+
+def install_pillow(python: Path, simd: str) -> bool:
+    """pillow-simd with AVX2 where the CPU has it, else Pillow of the same version, saying so once."""
+    if installed(python, simd):
+        return True
+    compiler = "cc -mavx2" if "avx2" in cpu_flags() else "cc"
+    with tempfile.TemporaryDirectory() as folder:
+        # no cache: pip keys a wheel it built by name alone and would bring back one compiled with other flags
+        build = ["wheel", "--no-cache-dir", "--no-deps", "--no-binary", "pillow-simd", "-w", folder, simd]
+        built = pip(python, f"{simd}, compiled by {compiler}", build, env={"CC": compiler}, show_failure=False)
+        if built:
+            # both packages lay the same files, so the other one has to leave first
+            subprocess.run([str(python), "-m", "pip", "uninstall", "-qy", "pillow"], capture_output=True)
+            built = pip(python, simd, ["install", "--no-index", "--no-deps", *map(str, Path(folder).glob("*.whl"))])
+    if built:
+        if "avx2" in compiler and VEX_256_0F38 not in extension(python).read_bytes():
+            print("note: pillow-simd was compiled without AVX2; resizing takes about twice the time", file=sys.stderr)
+        return True
+    plain = simd.replace("pillow-simd", "pillow").split(".post")[0]
+    print(
+        f"note: pillow-simd could not be compiled here; {plain} takes its place (same pixels, slower shards).\n"
+        f"      For the fast one: apt install gcc {HEADERS}, then `make install`.",
+        file=sys.stderr,
+    )
+    return installed(python, plain) or pip(python, plain, ["install", plain])
+
+
+def installed(python: Path, requirement: str) -> bool:
+    name, version = requirement.split("==")
+    code = f"from importlib.metadata import version as v; raise SystemExit(v({name!r}) != {version!r})"
+    return subprocess.run([str(python), "-c", code], capture_output=True).returncode == 0
+
+
+def extension(python: Path) -> Path:
+    """Where Pillow's compiled core is."""
+    code = "import importlib.util as u; print(u.find_spec('PIL._imaging').origin)"
+    return Path(subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+
+
+def cpu_flags() -> set[str]:
+    try:
+        return set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return set()
+
+
+def pip(
+    python: Path, what: str, arguments: list[str], env: dict[str, str] | None = None, *, show_failure: bool = True
+) -> bool:
+    """Runs a pip command, showing one moving line; on failure the end of what pip said."""
+    command = [str(python), "-m", "pip", *arguments, "--disable-pip-version-check", "--progress-bar", "off"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(env or {})}
+    )
+    assert process.stdout is not None
+    said = list(shown(process.stdout, what))
+    if process.wait() and show_failure:
+        print("".join(said[-15:]), file=sys.stderr)
+    return process.returncode == 0
+
+
+def shown(lines: Iterator[str], what: str) -> Iterator[str]:
+    """Passes pip's lines on and shows the newest: rewritten in place on a terminal, else the milestones alone."""
+    terminal = sys.stdout.isatty()
+    print(f"installing {what}", flush=True)
+    for line in lines:
+        if terminal:
+            print(f"\r\033[K  {line.strip()[:100]}", end="", flush=True)
+        elif line.startswith(("Installing collected", "Successfully")):
+            print(f"  {line.strip()[:100]}", flush=True)
+        yield line
+    if terminal:
+        print("\r\033[K", end="", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""What tests share: the real data where it is at hand, and one small sample dataset for all of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("GRATIS_DATA", ROOT.parent / "shared" / "data"))
+
+
+def real_data(name: str) -> Path:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"needs {name} in the folder that GRATIS_DATA names")
+    return DATA / name
+
+
+@pytest.fixture(scope="session")
+def tiny100() -> Path:
+    """100 ImageNet classes at 64 px in the layout of the official archives."""
+    return real_data("tiny100")
+
+
+@pytest.fixture(scope="session")
+def ilsvrc500() -> Path:
+    """500 full-size ILSVRC photographs in class folders, without a validation split."""
+    return real_data("ilsvrc500")
+
+
+@pytest.fixture(scope="session")
+def sample_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample dataset's archives, whole: about 1,200 images."""
+    folder = tmp_path_factory.mktemp("sample") / "source"
+    run("preprocess", "sample", "--out", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_shards(sample_source: Path) -> Path:
+    """Shards of the sample dataset at 128 px, several to a split."""
+    folder = sample_source.parent / "shards"
+    run("preprocess", "shards", "--src", str(sample_source), "--out", str(folder), "--size", "128",
+        "--samples-per-shard", "128")  # fmt: skip
+    return folder
+
+
+def run(module: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, capture_output=True, timeout=120)
