@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 # $(call flag,--name,VARIABLE): the flag, if the variable was given
 flag = $(if $($(2)),$(1) '$($(2))')
 
-.PHONY: help install train shards serve bench test check clean
+.PHONY: help install train shards serve bench test prove check clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ bench: $(INSTALLED) ## measure the loader. SHARDS ARGS
 
 test: $(INSTALLED) ## run every test. ARGS
 	@$(PY) -m pytest $(ARGS)
+
+prove: $(INSTALLED) ## the long forms of the slow tests: minutes to hours. ARGS
+	@$(PY) -m pytest -m prove $(ARGS)
 
 check: $(INSTALLED) ## linters, types, every test
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m pytest $(ARGS)
