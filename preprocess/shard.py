@@ -1,0 +1,213 @@
+"""Map: one shard, a pure function of its slice of the plan. One worker makes it, with its statistics and a receipt.
+
+    OUT/train-00007.tar, .idx            published by rename once they are whole and on disk
+    OUT/.work/train-00007.receipt.npz    renamed last: its presence means that the shard is done
+
+Every sample is decoded again from the bytes that go into the tar, and the statistics are those of the decoded pixels:
+what training will see. The decoder is libjpeg-turbo through Pillow; training's (DALI's on the CPU) is libjpeg-turbo
+too, and a test holds them equal to the last bit on such files. They are all baseline JPEGs made by one encoder, so what
+one build of that library decodes without an error, the other does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess import image
+from preprocess.dataset import EXTENSIONS, sync_folder
+from preprocess.listing import Item
+from preprocess.sources import Reader
+from preprocess.stats import Accumulator, Sums
+
+WORK = ".work"
+BLOCK = 512
+OWNER = "gratis"  # the same everywhere, so that equal samples give equal bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """What a worker is told. condemned maps positions in `items` to why a decoder must not see that file again."""
+
+    out: Path
+    split: str
+    number: int
+    items: tuple[Item, ...]
+    size: int
+    codec: str
+    quality: int
+    condemned: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.number:05d}"
+
+
+class Receipt(NamedTuple):
+    """A finished shard: where its samples lie, what went wrong, its statistics (train split only)."""
+
+    offset: NDArray[np.int64]
+    size: NDArray[np.int32]
+    label: NDArray[np.int32]
+    bytes: int
+    sha256: str
+    conversions: dict[str, int]
+    rejects: list[dict[str, str]]
+    sums: Sums | None
+
+
+Report = Callable[[int, int, int, int], None]  # images, bytes read, bytes written, rejects
+
+
+def receipt_path(out: Path, shard: str) -> Path:
+    return out / WORK / f"{shard}.receipt.npz"
+
+
+def make_shard(task: ShardTask, begin: Callable[[int], None], report: Report) -> None:
+    """Makes and publishes the shard. begin(k) is called before item k is touched, and begin(-1) after the last."""
+    tar_path = task.out / f"{task.name}.tar"
+    temporary = task.out / WORK / f"{task.name}.tar.{os.getpid()}.tmp"
+    with temporary.open("wb") as file:
+        writer = ShardWriter(file, EXTENSIONS[task.codec])
+        receipt = _fill(task, writer, begin, report)
+        begin(-1)
+        file.flush()
+        os.fsync(file.fileno())
+    index = f"v1.2 {len(writer.lines)}\n" + "".join(writer.lines)
+    _publish(task.out / f"{task.name}.idx", index.encode())
+    temporary.replace(tar_path)
+    sync_folder(task.out)
+    _publish(receipt_path(task.out, task.name), _pack(receipt))
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Raises OSError, ValueError or KeyError where there is none, or a torn one."""
+    with np.load(path, allow_pickle=False) as arrays:
+        facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
+        images = facts.pop("images")
+        sums = None if images is None else Sums(images, arrays["pixels"].astype(np.int64), arrays["products"])
+        return Receipt(offset=arrays["offset"], size=arrays["size"], label=arrays["label"], sums=sums, **facts)
+
+
+class ShardWriter:
+    """Writes samples as USTAR members and keeps their index. sha256 and bytes are of what was written so far."""
+
+    def __init__(self, file: io.BufferedWriter, extension: str) -> None:
+        self._file = file
+        self._extension = extension
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+        self.lines: list[str] = []  # of DALI's index: extension, offset, size, name of each member
+        self.offset: list[int] = []
+        self.size: list[int] = []
+        self.label: list[int] = []
+
+    def add(self, key: str, data: bytes, label: int) -> None:
+        self.label.append(label)
+        self.size.append(len(data))
+        self.offset.append(self.bytes + BLOCK)
+        first = self._member(f"{key}.{self._extension}", data)
+        second = self._member(f"{key}.cls", b"%d" % label)
+        self.lines.append(f"{first} {second}\n")
+
+    def close(self) -> None:
+        """Ends the archive as tarfile does: two empty blocks, filled up to a record of 20."""
+        padded = -(-(self.bytes + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+        self._write(bytes(padded - self.bytes))
+
+    def _member(self, name: str, data: bytes) -> str:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o644
+        info.uname = info.gname = OWNER
+        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        line = f"{name.partition('.')[2]} {self.bytes} {len(data)} {name}"
+        self._write(data + bytes(-len(data) % BLOCK))
+        return line
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.digest.update(data)
+        self.bytes += len(data)
+
+
+def _fill(task: ShardTask, writer: ShardWriter, begin: Callable[[int], None], report: Report) -> Receipt:
+    reader = Reader()
+    statistics = Accumulator(task.size) if task.split == "train" else None
+    conversions: Counter[str] = Counter()
+    rejects: list[dict[str, str]] = []
+    for position, item in enumerate(task.items):
+        begin(position)
+        before = writer.bytes
+        try:
+            if position in task.condemned:
+                raise image.Reject(task.condemned[position], "the decoder did not survive this file")
+            made = image.to_image(reader.read(item), task.size)
+            data, pixels = _encode(made.pixels, task)
+        except image.Reject as reject:
+            fields = {"split": task.split, "key": item.key, "file": item.name}
+            rejects.append(fields | {"kind": reject.kind, "reason": reject.reason})
+            report(0, item.size, 0, 1)
+            continue
+        writer.add(item.key, data, item.label)
+        conversions.update(made.conversions)
+        if statistics:
+            statistics.add(pixels)
+        report(1, item.size, writer.bytes - before, 0)
+    writer.close()
+    return Receipt(
+        offset=np.array(writer.offset, np.int64),
+        size=np.array(writer.size, np.int32),
+        label=np.array(writer.label, np.int32),
+        bytes=writer.bytes,
+        sha256=writer.digest.hexdigest(),
+        conversions=dict(sorted(conversions.items())),
+        rejects=rejects,
+        sums=statistics.sums() if statistics else None,
+    )
+
+
+def _encode(pixels: NDArray[np.uint8], task: ShardTask) -> tuple[bytes, NDArray[np.uint8]]:
+    """The member's bytes, and the pixels that they decode to."""
+    if task.codec == "raw":
+        data, decoded = image.encode_ppm(pixels), pixels
+    else:
+        data = image.encode_jpeg(pixels, task.quality)
+        decoded = image.decode(data)
+    assert decoded.shape == (task.size, task.size, 3)
+    return data, decoded
+
+
+def _pack(receipt: Receipt) -> bytes:
+    fields = receipt._asdict()
+    arrays = {name: fields.pop(name) for name in ("offset", "size", "label")}
+    sums: Sums | None = fields.pop("sums")
+    if sums:  # a shard's sums of pixels fit 32 bits up to 16 million images: half the bytes
+        arrays |= {"pixels": sums.pixels.astype(np.uint32), "products": sums.products}
+    facts = json.dumps(fields | {"images": sums.images if sums else None}).encode()
+    file = io.BytesIO()
+    np.savez(file, facts=np.frombuffer(facts, np.uint8), **arrays)
+    return file.getvalue()
+
+
+def _publish(path: Path, data: bytes) -> None:
+    # a name of its own per process: a worker orphaned by kill -9 may still be at the same shard
+    temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
+    if path.parent.name != WORK:
+        temporary = path.parent / WORK / temporary.name
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)

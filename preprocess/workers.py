@@ -1,0 +1,177 @@
+"""Local worker processes for shard tasks: a decoder that crashes or hangs costs one image, not the run.
+
+A worker notes which image it is at in memory shared with the parent. One that dies, or is at the same image for longer
+than IMAGE_SECONDS, is replaced and its shard begun again; an image that does so twice is condemned: the shard is made
+without it, and it counts as a reject ("crashed" or "hung"). Once can be the machine's fault (a worker killed for
+memory), so one death changes nothing in the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing as mp
+import os
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+from preprocess.errors import UserError
+from preprocess.shard import ShardTask, make_shard
+
+IMAGE_SECONDS = 60.0
+MEMORY = 8 << 30  # address space of a worker: an image of the largest permitted size needs 1 GB
+STRIKES = 2
+REPORT_S = 0.2
+
+
+class Step(NamedTuple):
+    """What happened since the last step."""
+
+    images: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    rejects: int = 0
+
+    def plus(self, other: Step) -> Step:
+        return Step(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def run_tasks(tasks: Iterable[ShardTask], workers: int) -> Iterator[Step]:
+    """Runs every task, yields as work is done (at least once a second). UserError if a worker cannot read or write.
+
+    Images of a shard that is begun again are reported again, as rejects are: negative counts take the first ones back.
+    """
+    source = iter(tasks)
+    again: list[ShardTask] = []
+    strikes: Counter[tuple[str, int]] = Counter()
+    pool = [_Worker() for _ in range(workers)]
+    try:
+        while True:
+            for worker in pool:
+                task = None if worker.task else again.pop() if again else next(source, None)
+                if task:
+                    worker.give(task)
+            if not any(worker.task for worker in pool):
+                return
+            wait([handle for worker in pool for handle in worker.handles], timeout=1.0)
+            for place, worker in enumerate(pool):
+                yield worker.step()
+                cause = worker.cause_of_death()
+                if cause and worker.task:
+                    again.append(_after_death(worker.task, worker.position, cause, strikes))
+                    yield worker.taken_back()
+                if cause:
+                    worker.stop()
+                    pool[place] = _Worker()
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+def _after_death(task: ShardTask, position: int, cause: str, strikes: Counter[tuple[str, int]]) -> ShardTask:
+    strikes[task.name, position] += 1
+    if strikes[task.name, position] < STRIKES:
+        return task
+    if position < 0:
+        raise UserError(f"workers died {STRIKES} times outside any image of {task.name}; is the machine out of memory?")
+    return dataclasses.replace(task, condemned=task.condemned | {position: cause})
+
+
+class _Worker:
+    """The parent's side of one process."""
+
+    def __init__(self) -> None:
+        context = mp.get_context("spawn")  # a fork would copy whatever threads and locks the parent holds
+        self._at = context.RawArray("d", 2)  # position in the shard, and when it was begun (monotonic seconds)
+        self._at[0] = -1
+        self._pipe, theirs = context.Pipe()
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one worker, one core
+        self._process = context.Process(target=_work, args=(theirs, self._at, os.getpid()), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._sums = Step()
+        self.task: ShardTask | None = None
+
+    @property
+    def handles(self) -> list[Connection | int]:
+        return [self._pipe, self._process.sentinel]
+
+    @property
+    def position(self) -> int:
+        return int(self._at[0])
+
+    def give(self, task: ShardTask) -> None:
+        self.task, self._sums = task, Step()
+        with contextlib.suppress(BrokenPipeError):  # it is dead already, which the next look will find
+            self._pipe.send(task)
+
+    def step(self) -> Step:
+        """Everything the worker has said since the last call, added up."""
+        total = Step()
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            while self._pipe.poll():
+                kind, value = self._pipe.recv()
+                if kind == "failed":
+                    raise UserError(value)
+                if kind == "finished":
+                    self.task = None
+                else:
+                    total = total.plus(value)
+        self._sums = self._sums.plus(total)
+        return total
+
+    def taken_back(self) -> Step:
+        self.task = None
+        return Step(*(-count for count in self._sums))
+
+    def cause_of_death(self) -> str | None:
+        if not self._process.is_alive():
+            return "crashed"
+        busy = self.task is not None and self.position >= 0
+        return "hung" if busy and time.monotonic() - self._at[1] > IMAGE_SECONDS else None
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _work(pipe: Connection, at: Any, parent: int) -> None:
+    """A worker's life: tasks from the pipe until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group: the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    counts, last = Step(), time.monotonic()
+
+    def begin(position: int) -> None:
+        if os.getppid() != parent:
+            os._exit(1)  # the parent was killed: its successor makes this shard
+        at[1] = time.monotonic()
+        at[0] = position
+
+    def report(*new: int) -> None:
+        nonlocal counts, last
+        counts = counts.plus(Step(*new))
+        if time.monotonic() - last > REPORT_S:
+            flush()
+
+    def flush() -> None:
+        nonlocal counts, last
+        pipe.send(("counts", counts))
+        counts, last = Step(), time.monotonic()
+
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            task = pipe.recv()
+            try:
+                make_shard(task, begin, report)
+            except OSError as error:
+                pipe.send(("failed", f"{task.name}: {error}; what is finished stays: mend that and run it again"))
+                return
+            flush()
+            pipe.send(("finished", None))
