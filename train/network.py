@@ -1,7 +1,7 @@
 """AlexNet of 2012 (specification, section 3): one module for both towers in this process, or for one of two.
 
-A process holds all towers or, on a mesh with a tower axis, one: chunk r along dim 0 of every parameter. Layers that read
-both towers `gather` their input, which is the identity in one process; tower-local layers use groups there.
+A process holds all towers or, on a mesh with a tower axis, one: chunk r along dim 0 of every parameter. Layers that
+read both towers `gather` their input, which is the identity in one process; tower-local layers use groups there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from preprocess.errors import UserError
 from train.dropout import keep_mask
 from train.norm import cross_map_norm, within_map_norm
-from train.parallel import Axis, gather, gather_rows
+from train.parallel import ALONE, Axis, gather, gather_rows
 from train.recipes import LAYERS, ONES, Layer, Recipe, ceil_windows
 
 POOL, POOL_STRIDE = 3, 2
@@ -69,7 +69,7 @@ def weight_shapes(recipe: Recipe, classes: int) -> dict[Layer, tuple[int, ...]]:
 class AlexNet(nn.Module):
     """Whole-network parameters are `<layer>.weight` and `<layer>.bias`; here, this rank's chunks of them."""
 
-    def __init__(self, recipe: Recipe, classes: int, *, tower: Axis = Axis(), seed: int = 0) -> None:
+    def __init__(self, recipe: Recipe, classes: int, *, tower: Axis = ALONE, seed: int = 0) -> None:
         super().__init__()
         if tower.size > 1 and recipe.lrn_across_towers:
             raise UserError("this recipe's channel normalisation crosses the towers: both need one process, GPUS=1")
@@ -150,7 +150,7 @@ class AlexNet(nn.Module):
 
     def whole(self, own: Tensor, name: str) -> Tensor:
         """The whole network's tensor of which `own`, like the parameter `name`, is this rank's chunk. Collective."""
-        layer = cast(Layer, name.split(".")[0])
+        layer = cast(Layer, name.split(".", maxsplit=1)[0])
         return gather_rows(own, weight_shapes(self.recipe, self.classes)[layer][0], self.tower)
 
 

@@ -45,7 +45,9 @@ def pixel_sums(x: Tensor) -> Tensor:
 
 
 def _apply(x: Tensor, k: float, scale: float, window_sums: Callable[[Tensor], Tensor]) -> Tensor:
-    result: Tensor = _Normalise.apply(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, k, scale, window_sums)
+    result: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+        x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, k, scale, window_sums
+    )
     return result.to(x.dtype)
 
 

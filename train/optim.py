@@ -7,13 +7,13 @@ from torch's usual form is a change of rate: the original goes on with its old v
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from train.recipes import Recipe
-from train.schedule import Rates
-
-Kind = str  # "weights", "biases", "conv1"; conv1's weights and biases have rates of their own late in a run
+from train.schedule import Kind, Rates
 
 
 class Optimiser:
@@ -22,11 +22,11 @@ class Optimiser:
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         self.parameters = dict(network.named_parameters())
         self._inside = recipe.velocity == "inside"
-        groups = [
-            {"params": [parameter], "kind": _kind(name), "weight_decay": _decay(name, recipe)}
-            for name, parameter in self.parameters.items()
-        ]
-        self._sgd = torch.optim.SGD(_merged(groups), lr=1.0, momentum=recipe.momentum, fused=True)
+        groups: dict[Kind, dict[str, Any]] = {}
+        for name, parameter in self.parameters.items():
+            empty: dict[str, Any] = {"params": [], "kind": _kind(name), "weight_decay": _decay(name, recipe)}
+            groups.setdefault(_kind(name), empty)["params"].append(parameter)
+        self._sgd = torch.optim.SGD(groups.values(), lr=1.0, momentum=recipe.momentum, fused=True)
         for parameter in self.parameters.values():
             # torch would start an absent buffer at the bare gradient, without the rate
             self._sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -56,17 +56,10 @@ class Optimiser:
 
 def _kind(name: str) -> Kind:
     layer, which = name.split(".")
-    kind = "weights" if which == "weight" else "biases"
-    return f"conv1_{kind}" if layer == "conv1" else kind
+    if layer == "conv1":
+        return "conv1_weights" if which == "weight" else "conv1_biases"
+    return "weights" if which == "weight" else "biases"
 
 
 def _decay(name: str, recipe: Recipe) -> float:
     return recipe.weight_decay if name.endswith("weight") or recipe.bias_decay else 0.0
-
-
-def _merged(groups: list[dict[str, object]]) -> list[dict[str, object]]:
-    merged: dict[object, dict[str, object]] = {}
-    for group in groups:
-        into = merged.setdefault(group["kind"], group | {"params": []})
-        into["params"] = [*into["params"], *group["params"]]  # type: ignore[misc, list-item]
-    return list(merged.values())

@@ -37,14 +37,18 @@ class Axis:
         return whole[rows.start : rows.stop]
 
 
+ALONE = Axis()
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
     rank: int = 0
     world: int = 1
     local_world: int = 1  # processes on this machine
-    device: torch.device = torch.device("cpu")
-    data: Axis = Axis()
-    tower: Axis = Axis()
+    device: torch.device = CPU
+    data: Axis = ALONE
+    tower: Axis = ALONE
 
 
 def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
@@ -73,7 +77,7 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    device = torch.device("cpu")
+    device = CPU
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
@@ -105,7 +109,7 @@ def _axes(rank: int, world: int, towers: int) -> tuple[Axis, Axis]:
     sizes = {"data": world // towers, "tower": towers}
     index = {"data": rank // towers, "tower": rank % towers}
     data, tower = (
-        Axis(size=sizes[name], index=index[name], group=mesh.get_group(name)) if sizes[name] > 1 else Axis()
+        Axis(size=sizes[name], index=index[name], group=mesh.get_group(name)) if sizes[name] > 1 else ALONE
         for name in ("data", "tower")
     )
     return data, tower
@@ -119,7 +123,7 @@ def gather(x: Tensor, dim: int, axis: Axis) -> Tensor:
     """
     if axis.size == 1:
         return x
-    result: Tensor = _Gather.apply(x, dim, axis)
+    result: Tensor = _Gather.apply(x, dim, axis)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -154,7 +158,7 @@ def gather_rows(own: Tensor, rows: int, axis: Axis) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[Tensor], axis: Axis) -> None:
-    """Replaces every gradient by its sum over the axis. Nothing is averaged: the loss was divided by the global count."""
+    """Replaces every gradient by its sum over the axis; no average: the loss was divided by the global count."""
     if axis.size == 1:
         return
     pending = [

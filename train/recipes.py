@@ -1,4 +1,4 @@
-"""Recipes: everything that decides what a run computes, but its data, seed and mesh. One frozen dataclass, seven values.
+"""Recipes: everything that decides what a run computes, but its data, seed and mesh. One frozen dataclass.
 
 Every row on which the paper, the released code, Caffe and torchvision disagree (specification, section 10) is a field,
 so either side can be switched alone: `python -m train --recipe released --lrn-order after`.
@@ -88,8 +88,9 @@ class Recipe:
     bias_follows: bool = False
     """Biases follow the weights' schedule. #145's last configuration still holds their first rate."""
     conv1_slow: float | None = 67 / 90
-    """From here conv1 learns a hundredth of `rate`'s tenth: 1e-5 in the released run."""
+    """Share of the run from which conv1's weights learn at no more than `rate` / 1000."""
     conv1_frozen: float | None = 72 / 90
+    """Share of the run from which conv1 stays as it is."""
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -126,8 +127,8 @@ ARCHITECTURE = (
 )  # fmt: skip
 
 RELEASED = Recipe()
-"""Source: the Computer History Museum's release of 2012's code, #145. Expected on ILSVRC2012 validation: 10 views 40.7 /
-18.2 % error, centre about 42.3 / 19.6 %. `make train SHARDS=shards GPUS=2`"""
+"""Source: the Computer History Museum's release of 2012's code, #145. Expected on ILSVRC2012 validation: error of ten
+views 40.7 / 18.2 %, of the centre about 42.3 / 19.6 %. `make train SHARDS=shards GPUS=2`"""
 
 PAPER = replace(
     RELEASED, lrn_order="after", lrn_alpha=5e-4, map_norm=False, init_std=(0.01,) * 8, bias_rate=1.0, bias_decay=True,
@@ -162,7 +163,7 @@ Published centre accuracy 57.1 / 80.2 %. `make train SHARDS=shards RECIPE=caffe 
 
 SAMPLE = replace(
     RELEASED, image_size=128, crop=112, width=0.5, input_scale=1 / 64, init="he", dropout="inverted", batch=32,
-    epochs=5, schedule="cosine", warmup_steps=50, bias_follows=True, conv1_slow=None, conv1_frozen=None,
+    epochs=40, schedule="cosine", warmup_steps=50, bias_follows=True, conv1_slow=None, conv1_frozen=None,
     noise_until=1.0,
 )  # fmt: skip
 """For the drawn sample of ten classes on two CPU cores, in minutes. `make train`"""

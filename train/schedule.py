@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TypedDict
+from typing import Literal
 
 from train.recipes import Recipe
 
-
-class Rates(TypedDict):
-    """Per step; 0 freezes."""
-
-    weights: float
-    biases: float
-    conv1_weights: float
-    conv1_biases: float
+Kind = Literal["weights", "biases", "conv1_weights", "conv1_biases"]  # what has a rate of its own
+Rates = dict[Kind, float]  # 0 freezes
 
 
 def rates(recipe: Recipe, step: int, steps_per_epoch: int) -> Rates:

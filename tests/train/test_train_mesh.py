@@ -1,0 +1,209 @@
+"""Several processes equal one: loss, logits, gradients, weights after three steps; checkpoints travel between meshes.
+
+Real processes over gloo, started with the environment that torchrun gives.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import Tensor
+
+from preprocess.errors import UserError
+from train import checkpoint
+from train.checkpoint import State
+from train.network import AlexNet, Draw
+from train.optim import Optimiser
+from train.parallel import (
+    Axis,
+    Mesh,
+    choose_world,
+    connect,
+    disconnect,
+    gather,
+    gather_rows,
+    sum_gradients,
+    sum_over_world,
+)
+from train.recipes import RELEASED, Recipe
+from train.schedule import rates
+from train.scores import share_of_loss
+
+CLASSES = 101  # odd: the second tower holds one class fewer
+BATCH = 8
+RECIPE = replace(RELEASED, image_size=73, crop=64, width=1 / 16, batch=BATCH, init="he", input_scale=1 / 64, rate=0.05)
+VALID = 7  # the last row is padding
+
+
+def whole_batch(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.empty(BATCH, 3, 64, 64, dtype=dtype).normal_(0, 70, generator=generator)
+    labels = torch.randint(CLASSES, (BATCH,), generator=generator)
+    labels[VALID:] = -100
+    return images, labels
+
+
+def three_steps(mesh: Mesh, dtype: torch.dtype, recipe: Recipe = RECIPE, save_to: Path | None = None) -> dict[str, Any]:
+    """What a run of three steps computes, as whole-network tensors: the same on every rank of every mesh."""
+    network = AlexNet(recipe, CLASSES, tower=mesh.tower).to(dtype=dtype, memory_format=torch.channels_last)
+    optimiser = Optimiser(network, recipe)
+    per_rank, rows = BATCH // mesh.world, BATCH // mesh.data.size
+    own = slice(mesh.rank * per_rank, (mesh.rank + 1) * per_rank)
+    found: dict[str, Any] = {}
+    for step in range(3):
+        images, labels = (part[own] for part in whole_batch(step, dtype))
+        positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
+        logits = network(gather(images, 0, mesh.tower), Draw(seed=0, step=step, rows=positions))
+        loss = share_of_loss(mesh.tower.own(logits), labels, VALID)
+        loss.backward()
+        sum_gradients(network.parameters(), mesh.data)
+        total = loss.detach().clone()
+        found[f"loss {step}"] = sum_over_world(total) if mesh.world > 1 else total
+        if step == 0:
+            found["logits"] = gather_rows(logits.detach(), BATCH, mesh.data)
+            found |= {
+                f"grad {n}": network.whole(p.grad, n) for n, p in network.named_parameters() if p.grad is not None
+            }
+        optimiser.step(rates(recipe, step, 100))
+    found |= {f"weight {name}": network.whole(p.detach(), name) for name, p in network.named_parameters()}
+    if save_to:
+        checkpoint.save(save_to, network, optimiser, state(recipe), torch.arange(3), writer=mesh.rank == 0)
+    return found
+
+
+def state(recipe: Recipe, **other: Any) -> State:
+    fields = {"step": 3, "epoch": 0, "seed": 0, "classes": CLASSES, "dataset": "d" * 64, "loader": {"step": 3},
+              "architecture": recipe.architecture}  # fmt: skip
+    return State(**(fields | other))
+
+
+def loaded(mesh: Mesh, folder: Path) -> dict[str, Tensor]:
+    network = AlexNet(RECIPE, CLASSES, tower=mesh.tower, seed=99)
+    optimiser = Optimiser(network, RECIPE)
+    newest = checkpoint.latest(folder)
+    assert newest is not None
+    assert checkpoint.load(newest, network, optimiser).tolist() == [0, 1, 2]
+    found = {f"weight {name}": network.whole(p.detach(), name) for name, p in network.named_parameters()}
+    return found | {f"step {name}": network.whole(step, name) for name, step in optimiser.steps.items()}
+
+
+def worker(rank: int, world: int, port: int, towers: int, folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world,
+                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():  # fmt: skip
+            environment.setenv(name, str(value))
+        mesh = connect(towers)
+        found = {
+            "float32": three_steps(mesh, torch.float32, save_to=folder / f"from-{world}"),
+            "float64": three_steps(mesh, torch.float64),
+            "loaded": loaded(mesh, folder / "from-1"),
+        }
+        torch.save(found, folder / f"rank-{world}-{towers}-{rank}.pt")
+        disconnect()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mesh")
+    three_steps(Mesh(), torch.float32, save_to=folder / "from-1")
+    return folder
+
+
+@pytest.fixture(scope="module", params=[(2, 2), (4, 2), (2, 1)], ids=["two towers", "2x2", "two data"])
+def ranks(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, dict[str, Tensor]]]:
+    world, towers = request.param
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (world, port, towers, folder), nprocs=world)
+    return [torch.load(folder / f"rank-{world}-{towers}-{rank}.pt") for rank in range(world)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+def test_a_mesh_equals_one_process(ranks: list[dict[str, Any]], dtype: torch.dtype, tolerance: float) -> None:
+    one = three_steps(Mesh(), dtype)
+    assert sum(name.startswith("grad") for name in one) == 16
+    for rank, found in enumerate(ranks):
+        for name, expected in one.items():
+            got = found[str(dtype).removeprefix("torch.")][name]
+            assert got.shape == expected.shape, name
+            scale = expected.abs().max().item()
+            assert (got - expected).abs().max().item() <= tolerance * scale, f"{name} on rank {rank}"
+
+
+def test_one_process_s_checkpoint_loads_on_a_mesh(ranks: list[dict[str, Any]], folder: Path) -> None:
+    one = loaded(Mesh(), folder / "from-1")
+    for found in ranks:
+        assert found["loaded"].keys() == one.keys()
+        assert all(torch.equal(found["loaded"][name], one[name]) for name in one)
+
+
+def test_a_mesh_s_checkpoint_loads_in_one_process(ranks: list[dict[str, Any]], folder: Path) -> None:
+    back = loaded(Mesh(), folder / f"from-{len(ranks)}")
+    weights = {name: tensor for name, tensor in ranks[0]["float32"].items() if name.startswith("weight")}
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
+    assert len(weights) == 16
+
+
+def test_checkpoints_refuse_another_network_or_dataset(folder: Path) -> None:
+    newest = checkpoint.latest(folder / "from-1")
+    assert newest is not None
+    found = checkpoint.read_state(newest)
+    right = {"architecture": RECIPE.architecture, "classes": CLASSES, "dataset": "d" * 64}
+    checkpoint.check_fits(newest, found, **right)
+    for name, value, word in (
+        ("architecture", replace(RECIPE, width=1 / 8).architecture, "width"),
+        ("classes", 100, "classes"),
+        ("dataset", "e" * 64, "dataset"),
+    ):
+        with pytest.raises(UserError, match=word):
+            checkpoint.check_fits(newest, found, **(right | {name: value}))
+
+
+def test_old_checkpoints_go_and_latest_is_flipped_last(tmp_path: Path) -> None:
+    network = AlexNet(RECIPE, CLASSES)
+    optimiser = Optimiser(network, RECIPE)
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, network, optimiser, state(RECIPE, step=step), torch.arange(0), writer=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000003"
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    network = AlexNet(RECIPE, CLASSES)
+    optimiser = Optimiser(network, RECIPE)
+    checkpoint.save(tmp_path, network, optimiser, state(RECIPE, step=1), torch.arange(0), writer=True)
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # Python ignores SIGXFSZ: the write fails
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(tmp_path, network, optimiser, state(RECIPE, step=2), torch.arange(0), writer=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000001"
+
+
+def test_how_many_processes() -> None:
+    assert [choose_world(None, present=n, share_device=False) for n in (0, 1, 2, 3, 8)] == [1, 1, 2, 2, 8]
+    assert choose_world(2, present=0, share_device=False) == 2  # CPU over gloo
+    assert choose_world(2, present=1, share_device=True) == 2
+    with pytest.raises(UserError, match="2 or 4"):
+        choose_world(3, present=8, share_device=False)
+    with pytest.raises(UserError, match="share-device"):
+        choose_world(2, present=1, share_device=False)
+
+
+def test_shares_cover_all_rows_once() -> None:
+    for total in (1, 2, 100, 101):
+        for size in (1, 2, 4):
+            rows = [row for index in range(size) for row in Axis(size=size, index=index).share(total)]
+            assert rows == list(range(total))

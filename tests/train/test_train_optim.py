@@ -1,0 +1,140 @@
+"""The update rule, the schedules and the scores against the specification's numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from train.optim import Optimiser
+from train.recipes import RELEASED, SAMPLE, TORCHVISION
+from train.schedule import Rates, noise_until, rates
+from train.scores import average_views, credit, score_sums, scores, share_of_loss, valid_rows
+
+
+def constant(rate: float) -> Rates:
+    return {"weights": rate, "biases": 2 * rate, "conv1_weights": rate, "conv1_biases": 2 * rate}
+
+
+class One(nn.Module):
+    """A network of one layer with a single weight and a single bias, both 1."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(1, 1, dtype=dtype)
+        nn.init.ones_(self.fc6.weight)
+        nn.init.ones_(self.fc6.bias)
+
+
+def follow(optimiser: Optimiser, grads: list[float], steps: list[float]) -> list[float]:
+    path = []
+    weight, bias = optimiser.parameters["fc6.weight"], optimiser.parameters["fc6.bias"]
+    for grad, rate in zip(grads, steps, strict=True):
+        weight.grad, bias.grad = torch.full_like(weight, grad), torch.full_like(bias, grad)
+        optimiser.step(constant(rate))
+        path.append(weight.item())
+    return path
+
+
+def test_velocity_survives_a_drop_of_the_rate() -> None:  # trap 12
+    drop, grads = [0.01, 0.01, 0.001, 0.001], [1.0, 1.0, 0.0, 0.0]
+    released = Optimiser(One(), RELEASED)
+    assert follow(released, grads, drop) == pytest.approx([0.989995, 0.970985550, 0.953876560, 0.938477991], abs=1e-9)
+    torchs = Optimiser(One(), TORCHVISION)
+    for group in torchs._sgd.param_groups:
+        group["weight_decay"] = 5e-4
+    assert follow(torchs, grads, drop)[2:] == pytest.approx([0.969274214, 0.967733527], abs=1e-9)
+    assert follow(Optimiser(One(), RELEASED), grads, [0.01] * 4)[2:] == pytest.approx(
+        [0.953872190, 0.938465397], abs=1e-9
+    )
+
+
+def test_biases_do_not_decay_and_learn_twice_as_fast() -> None:  # trap 13
+    network = One()
+    assert follow(Optimiser(network, RELEASED), [0.0], [0.01]) == pytest.approx([0.999995], abs=1e-12)
+    assert network.fc6.bias.item() == 1
+    network = One()
+    assert follow(Optimiser(network, RELEASED), [1.0], [0.01]) == pytest.approx([1 - 0.01 - 5e-6], abs=1e-12)
+    assert network.fc6.bias.item() == pytest.approx(0.98, abs=1e-12)
+
+
+def test_rate_zero_freezes_bitwise_under_velocity() -> None:  # trap 13
+    network = One()
+    optimiser = Optimiser(network, RELEASED)
+    follow(optimiser, [1.0], [0.01])
+    before = [p.item() for p in network.parameters()]
+    follow(optimiser, [1.0, 5.0], [0.0, 0.0])
+    assert [p.item() for p in network.parameters()] == before
+    optimiser.freeze(constant(0.0))
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_small_rates_keep_their_precision_in_float32() -> None:
+    """The rate travels as 1 - dampening; at 1e-5 in single precision that would lose three digits."""
+    network = One(torch.float32)
+    optimiser = Optimiser(network, RELEASED)
+    follow(optimiser, [1.0], [1e-5])
+    assert optimiser.steps["fc6.weight"].item() == pytest.approx(1e-5 * (1 + 5e-4), rel=1e-6)
+
+
+def test_released_schedule() -> None:
+    def at(epoch: float) -> Rates:
+        return rates(RELEASED, round(epoch * 1000), 1000)
+
+    assert [at(e)["weights"] for e in (0, 24.999, 25, 50.999, 51, 78.999, 79, 89.999)] == pytest.approx(
+        [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]
+    )
+    assert {at(e)["biases"] for e in (0, 30, 60, 85)} == {0.02}
+    assert [at(e)["conv1_weights"] for e in (66.999, 67, 71.999, 72)] == pytest.approx([1e-4, 1e-5, 1e-5, 0])
+    assert at(72)["conv1_biases"] == 0
+    assert noise_until(RELEASED) == 67
+    assert noise_until(replace(RELEASED, epochs=9)) == 7
+
+
+def test_dexp250() -> None:
+    recipe = replace(RELEASED, schedule="dexp250", conv1_slow=None, conv1_frozen=None)
+    marks = [rates(recipe, step, 100)["weights"] for step in (0, 2250, 2251, 4501, 6751, 8999)]
+    assert marks == pytest.approx([0.01, 0.01, 0.0015874, 0.00025198, 0.00004, 0.00004], rel=1e-4)
+    assert [rates(recipe, step, 100)["biases"] for step in (4500, 4501)] == pytest.approx([0.02, 0.002])
+
+
+def test_cosine_warms_up_and_ends_near_zero() -> None:
+    last = SAMPLE.epochs * 32 - 1
+    path = [rates(SAMPLE, step, 32)["weights"] for step in range(last + 1)]
+    assert path[0] == pytest.approx(SAMPLE.rate / SAMPLE.warmup_steps)
+    assert max(path) == pytest.approx(SAMPLE.rate, rel=0.1)
+    assert 0 < path[-1] < 1e-3 * SAMPLE.rate
+
+
+def test_views_average_probabilities_not_logits() -> None:  # trap 15
+    first = torch.tensor([0.01, 0.7, 0.7, 0.7], dtype=torch.float64)
+    logits = torch.stack([first.log(), (1 - first).log()], 1)
+    assert average_views(logits, 4)[0, 0].item() == pytest.approx(0.5275)
+    assert logits.mean(0).argmax() == 1
+
+
+def test_ties_share_credit() -> None:
+    tied = torch.tensor([[3.0, 3, 1, 3], [0, 0, 0, 0], [4, 3, 2, 1]])
+    assert credit(tied, torch.tensor([0, 1, 3]), 1).tolist() == pytest.approx([1 / 3, 1 / 4, 0])
+    assert credit(tied, torch.tensor([0, 1, 3]), 2).tolist() == pytest.approx([2 / 3, 2 / 4, 0])
+    many = torch.randn(200, 50, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200) % 50
+    top5 = (many.topk(5, 1).indices == labels[:, None]).any(1)
+    assert torch.equal(credit(many, labels, 5), top5.double())
+
+
+def test_scores_count_samples_only() -> None:
+    probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]], dtype=torch.float64)
+    found = scores(score_sums(probabilities, torch.tensor([0, 2, -100])))
+    assert (found.images, found.top1, found.top5) == (2, 0.5, 1.0)
+    assert found.nll == pytest.approx(-(torch.tensor(0.7).log() + torch.tensor(0.1).log()).item() / 2)
+
+
+def test_shares_of_loss_add_up_to_the_mean_over_samples() -> None:
+    logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 1, 2, 3, 4, -100, -100, -100])
+    parts = [share_of_loss(logits[rows], labels[rows], 5) for rows in (slice(0, 4), slice(4, 6), slice(6, 8))]
+    assert sum(parts).item() == pytest.approx(nn.functional.cross_entropy(logits[:5], labels[:5]).item(), rel=1e-6)
+    assert [valid_rows(step, 8, 21) for step in range(3)] == [8, 8, 5]

@@ -1,0 +1,200 @@
+"""Trains AlexNet: `python -m train --shards shards --gpus 2`, or `python -m train` alone for a drawn sample.
+
+Checks the configuration, prepares what is missing, starts the status server, runs one process per device under
+torchrun's agent, and closes with a table. Exit codes: 2 user error, 75 preempted (requeue), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+import tyro
+
+from preprocess.dataset import Manifest, read_manifest, require_split
+from preprocess.errors import PREEMPTED, UserError, guard
+from train.closing import show
+from train.launch import Launch, attempts, choose_run, in_use, outcome, start_ranks
+from train.parallel import choose_world
+from train.recipes import RECIPES, RELEASED, Recipe
+
+SAMPLE = Path("sample")
+FIRST_PORT, PORTS = 8000, 100
+Name = Literal["released", "paper", "owt", "torchvision", "caffe", "sample", "tiny"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Trains AlexNet of 2012 on shards made by `python -m preprocess shards`."""
+
+    shards: Path | None = None
+    """Folder of the dataset. Without it a sample dataset is drawn and sharded under ./sample."""
+    gpus: int | None = None
+    """Processes, one per GPU; a pair holds one network. Default: the largest even number present, else 1, else CPU."""
+    recipe: Name = "released"
+    """Where the fields below begin. Default: sample without --shards, else released."""
+    run: str | None = None
+    """Name of the run. Default: <recipe>-<dataset>-<n>; an unfinished one is resumed."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    port: int | None = None
+    """Of the status server. Default: 8000, or the next free one. 0: no server."""
+    seed: int = 0
+    tower_ranks: Literal[1, 2] = 2
+    """Processes over which one network is spread, where there are that many: 1 is plain data parallelism."""
+    share_device: bool = False
+    """Permits several processes on one GPU (for tests: they are slower than one)."""
+    fields: tyro.conf.OmitArgPrefixes[Annotated[Recipe, tyro.conf.arg(name="")]] = RELEASED
+
+
+class _Terminated(BaseException):
+    pass
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, _terminate)
+    options = parse(sys.argv[1:])
+    server = None
+    try:
+        import torch
+
+        present = torch.cuda.device_count()
+        world = choose_world(options.gpus, present=present, share_device=options.share_device)
+        check_world(options, world)
+        server = start_server(options)
+        shards = options.shards or prepare_sample(options.fields.image_size)
+        manifest = read_manifest(shards)
+        check_dataset(shards, manifest, options)
+        launch = plan(options, shards, manifest)
+        if world > 1 and not present:
+            towers = "one tower each" if world == options.tower_ranks == options.fields.towers else "gloo"
+            print(f"no GPU: {world} CPU processes over gloo, {towers}", flush=True)
+        code = start_ranks(launch, world)
+        if code == 0:
+            show(launch)
+        return code
+    except subprocess.CalledProcessError as failed:
+        return failed.returncode if failed.returncode > 0 else 1
+    except _Terminated:
+        return PREEMPTED
+    finally:
+        if server:
+            server.terminate()
+            server.wait()
+
+
+def parse(arguments: list[str]) -> Options:
+    """Two passes: the recipe's name decides the defaults that the rest is read against."""
+    name: Name = "released" if _value(arguments, "--shards") else "sample"
+    asked = _value(arguments, "--recipe")
+    if asked and asked not in RECIPES:
+        raise UserError(f"--recipe {asked} is none of {', '.join(RECIPES)}")
+    name = asked or name  # type: ignore[assignment]
+    default = Options(recipe=name, fields=RECIPES[name])
+    return tyro.cli(Options, default=default, args=arguments, prog="python -m train")
+
+
+def _value(arguments: list[str], flag: str) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument == flag and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(flag + "="):
+            return argument.partition("=")[2]
+    return None
+
+
+def check_world(options: Options, world: int) -> None:
+    batch = options.fields.batch
+    if batch % world:
+        raise UserError(f"--batch {batch} cannot be split over {world} processes; take a multiple of {world}")
+    if world > 1 and options.tower_ranks == 2 and options.fields.lrn_across_towers:
+        raise UserError("this recipe normalises across the towers: take --gpus 1 or --tower-ranks 1")
+
+
+def check_dataset(shards: Path, manifest: Manifest, options: Options) -> None:
+    require_split(shards, manifest, "train")
+    size, recipe = manifest.image_size, options.fields
+    if size != recipe.image_size:
+        fitting = " or ".join(name for name, other in RECIPES.items() if other.image_size == size)
+        way_out = f"take --recipe {fitting}" if fitting else f"set --image-size {size} and a --crop"
+        raise UserError(
+            f"{shards} holds {size}-pixel images, recipe {options.recipe} wants {recipe.image_size}: {way_out}, "
+            f"or make shards with --size {recipe.image_size}"
+        )
+    if "val" not in manifest.splits:
+        print(f"{shards} has no validation split: training only, nothing can be evaluated", flush=True)
+
+
+def plan(options: Options, shards: Path, manifest: Manifest) -> Launch:
+    """Names the run and says so."""
+    name, resumes = choose_run(options.runs, f"{options.recipe}-{manifest.hash[:8]}")
+    if options.run is not None:
+        name = options.run
+        folder = options.runs / name
+        if "/" in name or name in ("", ".", ".."):
+            raise UserError(f"--run {name!r} must be a plain name")
+        if in_use(folder):
+            raise UserError(f"run {folder} is in use by a living process; choose another --run, or end it")
+        if outcome(folder) == "finished":
+            raise UserError(f"run {folder} is finished; choose another --run")
+        resumes = attempts(folder) > 0
+    folder = options.runs / name
+    print(f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""), flush=True)
+    # a network of one tower is never spread, so its processes are all data parallel
+    return Launch(
+        runs=str(options.runs), run=name, shards=str(shards), recipe_name=options.recipe, recipe=options.fields,
+        seed=options.seed, attempt=attempts(folder) + 1, share_device=options.share_device,
+        tower_ranks=min(options.tower_ranks, options.fields.towers),
+    )  # fmt: skip
+
+
+def prepare_sample(size: int) -> Path:
+    """Draws and shards the sample dataset; both stages know when there is nothing to do."""
+    source, shards = SAMPLE / "source", SAMPLE / "shards"
+    _stage("sample", "--out", str(source))
+    _stage("shards", "--src", str(source), "--out", str(shards), "--size", str(size))
+    return shards
+
+
+def _stage(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "preprocess", *arguments], check=True)
+
+
+def start_server(options: Options) -> subprocess.Popen[bytes] | None:
+    if options.port == 0:
+        return None
+    port = options.port or next((p for p in range(FIRST_PORT, FIRST_PORT + PORTS) if _free(p)), None)
+    if port is None or not _free(port):
+        raise UserError(f"--port {port or FIRST_PORT} is taken; choose another, or 0 for no status server")
+    if options.port is None and port != FIRST_PORT:
+        print(f"port {FIRST_PORT} is taken, the status server uses {port}", flush=True)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "server", "--runs", str(options.runs), "--port", str(port)]
+    # a session of its own: ctrl-C in the terminal must not end it before the last events are served
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    print(f"status: http://127.0.0.1:{port}", flush=True)
+    return server
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _terminate(_: int, __: FrameType | None) -> None:
+    raise _Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))

@@ -1,0 +1,159 @@
+"""Checkpoints of the whole network: what one mesh wrote, any other reads. Arrays and JSON, nothing that runs code.
+
+runs/<name>/checkpoints/latest                        text: the folder's name; replaced last, by rename
+                        step-00000320/network.safetensors    whole parameters by name
+                                      optimiser.safetensors  whole negative velocities by the same names
+                                      progress.safetensors   ids seen in a begun epoch, for its receipt
+                                      state.json             State
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from preprocess.dataset import sync_folder, write_durably
+from preprocess.errors import UserError
+from train.network import AlexNet, weight_shapes
+from train.optim import Optimiser
+from train.parallel import Axis
+
+FORMAT = 1
+KEEP = 2
+LATEST = "latest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Everything but the arrays. step counts the run's steps; epoch those that are complete."""
+
+    step: int
+    epoch: int
+    seed: int
+    classes: int
+    dataset: str
+    architecture: dict[str, object]
+    loader: dict[str, Any]
+    format: int = FORMAT
+
+
+def save(folder: Path, network: AlexNet, optimiser: Optimiser, state: State, seen: Tensor, *, writer: bool) -> int:
+    """Writes a checkpoint and makes it the latest; returns its bytes on the writing rank, 0 elsewhere. Collective.
+
+    Every rank passes the same state; seen are all ranks' ids. OSError on the writer (a full disk) leaves the previous
+    checkpoint the latest and nothing of this one.
+    """
+    arrays = {
+        "network": _whole(network, dict(network.named_parameters()), writer),
+        "optimiser": _whole(network, optimiser.steps, writer),
+        "progress": {"seen": seen.cpu().contiguous()},
+    }
+    if not writer:
+        return 0
+    target = folder / f"step-{state.step:08d}"
+    temporary = folder / f"{target.name}.tmp"
+    try:
+        size = _write(temporary, arrays, state)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+        sync_folder(folder)
+        write_durably(folder / LATEST, target.name.encode())
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in sorted(folder.glob("step-????????"))[:-KEEP]:
+        shutil.rmtree(old)
+    return size
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, None before the first."""
+    try:
+        return folder / (folder / LATEST).read_text()
+    except FileNotFoundError:
+        return None
+
+
+def read_state(checkpoint: Path) -> State:
+    try:
+        return State(**json.loads((checkpoint / "state.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{checkpoint} is no checkpoint of this version ({error}); start a new run") from None
+
+
+def check_fits(checkpoint: Path, found: State, *, architecture: dict[str, object], classes: int, dataset: str) -> None:
+    """UserError naming the first thing of another network or dataset."""
+    wanted = json.loads(json.dumps(architecture))
+    for name, value in wanted.items():
+        if found.architecture.get(name) != value:
+            stored = found.architecture.get(name)
+            raise UserError(f"{checkpoint} has {name} {stored}, the recipe {value}; choose another --run")
+    if found.classes != classes:
+        raise UserError(f"{checkpoint} has {found.classes} classes, the dataset {classes}; choose another --run")
+    if found.dataset != dataset:
+        raise UserError(
+            f"{checkpoint} was trained on dataset {found.dataset[:8]}, not on {dataset[:8]}; choose another --run"
+        )
+
+
+def load(checkpoint: Path, network: AlexNet, optimiser: Optimiser) -> Tensor:
+    """Fills this rank's chunks in place; returns the ids seen in the begun epoch."""
+    try:
+        _fill(checkpoint / "network.safetensors", dict(network.named_parameters()), network)
+        _fill(checkpoint / "optimiser.safetensors", optimiser.steps, network)
+        with safe_open(checkpoint / "progress.safetensors", framework="pt") as file:
+            seen: Tensor = file.get_tensor("seen")
+            return seen
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{checkpoint} is damaged ({error}); point its `{LATEST}` at an older one") from None
+
+
+def _whole(network: AlexNet, own: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    whole = {}
+    for name, tensor in own.items():  # one at a time: the device holds one whole tensor more, never all
+        together = network.whole(tensor.detach(), name)
+        if keep:
+            whole[name] = together.cpu().contiguous()
+    return whole
+
+
+def _write(folder: Path, arrays: dict[str, dict[str, Tensor]], state: State) -> int:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, tensors in arrays.items():
+        path = folder / f"{name}.safetensors"
+        try:
+            save_file(tensors, path)
+        except SafetensorError as error:  # its word for a write that failed
+            raise OSError(str(error)) from error
+        _sync_file(path)
+    write_durably(folder / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@torch.no_grad()
+def _fill(path: Path, own: dict[str, Tensor], network: AlexNet) -> None:
+    outputs = {layer: shape[0] for layer, shape in weight_shapes(network.recipe, network.classes).items()}
+    axis: Axis = network.tower
+    with safe_open(path, framework="pt") as file:
+        for name, tensor in own.items():
+            rows = axis.share(outputs[name.split(".")[0]])  # type: ignore[index]
+            tensor.copy_(file.get_slice(name)[rows.start : rows.stop])

@@ -1,0 +1,64 @@
+"""What a finished run amounts to, read back from its own events: the closing table and the `result` line."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from train.launch import Launch, records
+
+KEYS = ("top1", "top5", "top1_10view", "top5_10view", "images_per_s", "loader_images_per_s", "wait_fraction")
+WORDS = {
+    "top1": "validation top-1, centre view", "top5": "validation top-5, centre view",
+    "top1_10view": "validation top-1, ten views", "top5_10view": "validation top-5, ten views",
+    "images_per_s": "training images/s", "loader_images_per_s": "loader images/s", "wait_fraction": "waited for data",
+}  # fmt: skip
+
+
+def show(launch: Launch) -> None:
+    """Prints the table, and as the last line `result key=value ...`; nan where there was nothing to measure."""
+    found = result(launch)
+    table = Table(title=launch.run)
+    table.add_column("")
+    table.add_column("", justify="right")
+    for key in KEYS:
+        share = not key.endswith("_per_s")
+        table.add_row(
+            WORDS[key], "-" if math.isnan(found[key]) else f"{found[key]:.1%}" if share else f"{found[key]:,.0f}"
+        )
+    Console().print(table)
+    print("result " + " ".join(f"{key}={found[key]:.4g}" for key in KEYS), flush=True)
+
+
+def result(launch: Launch) -> dict[str, float]:
+    found = dict.fromkeys(KEYS, math.nan)
+    history = records(launch.folder)
+    for record in history:
+        if record["kind"] == "eval":
+            suffix = "" if record["views"] == 1 else "_10view"
+            found |= {f"top1{suffix}": record["top1"], f"top5{suffix}": record["top5"]}
+    world = next((record["world"] for record in history[::-1] if record["kind"] == "start"), 0)
+    ranks = [_steps(records(launch.folder, rank), launch.attempt) for rank in range(world)]
+    if not all(ranks):  # this attempt only evaluated
+        return found
+    walls = [sum(step["wall_s"] for step in steps) for steps in ranks]
+    images = [sum(step["images"] for step in steps) for steps in ranks]
+    waits = [sum(step["wait_s"] for step in steps) for steps in ranks]
+    return found | {
+        "images_per_s": sum(images) / max(walls),
+        "loader_images_per_s": sum(_loader_rate(steps, wall) for steps, wall in zip(ranks, walls, strict=True)),
+        "wait_fraction": sum(waits) / sum(walls),
+    }
+
+
+def _steps(history: list[dict[str, Any]], attempt: int) -> list[dict[str, Any]]:
+    return [record for record in history if record["kind"] == "step" and record["attempt"] == attempt]
+
+
+def _loader_rate(steps: list[dict[str, Any]], wall_s: float) -> float:
+    """What the rank's loader could have delivered: its images over the time in which it was not held up."""
+    busy = wall_s - sum(step["loader"]["blocked_s"] for step in steps)
+    return float(sum(step["loader"]["images"] for step in steps) / max(busy, 1e-9))

@@ -1,0 +1,120 @@
+"""What is counted between two looks at the clock, and the one place where the host waits for the device."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from loader import Batch, Loader
+from preprocess.events import EventWriter
+from train.events import Outcome, Step
+from train.parallel import Mesh, sum_over_world
+
+SECONDS = 1.0  # the interval that the counters aim at
+MOST_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One interval over all ranks; the same on each. stop: a signal reached some rank."""
+
+    loss: float
+    top1: float
+    images: int
+    wall_s: float
+    stop: Outcome | None
+
+
+class Signals:
+    """Remembers SIGTERM and SIGINT, for the ranks to agree on a step at which to stop. The main thread only."""
+
+    def __init__(self) -> None:
+        self.terminated = self.interrupted = False
+        signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def _terminate(self, *_: object) -> None:
+        self.terminated = True
+
+    def _interrupt(self, *_: object) -> None:
+        self.interrupted = True
+
+
+class Interval:
+    """Counts steps until `close`. Its length in steps is agreed by arithmetic on what all ranks know, not by clocks."""
+
+    def __init__(self, mesh: Mesh, loader: Loader, events: EventWriter, signals: Signals) -> None:
+        self._mesh, self._loader, self._events, self._signals = mesh, loader, events, signals
+        self._length = 1
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts the clock; time between `close` and `begin` (evaluation, saving) belongs to no interval."""
+        self._device_sums = torch.zeros(3, dtype=torch.float64, device=self._mesh.device)
+        self._steps, self._wait_s = 0, 0.0
+        self._start, self._cpu_start = time.perf_counter(), _cpu_seconds()
+        self._loader.take_counters()
+
+    def batches(self) -> Iterator[Batch]:
+        """The loader's batches of one epoch; the time spent waiting for each is counted."""
+        batches = iter(self._loader)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._wait_s += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """One step's share of the loss and its own rows. Stays on the device."""
+        self._steps += 1
+        right = (logits.detach().argmax(1) == labels).sum()
+        valid = (labels >= 0).sum()
+        self._device_sums += torch.stack([loss.detach().double(), right.double(), valid.double()])
+
+    @property
+    def due(self) -> bool:
+        return self._steps >= self._length
+
+    @property
+    def empty(self) -> bool:
+        return self._steps == 0
+
+    def close(self, *, epoch: int, step: int, rate: float) -> Report:
+        """Writes this rank's `step` event and begins the next interval. Collective; waits for the device."""
+        own = self._device_sums.tolist()  # the host waits for the device here, and nowhere else in a step
+        wall_s = time.perf_counter() - self._start
+        own += [wall_s, self._signals.terminated, self._signals.interrupted]
+        together = sum_over_world(torch.tensor(own, dtype=torch.float64, device=self._mesh.device))
+        loss, right, images, all_walls, terminated, interrupted = together.tolist()
+        report = Report(
+            loss=loss / self._steps, top1=right / max(1.0, images), images=round(images),
+            wall_s=all_walls / self._mesh.world,
+            stop="preempted" if terminated else "interrupted" if interrupted else None,
+        )  # fmt: skip
+        self._events.write("step", self._record(report, round(own[2]), wall_s, rate), epoch=epoch, step=step)
+        aim = round(self._steps * SECONDS / report.wall_s)
+        self._length = max(1, min(aim, 4 * self._length, MOST_STEPS))
+        self.begin()
+        return report
+
+    def _record(self, report: Report, images: int, wall_s: float, rate: float) -> Step:
+        return {
+            "steps": self._steps, "images": images, "wall_s": wall_s, "wait_s": self._wait_s,
+            "cpu_s": _cpu_seconds() - self._cpu_start, "rss_bytes": psutil.Process(os.getpid()).memory_info().rss,
+            "loader": self._loader.take_counters(), "loss": report.loss, "top1": report.top1, "lr": rate,
+        }  # fmt: skip
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

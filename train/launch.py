@@ -1,0 +1,147 @@
+"""What the parent process tells its ranks, where a run lives, and how ranks are started and their ends understood."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from preprocess.errors import UserError
+from preprocess.events import EventTail
+from train.recipes import Recipe
+
+SHUTDOWN_S = 60  # what ranks get to save in after a signal
+OVER = ("finished", "diverged")  # outcomes after which a run's name is not taken up again by itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One attempt at a run, the same for every rank."""
+
+    runs: str
+    run: str
+    shards: str
+    recipe_name: str
+    recipe: Recipe
+    seed: int
+    attempt: int
+    tower_ranks: int
+    share_device: bool
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs, self.run)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Launch:
+        raw: dict[str, Any] = json.loads(text)
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in raw["recipe"].items()
+        }
+        return cls(**(raw | {"recipe": Recipe(**fields)}))
+
+
+def choose_run(runs: Path, stem: str) -> tuple[str, bool]:
+    """(<stem>-<n>, does it resume): the newest if it is unfinished and nobody runs it, else the number after it."""
+    numbers = sorted(int(tail) for path in runs.glob(f"{stem}-*") if (tail := path.name[len(stem) + 1 :]).isdigit())
+    if not numbers:
+        return f"{stem}-1", False
+    newest = runs / f"{stem}-{numbers[-1]}"
+    if outcome(newest) in OVER or in_use(newest):
+        return f"{stem}-{numbers[-1] + 1}", False
+    return newest.name, attempts(newest) > 0
+
+
+def records(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
+    """A rank's whole history."""
+    tail = EventTail(folder / f"rank-{rank}.jsonl")
+    found: list[dict[str, Any]] = []
+    while block := tail.read():
+        found += block
+    return found
+
+
+def attempts(folder: Path) -> int:
+    return max((record.get("attempt", 0) for record in records(folder)), default=0)
+
+
+def outcome(folder: Path) -> str | None:
+    """How the last attempt ended; None if it did not say, or there was none."""
+    last = records(folder)[-1:]
+    return last[0].get("outcome") if last and last[0]["kind"] == "end" else None
+
+
+def lock(folder: Path) -> TextIO:
+    """Marks the run as in use for as long as the returned file is open and its process lives; UserError if it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"run {folder} is in use by a living process; choose another --run, or end it") from None
+    return file
+
+
+def in_use(folder: Path) -> bool:
+    if not (folder / "lock").exists():
+        return False
+    try:
+        lock(folder).close()
+    except UserError:
+        return True
+    return False
+
+
+def report_failure(message: str) -> None:
+    """Leaves a rank's last words where torchrun's agent finds them; the parent prints those of the first to fail."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:  # started by hand
+        print(message, file=sys.stderr)
+        return
+    words = {"message": message, "timestamp": int(time.time()), "mono": time.monotonic()}
+    Path(path).write_text(json.dumps(words))
+
+
+def start_ranks(launch: Launch, world: int) -> int:
+    """Runs `world` processes of train.rank under torchrun's agent; their exit code, 0 if all ended well.
+
+    Prints the first failing rank's words. Signals that reach this process are passed on, and the ranks save.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we word failures ourselves
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # until parallel.connect knows better; keeps torchrun from warning
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=world, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        run_id=f"{launch.run}-{launch.attempt}", max_restarts=0, monitor_interval=0.1, start_method="spawn",
+        local_addr="localhost", logs_specs=DefaultLogsSpecs(), shutdown_timeout=SHUTDOWN_S,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", "train.rank", launch.to_json())
+    except SignalException as stopped:
+        return 128 + stopped.sigval if stopped.sigval == 2 else 75
+    except ChildFailedError as failed:
+        first = min(failed.failures.values(), key=lambda failure: _when(failure.error_file_data))
+        if first.error_file_data.get("message", "<NONE>") != "<NONE>":
+            print(first.message, file=sys.stderr)
+        else:
+            print(f"error: a rank died with exit code {first.exitcode}", file=sys.stderr)
+        return first.exitcode if first.exitcode > 0 else 1
+    return 0
+
+
+def _when(words: dict[str, Any]) -> float:
+    return float(words.get("mono", float("inf")))

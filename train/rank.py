@@ -1,0 +1,119 @@
+"""One rank of a run, as torchrun's agent starts it: `python -m train.rank '<Launch as JSON>'`, RANK and its kin set.
+
+Users start `python -m train`. Exit codes: 0 finished, 1 diverged or a defect, 2 user error, 75 preempted, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from loader import Loader, LoaderConfig
+from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
+from preprocess.events import EventWriter
+from train import checkpoint, loop
+from train.events import Outcome, Start
+from train.interval import Signals
+from train.launch import Launch, lock, report_failure
+from train.loop import Job
+from train.network import AlexNet
+from train.optim import Optimiser
+from train.parallel import Mesh, connect, disconnect
+from train.recipes import Recipe
+from train.schedule import noise_until
+
+EXIT: dict[Outcome, int] = {
+    "finished": 0, "preempted": PREEMPTED, "interrupted": INTERRUPTED, "diverged": 1, "failed": 1,
+}  # fmt: skip
+
+
+def main() -> int:
+    signals = Signals()
+    launch = Launch.from_json(sys.argv[1])
+    mesh = connect(launch.tower_ranks, share_device=launch.share_device)
+    held = lock(launch.folder) if mesh.rank == 0 else None
+    events = EventWriter(launch.folder / f"rank-{mesh.rank}.jsonl", attempt=launch.attempt, rank=mesh.rank)
+    try:
+        code = work(launch, mesh, events, signals)
+    except BaseException as error:
+        events.write("end", {"outcome": "failed", "error": str(error).split("\n")[0] or type(error).__name__})
+        raise
+    disconnect()
+    if held:
+        held.close()
+    return code
+
+
+def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> int:
+    recipe = launch.recipe
+    config = training_config(recipe, launch.seed)
+    with Loader(launch.shards, "train", config, rank=mesh.rank, world_size=mesh.world, device=mesh.device) as loader:
+        network = AlexNet(recipe, len(loader.classes), tower=mesh.tower, seed=launch.seed)
+        network.to(mesh.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        job = Job(
+            recipe=recipe, seed=launch.seed, shards=launch.shards, folder=launch.folder, mesh=mesh, network=network,
+            optimiser=Optimiser(network, recipe), loader=loader, events=events, signals=signals,
+            evaluates="val" in loader.manifest.splits,
+        )  # fmt: skip
+        events.write("start", start_record(launch, job))
+        if loop.resume(job) and mesh.rank == 0:
+            print(f"resumed at step {job.step}, epoch {job.epoch + 1}", flush=True)
+        if not job.evaluates and mesh.rank == 0:
+            events.write("warning", {"message": "the dataset has no validation split: nothing is evaluated"})
+        outcome = loop.run(job)
+    error = f"the loss is not finite at step {job.step}" if outcome == "diverged" else None
+    events.write("end", {"outcome": outcome, "error": error}, epoch=job.epoch, step=job.step)
+    if error:
+        report_failure(f"error: {error}; the last good checkpoint is {last_good(launch.folder)}")
+    return EXIT[outcome]
+
+
+def training_config(recipe: Recipe, seed: int) -> LoaderConfig:
+    return LoaderConfig(
+        batch_size=recipe.batch, seed=seed, crop=recipe.crop, mean=recipe.mean, noise=recipe.noise,
+        noise_until=noise_until(recipe), channels_last=True,
+    )  # fmt: skip
+
+
+def start_record(launch: Launch, job: Job) -> Start:
+    mesh, splits = job.mesh, job.loader.manifest.splits
+    cuda = mesh.device.type == "cuda"
+    return {
+        "run": launch.run, "recipe": launch.recipe_name, "config": dataclasses.asdict(launch),
+        "mesh": {"data": mesh.data.size, "tower": mesh.tower.size}, "world": mesh.world, "device": str(mesh.device),
+        "device_name": torch.cuda.get_device_name(mesh.device) if cuda else "CPU", "pid": os.getpid(),
+        "host": socket.gethostname(), "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+        "dataset": job.loader.manifest.hash, "classes": job.network.classes, "train_images": splits["train"].samples,
+        "val_images": splits["val"].samples if "val" in splits else 0, "epochs": launch.recipe.epochs,
+        "steps_per_epoch": len(job.loader), "batch_size": launch.recipe.batch,
+    }  # fmt: skip
+
+
+def last_good(folder: Path) -> str:
+    found = checkpoint.latest(folder / "checkpoints")
+    return str(found) if found else "none: it began from scratch"
+
+
+def guarded() -> int:
+    """main, with its errors left for the parent to print: the others fail too once one has, and would talk over it."""
+    try:
+        return main()
+    except UserError as error:
+        report_failure(f"error: {error}")
+        return USER_ERROR
+    except Exception:
+        report_failure(traceback.format_exc())
+        return 1
+
+
+if __name__ == "__main__":
+    code = guarded()
+    sys.stdout.flush()
+    os._exit(code)  # a peer that is gone must not hold up this one's atexit handlers
