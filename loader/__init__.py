@@ -1,0 +1,13 @@
+"""The loader: sharded images as augmented, normalised batches, every sample exactly once an epoch.
+
+from loader import Loader, LoaderConfig
+
+with Loader("shards", "train", LoaderConfig(batch_size=256)) as loader:
+    for images, labels, ids in loader: ...
+"""
+
+from loader.config import LoaderConfig
+from loader.coverage import Coverage, coverage
+from loader.loader import Batch, Loader
+
+__all__ = ["Batch", "Coverage", "Loader", "LoaderConfig", "coverage"]

@@ -1,0 +1,93 @@
+"""What a user may choose about batches; every combination is checked where it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from preprocess.errors import UserError
+
+MeanForm = Literal["central", "offset"]
+NoiseForm = Literal["sqrt", "printed", "off"]
+Remainder = Literal["pad", "drop"]
+Order = Literal["full", "window"]
+
+CHOICES: dict[str, tuple[object, ...]] = {
+    "mean": ("central", "offset"),
+    "noise": ("sqrt", "printed", "off"),
+    "remainder": ("pad", "drop"),
+    "order": ("full", "window"),
+    "views": (1, 10),
+    "dtype": (torch.float32, torch.float16, torch.bfloat16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """A plain value: picklable, comparable, the same on every rank.
+
+    batch_size      of all ranks together, so that the loss curve does not depend on their number
+    seed            of order and augmentation, 0 <= seed < 2**64
+    crop            side of the square that is cut out of the stored image
+    augment         True: shuffled, random crop and mirror, colour noise. False: evaluation, in the order of ids, the
+                    central crop (or ten views), neither noise nor division
+    mean            "central": the central region of the mean image is subtracted from every crop, whatever its offset
+                    (released code); "offset": each pixel loses the mean of its own place (Caffe)
+    noise           "sqrt": 0.1 * E diag(square root of eigenvalue) z on all pixels, then the whole image divided by 1.1
+                    (released code); "printed": 0.1 * E diag(eigenvalue) z on [0,1]-scaled pixels, and no division
+                    (the paper's formula); or "off"
+    noise_until     first epoch without noise and without the division; None: never
+    views           10: four corners and centre, then their mirrors; decoded once; for augment=False alone
+    remainder       what becomes of the N mod batch_size last samples of an epoch: "pad": they come in a last batch
+                    filled up with rows of id -1 and label -100; "drop": they are left out
+    order           "full": one shuffle of all samples. "window": shards are shuffled, then samples within each run of
+                    `window` shards: nearly sequential reads, for disks on which random ones are slow
+    dtype           of the images: torch.float32, float16 or bfloat16
+    channels_last   memory layout of the images; their shape stays [b, 3, crop, crop]
+    threads         of the decoder; None: this process's share of the cores, were all ranks on this machine
+    prefetch        ready batches kept in advance
+    """
+
+    batch_size: int = 128
+    seed: int = 0
+    crop: int = 224
+    augment: bool = True
+    mean: MeanForm = "central"
+    noise: NoiseForm = "sqrt"
+    noise_until: int | None = None
+    views: int = 1
+    remainder: Remainder = "pad"
+    order: Order = "full"
+    window: int = 8
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    threads: int | None = None
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise UserError(f"{name} is {value!r}; it may be {' or '.join(map(repr, allowed))}")
+        for name in ("batch_size", "crop", "window", "threads", "prefetch"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise UserError(f"{name} is {number}; it must be at least 1")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**64")
+        if self.noise_until is not None and self.noise_until < 0:
+            raise UserError(f"noise_until is {self.noise_until}; it is an epoch, counted from 0")
+        if self.views == 10 and self.augment:
+            raise UserError("views=10 is for evaluation; set augment=False too")
+
+    def noisy(self, epoch: int) -> bool:
+        """Whether colour noise applies in this epoch, and with it the division by 1.1."""
+        before_the_end = self.noise_until is None or epoch < self.noise_until
+        return self.augment and self.noise != "off" and before_the_end
+
+    @property
+    def order_name(self) -> str:
+        """What an order depends on beside seed and epoch; part of the loader's state."""
+        if not self.augment:
+            return "fixed"
+        return f"window:{self.window}" if self.order == "window" else "full"

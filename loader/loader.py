@@ -1,0 +1,204 @@
+"""Contract 2: the loader. Every sample exactly once an epoch, the same on any number of ranks, resumable anywhere.
+
+with Loader("shards", "train", LoaderConfig(batch_size=256), rank=0, world_size=1) as loader:
+    for epoch in range(90):
+        for images, labels, ids in loader: ...      # exactly len(loader) batches
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from loader import plan
+from loader.config import LoaderConfig
+from loader.coverage import Coverage, coverage
+from loader.produce import Batch, Producer
+from loader.work import Job, Meter
+from preprocess.dataset import ImageClass, Manifest, Stats, read_index, read_manifest, read_stats, require_split
+from preprocess.errors import UserError
+from preprocess.events import LoaderCounters
+
+CPU = torch.device("cpu")
+
+
+class Loader:
+    """Batches of one split, for one rank.
+
+    Each `iter()` begins the next epoch at its step 0, and ends an epoch that is still under way; only after
+    `load_state_dict` does the next one begin where the state says. Files, threads and buffers belong to the epoch:
+    at its end, or when its iterator is dropped (break, exception), none is left. A loader may cross a fork or be made
+    in a spawned process while no epoch is under way; it is for one thread.
+
+    UserError: no dataset, no such split, a damaged file, a crop larger than the images, a batch that the ranks cannot
+    share; during iteration, a shard that is not as published or a sample that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str,
+        config: LoaderConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device = CPU,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank is {rank}; with world_size {world_size} it must be from 0 to {world_size - 1}")
+        if config.batch_size % world_size:
+            raise UserError(f"batch_size {config.batch_size} cannot be shared by {world_size} ranks; choose a multiple")
+        self.root, self.split, self.config = Path(root), split, config
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self.manifest: Manifest = read_manifest(self.root)
+        samples = require_split(self.root, self.manifest, split).samples
+        if config.crop > self.manifest.image_size:
+            raise UserError(
+                f"crop is {config.crop}; the images of {root} have {self.manifest.image_size} pixels a side"
+            )
+        self.stats: Stats = read_stats(self.root)
+        self._index = read_index(self.root, split)
+        if len(self._index.label) != samples:
+            raise UserError(
+                f"the {split} index of {root} has {len(self._index.label)} samples, not {samples}; verify it"
+            )
+        if not len(self):
+            raise UserError(
+                f"split {split} of {root} has {samples} samples, less than one batch of {config.batch_size}"
+            )
+        self._hash = self.manifest.hash
+        self._meter = Meter()
+        self._begin = (0, 0)  # epoch and step at which the next iter() begins
+        self._at = (0, 0)  # epoch begun last, and batches of it that were taken
+        self._running: weakref.ref[EpochIterator] | None = None
+
+    def __len__(self) -> int:
+        """Batches in an epoch, the same on every rank."""
+        return plan.num_steps(self.num_samples, self.config.batch_size, self.config.remainder)
+
+    @property
+    def num_samples(self) -> int:
+        """Of the split, over all ranks."""
+        return len(self._index.label)
+
+    @property
+    def classes(self) -> tuple[ImageClass, ...]:
+        """Of the dataset; a label is a position here."""
+        return self.manifest.classes
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is under way, or that was broken off; after a whole one, the next."""
+        return self._state()[0]
+
+    def __iter__(self) -> EpochIterator:
+        self.close()
+        epoch, step = self._begin
+        self._begin, self._at = (epoch + 1, 0), (epoch, step)
+        iterator = EpochIterator(self, Producer(self.job(epoch, step), self._meter, self.threads))
+        self._running = weakref.ref(iterator)
+        return iterator
+
+    @property
+    def threads(self) -> int:
+        """Of the decoder."""
+        return self.config.threads or max(1, len(os.sched_getaffinity(0)) // self.world_size)
+
+    def job(self, epoch: int, step: int = 0) -> Job:
+        """This rank's work in an epoch, from a step on: a plain value."""
+        return Job(
+            root=self.root, split=self.split, manifest=self.manifest, index=self._index, stats=self.stats,
+            config=self.config, rank=self.rank, world_size=self.world_size, device=self.device, epoch=epoch,
+            first_step=step,
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, counting the batches that were taken; the same on every rank. Plain integers and strings."""
+        epoch, step = self._state()
+        return {"epoch": epoch, "step": step} | self._identity()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next `iter()` continues there, with any number of ranks. UserError if the state is of other batches."""
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise UserError(f"the saved loader state has {name} {state.get(name)!r}, this loader {value!r}")
+        epoch, step = int(state["epoch"]), int(state["step"])
+        if epoch < 0 or not 0 <= step <= len(self):
+            raise UserError(f"the saved loader state is at epoch {epoch}, step {step}, of {len(self)} steps an epoch")
+        self.close()
+        self._begin = self._at = (epoch, step) if step < len(self) else (epoch + 1, 0)
+
+    def dropped(self, epoch: int) -> NDArray[np.int64]:
+        """Ids that `remainder="drop"` leaves out of an epoch."""
+        return self.job(epoch).order()[len(self) * self.config.batch_size :]
+
+    def coverage(self, ids: ArrayLike, epoch: int | None = None) -> Coverage:
+        """The receipt of an epoch (the one begun last) from the ids of all ranks' batches, padding included."""
+        begun = self._at[0] if epoch is None else epoch
+        return coverage(np.asarray(ids, np.int64), self.num_samples, self.dropped(begun))
+
+    def take_counters(self) -> LoaderCounters:
+        """What the loader did since they were last taken. For any thread."""
+        running = self._running() if self._running else None
+        depth = running.producer.depth if running else 0
+        return self._meter.take(depth=depth, capacity=self.config.prefetch)
+
+    def close(self) -> None:
+        """Ends the epoch that is under way, if any: thread, files and buffers. The loader stays usable."""
+        if self._running and (running := self._running()):
+            running.producer.stop()
+        self._running = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def taken(self, samples: int) -> None:
+        """Counts one batch as taken; for the iterator."""
+        self._at = (self._at[0], self._at[1] + 1)
+        self._meter.add(images=samples, batches=1)
+
+    def _state(self) -> tuple[int, int]:
+        epoch, step = self._at
+        return (epoch, step) if step < len(self) else (epoch + 1, 0)
+
+    def _identity(self) -> dict[str, Any]:
+        config = self.config
+        return {
+            "dataset": self._hash, "split": self.split, "seed": config.seed, "order": config.order_name,
+            "batch_size": config.batch_size,
+        }  # fmt: skip
+
+
+class EpochIterator:
+    """The batches of one epoch that are still to come."""
+
+    def __init__(self, loader: Loader, producer: Producer) -> None:
+        self._loader, self.producer, self._over = loader, producer, False
+
+    def __iter__(self) -> EpochIterator:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._over:
+            raise StopIteration
+        ready = self.producer.take()
+        if ready is None:
+            self._over = True
+            raise StopIteration
+        if ready.copied is not None:
+            stream = torch.cuda.current_stream(self._loader.device)
+            stream.wait_event(ready.copied)
+            for tensor in (ready.batch.images, ready.batch.labels):
+                tensor.record_stream(stream)
+        self._loader.taken(ready.samples)
+        return ready.batch

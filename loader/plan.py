@@ -1,0 +1,156 @@
+"""The plan of an epoch: who comes when, and how each sample is augmented. Pure functions of seed, epoch and sample id.
+
+    (seed, epoch)              -> order of all samples
+    (seed, epoch, sample ids)  -> crop offset, mirror, three normals
+    (order, step, rank)        -> ids of one rank's rows
+
+The generator is our own Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), since NumPy
+does not promise its streams across versions. The counter holds (id, epoch, purpose), the key the seed, so every number
+can be had alone and in any order: batch size, ranks, threads and resumption cannot change it.
+
+Cost of an order, one core of a 2.6 GHz EPYC with AVX-512: 0.06 s and 20 MB for ILSVRC's 1.28 million samples,
+0.7 s and 220 MB for 14 million; for a billion a minute and 16 GB.
+Python and NumPy alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64 = NDArray[np.uint64]
+Ids = NDArray[np.int64]
+
+PAD = -1  # the id of a row that stands for no sample
+ORDER, SHARDS, CROP, MIRROR, COLOUR = range(5)  # purposes: one independent stream each
+CHUNK = 1 << 14  # ids drawn at a time while ordering: the temporaries stay in the cache, 3 times quicker than at once
+
+
+class Draws(NamedTuple):
+    """Augmentation of n samples: offsets int64 [n] in [0, image size - crop], mirror bool [n], normals float64 [n,3]."""
+
+    y: Ids
+    x: Ids
+    flip: NDArray[np.bool_]
+    normals: NDArray[np.float64]
+
+
+def philox(counter: tuple[U64, U64, U64, U64], key: tuple[int, int]) -> tuple[U64, U64, U64, U64]:
+    """Philox4x32-10: four random 32-bit words, each in a uint64, for every counter of four such words."""
+    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ np.uint64(k0), p1 & low, (p0 >> shift) ^ c3 ^ np.uint64(k1), p0 & low
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def words(seed: int, epoch: int, ids: Ids, purpose: int, attempt: int = 0) -> tuple[U64, U64, U64, U64]:
+    """Four random 32-bit words per id, each in a uint64 [n]."""
+    number = ids.astype(np.uint64)
+    last = np.full_like(number, purpose | attempt << 8)
+    counter = (number & np.uint64(0xFFFFFFFF), number >> np.uint64(32), np.full_like(number, epoch), last)
+    return philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
+
+
+def below(bound: int, seed: int, epoch: int, ids: Ids, purpose: int) -> tuple[Ids, Ids]:
+    """Two independent uniform integers in [0, bound) per id, int64 [n].
+
+    Lemire's method: the upper half of word * bound, where the few words that would favour some results are drawn
+    again. For 33 crop offsets that happens once in 2**30 draws.
+    """
+    biased = np.uint64(2**32 % bound)
+    results = np.empty((2, len(ids)), np.int64)
+    todo, attempt = np.arange(len(ids)), 0
+    while len(todo):
+        products = np.stack(words(seed, epoch, ids[todo], purpose, attempt)[:2]) * np.uint64(bound)
+        results[:, todo] = products >> np.uint64(32)
+        todo, attempt = todo[((products & np.uint64(0xFFFFFFFF)) < biased).any(axis=0)], attempt + 1
+    return results[0], results[1]
+
+
+def normals(seed: int, epoch: int, ids: Ids) -> NDArray[np.float64]:
+    """Three independent standard normals per id, float64 [n,3], at most 6.8: Box-Muller on 32-bit uniforms."""
+    w = np.stack(words(seed, epoch, ids, COLOUR)).astype(np.float64)
+    uniform = (w + 0.5) / 2**32  # never 0
+    radius, angle = np.sqrt(-2 * np.log(uniform[:2])), 2 * np.pi * uniform[2:]
+    return np.stack([radius[0] * np.cos(angle[0]), radius[0] * np.sin(angle[0]), radius[1] * np.cos(angle[1])], axis=1)
+
+
+def draws(seed: int, epoch: int, ids: Ids, positions: int) -> Draws:
+    """Random augmentation; `positions` is the number of offsets along each axis, image size - crop + 1."""
+    y, x = below(positions, seed, epoch, ids, CROP)
+    flip = (words(seed, epoch, ids, MIRROR)[0] & np.uint64(1)).astype(np.bool_)
+    return Draws(y, x, flip, normals(seed, epoch, ids))
+
+
+def ten_views(positions: int) -> Draws:
+    """The views of an evaluation: four corners and the centre, then their mirrors (spec section 2); no colour noise."""
+    last, centre = positions - 1, (positions - 1) // 2
+    y, x = np.array([0, 0, centre, last, last] * 2), np.array([0, last, centre, 0, last] * 2)
+    return Draws(y, x, np.arange(10) >= 5, np.zeros((10, 3)))
+
+
+def centre_view(positions: int) -> Draws:
+    """The one view of an evaluation."""
+    centre = np.array([(positions - 1) // 2])
+    return Draws(centre, centre, np.array([False]), np.zeros((1, 3)))
+
+
+def order(seed: int, epoch: int, count: int) -> Ids:
+    """The epoch's permutation of ids 0..count-1: a sort by 64-bit keys, of which the last bits are the id itself.
+
+    So the result is unique whatever the sort, and 8 bytes per sample are all it needs. The remaining bits are random:
+    43 for 1.3 million samples, 34 for a billion (where one sample in 17 shares them with another and falls behind it
+    by id: no matter for a shuffle).
+    """
+    return _sorted_by_key(seed, epoch, count, ORDER)
+
+
+def window_order(seed: int, epoch: int, shard: NDArray[np.int32], window: int) -> Ids:
+    """As `order`, but shards are permuted, and samples only within each run of `window` shards.
+
+    shard [count] is each id's shard, ascending. Reads then touch `window` files at a time.
+    """
+    starts = np.searchsorted(shard, np.arange(int(shard[-1]) + 2))
+    shards = _sorted_by_key(seed, epoch, len(starts) - 1, SHARDS)
+    rank = np.empty_like(shards)
+    rank[shards] = np.arange(len(shards))
+    shuffled = order(seed, epoch, len(shard))
+    # a stable sort by window keeps the random order within each
+    return shuffled[np.argsort((rank // window)[shard[shuffled]], kind="stable")]
+
+
+def num_steps(count: int, batch_size: int, remainder: str) -> int:
+    """Batches in an epoch, on every rank."""
+    return count // batch_size if remainder == "drop" else -(-count // batch_size)
+
+
+def rows(sequence: Ids, step: int, batch_size: int, rank: int, world_size: int) -> Ids:
+    """Ids of one rank's rows of one global batch, int64 [batch_size / world_size]; PAD behind the epoch's end.
+
+    Ranks take consecutive parts, so that the batches of all ranks in rank order are the global batch.
+    """
+    size = batch_size // world_size
+    first = step * batch_size + rank * size
+    part = sequence[first : first + size]
+    return np.concatenate([part, np.full(size - len(part), PAD, np.int64)])
+
+
+def _sorted_by_key(seed: int, epoch: int, count: int, purpose: int) -> Ids:
+    keys = np.empty(count + 1 & ~1, np.uint64)  # a block of four words makes the keys of two ids
+    for first in range(0, count, 2 * CHUNK):
+        part = keys[first : first + 2 * CHUNK]
+        w = words(seed, epoch, np.arange(first // 2, first // 2 + len(part) // 2), purpose)
+        part[0::2], part[1::2] = w[0] << np.uint64(32) | w[1], w[2] << np.uint64(32) | w[3]
+    mask = np.uint64((1 << max(count - 1, 1).bit_length()) - 1)
+    keys &= ~mask
+    keys |= np.arange(len(keys), dtype=np.uint64)
+    keys = keys[:count]
+    keys.sort()
+    keys &= mask
+    return keys.view(np.int64)

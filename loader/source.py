@@ -1,0 +1,83 @@
+"""Samples' bytes from the shards, by id.
+
+`pread` into a buffer of our own, not mmap: a disk that fails is then an error and not the death of the process, and
+the page cache does not count as this process's memory. It copies 32 KB per image, about 2 % of its decoding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocess.dataset import Index, Split
+from preprocess.errors import UserError
+
+Ids = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+OPEN_FILES = 256  # at a time; the usual limit of a process is 1024
+HEADER = 512  # of a tar member, directly before its bytes; the name is its first 100 bytes
+
+
+class Source:
+    """Reads one split. For one thread; files stay open until `close`."""
+
+    def __init__(self, root: Path, split: Split, index: Index) -> None:
+        self._root, self._shards, self._index = root, split.shards, index
+        self._files: OrderedDict[int, int] = OrderedDict()
+
+    def expect(self, ids: Ids) -> None:
+        """Asks the system to read these samples ahead, all at once: on a cold disk their latencies then overlap."""
+        for shard, offset, size in self._places(ids):
+            os.posix_fadvise(self._file(shard), offset, size, os.POSIX_FADV_WILLNEED)
+
+    def read(self, ids: Ids, buffer: Bytes | None = None) -> tuple[list[Bytes], Bytes]:
+        """The images' bytes as they are stored, and the buffer they lie in: the one given, if they fit."""
+        places = self._places(ids)
+        ends = np.cumsum([size for _, _, size in places]).tolist()
+        if buffer is None or len(buffer) < ends[-1]:
+            buffer = np.empty(ends[-1] * 5 // 4, np.uint8)  # room for batches a little larger
+        parts = [buffer[end - size : end] for end, (_, _, size) in zip(ends, places, strict=True)]
+        for part, (shard, offset, size) in zip(parts, places, strict=True):
+            if os.preadv(self._file(shard), [part], offset) != size:
+                raise UserError(f"{self._root / self._shards[shard].name} ends inside a sample; verify the dataset")
+        return parts, buffer
+
+    def describe(self, sample: int) -> str:
+        """Where a sample is: shard, key and byte offset."""
+        shard, offset, _ = self._places(np.array([sample]))[0]
+        name = os.pread(self._file(shard), 100, offset - HEADER).split(b"\0")[0].decode(errors="replace")
+        return f"shard {self._root / self._shards[shard].name}, key {Path(name).stem}, offset {offset}"
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _places(self, ids: Ids) -> list[tuple[int, int, int]]:
+        index = self._index
+        return list(zip(index.shard[ids].tolist(), index.offset[ids].tolist(), index.size[ids].tolist(), strict=True))
+
+    def _file(self, shard: int) -> int:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        if len(self._files) >= OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        self._files[shard] = self._open(shard)
+        return self._files[shard]
+
+    def _open(self, shard: int) -> int:
+        expected = self._shards[shard]
+        path = self._root / expected.name
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); verify the copy of the dataset") from None
+        if (found := os.fstat(file).st_size) != expected.bytes:
+            os.close(file)
+            raise UserError(f"{path} has {found} bytes, not {expected.bytes}; verify the copy of the dataset")
+        return file
