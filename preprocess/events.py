@@ -111,7 +111,7 @@ class EventTail:
     def _parse(self, line: bytes) -> dict[str, Any] | None:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # a line of brackets alone nests too deep
             record = None
         if (
             isinstance(record, dict)

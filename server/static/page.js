@@ -21,12 +21,12 @@ function duration(seconds) {
 
 const charts = {
   speed: new Chart(get("chart-speed"), "Throughput, images per second", [
-    { label: "loader could deliver", colour: "a", area: true }, { label: "training takes", colour: "b", area: true }, { label: "handed over", colour: "d", dashed: true },
+    { label: "loader could deliver", colour: "a", area: true }, { label: "handed over", colour: "d" }, { label: "training takes", colour: "b", area: true },
   ], { format: short }),
-  wait: new Chart(get("chart-wait"), "Share of time training waits for data", [{ label: "waiting", colour: "d", area: true }], { format: (value) => percent(value), max: 1 }),
+  wait: new Chart(get("chart-wait"), "Share of time training waits for data", [{ label: "waiting", colour: "d", area: true }], { format: (value) => `${Number((value * 100).toPrecision(3))} %`, max: 1 }),
   error: new Chart(get("chart-error"), "Error", [
     { label: "training top-1", colour: "b" }, { label: "validation top-1, 1 view", colour: "a", dots: true }, { label: "10 views", colour: "d", dots: true }, { label: "top-5, 10 views", colour: "c", dots: true },
-  ], { format: (value) => percent(value), max: 1 }),
+  ], { format: (value) => `${Number((value * 100).toPrecision(3))} %`, max: 1 }),
   loss: new Chart(get("chart-loss"), "Training loss, nats per image", [{ label: "loss", colour: "b" }], { format: (value) => count(value, 2) }),
   lr: new Chart(get("chart-lr"), "Learning rate", [{ label: "of the weights", colour: "c" }], { format: (value) => String(Number(value.toPrecision(3))) }),
 };
@@ -114,7 +114,7 @@ function drawShards() {
 function drawCharts() {
   const line = (pick) => intervals.map((one) => [one.step, pick(one)]);
   const evals = (views, key) => status.evaluations.filter((one) => one.views === views).map((one) => [one.step, one[key]]);
-  charts.speed.show([line((one) => one.images_per_s.loader), line((one) => one.images_per_s.trainer), line((one) => one.images_per_s.delivered)]);
+  charts.speed.show([line((one) => one.images_per_s.loader), line((one) => one.images_per_s.delivered), line((one) => one.images_per_s.trainer)]);
   charts.wait.show([line((one) => one.data_wait_fraction)]);
   charts.error.show([line((one) => one.train_error), evals(1, "top1_error"), evals(10, "top1_error"), evals(10, "top5_error")]);
   charts.loss.show([line((one) => one.loss)]);

@@ -1,0 +1,353 @@
+"""A run's state and the verdict: the rules as tables, then each from real files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from served import RunWriter, dead_pid, writing
+
+from preprocess.events import EventWriter, ShardProgress
+from server.records import NOTHING, Sums
+from server.run import Run
+from server.runs import Runs
+from server.state import derive
+from server.verdict import RankLoad, headroom, judge, total_speed, wait_fraction
+
+STALL_S = 60.0
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "dead", "stepped", "age_s", "state"),
+    [
+        ({}, [], False, 1, "starting"),
+        ({}, [], True, 1, "running"),
+        ({}, [], True, 61, "stalled"),
+        ({}, [], False, 61, "stalled"),
+        ({}, [0], True, 1, "crashed"),
+        ({}, [0], True, 1e6, "crashed"),
+        ({}, [1], False, 1, "crashed"),
+        ({0: "finished"}, [], True, 1e6, "finished"),
+        ({0: "finished"}, [1], True, 1, "finished"),
+        ({1: "finished"}, [], True, 1, "running"),
+        ({0: "preempted", 1: "preempted"}, [], True, 1e6, "preempted"),
+        ({0: "preempted"}, [1], True, 1, "crashed"),
+        ({0: "interrupted"}, [], False, 1, "preempted"),
+        ({0: "preempted", 1: "failed"}, [], True, 1, "crashed"),
+        ({0: "failed", 1: "diverged"}, [], True, 1, "diverged"),
+        ({0: "nonsense"}, [], True, 1, "running"),
+    ],
+)
+def test_state_by_the_table(outcomes: dict[int, str], dead: list[int], stepped: bool, age_s: float, state: str) -> None:
+    assert derive(outcomes=outcomes, dead=dead, stepped=stepped, age_s=age_s, stall_s=STALL_S)[0] == state
+
+
+def load(rank: int = 0, **changed: float) -> RankLoad:
+    usual = {"steps": 10, "images": 1000, "wall_s": 10, "delivered": 1000, "blocked_s": 6, "decode_s": 3, "read_s": 1}
+    return RankLoad(rank=rank, sums=Sums(**NOTHING._asdict() | usual | changed))
+
+
+@pytest.mark.parametrize(
+    ("loads", "kind", "stage", "rank"),
+    [
+        ([], "starting", None, None),
+        ([load(wait_s=0.49)], "compute-bound", None, None),
+        ([load(wait_s=0.5)], "input-bound", "decode", None),
+        ([load(wait_s=5, read_s=4)], "input-bound", "read", None),
+        ([load(wait_s=5, finish_s=4)], "input-bound", "finish", None),
+        ([load(wait_s=5, transfer_s=4)], "input-bound", "transfer", None),
+        ([load(wait_s=5, decode_s=0, read_s=0)], "input-bound", None, None),
+        ([load(0, wait_s=4), load(1, wait_s=5)], "input-bound", "decode", None),
+        ([load(0, wait_s=2), load(1, wait_s=5, read_s=4)], "straggler", "read", 1),
+        ([load(0, wait_s=0.2), load(1, wait_s=0.4)], "compute-bound", None, None),
+        ([load(0), load(1), load(2, wall_s=12.5)], "straggler", None, 2),
+        ([load(0), load(1), load(2, wall_s=12.4)], "compute-bound", None, None),
+    ],
+)
+def test_verdict_by_the_table(loads: list[RankLoad], kind: str, stage: str | None, rank: int | None) -> None:
+    verdict = judge(loads)
+    assert (verdict.kind, verdict.stage, verdict.rank) == (kind, stage, rank)
+    assert verdict.text
+
+
+def test_a_stalled_run_says_for_how_long() -> None:
+    verdict = judge([load()], stalled_s=600)
+    assert verdict.kind == "stalled"
+    assert "10 minutes" in verdict.text
+
+
+def test_rates_by_hand() -> None:
+    loads = [load(0, wait_s=1), load(1, wait_s=3, blocked_s=5)]
+    speed = total_speed(loads)
+    assert speed.trainer == pytest.approx(200)  # 2 x 1000 images in 10 s
+    assert speed.loader == pytest.approx(1000 / 4 + 1000 / 5)
+    assert headroom(speed) == pytest.approx(450 / 200)
+    assert wait_fraction(loads) == pytest.approx(4 / 20)
+    assert "450 images/s" not in judge(loads).text  # waits 30 % on rank 1: not compute-bound
+
+
+def test_blocked_time_outside_training_does_not_flatter_the_loader() -> None:
+    assert load(blocked_s=50).capacity == pytest.approx(1000 / 4)  # the stages' seconds
+    assert load(blocked_s=50, decode_s=0, read_s=0).capacity is None
+
+
+def look(path: Path, stall_s: float = STALL_S) -> tuple[str, str, int]:
+    """State by the whole files, by their ends alone, and the step, which must agree."""
+    runs = Runs(path.parent, stall_s)
+    view = runs.view(path.name)
+    assert view is not None
+    (summary,) = [run for run in runs.listing().runs if run.name == path.name]
+    assert summary.step == view.status.step
+    assert summary.state == view.status.state
+    return view.status.state, view.status.verdict.kind, view.status.step
+
+
+def test_a_run_from_start_to_end(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a", world=2)
+    run.start()
+    assert look(run.path) == ("starting", "starting", 0)
+    run.step(10)
+    assert look(run.path) == ("running", "compute-bound", 10)
+    run.step(20, ranks={1: {"wait_s": 8.0, "read_s": 9.0}})
+    run.step(30, ranks={1: {"wait_s": 8.0, "read_s": 9.0}})
+    run.step(40, ranks={1: {"wait_s": 8.0, "read_s": 9.0}})
+    assert look(run.path) == ("running", "straggler", 40)
+    run.end("finished")
+    assert look(run.path) == ("finished", "straggler", 40)
+
+
+def test_a_quiet_run_has_stalled(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    run.step(10)
+    long_ago = time.time() - 300
+    os.utime(run.path / "rank-0.jsonl", (long_ago, long_ago))
+    assert look(run.path) == ("stalled", "stalled", 10)
+
+
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        ("preempted", "preempted"),
+        ("interrupted", "preempted"),
+        ("diverged", "diverged"),
+        ("failed", "crashed"),
+        ("finished", "finished"),
+    ],
+)
+def test_outcomes(tmp_path: Path, end: str, state: str) -> None:
+    run = RunWriter(tmp_path / "a", pid=dead_pid())
+    run.start()
+    run.step(10)
+    run.end(end, "the loss is nan")
+    assert look(run.path)[0] == state
+
+
+def test_a_killed_writer_is_a_crash(tmp_path: Path) -> None:
+    with writing(tmp_path / "a", world=2) as process:
+        assert look(tmp_path / "a") == ("running", "compute-bound", 20)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert look(tmp_path / "a")[0] == "crashed"
+
+
+def test_another_process_with_the_pid_is_not_the_writer(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a", pid=os.getpid())
+    run.start()
+    file = run.path / "rank-0.jsonl"
+    text = file.read_text()
+    assert look(run.path)[0] == "starting"
+    began = text.index('"t":') + 4
+    file.write_text(text[:began] + "1000000.5" + text[text.index(",", began) :])  # long before this process began
+    assert look(run.path)[0] == "crashed"
+
+
+def test_a_later_attempt_wins_and_runs_in_a_smaller_world(tmp_path: Path) -> None:
+    first = RunWriter(tmp_path / "a", world=2, attempt=1, pid=dead_pid())
+    first.start()
+    for step in range(10, 60, 10):
+        first.step(step, loss=3.0)
+    assert look(first.path)[0] == "crashed"
+    second = RunWriter(tmp_path / "a", world=1, attempt=2)
+    second.start()
+    assert look(first.path) == ("starting", "starting", 0)
+    second.step(30, loss=1.0)  # resumed after step 20
+    run = Run(first.path)
+    run.refresh()
+    seen = [(one.step, one.attempt, one.loss, one.images_per_s.trainer) for one in run.intervals()]
+    assert seen == [(10, 1, 3.0, 200.0), (20, 1, 3.0, 200.0), (30, 2, 1.0, 100.0)]
+    view = Runs(tmp_path, STALL_S).view("a")
+    assert view is not None
+    assert (view.status.world, view.status.attempt, len(view.status.ranks), view.status.step) == (1, 2, 1, 30)
+    assert view.status.images_trained == 6000  # rank 0's, both attempts
+
+
+def test_history_is_bounded_and_adds_up(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    for step in range(10, 20_010, 10):
+        run.step(step, loss=step / 10_000)
+    reader = Run(run.path)
+    while (before := reader.revision) == 0 or reader.revision != before:
+        reader.refresh()
+        if not any(file.behind for file in reader.files()):
+            break
+    intervals = reader.intervals()
+    assert 200 < len(intervals) <= 512
+    assert [one.step for one in intervals] == sorted({one.step for one in intervals})
+    assert intervals[-1].step == 20_000
+    assert all(one.images_per_s.trainer == pytest.approx(100) for one in intervals)
+    assert intervals[-1].loss == pytest.approx(2.0, abs=0.01)
+    assert sum(bin_.sums.images for bin_ in reader.ranks[0].history.bins.values()) == 2_000_000
+
+
+def garbage(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"\xff\xfe\x00 no json\n[1,2]\n" + b"[" * 50_000 + b"\n" + b'{"kind":"step","t":1}\n')
+        file.write(b'{"kind":"step","t":1,"step":"x","steps":1e400,"wall_s":-1,"loader":5,"attempt":1}\n')
+        file.write(b'{"kind":"step","t":NaN,"step":1e300,"steps":1,"wall_s":1,"attempt":[]}\n')
+        file.write(b'{"kind":"start","t":1,"world":"two","mesh":[],"pid":"x","attempt":1,"config":null}\n')
+        file.write(
+            b'{"kind":"eval","t":1,"attempt":1,"top1":"high"}\n{"kind":"warning","t":2,"message":{},"attempt":1}\n'
+        )
+
+
+def torn(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b'{"v":1,"kind":"step","t":1,"st')
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def binary(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 4096)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def skewed(path: Path) -> None:
+    path.write_text(path.read_text().replace('"t":1', '"t":9'))
+
+
+@pytest.mark.parametrize("harm", [garbage, torn, cut, binary, folder, skewed])
+def test_harm_to_a_file_is_a_state(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    run = RunWriter(tmp_path / "a", world=2)
+    run.start()
+    run.step(10)
+    runs = Runs(tmp_path, STALL_S)
+    assert runs.view("a") is not None
+    harm(run.path / "rank-0.jsonl")
+    for reader in (Runs(tmp_path, STALL_S), runs):
+        time.sleep(0.45)
+        view = reader.view("a")
+        assert view is not None
+        assert view.status.state in ("starting", "running", "crashed")
+        assert reader.listing().runs[0].name == "a"
+
+
+def test_a_torn_line_waits_and_its_end_counts(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    run.step(10)
+    file = run.path / "rank-0.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-30])
+    reader = Run(run.path)
+    reader.refresh()
+    assert reader.crew()[0].step == 0
+    assert not any(one.behind for one in reader.files())
+    file.write_bytes(whole)
+    reader.refresh()
+    assert reader.crew()[0].step == 10
+
+
+def test_a_replaced_run_is_read_anew(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    run.step(50)
+    reader = Run(run.path)
+    reader.refresh()
+    (run.path / "rank-0.jsonl").unlink()
+    again = RunWriter(tmp_path / "a")
+    again.start()
+    again.step(10)
+    reader.refresh()
+    assert (reader.crew()[0].step, reader.crew()[0].lifetime.images) == (10, 1000)
+
+
+def test_shard_progress(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path / "a" / "shards.jsonl", attempt=1, rank=0)
+    progress = ShardProgress(
+        images=50, bytes_in=5_000_000, bytes_out=1_000_000, wall_s=2.0, done=50, total=100, rejects=1
+    )
+    writer.write("progress", progress)
+    view = Runs(tmp_path, STALL_S).view()
+    assert view is not None
+    assert view.status.state == "starting"
+    shards = view.status.shards
+    assert shards is not None
+    assert (shards.state, shards.done, shards.total, shards.rejects) == ("running", 50, 100, 1)
+    assert (shards.images_per_s, shards.bytes_in_per_s, shards.remaining_s) == (25.0, 2_500_000.0, 2.0)
+    writer.write("progress", progress | ShardProgress(**progress | {"done": 100}))  # type: ignore[typeddict-item]
+    view = Runs(tmp_path, STALL_S).view()
+    assert view is not None
+    assert view.status.shards is not None
+    assert view.status.shards.state == "finished"
+
+
+def test_a_thousand_runs_list_at_once(tmp_path: Path) -> None:
+    gone = dead_pid()
+    for number in range(1000):
+        run = RunWriter(tmp_path / f"run-{number}", pid=gone)
+        run.start()
+        for step in (10, 20, 30):
+            run.step(step)
+        for writer in run.writers:
+            writer.close()
+    runs = Runs(tmp_path, STALL_S)
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        listing = runs.listing()
+        times.append(time.perf_counter() - begin)
+        time.sleep(0.45)
+    assert {run.state for run in listing.runs} == {"crashed"}
+    assert len(listing.runs) == 1000
+    assert min(times) < 0.1
+    print(f"1,000 runs: {times[0] * 1e3:.0f} ms cold, {min(times[1:]) * 1e3:.0f} ms again")
+
+
+def test_a_long_file_never_holds_a_request_up(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    run.step(10)
+    run.step(20)
+    file = run.path / "rank-0.jsonl"
+    line = file.read_bytes().splitlines(keepends=True)[1]
+    with file.open("ab") as stream:
+        for _ in range(100):
+            stream.write(line * 1000)
+    run.step(30)
+    runs = Runs(tmp_path, STALL_S)
+    begin = time.perf_counter()
+    view = runs.view("a")
+    assert time.perf_counter() - begin < 1.5
+    assert view is not None
+    assert view.status.behind_bytes > 0
+    assert view.status.state == "running"
+    deadline = time.monotonic() + 30
+    while view.status.behind_bytes:
+        assert time.monotonic() < deadline
+        time.sleep(0.4)
+        view = runs.view("a") or view
+    assert view.status.images_trained == 100_003 * 1000
+    assert view.intervals[-1].step == 30
