@@ -20,8 +20,7 @@ import tyro
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import PREEMPTED, UserError, guard
 from train.closing import show
-from train.launch import Launch, attempts, choose_run, in_use, outcome, start_ranks
-from train.parallel import choose_world
+from train.launch import Launch, attempts, choose_run, choose_world, in_use, outcome, start_ranks
 from train.recipes import RECIPES, RELEASED, Recipe
 
 SAMPLE = Path("sample")
@@ -46,6 +45,7 @@ class Options:
     port: int | None = None
     """Of the status server. Default: 8000, or the next free one. 0: no server."""
     seed: int = 0
+    """Of initial weights, order, augmentation and dropout."""
     tower_ranks: Literal[1, 2] = 2
     """Processes over which one network is spread, where there are that many: 1 is plain data parallelism."""
     share_device: bool = False
@@ -101,12 +101,14 @@ def parse(arguments: list[str]) -> Options:
 
 
 def _value(arguments: list[str], flag: str) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument == flag and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(flag + "="):
-            return argument.partition("=")[2]
-    return None
+    """The flag's last value, as a parser would take it."""
+    found = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == flag:
+            found = following
+        elif argument.startswith(flag + "="):
+            found = argument.partition("=")[2]
+    return found
 
 
 def check_world(options: Options, world: int) -> None:

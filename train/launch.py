@@ -51,6 +51,25 @@ class Launch:
         return cls(**(raw | {"recipe": Recipe(**fields)}))
 
 
+def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
+    """How many processes to start; `present` is the number of GPUs. None: the largest even number present, else 1.
+
+    UserError where the mesh cannot be built, with the way out.
+    """
+    if gpus is None:
+        return present - present % 2 if present >= 2 else 1
+    if gpus < 1:
+        raise UserError(f"--gpus {gpus} must be at least 1")
+    if gpus > 1 and gpus % 2:
+        raise UserError(f"--gpus {gpus}: towers come in pairs; take {gpus - 1} or {gpus + 1}")
+    if 0 < present < gpus and not share_device:
+        raise UserError(
+            f"--gpus {gpus}, but this machine has {present}; take --gpus {max(1, present - present % 2)}, "
+            "or --share-device to put several processes on one"
+        )
+    return gpus
+
+
 def choose_run(runs: Path, stem: str) -> tuple[str, bool]:
     """(<stem>-<n>, does it resume): the newest if it is unfinished and nobody runs it, else the number after it."""
     numbers = sorted(int(tail) for path in runs.glob(f"{stem}-*") if (tail := path.name[len(stem) + 1 :]).isdigit())

@@ -106,7 +106,10 @@ def finish_epoch(job: Job, report: Report) -> None:
     seen = all_seen(job)
     if job.mesh.rank == 0:
         job.events.write(
-            "receipt", coverage(seen.numpy(), job.loader.num_samples)._asdict(), epoch=job.epoch, step=job.step
+            "receipt",
+            coverage(seen.numpy(), job.loader.num_samples),
+            epoch=job.epoch,
+            step=job.step,
         )
     job.epoch += 1
     job.seen.clear()

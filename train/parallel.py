@@ -15,8 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from preprocess.errors import UserError
-
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
@@ -49,25 +47,6 @@ class Mesh:
     device: torch.device = CPU
     data: Axis = ALONE
     tower: Axis = ALONE
-
-
-def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
-    """How many processes to start; `present` is the number of GPUs. None: the largest even number present, else 1.
-
-    UserError where the mesh cannot be built, with the way out.
-    """
-    if gpus is None:
-        return present - present % 2 if present >= 2 else 1
-    if gpus < 1:
-        raise UserError(f"--gpus {gpus} must be at least 1")
-    if gpus > 1 and gpus % 2:
-        raise UserError(f"--gpus {gpus}: towers come in pairs; take {gpus - 1} or {gpus + 1}")
-    if 0 < present < gpus and not share_device:
-        raise UserError(
-            f"--gpus {gpus}, but this machine has {present}; take --gpus {max(1, present - present % 2)}, "
-            "or --share-device to put several processes on one"
-        )
-    return gpus
 
 
 def connect(towers: int, *, share_device: bool = False) -> Mesh:

@@ -40,6 +40,7 @@ class Recipe:
 
     # network
     towers: Literal[1, 2] = 2
+    """Columns that exchange features at conv3 and from fc6 on; each may have a process of its own."""
     channels: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
     """Of conv1 to conv5, over all towers."""
     hidden: int = 4096
@@ -49,11 +50,13 @@ class Recipe:
     conv1_edge: Literal["overhang", "symmetric"] = "overhang"
     """Zeros to the right and below until the last window fits (released), or two on every side (torchvision)."""
     lrn: bool = True
+    """Layers 1 and 2 normalise over five channels."""
     lrn_order: Literal["before", "after"] = "before"
     """Layer 1 normalises before ReLU, thus signed responses (released), or after it (paper)."""
     lrn_alpha: float = 1e-4
     """Divided by the window of 5, as the code does; 5e-4 is the paper's formula as printed."""
     lrn_k: float = 2.0
+    """What is added to the window's sum (Caffe and torch: 1)."""
     lrn_across_towers: bool = False
     """The window of 5 channels crosses from one tower to the other (Caffe)."""
     map_norm: bool = True
@@ -72,17 +75,23 @@ class Recipe:
 
     # optimiser
     rate: float = 0.01
+    """Of weights, at first."""
     momentum: float = 0.9
+    """Share of the velocity that a step keeps."""
     weight_decay: float = 5e-4
+    """Of weights; see `bias_decay`."""
     bias_rate: float = 2.0
     """Rate of biases as a multiple of `rate`."""
     bias_decay: bool = False
+    """Biases decay too."""
     velocity: Literal["inside", "outside"] = "inside"
     """The rate is inside the velocity (original) or multiplies it at use (torch)."""
 
     # schedule; marks are shares of the run, so that they stretch with `epochs`
     epochs: int = 90
+    """Passes over the training split."""
     schedule: Literal["steps", "dexp250", "cosine"] = "steps"
+    """/10 at `drops`; four steps down to 1/250 (#170, the best scheduled run on record); or half a cosine."""
     drops: tuple[float, ...] = (25 / 90, 51 / 90, 79 / 90)
     """Where `steps` divides the rate by ten."""
     bias_follows: bool = False
@@ -92,6 +101,7 @@ class Recipe:
     conv1_frozen: float | None = 72 / 90
     """Share of the run from which conv1 stays as it is."""
     warmup_steps: int = 0
+    """Over which all rates grow linearly from nothing."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "crop", "batch", "hidden", "epochs"):

@@ -18,12 +18,12 @@ from torch import Tensor
 from preprocess.errors import UserError
 from train import checkpoint
 from train.checkpoint import State
+from train.launch import choose_world
 from train.network import AlexNet, Draw
 from train.optim import Optimiser
 from train.parallel import (
     Axis,
     Mesh,
-    choose_world,
     connect,
     disconnect,
     gather,

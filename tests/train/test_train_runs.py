@@ -1,0 +1,204 @@
+"""Whole runs: `python -m train` as a user starts it, on the sample dataset, with real processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from train.launch import Launch, choose_run, lock, records
+from train.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUICK = ("--recipe", "sample", "--width", "0.0625", "--epochs", "2", "--batch", "100", "--port", "0")
+
+
+def command(runs: Path, shards: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "train", "--runs", str(runs), "--shards", str(shards), *QUICK, *arguments]
+
+
+def train(runs: Path, shards: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(runs, shards, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def of_kind(run: Path, kind: str, rank: int = 0) -> list[dict[str, Any]]:
+    return [record for record in records(run, rank) if record["kind"] == kind]
+
+
+def one_line(process: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1
+    for word in words:
+        assert word in process.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of two epochs in one process, and what it printed."""
+    runs = tmp_path_factory.mktemp("runs")
+    process = train(runs, sample_shards, "--run", "whole")
+    assert process.returncode == 0, process.stderr
+    return runs / "whole", process.stdout
+
+
+def test_a_run_ends_with_a_result_line(whole: tuple[Path, str]) -> None:
+    _, printed = whole
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith("result ")
+    found = dict(pair.split("=") for pair in last.removeprefix("result ").split())
+    assert list(found) == [
+        "top1", "top5", "top1_10view", "top5_10view", "images_per_s", "loader_images_per_s", "wait_fraction",
+    ]  # fmt: skip
+    assert 0 <= float(found["top1"]) <= float(found["top5"]) <= 1
+    assert float(found["images_per_s"]) > 0
+    assert 0 <= float(found["wait_fraction"]) <= 1
+
+
+def test_events_count_every_image_once(whole: tuple[Path, str]) -> None:
+    run, _ = whole
+    assert [start["world"] for start in of_kind(run, "start")] == [1]
+    assert sum(step["images"] for step in of_kind(run, "step")) == 2 * 1000
+    assert sum(step["steps"] for step in of_kind(run, "step")) == 2 * 10
+    for receipt in of_kind(run, "receipt"):
+        assert (receipt["seen"], receipt["missing"], receipt["duplicates"], receipt["dropped"]) == (1000, 0, 0, 0)
+    assert len(of_kind(run, "receipt")) == 2
+    assert [(e["views"], e["images"]) for e in of_kind(run, "eval")] == [(1, 200), (1, 200), (10, 200)]
+    assert of_kind(run, "end")[-1]["outcome"] == "finished"
+    assert of_kind(run, "checkpoint")[-1]["path"] == "checkpoints/step-00000020"
+
+
+def test_two_processes_follow_the_same_curve(whole: tuple[Path, str], sample_shards: Path) -> None:
+    """Dropout on, real loader: the losses of two towers over gloo are those of one process."""
+    run, _ = whole
+    process = train(run.parent, sample_shards, "--run", "two", "--gpus", "2")
+    assert process.returncode == 0, process.stderr
+    assert "no GPU: 2 CPU processes over gloo, one tower each" in process.stdout
+    two = run.parent / "two"
+    assert sum(step["images"] for rank in (0, 1) for step in of_kind(two, "step", rank)) == 2 * 1000
+    for name in ("seen", "missing", "duplicates"):
+        assert [r[name] for r in of_kind(two, "receipt")] == [r[name] for r in of_kind(run, "receipt")]
+    for one, other in zip(of_kind(run, "eval"), of_kind(two, "eval"), strict=True):
+        assert other["nll"] == pytest.approx(one["nll"], rel=1e-3)
+    one, other = (load_file(r / "checkpoints" / "step-00000020" / "network.safetensors") for r in (run, two))
+    for name, tensor in one.items():
+        assert (other[name] - tensor).abs().max() <= 1e-3 * tensor.abs().max(), name
+
+
+def wait_for(run: Path, kind: str, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while not (run / "rank-0.jsonl").exists() or not of_kind(run, kind):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_goes_on_where_it_stopped(
+    whole: tuple[Path, str], sample_shards: Path, number: signal.Signals, code: int
+) -> None:
+    """Stopped in the middle and resumed, on two processes then one, it equals the uninterrupted run."""
+    uninterrupted, _ = whole
+    runs = uninterrupted.parent
+    name = f"stopped-{code}"
+    gpus = ("--gpus", "2") if number == signal.SIGTERM else ()
+    process = subprocess.Popen(
+        command(runs, sample_shards, "--run", name, *gpus), cwd=ROOT, text=True, stdout=-1, stderr=-1
+    )
+    wait_for(runs / name, "step", process)
+    process.send_signal(number)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == code, words
+    assert "Traceback" not in words
+    assert of_kind(runs / name, "end")[-1]["outcome"] == {75: "preempted", 130: "interrupted"}[code]
+    stopped_at = of_kind(runs / name, "checkpoint")[-1]["step"]
+    assert 0 < stopped_at < 20
+    again = train(runs, sample_shards, "--run", name)
+    assert again.returncode == 0, again.stderr
+    assert "going on where it stopped" in again.stdout
+    assert f"resumed at step {stopped_at}" in again.stdout
+    assert [r["missing"] + r["duplicates"] for r in of_kind(runs / name, "receipt")] == [0, 0]
+    one, other = (load_file(runs / r / "checkpoints/step-00000020/network.safetensors") for r in ("whole", name))
+    tolerance = 1e-3 if gpus else 0  # on one mesh: bitwise
+    for key, tensor in one.items():
+        assert (other[key] - tensor).abs().max() <= tolerance * tensor.abs().max(), key
+
+
+def test_a_finished_or_used_name_is_refused(whole: tuple[Path, str], sample_shards: Path) -> None:
+    run, _ = whole
+    one_line(train(run.parent, sample_shards, "--run", "whole"), "finished")
+    with lock(run.parent / "busy"):
+        one_line(train(run.parent, sample_shards, "--run", "busy"), "busy", "in use by a living process")
+
+
+def test_a_checkpoint_of_another_network_is_refused(whole: tuple[Path, str], sample_shards: Path) -> None:
+    run, _ = whole
+    other = run.parent / "other"
+    other.mkdir()
+    os.symlink(run / "checkpoints", other / "checkpoints")
+    one_line(train(run.parent, sample_shards, "--run", "other", "--width", "0.125"), "width")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--gpus", "3"), ("3", "2 or 4")),
+        (("--gpus", "2", "--batch", "33"), ("33", "2 processes")),
+        (("--recipe", "released"), ("128-pixel", "256", "--size 256", "sample or tiny")),
+        (("--recipe", "nothing"), ("nothing", "released")),
+        (("--crop", "200"), ("200", "128")),
+        (("--shards", "/nonexistent"), ("/nonexistent", "manifest.json")),
+        (("--run", "a/b"), ("a/b",)),
+    ],
+)
+def test_user_errors_are_one_line(
+    tmp_path: Path, sample_shards: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    one_line(train(tmp_path, sample_shards, *arguments), *words)
+
+
+def test_runs_are_numbered_and_unfinished_ones_taken_up(tmp_path: Path) -> None:
+    def wrote(name: str, *kinds: dict[str, object]) -> None:
+        (tmp_path / name).mkdir(exist_ok=True)
+        with (tmp_path / name / "rank-0.jsonl").open("a") as file:
+            file.writelines(json.dumps({"t": 0, "attempt": 1} | kind) + "\n" for kind in kinds)
+
+    assert choose_run(tmp_path, "s-0") == ("s-0-1", False)
+    wrote("s-0-1", {"kind": "start"})
+    assert choose_run(tmp_path, "s-0") == ("s-0-1", True)
+    wrote("s-0-1", {"kind": "end", "outcome": "preempted"})
+    assert choose_run(tmp_path, "s-0") == ("s-0-1", True)
+    with lock(tmp_path / "s-0-1"):
+        assert choose_run(tmp_path, "s-0") == ("s-0-2", False)
+    wrote("s-0-1", {"kind": "end", "outcome": "finished"})
+    wrote("s-0-10", {"kind": "end", "outcome": "diverged"})
+    assert choose_run(tmp_path, "s-0") == ("s-0-11", False)
+
+
+def test_a_launch_survives_its_journey_as_json() -> None:
+    launch = Launch(
+        runs="runs", run="r", shards="s", recipe_name="paper", recipe=RECIPES["paper"], seed=3, attempt=2,
+        tower_ranks=2, share_device=False,
+    )  # fmt: skip
+    assert Launch.from_json(launch.to_json()) == launch
+    assert dataclasses.asdict(launch)["recipe"]["drops"] == RECIPES["released"].drops
+
+
+def test_help_lists_what_a_user_may_set() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "train", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    for flag in ("--shards", "--gpus", "--recipe", "--epochs", "--run", "--runs", "--port", "--seed", "--lrn-order"):
+        assert re.search(rf"{flag}\b", shown), flag
