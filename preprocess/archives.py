@@ -84,7 +84,8 @@ def read_devkit(path: Path) -> tuple[list[Synset], list[int]]:
             ]
             return synsets, [int(line) for line in truth.split()]
     except (tarfile.TarError, EOFError, OSError, KeyError, ValueError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is no ILSVRC2012 devkit ({error}); get it again") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no ILSVRC2012 devkit ({reason}); get it again") from None
 
 
 def _plain(header: bytes) -> tuple[str, int] | None:
@@ -117,7 +118,8 @@ def _careful_members(
                 _refuse_overrun(path, member.name, member.offset_data + member.size, end)
                 yield Member(member.name, member.offset_data, member.size)
     except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
-        raise UserError(f"{path} is damaged as a tar ({error}); get the archive again") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged as a tar ({reason}); get the archive again") from None
 
 
 def _refuse_overrun(path: Path, name: str, reach: int, end: int) -> None:

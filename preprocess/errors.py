@@ -13,8 +13,11 @@ PREEMPTED = 75  # EX_TEMPFAIL: batch schedulers requeue on it
 INTERRUPTED = 130
 
 
-class UserError(ValueError):
-    """What the user can mend. The message is one line: what is wrong, the offending value, the way out."""
+class UserError(Exception):
+    """What the user can mend. The message is one line: what is wrong, the offending value, the way out.
+
+    No ValueError: tyro would catch those of a configuration's checks and draw a box of several lines around them.
+    """
 
 
 def guard(main: Callable[[], int | None]) -> int:

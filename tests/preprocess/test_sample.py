@@ -1,0 +1,86 @@
+"""The drawn dataset: the same bytes for any number of workers, official in form, and not to be told apart by colour."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from preprocess.errors import UserError
+from preprocess.sample import SampleConfig, make_sample
+from preprocess.shapes import CLASSES, draw
+from preprocess.sources import Reader, open_source
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in root.iterdir()}
+
+
+def test_workers_do_not_matter_and_the_seed_does(tmp_path: Path) -> None:
+    for name, seed, workers in (("a", 1, 1), ("b", 1, 2), ("c", 2, 2)):
+        make_sample(SampleConfig(out=tmp_path / name, seed=seed, train_per_class=4, val_per_class=2, workers=workers))
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert digests(tmp_path / "a") != digests(tmp_path / "c")
+
+
+def test_counts_sizes_and_greyscale(sample_source: Path) -> None:
+    source = open_source(sample_source)
+    assert not source.skipped
+    assert np.bincount(source.splits["train"].label).tolist() == [100] * 10
+    assert np.bincount(source.splits["val"].label).tolist() == [20] * 10
+    reader, train = Reader(), source.splits["train"]
+    pictures = [Pillow.open(io.BytesIO(reader.read(train.item(row)))) for row in range(0, 1000, 5)]
+    assert len({picture.size for picture in pictures}) > 150
+    assert {picture.mode for picture in pictures} == {"RGB", "L"}
+
+
+def test_mean_colour_says_nothing() -> None:
+    """A linear classifier on mean, squared and crossed colour of 100 + 40 pictures a class stays near chance."""
+    rng = np.random.default_rng(5)
+    labels = np.tile(np.arange(10), 140)
+    means = np.array([draw(int(label), rng).mean(axis=(0, 1)) / 255 - 0.5 for label in labels])
+    features = np.concatenate([np.ones((len(means), 1)), means, means**2, means * means[:, [1, 2, 0]]], axis=1)
+    weights, *_ = np.linalg.lstsq(features[:1000], np.eye(10)[labels[:1000]], rcond=None)
+    accuracy = ((features[1000:] @ weights).argmax(axis=1) == labels[1000:]).mean()
+    assert accuracy < 0.2
+
+
+def test_classes_differ_in_shape() -> None:
+    """The same random numbers, another label: the figure changes, and covers a fair part of the picture."""
+    for label in range(len(CLASSES)):
+        one = draw(label, np.random.default_rng(3)).astype(int)
+        other = draw((label + 1) % 10, np.random.default_rng(3)).astype(int)
+        assert one.shape == other.shape
+        assert (np.abs(one - other).max(axis=2) > 30).mean() > 0.02
+
+
+def test_again_is_quick_and_other_settings_are_refused(sample_source: Path) -> None:
+    before = digests(sample_source)
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "preprocess", "sample", "--out", str(sample_source)],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert time.monotonic() - begun < 5  # 0.2 s on an idle machine
+    assert "already there" in done.stdout
+    with pytest.raises(UserError, match="other settings"):
+        make_sample(SampleConfig(out=sample_source, seed=9))
+    assert digests(sample_source) == before
+
+
+def test_devkit_is_dated_nowhere(sample_source: Path) -> None:
+    with tarfile.open(sample_source / "ILSVRC2012_devkit_t12.tar.gz") as kit:
+        assert all(member.mtime == 0 for member in kit)
+        meta = kit.extractfile("ILSVRC2012_devkit_t12/data/meta.mat")
+        assert meta
+        assert meta.read(116).strip() == b"MATLAB 5.0 MAT-file"

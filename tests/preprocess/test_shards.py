@@ -1,0 +1,326 @@
+"""From archives to a dataset and back: readable by others, the same bytes however it was made, nothing bad in it."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image as Pillow
+
+from preprocess import dataset
+from preprocess.events import EventTail
+from preprocess.shards import shuffled
+from preprocess.sources import open_source
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "preprocess", *map(str, arguments)]
+
+
+def preprocess(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def shards(src: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    return preprocess("shards", "--src", src, "--out", out, "--size", 64, "--samples-per-shard", 150, *more)
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in root.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def small(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("small") / "shards"
+    done = shards(sample_source, out, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def samples(root: Path, split: str) -> Iterator[tuple[str, bytes, int]]:
+    """Key, image bytes and label by tarfile, in order."""
+    for path in sorted(root.glob(f"{split}-*.tar")):
+        with tarfile.open(path) as archive:
+            members = archive.getmembers()
+            for picture, label in zip(members[::2], members[1::2], strict=True):
+                files = archive.extractfile(picture), archive.extractfile(label)
+                assert files[0]
+                assert files[1]
+                assert picture.name.rpartition(".")[0] == label.name.rpartition(".")[0]
+                yield picture.name.rpartition(".")[0], files[0].read(), int(files[1].read())
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_every_source_file_is_there_once(sample_source: Path, small: Path, split: str) -> None:
+    listing = open_source(sample_source).splits[split]
+    expected = {item.key: item.label for item in map(listing.item, range(len(listing)))}
+    found = [(key, label) for key, _, label in samples(small, split)]
+    assert len(found) == len(expected)
+    assert dict(found) == expected
+    assert [key for key, _ in found] != sorted(expected)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_index_points_at_the_samples(small: Path, split: str) -> None:
+    manifest, index = dataset.read_manifest(small), dataset.read_index(small, split)
+    entry = manifest.splits[split]
+    blobs = [(small / shard.name).read_bytes() for shard in entry.shards]
+    for row, (_, data, label) in enumerate(samples(small, split)):
+        offset, size = int(index.offset[row]), int(index.size[row])
+        assert blobs[index.shard[row]][offset : offset + size] == data
+        assert index.label[row] == label
+    assert row + 1 == len(index.label) == entry.samples
+    assert [shard.sha256 for shard in entry.shards] == [hashlib.sha256(blob).hexdigest() for blob in blobs]
+    assert entry.index_sha256 == dataset.sha256_file(small / dataset.index_name(split))
+    assert manifest.stats_sha256 == dataset.sha256_file(small / dataset.STATS)
+
+
+def test_nothing_but_the_dataset_remains(small: Path) -> None:
+    kinds = {name.rpartition(".")[2] for name in digests(small)}
+    assert kinds == {"tar", "idx", "npz", "json", "jsonl"}
+    text = (small / dataset.MANIFEST).read_text()
+    assert str(small) not in text
+    assert os.uname().nodename not in text or len(os.uname().nodename) < 4
+
+
+def test_webdataset_reads_them(small: Path) -> None:
+    urls = [str(path) for path in sorted(small.glob("train-*.tar"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the garbage collector
+        reader = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+        found = list(reader.decode("rgb8").to_tuple("jpg", "cls"))
+        gc.collect()
+    expected = list(samples(small, "train"))
+    assert [label for _, label in found] == [label for _, _, label in expected]
+    assert found[7][0].shape == (64, 64, 3)
+
+
+def test_dali_reads_them_and_decodes_to_the_same_pixels(small: Path) -> None:
+    """The check behind preprocess.shard's verification: Pillow and DALI agree to the last bit on every sample."""
+    fn = pytest.importorskip("nvidia.dali.fn")
+    from nvidia.dali.pipeline import Pipeline
+
+    paths = sorted(small.glob("val-*.tar"))
+    pipeline = Pipeline(batch_size=20, num_threads=1, device_id=None)
+    with pipeline:
+        picture, label = fn.readers.webdataset(
+            paths=[str(path) for path in paths],
+            index_paths=[str(path.with_suffix(".idx")) for path in paths],
+            ext=["jpg", "cls"],
+        )
+        pipeline.set_outputs(fn.decoders.image(picture), label)
+    pipeline.build()
+    expected = list(samples(small, "val"))
+    for start in range(0, len(expected), 20):
+        pictures, labels = pipeline.run()
+        for k, (_, data, number) in enumerate(expected[start : start + 20]):
+            assert bytes(np.asarray(labels[k])) == b"%d" % number
+            assert (np.asarray(pictures[k]) == np.asarray(Pillow.open(io.BytesIO(data)))).all()
+
+
+def test_idx_is_what_dali_s_own_tool_writes(small: Path, tmp_path: Path) -> None:
+    tool = pytest.importorskip("wds2idx")
+    with tool.IndexCreator(str(small / "train-00001.tar"), str(tmp_path / "idx"), verbose=False) as creator:
+        creator.create_index()
+    assert (small / "train-00001.idx").read_text() == (tmp_path / "idx").read_text()
+
+
+def test_statistics_equal_float64_over_the_decoded_samples(small: Path) -> None:
+    pixels = np.stack([np.asarray(Pillow.open(io.BytesIO(data))) for _, data, _ in samples(small, "train")])
+    stats = dataset.read_stats(small)
+    flat = pixels.reshape(-1, 3).astype(np.float64)
+    values, vectors = np.linalg.eigh(np.cov(flat.T, bias=True))
+    np.testing.assert_allclose(stats.mean, pixels.mean(axis=0, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(stats.eigenvalues, values[::-1], rtol=1e-6)
+    assert (np.abs((stats.eigenvectors * vectors[:, ::-1]).sum(axis=0)) > 1 - 1e-6).all()
+    assert stats.num_images == 1000
+
+
+def test_two_workers_write_the_same_bytes(sample_source: Path, small: Path, tmp_path: Path) -> None:
+    assert shards(sample_source, tmp_path / "o", "--workers", 2).returncode == 0
+    assert digests(tmp_path / "o") == digests(small)
+
+
+def test_raw_codec(sample_source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "raw"
+    assert shards(sample_source, out, "--codec", "raw").returncode == 0
+    for key, data, _ in list(samples(out, "val"))[:5]:
+        assert data.startswith(b"P6\n64 64\n255\n"), key
+        assert len(data) == 13 + 64 * 64 * 3
+    assert dataset.read_manifest(out).quality is None
+
+
+def test_order_is_golden() -> None:
+    """Not NumPy's to change: the order decides the bytes of every dataset."""
+    assert shuffled(10, 0, "train").tolist() == GOLDEN
+    assert sorted(shuffled(1000, 3, "val").tolist()) == list(range(1000))
+    assert shuffled(1000, 3, "val").tolist() != shuffled(1000, 4, "val").tolist()
+
+
+GOLDEN = [4, 8, 1, 6, 2, 7, 3, 9, 0, 5]
+
+
+def start(src: Path, out: Path) -> subprocess.Popen[str]:
+    arguments = ("shards", "--src", src, "--out", out, "--size", 64, "--samples-per-shard", 150, "--workers", 2)
+    return subprocess.Popen(command(*arguments), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for_work(out: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not any(out.glob(".work/*.receipt.npz")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_killed_runs_end_in_the_same_bytes(sample_source: Path, small: Path, tmp_path: Path) -> None:
+    out, rng = tmp_path / "o", random.Random(0)
+    for _ in range(3):
+        process = start(sample_source, out)
+        time.sleep(rng.uniform(0.25, 0.8))
+        process.kill()
+        process.communicate()
+    assert shards(sample_source, out).returncode == 0
+    assert digests(out) == digests(small)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_in_one_line_and_the_work_is_kept(
+    sample_source: Path, small: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "o"
+    process = start(sample_source, out)
+    wait_for_work(out)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.strip().endswith("interrupted")
+    receipts = {path.name: path.stat().st_mtime_ns for path in out.glob(".work/*.receipt.npz")}
+    tars = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    assert receipts
+    assert shards(sample_source, out).returncode == 0
+    kept = [name.replace(".receipt.npz", ".tar") for name in receipts]
+    assert all((out / name).stat().st_mtime_ns == tars[name] for name in kept)  # not made again
+    assert digests(out) == digests(small)
+
+
+def test_a_killed_worker_costs_nothing(sample_source: Path, small: Path, tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    out = tmp_path / "o"
+    process = start(sample_source, out)
+    wait_for_work(out)
+    children = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    assert children
+    children[0].kill()
+    assert process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert digests(out) == digests(small)
+
+
+def folder_source(root: Path, count: int = 12) -> Path:
+    for label in ("a", "b"):
+        (root / "train" / label).mkdir(parents=True)
+        for k in range(count):
+            level = 20 * k + (label == "b")
+            Pillow.new("RGB", (80 + k, 70), (level, 100, 50)).save(root / "train" / label / f"{k}.jpg")
+    return root
+
+
+def test_rejects_fail_the_run_unless_permitted(tmp_path: Path) -> None:
+    src, out = folder_source(tmp_path / "src"), tmp_path / "o"
+    (src / "train/a/3.jpg").write_bytes(b"")
+    (src / "train/b/5.jpg").write_bytes((src / "train/b/5.jpg").read_bytes()[:400])
+    failed = shards(src, out, "--max-rejects", 1)
+    assert failed.returncode == 2
+    assert "3.jpg" in failed.stderr
+    assert "--max-rejects 2" in failed.stderr
+    assert not (out / dataset.MANIFEST).exists()
+    made = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    assert shards(src, out, "--max-rejects", 2).returncode == 0
+    assert made == {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    manifest = dataset.read_manifest(out)
+    assert manifest.splits["train"].samples == 22
+    assert manifest.splits["train"].rejects == {"empty": 1, "truncated": 1}
+    lines = [json.loads(line) for line in (out / dataset.REJECTS).read_text().splitlines()]
+    assert {(line["key"], line["kind"]) for line in lines} == {("a_3", "empty"), ("b_5", "truncated")}
+    assert shards(src, out, "--max-rejects", 2).returncode == 0
+
+
+def test_a_second_run_does_nothing_and_another_is_refused(sample_source: Path, small: Path) -> None:
+    before = digests(small)
+    again = shards(sample_source, small)
+    assert again.returncode == 0
+    assert "already there" in again.stdout
+    for arguments in (("--seed", 1), ("--quality", 90), ("--codec", "raw"), ("--samples-per-shard", 149)):
+        other = shards(sample_source, small, *arguments)
+        assert other.returncode == 2
+        assert "another dataset" in other.stderr
+        assert other.stderr.count("\n") == 1
+    assert digests(small) == before
+
+
+def test_another_source_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
+    src, out = folder_source(tmp_path / "src"), tmp_path / "o"
+    assert shards(src, out).returncode == 0
+    first = open_source(src).fingerprint
+    (src / "train/a/0.jpg").rename(src / "train/a/zero.jpg")
+    refused = shards(src, out)
+    assert refused.returncode == 2
+    assert first in refused.stderr
+    assert open_source(src).fingerprint in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (("--src", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("--src", "{src}", "--out", "/proc/nothing"), "cannot write to /proc/nothing"),
+        (("--src", "{src}", "--quality", 101), "--quality 101"),
+        (("--src", "{src}", "--workers", 0), "--workers 0"),
+        (("--src", "{src}", "--size", 1), "--size 1"),
+    ],
+)
+def test_user_errors_are_one_line(tmp_path: Path, arguments: tuple[Any, ...], wanted: str) -> None:
+    src = folder_source(tmp_path / "src", 1)
+    done = preprocess("shards", *(str(a).format(src=src) for a in arguments))
+    assert done.returncode == 2
+    assert wanted in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_events(tmp_path: Path) -> None:
+    src = folder_source(tmp_path / "src")
+    assert shards(src, tmp_path / "o", "--run-dir", tmp_path / "run").returncode == 0
+    records = EventTail(tmp_path / "run" / "shards.jsonl").read()
+    assert [records[0]["kind"], records[-1]["kind"]] == ["start", "end"]
+    assert records[-1]["outcome"] == "finished"
+    progress = [record for record in records if record["kind"] == "progress"]
+    assert sum(record["images"] for record in progress) == 24
+    assert progress[-1]["done"] == progress[-1]["total"] == 24
+    sizes = sum(path.stat().st_size for path in src.glob("train/*/*"))
+    assert sum(record["bytes_in"] for record in progress) == sizes
+
+
+def test_an_earlier_copy_moves(small: Path, sample_source: Path, tmp_path: Path) -> None:
+    """A dataset holds no path: a moved one is as whole as before."""
+    moved = shutil.copytree(small, tmp_path / "moved")
+    assert "already there" in shards(sample_source, moved).stdout

@@ -1,0 +1,216 @@
+"""What is listed, under which key and label, and one clear line for every source that contradicts itself."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+from scipy.io import loadmat
+
+from preprocess.archives import DEVKIT, META, TRAIN, TRUTH, VAL
+from preprocess.errors import UserError
+from preprocess.listing import make_key
+from preprocess.sources import Reader, open_source
+
+
+def jpeg(level: int = 100) -> bytes:
+    file = io.BytesIO()
+    Pillow.new("RGB", (20, 16), (level, level, level)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def folders(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(jpeg())
+    return root
+
+
+def tar(files: list[tuple[str | tarfile.TarInfo, bytes]], kind: int = tarfile.USTAR_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
+        for name, data in files:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def with_archive(source: Path, root: Path, name: str, content: bytes) -> Path:
+    """A copy of a source, one of its archives replaced."""
+    shutil.copytree(source, root)
+    (root / name).write_bytes(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "wnid", "key"),
+    [
+        ("n01440764_10026.JPEG", "n01440764", "n01440764_10026"),
+        ("cat 1.jpg", "cats", "cats_cat_1"),
+        ("a.b.png", "x", "x_a_b"),
+        ("ILSVRC2012_val_00000001.JPEG", None, "ILSVRC2012_val_00000001"),
+        ("folder/é.jpg", "c", "c__"),
+    ],
+)
+def test_keys(name: str, wnid: str | None, key: str) -> None:
+    assert make_key(name, wnid) == key
+
+
+def test_labels_against_an_independent_reading(sample_source: Path) -> None:
+    """Ids are not in wnid order, and labels are: read by tarfile and SciPy here, by our own code there."""
+    with tarfile.open(sample_source / DEVKIT) as kit:
+        files = {name: kit.extractfile(name) for name in (META, TRUTH)}
+        meta, truth = (file.read() for file in files.values() if file)
+    wnid_of = {
+        int(r["ILSVRC2012_ID"].item()): str(r["WNID"].item()) for r in loadmat(io.BytesIO(meta))["synsets"][:, 0]
+    }
+    leaves = sorted(wnid for wnid in wnid_of.values() if wnid != "n00000000")
+    source = open_source(sample_source)
+    assert [c.wnid for c in source.classes] == leaves
+    assert [c.ilsvrc_id for c in source.classes] != sorted(c.ilsvrc_id or 0 for c in source.classes)
+    assert all(wnid_of[c.ilsvrc_id or 0] == c.wnid for c in source.classes)
+    val, reader = source.splits["val"], Reader()
+    assert [leaves[label] for label in val.label] == [wnid_of[int(line)] for line in truth.split()]
+    with tarfile.open(sample_source / VAL) as archive:
+        for row in (0, 77, 199):
+            item = val.item(row)
+            member = archive.extractfile(item.name)
+            assert member
+            assert reader.read(item) == member.read()
+            assert item.key == f"ILSVRC2012_val_{row + 1:08d}"
+
+
+def test_train_members_lie_where_listed(sample_source: Path) -> None:
+    source = open_source(sample_source)
+    train = source.splits["train"]
+    with tarfile.open(sample_source / TRAIN) as outer:
+        for row in (0, 555, 999):
+            item = train.item(row)
+            with tarfile.open(fileobj=outer.extractfile(f"{source.classes[item.label].wnid}.tar")) as inner:
+                member = inner.extractfile(item.name)
+                assert member
+                assert Reader().read(item) == member.read()
+
+
+def test_tiny100_labels(tiny100: Path) -> None:
+    source = open_source(tiny100)
+    assert {split: len(listing) for split, listing in source.splits.items()} == {"train": 50_000, "val": 5_000}
+    for row in (0, 12_345, 49_999):
+        item = source.splits["train"].item(row)
+        assert item.name.startswith(source.classes[item.label].wnid + "_")
+    assert (np.bincount(source.splits["val"].label) == 50).all()
+    # read off the kit by hand: meta.mat's first row is (1, n04099969, rocking chair)
+    assert [c.wnid for c in source.classes if c.ilsvrc_id == 1] == ["n04099969"]
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    source = open_source(folders(tmp_path, "train/b/b_1.jpg", "train/a/1.jpg", "train/a/.hidden.jpg", "val/b/x.png"))
+    assert [c.wnid for c in source.classes] == ["a", "b"]
+    train, val = source.splits["train"], source.splits["val"]
+    assert [train.item(k).key for k in range(len(train))] == ["a_1", "b_1"]
+    assert val.label.tolist() == [1]
+    assert Reader().read(train.item(0)) == jpeg()
+
+
+def test_fingerprint_follows_names_sizes_and_classes(tmp_path: Path) -> None:
+    root = folders(tmp_path, "train/a/1.jpg", "train/b/2.jpg")
+    seen = {open_source(root).fingerprint}
+    assert open_source(root).fingerprint in seen
+    (root / "train/a/1.jpg").write_bytes(jpeg() + b"more")
+    seen.add(open_source(root).fingerprint)
+    (root / "train/a/1.jpg").rename(root / "train/a/3.jpg")
+    seen.add(open_source(root).fingerprint)
+    (root / "train/b").rename(root / "train/c")
+    seen.add(open_source(root).fingerprint)
+    assert len(seen) == 4
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        open_source(root)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_refuses_bad_folders(tmp_path: Path) -> None:
+    assert "no such folder" in refusal(tmp_path / "nothing")
+    assert "neither" in refusal(tmp_path)
+    (tmp_path / "train").mkdir()
+    assert "no class folders" in refusal(tmp_path)
+    folders(tmp_path, "train/a/1.jpg")
+    (tmp_path / "train/empty").mkdir()
+    assert "train/empty holds no images" in refusal(tmp_path)
+    (tmp_path / "train/empty").rmdir()
+    folders(tmp_path, "val/z/1.jpg")
+    assert "val/z has no counterpart" in refusal(tmp_path)
+
+
+def test_refuses_two_files_for_one_key(tmp_path: Path) -> None:
+    line = refusal(folders(tmp_path, "train/a/x.jpg", "train/a/x.png"))
+    assert "x.jpg" in line
+    assert "x.png" in line
+
+
+@pytest.mark.parametrize("name", [TRAIN, VAL, DEVKIT])
+def test_refuses_a_missing_or_damaged_archive(sample_source: Path, tmp_path: Path, name: str) -> None:
+    root = with_archive(sample_source, tmp_path / "s", name, (sample_source / name).read_bytes()[:-30_000])
+    assert name in refusal(root) or name.split("_", 1)[0] in refusal(root)
+    (root / name).unlink()
+    assert f"lacks {name}" in refusal(root)
+
+
+def test_refuses_ground_truth_of_another_length(sample_source: Path, tmp_path: Path) -> None:
+    with tarfile.open(sample_source / DEVKIT) as kit:
+        files = {name: kit.extractfile(name) for name in (META, TRUTH)}
+        meta, truth = (file.read() for file in files.values() if file)
+    short = tar([(META, meta), (TRUTH, truth[:-2])])
+    line = refusal(with_archive(sample_source, tmp_path / "s", DEVKIT, short))
+    assert "200 images" in line
+    assert "199 lines" in line
+
+
+def hostile(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_hostile_members_are_skipped_with_a_line(sample_source: Path, tmp_path: Path) -> None:
+    with tarfile.open(sample_source / TRAIN) as outer:
+        inner = {m.name: outer.extractfile(m) for m in outer}
+        contents: list[tuple[str | tarfile.TarInfo, bytes]] = [(n, f.read()) for n, f in inner.items() if f]
+    with tarfile.open(fileobj=io.BytesIO(contents[0][1])) as first:
+        good = [(m.name, first.extractfile(m)) for m in first]
+        files: list[tuple[str | tarfile.TarInfo, bytes]] = [(name, f.read()) for name, f in good if f]
+    bad: list[tuple[str | tarfile.TarInfo, bytes]] = [
+        ("/etc/passwd.jpg", b"x"),
+        ("../../up.jpg", b"x"),
+        ("new\nline.jpg", b"x"),
+        ("x" * 10_000 + ".jpg", b"x"),
+        ("deep.tar", tar([("deeper.jpg", b"x")])),
+        (hostile("link.jpg", tarfile.SYMTYPE, "/etc/passwd"), b""),
+        (hostile("hard.jpg", tarfile.LNKTYPE, "n00000001_0.JPEG"), b""),
+        (hostile("device.jpg", tarfile.CHRTYPE), b""),
+        (hostile("folder.jpg", tarfile.DIRTYPE), b""),
+    ]
+    contents[0] = (contents[0][0], tar(files[:50] + bad + files[50:], tarfile.GNU_FORMAT))
+    root = with_archive(sample_source, tmp_path / "s", TRAIN, tar(contents))
+    source = open_source(root)
+    assert len(source.splits["train"]) == 1000
+    assert len(source.skipped) == len(bad)
+    assert all("\n" not in line and len(line) < 1000 for line in source.skipped)
+    rows = [source.splits["train"].item(row) for row in (0, 49, 50, 99)]
+    assert [Reader().read(item) for item in rows] == [files[k][1] for k in (0, 49, 50, 99)]
+
+
+def test_refuses_a_member_larger_than_its_tar(sample_source: Path, tmp_path: Path) -> None:
+    data = bytearray((sample_source / VAL).read_bytes())
+    data[124:136] = b"00077777777\0"
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + sum(data[156:512]) + 8 * 32)
+    assert "cut short" in refusal(with_archive(sample_source, tmp_path / "s", VAL, bytes(data)))
