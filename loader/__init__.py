@@ -6,8 +6,9 @@ with Loader("shards", "train", LoaderConfig(batch_size=256)) as loader:
     for images, labels, ids in loader: ...
 """
 
+from loader.batch import Batch
 from loader.config import LoaderConfig
 from loader.coverage import Coverage, coverage
-from loader.loader import Batch, Loader
+from loader.loader import Loader
 
 __all__ = ["Batch", "Coverage", "Loader", "LoaderConfig", "coverage"]

@@ -11,7 +11,7 @@ from preprocess.errors import UserError
 
 
 class Coverage(TypedDict):
-    """Counts of samples. A whole epoch has missing = duplicates = 0, and dropped = 0 unless the remainder is dropped."""
+    """Counts. A whole epoch has missing = duplicates = 0, and dropped = 0 unless the remainder is dropped."""
 
     seen: int  # different samples
     missing: int  # neither seen nor dropped

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from loader import plan
+from loader.batch import Batch
 from loader.config import LoaderConfig
 from loader.coverage import Coverage, coverage
-from loader.produce import Batch, Producer
+from loader.produce import Producer
 from loader.work import Job, Meter
 from preprocess.dataset import ImageClass, Manifest, Stats, read_index, read_manifest, read_stats, require_split
 from preprocess.errors import UserError
@@ -60,9 +61,7 @@ class Loader:
         self.manifest: Manifest = read_manifest(self.root)
         samples = require_split(self.root, self.manifest, split).samples
         if config.crop > self.manifest.image_size:
-            raise UserError(
-                f"crop is {config.crop}; the images of {root} have {self.manifest.image_size} pixels a side"
-            )
+            raise UserError(f"crop is {config.crop}; the images of {root} have {self.manifest.image_size} px a side")
         self.stats: Stats = read_stats(self.root)
         self._index = read_index(self.root, split)
         if len(self._index.label) != samples:
@@ -120,7 +119,7 @@ class Loader:
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, counting the batches that were taken; the same on every rank. Plain integers and strings."""
+        """Where the loader stands by the batches that were taken, as integers and strings; equal on every rank."""
         epoch, step = self._state()
         return {"epoch": epoch, "step": step} | self._identity()
 

@@ -4,9 +4,9 @@
     (seed, epoch, sample ids)  -> crop offset, mirror, three normals
     (order, step, rank)        -> ids of one rank's rows
 
-The generator is our own Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), since NumPy
-does not promise its streams across versions. The counter holds (id, epoch, purpose), the key the seed, so every number
-can be had alone and in any order: batch size, ranks, threads and resumption cannot change it.
+The generator is our own Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), since
+NumPy does not promise its streams across versions. The counter holds (id, epoch, purpose), the key the seed, so every
+number can be had alone and in any order: batch size, ranks, threads and resumption cannot change it.
 
 Cost of an order, one core of a 2.6 GHz EPYC with AVX-512: 0.06 s and 20 MB for ILSVRC's 1.28 million samples,
 0.7 s and 220 MB for 14 million; for a billion a minute and 16 GB.
@@ -29,7 +29,7 @@ CHUNK = 1 << 14  # ids drawn at a time while ordering: the temporaries stay in t
 
 
 class Draws(NamedTuple):
-    """Augmentation of n samples: offsets int64 [n] in [0, image size - crop], mirror bool [n], normals float64 [n,3]."""
+    """Of n samples: offsets int64 [n] in [0, image size - crop], mirror bool [n], normals float64 [n,3]."""
 
     y: Ids
     x: Ids

@@ -5,34 +5,20 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from loader.batch import IGNORE, Batch
 from loader.decode import decode_jpeg, decode_raw
 from loader.finish import Finisher
 from loader.gpu import decode_and_finish, to_torch
 from loader.plan import PAD
 from loader.source import Ids, Source
 from loader.work import Job, Meter, read_works
-
-IGNORE = -100  # the label of a row without a sample: PyTorch's ignore_index
-
-
-class Batch(NamedTuple):
-    """One rank's rows of one step.
-
-    images [b,3,crop,crop] or [b,10,3,crop,crop], RGB, about -150..150, on the loader's device; labels int64 [b], on
-    it too; ids int64 [b], on the CPU. A row without a sample has zero pixels, label -100 and id -1.
-    On the CPU the images lie in a buffer that is used again: they are valid until the next batch is taken.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    ids: torch.Tensor
 
 
 class Ready(NamedTuple):
@@ -96,7 +82,7 @@ def _run(job: Job, meter: Meter, threads: int, ready: queue.Queue[Any], stopping
         ready.put(last)
 
 
-def _batches(job: Job, meter: Meter, threads: int) -> Iterator[Ready]:
+def _batches(job: Job, meter: Meter, threads: int) -> Generator[Ready, None, None]:
     with closing(Source(job.root, job.manifest.splits[job.split], job.index)) as source:
         make = _on_cpu if job.device.type == "cpu" else _on_gpu
         done = 0
@@ -109,7 +95,7 @@ def _batches(job: Job, meter: Meter, threads: int) -> Iterator[Ready]:
             yield Ready(Batch(_blank(job), labels.to(job.device), ids), 0, None)
 
 
-def _on_cpu(job: Job, source: Source, meter: Meter, threads: int) -> Any:
+def _on_cpu(job: Job, source: Source, meter: Meter, threads: int) -> Generator[Ready, None, None]:
     """One buffer is with the consumer, `prefetch` wait in the queue, one is being filled."""
     ring = [_blank(job) for _ in range(min(job.config.prefetch + 2, len(job.steps)))]
     finish = Finisher(job.stats, job.config, job.epoch)
@@ -125,8 +111,8 @@ def _on_cpu(job: Job, source: Source, meter: Meter, threads: int) -> Any:
             yield Ready(Batch(images, *_rows(job, work.ids)), len(work.ids), None)
 
 
-def _on_gpu(job: Job, source: Source, meter: Meter, threads: int) -> Any:
-    stream = torch.cuda.Stream(job.device)
+def _on_gpu(job: Job, source: Source, meter: Meter, threads: int) -> Generator[Ready, None, None]:
+    stream = torch.cuda.Stream(job.device)  # type: ignore[no-untyped-call]
     done = decode_and_finish(read_works(job, source, meter), job, source, meter, threads)
     with closing(done):
         for work, tensor in done:
@@ -136,7 +122,7 @@ def _on_gpu(job: Job, source: Source, meter: Meter, threads: int) -> Any:
                     images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
                 if job.config.channels_last and job.config.views == 1:
                     images = images.contiguous(memory_format=torch.channels_last)
-                copied = torch.cuda.Event()
+                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 batch = Batch(images, labels.to(job.device), ids)
                 copied.record(stream)
                 stream.synchronize()  # DALI takes its buffer back after this
@@ -149,7 +135,7 @@ def _blank(job: Job) -> torch.Tensor:
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     shape = (job.rows * config.views, 3, config.crop, config.crop)
     images = torch.empty(shape, dtype=config.dtype, device=job.device, memory_format=layout).zero_()
-    return images.unflatten(0, (job.rows, config.views)) if config.views > 1 else images
+    return images.view(job.rows, config.views, *shape[1:]) if config.views > 1 else images
 
 
 def _rows(job: Job, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:

@@ -84,7 +84,8 @@ class Work(NamedTuple):
     @property
     def begins(self) -> NDArray[np.int64]:
         """Where each part begins in the buffer."""
-        return np.cumsum([0] + [len(part) for part in self.parts[:-1]])
+        begins: NDArray[np.int64] = np.cumsum([0] + [len(part) for part in self.parts[:-1]])
+        return begins
 
 
 class Meter:
