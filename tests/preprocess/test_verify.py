@@ -1,0 +1,144 @@
+"""Damage that verify must find and name; and that inspect says what is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocess import dataset
+from preprocess.errors import UserError
+from preprocess.inspect import InspectConfig, inspect
+from preprocess.shard import ShardWriter
+from preprocess.verify import VerifyConfig, verify
+
+
+def flip_a_bit(root: Path) -> str:
+    path = root / "train-00002.tar"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    return path.name
+
+
+def cut_an_archive(root: Path) -> str:
+    path = root / "train-00001.tar"
+    path.write_bytes(path.read_bytes()[:-1000])
+    return path.name
+
+
+def lose_an_archive(root: Path) -> str:
+    (root / "val-00000.tar").unlink()
+    return "val-00000.tar"
+
+
+def swap_shards(root: Path) -> str:
+    one, other = root / "train-00003.tar", root / "train-00004.tar"
+    one.rename(root / "x")
+    other.rename(one)
+    (root / "x").rename(other)
+    return one.name
+
+
+def stale_idx(root: Path) -> str:
+    path = root / "train-00000.idx"
+    header, first, second, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text(header + second + first + "".join(rest))
+    return path.name
+
+
+def stale_index(root: Path) -> str:
+    """Another index, its hash in the manifest put right: only the archives can tell."""
+    index = dataset.read_index(root, "train")
+    changed = dataset.write_index(root, "train", index._replace(label=np.roll(index.label, 1)))
+    manifest = json.loads((root / dataset.MANIFEST).read_text())
+    manifest["splits"]["train"]["index_sha256"] = changed
+    (root / dataset.MANIFEST).write_text(json.dumps(manifest))
+    return "train-00000.tar"
+
+
+def other_statistics(root: Path) -> str:
+    stats = dataset.read_stats(root)
+    dataset.write_stats(root, stats._replace(mean=stats.mean + 1))
+    return dataset.STATS
+
+
+def unreadable_picture(root: Path) -> str:
+    """A shard that is what its manifest says, with a picture in it that is none."""
+    manifest = dataset.read_manifest(root)
+    split = manifest.splits["val"]
+    path = root / split.shards[0].name
+    with tarfile.open(path) as tar:
+        blobs = [file.read() for file in map(tar.extractfile, tar.getmembers()) if file]
+        keys = [name.rpartition(".")[0] for name in tar.getnames()[::2]]
+    blobs[0] = b"\xff\xd8\xff no picture"
+    with path.open("wb") as out:
+        writer = ShardWriter(out, "jpg")
+        for key, data, label in zip(keys, blobs[::2], blobs[1::2], strict=True):
+            writer.add(key, data, int(label))
+        writer.close()
+    path.with_suffix(".idx").write_text(f"v1.2 {len(keys)}\n" + "".join(writer.lines))
+    index = dataset.read_index(root, "val")
+    index.offset[: len(keys)], index.size[: len(keys)] = writer.offset, writer.size
+    shard = dataclasses.replace(split.shards[0], bytes=writer.bytes, sha256=writer.digest.hexdigest())
+    split = dataclasses.replace(
+        split, shards=(shard, *split.shards[1:]), index_sha256=dataset.write_index(root, "val", index)
+    )
+    changed = dataclasses.replace(manifest, splits=manifest.splits | {"val": split})
+    dataset.write_durably(root / dataset.MANIFEST, changed.to_json())
+    return f"{path.name}: sample 0"
+
+
+DAMAGE = [flip_a_bit, cut_an_archive, lose_an_archive, swap_shards, stale_idx, stale_index, other_statistics,
+          unreadable_picture]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_verify_names_the_damage(
+    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], str]
+) -> None:
+    root = shutil.copytree(sample_shards, tmp_path / "copy")
+    named = damage(root)
+    with pytest.raises(UserError, match="finding"):
+        verify(VerifyConfig(shards=root, sample=2000))
+    assert named in capsys.readouterr().out
+
+
+def test_a_sound_dataset_passes(sample_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verify(VerifyConfig(shards=sample_shards))
+    assert "1,200 samples" in capsys.readouterr().out
+
+
+def test_inspect_shows_counts_and_statistics(sample_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inspect(InspectConfig(shards=sample_shards))
+    shown = capsys.readouterr().out
+    assert "train: 1,000 images" in shown
+    assert "val: 200 images" in shown
+    assert "100 to 100" in shown
+    assert f"{np.sqrt(dataset.read_stats(sample_shards).eigenvalues[0]):.2f}" in shown
+
+
+def test_writer_writes_what_tarfile_writes() -> None:
+    """The archive is written by hand for speed; tarfile, told the same, writes the same bytes."""
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    buffered = io.BufferedWriter(ours)  # type: ignore[type-var]
+    writer = ShardWriter(buffered, "jpg")
+    samples = [(f"k{k}", bytes([k]) * (k * 400), k) for k in range(6)]
+    for key, data, label in samples:
+        writer.add(key, data, label)
+    writer.close()
+    buffered.flush()
+    with tarfile.open(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, data, label in samples:
+            for name, content in ((f"{key}.jpg", data), (f"{key}.cls", str(label).encode())):
+                info = tarfile.TarInfo(name)
+                info.size, info.mode, info.uname, info.gname = len(content), 0o644, "gratis", "gratis"
+                tar.addfile(info, io.BytesIO(content))
+    assert ours.getvalue() == theirs.getvalue()
