@@ -81,6 +81,9 @@ def main() -> None:
 
 def serve(config: ServeConfig) -> None:
     """Serves until SIGTERM or SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # both before uvicorn's own and after, when it raises them again
+        signal.signal(number, lambda *_: sys.exit(0))
+
     from server.access import Access
 
     token = _token(config.token_file)
@@ -109,8 +112,6 @@ def serve(config: ServeConfig) -> None:
             h11_max_incomplete_event_size=16 << 10,
         )
     )
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has shut down: an exit of 0 here
-        signal.signal(number, lambda *_: None)
     host = f"[{config.host}]" if ":" in config.host else config.host
     print(f"serving http://{host}:{listener.getsockname()[1]}/", flush=True)
     server.run(sockets=[listener])
@@ -134,6 +135,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(256)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(

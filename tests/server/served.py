@@ -144,7 +144,10 @@ def serving(root: Path, *arguments: str, env: Mapping[str, str] | None = None) -
         yield line.split()[1].rstrip("/")
     finally:
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        try:
+            out, err = process.communicate(timeout=10)
+        finally:
+            process.kill()
         assert (process.returncode, out, err) == (0, "", "")
 
 

@@ -1,0 +1,346 @@
+"""The server as its clients meet it: a real process on a loopback port."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from served import ROOT, RunWriter, ask, dead_pid, get, get_json, read_events, serving, writing
+
+TOKEN = "correct-horse-battery-staple"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A server over one finished and one running run, the latter the newest."""
+    root = tmp_path_factory.mktemp("runs")
+    old = RunWriter(root / "old one", pid=dead_pid())
+    old.start()
+    old.step(10)
+    old.end("finished")
+    os.utime(old.path / "rank-0.jsonl", (1e9, 1e9))
+    new = RunWriter(root / "new", world=2)
+    new.start()
+    for step in (10, 20, 30):
+        new.step(step)
+    new.writers[0].write("warning", {"message": "cannot read /home/somebody/secret/file.tar, or ~/x/y"})
+    new.writers[0].write(
+        "eval", {"views": 1, "images": 200, "top1": 0.75, "top5": 0.9, "nll": 1.0, "wall_s": 2.0}, epoch=0, step=30
+    )
+    (root / "no run").mkdir()
+    (root / "file").write_text("x")
+    (root.parent / "outside").mkdir(exist_ok=True)
+    with serving(root) as url:
+        yield url, root
+
+
+def test_status_of_the_newest_run(site: tuple[str, Path]) -> None:
+    status = get_json(f"{site[0]}/status")
+    assert (status["name"], status["state"], status["step"], status["epoch"]) == ("new", "running", 30, 0)
+    assert status["images_per_s"] == {"loader": 500.0, "delivered": 200.0, "trainer": 200.0}
+    assert status["headroom"] == 2.5
+    assert status["data_wait_fraction"] == pytest.approx(0.01)
+    assert status["verdict"]["kind"] == "compute-bound"
+    assert [rank["rank"] for rank in status["ranks"]] == [0, 1]
+    assert status["ranks"][1]["stages"]["decode"] == pytest.approx(2.5 / 4)
+    assert status["evaluations"][0]["top1_error"] == 0.25
+    assert status["remaining_s"] == 170.0  # 5 x 40 - 30 steps of one second
+
+
+def test_status_by_name(site: tuple[str, Path]) -> None:
+    status = get_json(f"{site[0]}/status/{quote('old one')}")
+    assert (status["name"], status["state"], status["step"]) == ("old one", "finished", 10)
+
+
+def test_runs(site: tuple[str, Path]) -> None:
+    runs = get_json(f"{site[0]}/runs")["runs"]
+    assert [(run["name"], run["state"], run["step"]) for run in runs] == [
+        ("new", "running", 30),
+        ("old one", "finished", 10),
+    ]
+
+
+NAMES = ["nothing", "no run", "file", "..", ".", "../outside", "..%2foutside", "%2e%2e%2foutside", "new/", "new/../new",
+         "new%00", "%2fetc%2fpasswd", "new\\", "%ff", "NEW", "a" * 5000, "rank-0.jsonl"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_names_are_not_found(site: tuple[str, Path], name: str) -> None:
+    parts = urlsplit(site[0])
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    raw = name.replace(" ", "%20").replace("\\", "%5c")
+    for path in (f"/status/{raw}", f"/events?run={raw}"):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+        assert answer.status in (404, 307), path
+        assert b"outside" not in body
+    connection.close()
+
+
+def test_no_folders_or_configuration_in_any_answer(site: tuple[str, Path]) -> None:
+    url, root = site
+    for path in ("/status", "/status/new", "/runs", "/metrics", "/openapi.json", "/readyz", "/status/x"):
+        _, body, _ = get(url + path)
+        for secret in (str(root), "somebody", "secret", "/home", str(ROOT), os.environ.get("HOME", "/root") + "/"):
+            assert secret not in body.decode(), (path, secret)
+    assert "file.tar" in get(url + "/status")[1].decode()
+
+
+def test_probes(site: tuple[str, Path], tmp_path: Path) -> None:
+    for path in ("/livez", "/healthz", "/readyz"):
+        assert get(site[0] + path)[0] == 200
+    with serving(tmp_path / "runs", "--stall-seconds", "5") as url:
+        assert get(f"{url}/livez")[0] == 200
+        assert (get(f"{url}/readyz")[0], get(f"{url}/status")[0]) == (503, 404)
+        assert get_json(f"{url}/runs") == {"runs": []}
+        run = RunWriter(tmp_path / "runs" / "a")
+        run.start()
+        time.sleep(0.5)
+        assert (get(f"{url}/readyz")[0], get_json(f"{url}/status")["state"]) == (503, "starting")
+        run.step(10)
+        time.sleep(0.5)
+        assert (get(f"{url}/readyz")[0], get_json(f"{url}/status")["state"]) == (200, "running")
+        long_ago = time.time() - 60
+        os.utime(run.path / "rank-0.jsonl", (long_ago, long_ago))
+        time.sleep(0.5)
+        assert (get(f"{url}/readyz")[0], get_json(f"{url}/status")["state"]) == (503, "stalled")
+
+
+def test_the_server_outlives_the_trainer_and_a_deleted_run(tmp_path: Path) -> None:
+    with serving(tmp_path) as url:
+        with writing(tmp_path / "a") as process:
+            time.sleep(0.5)
+            assert get_json(f"{url}/status/a")["state"] == "running"
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            time.sleep(0.5)
+            status = get_json(f"{url}/status/a")
+            assert status["state"] == "crashed"
+            assert status["ranks"][0]["state"] == "gone"
+            assert status["images_per_s"]["trainer"] == 100.0
+        shutil.rmtree(tmp_path / "a")
+        time.sleep(0.5)
+        assert get(f"{url}/status/a")[0] == 404
+        assert get(f"{url}/metrics")[0] == 200
+
+
+def test_events_replay_and_resume(site: tuple[str, Path]) -> None:
+    url = f"{site[0]}/events?run=new"
+    events = read_events(url, 4)
+    assert [event.get("event") for event in events] == ["status", "interval", "interval", "interval"]
+    assert [event.get("id") for event in events] == [None, "new/1.10", "new/1.20", "new/1.30"]
+    assert json.loads(events[0]["data"])["name"] == "new"
+    assert [json.loads(event["data"])["step"] for event in events[1:]] == [10, 20, 30]
+    resumed = read_events(url, 2, Last_Event_ID="new/1.20")
+    assert [event.get("id") for event in resumed] == [None, "new/1.30"]
+    for other in ("old/1.20", "nonsense", "new/x.y", "new/1." + "9" * 99):
+        assert read_events(url, 2, Last_Event_ID=other)[1]["id"] == "new/1.10"
+
+
+def test_events_come_live_and_follow_the_newest_run(tmp_path: Path) -> None:
+    first = RunWriter(tmp_path / "a")
+    first.start()
+    first.step(10)
+    with serving(tmp_path) as url, urllib.request.urlopen(f"{url}/events", timeout=15) as stream:
+
+        def until(text: bytes) -> None:
+            deadline = time.monotonic() + 10
+            while text not in stream.readline():
+                assert time.monotonic() < deadline
+
+        until(b"id: a/1.10")
+        first.step(20)
+        until(b"id: a/1.20")
+        second = RunWriter(tmp_path / "b")
+        second.start()
+        second.step(10)
+        until(b"id: b/1.10")
+
+
+def test_event_clients_are_bounded_and_their_places_freed(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    with serving(tmp_path) as url:
+        clients = [urllib.request.urlopen(f"{url}/events", timeout=15) for _ in range(64)]
+        try:
+            status, _, headers = get(f"{url}/events")
+            assert (status, headers["retry-after"]) == (503, "10")
+            assert get(f"{url}/status")[0] == 200
+        finally:
+            for client in clients:
+                client.close()
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                read_events(f"{url}/events", 1)
+                break
+            except urllib.error.HTTPError as error:
+                error.close()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+
+
+def test_metrics_parse_in_both_formats(site: tuple[str, Path]) -> None:
+    for accept, parse, content_type in (
+        ("text/plain", parse_text, "text/plain"),
+        ("application/openmetrics-text; version=1.0.0", parse_openmetrics, "application/openmetrics-text"),
+    ):
+        status, body, headers = get(f"{site[0]}/metrics", Accept=accept)
+        assert status == 200
+        assert headers["content-type"].startswith(content_type)
+        samples = {
+            (one.name, *sorted(one.labels.items())): one.value
+            for family in parse(body.decode())
+            for one in family.samples
+        }
+        assert all(name.startswith("gratis_") for name, *_ in samples)
+        by_run, by_rank = ("run", "new"), ("rank", "1")
+        assert samples["gratis_trained_images_total", by_rank, by_run] == 3000
+        assert samples["gratis_loader_stage_seconds_total", by_rank, by_run, ("stage", "decode")] == 7.5
+        assert samples["gratis_loader_images_per_second", by_run] == 500
+        assert samples["gratis_run_state", by_run, ("state", "running")] == 1
+        assert samples["gratis_run_state", by_run, ("state", "crashed")] == 0
+        assert any(name == "gratis_build_info" for name, *_ in samples)
+
+
+def test_promtool_finds_nothing_wrong(site: tuple[str, Path]) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("needs promtool, of Debian's package prometheus")
+    _, body, _ = get(f"{site[0]}/metrics")
+    done = subprocess.run([promtool, "check", "metrics"], input=body, capture_output=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_openapi_tells_every_fields_unit(site: tuple[str, Path]) -> None:
+    schema = get_json(f"{site[0]}/openapi.json")
+    assert {"/status", "/status/{run}", "/runs", "/events", "/metrics", "/livez", "/readyz", "/healthz"} == set(
+        schema["paths"]
+    )
+    ours = {name: one for name, one in schema["components"]["schemas"].items() if "Validation" not in name}
+    for name, model in ours.items():
+        for field, value in model["properties"].items():
+            assert value.get("description"), (name, field)
+    assert "RunStatus" in ours
+
+
+def test_page_and_headers(site: tuple[str, Path]) -> None:
+    status, body, headers = get(f"{site[0]}/")
+    page = body.decode()
+    assert status == 200
+    assert "'unsafe" not in headers["content-security-policy"]
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert headers["access-control-allow-origin"] is None
+    assert headers["server"] is None
+    assert not re.search(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=|https?://", page)
+    for link in re.findall(r'(?:src|href)="([^"]+)"', page):
+        assert get(f"{site[0]}/{link}")[0] == 200
+    for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/", "/docs", "/redoc"):
+        assert get(site[0] + path)[0] == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE"])
+def test_get_alone_is_allowed(site: tuple[str, Path], method: str) -> None:
+    status, _, headers = ask(urllib.request.Request(f"{site[0]}/status", method=method))
+    assert (status, headers["allow"]) == (405, "GET")
+
+
+HOSTS = [("localhost", 200), ("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("Box.Example:1", 200),
+         ("evil.example", 421), ("127.0.0.1.evil.example", 421), ("", 421), ("a@evil.example", 421)]  # fmt: skip
+
+
+def test_host_header(tmp_path: Path) -> None:
+    with serving(tmp_path, "--allow-host", "box.example", "--allow-host", "other") as url:
+        for host, status in HOSTS:
+            assert get(f"{url}/runs", Host=host)[0] == status, host
+
+
+def test_token(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN + "\n")
+    for arguments, env in ((["--token-file", str(file)], {}), ([], {"GRATIS_TOKEN": TOKEN})):
+        with serving(tmp_path / "runs", *arguments, "--host", "0.0.0.0", env=env) as bound:
+            url = bound.replace("0.0.0.0", "127.0.0.1")
+            for path in ("/runs", "/metrics", "/openapi.json", "/status", "/events", "/status/x"):
+                assert get(url + path)[0] == 401, path
+            for path in ("/", "/livez", "/healthz", "/static/page.js"):
+                assert get(url + path)[0] == 200, path
+            assert get(f"{url}/readyz")[0] == 503
+            for given in ("", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xff"):
+                assert get(f"{url}/runs", Authorization=given)[0] == 401, given
+            assert get(f"{url}/runs", Cookie="gratis_token=wrong")[0] == 401
+            assert get(f"{url}/runs", Authorization=f"Bearer {TOKEN}")[0] == 200
+            assert get(f"{url}/runs", Cookie=f"a=b; gratis_token={TOKEN}")[0] == 200
+
+
+def fails(*arguments: str, env: dict[str, str] | None = None) -> str:
+    """The one line on stderr of a server that must not start."""
+    clean = {key: value for key, value in os.environ.items() if key != "GRATIS_TOKEN"} | (env or {})
+    command = [sys.executable, "-m", "server", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    runs = f"--runs={tmp_path}"
+    (tmp_path / "file").write_text("short")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port} of 127.0.0.1 is in use" in fails(runs, "--port", str(port))
+    assert "GRATIS_TOKEN" in fails(runs, "--host", "0.0.0.0", "--port", "0")
+    assert "16 to 256" in fails(runs, "--token-file", str(tmp_path / "file"), "--port", "0")
+    assert "cannot be read" in fails(runs, "--token-file", str(tmp_path / "none"), "--port", "0")
+    assert "no folder" in fails(f"--runs={tmp_path / 'file'}")
+    assert "99999" in fails(runs, "--port", "99999")
+    assert "cannot listen" in fails(runs, "--host", "203.0.113.7", env={"GRATIS_TOKEN": TOKEN})
+    assert "short" not in fails(runs, "--token-file", str(tmp_path / "file"), "--port", "0").replace("too short", "")
+
+
+def test_oversized_and_broken_requests(site: tuple[str, Path]) -> None:
+    parts = urlsplit(site[0])
+    for request in (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x00\xff\r\n\r\n",
+                    b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n"):  # fmt: skip
+        with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+            connection.sendall(request)
+            assert connection.recv(100).split()[1].startswith(b"4")
+    assert get(f"{site[0]}/livez")[0] == 200
+
+
+def test_starts_and_stops_at_once(tmp_path: Path) -> None:
+    begin = time.perf_counter()
+    with serving(tmp_path) as url:
+        assert get(f"{url}/livez")[0] == 200
+        started = time.perf_counter() - begin
+        stream = urllib.request.urlopen(f"{url}/events", timeout=15)
+        begin = time.perf_counter()
+    assert time.perf_counter() - begin < 3
+    stream.close()
+    assert started < 5  # 0.7 s on an idle machine
+    print(f"up in {started:.2f} s")
+
+
+def test_top_in_a_pipe(site: tuple[str, Path]) -> None:
+    command = [sys.executable, "-m", "server", "top", "--runs", str(site[1])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    assert "compute-bound" in done.stdout
+    assert "500 images/s" in done.stdout
+    assert "no run x in" in fails("top", f"--runs={site[1]}", "--run", "x")
