@@ -103,7 +103,7 @@ def parse(arguments: list[str]) -> Options:
 def _value(arguments: list[str], flag: str) -> str | None:
     """The flag's last value, as a parser would take it."""
     found = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip(arguments, [*arguments, None][1:], strict=True):
         if argument == flag:
             found = following
         elif argument.startswith(flag + "="):

@@ -26,7 +26,8 @@ MOST_STEPS = 1000
 class Report:
     """One interval over all ranks; the same on each. stop: a signal reached some rank."""
 
-    loss: float
+    steps: int
+    loss: float  # mean over the steps
     top1: float
     images: int
     wall_s: float
@@ -97,6 +98,7 @@ class Interval:
         together = sum_over_world(torch.tensor(own, dtype=torch.float64, device=self._mesh.device))
         loss, right, images, all_walls, terminated, interrupted = together.tolist()
         report = Report(
+            steps=self._steps,
             loss=loss / self._steps, top1=right / max(1.0, images), images=round(images),
             wall_s=all_walls / self._mesh.world,
             stop="preempted" if terminated else "interrupted" if interrupted else None,

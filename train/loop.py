@@ -57,11 +57,12 @@ def run(job: Job) -> Outcome:
     """Trains to the end of the recipe, or to what stops it. Collective, the same answer on every rank."""
     interval = Interval(job.mesh, job.loader, job.events, job.signals)
     while job.epoch < job.recipe.epochs:
-        report = train_epoch(job, interval)
+        reports = train_epoch(job, interval)
+        report = reports[-1]
         if not math.isfinite(report.loss):
             return "diverged"
         if job.step == (job.epoch + 1) * len(job.loader):
-            finish_epoch(job, report)
+            finish_epoch(job, reports)
         if report.stop:
             save(job)
             return report.stop
@@ -70,12 +71,13 @@ def run(job: Job) -> Outcome:
     return "finished"
 
 
-def train_epoch(job: Job, interval: Interval) -> Report:
-    """To the end of the epoch or to the first interval that says stop; the last interval's report."""
+def train_epoch(job: Job, interval: Interval) -> list[Report]:
+    """To the end of the epoch or to the first interval that says stop; the report of every interval."""
     recipe, mesh, network = job.recipe, job.mesh, job.network
     steps, rows = len(job.loader), recipe.batch // mesh.data.size
     positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
     begun = job.step - job.epoch * steps
+    reports: list[Report] = []
     interval.begin()
     with tqdm(total=steps, initial=begun, desc=f"epoch {job.epoch + 1}", leave=False, disable=mesh.rank != 0) as bar:
         for images, labels, ids in interval.batches():
@@ -93,15 +95,16 @@ def train_epoch(job: Job, interval: Interval) -> Report:
             job.step += 1
             if interval.due or job.step == (job.epoch + 1) * steps:
                 report = interval.close(epoch=job.epoch, step=job.step, rate=rate["weights"])
+                reports.append(report)
                 job.unsaved_s += report.wall_s
                 bar.update(job.step - job.epoch * steps - bar.n)
                 bar.set_postfix_str(f"loss {report.loss:.3f}, {report.images / report.wall_s:.0f} images/s")
                 if job.step < (job.epoch + 1) * steps and (report.stop or not math.isfinite(report.loss)):
                     break
-    return report
+    return reports
 
 
-def finish_epoch(job: Job, report: Report) -> None:
+def finish_epoch(job: Job, reports: list[Report]) -> None:
     """Receipt, validation by the centre view, checkpoint."""
     seen = all_seen(job)
     if job.mesh.rank == 0:
@@ -118,8 +121,10 @@ def finish_epoch(job: Job, report: Report) -> None:
     scores = report_evaluation(job, 1) if job.evaluates and not last else None  # the last is covered by the ten views
     if job.mesh.rank == 0:
         against = f", validation top-1 {scores.top1:.1%}" if scores else ""
-        line = f"epoch {job.epoch}/{job.recipe.epochs}: loss {report.loss:.3f}, training top-1 {report.top1:.1%}"
-        tqdm.write(line + against)
+        steps, images = sum(report.steps for report in reports), sum(report.images for report in reports)
+        loss = sum(report.loss * report.steps for report in reports) / steps
+        top1 = sum(report.top1 * report.images for report in reports) / images
+        tqdm.write(f"epoch {job.epoch}/{job.recipe.epochs}: loss {loss:.3f}, training top-1 {top1:.1%}{against}")
     if last or job.unsaved_s >= SAVE_EVERY_S:
         save(job)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from train.__main__ import parse
 from train.launch import Launch, choose_run, lock, records
 from train.recipes import RECIPES
 
@@ -194,6 +195,19 @@ def test_a_launch_survives_its_journey_as_json() -> None:
     )  # fmt: skip
     assert Launch.from_json(launch.to_json()) == launch
     assert dataclasses.asdict(launch)["recipe"]["drops"] == RECIPES["released"].drops
+
+
+@pytest.mark.parametrize(
+    ("arguments", "recipe", "epochs"),
+    [
+        ([], "sample", RECIPES["sample"].epochs),
+        (["--shards", "x"], "released", 90),
+        (["--shards=x", "--recipe", "sample", "--recipe=tiny", "--epochs", "7"], "tiny", 7),
+    ],
+)
+def test_the_recipe_s_name_decides_the_defaults(arguments: list[str], recipe: str, epochs: int) -> None:
+    options = parse(arguments)
+    assert (options.recipe, options.fields) == (recipe, dataclasses.replace(RECIPES[recipe], epochs=epochs))
 
 
 def test_help_lists_what_a_user_may_set() -> None:
