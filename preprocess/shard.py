@@ -70,6 +70,11 @@ class Receipt(NamedTuple):
 Report = Callable[[int, int, int, int], None]  # images, bytes read, bytes written, rejects
 
 
+def make_sample_bytes(data: bytes, task: ShardTask) -> bytes:
+    """The image member that a source file becomes. Raises Reject."""
+    return _encode(image.to_image(data, task.size).pixels, task)[0]
+
+
 def receipt_path(out: Path, shard: str) -> Path:
     return out / WORK / f"{shard}.receipt.npz"
 

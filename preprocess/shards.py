@@ -29,6 +29,7 @@ from PIL import features
 from preprocess import dataset
 from preprocess.dataset import Manifest
 from preprocess.errors import UserError
+from preprocess.estimate import describe, estimate_apart, refuse_full_disk
 from preprocess.progress import Progress
 from preprocess.reduce import publish
 from preprocess.shard import WORK, ShardTask, read_receipt, receipt_path
@@ -59,6 +60,8 @@ class ShardsConfig:
     samples_per_shard: int = 1000
     max_rejects: int = 0
     """Publish although up to so many files could not be used."""
+    dry_run: bool = False
+    """Write nothing: say what it would cost in disk and time, measured on a few images."""
     run_dir: Path | None = None
     """Append progress events to shards.jsonl there."""
 
@@ -76,6 +79,10 @@ class ShardsConfig:
         if self.max_rejects < 0:
             raise UserError(f"--max-rejects {self.max_rejects}: 0 or more")
 
+    @property
+    def processes(self) -> int:
+        return self.workers or len(os.sched_getaffinity(0))
+
     def settings(self) -> dict[str, object]:
         """What decides the bytes of the output, source and tools apart."""
         return {
@@ -87,8 +94,11 @@ class ShardsConfig:
         }
 
 
-def make_shards(config: ShardsConfig) -> Manifest:
-    """Makes what is missing of the dataset, publishes it, returns its manifest. A complete one is left as it is."""
+def make_shards(config: ShardsConfig) -> Manifest | None:
+    """Makes what is missing of the dataset, publishes it, returns its manifest. A complete one is left as it is.
+
+    None after a dry run.
+    """
     source = open_source(config.src)
     if (config.out / dataset.MANIFEST).exists():
         manifest = dataset.read_manifest(config.out)
@@ -99,7 +109,13 @@ def make_shards(config: ShardsConfig) -> Manifest:
         print(line, file=sys.stderr)
     if not pillow_name().startswith("pillow-simd"):
         print(f"warning: {pillow_name()} runs, not pillow-simd: half the speed; see docker/install.py", file=sys.stderr)
+    cost = estimate_apart(sum(map(len, source.splits.values())), next(plan(config, source)))
+    if config.dry_run:
+        print(describe(cost, config.processes))
+        return None
     with _claimed(config.out):
+        if cost:
+            refuse_full_disk(config.out, cost.bytes)
         _agree_on_plan(config, source)
         _map(config, source)
         manifest = publish(
@@ -187,6 +203,8 @@ def _claimed(out: Path) -> Iterator[None]:
         raise UserError(f"another process is making shards in {out}; wait for it, or choose another OUT") from None
     try:
         yield
+    except OSError as error:  # a disk that is full, a folder that somebody removed
+        raise UserError(f"{out}: {error}; what is finished stays: mend that and run it again") from None
     finally:
         os.close(lock)
 
@@ -247,7 +265,7 @@ def _map(config: ShardsConfig, source: Source) -> None:
         return
     wanted = set(missing)
     tasks = (task for number, task in enumerate(plan(config, source)) if number in wanted)
-    workers = min(config.workers or len(os.sched_getaffinity(0)), len(missing))
+    workers = min(config.processes, len(missing))
     with Progress(config.run_dir, total=total, done=done, rejects=rejects) as progress:
         for step in run_tasks(tasks, workers):
             progress.add(step)

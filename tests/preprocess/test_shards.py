@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import hashlib
 import io
@@ -25,7 +26,10 @@ import webdataset
 from PIL import Image as Pillow
 
 from preprocess import dataset
+from preprocess.errors import UserError
+from preprocess.estimate import estimate, refuse_full_disk
 from preprocess.events import EventTail
+from preprocess.shard import WORK, ShardTask
 from preprocess.shards import shuffled
 from preprocess.sources import open_source
 
@@ -305,6 +309,61 @@ def test_user_errors_are_one_line(tmp_path: Path, arguments: tuple[Any, ...], wa
     assert wanted in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(sample_source: Path, small: Path, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands for the full disk: nothing has to be mounted, and writes fail in the same place."""
+    out = tmp_path / "o"
+    arguments = command("shards", "--src", sample_source, "--out", out, "--size", 64, "--samples-per-shard", 150)
+    limited = subprocess.run(
+        ["bash", "-c", 'ulimit -f 500; exec "$@"', "bash", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert limited.returncode == 2
+    assert "File too large" in limited.stderr
+    assert "Traceback" not in limited.stderr
+    assert not (out / dataset.MANIFEST).exists()
+    assert shards(sample_source, out).returncode == 0
+    assert digests(out) == digests(small)
+
+
+def test_removed_output_is_one_line(sample_source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    process = start(sample_source, out)
+    wait_for_work(out)
+    shutil.rmtree(out, ignore_errors=True)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" not in errors
+    assert str(out) in errors
+
+
+def test_too_small_a_disk_is_refused_before_the_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="GB free"):
+        refuse_full_disk(tmp_path / "not" / "yet", 1 << 60)
+    refuse_full_disk(tmp_path, 1)
+
+
+def test_dry_run_estimates_and_writes_nothing(sample_source: Path, small: Path, tmp_path: Path) -> None:
+    done = shards(sample_source, tmp_path / "o", "--dry-run", "--workers", 2)
+    assert done.returncode == 0
+    assert "1,200 images" in done.stdout
+    assert not (tmp_path / "o").exists()
+    train = ShardTask(out=small, split="train", number=0, size=64, codec="jpeg", quality=95, items=tuple(
+        open_source(sample_source).splits["train"].item(row) for row in range(0, 1000, 20)))  # fmt: skip
+    actual = sum(path.stat().st_size for path in small.glob("*.tar"))
+    assert estimate(1200, train).bytes == pytest.approx(actual, rel=0.15)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    src, out = folder_source(tmp_path / "src", 2), tmp_path / "o"
+    (out / WORK).mkdir(parents=True)
+    with (out / WORK / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second = shards(src, out)
+    assert second.returncode == 2
+    assert "another process" in second.stderr
+    assert shards(src, out).returncode == 0
 
 
 def test_events(tmp_path: Path) -> None:
