@@ -8,7 +8,7 @@ with Loader("shards", "train", LoaderConfig(batch_size=256)) as loader:
 
 from loader.batch import Batch
 from loader.config import LoaderConfig
-from loader.coverage import Coverage, coverage
 from loader.loader import Loader
+from loader.receipt import Coverage, coverage
 
 __all__ = ["Batch", "Coverage", "Loader", "LoaderConfig", "coverage"]

@@ -40,7 +40,7 @@ def decode_jpeg(
 
     def feed() -> tuple[list[Bytes], NDArray[np.int32]]:
         pending.append(next(works))  # its StopIteration is DALI's end of data
-        return pending[-1].parts, _anchors(pending[-1], whole)
+        return pending[-1].parts, anchors(pending[-1], whole=whole)
 
     side = job.manifest.image_size if whole else job.config.crop
     pipeline = jpeg_pipeline(feed, job, threads, side)
@@ -52,7 +52,7 @@ def decode_jpeg(
         except StopIteration:
             return
         except RuntimeError as error:
-            raise _explain(error, pending, job, source, side) from error
+            raise explain(error, pending, job, source, side) from error
         work = pending.popleft()
         pixels = np.asarray(images.as_tensor())
         begins = np.arange(len(work.ids)) * (3 * side * side)
@@ -78,7 +78,7 @@ def jpeg_pipeline(feed: Any, job: Job, threads: int, side: int) -> Any:
     return pipeline
 
 
-def _anchors(work: Work, whole: bool) -> NDArray[np.int32]:
+def anchors(work: Work, *, whole: bool) -> NDArray[np.int32]:
     """Corner (y, x) of what is decoded of each sample, int32 [n,2]."""
     if whole:
         return np.zeros((len(work.ids), 2), np.int32)
@@ -95,18 +95,27 @@ def _crops(
     return Crops(pixels, 3 * side, start, draws.y, draws.x, draws.flip, draws.normals)
 
 
-def _explain(error: RuntimeError, pending: deque[Work], job: Job, source: Source, side: int) -> Exception:
+def explain(error: RuntimeError, pending: deque[Work], job: Job, source: Source, side: int) -> Exception:
     """Tries each sample in flight by itself, and says which one fails; the error itself if none does."""
-    for work in pending:
-        corners = _anchors(work, job.config.views == 10)
+    for work in pending if job.manifest.codec == "jpeg" else ():
+        corners = anchors(work, whole=job.config.views == 10)
         for sample, part, anchor in zip(work.ids, work.parts, corners, strict=True):
-            once = iter([([part], anchor[None])])
-            alone = jpeg_pipeline(lambda once=once: next(once), job, 1, side)
-            try:
-                alone.schedule_run()
-                alone.share_outputs()
-            except RuntimeError as reason:
+            if not _decodes(part, anchor, job, side):
                 where = source.describe(int(sample))
-                detail = next((line for line in str(reason).splitlines() if "rror" not in line[:12]), "")
-                return UserError(f"{where}: cannot be decoded; verify the dataset ({detail.strip()[:120]})")
+                return UserError(f"{where}: cannot be decoded; verify the copy, or make the shards again")
     return error
+
+
+def _decodes(part: Bytes, anchor: NDArray[np.int32], job: Job, side: int) -> bool:
+    once = iter([([part], anchor[None])])
+
+    def feed() -> tuple[list[Bytes], NDArray[np.int32]]:
+        return next(once)
+
+    pipeline = jpeg_pipeline(feed, job, 1, side)
+    try:
+        pipeline.schedule_run()
+        pipeline.share_outputs()
+    except RuntimeError:
+        return False
+    return True

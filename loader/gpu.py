@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from loader import plan
-from loader.decode import DEPTH, _anchors, _explain
+from loader.decode import DEPTH, anchors, explain
 from loader.finish import colour_shift, scale
 from loader.source import Source
 from loader.work import Job, Meter, Work
@@ -42,7 +41,7 @@ def decode_and_finish(
         except StopIteration:
             return
         except RuntimeError as error:
-            raise _explain(error, pending, job, source, job.manifest.image_size) from error
+            raise explain(error, pending, job, source, job.manifest.image_size) from error
         yield pending.popleft(), images.as_tensor()
         del images
         pipeline.release_outputs()
@@ -66,15 +65,19 @@ def finishing_pipeline(feed: Any, job: Job, threads: int) -> Any:
     bytes_dims = 3 if job.manifest.codec == "raw" else 1
     pipeline = Pipeline(batch_size=job.rows, num_threads=threads, device_id=device_id, prefetch_queue_depth=DEPTH)
     with pipeline:
-        encoded, anchor, flip, shift = fn.external_source(
-            source=feed, num_outputs=4, batch=True,
-            dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT], ndim=[bytes_dims, 1, 0, 3],
-        )  # fmt: skip
-        images = _pixels(encoded, anchor, job)
-        if job.config.views == 10:
-            done = fn.stack(*(_finish(_cut(images, y_x, job), y_x, mirror, None, job) for y_x, mirror in _views(job)))
+        if job.config.views == 10:  # evaluation: nothing differs between samples
+            (encoded,) = fn.external_source(source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims)
+            images = _pixels(encoded, None, job)
+            done = fn.stack(
+                *(_finish(_cut(images, corner, job), corner, flip, None, job) for corner, flip in _views(job))
+            )
         else:
-            done = _finish(images, anchor, flip, shift.gpu() if device_id is not None else shift, job)
+            encoded, anchor, flip, shift = fn.external_source(
+                source=feed, num_outputs=4, batch=True,
+                dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT], ndim=[bytes_dims, 1, 0, 3],
+            )  # fmt: skip
+            shift = shift.gpu() if device_id is not None else shift
+            done = _finish(_pixels(encoded, anchor, job), anchor, flip, shift, job)
         pipeline.set_outputs(done)
     pipeline.build()
     return pipeline
@@ -122,16 +125,17 @@ def _finish(images: Any, anchor: Any, flip: Any, shift: Any, job: Job) -> Any:
     if job.config.mean == "central":
         region = np.ascontiguousarray(job.stats.mean[centre : centre + crop, centre : centre + crop])
         images = fn.cast(images, dtype=types.FLOAT) - types.Constant(region, device=device)
-    if job.config.noisy(job.epoch):
+    if shift is not None:
         images = (images + shift) * np.float32(scale(job.config, job.epoch))
     return images if job.config.channels_last else fn.transpose(images, perm=[2, 0, 1])
 
 
-def _inputs(work: Work, job: Job) -> tuple[Any, NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
-    views, size = job.config.views, job.manifest.image_size
-    parts = work.parts
+def _inputs(work: Work, job: Job) -> tuple[Any, ...]:
+    """Bytes; and for one view its corner int32 [n,2], mirror int32 [n] and colour shift float32 [n,1,1,3]."""
+    size, parts = job.manifest.image_size, work.parts
     if job.manifest.codec == "raw":
         parts = [part[-3 * size * size :].reshape(size, size, 3) for part in parts]
-    shift = colour_shift(job.stats, job.config, job.epoch, work.draws.normals[::views]).astype(np.float32)
-    flip = work.draws.flip[::views].astype(np.int32)
-    return parts, _anchors(work, views == 10), flip, shift[:, None, None]
+    if job.config.views == 10:
+        return (parts,)
+    shift = colour_shift(job.stats, job.config, job.epoch, work.draws.normals).astype(np.float32)
+    return parts, anchors(work, whole=False), work.draws.flip.astype(np.int32), shift[:, None, None]

@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from loader import plan
 from loader.batch import Batch
 from loader.config import LoaderConfig
-from loader.coverage import Coverage, coverage
 from loader.produce import Producer
+from loader.receipt import Coverage, coverage
 from loader.work import Job, Meter
 from preprocess.dataset import ImageClass, Manifest, Stats, read_index, read_manifest, read_stats, require_split
 from preprocess.errors import UserError

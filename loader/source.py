@@ -43,7 +43,7 @@ class Source:
             buffer = np.empty(ends[-1] * 5 // 4, np.uint8)  # room for batches a little larger
         parts = [buffer[end - size : end] for end, (_, _, size) in zip(ends, places, strict=True)]
         for part, (shard, offset, size) in zip(parts, places, strict=True):
-            if os.preadv(self._file(shard), [memoryview(part)], offset) != size:
+            if os.preadv(self._file(shard), [part.data], offset) != size:
                 raise UserError(f"{self._root / self._shards[shard].name} ends inside a sample; verify the dataset")
         return parts, buffer
 

@@ -140,4 +140,5 @@ def read_works(job: Job, source: Source, meter: Meter) -> Iterator[Work]:
 
 def _ids(job: Job, order: Ids, step: int) -> Ids:
     ids = plan.rows(order, step, job.config.batch_size, job.rank, job.world_size)
-    return ids[ids != plan.PAD]
+    real: Ids = ids[ids != plan.PAD]
+    return real

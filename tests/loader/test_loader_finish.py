@@ -1,0 +1,251 @@
+"""What the network sees, against an independent reading by NumPy and Pillow, and the specification's traps."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from handmade import SIZE, picture, write_dataset
+from numpy.typing import NDArray
+from PIL import Image
+
+from loader import Loader, LoaderConfig, gpu, plan, reference
+from loader.finish import Crops, Finisher, colour_matrix, colour_shift, scale
+from loader.source import Source
+from loader.work import Job, Meter, read_works
+from preprocess.dataset import Stats, read_index, read_manifest, read_stats
+
+CROP = 48
+# AlexNet's own constants (spec section 2, step 5): standard deviations in 0-255 units and eigenvectors, descending
+DEVIATIONS = np.array([121.7801, 37.0939, 19.7208])
+VECTORS = np.array([[-0.56351, -0.71258, 0.41796], [-0.57618, -0.02354, -0.81698], [-0.59200, 0.70120, 0.39731]])
+ALEXNET = Stats(np.zeros((SIZE, SIZE, 3), np.float32), DEVIATIONS**2, VECTORS, 1)
+
+
+def read_with_pillow(root: Path) -> list[NDArray[np.uint8]]:
+    """All images in id order, by tarfile and Pillow."""
+    images = []
+    for path in sorted(root.glob("train-*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar.getmembers():
+                if not member.name.endswith(".cls"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    images.append(np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB")))
+    return images
+
+
+def expected(image: NDArray[np.uint8], stats: Stats, config: LoaderConfig, epoch: int, sample: int) -> list[Any]:
+    """Every view of a sample from the formulas of the specification alone, but for the numbers drawn."""
+    positions = SIZE - config.crop + 1
+    if config.augment:
+        views = plan.draws(config.seed, epoch, np.array([sample]), positions)
+    else:
+        views = plan.ten_views(positions) if config.views == 10 else plan.centre_view(positions)
+    noise, divisor = np.zeros(3), 1.0
+    if config.augment and config.noise != "off" and (config.noise_until is None or epoch < config.noise_until):
+        z = views.normals[0]
+        if config.noise == "sqrt":
+            noise, divisor = 0.1 * stats.eigenvectors @ (np.sqrt(stats.eigenvalues) * z), 1.1
+        else:
+            noise = 255 * 0.1 * stats.eigenvectors @ (stats.eigenvalues / 255**2 * z)
+    return [
+        reference.finish(
+            image, y=int(y), x=int(x), flip=bool(flip), crop=config.crop, mean=stats.mean, mean_form=config.mean,
+            shift=noise, scale=1 / divisor,
+        )
+        for y, x, flip in zip(views.y, views.x, views.flip, strict=True)
+    ]  # fmt: skip
+
+
+CONFIGS = {
+    "released": LoaderConfig(),
+    "paper": LoaderConfig(noise="printed"),
+    "caffe": LoaderConfig(mean="offset", noise="off"),
+    "offset mean with noise": LoaderConfig(mean="offset"),
+    "noise over": LoaderConfig(noise_until=0),
+    "evaluation": LoaderConfig(augment=False),
+    "ten views": LoaderConfig(augment=False, views=10),
+    "ten views, offset mean": LoaderConfig(augment=False, views=10, mean="offset"),
+    "channels last": LoaderConfig(channels_last=True),
+    "channels last, offset mean": LoaderConfig(channels_last=True, mean="offset"),
+    "ten views, channels last": LoaderConfig(augment=False, views=10, channels_last=True),
+}
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_batches_equal_numpy_and_pillow(name: str, codec: str, request: pytest.FixtureRequest) -> None:
+    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    config = replace(CONFIGS[name], batch_size=25, crop=CROP, seed=3, threads=2)
+    images, stats = read_with_pillow(root), read_stats(root)
+    with Loader(root, "train", config) as loader:
+        for batch in loader:
+            memory = batch.images.flatten(0, 1) if config.views == 10 else batch.images
+            assert memory.is_contiguous(memory_format=torch.channels_last) == config.channels_last
+            for row, sample in enumerate(batch.ids.tolist()):
+                if sample < 0:
+                    assert not batch.images[row].any()
+                    continue
+                wanted = np.stack(expected(images[sample], stats, config, 0, sample))
+                np.testing.assert_allclose(
+                    batch.images[row].numpy(), wanted.reshape(batch.images[row].shape), atol=1e-3
+                )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_other_types_are_the_rounded_float32(jpeg_dataset: Path, dtype: torch.dtype, channels_last: bool) -> None:
+    config = LoaderConfig(batch_size=40, crop=CROP, channels_last=channels_last)
+    with Loader(jpeg_dataset, "train", config) as a, Loader(jpeg_dataset, "train", replace(config, dtype=dtype)) as b:
+        for wide, narrow in zip(a, b, strict=True):
+            assert narrow.images.dtype == dtype
+            torch.testing.assert_close(narrow.images, wide.images.to(dtype), rtol=0, atol=0)
+            assert narrow.images.stride() == wide.images.stride()
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_graph_for_gpus_equals_the_reference_when_run_on_the_cpu(
+    name: str, codec: str, request: pytest.FixtureRequest
+) -> None:
+    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    config = replace(CONFIGS[name], batch_size=25, crop=CROP, seed=3)
+    job, images = job_of(root, config), read_with_pillow(root)
+    source, meter = Source(root, job.manifest.splits["train"], job.index), Meter()
+    seen = 0
+    for work, tensor in gpu.decode_and_finish(read_works(job, source, meter), job, source, meter, 2):
+        got = gpu.to_torch(tensor, job).numpy()
+        for row, sample in enumerate(work.ids.tolist()):
+            wanted = np.stack(expected(images[sample], job.stats, config, 0, sample)).reshape(got[row].shape)
+            np.testing.assert_allclose(got[row], wanted, atol=1e-3)
+            seen += 1
+    source.close()
+    assert seen == 101
+
+
+def job_of(root: Path, config: LoaderConfig) -> Job:
+    return Job(
+        root=root, split="train", manifest=read_manifest(root), index=read_index(root, "train"),
+        stats=read_stats(root), config=config, rank=0, world_size=1, device=torch.device("cpu"), epoch=0, first_step=0,
+    )  # fmt: skip
+
+
+def finish_one(
+    image: NDArray[np.uint8],
+    stats: Stats,
+    config: LoaderConfig,
+    *,
+    epoch: int = 0,
+    y: int = 0,
+    x: int = 0,
+    z: Any = 0.0,
+) -> NDArray[np.float32]:
+    start = np.array([3 * x])
+    out = torch.empty(1, 3, CROP, CROP)
+    normals = np.zeros((1, 3)) + z
+    crops = Crops(image.reshape(-1), 3 * SIZE, start, np.array([0]), np.array([x]), np.array([False]), normals)
+    Finisher(stats, replace(config, crop=CROP), epoch)(crops, out)
+    found: NDArray[np.float32] = out[0].numpy()
+    return found
+
+
+def test_trap_7_the_first_component_shifts_colours_by_its_standard_deviation() -> None:
+    grey = np.zeros((SIZE, SIZE, 3), np.uint8)
+    released = finish_one(grey, ALEXNET, LoaderConfig(), z=[1, 0, 0])
+    for c, value in enumerate((-6.23857, -6.37888, -6.55401)):
+        np.testing.assert_allclose(released[c], value, atol=1e-4)
+    before = colour_shift(ALEXNET, LoaderConfig(), 0, np.array([[1.0, 0, 0]]))
+    np.testing.assert_allclose(before[0], [-6.86243, -7.01677, -7.20942], atol=1e-4)
+    published = Stats(ALEXNET.mean, np.array([0.2175, 0.0188, 0.0045]) * 255**2,
+                      np.array([[-0.5675], [-0.5808], [-0.5836]]) * np.array([[1, 0, 0]]), 1)  # fmt: skip
+    printed = finish_one(grey, published, LoaderConfig(noise="printed"), z=[1, 0, 0])
+    np.testing.assert_allclose(printed[:, 0, 0], [-3.147, -3.221, -3.237], atol=1e-3)
+
+
+def test_trap_7_the_covariance_of_the_noise() -> None:
+    noise = plan.normals(0, 0, np.arange(100_000)) @ colour_matrix(ALEXNET, "sqrt").T
+    wanted = 0.01 * VECTORS @ np.diag(DEVIATIONS**2) @ VECTORS.T
+    np.testing.assert_allclose(np.cov(noise.T), wanted, rtol=0.03)
+
+
+def test_trap_8_training_divides_and_evaluation_does_not() -> None:
+    image = np.full((SIZE, SIZE, 3), 130, np.uint8)
+    stats = Stats(np.full((SIZE, SIZE, 3), 97, np.float32), ALEXNET.eigenvalues, VECTORS, 1)
+    for config, epoch, wanted in (
+        (LoaderConfig(), 0, 30.0), (LoaderConfig(augment=False), 0, 33.0),
+        (LoaderConfig(noise_until=4), 3, 30.0), (LoaderConfig(noise_until=4), 4, 33.0),
+        (LoaderConfig(noise="off"), 0, 33.0), (LoaderConfig(noise="printed"), 0, 33.0),
+    ):  # fmt: skip
+        np.testing.assert_allclose(finish_one(image, stats, config, epoch=epoch), wanted, atol=1e-4)
+        assert (scale(config, epoch) == 1) == (wanted == 33)
+
+
+@pytest.mark.parametrize(("x", "central"), [(0, -8), (16, 8)])
+def test_trap_9_the_mean_is_the_central_region_whatever_the_offset(x: int, central: int) -> None:
+    ramp = np.broadcast_to(np.arange(SIZE)[None, :, None], (SIZE, SIZE, 3)).astype(np.uint8)
+    stats = Stats(ramp.astype(np.float32), ALEXNET.eigenvalues, VECTORS, 1)
+    quiet = LoaderConfig(noise="off")
+    np.testing.assert_allclose(finish_one(ramp, stats, quiet, x=x), central, atol=1e-4)
+    np.testing.assert_allclose(finish_one(ramp, stats, replace(quiet, mean="offset"), x=x), 0, atol=1e-4)
+
+
+def test_trap_6_crops_begin_where_the_plan_says(tmp_path: Path) -> None:
+    """Red is x and green is y in raw samples: each view's corner pixel names its own place."""
+    places = np.zeros((SIZE, SIZE, 3), np.uint8)
+    places[..., 0], places[..., 1] = np.arange(SIZE)[None, :], np.arange(SIZE)[:, None]
+    root = write_dataset(tmp_path / "places", [places] * 4, codec="raw")
+    stats, last = read_stats(root), SIZE - CROP
+    config = LoaderConfig(batch_size=4, crop=CROP, augment=False, views=10)
+    half = last // 2
+    mean = stats.mean[half : half + CROP, half : half + CROP]
+    with Loader(root, "train", config) as loader:
+        views = next(iter(loader)).images[0].permute(0, 2, 3, 1).numpy() + mean
+    corners = [(round(float(v[0, 0, 1])), round(float(v[0, 0, 0]))) for v in views[:5]]
+    assert corners == [(0, 0), (0, last), (half, half), (last, 0), (last, last)]
+    np.testing.assert_allclose(views[5:], views[:5, :, ::-1], atol=1e-4)
+
+
+def test_trap_20_exif_orientation_is_left_alone(tmp_path: Path) -> None:
+    """Shards of ours carry no EXIF; whoever makes others gets the pixels as they are stored."""
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(1)).save(buffer, "JPEG", quality=95, exif=exif)
+    root = write_dataset(tmp_path / "exif", [picture(0)] * 2)
+    stats = read_stats(root)
+    from loader.decode import jpeg_pipeline
+
+    job = job_of(root, LoaderConfig(batch_size=1, crop=SIZE))
+    bytes_ = np.frombuffer(buffer.getvalue(), np.uint8)
+    once = iter([([bytes_], np.zeros((1, 2), np.int32))])
+    pipeline = jpeg_pipeline(lambda: next(once), job, 1, SIZE)
+    pipeline.schedule_run()
+    found = np.asarray(pipeline.share_outputs()[0].as_tensor())[0]
+    np.testing.assert_array_equal(found, np.asarray(Image.open(buffer)))
+    assert stats.mean.shape == (SIZE, SIZE, 3)
+
+
+def test_photographs_decode_equal_to_pillow_to_the_level(ilsvrc500: Path, tmp_path: Path) -> None:
+    photographs = []
+    for path in sorted(ilsvrc500.glob("train/*/*.JPEG"))[:20]:
+        with Image.open(path) as image:
+            photographs.append(np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.LANCZOS)))
+    root = write_dataset(tmp_path / "photographs", photographs)
+    stats, images = read_stats(root), read_with_pillow(root)
+    config = LoaderConfig(batch_size=20, noise="off")
+    mean = stats.mean[16:240, 16:240]
+    with Loader(root, "train", config) as loader:
+        batch = next(iter(loader))
+        drawn = plan.draws(0, 0, batch.ids.numpy(), 33)
+        for row, sample in enumerate(batch.ids.tolist()):
+            y, x = int(drawn.y[row]), int(drawn.x[row])
+            wanted = images[sample][y : y + 224, x : x + 224]
+            wanted = wanted[:, ::-1] if drawn.flip[row] else wanted
+            pixels = batch.images[row].permute(1, 2, 0).numpy() + mean
+            np.testing.assert_array_equal(np.rint(pixels).astype(np.uint8), wanted)

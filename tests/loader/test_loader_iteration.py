@@ -1,0 +1,301 @@
+"""Iteration: exactly once on any number of ranks, the same after any resumption, nothing left behind, clear errors."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from handmade import picture, write_dataset
+
+from loader import Batch, Loader, LoaderConfig, coverage
+from preprocess.errors import UserError
+
+COUNT, CROP = 101, 48
+
+
+def make(root: Path, *, rank: int = 0, world: int = 1, batch_size: int = 12, **options: Any) -> Loader:
+    config = LoaderConfig(**({"batch_size": batch_size, "crop": CROP, "threads": 1} | options))
+    return Loader(root, "train", config, rank=rank, world_size=world)
+
+
+def epoch(loader: Loader) -> list[Batch]:
+    """A whole epoch, copied out of the buffers."""
+    return [Batch(*(tensor.clone() for tensor in batch)) for batch in loader]
+
+
+def merged(ranks: list[list[Batch]]) -> list[Batch]:
+    """Global batches from those of all ranks, in rank order."""
+    return [Batch(*(torch.cat(parts) for parts in zip(*step, strict=True))) for step in zip(*ranks, strict=True)]
+
+
+def same(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True)
+    )
+
+
+@pytest.mark.parametrize("remainder", ["pad", "drop"])
+@pytest.mark.parametrize("order", ["full", "window"])
+def test_ranks_together_give_the_same_batches_and_every_sample_once(
+    jpeg_dataset: Path, remainder: str, order: str
+) -> None:
+    options = {"remainder": remainder, "order": order, "window": 3}
+    whole = epoch(make(jpeg_dataset, **options))
+    assert len(whole) == (9 if remainder == "pad" else 8)
+    for world in (1, 2, 3, 4):
+        loaders = [make(jpeg_dataset, rank=r, world=world, **options) for r in range(world)]
+        ranks = [epoch(loader) for loader in loaders]
+        assert all(len(batch.ids) == 12 // world for rank in ranks for batch in rank)
+        assert same(merged(ranks), whole)
+        ids = torch.cat([batch.ids for rank in ranks for batch in rank]).numpy()
+        dropped = 0 if remainder == "pad" else COUNT % 12
+        wanted = {"seen": COUNT - dropped, "missing": 0, "duplicates": 0, "dropped": dropped}
+        assert loaders[0].coverage(ids) == wanted
+
+
+def test_a_rank_without_samples_in_the_last_batch_gets_padding(jpeg_dataset: Path) -> None:
+    last = epoch(make(jpeg_dataset, rank=3, world=4, batch_size=24))[-1]  # 5 samples are left for 4 ranks of 6 rows
+    assert last.ids.tolist() == [-1] * 6
+    assert last.labels.tolist() == [-100] * 6
+    assert not last.images.any()
+
+
+def test_labels_belong_to_their_samples(jpeg_dataset: Path) -> None:
+    for batch in epoch(make(jpeg_dataset)):
+        real = batch.ids >= 0
+        assert torch.equal(batch.labels[real], batch.ids[real] % 7)
+
+
+def test_samples_are_the_same_at_any_batch_size_thread_count_and_prefetch(jpeg_dataset: Path) -> None:
+    def by_id(**options: Any) -> torch.Tensor:
+        batches = epoch(make(jpeg_dataset, **options))
+        ids, images = torch.cat([b.ids for b in batches]), torch.cat([b.images for b in batches])
+        return images[ids >= 0][ids[ids >= 0].argsort()]
+
+    expected = by_id()
+    for options in ({"batch_size": 7}, {"threads": 3}, {"prefetch": 1}, {"batch_size": 101, "prefetch": 5}):
+        assert torch.equal(by_id(**options), expected)
+    assert not torch.equal(by_id(seed=1), expected)
+
+
+def test_epochs_differ_and_repeat(jpeg_dataset: Path) -> None:
+    loader, again = make(jpeg_dataset), make(jpeg_dataset)
+    first, second = epoch(loader), epoch(loader)
+    assert same(epoch(again), first)
+    assert same(epoch(again), second)
+    assert not torch.equal(first[0].ids, second[0].ids)
+
+
+@pytest.mark.parametrize(("step", "world"), [(0, 2), (1, 3), (5, 1), (8, 4), (9, 2)])
+def test_resumed_with_another_number_of_ranks(jpeg_dataset: Path, step: int, world: int) -> None:
+    straight = make(jpeg_dataset)
+    expected = epoch(straight) + epoch(straight)
+    begun = [make(jpeg_dataset, rank=r, world=2) for r in range(2)]
+    for loader in begun:
+        batches = iter(loader)
+        for _ in range(step):
+            next(batches)
+        del batches
+    states = [loader.state_dict() for loader in begun]
+    assert states[0] == states[1]
+    resumed = [make(jpeg_dataset, rank=r, world=world) for r in range(world)]
+    for loader in resumed:
+        loader.load_state_dict(states[0])
+    rest = [epoch(loader) for loader in resumed]
+    if step < 9:  # after the last step the state is at the next epoch's beginning
+        rest = [part + epoch(loader) for part, loader in zip(rest, resumed, strict=True)]
+    assert same(merged(rest), expected[step:])
+
+
+def test_state_counts_what_was_taken_and_iter_begins_the_next_epoch(jpeg_dataset: Path) -> None:
+    loader = make(jpeg_dataset)
+    assert (loader.epoch, loader.state_dict()["step"]) == (0, 0)
+    for number, _ in enumerate(loader):
+        if number == 3:
+            break
+    assert (loader.epoch, loader.state_dict()["step"]) == (0, 4)
+    next(iter(loader))
+    assert (loader.epoch, loader.state_dict()["step"]) == (1, 1)
+    epoch(loader)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["step"]) == (3, 0)
+
+
+@pytest.mark.parametrize("options", [{"seed": 1}, {"batch_size": 24}, {"order": "window"}, {"augment": False}])
+def test_a_state_of_other_batches_is_refused(jpeg_dataset: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"saved loader state has"):
+        make(jpeg_dataset, **options).load_state_dict(make(jpeg_dataset).state_dict())
+
+
+def test_a_state_of_another_dataset_is_refused(jpeg_dataset: Path, raw_dataset: Path) -> None:
+    with pytest.raises(UserError, match="has dataset"):
+        make(raw_dataset).load_state_dict(make(jpeg_dataset).state_dict())
+
+
+def test_evaluation_is_in_the_order_of_ids(jpeg_dataset: Path) -> None:
+    ids = torch.cat([batch.ids for batch in epoch(make(jpeg_dataset, augment=False))])
+    assert ids.tolist() == [*range(COUNT), *[-1] * 7]
+
+
+def test_a_batch_stays_as_it_is_until_the_next_is_taken(jpeg_dataset: Path) -> None:
+    for batch in make(jpeg_dataset, prefetch=1):
+        copy = batch.images.clone()
+        time.sleep(0.02)  # the producer fills all it may
+        assert torch.equal(batch.images, copy)
+
+
+def threads_and_files() -> tuple[int, int]:
+    return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+
+def settled() -> tuple[int, int]:
+    """Once no thread has ended for a while: the system counts one a little longer than its owner does."""
+    counts = threads_and_files()
+    for _ in range(20):
+        time.sleep(0.05)
+        if (now := threads_and_files()) == counts:
+            break
+        counts = now
+    return counts
+
+
+@pytest.mark.parametrize("ending", ["whole", "break", "exception", "del", "close", "another epoch"])
+def test_nothing_is_left_behind(jpeg_dataset: Path, ending: str) -> None:
+    epoch(make(jpeg_dataset))  # what libraries start once and keep
+    before = settled()
+    loader = make(jpeg_dataset, threads=3)
+    if ending == "whole":
+        epoch(loader)
+    elif ending == "break":
+        for _ in loader:
+            break
+    elif ending == "exception":
+        with pytest.raises(ZeroDivisionError):
+            fail_inside(loader)
+    elif ending == "del":
+        batches = iter(loader)
+        next(batches)
+        del loader, batches
+    elif ending == "close":
+        batches = iter(loader)
+        next(batches)
+        loader.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            next(batches)
+    else:
+        old = iter(loader)
+        next(old)
+        epoch(loader)
+        with pytest.raises(RuntimeError, match="another"):
+            next(old)
+    gc.collect()
+    after = settled()
+    assert after[0] <= before[0], "threads"
+    assert after[1] <= before[1], "files"
+    assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
+
+
+def fail_inside(loader: Loader) -> None:
+    for _ in loader:
+        _ = 1 / 0
+
+
+def test_two_loaders_run_side_by_side(jpeg_dataset: Path, raw_dataset: Path) -> None:
+    pairs = zip(make(jpeg_dataset), make(raw_dataset, augment=False), strict=True)
+    assert sum(1 for _ in pairs) == 9
+
+
+def test_an_epoch_left_open_does_not_hang_the_interpreter(jpeg_dataset: Path) -> None:
+    code = (
+        "from loader import Loader, LoaderConfig\n"
+        f"batches = iter(Loader({str(jpeg_dataset)!r}, 'train', LoaderConfig(batch_size=8, crop=48)))\n"
+        "print(next(batches).images.shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "torch.Size([8, 3, 48, 48])\n", "")
+
+
+def test_counters_are_sums_since_the_last_take(jpeg_dataset: Path) -> None:
+    loader = make(jpeg_dataset)
+    epoch(loader)
+    taken = loader.take_counters()
+    sizes = sum((jpeg_dataset / f"train-{n:05d}.tar").stat().st_size for n in range(11))
+    assert (taken["images"], taken["batches"]) == (COUNT, 9)
+    assert 0 < taken["bytes_read"] < sizes
+    assert all(taken[name] > 0 for name in ("read_s", "decode_s", "finish_s", "wait_s"))  # type: ignore[literal-required]
+    again = loader.take_counters()
+    assert (again["images"], again["wait_s"], again["queue_depth"]) == (0, 0.0, 0)
+    assert again["queue_capacity"] == 2
+
+
+def test_the_receipt_finds_what_is_missing_and_double() -> None:
+    assert coverage(np.array([0, 1, 1, 3, -1]), 6, np.array([5])) == {
+        "seen": 3, "missing": 2, "duplicates": 1, "dropped": 1,
+    }  # fmt: skip
+    assert coverage(np.array([0, 5]), 6, np.array([5]))["dropped"] == 0
+    with pytest.raises(UserError, match="id 6 is not in a dataset of 6"):
+        coverage(np.array([6]), 6)
+
+
+@pytest.mark.parametrize("views", [1, 10])
+def test_a_sample_that_cannot_be_decoded_is_named(tmp_path: Path, views: int) -> None:
+    root = write_dataset(tmp_path / "rot", [picture(i) for i in range(30)])
+    with np.load(root / "train.index.npz") as index:
+        shard, offset = int(index["shard"][17]), int(index["offset"][17])
+    with (root / f"train-{shard:05d}.tar").open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(400))
+    loader = make(root, batch_size=8, augment=False, views=views)
+    with pytest.raises(UserError, match=rf"train-00001\.tar, key s_17, offset {offset}: cannot be decoded") as caught:
+        epoch(loader)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_was_cut_short_or_is_missing_is_named(jpeg_dataset: Path, tmp_path: Path) -> None:
+    root = tmp_path / "short"
+    shutil.copytree(jpeg_dataset, root)
+    os.truncate(root / "train-00003.tar", 1000)
+    with pytest.raises(UserError, match=r"train-00003\.tar has 1000 bytes, not"):
+        epoch(make(root))
+    (root / "train-00003.tar").unlink()
+    with pytest.raises(UserError, match=r"train-00003\.tar cannot be read"):
+        epoch(make(root))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"), ({"mean": "middle"}, "mean is 'middle'"), ({"seed": -1}, "seed is -1"),
+        ({"views": 10}, "set augment=False"), ({"threads": 0}, "threads is 0"), ({"dtype": torch.int8}, "dtype is"),
+        ({"crop": 65}, "crop is 65; the images"), ({"batch_size": 13, "world": 2}, "be shared by 2 ranks"),
+        ({"rank": 2, "world": 2}, "rank is 2"), ({"batch_size": 200, "remainder": "drop"}, "than one batch of 200"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_that_names_the_value(jpeg_dataset: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        make(jpeg_dataset, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_split_or_dataset(jpeg_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no split 'val'; it has train"):
+        Loader(jpeg_dataset, "val", LoaderConfig(crop=CROP))
+    with pytest.raises(UserError, match="is no dataset"):
+        Loader(tmp_path, "train", LoaderConfig())
+
+
+def test_a_configuration_crosses_processes() -> None:
+    config = LoaderConfig(dtype=torch.bfloat16, seed=2**63)
+    assert pickle.loads(pickle.dumps(config)) == config

@@ -1,0 +1,145 @@
+"""The plan: golden numbers, exactness and statistics of orders and draws."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from loader import plan
+
+GOLDEN_DRAWS = ([13, 6, 12], [31, 5, 32], [True, True, True])
+GOLDEN_NORMALS = [
+    [0.17836494388776736, 0.3019559345146151, 0.08992183118416508],
+    [-0.5769981619607498, 0.26520419265799283, 0.6450874725776605],
+    [0.3961218282400828, 0.3000282263197383, -0.5455439403567213],
+]
+
+
+def counter(*numbers: int) -> tuple[plan.U64, plan.U64, plan.U64, plan.U64]:
+    a, b, c, d = (np.array([n], np.uint64) for n in numbers)
+    return a, b, c, d
+
+
+@pytest.mark.parametrize(
+    ("numbers", "key", "expected"),
+    [  # the generator's published known answers (Random123, kat_vectors, philox4x32 10)
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((2**32 - 1,) * 4, (2**32 - 1,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0),
+         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+    ],
+)  # fmt: skip
+def test_philox_gives_the_published_answers(
+    numbers: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
+) -> None:
+    assert tuple(int(w[0]) for w in plan.philox(counter(*numbers), key)) == expected
+
+
+def test_plan_never_changes() -> None:
+    """Golden values: a change here makes every saved run and every published result another one."""
+    assert plan.order(0, 0, 8).tolist() == [4, 5, 0, 7, 3, 1, 6, 2]
+    assert plan.order(1, 0, 8).tolist() == [7, 4, 3, 1, 2, 5, 6, 0]
+    draws = plan.draws(2**40 + 1, 3, np.array([0, 1, 2**33]), 33)
+    assert (draws.y.tolist(), draws.x.tolist(), draws.flip.tolist()) == GOLDEN_DRAWS
+    np.testing.assert_allclose(draws.normals, GOLDEN_NORMALS, rtol=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 33_000])
+def test_order_is_a_permutation_and_depends_on_seed_and_epoch(count: int) -> None:
+    orders = [plan.order(seed, epoch, count) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(count))
+    if count > 7:
+        assert len({order.tobytes() for order in orders}) == 3
+
+
+def test_orders_of_consecutive_epochs_are_uncorrelated() -> None:
+    ranks = [np.argsort(plan.order(0, epoch, 50_000)) for epoch in range(3)]
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert abs(np.corrcoef(ranks[a], ranks[b])[0, 1]) < 4 / np.sqrt(50_000)
+    assert abs(np.corrcoef(ranks[0], np.arange(50_000))[0, 1]) < 4 / np.sqrt(50_000)
+
+
+def test_every_place_of_the_order_is_uniform() -> None:
+    places = np.zeros((6, 6))
+    for seed in range(3000):
+        places[np.arange(6), plan.order(seed, 0, 6)] += 1
+    assert stats.chisquare(places.ravel()).pvalue > 1e-4
+
+
+def test_window_order_is_a_permutation_that_reads_a_window_of_shards_at_a_time() -> None:
+    shard = np.repeat(np.arange(10, dtype=np.int32), 20)[:195]
+    order = plan.window_order(0, 0, shard, 3)
+    np.testing.assert_array_equal(np.sort(order), np.arange(195))
+    seen = shard[order]
+    changes = [k for k in range(195) if set(seen[:k].tolist()).isdisjoint(seen[k:].tolist())]
+    assert len(changes) == 4  # 0 and between the windows of 3, 3, 3 and 1 shards
+    assert all(len(set(seen[a:b].tolist())) == 3 for a, b in pairwise(changes))
+    assert not np.array_equal(order, plan.window_order(0, 1, shard, 3))
+
+
+def test_offsets_are_exactly_33_values_and_uniform() -> None:
+    draws = plan.draws(0, 0, np.arange(200_000), 33)
+    counts = np.zeros((33, 33, 2))
+    np.add.at(counts, (draws.y, draws.x, draws.flip.astype(int)), 1)
+    assert counts.min() > 0  # 2178 different crops
+    assert stats.chisquare(counts.ravel()).pvalue > 1e-4
+
+
+def test_uniform_integers_have_no_modulo_bias() -> None:
+    """With a bound of 3 * 2**30 a fourth of all words must be drawn again; without that, thirds would get 2, 1, 1."""
+    low, _ = plan.below(3 << 30, 0, 0, np.arange(60_000), plan.CROP)
+    assert stats.chisquare(np.bincount(low >> 30, minlength=3)).pvalue > 1e-4
+    assert stats.chisquare(np.bincount(low % 3, minlength=3)).pvalue > 1e-4
+
+
+def test_normals_are_normal_and_independent() -> None:
+    z = plan.normals(0, 0, np.arange(100_000))
+    for k in range(3):
+        assert stats.kstest(z[:, k], "norm").pvalue > 1e-4
+    np.testing.assert_allclose(np.cov(z.T), np.eye(3), atol=0.02)
+
+
+def test_draws_depend_on_nothing_but_seed_epoch_and_id() -> None:
+    ids = np.arange(1000)
+    whole = plan.draws(5, 2, ids, 33)
+    for part in (ids[::-1], ids[10:13], ids[[999, 0, 500]]):
+        for field, expected in zip(plan.draws(5, 2, part, 33), whole, strict=True):
+            np.testing.assert_array_equal(field, expected[part])
+    assert not np.array_equal(plan.draws(5, 3, ids, 33).y, whole.y)
+    assert not np.array_equal(plan.draws(6, 2, ids, 33).flip, whole.flip)
+
+
+def test_ten_views_are_corners_and_centre_then_mirrored() -> None:
+    views = plan.ten_views(33)
+    corners = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]
+    assert list(zip(views.y.tolist(), views.x.tolist(), strict=True)) == corners * 2
+    assert views.flip.tolist() == [False] * 5 + [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("step", "rank", "expected"),
+    [(0, 0, [0, 1]), (0, 1, [2, 3]), (1, 0, [4, 5]), (1, 1, [6, -1]), (2, 0, [-1, -1])],
+)
+def test_ranks_take_consecutive_rows(step: int, rank: int, expected: list[int]) -> None:
+    assert plan.rows(np.arange(7), step, 4, rank, 2).tolist() == expected
+
+
+def test_planning_an_epoch_of_ilsvrc_is_quick_and_small() -> None:
+    tracemalloc.start()
+    plan.order(0, 0, 1_281_167)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    best = min(_timed() for _ in range(3))
+    assert best < 0.2
+
+
+def _timed() -> float:
+    start = time.perf_counter()
+    plan.order(0, 0, 1_281_167)
+    return time.perf_counter() - start
