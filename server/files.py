@@ -77,7 +77,7 @@ class RankFile(Tailed):
         self.end: Record | None = None
         self.step = 0
         self.epoch = 0
-        self.total = NOTHING  # of this attempt
+        self.total = NOTHING  # of this attempt, from its first interval on
         self.recent: deque[Sums] = deque(maxlen=256)
         self.newest: Record = {}
         self.receipt: Record | None = None
@@ -112,6 +112,8 @@ class RankFile(Tailed):
         self.resumes.setdefault(self.attempt, max(step - int(sums.steps), 0))
         self.step = max(self.step, step)
         self.newest = record
+        if self.total.steps and self.total == self.recent[0]:  # the first filled pipelines and compiled kernels
+            self.recent.clear()
         self.recent.append(sums)
         self.total = self.total.plus(sums)
         self.lifetime = self.lifetime.plus(sums)
@@ -119,7 +121,7 @@ class RankFile(Tailed):
         self.history.add(Bin(step, step, self.epoch, self.attempt, t, number(record, "lr"), sums))
 
     def window(self) -> Sums:
-        """The newest intervals, back to WINDOW_S of training."""
+        """The newest intervals, back to WINDOW_S of training; the attempt's first only while there is no other."""
         sums = NOTHING
         for interval in reversed(self.recent):
             sums = sums.plus(interval)

@@ -100,7 +100,7 @@ class Receipt(Model):
 class RunSummary(Model):
     name: str = Field(description="the run's name")
     state: State = Field(description="the run's state")
-    epoch: int = Field(description="epoch, from 0")
+    epoch: int = Field(description="epoch, from 0; the number of epochs once all are done")
     step: int = Field(description="training steps taken")
     updated: float = Field(description="when its files last grew, Unix seconds by the server's clock")
 

@@ -68,6 +68,7 @@ function drawVerdict() {
   get("verdict").className = `card verdict ${troubled ? "bad" : HOLDS[verdict.kind]}`;
   const where = verdict.kind === "straggler" ? ` on rank ${verdict.rank}` : verdict.stage ? `: ${verdict.stage}` : "";
   const kind = verdict.kind[0].toUpperCase() + verdict.kind.slice(1) + where;
+  get("question").textContent = troubled ? "What happened" : "What holds training back";
   get("kind").textContent = troubled ? status.state[0].toUpperCase() + status.state.slice(1) : kind;
   get("words").textContent = (over ? `Over the whole attempt (${verdict.kind}${where}): ` : "") + verdict.text;
   get("reason").textContent = status.state === "running" ? "" : `Why ${status.state}: ${status.reason}.`;

@@ -120,6 +120,15 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     assert look(run.path) == ("finished", "straggler", 40)
 
 
+def test_the_first_interval_counts_only_while_it_is_alone(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    run.step(10, ranks={0: {"wait_s": 9.0}})
+    assert look(run.path) == ("running", "input-bound", 10)
+    run.step(20)
+    assert look(run.path) == ("running", "compute-bound", 20)
+
+
 def test_a_quiet_run_has_stalled(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "a")
     run.start()
