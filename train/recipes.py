@@ -178,7 +178,7 @@ SAMPLE = replace(
 )  # fmt: skip
 """For the drawn sample of ten classes on two CPU cores, in minutes. `make train`"""
 
-TINY = replace(SAMPLE, epochs=3, batch=64, warmup_steps=100)
+TINY = replace(SAMPLE, epochs=3, batch=64, rate=0.02, warmup_steps=100)
 """For small real data, 100 classes of 500 images at 128 pixels. `make train SHARDS=... RECIPE=tiny`"""
 
 RECIPES: dict[str, Recipe] = {
