@@ -47,7 +47,8 @@ class LoaderConfig:
     dtype           of the images: torch.float32, float16 or bfloat16
     channels_last   memory layout of the images; their shape stays [b, 3, crop, crop]
     threads         of the decoder; None: this process's share of the cores, were all ranks on this machine
-    prefetch        ready batches kept in advance
+    prefetch        ready batches kept in advance, beside the two inside the decoder; each costs memory (154 MB for
+                    256 images of 224 px)
     """
 
     batch_size: int = 128
@@ -64,7 +65,7 @@ class LoaderConfig:
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     threads: int | None = None
-    prefetch: int = 2
+    prefetch: int = 1
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

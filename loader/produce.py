@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import weakref
@@ -37,8 +38,8 @@ class Producer:
         work = (job, meter, threads, self._ready, stopping)
         thread = threading.Thread(target=_run, args=work, name="loader", daemon=True)
         thread.start()
-        # also runs at the interpreter's exit: DALI must not be torn down with a batch in flight
         self.stop = weakref.finalize(self, _stop, thread, self._ready, stopping)
+        _stop_at_exit(self)
 
     @property
     def depth(self) -> int:
@@ -56,6 +57,24 @@ class Producer:
         if item is not None:
             raise item
         return None
+
+
+_producers: weakref.WeakSet[Producer] = weakref.WeakSet()
+
+
+def _stop_at_exit(producer: Producer) -> None:
+    """An epoch left open must end before DALI's own exit handler: what is registered later runs earlier."""
+    import nvidia.dali  # noqa: F401
+
+    if not _producers:
+        atexit.unregister(_stop_all)
+        atexit.register(_stop_all)
+    _producers.add(producer)
+
+
+def _stop_all() -> None:
+    for producer in list(_producers):
+        producer.stop()
 
 
 def _stop(thread: threading.Thread, ready: queue.Queue[Any], stopping: threading.Event) -> None:

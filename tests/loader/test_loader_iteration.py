@@ -84,7 +84,7 @@ def test_samples_are_the_same_at_any_batch_size_thread_count_and_prefetch(jpeg_d
         return images[ids >= 0][ids[ids >= 0].argsort()]
 
     expected = by_id()
-    for options in ({"batch_size": 7}, {"threads": 3}, {"prefetch": 1}, {"batch_size": 101, "prefetch": 5}):
+    for options in ({"batch_size": 7}, {"threads": 3}, {"prefetch": 3}, {"batch_size": 101, "prefetch": 5}):
         assert torch.equal(by_id(**options), expected)
     assert not torch.equal(by_id(seed=1), expected)
 
@@ -148,7 +148,7 @@ def test_evaluation_is_in_the_order_of_ids(jpeg_dataset: Path) -> None:
 
 
 def test_a_batch_stays_as_it_is_until_the_next_is_taken(jpeg_dataset: Path) -> None:
-    for batch in make(jpeg_dataset, prefetch=1):
+    for batch in make(jpeg_dataset):
         copy = batch.images.clone()
         time.sleep(0.02)  # the producer fills all it may
         assert torch.equal(batch.images, copy)
@@ -237,7 +237,7 @@ def test_counters_are_sums_since_the_last_take(jpeg_dataset: Path) -> None:
     assert all(taken[name] > 0 for name in ("read_s", "decode_s", "finish_s", "wait_s"))  # type: ignore[literal-required]
     again = loader.take_counters()
     assert (again["images"], again["wait_s"], again["queue_depth"]) == (0, 0.0, 0)
-    assert again["queue_capacity"] == 2
+    assert again["queue_capacity"] == 1
 
 
 def test_the_receipt_finds_what_is_missing_and_double() -> None:
