@@ -10,11 +10,12 @@ from pathlib import Path
 from server.files import RankFile, ShardFile, Tailed
 from server.history import Bin, align
 from server.models import Interval
-from server.records import Record, integer
+from server.records import NOTHING, Record, integer
 from server.verdict import RankLoad, total_speed, wait_fraction
 
 RANK_FILE = re.compile(r"rank-(0|[1-9][0-9]{0,3})\.jsonl")
 SHARD_FILE = "shards.jsonl"
+SMOOTH_S = 10.0  # of training behind a point of the loader's capacity: it fills its queue by fits and starts
 READ_S = 0.3  # how long one refresh may read: a request never waits for a million lines
 
 
@@ -57,7 +58,8 @@ class Run:
         crew = self.crew()
         rows = align((file.history for file in self.ranks.values()), self.resumes())
         upto = min((file.step for file in crew), default=0)
-        return [_interval(row) for row in rows if not upto or row[0].step <= upto]
+        rows = [row for row in rows if not upto or row[0].step <= upto]
+        return [_interval(row, _capacity(rows, place)) for place, row in enumerate(rows)]
 
     def resumes(self) -> dict[int, int]:
         """Attempt -> the step after which it began."""
@@ -80,7 +82,17 @@ def start_of(crew: list[RankFile]) -> Record:
     return next((file.start for file in crew if file.start is not None), {})
 
 
-def _interval(row: list[Bin]) -> Interval:
+def _capacity(rows: list[list[Bin]], place: int) -> float | None:
+    """Of the loaders, images/s, over the rows up to `place` that make up SMOOTH_S of training by the same ranks."""
+    sums, attempt = [NOTHING for _ in rows[place]], rows[place][0].attempt
+    for row in reversed(rows[: place + 1]):
+        if len(row) != len(sums) or row[0].attempt != attempt or sums[0].wall_s >= SMOOTH_S:
+            break
+        sums = [one.plus(bin_.sums) for one, bin_ in zip(sums, row, strict=True)]
+    return total_speed([RankLoad(rank=rank, sums=one) for rank, one in enumerate(sums)]).loader
+
+
+def _interval(row: list[Bin], capacity: float | None) -> Interval:
     loads = [RankLoad(rank=rank, sums=bin_.sums) for rank, bin_ in enumerate(row)]
     lead = row[0]
     loss_steps, hit_images = (sum(getattr(bin_.sums, key) for bin_ in row) for key in ("loss_steps", "hit_images"))
@@ -91,7 +103,7 @@ def _interval(row: list[Bin]) -> Interval:
         epoch=lead.epoch,
         attempt=lead.attempt,
         t=max(bin_.t for bin_ in row),
-        images_per_s=total_speed(loads),
+        images_per_s=total_speed(loads).model_copy(update={"loader": capacity}),
         data_wait_fraction=wait_fraction(loads),
         loss=sum(bin_.sums.loss for bin_ in row) / loss_steps if loss_steps else None,
         train_error=min(max(1 - hits / hit_images, 0.0), 1.0) if hit_images else None,

@@ -30,12 +30,14 @@ class RankLoad:
 
     @property
     def capacity(self) -> float | None:
-        """Images/s that the loader could deliver: what it made over the time it was not blocked by a full queue.
+        """Images/s that the loader could deliver: what it handed over, over the time its producer was at work.
 
-        The stages' own seconds are a lower bound of that time: training's interval leaves out evaluations, through
-        which the loader may go on, so the difference alone could come out too small and flatter the loader.
+        At work are the stages' seconds, and at least as long as training waited. The time that the producer was not
+        blocked would not do: at the end of an epoch it has nothing left to make, and is neither blocked nor at work.
+        The decoder works ahead while the producer is blocked, so a large headroom is an upper estimate; it is exact
+        where it matters, near 1.
         """
-        busy = max(self.sums.wall_s - self.sums.blocked_s, sum(self.sums.stages().values()))
+        busy = max(sum(self.sums.stages().values()), self.sums.wait_s) or self.sums.wall_s - self.sums.blocked_s
         return self.sums.delivered / busy if busy > 0 and self.sums.delivered else None
 
     @property

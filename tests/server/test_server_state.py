@@ -81,7 +81,7 @@ def test_a_stalled_run_says_for_how_long() -> None:
 
 
 def test_rates_by_hand() -> None:
-    loads = [load(0, wait_s=1), load(1, wait_s=3, blocked_s=5)]
+    loads = [load(0, wait_s=1), load(1, wait_s=3, decode_s=4)]
     speed = total_speed(loads)
     assert speed.trainer == pytest.approx(200)  # 2 x 1000 images in 10 s
     assert speed.loader == pytest.approx(1000 / 4 + 1000 / 5)
@@ -90,9 +90,11 @@ def test_rates_by_hand() -> None:
     assert "450 images/s" not in judge(loads).text  # waits 30 % on rank 1: not compute-bound
 
 
-def test_blocked_time_outside_training_does_not_flatter_the_loader() -> None:
-    assert load(blocked_s=50).capacity == pytest.approx(1000 / 4)  # the stages' seconds
-    assert load(blocked_s=50, decode_s=0, read_s=0).capacity is None
+def test_capacity_is_over_the_time_at_work() -> None:
+    assert load(blocked_s=0).capacity == pytest.approx(1000 / 4)  # idle at an epoch's end counts as little as blocked
+    assert load(wait_s=5).capacity == pytest.approx(1000 / 5)  # nobody waits for a loader that is not at work
+    assert load(decode_s=0, read_s=0).capacity == pytest.approx(1000 / 4)  # without stages: what was not blocked
+    assert load(delivered=0).capacity is None
 
 
 def look(path: Path, stall_s: float = STALL_S) -> tuple[str, str, int]:
