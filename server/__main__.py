@@ -14,6 +14,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +24,9 @@ import tyro
 
 from preprocess.errors import UserError, guard
 from server.state import STALL_S
+
+LINGER_S = 600.0  # after a parent that was killed, the page still says what happened; then the port is free again
+LOOK_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,8 @@ class ServeConfig:
     """File whose first line is the token that clients must send. Else the environment variable GRATIS_TOKEN, if set."""
     stall_seconds: float = STALL_S
     """A run without an event for this long is stalled."""
+    parent: int | None = None
+    """Process id of whoever starts this one: ten minutes after that process is gone, the server ends by itself."""
 
     def __post_init__(self) -> None:
         _check_runs(self.runs, self.stall_seconds)
@@ -113,8 +120,18 @@ def serve(config: ServeConfig) -> None:
         )
     )
     host = f"[{config.host}]" if ":" in config.host else config.host
+    if config.parent is not None:
+        threading.Thread(target=_end_with, args=(config.parent,), daemon=True).start()
     print(f"serving http://{host}:{listener.getsockname()[1]}/", flush=True)
     server.run(sockets=[listener])
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process, as a signal would, LINGER_S after it was left to another parent."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    time.sleep(LINGER_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _token(file: Path | None) -> str | None:

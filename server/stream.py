@@ -10,7 +10,7 @@ from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from server.models import Interval, RunStatus
-from server.runs import Runs, View
+from server.runs import FRESH_S, Runs, View
 
 TICK_S = 0.5
 Place = tuple[int, int]  # attempt and step
@@ -25,8 +25,10 @@ async def stream(
     `status` events hold a RunStatus and have no id. `interval` events hold an Interval; their id is run, attempt and
     step, and a client that comes back with it as Last-Event-ID is sent what it missed alone.
     """
-    shown, place, told = "", NOWHERE, ""
-    while not closing():
+    shown, place, told, over = "", NOWHERE, "", False
+    while not over:
+        if over := closing():  # training ends its server right after its last words: they are still to be read
+            await asyncio.sleep(FRESH_S)
         view = await run_in_threadpool(runs.view, name)
         if view is None and name is not None:
             return
@@ -39,7 +41,7 @@ async def stream(
             for interval in _later(view, place):
                 place = (interval.attempt, interval.step)
                 yield ServerSentEvent(event="interval", id=make_id(shown, place), raw_data=interval.model_dump_json())
-        await asyncio.sleep(TICK_S)
+        await asyncio.sleep(0 if over else TICK_S)
 
 
 def make_id(name: str, place: Place) -> str:

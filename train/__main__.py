@@ -6,6 +6,7 @@ torchrun's agent, and closes with a table. Exit codes: 2 user error, 75 preempte
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -178,6 +179,7 @@ def start_server(options: Options) -> subprocess.Popen[bytes] | None:
         print(f"port {FIRST_PORT} is taken, the status server uses {port}", flush=True)
     options.runs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "server", "--runs", str(options.runs), "--port", str(port)]
+    command += ["--parent", str(os.getpid())]
     # a session of its own: ctrl-C in the terminal must not end it before the last events are served
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     print(f"status: http://127.0.0.1:{port}", flush=True)

@@ -4,6 +4,7 @@ import { Chart, element } from "./chart.js";
 
 const MOST = 1500; // points kept; beyond, the older half loses every second one
 const TONES = { running: "good", finished: "good", stalled: "warn", preempted: "warn", crashed: "bad", diverged: "bad" };
+const OVER = ["finished", "preempted", "crashed", "diverged"];
 const HOLDS = { "compute-bound": "good", "input-bound": "bad", straggler: "warn", stalled: "bad", starting: "" };
 const get = (id) => document.getElementById(id);
 const count = (value, digits = 0) => (value === null || value === undefined ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits }));
@@ -60,7 +61,7 @@ function draw() {
 }
 
 function drawVerdict() {
-  const over = TONES[status.state] && !["running", "stalled"].includes(status.state), verdict = status.verdict;
+  const over = OVER.includes(status.state), verdict = status.verdict;
   const troubled = ["crashed", "diverged"].includes(status.state);
   document.title = `${status.state} · ${status.name} · gratis`;
   get("state").className = `pill ${TONES[status.state] ?? ""}`;
@@ -151,7 +152,8 @@ function drawFacts() {
 function tick() {
   const notice = get("notice");
   notice.hidden = lost === null;
-  if (lost !== null) notice.textContent = `The status server does not answer since ${new Date(lost).toLocaleTimeString()}. What is shown is from before; trying again.`;
+  if (lost !== null && status && OVER.includes(status.state)) notice.textContent = `The run has ${status.state === "finished" ? "finished" : "ended"} and its status server has closed. “make serve” shows it again.`;
+  else if (lost !== null) notice.textContent = `The status server does not answer since ${new Date(lost).toLocaleTimeString()}. What is shown is from before; trying again.`;
   if (!status) return;
   const age = status.age_s + (Date.now() - received) / 1e3;
   get("age").textContent = `newest event ${duration(age)} ago, at ${new Date(status.updated * 1e3).toLocaleTimeString()}`;

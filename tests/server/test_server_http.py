@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -344,3 +345,46 @@ def test_top_in_a_pipe(site: tuple[str, Path]) -> None:
     assert "compute-bound" in done.stdout
     assert "500 images/s" in done.stdout
     assert "no run x in" in fails("top", f"--runs={site[1]}", "--run", "x")
+
+
+def test_the_last_words_arrive_although_the_server_ends(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    run.step(10)
+    with serving(tmp_path) as url:
+        stream = urllib.request.urlopen(f"{url}/events", timeout=15)
+        while b"id: a/1.10" not in stream.readline():
+            pass
+        run.step(20)
+        run.end("finished")
+    with stream:
+        rest = stream.read()
+    assert b'"state":"finished"' in rest
+    assert b"id: a/1.20" in rest
+
+
+ORPHAN = """
+import os, subprocess, sys, signal
+code = "import sys, server.__main__ as m; m.LINGER_S = 0.5; sys.argv[0] = 'server'; sys.exit(m.guard(m.main))"
+arguments = ["--runs", sys.argv[1], "--port", "0", "--parent", str(os.getpid())]
+server = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+print(server.stdout.readline(), end="", flush=True)
+signal.pause()
+"""
+
+
+def test_a_server_ends_some_time_after_its_parent_was_killed(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        url = parent.stdout.readline().split()[1]
+        time.sleep(1.5)
+        assert get(f"{url}livez")[0] == 200
+        parent.kill()
+    assert get(f"{url}livez")[0] == 200
+    deadline = time.monotonic() + 15
+    with pytest.raises(urllib.error.URLError):
+        while time.monotonic() < deadline:
+            get(f"{url}livez")
+            time.sleep(0.2)
