@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from loader import Loader, coverage
+from loader import Batch, Loader, coverage
 from preprocess.events import EventWriter
-from train import checkpoint
+from train import checkpoint, picture
 from train.checkpoint import State
 from train.evaluate import VIEWS, evaluate, evaluation_config
 from train.events import Outcome
@@ -96,6 +96,8 @@ def train_epoch(job: Job, interval: Interval) -> list[Report]:
             if interval.due or job.step == (job.epoch + 1) * steps:
                 report = interval.close(epoch=job.epoch, step=job.step, rate=rate["weights"])
                 reports.append(report)
+                if mesh.rank == 0:
+                    picture.renew(job.folder, Batch(images, labels, ids), job.loader, job.epoch)
                 job.unsaved_s += report.wall_s
                 bar.update(job.step - job.epoch * steps - bar.n)
                 bar.set_postfix_str(f"loss {report.loss:.3f}, {report.images / report.wall_s:.0f} images/s")

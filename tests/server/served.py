@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
@@ -187,3 +188,11 @@ def read_events(url: str, count: int, **headers: str) -> list[dict[str, str]]:
                 events.append(event)
                 event = {}
     return events
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Whether it comes to hold in time."""
+    deadline = time.monotonic() + seconds
+    while not (held := holds()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return held
