@@ -63,6 +63,17 @@ def _add_status(app: FastAPI, runs: Runs) -> None:
         """The run of that name."""
         return _found(runs, run).status
 
+    @app.get(
+        "/status/{run}/picture",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}, 404: {"description": "no such run, or no picture of it"}},
+    )
+    def picture(run: str) -> Response:
+        """Images as the run was lately trained on, augmented, side by side."""
+        if (body := runs.picture(run)) is None:
+            raise HTTPException(404, "no picture")
+        return Response(body, media_type="image/jpeg")
+
     @app.get("/runs")
     def listing() -> RunList:
         """All runs, by the ends of rank 0's files."""

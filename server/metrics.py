@@ -34,6 +34,7 @@ class RunCollector(Collector):
             yield from _run_gauges(view.status)
             yield from _rank_counters(view)
             yield from _rank_gauges(view)
+            yield from _gpu_gauges(view)
             yield from _shards(view)
 
 
@@ -126,6 +127,20 @@ def _rank_gauges(view: View) -> Iterator[Metric]:
         for rank in view.status.ranks:
             value = getattr(rank, field)
             if value is not None:
+                gauge.add_metric([view.status.name, str(rank.rank)], value)
+        yield gauge
+
+
+def _gpu_gauges(view: View) -> Iterator[Metric]:
+    for name, text, field in (
+        ("gpu_busy_ratio", "Share of the last sample period with a kernel running.", "busy"),
+        ("gpu_nvjpg_busy_ratio", "Share of it with the JPEG engine at work.", "nvjpg_busy"),
+        ("gpu_memory_used_bytes", "Device memory in use.", "memory_bytes"),
+        ("gpu_power_watts", "Power drawn.", "power_w"),
+    ):
+        gauge = GaugeMetricFamily(f"gratis_{name}", text, labels=["run", "rank"])
+        for rank in view.status.ranks:
+            if rank.gpu is not None and (value := getattr(rank.gpu, field)) is not None:
                 gauge.add_metric([view.status.name, str(rank.rank)], value)
         yield gauge
 

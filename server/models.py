@@ -44,6 +44,15 @@ class Stages(Model):
     transfer: Share = Field(default=None, description="share spent moving batches to the device, in [0, 1]")
 
 
+class GpuStatus(Model):
+    """A rank's GPU at its newest record."""
+
+    busy: Share = Field(default=None, description="share of the last sample period with a kernel running, in [0, 1]")
+    nvjpg_busy: Share = Field(default=None, description="share of it with the JPEG engine at work, in [0, 1]")
+    memory_bytes: Rate = Field(default=None, description="device memory in use, bytes")
+    power_w: Rate = Field(default=None, description="power drawn, watts")
+
+
 class RankStatus(Model):
     rank: int = Field(description="rank, from 0")
     state: Literal["waiting", "running", "gone", "ended"] = Field(
@@ -63,6 +72,7 @@ class RankStatus(Model):
     rss_bytes: Rate = Field(default=None, description="resident memory, bytes")
     queue_depth: int | None = Field(default=None, description="batches ready, at the newest record")
     queue_capacity: int | None = Field(default=None, description="batches that the queue holds at most")
+    gpu: GpuStatus | None = Field(default=None, description="its GPU; null on a CPU")
     age_s: float = Field(description="seconds since its file last grew, by the server's clock")
 
 
@@ -148,6 +158,9 @@ class RunStatus(RunSummary):
     warnings: list[str] = Field(description="the newest warnings of this attempt, paths left out")
     ranks: list[RankStatus] = Field(description="the attempt's ranks")
     shards: ShardStatus | None = Field(default=None, description="the shard stage, where it reports to this run")
+    picture_t: float | None = Field(
+        default=None, description="when /status/{run}/picture was made, Unix seconds; null if there is none"
+    )
     behind_bytes: int = Field(description="bytes of the run's files that the server has yet to read; 0 when up to date")
     garbage_lines: int = Field(description="lines that were no records")
 

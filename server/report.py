@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from server.files import RankFile, ShardFile, alive
 from server.history import superseded
-from server.models import Evaluation, RankStatus, Receipt, RunStatus, ShardStatus, State
+from server.models import Evaluation, GpuStatus, RankStatus, Receipt, RunStatus, ShardStatus, State
 from server.records import Record, Sums, count, integer, number, text
-from server.run import Run, start_of
+from server.run import PICTURE, Run, start_of
 from server.state import derive
 from server.verdict import RankLoad, headroom, judge, stage_shares, total_speed, wait_fraction
 
@@ -51,6 +53,7 @@ def report(run: Run, stall_s: float) -> RunStatus:
         warnings=[message for file in crew for message in file.warnings][-10:],
         ranks=[_rank_status(file, state, file.rank in dead, now) for file in crew],
         shards=_shard_status(run.shards, stall_s, now) if run.shards else None,
+        picture_t=_modified(run.path / PICTURE),
         remaining_s=None if state in OVER else _remaining(start, loads, crew),
         behind_bytes=sum(file.behind for file in run.files()),
         garbage_lines=sum(file.tail.garbage for file in run.files()),
@@ -59,10 +62,19 @@ def report(run: Run, stall_s: float) -> RunStatus:
     )
 
 
+def _modified(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
 def gone(start: Record | None) -> bool:
     """Whether the process that wrote this `start` was on this host and is no more. Elsewhere nobody can tell: no."""
     pid = integer(start, "pid") if start is not None else None
     if start is None or pid is None or start.get("host") != socket.gethostname():
+        return False
+    if integer(start, "pid_namespace") not in (None, os.stat("/proc/self/ns/pid").st_ino):
         return False
     return not alive(pid, number(start, "t") or 0.0)
 
@@ -136,7 +148,21 @@ def _rank_status(file: RankFile, state: State, dead: bool, now: float) -> RankSt
         rss_bytes=count(file.newest, "rss_bytes") or None,
         queue_depth=integer(loader, "queue_depth"),
         queue_capacity=integer(loader, "queue_capacity"),
+        gpu=_gpu(file.newest),
         age_s=max(now - file.mtime, 0.0),
+    )
+
+
+def _gpu(record: Record) -> GpuStatus | None:
+    gpu = record.get("gpu")
+    if not isinstance(gpu, dict):
+        return None
+    busy, nvjpg = (number(gpu, key) for key in ("busy", "nvjpg_busy"))
+    return GpuStatus(
+        busy=None if busy is None else min(max(busy, 0.0), 1.0),
+        nvjpg_busy=None if nvjpg is None else min(max(nvjpg, 0.0), 1.0),
+        memory_bytes=count(gpu, "memory_bytes") or None,
+        power_w=count(gpu, "power_w") or None,
     )
 
 

@@ -15,6 +15,7 @@ from server.verdict import RankLoad, total_speed, wait_fraction
 
 RANK_FILE = re.compile(r"rank-(0|[1-9][0-9]{0,3})\.jsonl")
 SHARD_FILE = "shards.jsonl"
+PICTURE = "latest.jpg"  # of augmented images, put there by training
 SMOOTH_S = 10.0  # of training behind a point of the loader's capacity: it fills its queue by fits and starts
 READ_S = 0.3  # how long one refresh may read: a request never waits for a million lines
 

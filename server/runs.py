@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from collections import OrderedDict
@@ -14,9 +15,11 @@ from server.models import Interval, RunList, RunStatus, RunSummary
 from server.peek import peek
 from server.records import Sums
 from server.report import report
-from server.run import SHARD_FILE, Run
+from server.run import PICTURE, SHARD_FILE, Run
 
 KEPT = 8  # runs held in memory; the least looked at goes first
+MOST_PICTURE = 1 << 20  # bytes
+JPEG = b"\xff\xd8\xff"
 FRESH_S = 0.4  # requests within this share one look at the files, however many clients there are
 
 
@@ -67,6 +70,18 @@ class Runs:
             entry = next((entry for entry in self._entries() if name in (None, entry.name)), None)
             return self._view(entry) if entry else None
 
+    def picture(self, name: str) -> bytes | None:
+        """The run's JPEG of augmented images. None if there is none, or no run of that name."""
+        with self._lock:
+            path = next((entry.path / PICTURE for entry in self._entries() if entry.name == name), None)
+        try:
+            file = os.open(path or "", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        with open(file, "rb", buffering=0) as picture:
+            whole = picture.read(MOST_PICTURE + 1) if stat.S_ISREG(os.fstat(file).st_mode) else None
+        return whole if whole and whole.startswith(JPEG) and len(whole) <= MOST_PICTURE else None
+
     def _view(self, entry: Entry) -> View:
         now = time.monotonic()
         seen, run, old = self._open.pop(entry.name, (-FRESH_S, None, None))
@@ -112,10 +127,12 @@ def _entries(root: Path) -> Iterator[Entry]:
     for folder in folders:
         if not folder.name.isprintable():  # no name that a header or a terminal would trip over
             continue
-        stats = [stat for file in ("rank-0.jsonl", SHARD_FILE) if (stat := _stat(f"{folder.path}/{file}")) is not None]
+        stats = [
+            found for file in ("rank-0.jsonl", SHARD_FILE) if (found := _stat(f"{folder.path}/{file}")) is not None
+        ]
         if stats:
-            updated = max(stat.st_mtime for stat in stats)
-            yield Entry(folder.name, Path(folder.path), updated, sum(stat.st_size for stat in stats))
+            updated = max(one.st_mtime for one in stats)
+            yield Entry(folder.name, Path(folder.path), updated, sum(one.st_size for one in stats))
 
 
 def _stat(path: str) -> os.stat_result | None:

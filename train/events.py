@@ -24,6 +24,7 @@ class Start(TypedDict):
     device_name: str
     pid: int
     host: str
+    pid_namespace: int  # in which pid means something: containers on one host may share its name
     versions: dict[str, str]
     dataset: str  # the manifest's hash
     classes: int
@@ -32,6 +33,15 @@ class Start(TypedDict):
     epochs: int
     steps_per_epoch: int
     batch_size: int  # global
+
+
+class GpuCounters(TypedDict):
+    """One look at a rank's GPU, by NVIDIA's management library. null: the device does not tell."""
+
+    busy: float | None  # share of the library's last sample period with a kernel running, in [0, 1]
+    nvjpg_busy: float | None  # of the JPEG engine, likewise
+    memory_bytes: int | None  # in use on the device, by whomever
+    power_w: float | None
 
 
 class Step(TypedDict):
@@ -47,6 +57,7 @@ class Step(TypedDict):
     loss: float | None  # mean over the interval's global batches; null: not finite
     top1: float | None  # share of the interval's training images right, in [0, 1]
     lr: float  # of the weights, at the last step
+    gpu: GpuCounters | None  # at the interval's end; null without a GPU or its library
 
 
 class Eval(TypedDict):

@@ -16,6 +16,7 @@ from torch import Tensor
 from loader import Batch, Loader
 from preprocess.events import EventWriter
 from train.events import Outcome, Step
+from train.gpu import GpuMeter
 from train.parallel import Mesh, sum_over_world
 
 SECONDS = 1.0  # the interval that the counters aim at
@@ -54,6 +55,7 @@ class Interval:
 
     def __init__(self, mesh: Mesh, loader: Loader, events: EventWriter, signals: Signals) -> None:
         self._mesh, self._loader, self._events, self._signals = mesh, loader, events, signals
+        self._gpu = GpuMeter(mesh.device)
         self._length = 1
         self.begin()
 
@@ -114,6 +116,7 @@ class Interval:
             "steps": self._steps, "images": images, "wall_s": wall_s, "wait_s": self._wait_s,
             "cpu_s": _cpu_seconds() - self._cpu_start, "rss_bytes": psutil.Process(os.getpid()).memory_info().rss,
             "loader": self._loader.take_counters(), "loss": report.loss, "top1": report.top1, "lr": rate,
+            "gpu": self._gpu.read(),
         }  # fmt: skip
 
 

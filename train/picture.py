@@ -1,4 +1,4 @@
-"""The latest augmented images as a picture, `runs/<name>/latest.jpg`, for the status page: of a batch just trained on."""
+"""The latest augmented images, `runs/<name>/latest.jpg`, for the status page: from a batch that was just trained on."""
 
 from __future__ import annotations
 
