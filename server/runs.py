@@ -74,12 +74,7 @@ class Runs:
         """The run's JPEG of augmented images. None if there is none, or no run of that name."""
         with self._lock:
             path = next((entry.path / PICTURE for entry in self._entries() if entry.name == name), None)
-        try:
-            file = os.open(path or "", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return None
-        with open(file, "rb", buffering=0) as picture:
-            whole = picture.read(MOST_PICTURE + 1) if stat.S_ISREG(os.fstat(file).st_mode) else None
+        whole = _read_regular(path) if path else None
         return whole if whole and whole.startswith(JPEG) and len(whole) <= MOST_PICTURE else None
 
     def _view(self, entry: Entry) -> View:
@@ -140,3 +135,17 @@ def _stat(path: str) -> os.stat_result | None:
         return os.stat(path)
     except (OSError, ValueError):
         return None
+
+
+def _read_regular(path: Path) -> bytes | None:
+    """A little more than a picture may have, of a file that is neither a link nor a pipe that would hang us."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(file, MOST_PICTURE + 1) if stat.S_ISREG(os.fstat(file).st_mode) else None
+    except OSError:
+        return None
+    finally:
+        os.close(file)

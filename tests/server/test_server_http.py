@@ -231,9 +231,17 @@ def test_promtool_finds_nothing_wrong(site: tuple[str, Path]) -> None:
 
 def test_openapi_tells_every_fields_unit(site: tuple[str, Path]) -> None:
     schema = get_json(f"{site[0]}/openapi.json")
-    assert {"/status", "/status/{run}", "/runs", "/events", "/metrics", "/livez", "/readyz", "/healthz"} == set(
-        schema["paths"]
-    )
+    assert {
+        "/status",
+        "/status/{run}",
+        "/status/{run}/picture",
+        "/runs",
+        "/events",
+        "/metrics",
+        "/livez",
+        "/readyz",
+        "/healthz",
+    } == set(schema["paths"])
     ours = {name: one for name, one in schema["components"]["schemas"].items() if "Validation" not in name}
     for name, model in ours.items():
         for field, value in model["properties"].items():
@@ -345,6 +353,35 @@ def test_top_in_a_pipe(site: tuple[str, Path]) -> None:
     assert "compute-bound" in done.stdout
     assert "500 images/s" in done.stdout
     assert "no run x in" in fails("top", f"--runs={site[1]}", "--run", "x")
+
+
+def test_picture(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    path = tmp_path / "a" / "latest.jpg"
+    with serving(tmp_path) as url:
+        assert get(f"{url}/status/a/picture")[0] == 404
+        assert get_json(f"{url}/status")["picture_t"] is None
+        jpeg = b"\xff\xd8\xff" + b"x" * 1000
+        path.write_bytes(jpeg)
+        time.sleep(0.5)
+        status, body, headers = get(f"{url}/status/a/picture")
+        assert (status, body, headers["content-type"]) == (200, jpeg, "image/jpeg")
+        assert get_json(f"{url}/status")["picture_t"] == pytest.approx(path.stat().st_mtime)
+        for other in (b"<html>", b"", b"\xff\xd8\xff" + b"x" * (1 << 20)):
+            path.write_bytes(other)
+            assert get(f"{url}/status/a/picture")[0] == 404
+        path.unlink()
+        (tmp_path / "secret").write_bytes(jpeg)
+        path.symlink_to(tmp_path / "secret")
+        assert get(f"{url}/status/a/picture")[0] == 404
+        path.unlink()
+        os.mkfifo(path)
+        assert get(f"{url}/status/a/picture")[0] == 404
+        path.unlink()
+        path.mkdir()
+        assert get(f"{url}/status/a/picture")[0] == 404
+        assert get(f"{url}/status/%2e%2e/picture")[0] == 404
 
 
 def test_the_last_words_arrive_although_the_server_ends(tmp_path: Path) -> None:

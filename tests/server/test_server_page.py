@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import binary, chromium
+from PIL import Image
 from served import RunWriter, serving, writing
 
 pytestmark = pytest.mark.skipif(binary() is None, reason="needs Debian's package chromium")
@@ -21,7 +22,7 @@ def test_the_page_follows_a_run_and_outlives_its_trainer(tmp_path: Path) -> None
         page.open(url)
         page.wait("!document.querySelector('#empty')?.hidden")
         with writing(root / "live", world=2) as process:
-            page.wait("document.querySelector('#kind')?.textContent == 'Compute-bound'")
+            page.wait("document.querySelector('#kind')?.textContent == 'Compute-bound: the loader keeps up'")
             assert "2.5 times" in page.run("document.querySelector('#words').textContent")
             assert page.run("document.querySelectorAll('#rank-rows tr').length") == 2
             steps = "document.querySelector('#tiles').textContent.includes('{}')"
@@ -31,6 +32,9 @@ def test_the_page_follows_a_run_and_outlives_its_trainer(tmp_path: Path) -> None
             grower.step(30, ranks={rank: {"wait_s": 9.0, "read_s": 60.0} for rank in (0, 1)})
             page.wait(steps.format("30step of 200"))
             page.wait("document.querySelector('#kind').textContent.startsWith('Input-bound: read')")
+            assert page.run("document.querySelector('#augmented').hidden")
+            Image.new("RGB", (64, 32), "red").save(root / "live" / "latest.jpg")
+            page.wait("document.querySelector('#picture').naturalWidth == 64")
             process.send_signal(signal.SIGKILL)
             process.wait()
             page.wait("document.querySelector('#state').textContent == 'crashed'")
