@@ -21,7 +21,8 @@ import tyro
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import PREEMPTED, UserError, guard
 from train.closing import show
-from train.launch import Launch, attempts, choose_run, choose_world, in_use, outcome, start_ranks
+from train.launch import Choice, Launch, Wire, attempts, choose_run, choose_world, in_use, outcome, start_ranks
+from train.layers import plan as plan_layers
 from train.recipes import RECIPES, RELEASED, Recipe
 
 SAMPLE = Path("sample")
@@ -51,6 +52,14 @@ class Options:
     """Processes over which one network is spread, where there are that many: 1 is plain data parallelism."""
     share_device: bool = False
     """Permits several processes on one GPU (for tests: they are slower than one)."""
+    wire: Wire = "float32"
+    """What features and gradients travel as between processes; 16 bits halve the traffic."""
+    compile: Choice = "auto"
+    """Compile the network: on a GPU it pays; on a CPU it takes longer than a short run gains."""
+    save_every: float = 60.0
+    """Seconds of training between checkpoints. The last step always gets one."""
+    save_probabilities: bool = False
+    """At the end, write the ten views' mean probabilities of every validation image beside the events."""
     fields: tyro.conf.OmitArgPrefixes[Annotated[Recipe, tyro.conf.arg(name="")]] = RELEASED
 
 
@@ -130,6 +139,13 @@ def check_dataset(shards: Path, manifest: Manifest, options: Options) -> None:
             f"{shards} holds {size}-pixel images, recipe {options.recipe} wants {recipe.image_size}: {way_out}, "
             f"or make shards with --size {recipe.image_size}"
         )
+    if recipe.classes is not None and recipe.classes < len(manifest.classes):
+        raise UserError(
+            f"--classes {recipe.classes}: {shards} has {len(manifest.classes)} classes; take at least those"
+        )
+    plan_layers(recipe, recipe.classes or len(manifest.classes))
+    if "val" not in manifest.splits and recipe.schedule == "plateau":
+        raise UserError(f"--schedule plateau follows the validation error, and {shards} has no validation split")
     if "val" not in manifest.splits:
         print(f"{shards} has no validation split: training only, nothing can be evaluated", flush=True)
 
@@ -153,7 +169,8 @@ def plan(options: Options, shards: Path, manifest: Manifest) -> Launch:
     return Launch(
         runs=str(options.runs), run=name, shards=str(shards), recipe_name=options.recipe, recipe=options.fields,
         seed=options.seed, attempt=attempts(folder) + 1, share_device=options.share_device,
-        tower_ranks=min(options.tower_ranks, options.fields.towers),
+        tower_ranks=min(options.tower_ranks, options.fields.towers), wire=options.wire, compile=options.compile,
+        save_every=options.save_every, save_probabilities=options.save_probabilities,
     )  # fmt: skip
 
 

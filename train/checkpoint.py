@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +44,31 @@ class State:
     dataset: str
     architecture: dict[str, object]
     loader: dict[str, Any]
+    errors: list[float] = field(default_factory=list)  # on the validation split, after each complete epoch
     format: int = FORMAT
 
 
-def save(folder: Path, network: AlexNet, optimiser: Optimiser, state: State, seen: Tensor, *, writer: bool) -> int:
-    """Writes a checkpoint and makes it the latest; returns its bytes on the writing rank, 0 elsewhere. Collective.
+Arrays = dict[str, dict[str, Tensor]]  # by file, by name; on the CPU, of the checkpoint alone
 
-    Every rank passes the same state; seen are all ranks' ids. OSError on the writer (a full disk) leaves the previous
-    checkpoint the latest and nothing of this one.
-    """
+
+def collect(network: AlexNet, optimiser: Optimiser, seen: Tensor, *, writer: bool) -> Arrays:
+    """What `write` puts on disk, copied off the device; empty but on the writing rank. seen: all ranks'. Collective."""
     arrays = {
         "network": _whole(network, dict(network.named_parameters()), writer),
         "optimiser": _whole(network, optimiser.steps, writer),
-        "progress": {"seen": seen.cpu().contiguous()},
     }
-    if not writer:
-        return 0
+    return arrays | {"progress": {"seen": seen.cpu().contiguous()}} if writer else {}
+
+
+def write(folder: Path, arrays: Arrays, state: State) -> int:
+    """Writes a checkpoint and makes it the latest; returns its bytes. No torch but arrays: for any thread.
+
+    OSError (a full disk) leaves the previous checkpoint the latest and nothing of this one.
+    """
     target = folder / f"step-{state.step:08d}"
     temporary = folder / f"{target.name}.tmp"
+    for killed in folder.glob("*.tmp"):  # by another attempt, which died in the middle
+        shutil.rmtree(killed, ignore_errors=True)
     try:
         size = _write(temporary, arrays, state)
         shutil.rmtree(target, ignore_errors=True)
@@ -123,12 +130,12 @@ def _whole(network: AlexNet, own: dict[str, Tensor], keep: bool) -> dict[str, Te
     for name, tensor in own.items():  # one at a time: the device holds one whole tensor more, never all
         together = network.whole(tensor.detach(), name)
         if keep:
-            whole[name] = together.cpu().contiguous()
+            # a copy even where nothing moved: training goes on while it is written
+            whole[name] = together.to("cpu", copy=True, memory_format=torch.contiguous_format)
     return whole
 
 
-def _write(folder: Path, arrays: dict[str, dict[str, Tensor]], state: State) -> int:
-    shutil.rmtree(folder, ignore_errors=True)
+def _write(folder: Path, arrays: Arrays, state: State) -> int:
     folder.mkdir(parents=True)
     for name, tensors in arrays.items():
         path = folder / f"{name}.safetensors"

@@ -24,7 +24,7 @@ class Start(TypedDict):
     device_name: str
     pid: int
     host: str
-    pid_namespace: int  # in which pid means something: containers on one host may share its name
+    pid_namespace: int  # inode of the namespace that pid counts in: a reader in another one cannot look it up
     versions: dict[str, str]
     dataset: str  # the manifest's hash
     classes: int
@@ -36,11 +36,11 @@ class Start(TypedDict):
 
 
 class GpuCounters(TypedDict):
-    """One look at a rank's GPU, by NVIDIA's management library. null: the device does not tell."""
+    """What a rank's GPU said at an interval's end; null where the device or driver does not tell."""
 
-    busy: float | None  # share of the library's last sample period with a kernel running, in [0, 1]
-    nvjpg_busy: float | None  # of the JPEG engine, likewise
-    memory_bytes: int | None  # in use on the device, by whomever
+    busy: float | None  # share of the driver's last sample period with a kernel running, in [0, 1]
+    nvjpg_busy: float | None  # likewise of the JPEG engine
+    memory_bytes: int | None  # in use on the device, by everyone
     power_w: float | None
 
 
@@ -51,13 +51,14 @@ class Step(TypedDict):
     images: int  # this rank's own valid rows; the sum over ranks is what was trained
     wall_s: float
     wait_s: float  # of wall_s, waited for batches
+    exchange_s: float  # of wall_s, the host was inside collectives; of ranks in step the slowest waits least there
     cpu_s: float  # user + system seconds of this process
     rss_bytes: int  # at the interval's end
     loader: LoaderCounters
     loss: float | None  # mean over the interval's global batches; null: not finite
     top1: float | None  # share of the interval's training images right, in [0, 1]
     lr: float  # of the weights, at the last step
-    gpu: GpuCounters | None  # at the interval's end; null without a GPU or its library
+    gpu: GpuCounters | None  # null on a CPU
 
 
 class Eval(TypedDict):
@@ -69,6 +70,18 @@ class Eval(TypedDict):
     top5: float
     nll: float | None  # nats, of the probabilities averaged over views
     wall_s: float
+
+
+class EvalProgress(TypedDict):
+    """`eval_progress`: a sign of life of a pass over the validation split, about once a second, by every rank.
+
+    No `step` record comes during a pass: a reader must not take a long one for a stall.
+    """
+
+    views: int
+    images: int  # this rank's, since the pass began
+    total: int  # of the split, over all ranks
+    wall_s: float  # since the pass began
 
 
 class Receipt(TypedDict):

@@ -65,6 +65,7 @@ class Interval:
         self._steps, self._wait_s = 0, 0.0
         self._start, self._cpu_start = time.perf_counter(), _cpu_seconds()
         self._loader.take_counters()
+        self._mesh.meter.take_seconds()
 
     def batches(self) -> Iterator[Batch]:
         """The loader's batches of one epoch; the time spent waiting for each is counted."""
@@ -95,7 +96,7 @@ class Interval:
     def close(self, *, epoch: int, step: int, rate: float) -> Report:
         """Writes this rank's `step` event and begins the next interval. Collective; waits for the device."""
         own = self._device_sums.tolist()  # the host waits for the device here, and nowhere else in a step
-        wall_s = time.perf_counter() - self._start
+        wall_s, exchange_s = time.perf_counter() - self._start, self._mesh.meter.take_seconds()
         own += [wall_s, self._signals.terminated, self._signals.interrupted]
         together = sum_over_world(torch.tensor(own, dtype=torch.float64, device=self._mesh.device))
         loss, right, images, all_walls, terminated, interrupted = together.tolist()
@@ -105,15 +106,18 @@ class Interval:
             wall_s=all_walls / self._mesh.world,
             stop="preempted" if terminated else "interrupted" if interrupted else None,
         )  # fmt: skip
-        self._events.write("step", self._record(report, round(own[2]), wall_s, rate), epoch=epoch, step=step)
+        self._events.write(
+            "step", self._record(report, round(own[2]), wall_s, exchange_s, rate), epoch=epoch, step=step
+        )
         aim = round(self._steps * SECONDS / report.wall_s)
         self._length = max(1, min(aim, 4 * self._length, MOST_STEPS))
         self.begin()
         return report
 
-    def _record(self, report: Report, images: int, wall_s: float, rate: float) -> Step:
+    def _record(self, report: Report, images: int, wall_s: float, exchange_s: float, rate: float) -> Step:
         return {
             "steps": self._steps, "images": images, "wall_s": wall_s, "wait_s": self._wait_s,
+            "exchange_s": exchange_s,
             "cpu_s": _cpu_seconds() - self._cpu_start, "rss_bytes": psutil.Process(os.getpid()).memory_info().rss,
             "loader": self._loader.take_counters(), "loss": report.loss, "top1": report.top1, "lr": rate,
             "gpu": self._gpu.read(),

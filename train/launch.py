@@ -11,13 +11,15 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from preprocess.errors import UserError
 from preprocess.events import EventTail
 from train.recipes import Recipe
 
 SHUTDOWN_S = 60  # what ranks get to save in after a signal
+Choice = Literal["auto", "on", "off"]
+Wire = Literal["float32", "bfloat16", "float16"]
 OVER = ("finished", "diverged")  # outcomes after which a run's name is not taken up again by itself
 
 
@@ -34,6 +36,10 @@ class Launch:
     attempt: int
     tower_ranks: int
     share_device: bool
+    wire: Wire = "float32"
+    compile: Choice = "auto"
+    save_every: float = 60.0
+    save_probabilities: bool = False
 
     @property
     def folder(self) -> Path:

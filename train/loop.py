@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,17 +18,18 @@ from loader import Batch, Loader, coverage
 from preprocess.events import EventWriter
 from train import checkpoint, picture
 from train.checkpoint import State
-from train.evaluate import VIEWS, evaluate, evaluation_config
+from train.evaluate import VIEWS, Kept, evaluate, evaluation_config, whole_probabilities
 from train.events import Outcome
 from train.interval import Interval, Report, Signals
 from train.network import AlexNet, Draw
 from train.optim import Optimiser
-from train.parallel import Mesh, gather, gather_rows, sum_gradients
+from train.parallel import GradientSum, Mesh, gather, gather_rows
 from train.recipes import Recipe
+from train.saving import Saver
 from train.schedule import rates
 from train.scores import Scores, share_of_loss, valid_rows
 
-SAVE_EVERY_S = 30.0  # of training: epochs of the small recipes take less than a checkpoint
+PROGRESS_S = 1.0  # between two signs of life of an evaluation
 
 
 @dataclass(kw_only=True)
@@ -39,17 +42,23 @@ class Job:
     folder: Path
     mesh: Mesh
     network: AlexNet
+    forward: Callable[[Tensor, Draw], Tensor]  # the network in training, compiled or as it is
     optimiser: Optimiser
+    gradients: GradientSum
     loader: Loader
     events: EventWriter
     signals: Signals
+    saver: Saver
+    save_every_s: float  # of training
     evaluates: bool
+    save_probabilities: bool = False
     step: int = 0
     epoch: int = 0
     seen: list[Tensor] = field(default_factory=list)  # this rank's ids of the begun epoch
     seen_before: Tensor = field(
         default_factory=lambda: torch.zeros(0, dtype=torch.int64)
     )  # all ranks', before a resume
+    errors: list[float] = field(default_factory=list)  # on the validation split, after each complete epoch
     unsaved_s: float = 0.0
 
 
@@ -67,28 +76,28 @@ def run(job: Job) -> Outcome:
             save(job)
             return report.stop
     if job.evaluates:
-        report_evaluation(job, VIEWS)
+        report_evaluation(job, VIEWS, keep=job.save_probabilities)
     return "finished"
 
 
 def train_epoch(job: Job, interval: Interval) -> list[Report]:
     """To the end of the epoch or to the first interval that says stop; the report of every interval."""
-    recipe, mesh, network = job.recipe, job.mesh, job.network
+    recipe, mesh = job.recipe, job.mesh
     steps, rows = len(job.loader), recipe.batch // mesh.data.size
     positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
     begun = job.step - job.epoch * steps
     reports: list[Report] = []
     interval.begin()
-    with tqdm(total=steps, initial=begun, desc=f"epoch {job.epoch + 1}", leave=False, disable=mesh.rank != 0) as bar:
+    with tqdm(total=steps, initial=begun, desc=f"epoch {job.epoch + 1}", leave=False, disable=_silent(mesh)) as bar:
         for images, labels, ids in interval.batches():
-            rate = rates(recipe, job.step, steps)
+            rate = rates(recipe, job.step, steps, job.errors)
             job.optimiser.freeze(rate)
             draw = Draw(seed=job.seed, step=job.step, rows=positions)
-            logits = mesh.tower.own(network(gather(images, 0, mesh.tower), draw))
+            logits = mesh.tower.own(job.forward(gather(images, 0, mesh.tower, "images"), draw))
             valid = valid_rows(job.step - job.epoch * steps, recipe.batch, job.loader.num_samples)
             loss = share_of_loss(logits, labels, valid)
             loss.backward()  # type: ignore[no-untyped-call]
-            sum_gradients(network.parameters(), mesh.data)
+            job.gradients.wait()
             job.optimiser.step(rate)
             interval.add(loss, logits, labels)
             job.seen.append(ids.clone())  # the loader re-uses its buffers
@@ -101,8 +110,10 @@ def train_epoch(job: Job, interval: Interval) -> list[Report]:
                 job.unsaved_s += report.wall_s
                 bar.update(job.step - job.epoch * steps - bar.n)
                 bar.set_postfix_str(f"loss {report.loss:.3f}, {report.images / report.wall_s:.0f} images/s")
-                if job.step < (job.epoch + 1) * steps and (report.stop or not math.isfinite(report.loss)):
-                    break
+                if job.step < (job.epoch + 1) * steps:
+                    if report.stop or not math.isfinite(report.loss):
+                        break
+                    save_if_due(job)
     return reports
 
 
@@ -127,8 +138,9 @@ def finish_epoch(job: Job, reports: list[Report]) -> None:
         loss = sum(report.loss * report.steps for report in reports) / steps
         top1 = sum(report.top1 * report.images for report in reports) / images
         tqdm.write(f"epoch {job.epoch}/{job.recipe.epochs}: loss {loss:.3f}, training top-1 {top1:.1%}{against}")
-    if last or job.unsaved_s >= SAVE_EVERY_S:
-        save(job)
+    if scores:
+        job.errors.append(1 - scores.top1)
+    save_if_due(job, now=last)
 
 
 def all_seen(job: Job) -> Tensor:
@@ -139,14 +151,21 @@ def all_seen(job: Job) -> Tensor:
     return torch.cat([job.seen_before, own[own >= 0].cpu()])
 
 
-def report_evaluation(job: Job, views: int) -> Scores:
-    """Evaluates, writes `eval` for each count of views; the scores of the most. Collective."""
-    began = time.perf_counter()
-    config = evaluation_config(job.recipe, views, job.mesh.world)
-    mesh = job.mesh
+def report_evaluation(job: Job, views: int, *, keep: bool = False) -> Scores:
+    """Evaluates, writes `eval` for each count of views; the scores of the most. Collective.
+
+    keep: the probabilities of every image go to `probabilities.safetensors` beside the events.
+    """
+    began, mesh = time.perf_counter(), job.mesh
+    config = evaluation_config(job.recipe, views, mesh.world)
+    kept: Kept | None = [] if keep else None
     with Loader(job.shards, "val", config, rank=mesh.rank, world_size=mesh.world, device=mesh.device) as loader:
-        found = evaluate(job.network, loader, mesh, views=views)
+        found = evaluate(job.network, watched(job, loader, views), mesh, views=views, kept=kept)
     wall_s = time.perf_counter() - began
+    if kept:
+        probabilities = whole_probabilities(kept, loader.num_samples, mesh)
+        if mesh.rank == 0:
+            save_file(probabilities, job.folder / "probabilities.safetensors")
     if mesh.rank == 0:
         for count, scores in found.items():
             fields = {"views": count, **dataclasses.asdict(scores), "wall_s": wall_s}
@@ -154,24 +173,44 @@ def report_evaluation(job: Job, views: int) -> Scores:
     return found[views]
 
 
+def watched(job: Job, loader: Loader, views: int) -> Iterator[Batch]:
+    """The loader's batches, with a bar and signs of life."""
+    began = said = time.perf_counter()
+    images = 0
+    title = "validation" if views == 1 else f"validation, {views} views"
+    with tqdm(total=len(loader), desc=title, leave=False, disable=_silent(job.mesh)) as bar:
+        for batch in loader:
+            yield batch
+            bar.update()
+            images += int((batch.ids >= 0).sum())
+            if (now := time.perf_counter()) - said >= PROGRESS_S:
+                fields = {"views": views, "images": images, "total": loader.num_samples, "wall_s": now - began}
+                job.events.write("eval_progress", fields, epoch=job.epoch, step=job.step)
+                said = now
+
+
+def _silent(mesh: Mesh) -> bool | None:
+    """For tqdm: no bar on other ranks (True) and none without a terminal (None), so that logs stay readable."""
+    return True if mesh.rank else None
+
+
+def save_if_due(job: Job, *, now: bool = False) -> None:
+    job.saver.settle(wait=False)
+    if now or job.unsaved_s >= job.save_every_s:  # all ranks agree: it adds up means over them
+        save(job)
+
+
 def save(job: Job) -> None:
-    """A checkpoint of this step; on a failing disk a warning, and training goes on. Collective."""
-    began = time.perf_counter()
+    """A checkpoint of this step; a thread writes it. Collective."""
     state = State(
         step=job.step, epoch=job.epoch, seed=job.seed, classes=job.network.classes, dataset=job.loader.manifest.hash,
-        architecture=job.recipe.architecture, loader=dict(job.loader.state_dict()),
+        architecture=job.recipe.architecture, loader=dict(job.loader.state_dict()), errors=list(job.errors),
     )  # fmt: skip
-    folder, writer = job.folder / "checkpoints", job.mesh.rank == 0
-    try:
-        size = checkpoint.save(folder, job.network, job.optimiser, state, all_seen(job), writer=writer)
-    except OSError as error:
-        job.events.write("warning", {"message": f"no checkpoint at step {job.step}: {error}"}, step=job.step)
-        return
-    job.unsaved_s = 0.0
+    writer = job.mesh.rank == 0
+    arrays = checkpoint.collect(job.network, job.optimiser, all_seen(job), writer=writer)
     if writer:
-        path = f"checkpoints/step-{job.step:08d}"
-        fields = {"path": path, "bytes": size, "wall_s": time.perf_counter() - began}
-        job.events.write("checkpoint", fields, epoch=job.epoch, step=job.step)
+        job.saver.begin(arrays, state)
+    job.unsaved_s = 0.0
 
 
 def resume(job: Job) -> bool:
@@ -186,5 +225,5 @@ def resume(job: Job) -> bool:
     )  # fmt: skip
     job.seen_before = checkpoint.load(found, job.network, job.optimiser)
     job.loader.load_state_dict(state.loader)
-    job.step, job.epoch = state.step, state.epoch
+    job.step, job.epoch, job.errors = state.step, state.epoch, list(state.errors)
     return True

@@ -7,13 +7,42 @@ restores the global batch, and a tower pair's rows are adjacent in it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from train.launch import Wire
+
+
+class Meter:
+    """What this process's collectives cost.
+
+    seconds is the host's time inside them, waiting for slower ranks included: of ranks that march in step the slowest
+    waits least. NCCL's collectives only queue work for the device, so on a GPU it is the time to queue.
+    sent counts bytes handed to other ranks, by (what, direction) as `gather` and `GradientSum` name it.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.sent: Counter[tuple[str, str]] = Counter()
+
+    @contextmanager
+    def exchange(self, what: str, direction: str, sent: int) -> Iterator[None]:
+        self.sent[what, direction] += sent
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+
+    def take_seconds(self) -> float:
+        taken, self.seconds = self.seconds, 0.0
+        return taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +52,7 @@ class Axis:
     size: int = 1
     index: int = 0
     group: dist.ProcessGroup | None = None
+    meter: Meter = field(default_factory=Meter)
 
     def share(self, total: int) -> range:
         """This rank's chunk of `total` rows; the last one is short where the size does not divide them."""
@@ -47,6 +77,7 @@ class Mesh:
     device: torch.device = CPU
     data: Axis = ALONE
     tower: Axis = ALONE
+    meter: Meter = field(default_factory=Meter)  # of both axes
 
 
 def connect(towers: int, *, share_device: bool = False) -> Mesh:
@@ -66,8 +97,11 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
     axis_size = towers if world % towers == 0 else 1
     assert world == 1 or world % axis_size == 0, (world, towers)
-    data, tower = _axes(rank, world, axis_size)
-    return Mesh(rank=rank, world=world, local_world=local_world, device=device, data=data, tower=tower)
+    meter = Meter()
+    data, tower = _axes(rank, world, axis_size, meter)
+    return Mesh(
+        rank=rank, world=world, local_world=local_world, device=device, data=data, tower=tower, meter=meter
+    )  # fmt: skip
 
 
 def disconnect() -> None:
@@ -79,7 +113,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _axes(rank: int, world: int, towers: int) -> tuple[Axis, Axis]:
+def _axes(rank: int, world: int, towers: int, meter: Meter) -> tuple[Axis, Axis]:
     mesh = dist.device_mesh.DeviceMesh(
         "cuda" if dist.get_backend() == "nccl" else "cpu",
         torch.arange(world).view(world // towers, towers),
@@ -88,39 +122,58 @@ def _axes(rank: int, world: int, towers: int) -> tuple[Axis, Axis]:
     sizes = {"data": world // towers, "tower": towers}
     index = {"data": rank // towers, "tower": rank % towers}
     data, tower = (
-        Axis(size=sizes[name], index=index[name], group=mesh.get_group(name)) if sizes[name] > 1 else ALONE
+        Axis(size=sizes[name], index=index[name], group=mesh.get_group(name), meter=meter) if sizes[name] > 1 else ALONE
         for name in ("data", "tower")
     )
     return data, tower
 
 
-def gather(x: Tensor, dim: int, axis: Axis) -> Tensor:
+def gather(x: Tensor, dim: int, axis: Axis, what: str = "", wire: Wire = "float32") -> Tensor:
     """Every rank's x, concatenated along dim in the order of the axis. x has the same shape on every rank.
 
     Backward sums the gradient over the axis and keeps this rank's slice: each rank used the whole for different
     outputs, so a plain split (right where all compute the same) would lose the others' share.
+    A 16-bit `wire` rounds what travels, in both directions; the result has x's type.
     """
     if axis.size == 1:
         return x
-    result: Tensor = _Gather.apply(x, dim, axis)  # type: ignore[no-untyped-call]
+    result: Tensor = _exchange(x, dim, axis, what, wire)
+    return result
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the compiler breaks its graph here and goes on after it
+def _exchange(x: Tensor, dim: int, axis: Axis, what: str, wire: Wire) -> Tensor:
+    result: Tensor = _Gather.apply(x, (dim, axis, what, wire))  # type: ignore[no-untyped-call]
     return result
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, axis: Axis) -> Tensor:
-        ctx.dim, ctx.axis = dim, axis
-        parts = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(axis.size)]
-        dist.all_gather(parts, x.contiguous(), group=axis.group)
-        return torch.cat(parts, dim).contiguous(memory_format=_layout(x))
+    def forward(ctx: Any, x: Tensor, route: tuple[int, Axis, str, Wire]) -> Tensor:
+        ctx.route = route
+        dim, axis, what, wire = route
+        own = narrowed(x, wire).contiguous()
+        parts = [torch.empty(own.shape, dtype=own.dtype, device=own.device) for _ in range(axis.size)]
+        with axis.meter.exchange(what, "forward", own.nbytes * (axis.size - 1)):
+            dist.all_gather(parts, own, group=axis.group)
+        return torch.cat(parts, dim).to(x.dtype).contiguous(memory_format=_layout(x))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        # a reduce-scatter sends half as much, but gloo has none that is faster
-        summed = grads[0].contiguous().clone()
-        dist.all_reduce(summed, group=ctx.axis.group)
-        own = summed.chunk(ctx.axis.size, ctx.dim)[ctx.axis.index]
-        return own.contiguous(memory_format=_layout(grads[0])), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # each rank gets the others' shares of its own slice and adds them up itself: what a reduce-scatter does, which
+        # gloo lacks, and half of what an all-reduce sends
+        dim, axis, what, wire = ctx.route
+        shares = torch.stack(narrowed(grads[0], wire).chunk(axis.size, dim)).contiguous()
+        received = torch.empty_like(shares)
+        with axis.meter.exchange(what, "backward", shares[0].nbytes * (axis.size - 1)):
+            dist.all_to_all_single(received, shares, group=axis.group)
+        own = received.to(grads[0].dtype).sum(0)
+        return own.contiguous(memory_format=_layout(grads[0])), None
+
+
+def narrowed(x: Tensor, wire: Wire) -> Tensor:
+    """x as it travels: 32-bit floats in the wire's type, others as they are."""
+    return x.to(getattr(torch, wire)) if x.dtype == torch.float32 else x
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -136,18 +189,37 @@ def gather_rows(own: Tensor, rows: int, axis: Axis) -> Tensor:
     return gather(padded, 0, axis)[:rows]
 
 
-def sum_gradients(parameters: Iterable[Tensor], axis: Axis) -> None:
-    """Replaces every gradient by its sum over the axis; no average: the loss was divided by the global count."""
-    if axis.size == 1:
-        return
-    pending = [
-        dist.all_reduce(parameter.grad, group=axis.group, async_op=True)
-        for parameter in parameters
-        if parameter.grad is not None
-    ]
-    for work in pending:
+class GradientSum:
+    """Replaces every gradient by its sum over the axis; no average: the loss was divided by the global count.
+
+    Each sum starts as soon as backward has made its gradient and goes on beside the rest of backward; `wait` before
+    the gradients are used. A 16-bit wire halves what travels, and sums in that type too.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], axis: Axis, wire: Wire = "float32") -> None:
+        self._axis, self._wire = axis, wire
+        self._pending: list[tuple[dist.Work, Tensor, Tensor]] = []
+        if axis.size > 1:
+            for parameter in parameters:
+                parameter.register_post_accumulate_grad_hook(self._begin)  # type: ignore[no-untyped-call]
+
+    def wait(self) -> None:
+        with self._axis.meter.exchange("gradients", "backward", 0):
+            for work, sent, grad in self._pending:
+                work.wait()
+                if sent is not grad:
+                    grad.copy_(sent)
+        self._pending.clear()
+
+    def _begin(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        sent = narrowed(parameter.grad, self._wire)
+        # an all-reduce hands on all but one share twice, once to be summed and once as a sum
+        size = self._axis.size
+        with self._axis.meter.exchange("gradients", "backward", 2 * sent.nbytes * (size - 1) // size):
+            work = dist.all_reduce(sent, group=self._axis.group, async_op=True)
         assert work is not None
-        work.wait()
+        self._pending.append((work, sent, parameter.grad))
 
 
 def sum_over_world(values: Tensor) -> Tensor:

@@ -11,9 +11,11 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from loader import Loader, LoaderConfig
 from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
@@ -21,12 +23,13 @@ from preprocess.events import EventWriter
 from train import checkpoint, loop
 from train.events import Outcome, Start
 from train.interval import Signals
-from train.launch import Launch, lock, report_failure
+from train.launch import Choice, Launch, lock, report_failure
 from train.loop import Job
-from train.network import AlexNet
+from train.network import AlexNet, Draw
 from train.optim import Optimiser
-from train.parallel import Mesh, connect, disconnect
+from train.parallel import GradientSum, Mesh, connect, disconnect
 from train.recipes import Recipe
+from train.saving import Saver
 from train.schedule import noise_until
 
 EXIT: dict[Outcome, int] = {
@@ -55,12 +58,15 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
     recipe = launch.recipe
     config = training_config(recipe, launch.seed)
     with Loader(launch.shards, "train", config, rank=mesh.rank, world_size=mesh.world, device=mesh.device) as loader:
-        network = AlexNet(recipe, len(loader.classes), tower=mesh.tower, seed=launch.seed)
+        classes = recipe.classes or len(loader.classes)
+        network = AlexNet(recipe, classes, tower=mesh.tower, seed=launch.seed, wire=launch.wire)
         network.to(mesh.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         job = Job(
             recipe=recipe, seed=launch.seed, shards=launch.shards, folder=launch.folder, mesh=mesh, network=network,
-            optimiser=Optimiser(network, recipe), loader=loader, events=events, signals=signals,
-            evaluates="val" in loader.manifest.splits,
+            forward=compiled(network, launch.compile, mesh), optimiser=Optimiser(network, recipe),
+            gradients=GradientSum(network.parameters(), mesh.data, launch.wire), loader=loader, events=events,
+            signals=signals, saver=Saver(launch.folder, events), save_every_s=launch.save_every,
+            save_probabilities=launch.save_probabilities, evaluates="val" in loader.manifest.splits,
         )  # fmt: skip
         events.write("start", start_record(launch, job))
         if loop.resume(job) and mesh.rank == 0:
@@ -68,6 +74,7 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
         if not job.evaluates and mesh.rank == 0:
             events.write("warning", {"message": "the dataset has no validation split: nothing is evaluated"})
         outcome = loop.run(job)
+        job.saver.close()
     error = f"the loss is not finite at step {job.step}" if outcome == "diverged" else None
     events.write("end", {"outcome": outcome, "error": error}, epoch=job.epoch, step=job.step)
     if error:
@@ -75,10 +82,17 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
     return EXIT[outcome]
 
 
+def compiled(network: AlexNet, choice: Choice, mesh: Mesh) -> Callable[[Tensor, Draw], Tensor]:
+    """The network as training calls it. Compiling takes a minute that short runs on a CPU never earn back."""
+    if choice == "on" or (choice == "auto" and mesh.device.type == "cuda"):
+        return torch.compile(network)
+    return network
+
+
 def training_config(recipe: Recipe, seed: int) -> LoaderConfig:
     return LoaderConfig(
         batch_size=recipe.batch, seed=seed, crop=recipe.crop, mean=recipe.mean, noise=recipe.noise,
-        noise_until=noise_until(recipe), channels_last=True,
+        noise_until=noise_until(recipe), channels_last=True, dtype=getattr(torch, recipe.compute),
     )  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from typing import Literal
 
 from preprocess.errors import UserError
 
-Layer = Literal["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
-LAYERS: tuple[Layer, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
-ONES: tuple[Layer, ...] = ("conv2", "conv4", "conv5", "fc6", "fc7")  # layers whose biases start at `bias_init`
+Layer = Literal["conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8"]
+LAYERS: tuple[Layer, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")  # of #145
+ONES: tuple[Layer, ...] = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")  # layers whose biases start at `bias_init`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,24 @@ class Recipe:
     input_scale: float = 1.0
     """The network multiplies its 0-255 input by this. He initialisation diverges on raw input; 1/64 mends that."""
 
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """In which the network reads colours (Caffe: BGR)."""
+
     # network
+    classes: int | None = None
+    """Outputs; default: as many as the dataset has classes. More than that have no examples."""
     towers: Literal[1, 2] = 2
-    """Columns that exchange features at conv3 and from fc6 on; each may have a process of its own."""
+    """Columns that exchange features where `exchange` says; each may have a process of its own."""
+    exchange: tuple[Layer, ...] = ("conv3", "conv6", "fc6", "fc7")
+    """Layers that read both towers, beside fc8, which always does. None: the towers meet in the softmax alone."""
+    conv6: bool = False
+    """A sixth convolution after the last pooling, as the authors' networks for larger label sets had."""
+    without: Literal["none", "conv3", "conv4", "conv5"] = "none"
+    """Leave this layer out; the next one takes over its exchange."""
+    pool: Literal["overlapping", "separate"] = "overlapping"
+    """Windows of 3 every 2 pixels; or of 2, with less padding in conv2 and conv5 (#147)."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """After every layer but the last."""
     channels: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
     """Of conv1 to conv5, over all towers."""
     hidden: int = 4096
@@ -73,9 +88,16 @@ class Recipe:
     dropout_place: Literal["after", "before"] = "after"
     """On the outputs of fc6 and fc7 (original), or on their inputs (torchvision)."""
 
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """Of features and gradients of features; weights, velocities, normalisation and loss stay in float32."""
+
     # optimiser
     rate: float = 0.01
-    """Of weights, at first."""
+    """Of weights, at first, for batches of `rate_batch`."""
+    rate_batch: int = 128
+    """The batch that `rate` is meant for."""
+    scale_rate: Literal["off", "linear", "sqrt"] = "off"
+    """Multiply the rates by batch / rate_batch or its root. Linear holds up to about 1024, with a warm-up."""
     momentum: float = 0.9
     """Share of the velocity that a step keeps."""
     weight_decay: float = 5e-4
@@ -90,8 +112,11 @@ class Recipe:
     # schedule; marks are shares of the run, so that they stretch with `epochs`
     epochs: int = 90
     """Passes over the training split."""
-    schedule: Literal["steps", "dexp250", "cosine"] = "steps"
-    """/10 at `drops`; four steps down to 1/250 (#170, the best scheduled run on record); or half a cosine."""
+    schedule: Literal["steps", "dexp250", "cosine", "plateau"] = "steps"
+    """/10 at `drops`; four steps down to 1/250 (#170, the best scheduled run on record); half a cosine; or /10 up to
+    three times when the validation error has not improved for `patience` epochs (paper)."""
+    patience: int = 3
+    """Epochs without a better validation error after which `plateau` divides the rate."""
     drops: tuple[float, ...] = (25 / 90, 51 / 90, 79 / 90)
     """Where `steps` divides the rate by ten."""
     bias_follows: bool = False
@@ -104,7 +129,7 @@ class Recipe:
     """Over which all rates grow linearly from nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "crop", "batch", "hidden", "epochs"):
+        for name in ("image_size", "crop", "batch", "hidden", "epochs", "rate_batch", "patience"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
         if self.crop > self.image_size:
@@ -116,6 +141,10 @@ class Recipe:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be above 0")
         if not 0 <= self.momentum < 1:
             raise UserError(f"--momentum {self.momentum} must be in [0, 1)")
+        if self.classes is not None and self.classes < 1:
+            raise UserError(f"--classes {self.classes} must be at least 1")
+        if bad := [layer for layer in self.exchange if layer in ("conv1", "fc8")]:
+            raise UserError(f"--exchange {bad[0]}: conv1 reads the image and fc8 always both towers; leave it out")
         for size in (*self.channels, self.hidden):
             if self.units(size) < 1 or self.units(size) % self.towers:
                 raise UserError(f"--width {self.width} makes {size} units {self.units(size)}: not even")
@@ -132,8 +161,9 @@ class Recipe:
 
 SMALLEST_CROP = 36
 ARCHITECTURE = (
-    "crop", "input_scale", "towers", "channels", "hidden", "width", "conv1_edge", "lrn", "lrn_order", "lrn_alpha",
-    "lrn_k", "lrn_across_towers", "map_norm", "dropout", "dropout_place", "velocity",
+    "crop", "channel_order", "input_scale", "towers", "exchange", "conv6", "without", "pool", "activation", "channels",
+    "hidden", "width", "conv1_edge", "lrn", "lrn_order", "lrn_alpha", "lrn_k", "lrn_across_towers", "map_norm",
+    "dropout", "dropout_place", "velocity",
 )  # fmt: skip
 
 RELEASED = Recipe()
@@ -142,10 +172,10 @@ views 40.7 / 18.2 %, of the centre about 42.3 / 19.6 %. `make train SHARDS=shard
 
 PAPER = replace(
     RELEASED, lrn_order="after", lrn_alpha=5e-4, map_norm=False, init_std=(0.01,) * 8, bias_rate=1.0, bias_decay=True,
-    bias_follows=True, noise="printed", noise_until=1.0, conv1_slow=None, conv1_frozen=None,
+    bias_follows=True, noise="printed", noise_until=1.0, conv1_slow=None, conv1_frozen=None, schedule="plateau",
 )  # fmt: skip
-"""The NIPS 2012 text taken literally, its plateau rule replaced by the epochs at which the authors' logs drop. Not yet
-trained to the end: whether it leaves the initial plateau is open. `make train SHARDS=shards RECIPE=paper`"""
+"""The NIPS 2012 text taken literally; how long the error must stand still before the rate drops it does not say. Not
+yet trained to the end: whether it leaves the initial plateau is open. `make train SHARDS=shards RECIPE=paper`"""
 
 OWT = replace(
     RELEASED, towers=1, channels=(64, 192, 384, 256, 256), lrn=False, map_norm=False, schedule="dexp250",
@@ -156,29 +186,30 @@ error 42.3 %. `make train SHARDS=shards RECIPE=owt`"""
 
 TORCHVISION = replace(
     OWT, conv1_edge="symmetric", init="uniform", dropout="inverted", dropout_place="before", velocity="outside",
-    noise="off", input_scale=1 / 58, bias_rate=1.0, bias_decay=True, weight_decay=1e-4, batch=256, schedule="steps",
-    drops=(30 / 90, 60 / 90),
+    noise="off", input_scale=1 / 58, bias_rate=1.0, bias_decay=True, weight_decay=1e-4, batch=256, rate_batch=256,
+    schedule="steps", drops=(30 / 90, 60 / 90),
 )  # fmt: skip
 """torchvision's layers (61,100,840 parameters) and rates on our crops; its resized crops and per-channel scaling are
 not reproduced (input / 58 stands for 255 x 0.226). Published centre accuracy 56.5 / 79.1 %."""
 
 CAFFE = replace(
-    RELEASED, crop=227, batch=256, mean="offset", noise="off", lrn_order="after", lrn_k=1.0, lrn_across_towers=True,
+    RELEASED, crop=227, batch=256, rate_batch=256, mean="offset", channel_order="bgr",
+    noise="off", lrn_order="after", lrn_k=1.0, lrn_across_towers=True,
     map_norm=False, init_std=(0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01), bias_init=0.1, dropout="inverted",
     velocity="inside", bias_follows=True, drops=(20 / 90, 40 / 90, 60 / 90, 80 / 90), conv1_slow=None,
     conv1_frozen=None,
 )  # fmt: skip
-"""Caffe's bvlc_alexnet in RGB. Its window of channels crosses the towers, so it runs with both in one process.
+"""Caffe's bvlc_alexnet. Its window of channels crosses the towers, so it runs with both in one process.
 Published centre accuracy 57.1 / 80.2 %. `make train SHARDS=shards RECIPE=caffe GPUS=1`"""
 
 SAMPLE = replace(
     RELEASED, image_size=128, crop=112, width=0.5, input_scale=1 / 64, init="he", dropout="inverted", batch=32,
-    epochs=40, schedule="cosine", warmup_steps=50, bias_follows=True, conv1_slow=None, conv1_frozen=None,
+    rate_batch=32, epochs=30, schedule="cosine", warmup_steps=50, bias_follows=True, conv1_slow=None, conv1_frozen=None,
     noise_until=1.0,
 )  # fmt: skip
 """For the drawn sample of ten classes on two CPU cores, in minutes. `make train`"""
 
-TINY = replace(SAMPLE, epochs=3, batch=64, rate=0.02, warmup_steps=100)
+TINY = replace(SAMPLE, epochs=3, batch=64, rate_batch=64, rate=0.02, warmup_steps=100)
 """For small real data, 100 classes of 500 images at 128 pixels. `make train SHARDS=... RECIPE=tiny`"""
 
 RECIPES: dict[str, Recipe] = {

@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from train.recipes import Recipe
 
 Kind = Literal["weights", "biases", "conv1_weights", "conv1_biases"]  # what has a rate of its own
 Rates = dict[Kind, float]  # 0 freezes
+MOST_DROPS = 3  # of the plateau schedule; the paper's
 
 
-def rates(recipe: Recipe, step: int, steps_per_epoch: int) -> Rates:
-    """The rates of step `step` of the run, counted from 0."""
+def rates(recipe: Recipe, step: int, steps_per_epoch: int, errors: Sequence[float] = ()) -> Rates:
+    """The rates of step `step` of the run, counted from 0.
+
+    errors are the validation errors after each complete epoch; the plateau schedule alone asks for them.
+    """
     progress = step / (recipe.epochs * steps_per_epoch)
     warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
-    weights = recipe.rate * warm * _decline(recipe, progress)
-    biases = recipe.rate * warm * recipe.bias_rate * _bias_decline(recipe, progress)
+    base = recipe.rate * batch_factor(recipe)
+    decline = 10.0 ** -drops(errors, recipe.patience) if recipe.schedule == "plateau" else _decline(recipe, progress)
+    weights = base * warm * decline
+    biases = base * warm * recipe.bias_rate * (decline if recipe.bias_follows else _bias_decline(recipe, progress))
     conv1 = _conv1_factor(recipe, progress)
-    slow = min(weights, recipe.rate / 1000) if conv1 == "slow" else weights
+    slow = min(weights, base / 1000) if conv1 == "slow" else weights
     return {
         "weights": weights,
         "biases": biases,
         "conv1_weights": 0.0 if conv1 == "frozen" else slow,
         "conv1_biases": 0.0 if conv1 == "frozen" else biases,
     }
+
+
+def batch_factor(recipe: Recipe) -> float:
+    """What a larger batch multiplies the rates by. Theory asks for the root; linear is what Krizhevsky used to 1024."""
+    ratio = recipe.batch / recipe.rate_batch
+    return {"off": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[recipe.scale_rate]
+
+
+def drops(errors: Sequence[float], patience: int) -> int:
+    """How often the rate was divided by ten: each time the best error is `patience` epochs old, three times at most."""
+    best, waited, found = math.inf, 0, 0
+    for error in errors:
+        best, waited = (error, 0) if error < best else (best, waited + 1)
+        if waited == patience:
+            found, waited = found + 1, 0
+    return min(found, MOST_DROPS)
 
 
 def _decline(recipe: Recipe, progress: float) -> float:
@@ -36,8 +59,6 @@ def _decline(recipe: Recipe, progress: float) -> float:
 
 
 def _bias_decline(recipe: Recipe, progress: float) -> float:
-    if recipe.bias_follows:
-        return _decline(recipe, progress)
     return 0.1 if recipe.schedule == "dexp250" and progress > 0.5 else 1.0
 
 

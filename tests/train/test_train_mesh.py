@@ -23,12 +23,12 @@ from train.network import AlexNet, Draw
 from train.optim import Optimiser
 from train.parallel import (
     Axis,
+    GradientSum,
     Mesh,
     connect,
     disconnect,
     gather,
     gather_rows,
-    sum_gradients,
     sum_over_world,
 )
 from train.recipes import RELEASED, Recipe
@@ -52,7 +52,7 @@ def whole_batch(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def three_steps(mesh: Mesh, dtype: torch.dtype, recipe: Recipe = RECIPE, save_to: Path | None = None) -> dict[str, Any]:
     """What a run of three steps computes, as whole-network tensors: the same on every rank of every mesh."""
     network = AlexNet(recipe, CLASSES, tower=mesh.tower).to(dtype=dtype, memory_format=torch.channels_last)
-    optimiser = Optimiser(network, recipe)
+    optimiser, gradients = Optimiser(network, recipe), GradientSum(network.parameters(), mesh.data)
     per_rank, rows = BATCH // mesh.world, BATCH // mesh.data.size
     own = slice(mesh.rank * per_rank, (mesh.rank + 1) * per_rank)
     found: dict[str, Any] = {}
@@ -62,7 +62,7 @@ def three_steps(mesh: Mesh, dtype: torch.dtype, recipe: Recipe = RECIPE, save_to
         logits = network(gather(images, 0, mesh.tower), Draw(seed=0, step=step, rows=positions))
         loss = share_of_loss(mesh.tower.own(logits), labels, VALID)
         loss.backward()
-        sum_gradients(network.parameters(), mesh.data)
+        gradients.wait()
         total = loss.detach().clone()
         found[f"loss {step}"] = sum_over_world(total) if mesh.world > 1 else total
         if step == 0:
@@ -73,7 +73,9 @@ def three_steps(mesh: Mesh, dtype: torch.dtype, recipe: Recipe = RECIPE, save_to
         optimiser.step(rates(recipe, step, 100))
     found |= {f"weight {name}": network.whole(p.detach(), name) for name, p in network.named_parameters()}
     if save_to:
-        checkpoint.save(save_to, network, optimiser, state(recipe), torch.arange(3), writer=mesh.rank == 0)
+        arrays = checkpoint.collect(network, optimiser, torch.arange(3), writer=mesh.rank == 0)
+        if mesh.rank == 0:
+            checkpoint.write(save_to, arrays, state(recipe))
     return found
 
 
@@ -169,8 +171,9 @@ def test_checkpoints_refuse_another_network_or_dataset(folder: Path) -> None:
 def test_old_checkpoints_go_and_latest_is_flipped_last(tmp_path: Path) -> None:
     network = AlexNet(RECIPE, CLASSES)
     optimiser = Optimiser(network, RECIPE)
+    arrays = checkpoint.collect(network, optimiser, torch.arange(0), writer=True)
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, network, optimiser, state(RECIPE, step=step), torch.arange(0), writer=True)
+        checkpoint.write(tmp_path, arrays, state(RECIPE, step=step))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
     assert checkpoint.latest(tmp_path) == tmp_path / "step-00000003"
 
@@ -178,14 +181,15 @@ def test_old_checkpoints_go_and_latest_is_flipped_last(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     network = AlexNet(RECIPE, CLASSES)
     optimiser = Optimiser(network, RECIPE)
-    checkpoint.save(tmp_path, network, optimiser, state(RECIPE, step=1), torch.arange(0), writer=True)
+    arrays = checkpoint.collect(network, optimiser, torch.arange(0), writer=True)
+    checkpoint.write(tmp_path, arrays, state(RECIPE, step=1))
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # Python ignores SIGXFSZ: the write fails
     try:
         with pytest.raises(OSError, match="File too large"):
-            checkpoint.save(tmp_path, network, optimiser, state(RECIPE, step=2), torch.arange(0), writer=True)
+            checkpoint.write(tmp_path, arrays, state(RECIPE, step=2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]

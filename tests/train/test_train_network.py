@@ -12,9 +12,10 @@ from torch import Tensor
 
 from preprocess.errors import UserError
 from train.dropout import keep_mask
-from train.network import AlexNet, Draw, conv1_padding, pool5_size, weight_shapes
+from train.layers import conv1_padding, plan
+from train.network import AlexNet, Draw, weight_shapes
 from train.norm import cross_map_norm, within_map_norm
-from train.recipes import CAFFE, OWT, RECIPES, RELEASED, TORCHVISION, Recipe, ceil_windows
+from train.recipes import CAFFE, OWT, RECIPES, RELEASED, TORCHVISION, Layer, Recipe, ceil_windows
 
 SMALL = replace(RELEASED, image_size=73, crop=64, width=1 / 16, batch=8)
 
@@ -61,8 +62,9 @@ def test_conv1_overhangs_right_and_below() -> None:  # trap 4
 
 @pytest.mark.parametrize(("order", "expected"), [("before", 51.86108), ("after", 55.35833)])
 def test_layer_one_normalises_signed_responses(order: str, expected: float) -> None:  # trap 5
-    network = AlexNet(replace(SMALL, lrn_order=order), 10)
-    assert F.relu(network._norm1(column([-100.0, 100, 0, 0, 0, 0])))[0, 1] == pytest.approx(expected, abs=1e-4)
+    network, x = AlexNet(replace(SMALL, lrn_order=order), 10), column([-100.0, 100, 0, 0, 0, 0])
+    normalised = network._lrn(network._active(x) if order == "after" else x)
+    assert F.relu(normalised)[0, 1] == pytest.approx(expected, abs=1e-4)
 
 
 def test_first_responses_and_first_loss_are_of_the_expected_size() -> None:  # traps 10 and 23
@@ -102,17 +104,14 @@ def test_parameter_counts_of_the_variants() -> None:
 def test_towers_meet_at_conv3_and_not_before() -> None:  # trap 17
     network = AlexNet(replace(SMALL, init="he"), 10)
     generator = torch.Generator().manual_seed(1)
-    for layer, channels, meets in (
-        ("conv2", 6, False),
-        ("conv3", 16, True),
-        ("conv4", 24, False),
-        ("conv5", 24, False),
-    ):
+    layers: list[tuple[Layer, int, bool]] = [
+        ("conv2", 6, False), ("conv3", 16, True), ("conv4", 24, False), ("conv5", 24, False),
+    ]  # fmt: skip
+    for layer, channels, meets in layers:
         x = torch.empty(2, channels, 5, 5).normal_(generator=generator)
         silent = x.clone()
         silent[:, channels // 2 :] = 0
-        groups = 1 if meets else None
-        outputs = [network._conv(layer, y, padding=2, groups=groups) for y in (x, silent)]
+        outputs = [network._conv(layer, y) for y in (x, silent)]
         tower_a = [out[:, : out.shape[1] // 2] for out in outputs]
         assert torch.equal(*tower_a) is not meets
 
@@ -124,7 +123,7 @@ def test_pools_cover_every_pixel() -> None:  # trap 21
     assert sizes(55, 3) == [27, 13, 6]
     assert sizes(ceil_windows(112, 11, 4), 3) == [13, 6, 3]
     assert ceil_windows(55, 2, 2) == 28
-    assert (pool5_size(RELEASED), pool5_size(replace(RELEASED, crop=112)), pool5_size(CAFFE)) == (6, 3, 6)
+    assert [plan(r, 10)["conv5"].pooled for r in (RELEASED, replace(RELEASED, crop=112), CAFFE)] == [6, 3, 6]
 
 
 def test_within_map_norm() -> None:  # trap 22

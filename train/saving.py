@@ -1,0 +1,51 @@
+"""Checkpoints beside training: arrays are copied off the device at once, the file work is a thread's.
+
+One is under way at a time. Its event is written by the main thread when that next looks.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from preprocess.events import EventWriter
+from train import checkpoint
+from train.checkpoint import Arrays, State
+
+
+class Saver:
+    """Writes a run's checkpoints; on the one rank that does."""
+
+    def __init__(self, run: Path, events: EventWriter) -> None:
+        self._folder, self._events = run / "checkpoints", events
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._state: State | None = None  # of the one under way
+        self._size: Future[tuple[int, float]] | None = None
+
+    def begin(self, arrays: Arrays, state: State) -> None:
+        """Waits for the one before, which a disk slower than the interval between two makes necessary."""
+        self.settle()
+        self._state, self._size = state, self._thread.submit(self._write, arrays, state)
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Reports the one under way, if it is done: `checkpoint`, or `warning` on a failing disk. Training goes on."""
+        if self._size is None or self._state is None or not (wait or self._size.done()):
+            return
+        step, epoch = self._state.step, self._state.epoch
+        try:
+            size, wall_s = self._size.result()
+        except OSError as error:
+            self._events.write("warning", {"message": f"no checkpoint of step {step}: {error}"}, epoch=epoch, step=step)
+        else:
+            fields = {"path": f"checkpoints/step-{step:08d}", "bytes": size, "wall_s": wall_s}
+            self._events.write("checkpoint", fields, epoch=epoch, step=step)
+        self._state = self._size = None
+
+    def close(self) -> None:
+        self.settle()
+        self._thread.shutdown()
+
+    def _write(self, arrays: Arrays, state: State) -> tuple[int, float]:
+        began = time.perf_counter()
+        return checkpoint.write(self._folder, arrays, state), time.perf_counter() - began
