@@ -83,6 +83,7 @@ class RankFile(Tailed):
         self.receipt: Record | None = None
         self.checkpoint: Record | None = None
         self.warnings: deque[str] = deque(maxlen=10)
+        self.evaluating: Record | None = None  # its newest progress, while a pass over the validation split goes on
 
     def feed(self, record: Record) -> None:
         attempt = integer(record, "attempt") or 0
@@ -92,6 +93,7 @@ class RankFile(Tailed):
         if attempt > self.attempt or (kind == "start" and self.start is not None):
             self._begin(attempt)
         self.epoch = max(self.epoch, integer(record, "epoch") or 0)
+        self.evaluating = record if kind == "eval_progress" else None
         if kind == "step":
             self._feed_step(record)
         elif kind == "eval":

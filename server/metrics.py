@@ -99,6 +99,7 @@ def _rank_counters(view: View) -> Iterator[Metric]:
         ("training_steps", "Training steps taken, repeated ones too.", "steps"),
         ("training_seconds", "Time spent in training.", "wall_s"),
         ("data_wait_seconds", "Time that training waited for batches.", "wait_s"),
+        ("exchange_seconds", "Time that the host spent inside collectives, slower ranks waited for.", "exchange_s"),
         ("cpu_seconds", "User and system time of the process, while training.", "cpu_s"),
         ("loader_delivered_images", "Images that the loader handed over.", "delivered"),
         ("loader_read_bytes", "Encoded bytes that the loader read.", "bytes_read"),

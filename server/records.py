@@ -25,6 +25,7 @@ class Sums(NamedTuple):
     images: float  # trained
     wall_s: float
     wait_s: float
+    exchange_s: float  # inside collectives
     cpu_s: float
     delivered: float  # images that the loader handed over
     bytes_read: float
@@ -90,6 +91,7 @@ def step_sums(record: Record) -> Sums | None:
         images=images,
         wall_s=wall_s,
         wait_s=count(record, "wait_s"),
+        exchange_s=count(record, "exchange_s"),
         cpu_s=count(record, "cpu_s"),
         delivered=count(loader, "images"),
         bytes_read=count(loader, "bytes_read"),

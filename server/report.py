@@ -30,6 +30,9 @@ def report(run: Run, stall_s: float) -> RunStatus:
     stepped = len(crew) == world and all(file.step for file in crew)
     outcomes = {file.rank: text(file.end, "outcome") or "" for file in crew if file.end is not None}
     state, reason = derive(outcomes=outcomes, dead=dead, stepped=stepped, age_s=age_s, stall_s=stall_s)
+    if state == "running" and (progress := crew[0].evaluating) is not None:
+        done, total = count(progress, "images") * world, count(progress, "total")
+        reason = f"evaluating, {min(done, total):,.0f} of {total:,.0f} images"
     error = next((error for file in crew if file.end is not None and (error := text(file.end, "error"))), None)
     loads = [RankLoad(rank=file.rank, sums=_sums(file, state)) for file in crew if file.step]
     speed = total_speed(loads)

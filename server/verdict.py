@@ -46,6 +46,16 @@ class RankLoad:
         return min(self.sums.wait_s / self.sums.wall_s, 1.0)
 
     @property
+    def exchange(self) -> float:
+        """Share of the time inside collectives: much of it is waiting for slower ranks."""
+        return min(self.sums.exchange_s / self.sums.wall_s, 1.0)
+
+    @property
+    def own_s(self) -> float:
+        """Seconds of a step that are the rank's own: neither waiting for data nor inside collectives."""
+        return max(self.sums.wall_s - self.sums.wait_s - self.sums.exchange_s, 0.0) / self.sums.steps
+
+    @property
     def step_s(self) -> float:
         return self.sums.wall_s / self.sums.steps
 
@@ -87,10 +97,11 @@ def judge(loads: Sequence[RankLoad], *, stalled_s: float | None = None) -> Verdi
 
     1. `stalled`: no event for longer than the stall limit (`stalled_s`: for how long).
     2. `starting`: some rank has not finished its first interval of training (`loads` is empty).
-    3. `straggler`: one rank's input makes the others wait: it waits for batches for at least WAIT_LIMIT of its time,
-       and at least twice as much as the median of the others. Its slowest stage is named. Or its steps take
-       LAG_LIMIT times the median of the others' (ranks that run in step share one duration, so this shows
-       where a rank has fallen behind for good).
+    3. `straggler`: one rank makes the others wait. By its input: it waits for batches for at least WAIT_LIMIT of its
+       time, and at least twice as much as the median of the others; its slowest stage is named. Or by its own work: a
+       step costs it LAG_LIMIT times the median of the others, outside collectives and waiting for data, and it spends
+       a share less by WAIT_LIMIT than they do in collectives, where they wait for it (ranks in step share one
+       duration). Or its steps take LAG_LIMIT times the others', which shows where it has fallen behind for good.
     4. `input-bound`: the ranks together wait for batches for at least WAIT_LIMIT of their time. The stage on which the
        loaders spend most of their working time is named: making that one faster is what helps.
     5. `compute-bound`: otherwise. The numbers are then the loader's headroom.
@@ -129,6 +140,13 @@ def _straggler(loads: Sequence[RankLoad]) -> Verdict | None:
             f"Rank {slow.rank} waits for data {slow.wait:.0%} of the time, the others {others:.0%}: all wait for it."
         )
         return Verdict(kind="straggler", stage=stage, rank=slow.rank, text=f"{words} {shares}".strip())
+    slow = max(loads, key=lambda load: load.own_s)
+    rest = [load for load in loads if load is not slow]
+    usual, held = median(load.own_s for load in rest), median(load.exchange for load in rest)
+    if slow.own_s >= LAG_LIMIT * usual and held - slow.exchange >= WAIT_LIMIT:
+        words = f"Rank {slow.rank} works {slow.own_s * 1e3:,.0f} ms on a step, the others {usual * 1e3:,.0f} ms"
+        text = f"{words}; they spend {held:.0%} of the time in exchanges, waiting for it."
+        return Verdict(kind="straggler", rank=slow.rank, text=text)
     slow = max(loads, key=lambda load: load.step_s)
     usual = median(load.step_s for load in loads if load is not slow)
     if slow.step_s >= LAG_LIMIT * usual:

@@ -64,6 +64,10 @@ def load(rank: int = 0, **changed: float) -> RankLoad:
         ([load(0, wait_s=4), load(1, wait_s=5)], "input-bound", "decode", None),
         ([load(0, wait_s=2), load(1, wait_s=5, read_s=4)], "straggler", "read", 1),
         ([load(0, wait_s=0.2), load(1, wait_s=0.4)], "compute-bound", None, None),
+        ([load(0, exchange_s=6), load(1, exchange_s=1)], "straggler", None, 1),
+        ([load(0, exchange_s=6), load(1, exchange_s=5.5)], "compute-bound", None, None),
+        ([load(0, exchange_s=2), load(1, exchange_s=0.5)], "compute-bound", None, None),
+        ([load(0, exchange_s=5, wait_s=4), load(1, exchange_s=1, wait_s=4)], "straggler", None, 1),
         ([load(0), load(1), load(2, wall_s=12.5)], "straggler", None, 2),
         ([load(0), load(1), load(2, wall_s=12.4)], "compute-bound", None, None),
     ],
@@ -72,6 +76,24 @@ def test_verdict_by_the_table(loads: list[RankLoad], kind: str, stage: str | Non
     verdict = judge(loads)
     assert (verdict.kind, verdict.stage, verdict.rank) == (kind, stage, rank)
     assert verdict.text
+
+
+def test_a_long_evaluation_is_no_stall(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a", world=2)
+    run.start()
+    run.step(10)
+    past = time.time() - 300
+    for rank in (0, 1):
+        os.utime(run.path / f"rank-{rank}.jsonl", (past, past))
+    assert look(run.path)[0] == "stalled"
+    run.writers[0].write("eval_progress", {"views": 10, "images": 40, "total": 200, "wall_s": 300.0}, epoch=1, step=10)
+    view = Runs(tmp_path, STALL_S).view("a")
+    assert view is not None
+    assert (view.status.state, view.status.reason) == ("running", "evaluating, 80 of 200 images")
+    run.step(20)
+    view = Runs(tmp_path, STALL_S).view("a")
+    assert view is not None
+    assert view.status.reason == "events arrive"
 
 
 def test_a_stalled_run_says_for_how_long() -> None:
