@@ -13,12 +13,14 @@ MeanForm = Literal["central", "offset"]
 NoiseForm = Literal["sqrt", "printed", "off"]
 Remainder = Literal["pad", "drop"]
 Order = Literal["full", "window"]
+BadSamples = Literal["raise", "quarantine"]
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "mean": ("central", "offset"),
     "noise": ("sqrt", "printed", "off"),
     "remainder": ("pad", "drop"),
     "order": ("full", "window"),
+    "bad_samples": ("raise", "quarantine"),
     "views": (1, 10),
     "dtype": (torch.float32, torch.float16, torch.bfloat16),
 }
@@ -31,6 +33,9 @@ class LoaderConfig:
     batch_size      of all ranks together, so that the loss curve does not depend on their number
     seed            of order and augmentation, 0 <= seed < 2**64
     crop            side of the square that is cut out of the stored image
+    area, ratio     for other networks than AlexNet: the crop is a random part of the image, of this range of its area
+                    and of aspect ratios (width / height), resized to crop x crop (torchvision's RandomResizedCrop;
+                    usually area=(0.08, 1)); area None: the plain crop
     augment         True: shuffled, random crop and mirror, colour noise. False: evaluation, in the order of ids, the
                     central crop (or ten views), neither noise nor division
     mean            "central": the central region of the mean image is subtracted from every crop, whatever its offset
@@ -49,11 +54,15 @@ class LoaderConfig:
     threads         of the decoder; None: this process's share of the cores, were all ranks on this machine
     prefetch        ready batches kept in advance, beside the two inside the decoder; each costs memory (154 MB for
                     256 images of 224 px)
+    bad_samples     what becomes of a sample that cannot be decoded: "raise" ends the epoch with an error that names it;
+                    "quarantine" (training alone) lets another sample stand in for it and warns (`take_warnings`)
     """
 
     batch_size: int = 128
     seed: int = 0
     crop: int = 224
+    area: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     augment: bool = True
     mean: MeanForm = "central"
     noise: NoiseForm = "sqrt"
@@ -66,6 +75,7 @@ class LoaderConfig:
     channels_last: bool = False
     threads: int | None = None
     prefetch: int = 1
+    bad_samples: BadSamples = "raise"
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -80,6 +90,20 @@ class LoaderConfig:
             raise UserError(f"noise_until is {self.noise_until}; it is an epoch, counted from 0")
         if self.views == 10 and self.augment:
             raise UserError("views=10 is for evaluation; set augment=False too")
+        if self.bad_samples == "quarantine" and not self.augment:
+            raise UserError("bad_samples='quarantine' is for training: an evaluation must see every sample once")
+        self._check_resized_crop()
+
+    def _check_resized_crop(self) -> None:
+        if self.area is None:
+            return
+        for name, (low, high), most in (("area", self.area, 1.0), ("ratio", self.ratio, 100.0)):
+            if not 0 < low <= high <= most:
+                raise UserError(f"{name} is {(low, high)}; it must be a range within (0, {most:g}]")
+        if not self.augment:
+            raise UserError("area is for training; set augment=True, or area=None")
+        if self.mean == "offset":
+            raise UserError("mean='offset' has no meaning for a resized crop; with area choose mean='central'")
 
     def noisy(self, epoch: int) -> bool:
         """Whether colour noise applies in this epoch, and with it the division by 1.1."""

@@ -7,82 +7,188 @@ while this one is finished. On two cores: 6,800 images/s at 0.28 CPU s per 1,000
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loader.finish import Crops
-from loader.source import Bytes, Source
-from loader.work import Job, Meter, Work
-from preprocess.errors import UserError
+from loader.quarantine import Quarantine
+from loader.source import Source
+from loader.work import Job, Meter, Reader, Work
 
 DEPTH = 2  # batches inside DALI: one being decoded, one behind it
 
+Feed = Callable[[], tuple[Any, ...]]
 
-def decode_raw(works: Iterator[Work], job: Job) -> Generator[tuple[Work, Crops], None, None]:
+
+class Mender:
+    """Finds the samples that broke a batch, hands them to the quarantine, and reads the batch again without them."""
+
+    def __init__(self, reader: Reader, source: Source, quarantine: Quarantine) -> None:
+        self._reader, self._source, self._quarantine = reader, source, quarantine
+
+    def mend(self, error: Exception, works: list[Work], job: Job) -> list[Work]:
+        """UserError naming shard, key and offset, where that is the policy; the error itself if no sample has any."""
+        found = False
+        for work in works:
+            for row in _undecodable(work, job):
+                sample = int(work.ids[row])
+                self._quarantine.add(int(work.wanted[row]), sample, self._source.describe(sample))
+                found = True
+        if not found:
+            raise error
+        return [self._reader.again(job, work) for work in works]
+
+
+class Runner:
+    """Drives one DALI pipeline over works, epoch after epoch. After an error, and after `close`, it is built anew."""
+
+    def __init__(self, meter: Meter, mender: Mender) -> None:
+        self._meter, self._mender = meter, mender
+        self._pipeline: Any = None
+        self._built_for: object = None
+        self._feed: Feed = tuple
+
+    def run(
+        self, works: Iterator[Work], job: Job, build: Callable[[Feed], Any], inputs: Callable[[Work], tuple[Any, ...]],
+        key: object = None,
+    ) -> Generator[tuple[Work, Any], None, None]:  # fmt: skip
+        """Each work with DALI's output for it, valid until the next is taken. A new key asks for a new pipeline."""
+        pending: deque[Work] = deque()
+        waiting = [works]
+
+        def feed() -> tuple[Any, ...]:
+            pending.append(next(waiting[0]))  # its StopIteration is DALI's end of data
+            return inputs(pending[-1])
+
+        self._feed = feed
+        while True:
+            if self._pipeline is None or self._built_for != key:
+                self._pipeline, self._built_for = build(self._next), key
+            try:
+                with self._meter.time("decode_s"):
+                    self._pipeline.schedule_run()
+                    (output,) = self._pipeline.share_outputs()  # waits until the batch is there
+            except StopIteration:
+                self._pipeline.reset()
+                return
+            except RuntimeError as error:
+                self._pipeline = None
+                waiting[0] = chain(self._mender.mend(error, list(pending), job), waiting[0])
+                pending.clear()
+                continue
+            yield pending.popleft(), output
+            del output
+            self._pipeline.release_outputs()
+
+    def _next(self) -> tuple[Any, ...]:
+        return self._feed()  # of the epoch that is under way: the pipeline outlives it
+
+    def close(self) -> None:
+        """Ends DALI's threads and frees its buffers."""
+        self._pipeline, self._feed = None, tuple
+
+
+def needs_pipeline(job: Job) -> bool:
+    """Whether DALI has work to do: raw samples without resizing are only cut out."""
+    return job.manifest.codec == "jpeg" or job.config.area is not None
+
+
+def decode_raw(works: Iterator[Work], job: Job, mender: Mender) -> Generator[tuple[Work, Crops], None, None]:
     """Samples stored as PPM: their pixels are where the reader put them, behind a short header."""
     size = job.manifest.image_size
     for work in works:
+        while wrong_ppm(work, job):
+            (work,) = mender.mend(AssertionError("a PPM is wrong and is not"), [work], job)  # noqa: PLW2901
         headers = np.array([len(part) for part in work.parts]) - 3 * size * size
-        if wrong := [i for i, part in enumerate(work.parts) if headers[i] < 0 or part[:2].tobytes() != b"P6"]:
-            raise UserError(f"sample id {work.ids[wrong[0]]} is no {size}x{size} PPM; verify the dataset")
         yield work, _crops(work, work.buffer, work.begins + headers, job, side=size, corner=True)
 
 
-def decode_jpeg(
-    works: Iterator[Work], job: Job, source: Source, meter: Meter, threads: int
-) -> Generator[tuple[Work, Crops], None, None]:
-    """Valid until the next is taken. UserError names shard, key and offset of a sample that cannot be decoded."""
-    pending: deque[Work] = deque()
+def decode(works: Iterator[Work], job: Job, runner: Runner, threads: int) -> Generator[tuple[Work, Crops], None, None]:
+    """Crops by DALI, resized ones too; valid until the next is taken."""
     whole = job.config.views == 10
-
-    def feed() -> tuple[list[Bytes], NDArray[np.int32]]:
-        pending.append(next(works))  # its StopIteration is DALI's end of data
-        return pending[-1].parts, anchors(pending[-1], whole=whole)
-
     side = job.manifest.image_size if whole else job.config.crop
-    pipeline = jpeg_pipeline(feed, job, threads, side)
-    while True:
-        try:
-            with meter.time("decode_s"):
-                pipeline.schedule_run()
-                (images,) = pipeline.share_outputs()
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            raise explain(error, pending, job, source, side) from error
-        work = pending.popleft()
+
+    def build(feed: Feed) -> Any:
+        return crop_pipeline(feed, job, threads, side, rows=job.rows)
+
+    def inputs(work: Work) -> tuple[Any, ...]:
+        return encoded(work, job), *rectangles(work, whole=whole)
+
+    for work, images in runner.run(works, job, build, inputs):
         pixels = np.asarray(images.as_tensor())
         begins = np.arange(len(work.ids)) * (3 * side * side)
         yield work, _crops(work, pixels.reshape(-1), begins, job, side=side, corner=whole)
         del pixels, images
-        pipeline.release_outputs()
 
 
-def jpeg_pipeline(feed: Any, job: Job, threads: int, side: int) -> Any:
-    """A DALI pipeline from (bytes, corner y, x) to uint8 [side,side,3] without the rotation that EXIF may ask for."""
+def crop_pipeline(feed: Feed, job: Job, threads: int, side: int, *, rows: int, lockstep: bool = False) -> Any:
+    """A DALI pipeline from (bytes, corner, extent) to uint8 [side,side,3] without the rotation that EXIF
+    may ask for. lockstep: a batch is fed when it is asked for, so that an error is its own."""
     from nvidia.dali import Pipeline, fn, types
 
-    pipeline = Pipeline(batch_size=job.rows, num_threads=threads, device_id=None, prefetch_queue_depth=DEPTH)
+    raw = job.manifest.codec == "raw"
+    pipeline = Pipeline(
+        batch_size=rows, num_threads=threads, device_id=None, prefetch_queue_depth=1 if lockstep else DEPTH,
+        exec_pipelined=not lockstep, exec_async=not lockstep,
+    )  # fmt: skip
     with pipeline:
-        encoded, anchor = fn.external_source(
-            source=feed, num_outputs=2, batch=True, no_copy=True, dtype=[types.UINT8, types.INT32], ndim=[1, 1]
-        )
-        images = fn.decoders.image_slice(
-            encoded, start=anchor, shape=[side, side], axes=[0, 1], output_type=types.RGB, adjust_orientation=False
-        )
-        pipeline.set_outputs(images)
+        inputs = 3 if job.config.area else 2
+        data, anchor, *extent = fn.external_source(
+            source=feed, num_outputs=inputs, batch=True, no_copy=True,
+            dtype=[types.UINT8, types.INT32, types.INT32][:inputs], ndim=[3 if raw else 1, 1, 1][:inputs],
+        )  # fmt: skip
+        images = cut(data, anchor, *(extent or [[side, side]]), raw=raw, device="cpu")
+        pipeline.set_outputs(resized(images, job))
     pipeline.build()
     return pipeline
 
 
-def anchors(work: Work, *, whole: bool) -> NDArray[np.int32]:
-    """Corner (y, x) of what is decoded of each sample, int32 [n,2]."""
-    if whole:
-        return np.zeros((len(work.ids), 2), np.int32)
-    return np.stack([work.draws.y, work.draws.x], axis=1).astype(np.int32)
+def cut(data: Any, anchor: Any, extent: Any, *, raw: bool, device: str) -> Any:
+    """DALI: uint8 HWC of the rectangle; of raw samples a slice, of JPEGs what is decoded at all."""
+    from nvidia.dali import fn, types
+
+    if raw:
+        return fn.slice(data, start=anchor, shape=extent, axes=[0, 1])
+    return fn.decoders.image_slice(
+        data, start=anchor, shape=extent, axes=[0, 1], device=device, output_type=types.RGB, adjust_orientation=False
+    )
+
+
+def resized(images: Any, job: Job) -> Any:
+    """DALI: to crop x crop, if parts are resized: triangular filter where it shrinks, as Pillow's bilinear."""
+    from nvidia.dali import fn, types
+
+    if job.config.area is None:
+        return images
+    return fn.resize(images, size=[job.config.crop] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
+
+
+def encoded(work: Work, job: Job) -> list[Any]:
+    """What DALI gets of each sample: a JPEG's bytes, or a raw sample's pixels [S,S,3]."""
+    size = job.manifest.image_size
+    if job.manifest.codec == "jpeg":
+        return list(work.parts)
+    return [part[-3 * size * size :].reshape(size, size, 3) for part in work.parts]
+
+
+def rectangles(work: Work, *, whole: bool = False) -> list[NDArray[np.int32]]:
+    """What is decoded of each sample: corner (y, x) and, where they differ between samples, height and width,
+    int32 [n,2] each."""
+    corner = np.zeros((len(work.ids), 2)) if whole else np.stack([work.draws.y, work.draws.x], axis=1)
+    places = [corner] if work.extents is None else [corner, work.extents]
+    return [place.astype(np.int32) for place in places]
+
+
+def wrong_ppm(work: Work, job: Job) -> list[int]:
+    """Rows whose raw sample is no PPM of the dataset's size."""
+    size = job.manifest.image_size
+    header = b"P6\n%d %d\n255\n" % (size, size)
+    length = len(header) + 3 * size * size
+    return [i for i, part in enumerate(work.parts) if len(part) != length or part[: len(header)].tobytes() != header]
 
 
 def _crops(
@@ -95,27 +201,23 @@ def _crops(
     return Crops(pixels, 3 * side, start, draws.y, draws.x, draws.flip, draws.normals)
 
 
-def explain(error: RuntimeError, pending: deque[Work], job: Job, source: Source, side: int) -> Exception:
-    """Tries each sample in flight by itself, and says which one fails; the error itself if none does."""
-    for work in pending if job.manifest.codec == "jpeg" else ():
-        corners = anchors(work, whole=job.config.views == 10)
-        for sample, part, anchor in zip(work.ids, work.parts, corners, strict=True):
-            if not _decodes(part, anchor, job, side):
-                where = source.describe(int(sample))
-                return UserError(f"{where}: cannot be decoded; verify the copy, or make the shards again")
-    return error
+def _undecodable(work: Work, job: Job) -> list[int]:
+    """Rows whose sample fails by itself, cut out as in the batch."""
+    if job.manifest.codec == "raw":
+        return wrong_ppm(work, job)
+    whole = job.config.views == 10
+    side = job.manifest.image_size if whole else job.config.crop
+    inputs: list[Any] = [encoded(work, job), *rectangles(work, whole=whole)]
+    pipeline, bad, row = None, [], 0
 
+    def feed() -> tuple[Any, ...]:
+        return tuple(values[row : row + 1] for values in inputs)
 
-def _decodes(part: Bytes, anchor: NDArray[np.int32], job: Job, side: int) -> bool:
-    once = iter([([part], anchor[None])])
-
-    def feed() -> tuple[list[Bytes], NDArray[np.int32]]:
-        return next(once)
-
-    pipeline = jpeg_pipeline(feed, job, 1, side)
-    try:
-        pipeline.schedule_run()
-        pipeline.share_outputs()
-    except RuntimeError:
-        return False
-    return True
+    for row in range(len(work.ids)):
+        pipeline = pipeline or crop_pipeline(feed, job, 1, side, rows=1, lockstep=True)
+        try:
+            pipeline.run()
+        except RuntimeError:
+            bad.append(row)
+            pipeline = None
+    return bad

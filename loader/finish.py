@@ -20,6 +20,7 @@ from preprocess.dataset import Stats
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+CHUNK = 16  # crops that are finished at a time where the type is not float32
 DIVISOR = 1.1  # of images with colour noise: 1 + its coefficient (spec section 2, step 5)
 
 
@@ -37,6 +38,12 @@ class Crops(NamedTuple):
     x: Ints
     flip: NDArray[np.bool_]
     normals: NDArray[np.float64]
+
+    def rows(self, part: slice) -> Crops:
+        """Some of the crops, of the same pixels."""
+        return self._replace(
+            start=self.start[part], y=self.y[part], x=self.x[part], flip=self.flip[part], normals=self.normals[part]
+        )
 
 
 def colour_matrix(stats: Stats, noise: str) -> NDArray[np.float64]:
@@ -74,14 +81,21 @@ class Finisher:
 
     def __call__(self, crops: Crops, out: torch.Tensor) -> None:
         """Fills out [m,3,crop,crop], in the type and memory layout of the configuration."""
+        if out.dtype == torch.float32:
+            self._fill(crops, out)
+            return
+        for first in range(0, len(out), CHUNK):  # float32 in between stays in the cache
+            part = slice(first, first + CHUNK)
+            scratch = self._scratch_like(out[part])
+            self._fill(crops.rows(part), scratch)
+            out[part].copy_(scratch)
+
+    def _fill(self, crops: Crops, out: torch.Tensor) -> None:
         shift = colour_shift(self._stats, self._config, self._epoch, crops.normals) * self._scale
-        target = out if out.dtype == torch.float32 else self._scratch_like(out)
-        memory = target.permute(0, 2, 3, 1).flatten(2) if self._config.channels_last else target
+        memory = out.permute(0, 2, 3, 1).flatten(2) if self._config.channels_last else out
         fill = kernels()[self._config.channels_last]
         fill(crops.pixels, crops.stride, crops.start, crops.flip, self._mean, *self._mean_region(crops),
              shift.astype(np.float32), np.float32(self._scale), memory.numpy())  # fmt: skip
-        if target is not out:
-            out.copy_(target)
 
     def _mean_region(self, crops: Crops) -> tuple[Ints, Ints, Ints]:
         """Which mean is subtracted from each crop (0: as it is, 1: mirrored), and the corner of its region there."""

@@ -5,7 +5,6 @@ The same graph runs on the CPU with device="cpu", where tests hold it against th
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -13,38 +12,26 @@ import numpy as np
 import torch
 
 from loader import plan
-from loader.decode import DEPTH, anchors, explain
+from loader.decode import DEPTH, Feed, Runner, cut, encoded, rectangles, resized
 from loader.finish import colour_shift, scale
-from loader.source import Source
-from loader.work import Job, Meter, Work
+from loader.work import Job, Work
 
 
 def decode_and_finish(
-    works: Iterator[Work], job: Job, source: Source, meter: Meter, threads: int
+    works: Iterator[Work], job: Job, runner: Runner, threads: int
 ) -> Generator[tuple[Work, Any], None, None]:
     """Each work with its DALI tensor, float32 [n,3,crop,crop] or [n,10,3,crop,crop], channels last on request.
 
     Valid until the next is taken.
     """
-    pending: deque[Work] = deque()
+    factor = scale(job.config, job.epoch)  # a constant of the graph: when noise ends, another graph is built
 
-    def feed() -> tuple[Any, ...]:
-        pending.append(next(works))
-        return _inputs(pending[-1], job)
+    def build(feed: Feed) -> Any:
+        return finishing_pipeline(feed, job, threads)
 
-    pipeline = finishing_pipeline(feed, job, threads)
-    while True:
-        try:
-            with meter.time("decode_s"):
-                pipeline.schedule_run()
-                (images,) = pipeline.share_outputs()  # waits on the host until the batch is on the device
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            raise explain(error, pending, job, source, job.manifest.image_size) from error
-        yield pending.popleft(), images.as_tensor()
+    for work, images in runner.run(works, job, build, lambda work: _inputs(work, job), key=factor):
+        yield work, images.as_tensor()
         del images
-        pipeline.release_outputs()
 
 
 def to_torch(tensor: Any, job: Job) -> torch.Tensor:
@@ -57,7 +44,7 @@ def to_torch(tensor: Any, job: Job) -> torch.Tensor:
     return images.movedim(-1, -3) if job.config.channels_last else images
 
 
-def finishing_pipeline(feed: Any, job: Job, threads: int) -> Any:
+def finishing_pipeline(feed: Feed, job: Job, threads: int) -> Any:
     """The graph, from `_inputs` to finished images."""
     from nvidia.dali import Pipeline, fn, types
 
@@ -66,38 +53,40 @@ def finishing_pipeline(feed: Any, job: Job, threads: int) -> Any:
     pipeline = Pipeline(batch_size=job.rows, num_threads=threads, device_id=device_id, prefetch_queue_depth=DEPTH)
     with pipeline:
         if job.config.views == 10:  # evaluation: nothing differs between samples
-            (encoded,) = fn.external_source(source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims)
-            images = _pixels(encoded, None, job)
+            (data,) = fn.external_source(source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims)
+            images = _whole(data, job)
             done = fn.stack(
                 *(_finish(_cut(images, corner, job), corner, flip, None, job) for corner, flip in _views(job))
             )
         else:
-            encoded, anchor, flip, shift = fn.external_source(
-                source=feed, num_outputs=4, batch=True,
-                dtype=[types.UINT8, types.INT32, types.INT32, types.FLOAT], ndim=[bytes_dims, 1, 0, 3],
-            )  # fmt: skip
+            kinds = [(types.UINT8, bytes_dims), (types.INT32, 0), (types.FLOAT, 3), (types.INT32, 1), (types.INT32, 1)]
+            kinds = kinds if job.config.area else kinds[:4]
+            data, flip, shift, anchor, *extent = fn.external_source(
+                source=feed, num_outputs=len(kinds), batch=True, dtype=[k for k, _ in kinds], ndim=[n for _, n in kinds]
+            )
             shift = shift.gpu() if device_id is not None else shift
-            done = _finish(_pixels(encoded, anchor, job), anchor, flip, shift, job)
+            (shape,) = extent or [[job.config.crop] * 2]
+            done = _finish(_part(data, anchor, shape, job), anchor, flip, shift, job)
         pipeline.set_outputs(done)
     pipeline.build()
     return pipeline
 
 
-def _pixels(encoded: Any, anchor: Any, job: Job) -> Any:
-    """uint8 HWC on the job's device: the crop, or the whole image for ten views."""
+def _whole(data: Any, job: Job) -> Any:
+    """uint8 [S,S,3] on the job's device."""
     from nvidia.dali import fn, types
 
     if job.manifest.codec == "raw":
-        images = encoded.gpu() if job.device.type == "cuda" else encoded
-        return images if job.config.views == 10 else _cut(images, anchor, job)
-    options = {
-        "device": "mixed" if job.device.type == "cuda" else "cpu",
-        "output_type": types.RGB,
-        "adjust_orientation": False,
-    }
-    if job.config.views == 10:
-        return fn.decoders.image(encoded, **options)
-    return fn.decoders.image_slice(encoded, start=anchor, shape=[job.config.crop] * 2, axes=[0, 1], **options)
+        return data.gpu() if job.device.type == "cuda" else data
+    device = "mixed" if job.device.type == "cuda" else "cpu"
+    return fn.decoders.image(data, device=device, output_type=types.RGB, adjust_orientation=False)
+
+
+def _part(data: Any, anchor: Any, extent: Any, job: Job) -> Any:
+    """uint8 [crop,crop,3] on the job's device: the crop, or a part resized to it."""
+    on_gpu, raw = job.device.type == "cuda", job.manifest.codec == "raw"
+    pixels = cut(data.gpu() if raw and on_gpu else data, anchor, extent, raw=raw, device="mixed" if on_gpu else "cpu")
+    return resized(pixels, job)
 
 
 def _cut(images: Any, anchor: Any, job: Job) -> Any:
@@ -131,11 +120,9 @@ def _finish(images: Any, anchor: Any, flip: Any, shift: Any, job: Job) -> Any:
 
 
 def _inputs(work: Work, job: Job) -> tuple[Any, ...]:
-    """Bytes; and for one view its corner int32 [n,2], mirror int32 [n] and colour shift float32 [n,1,1,3]."""
-    size, parts = job.manifest.image_size, work.parts
-    if job.manifest.codec == "raw":
-        parts = [part[-3 * size * size :].reshape(size, size, 3) for part in parts]
+    """Bytes; and for one view mirror int32 [n], colour shift float32 [n,1,1,3], and what is cut out."""
     if job.config.views == 10:
-        return (parts,)
+        return (encoded(work, job),)
     shift = colour_shift(job.stats, job.config, job.epoch, work.draws.normals).astype(np.float32)
-    return parts, anchors(work, whole=False), work.draws.flip.astype(np.int32), shift[:, None, None]
+    flip = work.draws.flip.astype(np.int32)
+    return encoded(work, job), flip, shift[:, None, None], *rectangles(work)

@@ -21,6 +21,7 @@ from loader import plan
 from loader.batch import Batch
 from loader.config import LoaderConfig
 from loader.produce import Producer
+from loader.quarantine import Quarantine
 from loader.receipt import Coverage, coverage
 from loader.work import Job, Meter
 from preprocess.dataset import ImageClass, Manifest, Stats, read_index, read_manifest, read_stats, require_split
@@ -34,9 +35,13 @@ class Loader:
     """Batches of one split, for one rank.
 
     Each `iter()` begins the next epoch at its step 0, and ends an epoch that is still under way; only after
-    `load_state_dict` does the next one begin where the state says. Files, threads and buffers belong to the epoch:
-    at its end, or when its iterator is dropped (break, exception), none is left. A loader may cross a fork or be made
-    in a spawned process while no epoch is under way; it is for one thread.
+    `load_state_dict` does the next one begin where the state says. After a whole epoch the decoder, its threads, the
+    buffers and open files wait for the next; `close`, dropping the loader, or dropping the iterator inside an epoch
+    (break, exception) ends and frees all of them. A loader is for one thread. It may cross a fork while no epoch is
+    under way (what waits is closed before, and made again on demand); a spawned process makes its own from the
+    configuration, which can be pickled.
+
+    local_world_size: how many of the ranks run on this machine and so share its cores; None: all of them.
 
     UserError: no dataset, no such split, a damaged file, a crop larger than the images, a batch that the ranks cannot
     share; during iteration, a shard that is not as published or a sample that cannot be decoded.
@@ -51,12 +56,15 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device = CPU,
+        local_world_size: int | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise UserError(f"rank is {rank}; with world_size {world_size} it must be from 0 to {world_size - 1}")
         if config.batch_size % world_size:
             raise UserError(f"batch_size {config.batch_size} cannot be shared by {world_size} ranks; choose a multiple")
-        self.root, self.split, self.config = Path(root), split, config
+        if not 1 <= (local := world_size if local_world_size is None else local_world_size) <= world_size:
+            raise UserError(f"local_world_size is {local}; with world_size {world_size} it must be 1 to {world_size}")
+        self.root, self.split, self.config, self._local = Path(root), split, config, local
         self.rank, self.world_size, self.device = rank, world_size, device
         self.manifest: Manifest = read_manifest(self.root)
         samples = require_split(self.root, self.manifest, split).samples
@@ -76,7 +84,8 @@ class Loader:
         self._meter = Meter()
         self._begin = (0, 0)  # epoch and step at which the next iter() begins
         self._at = (0, 0)  # epoch begun last, and batches of it that were taken
-        self._running: weakref.ref[EpochIterator] | None = None
+        self._quarantine = Quarantine(config.seed, len(self._index.label), allowed=config.bad_samples == "quarantine")
+        self._producer: Producer | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
@@ -98,17 +107,21 @@ class Loader:
         return self._state()[0]
 
     def __iter__(self) -> EpochIterator:
-        self.close()
         epoch, step = self._begin
         self._begin, self._at = (epoch + 1, 0), (epoch, step)
-        iterator = EpochIterator(self, Producer(self.job(epoch, step), self._meter, self.threads))
-        self._running = weakref.ref(iterator)
-        return iterator
+        job = self.job(epoch, step)
+        if self._producer and not self._producer.idle:
+            self._producer.close()
+        if self._producer is None or self._producer.closed:
+            self._producer = Producer(job, self._meter, self.threads, self._quarantine)
+        self._quarantine.begin()
+        self._producer.begin(job)
+        return EpochIterator(self, self._producer)
 
     @property
     def threads(self) -> int:
-        """Of the decoder."""
-        return self.config.threads or max(1, len(os.sched_getaffinity(0)) // self.world_size)
+        """Of the decoder: as configured, or this process's share of the cores that it may use."""
+        return self.config.threads or max(1, len(os.sched_getaffinity(0)) // self._local)
 
     def job(self, epoch: int, step: int = 0) -> Job:
         """This rank's work in an epoch, from a step on: a plain value."""
@@ -145,15 +158,23 @@ class Loader:
 
     def take_counters(self) -> LoaderCounters:
         """What the loader did since they were last taken. For any thread."""
-        running = self._running() if self._running else None
-        depth = running.producer.depth if running else 0
+        depth = self._producer.depth if self._producer else 0
         return self._meter.take(depth=depth, capacity=self.config.prefetch)
 
+    def take_warnings(self) -> list[str]:
+        """One line for each sample that was quarantined since they were last taken. For any thread."""
+        return self._quarantine.take_warnings()
+
+    @property
+    def quarantined(self) -> Mapping[int, str]:
+        """Samples that could not be decoded so far, by id, with shard, key and offset; of this rank."""
+        return dict(self._quarantine.found)
+
     def close(self) -> None:
-        """Ends the epoch that is under way, if any: thread, files and buffers. The loader stays usable."""
-        if self._running and (running := self._running()):
-            running.producer.stop()
-        self._running = None
+        """Ends the epoch that is under way, if any, and frees all there is. The loader stays usable."""
+        if self._producer:
+            self._producer.close()
+        self._producer = None
 
     def __enter__(self) -> Loader:
         return self
@@ -179,10 +200,11 @@ class Loader:
 
 
 class EpochIterator:
-    """The batches of one epoch that are still to come."""
+    """The batches of one epoch that are still to come. Dropped before the last, it closes the producer."""
 
     def __init__(self, loader: Loader, producer: Producer) -> None:
-        self._loader, self.producer, self._over = loader, producer, False
+        self._loader, self._producer, self._over = loader, producer, False
+        self._dropped = weakref.finalize(self, producer.close)
 
     def __iter__(self) -> EpochIterator:
         return self
@@ -190,9 +212,10 @@ class EpochIterator:
     def __next__(self) -> Batch:
         if self._over:
             raise StopIteration
-        ready = self.producer.take()
+        ready = self._producer.take()
         if ready is None:
             self._over = True
+            self._dropped.detach()  # the producer waits for the next epoch
             raise StopIteration
         if ready.copied is not None:
             stream = torch.cuda.current_stream(self._loader.device)

@@ -24,7 +24,8 @@ U64 = NDArray[np.uint64]
 Ids = NDArray[np.int64]
 
 PAD = -1  # the id of a row that stands for no sample
-ORDER, SHARDS, CROP, MIRROR, COLOUR = range(5)  # purposes: one independent stream each
+ORDER, SHARDS, CROP, MIRROR, COLOUR, STAND_IN, BOX, PLACE = range(8)  # purposes: one independent stream each
+TRIES = 10  # to draw a part that fits inside the image
 CHUNK = 1 << 14  # ids drawn at a time while ordering: the temporaries stay in the cache, 3 times quicker than at once
 
 
@@ -86,6 +87,45 @@ def draws(seed: int, epoch: int, ids: Ids, positions: int) -> Draws:
     y, x = below(positions, seed, epoch, ids, CROP)
     flip = (words(seed, epoch, ids, MIRROR)[0] & np.uint64(1)).astype(np.bool_)
     return Draws(y, x, flip, normals(seed, epoch, ids))
+
+
+def boxes(  # noqa: PLR0917
+    seed: int, epoch: int, ids: Ids, size: int, area: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Ids, Ids, Ids, Ids]:
+    """Random parts of a square image: y, x, height and width int64 [n], in pixels, all of them inside.
+
+    As torchvision's RandomResizedCrop: area uniform, logarithm of width / height uniform; what does not fit is drawn
+    again, ten times at most; then the largest central part whose ratio is within the range.
+    """
+    low, high = np.log(ratio[0]), np.log(ratio[1])
+    height, width = _largest(size, ratio, len(ids))
+    fits, todo = np.zeros(len(ids), np.bool_), np.arange(len(ids))
+    for attempt in range(TRIES):
+        uniform = (np.stack(words(seed, epoch, ids[todo], BOX, attempt)[:2]).astype(np.float64) + 0.5) / 2**32
+        pixels = (area[0] + (area[1] - area[0]) * uniform[0]) * size * size
+        shape = np.exp(low + (high - low) * uniform[1])
+        w = np.rint(np.sqrt(pixels * shape)).astype(np.int64)
+        h = np.rint(np.sqrt(pixels / shape)).astype(np.int64)
+        good = (w >= 1) & (h >= 1) & (w <= size) & (h <= size)
+        height[todo[good]], width[todo[good]], fits[todo[good]] = h[good], w[good], True
+        todo = todo[~good]
+    place = (np.stack(words(seed, epoch, ids, PLACE)[:2]).astype(np.float64) + 0.5) / 2**32
+    y = np.where(fits, np.floor(place[0] * (size - height + 1)), (size - height) // 2).astype(np.int64)
+    x = np.where(fits, np.floor(place[1] * (size - width + 1)), (size - width) // 2).astype(np.int64)
+    return y, x, height, width
+
+
+def _largest(size: int, ratio: tuple[float, float], count: int) -> tuple[Ids, Ids]:
+    """Height and width [n] of the largest part of a square whose ratio is the nearest to 1 in the range."""
+    nearest = min(max(1.0, ratio[0]), ratio[1])
+    height, width = min(size, round(size / nearest)), min(size, round(size * nearest))
+    return np.full(count, height), np.full(count, width)
+
+
+def stand_in(seed: int, epoch: int, sample: int, count: int, attempt: int) -> int:
+    """Who takes the place of a sample that cannot be decoded: uniform in [0, count); another on each attempt."""
+    word = words(seed, epoch, np.array([sample]), STAND_IN, attempt)
+    return int((word[0][0] << np.uint64(32) | word[1][0]) % np.uint64(count))
 
 
 def ten_views(positions: int) -> Draws:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from loader import plan
 from loader.finish import scale
 from loader.loader import Loader
 from preprocess.errors import UserError
@@ -42,7 +41,7 @@ def _pixels(loader: Loader, image: NDArray[np.float32], sample: int) -> NDArray[
     y = x = (job.positions - 1) // 2
     mean = loader.stats.mean[y : y + crop, x : x + crop]
     if loader.config.mean == "offset":
-        drawn: plan.Draws = job.draws(np.array([sample]))
+        drawn, _ = job.draws(np.array([sample]))
         y, x = int(drawn.y[0]), int(drawn.x[0])
         mean = loader.stats.mean[y : y + crop, x : x + crop]
         mean = mean[:, ::-1] if drawn.flip[0] else mean

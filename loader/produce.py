@@ -1,164 +1,135 @@
-"""The producer: ready batches of one epoch, made on a background thread and kept in a short queue."""
+"""The producer: ready batches, made on a background thread while an epoch is under way, kept in a short queue.
+
+What an epoch needs (decoder, buffers, open files) stays for the next one: making it anew would cost 0.1 CPU s per epoch
+and the page faults of every buffer.
+"""
 
 from __future__ import annotations
 
 import atexit
+import os
 import queue
 import threading
 import weakref
-from collections.abc import Generator
-from contextlib import closing
-from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-
-from loader.batch import IGNORE, Batch
-from loader.decode import decode_jpeg, decode_raw
-from loader.finish import Finisher
-from loader.gpu import decode_and_finish, to_torch
-from loader.plan import PAD
-from loader.source import Ids, Source
-from loader.work import Job, Meter, read_works
-
-
-class Ready(NamedTuple):
-    batch: Batch
-    samples: int  # rows that are samples
-    copied: Any  # CUDA event after which the batch is on the device; None on the CPU
+from loader.quarantine import Quarantine
+from loader.source import Source
+from loader.stages import Ready, Stages, Stopped
+from loader.work import Job, Meter
 
 
 class Producer:
-    """Makes a job's batches in a thread of its own, which ends with the job, with `stop`, or when this is dropped."""
+    """One epoch at a time: `begin`, then `take` until it gives None. `close` ends everything, at any time.
 
-    def __init__(self, job: Job, meter: Meter, threads: int) -> None:
-        self._meter = meter
-        self._ready: queue.Queue[Ready | BaseException | None] = queue.Queue(job.config.prefetch)
-        stopping = threading.Event()
-        work = (job, meter, threads, self._ready, stopping)
-        thread = threading.Thread(target=_run, args=work, name="loader", daemon=True)
-        thread.start()
-        self.stop = weakref.finalize(self, _stop, thread, self._ready, stopping)
-        _stop_at_exit(self)
+    Slots: `prefetch` batches are ready and one is with the consumer; the next is written once that one's place is
+    free. Meanwhile it waits decoded, as bytes, a fourth of the size.
+    """
+
+    def __init__(self, job: Job, meter: Meter, threads: int, quarantine: Quarantine) -> None:
+        self._meter, self.closed = meter, False
+        source = Source(job.root, job.manifest.splits[job.split], job.index)
+        self._stages = Stages(job, source, meter, threads, quarantine)
+        self._ready: queue.SimpleQueue[Ready | BaseException | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        for slot in range(job.config.prefetch + 1):
+            self._free.put(slot)
+        self._held: int | None = None  # the slot of the batch that the consumer has
+        self._thread: threading.Thread | None = None
+        _remember(self)
 
     @property
     def depth(self) -> int:
-        return self._ready.qsize()
+        return 0 if self.idle else self._ready.qsize()
+
+    @property
+    def idle(self) -> bool:
+        """No epoch is under way."""
+        return self._thread is None
+
+    def begin(self, job: Job) -> None:
+        assert self.idle
+        assert not self.closed
+        self._thread = threading.Thread(target=self._run, args=(job,), name="loader", daemon=True)
+        self._thread.start()
 
     def take(self) -> Ready | None:
-        """The next batch, None after the last. Raises what the thread raised; RuntimeError after `stop`."""
-        if not self.stop.alive:
+        """The next batch, None after the last. Raises what the thread raised; RuntimeError after `close`."""
+        if self.closed:
             raise RuntimeError("this epoch was closed, or another one of the same loader has begun")
         with self._meter.time("wait_s"):
             item = self._ready.get()
         if isinstance(item, Ready):
+            if self._held is not None:
+                self._free.put(self._held)
+            self._held = item.slot
             return item
-        self.stop()
         if item is not None:
+            self.close()
             raise item
+        self._join()
         return None
+
+    def close(self) -> None:
+        """Ends the thread and frees files, decoder and buffers. Batches that were taken stay valid."""
+        if self.closed:
+            return
+        self.closed = True
+        self._free.put(None)
+        if self._thread is not threading.current_thread():  # garbage may be collected in any thread
+            self._join()
+            self._stages.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+
+    def _run(self, job: Job) -> None:
+        last: BaseException | None = None
+        batches = self._stages.batches(job, self._slot)
+        try:
+            for ready in batches:
+                self._ready.put(ready)
+        except BaseException as error:  # handed to the consumer, whatever it is
+            last = error
+        batches.close()
+        if self.closed:
+            self._stages.close()
+        self._ready.put(last)
+
+    def _slot(self) -> int:
+        slot = self._free.get()
+        if slot is None or self.closed:
+            raise Stopped
+        return slot
 
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()
 
 
-def _stop_at_exit(producer: Producer) -> None:
-    """An epoch left open must end before DALI's own exit handler: what is registered later runs earlier."""
+def _remember(producer: Producer) -> None:
+    """At exit all must end before DALI's own exit handler: what is registered later runs earlier."""
     import nvidia.dali  # noqa: F401
 
     if not _producers:
-        atexit.unregister(_stop_all)
-        atexit.register(_stop_all)
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
     _producers.add(producer)
 
 
-def _stop_all() -> None:
+def _close_all() -> None:
     for producer in list(_producers):
-        producer.stop()
+        producer.close()
 
 
-def _stop(thread: threading.Thread, ready: queue.Queue[Any], stopping: threading.Event) -> None:
-    stopping.set()
-    while not ready.empty():  # a put that is waiting gets its place; after it the thread looks at `stopping`
-        ready.get_nowait()
-    thread.join()
+def _close_idle() -> None:
+    for producer in list(_producers):
+        if producer.idle:
+            producer.close()
 
 
-def _run(job: Job, meter: Meter, threads: int, ready: queue.Queue[Any], stopping: threading.Event) -> None:
-    last: BaseException | None = None
-    try:
-        with closing(_batches(job, meter, threads)) as batches:
-            for batch in batches:
-                if stopping.is_set():
-                    return
-                with meter.time("blocked_s"):
-                    ready.put(batch)
-                if stopping.is_set():
-                    return
-    except BaseException as error:  # handed to the consumer, whatever it is
-        last = error
-    if not stopping.is_set():
-        ready.put(last)
-
-
-def _batches(job: Job, meter: Meter, threads: int) -> Generator[Ready, None, None]:
-    with closing(Source(job.root, job.manifest.splits[job.split], job.index)) as source:
-        make = _on_cpu if job.device.type == "cpu" else _on_gpu
-        done = 0
-        with closing(make(job, source, meter, threads)) as batches:
-            for batch in batches:
-                yield batch
-                done += 1
-        if done < len(job.steps):  # the last step has no sample for this rank
-            labels, ids = _rows(job, np.empty(0, np.int64))
-            yield Ready(Batch(_blank(job), labels.to(job.device), ids), 0, None)
-
-
-def _on_cpu(job: Job, source: Source, meter: Meter, threads: int) -> Generator[Ready, None, None]:
-    """One buffer is with the consumer, `prefetch` wait in the queue, one is being filled."""
-    ring = [_blank(job) for _ in range(min(job.config.prefetch + 2, len(job.steps)))]
-    finish = Finisher(job.stats, job.config, job.epoch)
-    works = read_works(job, source, meter)
-    decoded = decode_raw(works, job) if job.manifest.codec == "raw" else decode_jpeg(works, job, source, meter, threads)
-    with closing(decoded):
-        for number, (work, crops) in enumerate(decoded):
-            images = ring[number % len(ring)]
-            with meter.time("finish_s"):
-                rows = images.flatten(0, 1) if job.config.views > 1 else images
-                finish(crops, rows[: len(crops.start)])
-                rows[len(crops.start) :] = 0
-            yield Ready(Batch(images, *_rows(job, work.ids)), len(work.ids), None)
-
-
-def _on_gpu(job: Job, source: Source, meter: Meter, threads: int) -> Generator[Ready, None, None]:
-    stream = torch.cuda.Stream(job.device)  # type: ignore[no-untyped-call]
-    done = decode_and_finish(read_works(job, source, meter), job, source, meter, threads)
-    with closing(done):
-        for work, tensor in done:
-            with meter.time("transfer_s"), torch.cuda.stream(stream):
-                images, (labels, ids) = to_torch(tensor, job), _rows(job, work.ids)
-                if missing := job.rows - len(images):
-                    images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
-                if job.config.channels_last and job.config.views == 1:
-                    images = images.contiguous(memory_format=torch.channels_last)
-                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                batch = Batch(images, labels.to(job.device), ids)
-                copied.record(stream)
-                stream.synchronize()  # DALI takes its buffer back after this
-            yield Ready(batch, len(work.ids), copied)
-
-
-def _blank(job: Job) -> torch.Tensor:
-    """Zeros in the shape, type and memory layout of a batch's images."""
-    config = job.config
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    shape = (job.rows * config.views, 3, config.crop, config.crop)
-    images = torch.empty(shape, dtype=config.dtype, device=job.device, memory_format=layout).zero_()
-    return images.view(job.rows, config.views, *shape[1:]) if config.views > 1 else images
-
-
-def _rows(job: Job, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels and ids int64 [b] on the CPU, padded."""
-    all_ids, labels = np.full(job.rows, PAD, np.int64), np.full(job.rows, IGNORE, np.int64)
-    all_ids[: len(ids)], labels[: len(ids)] = ids, job.index.label[ids]
-    return torch.from_numpy(labels), torch.from_numpy(all_ids)
+# A fork copies no thread: in the child a decoder that waits for the next epoch would be dead. Both build another.
+os.register_at_fork(before=_close_idle)

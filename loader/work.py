@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from loader import plan
 from loader.config import LoaderConfig
+from loader.quarantine import Quarantine
 from loader.source import Bytes, Ids, Source
 from preprocess.dataset import Index, Manifest, Stats
 from preprocess.events import LoaderCounters
@@ -63,21 +64,33 @@ class Job:
             return plan.window_order(config.seed, self.epoch, self.index.shard, config.window)
         return plan.order(config.seed, self.epoch, len(self.index.label))
 
-    def draws(self, ids: Ids) -> plan.Draws:
-        """Of each view of each sample: len(ids) * views rows, a sample's views adjacent."""
+    def draws(self, ids: Ids) -> tuple[plan.Draws, Ids | None]:
+        """Of each view of each sample: len(ids) * views rows, a sample's views adjacent; and what is cut out of each,
+        height and width int64 [n,2], where that is not the crop."""
         config = self.config
         if config.augment:
-            return plan.draws(config.seed, self.epoch, ids, self.positions)
+            draws = plan.draws(config.seed, self.epoch, ids, self.positions)
+            if config.area is None:
+                return draws, None
+            size = self.manifest.image_size
+            y, x, height, width = plan.boxes(config.seed, self.epoch, ids, size, config.area, config.ratio)
+            return draws._replace(y=y, x=x), np.stack([height, width], axis=1)
         views = plan.ten_views(self.positions) if config.views == 10 else plan.centre_view(self.positions)
         y, x, flip, normals = (np.concatenate([field] * len(ids)) for field in views)
-        return plan.Draws(y, x, flip, normals)
+        return plan.Draws(y, x, flip, normals), None
 
 
 class Work(NamedTuple):
-    """One step's samples, read but not decoded. parts[i] are the bytes of ids[i]; all lie in `buffer`."""
+    """One step's samples, read but not decoded. parts[i] are the bytes of ids[i]; all lie in `buffer`.
 
+    wanted are the ids that the order names; ids differ from them where another sample stands in. Augmentation is that
+    of the wanted one. extents int64 [n,2]: height and width of what is cut out, where they differ from the crop's.
+    """
+
+    wanted: Ids
     ids: Ids
     draws: plan.Draws
+    extents: Ids | None
     parts: list[Bytes]
     buffer: Bytes
 
@@ -120,22 +133,37 @@ class Meter:
         )  # fmt: skip
 
 
-def read_works(job: Job, source: Source, meter: Meter) -> Iterator[Work]:
-    """The job's steps in order, as far as this rank has samples in them. The next step's are asked for in advance.
+class Reader:
+    """Reads a job's samples. Its buffers of encoded bytes are used again, from one epoch to the next too."""
 
-    Buffers are used again: a work is valid until BUFFERS - 1 further ones were taken.
-    """
-    order = job.order()
-    steps = [ids for step in job.steps if len(ids := _ids(job, order, step))]
-    buffers: list[Bytes | None] = [None] * BUFFERS
-    for number, ids in enumerate(steps):
-        with meter.time("read_s"):
-            if number + 1 < len(steps):
-                source.expect(steps[number + 1])
-            parts, buffer = source.read(ids, buffers[number % BUFFERS])
-        buffers[number % BUFFERS] = buffer
-        meter.add(bytes_read=sum(map(len, parts)))
-        yield Work(ids, job.draws(ids), parts, buffer)
+    def __init__(self, source: Source, meter: Meter, quarantine: Quarantine) -> None:
+        self._source, self._meter, self._quarantine = source, meter, quarantine
+        self._buffers: list[Bytes | None] = [None] * BUFFERS
+
+    def works(self, job: Job) -> Iterator[Work]:
+        """The job's steps in order, as far as this rank has samples in them. The next step's are asked for in advance.
+
+        A work is valid until BUFFERS - 1 further ones were taken.
+        """
+        order = job.order()
+        steps = [ids for step in job.steps if len(ids := _ids(job, order, step))]
+        for number, ids in enumerate(steps):
+            with self._meter.time("read_s"):
+                if number + 1 < len(steps):
+                    self._source.expect(steps[number + 1])
+                work, self._buffers[number % BUFFERS] = self._read(job, ids, self._buffers[number % BUFFERS])
+            self._meter.add(bytes_read=sum(map(len, work.parts)))
+            yield work
+
+    def again(self, job: Job, work: Work) -> Work:
+        """The same step, after one of its samples was quarantined."""
+        return self._read(job, work.wanted, None)[0]
+
+    def _read(self, job: Job, wanted: Ids, buffer: Bytes | None) -> tuple[Work, Bytes]:
+        ids = self._quarantine.replace(job.epoch, wanted)
+        parts, buffer = self._source.read(ids, buffer)
+        draws, extents = job.draws(wanted)
+        return Work(wanted, ids, draws, extents, parts, buffer), buffer
 
 
 def _ids(job: Job, order: Ids, step: int) -> Ids:

@@ -74,10 +74,23 @@ def write_dataset(
     split = Split(shards=tuple(shards), index_sha256=write_index(root, "train", index), conversions={}, rejects={})
     manifest = Manifest(
         format=FORMAT, image_size=len(images[0]), codec=codec, quality=95 if codec == "jpeg" else None, seed=0,
-        source="handmade", tools={}, splits={"train": split}, stats_sha256=write_stats(root, statistics(images)),
+        samples_per_shard=per_shard, source="handmade", tools={}, splits={"train": split},
+        stats_sha256=write_stats(root, statistics(images)),
         classes=tuple(ImageClass(wnid=f"n{i:08d}", words=f"class {i}", ilsvrc_id=None) for i in range(CLASSES)),
     )  # fmt: skip
     (root / MANIFEST).write_bytes(manifest.to_json())
+    return root
+
+
+def rotten(folder: Path, *damaged: int, codec: str = "jpeg", count: int = 101) -> Path:
+    """The same dataset after bit rot: the beginnings of these samples are zeros."""
+    root = write_dataset(folder / "rot", [picture(i) for i in range(count)], codec=codec)
+    with np.load(root / "train.index.npz") as index:
+        places = [(int(index["shard"][sample]), int(index["offset"][sample])) for sample in damaged]
+    for shard, offset in places:
+        with (root / f"train-{shard:05d}.tar").open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes(400))
     return root
 
 

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loader import Loader, LoaderConfig, gpu, plan, reference
+from loader.decode import Mender, Runner, crop_pipeline
 from loader.finish import Crops, Finisher, colour_matrix, colour_shift, scale
+from loader.quarantine import Quarantine
 from loader.source import Source
-from loader.work import Job, Meter, read_works
+from loader.work import Job, Meter, Reader
 from preprocess.dataset import Stats, read_index, read_manifest, read_stats
 
 CROP = 48
@@ -119,8 +121,11 @@ def test_the_graph_for_gpus_equals_the_reference_when_run_on_the_cpu(
     config = replace(CONFIGS[name], batch_size=25, crop=CROP, seed=3)
     job, images = job_of(root, config), read_with_pillow(root)
     source, meter = Source(root, job.manifest.splits["train"], job.index), Meter()
+    quarantine = Quarantine(0, 101, allowed=False)
+    reader = Reader(source, meter, quarantine)
+    runner = Runner(meter, Mender(reader, source, quarantine))
     seen = 0
-    for work, tensor in gpu.decode_and_finish(read_works(job, source, meter), job, source, meter, 2):
+    for work, tensor in gpu.decode_and_finish(reader.works(job), job, runner, 2):
         got = gpu.to_torch(tensor, job).numpy()
         for row, sample in enumerate(work.ids.tolist()):
             wanted = np.stack(expected(images[sample], job.stats, config, 0, sample)).reshape(got[row].shape)
@@ -219,12 +224,10 @@ def test_trap_20_exif_orientation_is_left_alone(tmp_path: Path) -> None:
     Image.fromarray(picture(1)).save(buffer, "JPEG", quality=95, exif=exif)
     root = write_dataset(tmp_path / "exif", [picture(0)] * 2)
     stats = read_stats(root)
-    from loader.decode import jpeg_pipeline
-
     job = job_of(root, LoaderConfig(batch_size=1, crop=SIZE))
     bytes_ = np.frombuffer(buffer.getvalue(), np.uint8)
     once = iter([([bytes_], np.zeros((1, 2), np.int32))])
-    pipeline = jpeg_pipeline(lambda: next(once), job, 1, SIZE)
+    pipeline = crop_pipeline(lambda: next(once), job, 1, SIZE, rows=1)
     pipeline.schedule_run()
     found = np.asarray(pipeline.share_outputs()[0].as_tensor())[0]
     np.testing.assert_array_equal(found, np.asarray(Image.open(buffer)))

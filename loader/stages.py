@@ -1,0 +1,114 @@
+"""The stages of the producer, and what they keep from one epoch to the next: files, decoder, buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from loader import gpu
+from loader.batch import IGNORE, Batch
+from loader.decode import Mender, Runner, decode, decode_raw, needs_pipeline
+from loader.finish import Finisher
+from loader.plan import PAD
+from loader.quarantine import Quarantine
+from loader.source import Ids, Source
+from loader.work import Job, Meter, Reader
+
+Slot = Callable[[], int]
+
+
+class Stopped(Exception):
+    """The epoch was ended while the producer waited for a free slot."""
+
+
+class Ready(NamedTuple):
+    batch: Batch
+    samples: int  # rows that are samples
+    copied: Any  # CUDA event after which the batch is on the device; None on the CPU
+    slot: int  # comes back when the consumer has taken the next batch
+
+
+class Stages:
+    """Jobs of one loader, one after the other, to ready batches. For one thread at a time."""
+
+    def __init__(self, job: Job, source: Source, meter: Meter, threads: int, quarantine: Quarantine) -> None:
+        self._source, self._meter, self._threads = source, meter, threads
+        self._reader = Reader(source, meter, quarantine)
+        self._mender = Mender(self._reader, source, quarantine)
+        self._runner = Runner(meter, self._mender)
+        self._ring: dict[int, torch.Tensor] = {}
+        self._stream = torch.cuda.Stream(job.device) if job.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def batches(self, job: Job, slot: Slot) -> Generator[Ready, None, None]:
+        """Each batch takes a slot before it is written; one that has come back is written again."""
+        done = 0
+        for ready in self._on_cpu(job, slot) if self._stream is None else self._on_gpu(job, slot):
+            yield ready
+            done += 1
+        if done < len(job.steps):  # the last step has no sample for this rank
+            number = slot()
+            labels, ids = _rows(job, np.empty(0, np.int64))
+            yield Ready(Batch(_blank(job), labels.to(job.device), ids), 0, None, number)
+
+    def close(self) -> None:
+        self._runner.close()
+        self._source.close()
+        self._ring.clear()
+
+    def _on_cpu(self, job: Job, slot: Slot) -> Generator[Ready, None, None]:
+        works, finish = self._reader.works(job), Finisher(job.stats, job.config, job.epoch)
+        if needs_pipeline(job):
+            decoded = decode(works, job, self._runner, self._threads)
+        else:
+            decoded = decode_raw(works, job, self._mender)
+        for work, crops in decoded:
+            with self._meter.time("blocked_s"):
+                number = slot()
+            with self._meter.time("finish_s"):
+                images = self._ring[number] if number in self._ring else self._ring.setdefault(number, _blank(job))
+                rows = images.flatten(0, 1) if job.config.views > 1 else images
+                finish(crops, rows[: len(crops.start)])
+                rows[len(crops.start) :] = 0
+            yield Ready(Batch(images, *_rows(job, work.ids)), len(work.ids), None, number)
+
+    def _on_gpu(self, job: Job, slot: Slot) -> Generator[Ready, None, None]:
+        for work, tensor in gpu.decode_and_finish(self._reader.works(job), job, self._runner, self._threads):
+            with self._meter.time("blocked_s"):
+                number = slot()
+            with self._meter.time("transfer_s"):
+                batch, copied = _to_device(job, work.ids, tensor, self._stream)
+            yield Ready(batch, len(work.ids), copied, number)
+
+
+def _to_device(job: Job, ids: Ids, tensor: Any, stream: Any) -> tuple[Batch, Any]:
+    """A batch that torch owns, and the event after which it may be read. DALI may take its buffer back at once."""
+    with torch.cuda.stream(stream):
+        images, (labels, ids_) = gpu.to_torch(tensor, job), _rows(job, ids)
+        if missing := job.rows - len(images):
+            images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
+        if job.config.channels_last and job.config.views == 1:
+            images = images.contiguous(memory_format=torch.channels_last)
+        batch = Batch(images, labels.to(job.device), ids_)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(stream)
+        stream.synchronize()
+    return batch, copied
+
+
+def _blank(job: Job) -> torch.Tensor:
+    """Zeros in the shape, type and memory layout of a batch's images."""
+    config = job.config
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    shape = (job.rows * config.views, 3, config.crop, config.crop)
+    images = torch.empty(shape, dtype=config.dtype, device=job.device, memory_format=layout).zero_()
+    return images.view(job.rows, config.views, *shape[1:]) if config.views > 1 else images
+
+
+def _rows(job: Job, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels and ids int64 [b] on the CPU, padded."""
+    all_ids, labels = np.full(job.rows, PAD, np.int64), np.full(job.rows, IGNORE, np.int64)
+    all_ids[: len(ids)], labels[: len(ids)] = ids, job.index.label[ids]
+    return torch.from_numpy(labels), torch.from_numpy(all_ids)
