@@ -2,6 +2,7 @@
 
 Checks the configuration, prepares what is missing, starts the status server, runs one process per device under
 torchrun's agent, and closes with a table. Exit codes: 2 user error, 75 preempted (requeue), 130 interrupted.
+`python -m train summary` describes a recipe's network instead.
 """
 
 from __future__ import annotations
@@ -11,56 +12,22 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
-
-import tyro
 
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import PREEMPTED, UserError, guard
+from train import summary
 from train.closing import show
-from train.launch import Choice, Launch, Wire, attempts, choose_run, choose_world, in_use, outcome, start_ranks
+from train.launch import Launch, attempts, choose_run, choose_world, in_use, outcome, start_ranks
 from train.layers import plan as plan_layers
-from train.recipes import RECIPES, RELEASED, Recipe
+from train.options import Options, parse
+from train.recipes import RECIPES
 
 SAMPLE = Path("sample")
 FIRST_PORT, PORTS = 8000, 100
-Name = Literal["released", "paper", "owt", "torchvision", "caffe", "sample", "tiny"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Trains AlexNet of 2012 on shards made by `python -m preprocess shards`."""
-
-    shards: Path | None = None
-    """Folder of the dataset. Without it a sample dataset is drawn and sharded under ./sample."""
-    gpus: int | None = None
-    """Processes, one per GPU; a pair holds one network. Default: the largest even number present, else 1, else CPU."""
-    recipe: Name = "released"
-    """Where the fields below begin. Default: sample without --shards, else released."""
-    run: str | None = None
-    """Name of the run. Default: <recipe>-<dataset>-<n>; an unfinished one is resumed."""
-    runs: Path = Path("runs")
-    """Folder of all runs."""
-    port: int | None = None
-    """Of the status server. Default: 8000, or the next free one. 0: no server."""
-    seed: int = 0
-    """Of initial weights, order, augmentation and dropout."""
-    tower_ranks: Literal[1, 2] = 2
-    """Processes over which one network is spread, where there are that many: 1 is plain data parallelism."""
-    share_device: bool = False
-    """Permits several processes on one GPU (for tests: they are slower than one)."""
-    wire: Wire = "float32"
-    """What features and gradients travel as between processes; 16 bits halve the traffic."""
-    compile: Choice = "auto"
-    """Compile the network: on a GPU it pays; on a CPU it takes longer than a short run gains."""
-    save_every: float = 60.0
-    """Seconds of training between checkpoints. The last step always gets one."""
-    save_probabilities: bool = False
-    """At the end, write the ten views' mean probabilities of every validation image beside the events."""
-    fields: tyro.conf.OmitArgPrefixes[Annotated[Recipe, tyro.conf.arg(name="")]] = RELEASED
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"summary": summary.main}  # beside training
 
 
 class _Terminated(BaseException):
@@ -68,6 +35,10 @@ class _Terminated(BaseException):
 
 
 def main() -> int:
+    command, arguments = sys.argv[1:2], sys.argv[2:]
+    if command and command[0] in COMMANDS:
+        COMMANDS[command[0]](arguments)
+        return 0
     signal.signal(signal.SIGTERM, _terminate)
     options = parse(sys.argv[1:])
     server = None
@@ -97,28 +68,6 @@ def main() -> int:
         if server:
             server.terminate()
             server.wait()
-
-
-def parse(arguments: list[str]) -> Options:
-    """Two passes: the recipe's name decides the defaults that the rest is read against."""
-    name: Name = "released" if _value(arguments, "--shards") else "sample"
-    asked = _value(arguments, "--recipe")
-    if asked and asked not in RECIPES:
-        raise UserError(f"--recipe {asked} is none of {', '.join(RECIPES)}")
-    name = asked or name  # type: ignore[assignment]
-    default = Options(recipe=name, fields=RECIPES[name])
-    return tyro.cli(Options, default=default, args=arguments, prog="python -m train")
-
-
-def _value(arguments: list[str], flag: str) -> str | None:
-    """The flag's last value, as a parser would take it."""
-    found = None
-    for argument, following in zip(arguments, [*arguments, None][1:], strict=True):
-        if argument == flag:
-            found = following
-        elif argument.startswith(flag + "="):
-            found = argument.partition("=")[2]
-    return found
 
 
 def check_world(options: Options, world: int) -> None:

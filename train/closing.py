@@ -59,6 +59,10 @@ def _steps(history: list[dict[str, Any]], attempt: int) -> list[dict[str, Any]]:
 
 
 def _loader_rate(steps: list[dict[str, Any]], wall_s: float) -> float:
-    """What the rank's loader could have delivered: its images over the time in which it was not held up."""
+    """What the rank's loader could have delivered: its images over the time in which it was not held up.
+
+    Measured beside training: where both share CPU cores this is the loader under contention, in part with itself
+    waiting for a core that training holds, and `python -m loader` on the idle machine shows more.
+    """
     busy = wall_s - sum(step["loader"]["blocked_s"] for step in steps)
     return float(sum(step["loader"]["images"] for step in steps) / max(busy, 1e-9))

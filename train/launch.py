@@ -7,15 +7,19 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from preprocess.errors import UserError
 from preprocess.events import EventTail
 from train.recipes import Recipe
+
+if TYPE_CHECKING:  # torch takes two seconds, which --help need not
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 SHUTDOWN_S = 60  # what ranks get to save in after a signal
 Choice = Literal["auto", "on", "off"]
@@ -159,14 +163,24 @@ def start_ranks(launch: Launch, world: int) -> int:
     except SignalException as stopped:
         return 128 + stopped.sigval if stopped.sigval == 2 else 75
     except ChildFailedError as failed:
-        first = min(failed.failures.values(), key=lambda failure: _when(failure.error_file_data))
-        if first.error_file_data.get("message", "<NONE>") != "<NONE>":
-            print(first.message, file=sys.stderr)
-        else:
-            print(f"error: a rank died with exit code {first.exitcode}", file=sys.stderr)
+        first = min(failed.failures.values(), key=_when)
+        print(_last_words(first), file=sys.stderr)
         return first.exitcode if first.exitcode > 0 else 1
     return 0
 
 
-def _when(words: dict[str, Any]) -> float:
-    return float(words.get("mono", float("inf")))
+def _when(failure: ProcessFailure) -> float:
+    """Orders failures in time. Who was killed left no words, and the others' are about its absence: it comes first."""
+    if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:  # SIGTERM: the agent's, after a first failure
+        return 0.0
+    return float(failure.error_file_data.get("mono", float("inf")))
+
+
+def _last_words(failure: ProcessFailure) -> str:
+    if failure.error_file_data.get("message", "<NONE>") != "<NONE>":
+        return str(failure.message)
+    rank, code = failure.local_rank, failure.exitcode
+    if code >= 0:
+        return f"error: rank {rank} ended with exit code {code} and no word"
+    hint = "; often the kernel's, for want of memory" if -code == signal.SIGKILL else ""
+    return f"error: rank {rank} was killed by {signal.Signals(-code).name}{hint}"

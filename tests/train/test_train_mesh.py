@@ -5,6 +5,7 @@ Real processes over gloo, started with the environment that torchrun gives.
 
 from __future__ import annotations
 
+import math
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from torch import Tensor
 from preprocess.errors import UserError
 from train import checkpoint
 from train.checkpoint import State
-from train.launch import choose_world
-from train.network import AlexNet, Draw
+from train.launch import Wire, choose_world
+from train.network import AlexNet, Draw, weight_shapes
 from train.optim import Optimiser
 from train.parallel import (
     Axis,
@@ -34,32 +35,36 @@ from train.parallel import (
 from train.recipes import RELEASED, Recipe
 from train.schedule import rates
 from train.scores import share_of_loss
+from train.summary import exchanges
 
 CLASSES = 101  # odd: the second tower holds one class fewer
 BATCH = 8
 RECIPE = replace(RELEASED, image_size=73, crop=64, width=1 / 16, batch=BATCH, init="he", input_scale=1 / 64, rate=0.05)
+LOCAL_FC6 = replace(RECIPE, exchange=("conv4", "fc7"), conv6=True, pool="separate", crop=73)
 VALID = 7  # the last row is padding
 
 
-def whole_batch(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def whole_batch(step: int, dtype: torch.dtype, crop: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
-    images = torch.empty(BATCH, 3, 64, 64, dtype=dtype).normal_(0, 70, generator=generator)
+    images = torch.empty(BATCH, 3, crop, crop, dtype=dtype).normal_(0, 70, generator=generator)
     labels = torch.randint(CLASSES, (BATCH,), generator=generator)
     labels[VALID:] = -100
     return images, labels
 
 
-def three_steps(mesh: Mesh, dtype: torch.dtype, recipe: Recipe = RECIPE, save_to: Path | None = None) -> dict[str, Any]:
+def three_steps(
+    mesh: Mesh, dtype: torch.dtype, recipe: Recipe = RECIPE, save_to: Path | None = None, wire: Wire = "float32"
+) -> dict[str, Any]:
     """What a run of three steps computes, as whole-network tensors: the same on every rank of every mesh."""
-    network = AlexNet(recipe, CLASSES, tower=mesh.tower).to(dtype=dtype, memory_format=torch.channels_last)
-    optimiser, gradients = Optimiser(network, recipe), GradientSum(network.parameters(), mesh.data)
+    network = AlexNet(recipe, CLASSES, tower=mesh.tower, wire=wire).to(dtype=dtype, memory_format=torch.channels_last)
+    optimiser, gradients = Optimiser(network, recipe), GradientSum(network.parameters(), mesh.data, wire)
     per_rank, rows = BATCH // mesh.world, BATCH // mesh.data.size
     own = slice(mesh.rank * per_rank, (mesh.rank + 1) * per_rank)
     found: dict[str, Any] = {}
     for step in range(3):
-        images, labels = (part[own] for part in whole_batch(step, dtype))
+        images, labels = (part[own] for part in whole_batch(step, dtype, recipe.crop))
         positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
-        logits = network(gather(images, 0, mesh.tower), Draw(seed=0, step=step, rows=positions))
+        logits = network(gather(images, 0, mesh.tower, "images"), Draw(seed=0, step=step, rows=positions))
         loss = share_of_loss(mesh.tower.own(logits), labels, VALID)
         loss.backward()
         gradients.wait()
@@ -77,6 +82,23 @@ def three_steps(mesh: Mesh, dtype: torch.dtype, recipe: Recipe = RECIPE, save_to
         if mesh.rank == 0:
             checkpoint.write(save_to, arrays, state(recipe))
     return found
+
+
+def sent(mesh: Mesh, wire: Wire) -> dict[tuple[str, str], int]:
+    """What this rank handed to others in one step, counted in the collectives; over all ranks."""
+    network = AlexNet(RECIPE, CLASSES, tower=mesh.tower, wire=wire)
+    gradients = GradientSum(network.parameters(), mesh.data, wire)
+    images, labels = whole_batch(0, torch.float32, RECIPE.crop)
+    per_rank, rows = BATCH // mesh.world, BATCH // mesh.data.size
+    own = slice(mesh.rank * per_rank, (mesh.rank + 1) * per_rank)
+    mesh.meter.sent.clear()
+    positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
+    logits = network(gather(images[own], 0, mesh.tower, "images"), Draw(seed=0, step=0, rows=positions))
+    share_of_loss(mesh.tower.own(logits), labels[own], VALID).backward()  # type: ignore[no-untyped-call]
+    gradients.wait()
+    names = sorted(mesh.meter.sent)
+    totals = sum_over_world(torch.tensor([mesh.meter.sent[name] for name in names]))
+    return dict(zip(names, totals.tolist(), strict=True))
 
 
 def state(recipe: Recipe, **other: Any) -> State:
@@ -104,6 +126,10 @@ def worker(rank: int, world: int, port: int, towers: int, folder: Path) -> None:
         found = {
             "float32": three_steps(mesh, torch.float32, save_to=folder / f"from-{world}"),
             "float64": three_steps(mesh, torch.float64),
+            "local fc6": three_steps(mesh, torch.float64, LOCAL_FC6),
+            "sent": sent(mesh, "float32"),
+            "sent narrow": sent(mesh, "bfloat16"),
+            "float16": three_steps(mesh, torch.float32, wire="float16"),
             "loaded": loaded(mesh, folder / "from-1"),
         }
         torch.save(found, folder / f"rank-{world}-{towers}-{rank}.pt")
@@ -137,6 +163,41 @@ def test_a_mesh_equals_one_process(ranks: list[dict[str, Any]], dtype: torch.dty
             assert got.shape == expected.shape, name
             scale = expected.abs().max().item()
             assert (got - expected).abs().max().item() <= tolerance * scale, f"{name} on rank {rank}"
+
+
+def test_no_communication_and_moved_exchanges_equal_one_process(ranks: list[dict[str, Any]]) -> None:
+    one = three_steps(Mesh(), torch.float64, LOCAL_FC6)
+    for found in ranks:
+        for name, expected in one.items():
+            difference = (found["local fc6"][name] - expected).abs().max().item()
+            assert difference <= 1e-9 * expected.abs().max().item(), name
+
+
+def test_what_is_sent_equals_the_computed_bytes(ranks: list[dict[str, Any]]) -> None:
+    """Row by row over all ranks: each boundary as the summary says, gradients as an all-reduce in a ring."""
+    shapes = weight_shapes(RECIPE, CLASSES)
+    for key, size in (("sent", 4), ("sent narrow", 2)):
+        found = dict(ranks[0][key])
+        data = len(ranks) // 2 if ("conv3", "forward") in found else len(ranks)
+        gradients = found.pop(("gradients", "backward"), 0)
+        if data > 1:
+            assert gradients == 2 * (data - 1) * size * sum(math.prod(s) + s[0] for s in shapes.values())
+        if data == len(ranks):
+            assert not found  # no towers, no features exchanged
+            continue
+        for row in exchanges(RECIPE, CLASSES):
+            wide = 4 if row.what == "images" else size
+            assert found.pop((row.what, "forward")) == row.forward * wide * BATCH, row.what
+            assert found.pop((row.what, "backward"), 0) == row.backward * size * BATCH, row.what
+        assert not found
+
+
+def test_16_bits_on_the_wire_stay_close(ranks: list[dict[str, Any]]) -> None:
+    one = three_steps(Mesh(), torch.float32)
+    for found in ranks:
+        narrow = found["float16"]
+        assert narrow["loss 2"].item() == pytest.approx(one["loss 2"].item(), rel=1e-2)
+        assert any(not torch.equal(narrow[name], one[name]) for name in one)  # it was indeed rounded
 
 
 def test_one_process_s_checkpoint_loads_on_a_mesh(ranks: list[dict[str, Any]], folder: Path) -> None:

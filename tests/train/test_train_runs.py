@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from train.__main__ import parse
 from train.launch import Launch, choose_run, lock, records
+from train.options import parse
 from train.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent.parent

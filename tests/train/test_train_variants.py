@@ -1,0 +1,156 @@
+"""Variants of the network, each one field; plan against network; summary against the specification."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from preprocess.errors import UserError
+from train.layers import plan
+from train.network import AlexNet, Draw
+from train.recipes import RECIPES, RELEASED, Recipe
+from train.summary import backward_macs, exchanges
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SMALL = replace(RELEASED, image_size=73, crop=64, width=1 / 16, init="he", input_scale=1 / 64)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "half": {"towers": 1, "channels": (48, 128, 192, 192, 256)},
+    "no communication": {"exchange": ()},
+    "exchange at conv4": {"exchange": ("conv4", "fc6", "fc7")},
+    "no norms": {"lrn": False, "map_norm": False},
+    "separate pools": {"pool": "separate"},
+    "six convolutions": {"conv6": True},
+    "without conv3": {"without": "conv3"},
+    "without conv4": {"without": "conv4"},
+    "without conv5": {"without": "conv5"},
+    "tanh": {"activation": "tanh"},
+    "ten thousand classes": {"classes": 10_184},
+    "bgr": {"channel_order": "bgr"},
+}
+
+
+def parameters(recipe: Recipe) -> int:
+    return sum(own.parameters for own in plan(recipe, recipe.classes or 1000).values())
+
+
+def test_parameter_counts() -> None:
+    assert parameters(RELEASED) == 60_965_224
+    assert parameters(replace(RELEASED, **VARIANTS["half"])) == 59_798_312
+    assert parameters(replace(RELEASED, conv6=True)) == 61_555_304
+    assert parameters(replace(RELEASED, conv6=True, classes=10_184)) == 99_182_152
+    assert parameters(replace(RELEASED, without="conv4")) == 60_965_224 - 663_936
+    assert parameters(replace(RELEASED, exchange=("conv4", "fc6", "fc7"))) == 60_965_224 - 884_736 // 2 + 663_552
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_what_its_plan_says(name: str) -> None:
+    """Shapes seen by hooks on torch's own operators, and every parameter learns."""
+    recipe = replace(SMALL, **({"crop": 73} if name == "separate pools" else {}), **VARIANTS[name])
+    classes = recipe.classes or 10
+    network, layers = AlexNet(recipe, classes), plan(recipe, classes)
+    assert [n for n, _ in network.named_children()] == list(layers)
+    assert sum(p.numel() for p in network.parameters()) == sum(own.parameters for own in layers.values())
+    seen: dict[str, torch.Size] = {}
+    for kind in ("_conv", "_dense"):
+        original = getattr(network, kind)
+
+        def watched(layer: str, x: torch.Tensor, original: Any = original) -> torch.Tensor:
+            out = original(layer, x)
+            seen[layer] = out.shape
+            return out
+
+        setattr(network, kind, watched)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.empty(4, 3, recipe.crop, recipe.crop).normal_(0, 60, generator=generator)
+    logits = network(images, Draw(seed=0, step=0, rows=range(4)))
+    for layer, own in layers.items():
+        spatial = (own.side, own.side) if layer.startswith("conv") else ()
+        assert tuple(seen[layer]) == (4, own.outputs, *spatial), layer
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in network.parameters())
+
+
+def test_pools_without_overlap_keep_the_released_sizes() -> None:  # trap 21
+    layers = plan(replace(RELEASED, pool="separate"), 1000)
+    sides = [(own.side, own.pooled) for name, own in layers.items() if name.startswith("conv")]
+    assert sides == [(55, 28), (26, 13), (13, 13), (13, 13), (11, 6)]
+
+
+def test_no_communication_means_none_before_the_softmax() -> None:
+    """A change of the second tower's own filters changes nothing that the first computes, but in the logits."""
+    recipe = replace(SMALL, exchange=(), dropout="off")
+    network = AlexNet(recipe, 6).double()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 60
+    first: list[torch.Tensor] = []
+    original = network._dense
+
+    def watched(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        if layer == "fc8":
+            first.append(x[:, : x.shape[1] // 2])
+        return original(layer, x)
+
+    network._dense = watched  # type: ignore[method-assign]
+    before = network(images)
+    with torch.no_grad():
+        for name, tensor in network.named_parameters():
+            if not name.startswith("fc8"):
+                tensor[len(tensor) // 2 :] *= 1.5
+    after = network(images)
+    assert torch.equal(*first)
+    assert not torch.equal(before, after)
+
+
+def test_summary_equals_the_specification() -> None:
+    layers = plan(RELEASED, 1000)
+    assert sum(own.macs for own in layers.values()) == 724_406_816
+    assert backward_macs(layers) == 1_343_398_432
+    rows = {row.what: row for row in exchanges(RELEASED, 1000)}
+    assert [rows[what].original for what in ("conv3", "fc6", "fc7", "fc8")] == [43_264, 9_216, 4_096, 2_048]
+    assert sum(row.original for row in rows.values()) == 58_624
+    assert 2 * 4 * 58_624 * 128 == 60_030_976
+    assert exchanges(RECIPES["owt"], 1000) == []
+
+
+def test_summary_prints_it() -> None:
+    command = [sys.executable, "-m", "train", "summary"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    for number in ("60,965,224", "724,406,816", "4.136 GFLOP", "468,992", "60.03 MB", "105,415,200", "4096x9216"):
+        assert number in shown
+
+
+def test_every_disagreement_is_one_field() -> None:
+    """Section 10: each row's other side differs from released in that field alone, and builds."""
+    rows: list[dict[str, Any]] = [
+        {"conv1_edge": "symmetric"}, {"mean": "offset"}, {"noise": "printed"}, {"noise": "off"}, {"lrn_alpha": 5e-4},
+        {"lrn_k": 1.0}, {"lrn_order": "after"}, {"map_norm": False}, {"lrn_across_towers": True}, {"lrn": False},
+        {"init_std": (0.01,) * 8}, {"init": "uniform"}, {"bias_init": 0.1}, {"bias_rate": 1.0}, {"bias_decay": True},
+        {"schedule": "plateau"}, {"schedule": "dexp250"}, {"velocity": "outside"}, {"dropout": "inverted"},
+        {"dropout_place": "before"}, {"channel_order": "bgr"}, {"crop": 227},
+    ]  # fmt: skip
+    for row in rows:
+        other = replace(RELEASED, **row)
+        assert other != RELEASED, row
+        assert plan(other, 1000)["fc8"].outputs == 1000
+
+
+def test_bgr_reads_the_channels_backwards() -> None:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 60
+    rgb, bgr = AlexNet(SMALL, 5), AlexNet(replace(SMALL, channel_order="bgr"), 5)
+    torch.testing.assert_close(rgb(images), bgr(images.flip(1)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"exchange": ("fc8",)}, {"classes": 0}, {"patience": 0}, {"rate_batch": 0}])
+def test_fields_that_cannot_be(fields: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        replace(RELEASED, **fields)
+
+
+def test_a_crop_that_the_windows_use_up_is_refused() -> None:
+    with pytest.raises(UserError, match="--crop 40"):
+        plan(replace(RELEASED, crop=40, pool="separate"), 10)

@@ -1,0 +1,77 @@
+"""What users may set: the options of `python -m train`, whose recipe fields begin at a recipe that is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar, cast
+
+import tyro
+
+from preprocess.errors import UserError
+from train.launch import Choice, Wire
+from train.recipes import RECIPES, RELEASED, Recipe
+
+Name = Literal["released", "paper", "owt", "torchvision", "caffe", "sample", "tiny"]
+Fields = tyro.conf.OmitArgPrefixes[Annotated[Recipe, tyro.conf.arg(name="")]]  # its fields, without a prefix
+Chosen = TypeVar("Chosen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Trains AlexNet of 2012 on shards made by `python -m preprocess shards`."""
+
+    shards: Path | None = None
+    """Folder of the dataset. Without it a sample dataset is drawn and sharded under ./sample."""
+    gpus: int | None = None
+    """Processes, one per GPU; a pair holds one network. Default: the largest even number present, else 1, else CPU."""
+    recipe: Name = "released"
+    """Where the fields below begin. Default: sample without --shards, else released."""
+    run: str | None = None
+    """Name of the run. Default: <recipe>-<dataset>-<n>; an unfinished one is resumed."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    port: int | None = None
+    """Of the status server. Default: 8000, or the next free one. 0: no server."""
+    seed: int = 0
+    """Of initial weights, order, augmentation and dropout."""
+    tower_ranks: Literal[1, 2] = 2
+    """Processes over which one network is spread, where there are that many: 1 is plain data parallelism."""
+    share_device: bool = False
+    """Permits several processes on one GPU (for tests: they are slower than one)."""
+    wire: Wire = "float32"
+    """What features and gradients travel as between processes; 16 bits halve the traffic."""
+    compile: Choice = "auto"
+    """Compile the network: on a GPU it pays; on a CPU it takes longer than a short run gains."""
+    save_every: float = 60.0
+    """Seconds of training between checkpoints. The last step always gets one."""
+    save_probabilities: bool = False
+    """At the end, write the ten views' mean probabilities of every validation image beside the events."""
+    fields: Fields = RELEASED
+
+
+def parse(arguments: list[str]) -> Options:
+    fallback: Name = "released" if _value(arguments, "--shards") else "sample"
+    return read(lambda name, recipe: Options(recipe=name, fields=recipe), arguments, fallback, "python -m train")
+
+
+def read(make: Callable[[Name, Recipe], Chosen], arguments: list[str], fallback: Name, prog: str) -> Chosen:
+    """Two passes: the recipe's name decides the defaults that the rest is read against."""
+    asked = _value(arguments, "--recipe")
+    name = cast(Name, asked or fallback)
+    if name not in RECIPES:
+        raise UserError(f"--recipe {name} is none of {', '.join(RECIPES)}")
+    default = make(name, RECIPES[name])
+    return tyro.cli(type(default), default=default, args=arguments, prog=prog)
+
+
+def _value(arguments: list[str], flag: str) -> str | None:
+    """The flag's last value, as a parser would take it."""
+    found = None
+    for argument, following in zip(arguments, [*arguments, None][1:], strict=True):
+        if argument == flag:
+            found = following
+        elif argument.startswith(flag + "="):
+            found = argument.partition("=")[2]
+    return found
