@@ -155,6 +155,20 @@ def window_order(seed: int, epoch: int, shard: NDArray[np.int32], window: int) -
     """As `order`, but shards are permuted, and samples only within each run of `window` shards.
 
     shard [count] is each id's shard, ascending. Reads then touch `window` files at a time.
+
+    How well it shuffles, on ILSVRC's 1,281,167 samples of 1,000 classes in shards of 1,000 and batches of 256. Mix:
+    different classes in a batch, as a share of what a random batch has (226). Again: how often two samples of one batch
+    meet in one batch of the next epoch, as a multiple of chance.
+
+    | order     | mix, classes sorted | mix, shards as `preprocess` writes them | again |
+    |-----------|---------------------|------------------------------------------|-------|
+    | full      | 0.9997              | 1.000                                    | 1     |
+    | window 64 | 0.39                | 1.000                                    | 3     |
+    | window 8  | 0.06                | 1.000                                    | 21    |
+    | window 1  | 0.01                | 1.000                                    | 1,280 |
+
+    Since `preprocess` shuffles before it cuts shards, every batch of theirs is well mixed; but neighbours meet again,
+    so choose the largest window that the disk bears. With shards from elsewhere, sorted by class, use `full`.
     """
     starts = np.searchsorted(shard, np.arange(int(shard[-1]) + 2))
     shards = _sorted_by_key(seed, epoch, len(starts) - 1, SHARDS)

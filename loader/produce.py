@@ -93,12 +93,15 @@ class Producer:
         try:
             for ready in batches:
                 self._ready.put(ready)
+        except Stopped:
+            pass
         except BaseException as error:  # handed to the consumer, whatever it is
             last = error
         batches.close()
         if self.closed:
             self._stages.close()
         self._ready.put(last)
+        last = None  # or its traceback and this frame would keep each other, and the buffers, alive
 
     def _slot(self) -> int:
         slot = self._free.get()

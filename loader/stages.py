@@ -55,6 +55,7 @@ class Stages:
 
     def close(self) -> None:
         self._runner.close()
+        self._reader.close()
         self._source.close()
         self._ring.clear()
 

@@ -160,6 +160,10 @@ class Reader:
             self._meter.add(bytes_read=sum(map(len, work.parts)))
             yield work
 
+    def close(self) -> None:
+        """Frees the buffers."""
+        self._buffers = [None] * BUFFERS
+
     def again(self, job: Job, work: Work) -> Work:
         """The same step, after one of its samples was quarantined."""
         return self._read(job, work.wanted, None)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ from PIL import Image
 from preprocess.dataset import (
     FORMAT,
     MANIFEST,
+    STATS,
     ImageClass,
     Index,
     Manifest,
     Shard,
     Split,
     Stats,
+    read_index,
+    read_manifest,
     sha256_file,
     write_index,
     write_stats,
@@ -98,3 +102,19 @@ def statistics(images: list[NDArray[np.uint8]]) -> Stats:
     pixels = np.stack(images).astype(np.float64)
     values, vectors = np.linalg.eigh(np.cov(pixels.reshape(-1, 3).T))
     return Stats(pixels.mean(0).astype(np.float32), values[::-1].copy(), vectors[:, ::-1].copy(), len(images))
+
+
+def write_large_index(small: Path, root: Path, count: int) -> Path:
+    """A dataset of `count` samples whose index points into the shards of a small one, over and over."""
+    root.mkdir()
+    manifest, index = read_manifest(small), read_index(small, "train")
+    for path in (*small.glob("*.tar"), small / STATS):
+        (root / path.name).symlink_to(path)
+    rows = np.sort(np.arange(count) % len(index.label))  # by shard, as an index is
+    split = manifest.splits["train"]
+    counts = np.bincount(index.shard[rows], minlength=len(split.shards))
+    sha256 = write_index(root, "train", Index(*(column[rows] for column in index)))
+    shards = tuple(replace(shard, samples=int(n)) for shard, n in zip(split.shards, counts, strict=True))
+    large = replace(split, shards=shards, index_sha256=sha256)
+    (root / MANIFEST).write_bytes(replace(manifest, splits={"train": large}).to_json())
+    return root

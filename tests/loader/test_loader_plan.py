@@ -83,6 +83,70 @@ def test_window_order_is_a_permutation_that_reads_a_window_of_shards_at_a_time()
     assert not np.array_equal(order, plan.window_order(0, 1, shard, 3))
 
 
+def class_mix(order: plan.Ids, labels: plan.Ids, batch: int) -> float:
+    """Different classes in a batch, as a share of what a random batch of so many would have."""
+    classes, steps = int(labels.max()) + 1, len(order) // batch
+    found = [len(np.unique(labels[part])) for part in np.split(order[: steps * batch], steps)]
+    return float(np.mean(found) / (classes * (1 - (1 - 1 / classes) ** batch)))
+
+
+def test_batches_of_class_sorted_input_are_mixed_as_random_ones() -> None:
+    count, labels = 128_000, np.arange(128_000) // 128
+    assert class_mix(plan.order(0, 0, count), labels, 256) > 0.99
+    shard = (np.arange(count) // 1000).astype(np.int32)
+    window = plan.window_order(0, 0, shard, 8)
+    assert class_mix(window, labels, 256) < 0.5  # the price of sequential reads where shards are sorted
+    assert class_mix(window, labels[plan.order(1, 0, count)], 256) > 0.99  # and where they are not
+
+
+def test_window_orders_of_consecutive_epochs_are_uncorrelated() -> None:
+    shard = np.repeat(np.arange(400, dtype=np.int32), 50)
+    ranks = [np.argsort(plan.window_order(0, epoch, shard, 8)) for epoch in range(21)]
+    found = [np.corrcoef(a, b)[0, 1] for a, b in pairwise(ranks)]
+    assert np.abs(found).max() < 4 / np.sqrt(400)  # whole shards move: 400 independent places
+    assert abs(np.mean(found)) < 4 / np.sqrt(400 * len(found))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("remainder", ["pad", "drop"])
+def test_every_id_exactly_once_over_ranks_whatever_the_resumptions(world: int, remainder: str) -> None:
+    count, batch = 10_007, 24 * 8
+    order = plan.order(7, 3, count)
+    steps, random = plan.num_steps(count, batch, remainder), np.random.default_rng(world)
+    seen, step, ranks = [], 0, world
+    while step < steps:  # every so often the run dies and goes on with another number of ranks
+        seen += [plan.rows(order, step, batch, rank, ranks) for rank in range(ranks)]
+        step += 1
+        if random.random() < 0.2:
+            ranks = int(random.choice([1, 2, 3, 4, 8]))
+    ids = np.concatenate(seen)
+    counts = np.bincount(ids[ids >= 0], minlength=count)
+    assert counts.max() == 1
+    assert counts.sum() == (count if remainder == "pad" else steps * batch)
+
+
+def test_parts_are_inside_and_follow_area_and_ratio() -> None:
+    ids = np.arange(60_000)
+    y, x, height, width = plan.boxes(3, 1, ids, 256, (0.08, 1.0), (3 / 4, 4 / 3))
+    assert min(y.min(), x.min()) == 0
+    assert ((y + height <= 256) & (x + width <= 256) & (height >= 1) & (width >= 1)).all()
+    share, ratio = height * width / 256**2, width / height
+    assert 0.078 < share.min() < share.max() <= 1
+    assert 0.74 < ratio.min() < ratio.max() < 1.35
+    small = share < 0.7  # parts up to here always fit, so that their law is that of the draw
+    assert stats.kstest((share[small] - 0.08) / 0.62, "uniform").pvalue > 1e-4
+    assert stats.kstest(np.log(ratio[small]) / np.log(16 / 9) + 0.5, "uniform").statistic < 0.02  # whole pixels
+    free = (height < 200) & (width < 200)
+    assert stats.kstest(((y + 0.5) / (256 - height + 1))[free], "uniform").statistic < 0.02
+    again = plan.boxes(3, 1, ids[77:99], 256, (0.08, 1.0), (3 / 4, 4 / 3))
+    np.testing.assert_array_equal(again[3], width[77:99])
+
+
+def test_parts_that_never_fit_become_the_largest_central_one() -> None:
+    y, x, height, width = plan.boxes(0, 0, np.arange(5), 256, (1.0, 1.0), (2.0, 2.0))
+    assert (set(y.tolist()), set(x.tolist()), set(height.tolist()), set(width.tolist())) == ({64}, {0}, {128}, {256})
+
+
 def test_offsets_are_exactly_33_values_and_uniform() -> None:
     draws = plan.draws(0, 0, np.arange(200_000), 33)
     counts = np.zeros((33, 33, 2))

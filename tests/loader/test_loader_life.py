@@ -1,0 +1,185 @@
+"""A loader's life: many epochs in flat memory, forks, spawned processes, the interpreter's end, the first batch."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import weakref
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from handmade import write_large_index
+
+from loader import Loader, LoaderConfig
+from preprocess.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make(root: Path, **options: Any) -> Loader:
+    return Loader(root, "train", LoaderConfig(**({"batch_size": 12, "crop": 48, "threads": 1} | options)))
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("epochs", [5, pytest.param(50, marks=pytest.mark.prove)])
+def test_memory_stays_flat_over_epochs(sample_shards: Path, epochs: int) -> None:
+    """Training and evaluation in turn, as in a run; two epochs first, which fill the buffers."""
+    train = make(sample_shards, batch_size=128, crop=112, threads=2)
+    val = Loader(sample_shards, "val", LoaderConfig(batch_size=32, crop=112, threads=2, augment=False, views=10))
+    process, sizes = psutil.Process(), []
+    with train, val:
+        for _ in range(epochs + 2):
+            for loader in (train, val):
+                assert sum(int((batch.ids >= 0).sum()) for batch in loader) == loader.num_samples
+            sizes.append(process.memory_info().rss / 2**20)
+    print(f"MB after each epoch: {[round(size) for size in sizes]}")
+    assert max(sizes[2:]) - sizes[1] < 48, sizes  # a buffer that leaked would be 19 MB each time
+
+
+def test_an_epoch_broken_off_frees_its_buffers_at_once(jpeg_dataset: Path) -> None:
+    gc.collect()
+    gc.disable()  # so that cycles, which live until the collector comes, would be found
+    try:
+        loader = make(jpeg_dataset)
+        for batch in loader:
+            buffer = weakref.ref(batch.images)
+            break
+        del batch
+        assert buffer() is None
+    finally:
+        gc.enable()
+
+
+def test_what_an_epoch_needs_is_made_once(jpeg_dataset: Path) -> None:
+    loader = make(jpeg_dataset)
+    buffers = [{batch.images.data_ptr() for batch in loader} for _ in range(3)]
+    assert len(buffers[0]) == 2  # one with the consumer, one ready
+    assert buffers[1] == buffers[2] == buffers[0]
+
+
+def test_the_last_batch_of_an_epoch_is_valid_until_the_next_is_taken(jpeg_dataset: Path) -> None:
+    loader = make(jpeg_dataset)
+    for last in loader:
+        copy = last.images.clone()
+    batches = iter(loader)
+    while not loader.take_counters()["queue_depth"]:  # the next epoch's first batch is ready, the second decoded
+        pass
+    assert torch.equal(last.images, copy)
+    next(batches)
+
+
+def test_noise_ends_between_two_epochs_of_one_loader(jpeg_dataset: Path) -> None:
+    switched, never = make(jpeg_dataset, noise_until=1), make(jpeg_dataset, noise="off")
+    for noisy in (True, False):
+        for a, b in zip(switched, never, strict=True):
+            assert torch.equal(a.images, b.images) != noisy
+
+
+def in_child(root: Path, config: LoaderConfig) -> None:
+    ids = torch.cat([batch.ids for batch in Loader(root, "train", config)])
+    assert sorted(ids[ids >= 0].tolist()) == list(range(101))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_process_loads_from_the_configuration(jpeg_dataset: Path, method: str) -> None:
+    loader = make(jpeg_dataset)
+    for _ in loader:
+        pass
+    child = multiprocessing.get_context(method).Process(target=in_child, args=(jpeg_dataset, loader.config))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert sum(1 for _ in loader) == 9  # the parent goes on
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_an_idle_loader_crosses_a_fork(jpeg_dataset: Path) -> None:
+    loader = make(jpeg_dataset)
+    for _ in loader:
+        pass
+    if (child := os.fork()) == 0:
+        os._exit(0 if sum(1 for _ in loader) == 9 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sum(1 for _ in loader) == 9
+
+
+@pytest.mark.parametrize("ending", ["", "list(batches)", "raise SystemExit(0)", "batches.me = batches"])
+def test_the_interpreter_ends_whatever_is_open(jpeg_dataset: Path, ending: str) -> None:
+    done = python(f"""
+        from loader import Loader, LoaderConfig
+        loader = Loader({str(jpeg_dataset)!r}, "train", LoaderConfig(batch_size=8, crop=48))
+        batches = iter(loader)
+        print(next(batches).images.shape, flush=True)
+        {ending}
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "torch.Size([8, 3, 48, 48])\n", "")
+
+
+def first_batch_s(root: Path, **options: Any) -> float:
+    """Seconds from building the loader to its first batch in a fresh process, imports apart; the best of three."""
+    code = f"""
+        import time, numba, torch, nvidia.dali.fn
+        from loader import Loader, LoaderConfig
+        start = time.perf_counter()
+        next(iter(Loader({str(root)!r}, "train", LoaderConfig(**{options!r}))))
+        print(time.perf_counter() - start)
+    """
+    return min(float(python(code).stdout) for _ in range(3))
+
+
+@pytest.mark.slow
+def test_the_first_batch_comes_within_a_second(sample_shards: Path) -> None:
+    assert first_batch_s(sample_shards, batch_size=256, crop=112) < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["full", "window"])
+def test_the_first_batch_of_an_index_of_the_size_of_ilsvrc_comes_within_three_seconds(
+    jpeg_dataset: Path, tmp_path: Path, order: str
+) -> None:
+    root = write_large_index(jpeg_dataset, tmp_path / "large", 1_281_167)
+    assert first_batch_s(root, batch_size=256, crop=48, order=order) < 3
+
+
+def test_cores_are_shared_by_the_ranks_of_one_machine(jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    config = LoaderConfig(batch_size=16, crop=48)
+
+    def threads(**place: Any) -> int:
+        return Loader(jpeg_dataset, "train", config, **place).threads
+
+    assert threads() == 16
+    assert threads(world_size=4) == 4
+    assert threads(world_size=16, local_world_size=8) == 2
+    with pytest.raises(UserError, match="local_world_size is 5; with world_size 4"):
+        threads(world_size=4, local_world_size=5)
+
+
+def test_the_readme_example_trains(jpeg_dataset: Path) -> None:
+    """The very lines, with shards, network and number of epochs put in."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (example,) = [block for block in blocks if "LoaderConfig" in block]
+    assert len(example.strip().splitlines()) <= 14
+    example = example.replace("from torchvision.models import resnet18\n", "")  # not in this environment
+    example = re.sub(r"model = .*", "model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(7))", example)
+    example = example.replace('"shards"', repr(str(jpeg_dataset))).replace("range(90)", "range(2)")
+    example = re.sub(r"LoaderConfig\(.*?\)", "LoaderConfig(batch_size=24, crop=48)", example)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert all(torch.isfinite(weights).all() for weights in names["model"].parameters())
+    assert names["loader"].state_dict()["epoch"] == 2
