@@ -2,12 +2,15 @@
 
 python -m preprocess sample --out sample/source
 python -m preprocess shards --src sample/source --out sample/shards
+python -m preprocess merge sample/shards
 python -m preprocess verify sample/shards
 python -m preprocess inspect sample/shards
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import signal
 import sys
 from types import FrameType
@@ -18,12 +21,13 @@ import tyro
 from preprocess.errors import guard
 from preprocess.inspect import InspectConfig, inspect
 from preprocess.sample import SampleConfig, make_sample
-from preprocess.shards import ShardsConfig, make_shards
+from preprocess.shards import MergeConfig, ShardsConfig, make_shards, merge
 from preprocess.verify import VerifyConfig, verify
 
 Command = (
     Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[ShardsConfig, tyro.conf.subcommand("shards")]
+    | Annotated[MergeConfig, tyro.conf.subcommand("merge")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[InspectConfig, tyro.conf.subcommand("inspect")]
 )
@@ -36,11 +40,22 @@ def main() -> None:
         case SampleConfig():
             make_sample(config)
         case ShardsConfig():
-            make_shards(config)
+            make_shards(_in_slurm_array(config))
+        case MergeConfig():
+            merge(config)
         case VerifyConfig():
             verify(config)
         case InspectConfig():
             inspect(config)
+
+
+def _in_slurm_array(config: ShardsConfig) -> ShardsConfig:
+    """As a task of the batch scheduler's array, if it is one and nothing else was asked for."""
+    task, count = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_ARRAY_TASK_COUNT")
+    if config.task_id is not None or not task or not count or config.dry_run:
+        return config
+    first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))  # --array=1-64 counts from 1
+    return dataclasses.replace(config, task_id=int(task) - first, num_tasks=int(count))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

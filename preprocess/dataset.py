@@ -73,13 +73,17 @@ class ImageClass:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a dataset is. Holds no time, host, path or worker count: the same input gives the same bytes."""
+    """What a dataset is. Holds no time, host, path or worker count: the same input gives the same bytes.
+
+    samples_per_shard is how the plan was cut: the last shard, and those with rejects, hold fewer.
+    """
 
     format: int
     image_size: int
     codec: str
     quality: int | None
     seed: int
+    samples_per_shard: int
     source: str
     tools: dict[str, str]
     classes: tuple[ImageClass, ...]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
-from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,13 +46,33 @@ def estimate(images: int, tried: ShardTask) -> Estimate:
 
 def estimate_apart(images: int, tried: ShardTask) -> Estimate | None:
     """The same in a process of its own; None if a file among the tried crashes or hangs the decoder."""
-    with futures.ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-        try:
-            return apart.submit(estimate, images, tried).result(timeout=PATIENCE_S)
-        except (BrokenProcessPool, futures.TimeoutError):
-            for process in apart._processes.values():  # the pool has no public way to give up a stuck child
-                process.kill()
-            return None
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    # no pool: a pool's process outlives a parent that is killed, and holds its terminal
+    apart = context.Process(target=_estimate_into, args=(theirs, images, tried), daemon=True)
+    apart.start()
+    theirs.close()
+    try:
+        answer: Estimate | UserError | None = ours.recv() if ours.poll(PATIENCE_S) else None
+    except EOFError:
+        answer = None
+    finally:
+        apart.kill()
+        apart.join()
+        ours.close()
+    if isinstance(answer, UserError):
+        raise answer
+    return answer
+
+
+def _estimate_into(pipe: Connection, images: int, tried: ShardTask) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(int(PATIENCE_S))
+    try:
+        pipe.send(estimate(images, tried))
+    except OSError as error:
+        pipe.send(UserError(f"cannot read the source: {error}"))
 
 
 def refuse_full_disk(out: Path, needed: int) -> None:

@@ -6,9 +6,11 @@ folder, offset -1). Keys are derived from names when they are needed.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,7 +36,7 @@ class Item(NamedTuple):
 
     @property
     def source(self) -> str:
-        return f"{self.container}/{self.name}" if self.offset < 0 else f"{self.container}:{self.name}"
+        return f"{self.container}{'/' if self.offset < 0 else ':'}{self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Listing:
     offset: NDArray[np.int64]
     size: NDArray[np.int64]
     label: NDArray[np.int32]
-    names: bytes
+    names: bytes | bytearray
     name_end: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -60,6 +62,20 @@ class Listing:
         key = make_key(name, None if self.official else self.wnids[label])
         container = self.containers[self.container[row]]
         return Item(container, name, int(self.offset[row]), int(self.size[row]), label, key)
+
+    def take(self, rows: NDArray[np.int64]) -> Listing:
+        """These rows alone, in their order."""
+        start = np.concatenate(([0], self.name_end[:-1])) if len(self) else self.name_end
+        names = b"".join(self.names[start[row] : self.name_end[row]] for row in rows)
+        return dataclasses.replace(
+            self,
+            container=self.container[rows],
+            offset=self.offset[rows],
+            size=self.size[rows],
+            label=self.label[rows],
+            names=names,
+            name_end=np.cumsum(self.name_end[rows] - start[rows]),
+        )
 
 
 class ListingBuilder:
@@ -73,6 +89,8 @@ class ListingBuilder:
         self._container, self._label = array("i"), array("i")
         self._offset, self._size, self._name_end = array("q"), array("q"), array("q")
         self._names = bytearray()
+        # 64-bit hashes, not a set of strings: 14 million keys would take two gigabytes
+        self._key_hash = array("q")
 
     def __len__(self) -> int:
         return len(self._label)
@@ -84,10 +102,12 @@ class ListingBuilder:
     def add(self, path: str, offset: int, size: int, label: int) -> None:
         """Adds a file of the current (last) container."""
         name = path.removeprefix("./")
-        reason = objection(name, None if self.official else self.wnids[label])
+        key = make_key(name, None if self.official else self.wnids[label])
+        reason = objection(name, key)
         if reason:
             self.skip(path, reason)
             return
+        self._key_hash.append(hash(key))
         self._container.append(len(self.containers) - 1)
         self._label.append(label)
         self._offset.append(offset)
@@ -104,22 +124,23 @@ class ListingBuilder:
             offset=np.asarray(self._offset, np.int64),
             size=np.asarray(self._size, np.int64),
             label=np.asarray(self._label, np.int32),
-            names=bytes(self._names),
+            names=self._names,
             name_end=np.asarray(self._name_end, np.int64),
         )
-        _refuse_clashes(listing)
+        for one, other in _equal_pairs(np.asarray(self._key_hash, np.int64)):
+            _refuse_clash(listing.item(one), listing.item(other))
         return listing
 
 
-def objection(name: str, wnid: str | None) -> str | None:
+def objection(name: str, key: str) -> str | None:
     """Why a file of this name cannot be a sample, or None. Nothing is ever extracted: this keeps keys sane."""
     if name.startswith("/") or ".." in name.split("/"):
         return "its name points outside the archive"
-    if any(not character.isprintable() for character in name):
+    if not name.isprintable():
         return "its name holds characters that cannot be printed"
     if not IMAGE_NAME.fullmatch(name):
         return "its name is not an image's"
-    if len(make_key(name, wnid)) > LONGEST_KEY:
+    if len(key) > LONGEST_KEY:
         return f"its key would be longer than {LONGEST_KEY} characters"
     return None
 
@@ -130,11 +151,14 @@ def make_key(name: str, wnid: str | None) -> str:
     return UNSAFE.sub("_", stem if wnid is None or stem.startswith(wnid) else f"{wnid}_{stem}")
 
 
-def _refuse_clashes(listing: Listing) -> None:
-    # 64-bit hashes, not a set of strings: 14 million keys would take two gigabytes
-    hashes = np.fromiter((hash(listing.item(row).key) for row in range(len(listing))), np.int64, len(listing))
+def _equal_pairs(hashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Neighbours in sorted order that are equal: true clashes are among them, whoever else is."""
     order = np.argsort(hashes, kind="stable")
-    for place in np.flatnonzero(np.diff(hashes[order]) == 0):
-        one, two = listing.item(int(order[place])), listing.item(int(order[place + 1]))
-        if one.key == two.key:
-            raise UserError(f"two files would share the key {one.key!r}: {one.source} and {two.source}; rename one")
+    ordered = hashes[order]
+    for place in np.flatnonzero(ordered[1:] == ordered[:-1]):
+        yield int(order[place]), int(order[place + 1])
+
+
+def _refuse_clash(one: Item, other: Item) -> None:
+    if one.key == other.key:
+        raise UserError(f"two files would share the key {one.key!r}: {one.source} and {other.source}; rename one")

@@ -14,33 +14,33 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess import image
-from preprocess.dataset import EXTENSIONS, sync_folder
+from preprocess import files, image
+from preprocess.dataset import EXTENSIONS
 from preprocess.listing import Item
 from preprocess.sources import Reader
 from preprocess.stats import Accumulator, Sums
+from preprocess.store import WORK, Store, open_store, publish_bytes, temporary
 
-WORK = ".work"
 BLOCK = 512
 OWNER = "gratis"  # the same everywhere, so that equal samples give equal bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """What a worker is told. condemned maps positions in `items` to why a decoder must not see that file again."""
+    """What a worker is told. `out` is the dataset's folder or URL, condemned maps positions in `items` to why a decoder
+    must not see that file again.
+    """
 
-    out: Path
+    out: str
     split: str
     number: int
     items: tuple[Item, ...]
@@ -75,30 +75,28 @@ def make_sample_bytes(data: bytes, task: ShardTask) -> bytes:
     return _encode(image.to_image(data, task.size).pixels, task)[0]
 
 
-def receipt_path(out: Path, shard: str) -> Path:
-    return out / WORK / f"{shard}.receipt.npz"
+def receipt_name(shard: str) -> str:
+    return f"{WORK}/{shard}.receipt.npz"
 
 
 def make_shard(task: ShardTask, begin: Callable[[int], None], report: Report) -> None:
     """Makes and publishes the shard. begin(k) is called before item k is touched, and begin(-1) after the last."""
-    tar_path = task.out / f"{task.name}.tar"
-    temporary = task.out / WORK / f"{task.name}.tar.{os.getpid()}.tmp"
-    with temporary.open("wb") as file:
-        writer = ShardWriter(file, EXTENSIONS[task.codec])
-        receipt = _fill(task, writer, begin, report)
-        begin(-1)
-        file.flush()
-        os.fsync(file.fileno())
-    index = f"v1.2 {len(writer.lines)}\n" + "".join(writer.lines)
-    _publish(task.out / f"{task.name}.idx", index.encode())
-    temporary.replace(tar_path)
-    sync_folder(task.out)
-    _publish(receipt_path(task.out, task.name), _pack(receipt))
+    store = open_store(task.out)
+    with store.staging() as folder:
+        made = folder / temporary(f"{task.name}.tar")
+        with made.open("wb") as file:
+            writer = ShardWriter(file, EXTENSIONS[task.codec])
+            receipt = _fill(task, writer, begin, report)
+            begin(-1)
+        index = f"v1.2 {len(writer.lines)}\n" + "".join(writer.lines)
+        publish_bytes(store, f"{task.name}.idx", index.encode())
+        store.publish(made, f"{task.name}.tar")
+    publish_bytes(store, receipt_name(task.name), _pack(receipt))
 
 
-def read_receipt(path: Path) -> Receipt:
+def read_receipt(store: Store, shard: str) -> Receipt:
     """Raises OSError, ValueError or KeyError where there is none, or a torn one."""
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(store.read(receipt_name(shard))), allow_pickle=False) as arrays:
         facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
         images = facts.pop("images")
         sums = None if images is None else Sums(images, arrays["pixels"].astype(np.int64), arrays["products"])
@@ -152,12 +150,14 @@ def _fill(task: ShardTask, writer: ShardWriter, begin: Callable[[int], None], re
     conversions: Counter[str] = Counter()
     rejects: list[dict[str, str]] = []
     for position, item in enumerate(task.items):
-        begin(position)
+        begin(-1 if files.is_url(item.container) else position)  # a slow network is not the file's fault
         before = writer.bytes
         try:
             if position in task.condemned:
                 raise image.Reject(task.condemned[position], "the decoder did not survive this file")
-            made = image.to_image(reader.read(item), task.size)
+            source = reader.read(item)
+            begin(position)
+            made = image.to_image(source, task.size)
             data, pixels = _encode(made.pixels, task)
         except image.Reject as reject:
             fields = {"split": task.split, "key": item.key, "file": item.name}
@@ -203,16 +203,3 @@ def _pack(receipt: Receipt) -> bytes:
     file = io.BytesIO()
     np.savez(file, facts=np.frombuffer(facts, np.uint8), **arrays)
     return file.getvalue()
-
-
-def _publish(path: Path, data: bytes) -> None:
-    # a name of its own per process: a worker orphaned by kill -9 may still be at the same shard
-    temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
-    if path.parent.name != WORK:
-        temporary = path.parent / WORK / temporary.name
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)

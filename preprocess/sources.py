@@ -1,6 +1,6 @@
-"""Sources: a folder with the official ILSVRC2012 archives, or train/<class>/* and, if present, val/<class>/* folders.
+"""Sources: the official ILSVRC2012 archives, class folders, or WebDataset archives; in a folder or at a URL.
 
-Both become listings: nothing is extracted or copied. A label is the rank of its class's wnid in sorted order.
+All become listings: nothing is extracted or copied. A label is the rank of its class's wnid in sorted order.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
+from preprocess import files, resharding
 from preprocess.archives import DEVKIT, TRAIN, VAL, Synset, members, read_devkit
 from preprocess.dataset import ImageClass
 from preprocess.errors import UserError
@@ -44,25 +45,55 @@ class Source:
             digest.update(listing.names)
         return digest.hexdigest()
 
+    def limited(self, classes: int | None, per_class: int | None) -> Source:
+        """The first `classes` classes, and of each the first `per_class` images of a split, as they are listed."""
+        if classes is None and per_class is None:
+            return self
+        kept = self.classes[:classes]
+        splits = {}
+        for split, listing in self.splits.items():
+            rows = np.flatnonzero(listing.label < len(kept))
+            if per_class is not None:
+                order = rows[np.argsort(listing.label[rows], kind="stable")]
+                labels = listing.label[order]
+                rows = np.sort(order[np.arange(len(order)) - np.searchsorted(labels, labels) < per_class])
+            splits[split] = listing.take(rows)
+        return Source(classes=kept, splits=splits, skipped=self.skipped)
 
-def open_source(root: Path) -> Source:
+
+def open_source(root: str) -> Source:
     """Lists the source at `root`. Raises UserError naming what is missing, empty or contradictory."""
-    if not root.is_dir():
-        raise UserError(f"no such folder: {root}; SRC is a folder with the ILSVRC2012 archives or train/<class>/*")
-    if any((root / name).exists() for name in (TRAIN, VAL, DEVKIT)):
+    if not files.is_url(root) and not files.is_folder(root):
+        raise UserError(
+            f"no such folder: {root}; SRC is a folder with the ILSVRC2012 archives, train/<class>/* or WebDataset tars"
+        )
+    if any(files.is_file(files.join(root, name)) for name in (TRAIN, VAL, DEVKIT)):
         return _open_archives(root)
-    if (root / "train").is_dir():
+    train = files.join(root, "train")
+    folders = files.is_folder(train) and bool(_folders(train))
+    found = {} if folders else resharding.find_archives(root)
+    if found:
+        classes, splits, skipped = resharding.list_archives(root, found)
+        return Source(classes=classes, splits=splits, skipped=skipped)
+    if files.is_folder(train):
         return _open_folders(root)
-    raise UserError(f"{root} holds neither {TRAIN} nor a folder train/<class>/; give the folder that does")
+    raise UserError(
+        f"{root} holds neither {TRAIN} nor train/<class>/ nor WebDataset tars; give the folder that does "
+        "(a web server lists no folders: there, the ILSVRC2012 archives or a dataset with its manifest.json)"
+    )
 
 
 class Reader:
-    """Reads items' bytes. Keeps the archives open; class folders' files are opened one by one."""
+    """Reads items' bytes. Keeps local archives open; class folders' files are opened one by one."""
 
     def __init__(self) -> None:
         self._archives: dict[str, int] = {}
 
     def read(self, item: Item) -> bytes:
+        if files.is_url(item.container):
+            if item.offset < 0:
+                return files.read_range(files.join(item.container, item.name), 0, None)
+            return files.read_range(item.container, item.offset, item.offset + item.size)
         if item.offset < 0:
             with open(os.path.join(item.container, item.name), "rb") as file:
                 return file.read()
@@ -71,18 +102,19 @@ class Reader:
         return os.pread(self._archives[item.container], item.size, item.offset)
 
 
-def _open_archives(root: Path) -> Source:
+def _open_archives(root: str) -> Source:
     for name in (TRAIN, VAL, DEVKIT):
-        if not (root / name).is_file():
+        if not files.is_file(files.join(root, name)):
             raise UserError(f"{root} lacks {name}; put it beside the other archives")
-    synsets, truth = read_devkit(root / DEVKIT)
+    kit = files.join(root, DEVKIT)
+    synsets, truth = read_devkit(kit)
     synsets = sorted(synsets)
     wnids = tuple(synset.wnid for synset in synsets)
     if len(set(wnids)) < len(wnids) or not wnids:
-        raise UserError(f"{root / DEVKIT} lists {len(wnids)} classes, {len(set(wnids))} different; get it again")
+        raise UserError(f"{kit} lists {len(wnids)} classes, {len(set(wnids))} different; get it again")
     train, val = ListingBuilder(wnids, official=True), ListingBuilder(wnids, official=True)
-    _list_train(root / TRAIN, synsets, train)
-    _list_val(root / VAL, synsets, truth, val)
+    _list_train(files.join(root, TRAIN), synsets, train)
+    _list_val(files.join(root, VAL), synsets, truth, val)
     return Source(
         classes=tuple(ImageClass(wnid=s.wnid, words=s.words, ilsvrc_id=s.ilsvrc_id) for s in synsets),
         splits={"train": train.build(), "val": val.build()},
@@ -90,32 +122,34 @@ def _open_archives(root: Path) -> Source:
     )
 
 
-def _list_train(path: Path, synsets: list[Synset], builder: ListingBuilder) -> None:
-    builder.containers.append(str(path))
+def _list_train(path: str, synsets: list[Synset], builder: ListingBuilder) -> None:
+    builder.containers.append(path)
     found = {}
-    for member in members(path, builder.skip):
-        wnid = os.path.basename(member.name).removesuffix(".tar")
-        if wnid not in builder.wnids or not member.name.endswith(".tar"):
-            builder.skip(member.name, "it is no class of the devkit")
-        elif wnid in found:
-            raise UserError(f"{path} holds {member.name} twice; get the archive again")
-        else:
-            found[wnid] = member
-    for label, synset in enumerate(tqdm(synsets, "listing", delay=QUIET_S, leave=False)):
-        if synset.wnid not in found:
-            raise UserError(f"{path} lacks {synset.wnid}.tar, a class of {DEVKIT}; get the archive again")
-        inner, before = found[synset.wnid], len(builder)
-        for member in members(path, builder.skip, inner.offset, inner.offset + inner.size):
-            builder.add(member.name, member.offset, member.size, label)
-        if len(builder) - before != synset.images:
-            count = len(builder) - before
-            raise UserError(f"{path}: {inner.name} has {count} images, {DEVKIT} says {synset.images}; get both again")
+    with files.Bytes(path) as archive:
+        for member in members(archive, path, builder.skip, 0, archive.size):
+            wnid = os.path.basename(member.name).removesuffix(".tar")
+            if wnid not in builder.wnids or not member.name.endswith(".tar"):
+                builder.skip(member.name, "it is no class of the devkit")
+            elif wnid in found:
+                raise UserError(f"{path} holds {member.name} twice; get the archive again")
+            else:
+                found[wnid] = member
+        for label, synset in enumerate(tqdm(synsets, "listing", delay=QUIET_S, leave=False)):
+            if synset.wnid not in found:
+                raise UserError(f"{path} lacks {synset.wnid}.tar, a class of {DEVKIT}; get the archive again")
+            inner, before = found[synset.wnid], len(builder)
+            for member in members(archive, path, builder.skip, inner.offset, inner.offset + inner.size):
+                builder.add(member.name, member.offset, member.size, label)
+            if len(builder) - before != synset.images:
+                wrong = f"{inner.name} has {len(builder) - before} images, {DEVKIT} says {synset.images}"
+                raise UserError(f"{path}: {wrong}; get both again")
 
 
-def _list_val(path: Path, synsets: list[Synset], truth: list[int], builder: ListingBuilder) -> None:
-    builder.containers.append(str(path))
+def _list_val(path: str, synsets: list[Synset], truth: list[int], builder: ListingBuilder) -> None:
+    builder.containers.append(path)
     label_of = {synset.ilsvrc_id: label for label, synset in enumerate(synsets)}
-    found = sorted(members(path, builder.skip))
+    with files.Bytes(path) as archive:
+        found = sorted(members(archive, path, builder.skip, 0, archive.size))
     if len(found) != len(truth):
         raise UserError(
             f"{path} has {len(found)} images, the ground truth in {DEVKIT} has {len(truth)} lines; get both again"
@@ -126,38 +160,38 @@ def _list_val(path: Path, synsets: list[Synset], truth: list[int], builder: List
         builder.add(member.name, member.offset, member.size, label_of[ilsvrc_id])
 
 
-def _open_folders(root: Path) -> Source:
-    wnids = tuple(_folders(root / "train"))
+def _open_folders(root: str) -> Source:
+    wnids = tuple(_folders(files.join(root, "train")))
     if not wnids:
-        raise UserError(f"{root / 'train'} has no class folders; expected {root / 'train'}/<class>/<image>")
+        train = files.join(root, "train")
+        raise UserError(f"{train} has no class folders; expected {train}/<class>/<image>")
     splits, skipped = {}, []
     for split in ("train", "val"):
-        if (root / split).is_dir():
+        if files.is_folder(files.join(root, split)):
             builder = ListingBuilder(wnids, official=False)
-            _list_folders(root / split, builder)
+            _list_folders(files.join(root, split), builder)
             splits[split] = builder.build()
             skipped += builder.skipped
     classes = tuple(ImageClass(wnid=wnid, words=wnid, ilsvrc_id=None) for wnid in wnids)
     return Source(classes=classes, splits=splits, skipped=tuple(skipped))
 
 
-def _list_folders(root: Path, builder: ListingBuilder) -> None:
+def _list_folders(root: str, builder: ListingBuilder) -> None:
     labels = {wnid: label for label, wnid in enumerate(builder.wnids)}
     for wnid in tqdm(_folders(root), "listing", delay=QUIET_S, leave=False):
-        folder = root / wnid
+        folder = files.join(root, wnid)
         if wnid not in labels:
-            raise UserError(f"{folder} has no counterpart in {root.parent / 'train'}; remove it or add the class there")
-        builder.containers.append(str(folder))
+            raise UserError(f"{folder} has no counterpart in train; remove it or add the class there")
+        builder.containers.append(folder)
         before = len(builder)
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if not entry.is_file():
-                    builder.skip(entry.name, "it is not a file")
-                elif not entry.name.startswith("."):
-                    builder.add(entry.name, -1, entry.stat().st_size, labels[wnid])
+        for entry in files.entries(folder):
+            if entry.is_folder or entry.size < 0:
+                builder.skip(entry.name, "it is not a file")
+            elif not entry.name.startswith("."):
+                builder.add(entry.name, -1, entry.size, labels[wnid])
         if len(builder) == before:
             raise UserError(f"{folder} holds no images; fill the class folder or remove it")
 
 
-def _folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+def _folders(root: str) -> list[str]:
+    return [entry.name for entry in files.entries(root) if entry.is_folder and not entry.name.startswith(".")]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from preprocess import dataset, image
 from preprocess.dataset import EXTENSIONS, Index, Manifest, Shard
 from preprocess.errors import UserError
-from preprocess.shards import shuffled
+from preprocess.plan import shuffled
 
 SHOWN = 20  # findings printed before the rest is only counted
 

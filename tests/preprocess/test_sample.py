@@ -34,7 +34,7 @@ def test_workers_do_not_matter_and_the_seed_does(tmp_path: Path) -> None:
 
 
 def test_counts_sizes_and_greyscale(sample_source: Path) -> None:
-    source = open_source(sample_source)
+    source = open_source(str(sample_source))
     assert not source.skipped
     assert np.bincount(source.splits["train"].label).tolist() == [100] * 10
     assert np.bincount(source.splits["val"].label).tolist() == [20] * 10

@@ -29,9 +29,10 @@ from preprocess import dataset
 from preprocess.errors import UserError
 from preprocess.estimate import estimate, refuse_full_disk
 from preprocess.events import EventTail
-from preprocess.shard import WORK, ShardTask
-from preprocess.shards import shuffled
+from preprocess.plan import shuffled
+from preprocess.shard import ShardTask
 from preprocess.sources import open_source
+from preprocess.store import WORK
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -75,7 +76,7 @@ def samples(root: Path, split: str) -> Iterator[tuple[str, bytes, int]]:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_every_source_file_is_there_once(sample_source: Path, small: Path, split: str) -> None:
-    listing = open_source(sample_source).splits[split]
+    listing = open_source(str(sample_source)).splits[split]
     expected = {item.key: item.label for item in map(listing.item, range(len(listing)))}
     found = [(key, label) for key, _, label in samples(small, split)]
     assert len(found) == len(expected)
@@ -284,12 +285,12 @@ def test_a_second_run_does_nothing_and_another_is_refused(sample_source: Path, s
 def test_another_source_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
     src, out = folder_source(tmp_path / "src"), tmp_path / "o"
     assert shards(src, out).returncode == 0
-    first = open_source(src).fingerprint
+    first = open_source(str(src)).fingerprint
     (src / "train/a/0.jpg").rename(src / "train/a/zero.jpg")
     refused = shards(src, out)
     assert refused.returncode == 2
     assert first in refused.stderr
-    assert open_source(src).fingerprint in refused.stderr
+    assert open_source(str(src)).fingerprint in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -349,8 +350,8 @@ def test_dry_run_estimates_and_writes_nothing(sample_source: Path, small: Path, 
     assert done.returncode == 0
     assert "1,200 images" in done.stdout
     assert not (tmp_path / "o").exists()
-    train = ShardTask(out=small, split="train", number=0, size=64, codec="jpeg", quality=95, items=tuple(
-        open_source(sample_source).splits["train"].item(row) for row in range(0, 1000, 20)))  # fmt: skip
+    train = ShardTask(out=str(small), split="train", number=0, size=64, codec="jpeg", quality=95, items=tuple(
+        open_source(str(sample_source)).splits["train"].item(row) for row in range(0, 1000, 20)))  # fmt: skip
     actual = sum(path.stat().st_size for path in small.glob("*.tar"))
     assert estimate(1200, train).bytes == pytest.approx(actual, rel=0.15)
 

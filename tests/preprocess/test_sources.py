@@ -71,7 +71,7 @@ def test_labels_against_an_independent_reading(sample_source: Path) -> None:
         int(r["ILSVRC2012_ID"].item()): str(r["WNID"].item()) for r in loadmat(io.BytesIO(meta))["synsets"][:, 0]
     }
     leaves = sorted(wnid for wnid in wnid_of.values() if wnid != "n00000000")
-    source = open_source(sample_source)
+    source = open_source(str(sample_source))
     assert [c.wnid for c in source.classes] == leaves
     assert [c.ilsvrc_id for c in source.classes] != sorted(c.ilsvrc_id or 0 for c in source.classes)
     assert all(wnid_of[c.ilsvrc_id or 0] == c.wnid for c in source.classes)
@@ -87,7 +87,7 @@ def test_labels_against_an_independent_reading(sample_source: Path) -> None:
 
 
 def test_train_members_lie_where_listed(sample_source: Path) -> None:
-    source = open_source(sample_source)
+    source = open_source(str(sample_source))
     train = source.splits["train"]
     with tarfile.open(sample_source / TRAIN) as outer:
         for row in (0, 555, 999):
@@ -99,7 +99,7 @@ def test_train_members_lie_where_listed(sample_source: Path) -> None:
 
 
 def test_tiny100_labels(tiny100: Path) -> None:
-    source = open_source(tiny100)
+    source = open_source(str(tiny100))
     assert {split: len(listing) for split, listing in source.splits.items()} == {"train": 50_000, "val": 5_000}
     for row in (0, 12_345, 49_999):
         item = source.splits["train"].item(row)
@@ -110,7 +110,9 @@ def test_tiny100_labels(tiny100: Path) -> None:
 
 
 def test_class_folders(tmp_path: Path) -> None:
-    source = open_source(folders(tmp_path, "train/b/b_1.jpg", "train/a/1.jpg", "train/a/.hidden.jpg", "val/b/x.png"))
+    source = open_source(
+        str(folders(tmp_path, "train/b/b_1.jpg", "train/a/1.jpg", "train/a/.hidden.jpg", "val/b/x.png"))
+    )
     assert [c.wnid for c in source.classes] == ["a", "b"]
     train, val = source.splits["train"], source.splits["val"]
     assert [train.item(k).key for k in range(len(train))] == ["a_1", "b_1"]
@@ -120,20 +122,20 @@ def test_class_folders(tmp_path: Path) -> None:
 
 def test_fingerprint_follows_names_sizes_and_classes(tmp_path: Path) -> None:
     root = folders(tmp_path, "train/a/1.jpg", "train/b/2.jpg")
-    seen = {open_source(root).fingerprint}
-    assert open_source(root).fingerprint in seen
+    seen = {open_source(str(root)).fingerprint}
+    assert open_source(str(root)).fingerprint in seen
     (root / "train/a/1.jpg").write_bytes(jpeg() + b"more")
-    seen.add(open_source(root).fingerprint)
+    seen.add(open_source(str(root)).fingerprint)
     (root / "train/a/1.jpg").rename(root / "train/a/3.jpg")
-    seen.add(open_source(root).fingerprint)
+    seen.add(open_source(str(root)).fingerprint)
     (root / "train/b").rename(root / "train/c")
-    seen.add(open_source(root).fingerprint)
+    seen.add(open_source(str(root)).fingerprint)
     assert len(seen) == 4
 
 
 def refusal(root: Path) -> str:
     with pytest.raises(UserError) as caught:
-        open_source(root)
+        open_source(str(root))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -201,7 +203,7 @@ def test_hostile_members_are_skipped_with_a_line(sample_source: Path, tmp_path: 
     ]
     contents[0] = (contents[0][0], tar(files[:50] + bad + files[50:], tarfile.GNU_FORMAT))
     root = with_archive(sample_source, tmp_path / "s", TRAIN, tar(contents))
-    source = open_source(root)
+    source = open_source(str(root))
     assert len(source.splits["train"]) == 1000
     assert len(source.skipped) == len(bad)
     assert all("\n" not in line and len(line) < 1000 for line in source.skipped)

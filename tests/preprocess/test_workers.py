@@ -12,7 +12,8 @@ from PIL import Image as Pillow
 
 from preprocess import workers
 from preprocess.listing import Item
-from preprocess.shard import WORK, ShardTask, read_receipt, receipt_path
+from preprocess.shard import ShardTask, read_receipt
+from preprocess.store import WORK, open_store
 from preprocess.workers import Step, run_tasks
 
 
@@ -34,7 +35,7 @@ def tasks(root: Path, bad: str) -> list[ShardTask]:
     items = tuple(Item(str(root), name, -1, 100, 0, f"k{k}") for k, name in enumerate(names))
     good = tuple(item for item in items if item.name != bad)
     return [
-        ShardTask(out=root / "out", split="val", number=number, items=part, size=16, codec="jpeg", quality=90)
+        ShardTask(out=str(root / "out"), split="val", number=number, items=part, size=16, codec="jpeg", quality=90)
         for number, part in enumerate([good, items, good])
     ]
 
@@ -45,7 +46,7 @@ def check(root: Path, planned: list[ShardTask], kind: str) -> None:
         total = total.plus(step)
     assert total[:2] == (9, 10 * 100)
     assert total.rejects == 1
-    receipts = [read_receipt(receipt_path(root / "out", task.name)) for task in planned]
+    receipts = [read_receipt(open_store(str(root / "out")), task.name) for task in planned]
     assert [len(receipt.label) for receipt in receipts] == [3, 3, 3]
     assert [(reject["key"], reject["kind"]) for receipt in receipts for reject in receipt.rejects] == [("k2", kind)]
 

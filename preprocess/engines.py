@@ -1,0 +1,84 @@
+"""Engines: who runs shard tasks. Local processes by default, or a Ray cluster (`pip install ray`, --engine ray).
+
+A task is whole in itself and its output a pure function of it, so that engines may run one twice, anywhere, at any
+time. Ray starts at RAY_ADDRESS or on this machine; OUT and SRC must be the same for all its nodes, a shared file system
+or a URL. A node that dies costs the tasks it was at: Ray runs them again elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Literal
+
+from preprocess.errors import UserError
+from preprocess.shard import ShardTask
+from preprocess.workers import Step, run_tasks
+
+Engine = Literal["local", "ray"]
+AHEAD = 2  # tasks given to the cluster per core: one at work, one waiting
+
+
+def run_by(engine: Engine, tasks: Iterable[ShardTask], workers: int) -> Iterator[Step]:
+    """Runs every task; yields what was done as it is done. UserError where a task cannot read or write."""
+    return run_on_ray(tasks) if engine == "ray" else run_tasks(tasks, workers)
+
+
+def run_on_ray(tasks: Iterable[ShardTask]) -> Iterator[Step]:
+    """The tasks on a Ray cluster, a core each; yields a step a shard."""
+    ray = _connect()
+    # a worker process of our own inside Ray's: the guard against decoders that crash or hang is the same
+    remote = ray.remote(num_cpus=1, max_retries=-1)(_one)
+    source = iter(tasks)
+    running: dict[Any, ShardTask] = {}
+    try:
+        while True:
+            cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            for task in islice(source, AHEAD * cores - len(running)):
+                running[remote.remote(task, os.getcwd())] = task
+            if not running:
+                return
+            for done in ray.wait(list(running), timeout=1.0)[0]:
+                del running[done]
+                step, failure = ray.get(done)
+                if failure:
+                    raise UserError(failure)
+                yield step
+    finally:
+        ray.shutdown()
+
+
+def _one(task: ShardTask, folder: str) -> tuple[Step, str]:
+    """What the task did, and why it failed or ""; `folder` is where relative paths start."""
+    os.chdir(folder)
+    total = Step()
+    try:
+        for step in run_tasks([task], 1):
+            total = total.plus(step)
+    except UserError as error:
+        return total, str(error)
+    return total, ""
+
+
+def _connect() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--engine ray: ray is not installed; pip install ray, or leave --engine out") from None
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own future default; it warns otherwise
+    try:
+        ray.init(
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_import_path())}},
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"--engine ray: no cluster: {' '.join(str(error).split())[:300]}") from None
+    return ray
+
+
+def _import_path() -> list[str]:
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

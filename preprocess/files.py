@@ -1,0 +1,144 @@
+"""Files where they lie: a local path, or a URL that fsspec understands (s3://, gs://, http:// ...). Read only.
+
+Credentials and endpoints are the libraries' own business (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...). Of HTTP servers
+range requests are asked; they list no folders, so that a source there is known by the names of its files.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, BinaryIO, NamedTuple
+
+from preprocess.errors import UserError
+
+TRIES = 4
+READ_AHEAD = 4 << 20  # of a URL: archives are listed header by header, in order
+
+
+class Entry(NamedTuple):
+    """What a folder holds: `size` in bytes, 0 for a folder."""
+
+    name: str
+    size: int
+    is_folder: bool
+
+
+def is_url(place: str) -> bool:
+    return "://" in place
+
+
+def join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system for the URL, and its path there. UserError if the package for it is not installed."""
+    from fsspec.core import url_to_fs  # 0.1 s that local runs need not pay
+
+    try:
+        fs, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"cannot open {url}: {' '.join(str(error).split())}") from None
+    return fs, path
+
+
+def is_file(place: str) -> bool:
+    return _ask(place, "isfile") if is_url(place) else os.path.isfile(place)
+
+
+def is_folder(place: str) -> bool:
+    return _ask(place, "isdir") if is_url(place) else os.path.isdir(place)
+
+
+def entries(folder: str) -> list[Entry]:
+    """What lies in the folder, sorted by name; links are followed, and what is neither file nor folder has size -1."""
+    if not is_url(folder):
+        with os.scandir(folder) as found:
+            listed = [Entry(e.name, e.stat().st_size if e.is_file() else -1, e.is_dir()) for e in found]
+        return sorted(entry._replace(size=0) if entry.is_folder else entry for entry in listed)
+    fs, path = filesystem(folder)
+    try:
+        rows = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    except Exception as error:  # each service's library has errors of its own
+        raise UserError(_refusal(folder, error)) from None
+    found_there = [(row["name"].rstrip("/").rpartition("/")[2], row) for row in rows]
+    return sorted(Entry(n, int(row["size"] or 0), row["type"] == "directory") for n, row in found_there if n)
+
+
+def open_file(place: str) -> BinaryIO:
+    """A seekable file. UserError where a server serves whole files only."""
+    if not is_url(place):
+        return open(place, "rb")
+    fs, path = filesystem(place)
+    try:
+        file: BinaryIO = fs.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead")
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise UserError(_refusal(place, error)) from None
+    if not file.seekable():
+        raise UserError(f"{place}: its server answers no range requests; use one that does, or copy the files")
+    return file
+
+
+def read(place: str) -> bytes:
+    with open_file(place) as file:
+        return file.read()
+
+
+class Bytes:
+    """Random access to one file's bytes: 1 us each where the file is local."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self.file = open_file(place)
+        self._local = None if is_url(place) else self.file.fileno()
+        self.size = self.file.seek(0, os.SEEK_END)
+
+    def read(self, start: int, size: int) -> bytes:
+        if self._local is not None:
+            return os.pread(self._local, size, start)
+        try:
+            self.file.seek(start)
+            return self.file.read(size)
+        except Exception as error:
+            raise UserError(_refusal(self._place, error)) from None
+
+    def __enter__(self) -> Bytes:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+
+def read_range(url: str, start: int, end: int | None) -> bytes:
+    """Bytes [start, end) of what a URL names, tried again where the network fails. Raises OSError."""
+    fs, path = filesystem(url)
+    for attempt in range(TRIES):
+        try:
+            data: bytes = fs.cat_file(path, start=start, end=end)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            reason = error
+        else:
+            if end is None or len(data) == end - start:
+                return data
+            reason = OSError(f"{len(data)} bytes came, {end - start} were asked for")
+        time.sleep(0.2 * 4**attempt)
+    raise OSError(_refusal(url, reason))
+
+
+def _ask(url: str, question: str) -> bool:
+    fs, path = filesystem(url)
+    try:
+        return bool(getattr(fs, question)(path))
+    except Exception as error:
+        raise UserError(_refusal(url, error)) from None
+
+
+def _refusal(place: str, error: Exception) -> str:
+    return f"cannot read {place}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
