@@ -2,7 +2,7 @@
 
 Checks the configuration, prepares what is missing, starts the status server, runs one process per device under
 torchrun's agent, and closes with a table. Exit codes: 2 user error, 75 preempted (requeue), 130 interrupted.
-`python -m train summary` describes a recipe's network instead.
+Beside training: `python -m train summary`, `python -m train bench`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import FrameType
 
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import PREEMPTED, UserError, guard
-from train import summary
+from train import bench, summary
 from train.closing import show
 from train.launch import Launch, attempts, choose_run, choose_world, in_use, outcome, start_ranks
 from train.layers import plan as plan_layers
@@ -27,7 +27,7 @@ from train.recipes import RECIPES
 
 SAMPLE = Path("sample")
 FIRST_PORT, PORTS = 8000, 100
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"summary": summary.main}  # beside training
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"summary": summary.main, "bench": bench.main}  # beside training
 
 
 class _Terminated(BaseException):

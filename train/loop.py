@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +42,6 @@ class Job:
     folder: Path
     mesh: Mesh
     network: AlexNet
-    forward: Callable[[Tensor, Draw], Tensor]  # the network in training, compiled or as it is
     optimiser: Optimiser
     gradients: GradientSum
     loader: Loader
@@ -93,7 +92,7 @@ def train_epoch(job: Job, interval: Interval) -> list[Report]:
             rate = rates(recipe, job.step, steps, job.errors)
             job.optimiser.freeze(rate)
             draw = Draw(seed=job.seed, step=job.step, rows=positions)
-            logits = mesh.tower.own(job.forward(gather(images, 0, mesh.tower, "images"), draw))
+            logits = mesh.tower.own(job.network(gather(images, 0, mesh.tower, "images"), draw))
             valid = valid_rows(job.step - job.epoch * steps, recipe.batch, job.loader.num_samples)
             loss = share_of_loss(logits, labels, valid)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ read both towers `gather` their input, which is the identity in one process; tow
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -52,6 +53,7 @@ class AlexNet(nn.Module):
         assert recipe.towers % tower.size == 0, (recipe.towers, tower.size)
         self.recipe, self.classes, self.tower, self.wire = recipe, classes, tower, wire
         self.plan = plan(recipe, classes)
+        self.convolve: Callable[[Tensor], Tensor] = self._convolve
         self.groups = recipe.towers // tower.size  # towers in this process
         for number, (layer, shape) in enumerate(weight_shapes(recipe, classes).items()):
             weight, bias = _initial(recipe, layer, shape, seed * SEEDS + number)
@@ -62,6 +64,16 @@ class AlexNet(nn.Module):
 
         With `draw`: training, dropout masks are drawn. Without: the network as it is tested.
         """
+        # compiled for training alone: the shapes of evaluation would each be compiled anew
+        convolve = self._convolve if draw is None else self.convolve
+        return self._classify(convolve(images), draw)
+
+    def compile_layers(self) -> None:
+        """Compiles the convolutions, where normalisation and pooling fuse. The dense layers are matrix products, and
+        their masks depend on the step's number, for each of which the compiler would begin again."""
+        self.convolve = torch.compile(self._convolve)
+
+    def _convolve(self, images: Tensor) -> Tensor:
         x = images.to(torch.bfloat16) if self.recipe.compute == "bfloat16" else images
         x = self._conv("conv1", x)
         if self.recipe.lrn_order == "before":
@@ -73,7 +85,7 @@ class AlexNet(nn.Module):
             x = self._active(self._conv(layer, x)) if layer in self.plan else x
         x = self._pool(x)
         x = self._active(self._conv("conv6", x)) if "conv6" in self.plan else x
-        return self._classify(x.flatten(1), draw)
+        return x.flatten(1)
 
     def _classify(self, x: Tensor, draw: Draw | None) -> Tensor:
         """Masks act on a tower's own units, before they are exchanged."""
@@ -142,7 +154,7 @@ class AlexNet(nn.Module):
         if draw is None:
             return x * 0.5 if form == "original" else x
         units = self.tower.share(x.shape[1] * self.tower.size)
-        mask: Tensor = _mask(draw, layer, units, x.device)
+        mask = keep_mask(seed=draw.seed, step=draw.step, layer=layer, rows=draw.rows, units=units, device=x.device)
         kept = x * mask
         return kept if form == "original" else kept * 2
 
@@ -159,11 +171,6 @@ class AlexNet(nn.Module):
         """The whole network's tensor of which `own`, like the parameter `name`, is this rank's chunk. Collective."""
         layer = cast(Layer, name.split(".", maxsplit=1)[0])
         return gather_rows(own, weight_shapes(self.recipe, self.classes)[layer][0], self.tower)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a step is a new number each time: the compiler would take each for a new program
-def _mask(draw: Draw, layer: int, units: range, device: torch.device) -> Tensor:
-    return keep_mask(seed=draw.seed, step=draw.step, layer=layer, rows=draw.rows, units=units, device=device)
 
 
 class _Weights(nn.Module):

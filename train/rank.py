@@ -11,11 +11,9 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from loader import Loader, LoaderConfig
 from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
@@ -25,7 +23,7 @@ from train.events import Outcome, Start
 from train.interval import Signals
 from train.launch import Choice, Launch, lock, report_failure
 from train.loop import Job
-from train.network import AlexNet, Draw
+from train.network import AlexNet
 from train.optim import Optimiser
 from train.parallel import GradientSum, Mesh, connect, disconnect
 from train.recipes import Recipe
@@ -61,9 +59,11 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
         classes = recipe.classes or len(loader.classes)
         network = AlexNet(recipe, classes, tower=mesh.tower, seed=launch.seed, wire=launch.wire)
         network.to(mesh.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compiles(launch.compile, mesh.device):
+            network.compile_layers()
         job = Job(
             recipe=recipe, seed=launch.seed, shards=launch.shards, folder=launch.folder, mesh=mesh, network=network,
-            forward=compiled(network, launch.compile, mesh), optimiser=Optimiser(network, recipe),
+            optimiser=Optimiser(network, recipe),
             gradients=GradientSum(network.parameters(), mesh.data, launch.wire), loader=loader, events=events,
             signals=signals, saver=Saver(launch.folder, events), save_every_s=launch.save_every,
             save_probabilities=launch.save_probabilities, evaluates="val" in loader.manifest.splits,
@@ -82,11 +82,9 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
     return EXIT[outcome]
 
 
-def compiled(network: AlexNet, choice: Choice, mesh: Mesh) -> Callable[[Tensor, Draw], Tensor]:
-    """The network as training calls it. Compiling takes a minute that short runs on a CPU never earn back."""
-    if choice == "on" or (choice == "auto" and mesh.device.type == "cuda"):
-        return torch.compile(network)
-    return network
+def compiles(choice: Choice, device: torch.device) -> bool:
+    """Compiling takes a minute, which short runs on a CPU never earn back."""
+    return choice == "on" or (choice == "auto" and device.type == "cuda")
 
 
 def training_config(recipe: Recipe, seed: int) -> LoaderConfig:

@@ -95,7 +95,7 @@ def test_two_processes_follow_the_same_curve(whole: tuple[Path, str], sample_sha
         assert other["nll"] == pytest.approx(one["nll"], rel=1e-3)
     one, other = (load_file(r / "checkpoints" / "step-00000020" / "network.safetensors") for r in (run, two))
     for name, tensor in one.items():
-        assert (other[name] - tensor).abs().max() <= 1e-3 * tensor.abs().max(), name
+        assert (other[name] - tensor).norm() <= 2e-3 * tensor.norm(), name
 
 
 def wait_for(run: Path, kind: str, process: subprocess.Popen[str]) -> None:
@@ -132,9 +132,9 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_stopped(
     assert f"resumed at step {stopped_at}" in again.stdout
     assert [r["missing"] + r["duplicates"] for r in of_kind(runs / name, "receipt")] == [0, 0]
     one, other = (load_file(runs / r / "checkpoints/step-00000020/network.safetensors") for r in ("whole", name))
-    tolerance = 1e-3 if gpus else 0  # on one mesh: bitwise
+    tolerance = 2e-3 if gpus else 0  # on one mesh: bitwise
     for key, tensor in one.items():
-        assert (other[key] - tensor).abs().max() <= tolerance * tensor.abs().max(), key
+        assert (other[key] - tensor).norm() <= tolerance * tensor.norm(), key
 
 
 def test_a_finished_or_used_name_is_refused(whole: tuple[Path, str], sample_shards: Path) -> None:

@@ -1,0 +1,166 @@
+"""Runs that are killed, starved of disk, fed nonsense or robbed of a rank. Real processes, on the sample dataset."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from train.launch import records
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUICK = ("--recipe", "sample", "--width", "0.0625", "--batch", "100", "--port", "0", "--save-every", "0")
+LAST = "checkpoints/step-00000020/network.safetensors"  # of two epochs
+
+
+def start(runs: Path, shards: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "train", "--runs", str(runs), "--shards", str(shards), *QUICK, *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=-1, stderr=-1, start_new_session=True, **options
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    return out, err
+
+
+def of_kind(run: Path, kind: str, rank: int = 0) -> list[dict[str, Any]]:
+    return [record for record in records(run, rank) if record["kind"] == kind]
+
+
+def wait_for(run: Path, process: subprocess.Popen[str], step: int) -> None:
+    until = time.monotonic() + 60
+    while not any(record["step"] >= step for record in of_kind(run, "step")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def kill_everything(run: Path, process: subprocess.Popen[str], ranks: int) -> None:
+    """As a lost machine would: nobody gets to say a word."""
+    pids = [of_kind(run, "start", rank)[-1]["pid"] for rank in range(ranks)]
+    for pid in [process.pid, *pids]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}/fd").exists() and _alive(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def whole(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    finish(start(runs, sample_shards, "--run", "whole", "--epochs", "2", "--save-probabilities"), 0)
+    return runs / "whole"
+
+
+def killed_and_resumed(whole: Path, shards: Path, name: str, worlds: list[str], rng: random.Random) -> None:
+    runs, run = whole.parent, whole.parent / name
+    for world in worlds[:-1]:
+        arguments = ("--run", name, "--epochs", "2", "--gpus", world)
+        process = start(runs, shards, *arguments)
+        reached = max((record["step"] for record in of_kind(run, "step")), default=0)
+        wait_for(run, process, min(19, reached + rng.randint(1, 6)))
+        time.sleep(rng.random() * 0.3)  # in the middle of a step, or of a checkpoint
+        kill_everything(run, process, int(world))
+    finish(start(runs, shards, "--run", name, "--epochs", "2", "--gpus", worlds[-1]), 0)
+    assert [r["missing"] + r["duplicates"] for r in of_kind(run, "receipt")] == [0] * len(of_kind(run, "receipt"))
+    one, other = load_file(whole / LAST), load_file(run / LAST)
+    for key, tensor in one.items():
+        # float32 on two meshes: a unit near zero may switch on one of them, so the whole is compared, not each number
+        assert (other[key] - tensor).norm() <= 2e-3 * tensor.norm(), key
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_goes_on_with_other_ranks(whole: Path, sample_shards: Path) -> None:
+    """Ids, masks and rates are functions of the step: the weights are those of the run that nobody killed."""
+    killed_and_resumed(whole, sample_shards, "killed", ["2", "1"], random.Random(0))
+
+
+@pytest.mark.prove
+def test_killed_anywhere_many_times(whole: Path, sample_shards: Path) -> None:
+    for seed in range(10):
+        worlds = ["2", "1", "2", "1"] if seed % 2 else ["1", "2", "1", "2"]
+        killed_and_resumed(whole, sample_shards, f"killed-{seed}", worlds, random.Random(seed))
+
+
+def test_a_killed_rank_ends_all_and_is_named(whole: Path, sample_shards: Path) -> None:
+    run = whole.parent / "robbed"
+    process = start(whole.parent, sample_shards, "--run", "robbed", "--epochs", "50", "--gpus", "2")
+    wait_for(run, process, 2)
+    began = time.monotonic()
+    os.kill(of_kind(run, "start", 1)[0]["pid"], signal.SIGKILL)
+    _, err = finish(process, 1)
+    assert time.monotonic() - began < 15
+    assert err.startswith("error: rank 1 was killed by SIGKILL"), err
+    assert of_kind(run, "end")[-1]["outcome"] == "failed"
+
+
+def test_a_full_disk_costs_checkpoints_not_the_run(whole: Path, sample_shards: Path) -> None:
+    """A limit on file size, which weights exceed and events do not."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    out, _ = finish(
+        start(whole.parent, sample_shards, "--run", "full", "--epochs", "1", preexec_fn=limit), 0
+    )  # fmt: skip
+    run = whole.parent / "full"
+    assert "result " in out
+    assert of_kind(run, "end")[-1]["outcome"] == "finished"
+    assert any("no checkpoint of step" in warning["message"] for warning in of_kind(run, "warning"))
+    assert not of_kind(run, "checkpoint")
+    assert not list((run / "checkpoints").iterdir())
+
+
+def test_divergence_stops_at_once_and_names_the_last_good_checkpoint(whole: Path, sample_shards: Path) -> None:
+    arguments = ("--run", "wild", "--epochs", "9", "--rate", "1e4", "--warmup-steps", "0", "--scale-rate", "off")
+    _, err = finish(start(whole.parent, sample_shards, *arguments), 1)
+    end = of_kind(whole.parent / "wild", "end")[-1]
+    assert end["outcome"] == "diverged"
+    assert end["step"] < 40
+    assert "the loss is not finite" in err
+    assert "the last good checkpoint is" in err
+    assert err.count("\n") == 1
+
+
+def test_probabilities_are_saved_on_request(whole: Path) -> None:
+    found = load_file(whole / "probabilities.safetensors")
+    assert found["probabilities"].shape == (200, 10)
+    torch.testing.assert_close(found["probabilities"].sum(1), torch.ones(200), rtol=1e-5, atol=1e-5)
+    right = (found["probabilities"].argmax(1) == found["labels"]).double().mean().item()
+    ten = next(record for record in of_kind(whole, "eval") if record["views"] == 10)
+    assert right == pytest.approx(ten["top1"], abs=1e-6)
+
+
+def test_logs_without_a_terminal_have_a_line_an_epoch(whole: Path, sample_shards: Path) -> None:
+    out, err = finish(start(whole.parent, sample_shards, "--run", "quiet", "--epochs", "1"), 0)
+    assert "\r" not in out + err
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("epoch")] == ["epoch 1/1"]
+
+
+def test_exchange_seconds_are_told_by_each_rank(whole: Path, sample_shards: Path) -> None:
+    finish(start(whole.parent, sample_shards, "--run", "pair", "--epochs", "1", "--gpus", "2"), 0)
+    for rank in (0, 1):
+        steps = of_kind(whole.parent / "pair", "step", rank)
+        assert all(0 < step["exchange_s"] < step["wall_s"] for step in steps)
+    assert all(step["exchange_s"] == 0 for step in of_kind(whole, "step"))
