@@ -88,6 +88,7 @@ class RemoteStore:
         made.unlink()
 
     def read(self, name: str) -> bytes:
+        self._fs.invalidate_cache()  # its listing is of before other processes wrote
         with _as_os_errors(name):
             data: bytes = self._fs.cat_file(f"{self._root}/{name}")
             return data

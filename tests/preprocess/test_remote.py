@@ -1,0 +1,195 @@
+"""Sources and datasets at URLs, against servers that speak over a socket: moto's S3 and a plain HTTP server."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+KEYS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+STAMPS = """
+for file in fs.ls('again/shards', detail=True):
+    if file['type'] == 'file':
+        print(f"{file['name']} {file['LastModified']}")
+"""
+
+
+def shards(src: object, out: object, *more: object, env: dict[str, str] | None = None) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "preprocess", "shards", "--src", str(src), "--out", str(out), "--size", "32",
+         "--samples-per-shard", "150", "--limit-per-class", "30", "--workers", "2", *map(str, more)],
+        cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def local(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("local") / "shards"
+    code, text = shards(sample_source, out)
+    assert code == 0, text
+    return out
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    pytest.importorskip("moto", reason="needs moto's server")
+    pytest.importorskip("s3fs", reason="needs s3fs")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        env=os.environ | KEYS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    finally:
+        server.kill()
+        server.wait()
+
+
+def in_s3(env: dict[str, str], code: str) -> str:
+    """Runs code with `fs`, an s3fs file system, in a process of its own: its event loop warns at exit."""
+    whole = f"import s3fs\nfs = s3fs.S3FileSystem()\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", whole], env=os.environ | env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_s3_source_and_dataset_equal_the_local_ones(
+    sample_source: Path, local: Path, s3: dict[str, str], tmp_path: Path
+) -> None:
+    in_s3(s3, f"fs.mkdir('bucket')\nfs.put('{sample_source}', 'bucket/source', recursive=True)")
+    code, text = shards("s3://bucket/source", "s3://bucket/shards", env=s3)
+    assert code == 0, text
+    in_s3(s3, f"fs.get('bucket/shards', '{tmp_path}/copy', recursive=True)")
+    assert contents(tmp_path / "copy") == contents(local)
+    code, text = shards("s3://bucket/source", "s3://bucket/shards", env=s3)
+    assert code == 0
+    assert "already there" in text
+    code, text = shards("s3://bucket/source", "s3://bucket/shards", "--seed", 1, env=s3)
+    assert code == 2
+    assert "another dataset" in text
+
+
+@pytest.mark.slow
+def test_s3_rerun_makes_only_what_is_missing(sample_source: Path, local: Path, s3: dict[str, str]) -> None:
+    in_s3(s3, "fs.mkdir('again')")
+    code, text = shards(sample_source, "s3://again/shards", "--task-id", 0, "--num-tasks", 2, env=s3)
+    assert code == 0, text
+    before = in_s3(s3, STAMPS)
+    assert "manifest" not in before
+    time.sleep(1.1)  # its times are whole seconds
+    code, text = shards(sample_source, "s3://again/shards", env=s3)
+    assert code == 0, text
+    after = in_s3(s3, STAMPS)
+    assert ".work" not in in_s3(s3, "print(fs.find('again/shards'))")
+    assert before.count(".tar ") == 2
+    assert after.count(".tar ") == 4
+    assert set(before.splitlines()) <= set(after.splitlines())
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Python's own server, taught byte ranges."""
+
+    ranges = True
+
+    def do_GET(self) -> None:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        path = Path(self.translate_path(self.path))
+        if not (wanted and self.ranges and path.is_file()):
+            super().do_GET()
+            return
+        data = path.read_bytes()
+        first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.end_headers()
+        shutil.copyfileobj(io.BytesIO(data[first : last + 1]), self.wfile)
+
+    def end_headers(self) -> None:
+        self.send_header("Accept-Ranges", "bytes" if self.ranges else "none")
+        super().end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+class WholeHandler(RangeHandler):
+    ranges = False
+
+
+@pytest.fixture
+def web(request: pytest.FixtureRequest, sample_source: Path, local: Path) -> Iterator[str]:
+    """A server of the folder that holds the sample's archives, or the shards; parameter: (handler, folder)."""
+    kind, folder = request.param
+    root = {"source": sample_source, "shards": local}[folder]
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: kind(*a, directory=str(root)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("web", [(RangeHandler, "source")], indirect=True)
+def test_archives_over_http(web: str, local: Path, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    code, text = shards(web, tmp_path / "o")
+    assert code == 0, text
+    assert contents(tmp_path / "o") == contents(local)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("web", [(RangeHandler, "shards")], indirect=True)
+def test_a_dataset_over_http_is_a_source(web: str, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    code, text = shards(web, tmp_path / "o")
+    assert code == 0, text
+    assert "300 train and 200 val images of 10 classes" in text
+
+
+@pytest.mark.parametrize("web", [(WholeHandler, "source")], indirect=True)
+def test_a_server_without_ranges_is_refused_in_a_line(web: str, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    code, text = shards(web, tmp_path / "o")
+    assert code == 2, text
+    assert text.count("\n") == 1
+    assert "127.0.0.1" in text
+
+
+def test_urls_that_lead_nowhere_are_one_line(tmp_path: Path) -> None:
+    for url in ("nosuch://a/b", "http://127.0.0.1:9/x"):
+        code, text = shards(url, tmp_path / "o")
+        assert code == 2
+        assert text.count("\n") == 1, text
+        assert url in text
