@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Response
+from fastapi import Path as InPath
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
@@ -21,6 +22,8 @@ from server.stream import stream
 STATIC = Path(__file__).parent / "static"
 CLIENTS = 64  # event streams at a time: each costs a look at the clock twice a second and a socket
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "no such run, or no run yet"}}
+KnownName = Annotated[str, InPath(description="a run's name")]
+Accept = Annotated[str, Header(description="the format: text/plain or application/openmetrics-text")]
 RunName = Annotated[str | None, Query(description="a run's name; else the newest")]
 
 
@@ -59,7 +62,7 @@ def _add_status(app: FastAPI, runs: Runs) -> None:
         return _found(runs, None).status
 
     @app.get("/status/{run}", responses=NOT_FOUND)
-    def status(run: str) -> RunStatus:
+    def status(run: KnownName) -> RunStatus:
         """The run of that name."""
         return _found(runs, run).status
 
@@ -68,7 +71,7 @@ def _add_status(app: FastAPI, runs: Runs) -> None:
         response_class=Response,
         responses={200: {"content": {"image/jpeg": {}}}, 404: {"description": "no such run, or no picture of it"}},
     )
-    def picture(run: str) -> Response:
+    def picture(run: KnownName) -> Response:
         """Images as the run was lately trained on, augmented, side by side."""
         if (body := runs.picture(run)) is None:
             raise HTTPException(404, "no picture")
@@ -80,7 +83,7 @@ def _add_status(app: FastAPI, runs: Runs) -> None:
         return runs.listing()
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    def metrics(accept: Annotated[str, Header()] = "") -> Response:
+    def metrics(accept: Accept = "") -> Response:
         """The newest run for Prometheus; OpenMetrics by the Accept header."""
         body, content_type = exposition(runs, accept)
         return Response(body, headers={"Content-Type": content_type})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import get_args
 
@@ -19,9 +20,9 @@ from server.models import RunStatus, State
 from server.runs import Runs, View
 
 
-class RunCollector(Collector):
-    def __init__(self, runs: Runs) -> None:
-        self.runs = runs
+class ViewCollector(Collector):
+    def __init__(self, view: View | None) -> None:
+        self.view = view
 
     def describe(self) -> list[Metric]:
         return []
@@ -29,7 +30,7 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         build = {"version": _version(), "python": platform.python_version()}
         yield InfoMetricFamily("gratis_build", "What serves these metrics.", build)
-        view = self.runs.view()
+        view = self.view
         if view is not None and not view.status.behind_bytes:  # half-read counters would look like a restart
             yield from _run_gauges(view.status)
             yield from _rank_counters(view)
@@ -40,11 +41,15 @@ class RunCollector(Collector):
 
 def exposition(runs: Runs, accept: str) -> tuple[bytes, str]:
     """The metrics and their content type: OpenMetrics where `accept` prefers it, else Prometheus's text."""
+    return _exposed(runs.view(), accept)
+
+
+@lru_cache(maxsize=4)  # however many scrape, one look at the run is written out once
+def _exposed(view: View | None, accept: str) -> tuple[bytes, str]:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(RunCollector(runs))
+    registry.register(ViewCollector(view))
     encode, content_type = choose_encoder(accept)
-    body: bytes = encode(registry)
-    return body, content_type
+    return encode(registry), content_type
 
 
 def _version() -> str:

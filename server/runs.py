@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from server.models import Interval, RunList, RunStatus, RunSummary
@@ -23,14 +24,26 @@ JPEG = b"\xff\xd8\xff"
 FRESH_S = 0.4  # requests within this share one look at the files, however many clients there are
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
-    """A run as of one look."""
+    """A run as of one look. What all clients are sent of it is made once."""
 
     status: RunStatus
     intervals: list[Interval]
     counters: dict[int, Sums]  # rank -> over all attempts, of the ranks that have trained
     shards: tuple[float, ...]  # the shard stage's images, bytes in, bytes out and seconds; empty without one
+
+    @cached_property
+    def words(self) -> str:
+        """The status as JSON."""
+        return self.status.model_dump_json()
+
+    @cached_property
+    def lasting(self) -> str:
+        """The same but for what changes by time alone."""
+        return self.status.model_dump_json(
+            exclude={"age_s": True, "ranks": {"__all__": {"age_s"}}, "shards": {"age_s"}}
+        )
 
 
 @dataclass(frozen=True)

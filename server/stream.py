@@ -9,7 +9,7 @@ from urllib.parse import quote
 from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from server.models import Interval, RunStatus
+from server.models import Interval
 from server.runs import FRESH_S, Runs, View
 
 TICK_S = 0.5
@@ -35,9 +35,9 @@ async def stream(
         if view is not None:
             if view.status.name != shown:
                 shown, place, told = view.status.name, parse_id(last_id, view.status.name), ""
-            if (words := _lasting(view.status)) != told:
-                told = words
-                yield ServerSentEvent(event="status", raw_data=view.status.model_dump_json())
+            if view.lasting != told:
+                told = view.lasting
+                yield ServerSentEvent(event="status", raw_data=view.words)
             for interval in _later(view, place):
                 place = (interval.attempt, interval.step)
                 yield ServerSentEvent(event="interval", id=make_id(shown, place), raw_data=interval.model_dump_json())
@@ -62,8 +62,3 @@ def _later(view: View, place: Place) -> list[Interval]:
     if view.status.behind_bytes:
         return []
     return [interval for interval in view.intervals if (interval.attempt, interval.step) > place]
-
-
-def _lasting(status: RunStatus) -> str:
-    """The status but for what changes by time alone."""
-    return status.model_dump_json(exclude={"age_s": True, "ranks": {"__all__": {"age_s"}}, "shards": {"age_s"}})

@@ -229,6 +229,13 @@ def test_promtool_finds_nothing_wrong(site: tuple[str, Path]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+NUMERIC = {"number", "integer"}
+UNITS = re.compile(
+    r"seconds|bytes|watts|nats|in \[0, 1\]|a ratio|learning rate|^the rank|"
+    r"\b(images|steps|epochs|epoch, from 0|rank, from 0|ranks|batches|views|classes|lines|times)\b"
+)
+
+
 def test_openapi_tells_every_fields_unit(site: tuple[str, Path]) -> None:
     schema = get_json(f"{site[0]}/openapi.json")
     assert {
@@ -246,6 +253,12 @@ def test_openapi_tells_every_fields_unit(site: tuple[str, Path]) -> None:
     for name, model in ours.items():
         for field, value in model["properties"].items():
             assert value.get("description"), (name, field)
+            if NUMERIC & {one.get("type") for one in value.get("anyOf", [value])}:
+                assert UNITS.search(value["description"]), (name, field, value["description"])
+    for path, operations in schema["paths"].items():
+        assert operations["get"]["description"], path
+        for parameter in operations["get"].get("parameters", []):
+            assert parameter.get("description"), (path, parameter["name"])
     assert "RunStatus" in ours
 
 
