@@ -195,13 +195,18 @@ def wait_for_work(out: Path) -> None:
         time.sleep(0.01)
 
 
-def test_killed_runs_end_in_the_same_bytes(sample_source: Path, small: Path, tmp_path: Path) -> None:
-    out, rng = tmp_path / "o", random.Random(0)
-    for _ in range(3):
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.prove)])
+def test_killed_runs_end_in_the_same_bytes(sample_source: Path, small: Path, tmp_path: Path, kills: int) -> None:
+    """kill -9 at random moments: some before the first shard, some behind the last, most between."""
+    out, rng = tmp_path / "o", random.Random(kills)
+    for _ in range(kills):
         process = start(sample_source, out)
-        time.sleep(rng.uniform(0.25, 0.8))
+        time.sleep(rng.uniform(0.25, 2.5))
         process.kill()
-        process.communicate()
+        process.communicate(timeout=30)
+        if (out / dataset.MANIFEST).exists() and not (out / WORK).exists():
+            assert digests(out) == digests(small)
+            shutil.rmtree(out)
     assert shards(sample_source, out).returncode == 0
     assert digests(out) == digests(small)
 

@@ -15,6 +15,7 @@ from scipy.io import loadmat
 from preprocess.archives import DEVKIT, META, TRAIN, TRUTH, VAL
 from preprocess.errors import UserError
 from preprocess.listing import make_key
+from preprocess.shards import ShardsConfig, make_shards
 from preprocess.sources import Reader, open_source
 
 
@@ -183,6 +184,13 @@ def hostile(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     return info
 
 
+def sparse(name: str) -> tarfile.TarInfo:
+    """A file of 1 GB by its header and one block of data, in the PAX form of GNU tar."""
+    info = tarfile.TarInfo(name)
+    info.pax_headers = {"GNU.sparse.size": str(1 << 30), "GNU.sparse.numblocks": "1", "GNU.sparse.map": "0,512"}
+    return info
+
+
 def test_hostile_members_are_skipped_with_a_line(sample_source: Path, tmp_path: Path) -> None:
     with tarfile.open(sample_source / TRAIN) as outer:
         inner = {m.name: outer.extractfile(m) for m in outer}
@@ -200,8 +208,10 @@ def test_hostile_members_are_skipped_with_a_line(sample_source: Path, tmp_path: 
         (hostile("hard.jpg", tarfile.LNKTYPE, "n00000001_0.JPEG"), b""),
         (hostile("device.jpg", tarfile.CHRTYPE), b""),
         (hostile("folder.jpg", tarfile.DIRTYPE), b""),
+        (hostile("fifo.jpg", tarfile.FIFOTYPE), b""),
+        (sparse("sparse.jpg"), b"x" * 512),
     ]
-    contents[0] = (contents[0][0], tar(files[:50] + bad + files[50:], tarfile.GNU_FORMAT))
+    contents[0] = (contents[0][0], tar(files[:50] + bad + files[50:], tarfile.PAX_FORMAT))
     root = with_archive(sample_source, tmp_path / "s", TRAIN, tar(contents))
     source = open_source(str(root))
     assert len(source.splits["train"]) == 1000
@@ -209,6 +219,49 @@ def test_hostile_members_are_skipped_with_a_line(sample_source: Path, tmp_path: 
     assert all("\n" not in line and len(line) < 1000 for line in source.skipped)
     rows = [source.splits["train"].item(row) for row in (0, 49, 50, 99)]
     assert [Reader().read(item) for item in rows] == [files[k][1] for k in (0, 49, 50, 99)]
+
+
+def test_refuses_an_archive_that_holds_a_class_twice(sample_source: Path, tmp_path: Path) -> None:
+    with tarfile.open(sample_source / TRAIN) as outer:
+        contents: list[tuple[str | tarfile.TarInfo, bytes]] = [
+            (m.name, f.read()) for m in outer if (f := outer.extractfile(m))
+        ]
+    line = refusal(with_archive(sample_source, tmp_path / "s", TRAIN, tar([*contents, contents[3]])))
+    assert f"{contents[3][0]} twice" in line
+
+
+def test_refuses_a_key_twice_in_one_archive(sample_source: Path, tmp_path: Path) -> None:
+    with tarfile.open(sample_source / VAL) as outer:
+        contents: list[tuple[str | tarfile.TarInfo, bytes]] = [
+            (m.name, f.read()) for m in outer if (f := outer.extractfile(m))
+        ]
+    contents[7] = contents[6]
+    assert "share the key" in refusal(with_archive(sample_source, tmp_path / "s", VAL, tar(contents)))
+
+
+def names_in(path: Path) -> list[str]:
+    with tarfile.open(path) as archive:
+        return archive.getnames()
+
+
+def test_nothing_is_written_outside_of_out(sample_source: Path, tmp_path: Path) -> None:
+    """A whole run over an archive with names that point elsewhere: they cost a line each, and nothing else appears."""
+    evil = tmp_path / "evil.jpg"
+    with tarfile.open(sample_source / TRAIN) as outer:
+        contents: list[tuple[str | tarfile.TarInfo, bytes]] = [
+            (m.name, f.read()) for m in outer if (f := outer.extractfile(m))
+        ]
+    with tarfile.open(fileobj=io.BytesIO(contents[1][1])) as inner:
+        files: list[tuple[str | tarfile.TarInfo, bytes]] = [
+            (m.name, f.read()) for m in inner if (f := inner.extractfile(m))
+        ]
+    contents[1] = (contents[1][0], tar([("../evil.jpg", jpeg()), (str(evil), jpeg()), *files]))
+    root = with_archive(sample_source, tmp_path / "s", TRAIN, tar(contents))
+    make_shards(ShardsConfig(src=str(root), out=str(tmp_path / "o"), size=16, limit_per_class=3, workers=1))
+    assert {path.name for path in tmp_path.iterdir()} == {"s", "o"}
+    names = [name for path in (tmp_path / "o").glob("*.tar") for name in names_in(path)]
+    assert len(names) == 2 * 60
+    assert all("/" not in name and "evil" not in name for name in names)
 
 
 def test_refuses_a_member_larger_than_its_tar(sample_source: Path, tmp_path: Path) -> None:

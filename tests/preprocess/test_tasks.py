@@ -1,0 +1,196 @@
+"""The tasks of a batch scheduler, their merge, and what is limited, checked or discarded on request."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preprocess import dataset
+from preprocess.archives import DEVKIT, PUBLISHED_MD5, TRAIN, VAL, check_md5
+from preprocess.errors import UserError
+from preprocess.shards import MergeConfig, ShardsConfig, make_shards, merge
+from preprocess.sources import open_source
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def config(src: Path, out: Path, **more: object) -> ShardsConfig:
+    return ShardsConfig(
+        src=str(src), out=str(out), size=32, samples_per_shard=40, limit_per_class=20, workers=1, **more
+    )  # type: ignore[arg-type]
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in root.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "shards"
+    make_shards(config(sample_source, out))
+    return out
+
+
+def test_tasks_and_merge_write_the_same_bytes(sample_source: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    for task in (2, 0):
+        assert make_shards(config(sample_source, out, task_id=task, num_tasks=3)) is None
+    assert not (out / dataset.MANIFEST).exists()
+    with pytest.raises(UserError, match=r"lacks 3 of 10 shards: train-00001, train-00004, val-00002"):
+        merge(MergeConfig(out=str(out)))
+    make_shards(config(sample_source, out, task_id=1, num_tasks=3))
+    merge(MergeConfig(out=str(out)))
+    assert digests(out) == digests(whole)
+    merge(MergeConfig(out=str(out)))  # again: nothing to do
+
+
+def test_slurm_s_array_is_understood(sample_source: Path, whole: Path, tmp_path: Path) -> None:
+    """Two tasks at the same time, numbered from 1, as `sbatch --array=1-2` starts them."""
+    out = tmp_path / "o"
+    array = {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "1"}
+    command = [sys.executable, "-m", "preprocess", "shards", "--src", str(sample_source), "--out", str(out),
+               "--size", "32", "--samples-per-shard", "40", "--limit-per-class", "20", "--workers", "1"]  # fmt: skip
+    both = [
+        subprocess.Popen(command, cwd=ROOT, env=os.environ | array | {"SLURM_ARRAY_TASK_ID": number})
+        for number in ("1", "2")
+    ]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    done = subprocess.run([sys.executable, "-m", "preprocess", "merge", str(out)], cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == 0
+    assert digests(out) == digests(whole)
+
+
+def test_tasks_of_other_settings_are_refused(sample_source: Path, tmp_path: Path) -> None:
+    make_shards(config(sample_source, tmp_path / "o", task_id=0, num_tasks=9))
+    with pytest.raises(UserError, match="seed 0 there and 1 asked for"):
+        make_shards(config(sample_source, tmp_path / "o", task_id=1, num_tasks=9, seed=1))
+    with pytest.raises(UserError, match="no work"):
+        merge(MergeConfig(out=str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize("more", [{"task_id": 1}, {"num_tasks": 1}, {"task_id": 3, "num_tasks": 3},
+                                  {"task_id": 0, "num_tasks": 2, "discard": True}])  # fmt: skip
+def test_refuses_half_a_task(more: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="task"):
+        config(Path("src"), Path("out"), **more)
+
+
+def test_unfinished_work_is_discarded_on_request(sample_source: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    make_shards(config(sample_source, out, task_id=0, num_tasks=2, seed=5))
+    (out / "mine.txt").write_text("kept")
+    with pytest.raises(UserError, match="--discard"):
+        make_shards(config(sample_source, out))
+    make_shards(config(sample_source, out, discard=True))
+    (out / "mine.txt").unlink()
+    assert digests(out) == digests(whole)
+
+
+def test_a_published_dataset_is_never_discarded(sample_source: Path, whole: Path) -> None:
+    before = digests(whole)
+    with pytest.raises(UserError, match="another dataset"):
+        make_shards(config(sample_source, whole, discard=True, seed=5))
+    assert digests(whole) == before
+
+
+def test_limits_take_the_first(sample_source: Path) -> None:
+    source = open_source(str(sample_source))
+    few = source.limited(3, 7)
+    assert [c.wnid for c in few.classes] == [c.wnid for c in source.classes[:3]]
+    for split, listing in few.splits.items():
+        assert np.bincount(listing.label).tolist() == [7, 7, 7]
+        everything = [source.splits[split].item(row) for row in range(len(source.splits[split]))]
+        expected = [item for label in range(3) for item in [i for i in everything if i.label == label][:7]]
+        found = [listing.item(row) for row in range(len(listing))]
+        assert sorted(found) == sorted(expected)
+    assert few.fingerprint != source.fingerprint
+
+
+def test_md5_is_held_against_the_published_ones(sample_source: Path) -> None:
+    right = {name: hashlib.md5((sample_source / name).read_bytes()).hexdigest() for name in (TRAIN, VAL, DEVKIT)}
+    check_md5(str(sample_source), right)
+    with pytest.raises(UserError, match=rf"{VAL} has md5 {right[VAL]}, the published one is {'0' * 32}"):
+        check_md5(str(sample_source), right | {VAL: "0" * 32})
+    assert PUBLISHED_MD5[TRAIN] == "1d675b47d978889d74fa0da5fadfb00e"
+    with pytest.raises(UserError, match=PUBLISHED_MD5[TRAIN]):
+        make_shards(config(sample_source, Path("unused"), check_md5=True))
+
+
+def archive(path: Path, files: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def pictures(shards: Path, split: str) -> dict[str, tuple[bytes, bytes]]:
+    found = {}
+    for path in sorted(shards.glob(f"{split}-*.tar")):
+        with tarfile.open(path) as tar:
+            blobs = {member.name: file.read() for member in tar if (file := tar.extractfile(member))}
+        for name, data in blobs.items():
+            if name.endswith(".jpg"):
+                found[name[:-4]] = (data, blobs[name[:-4] + ".cls"])
+    return found
+
+
+def test_a_dataset_is_sharded_again(whole: Path, tmp_path: Path) -> None:
+    """Another size, another cut: the same keys, labels and classes, read from the first one's tars."""
+    again = ShardsConfig(src=str(whole), out=str(tmp_path / "o"), size=16, samples_per_shard=90, workers=1)
+    manifest = make_shards(again)
+    assert manifest
+    assert manifest.classes == dataset.read_manifest(whole).classes
+    assert len(manifest.splits["train"].shards) == 3
+    for split in ("train", "val"):
+        old, new = pictures(whole, split), pictures(tmp_path / "o", split)
+        assert {key: label for key, (_, label) in old.items()} == {key: label for key, (_, label) in new.items()}
+
+
+def test_tars_of_others_are_read(whole: Path, tmp_path: Path) -> None:
+    """Labels first, as webdataset's writer puts them; and img2dataset's: a label in JSON, captions, no .cls."""
+    samples = list(pictures(whole, "train").items())[:12]
+    src = tmp_path / "src"
+    src.mkdir()
+    first = [(f"{key}.{kind}", data) for key, (jpg, cls) in samples[:6] for kind, data in (("cls", cls), ("jpg", jpg))]
+    second = []
+    for key, (jpg, cls) in samples[6:]:
+        facts = json.dumps({"key": key, "label": int(cls), "status": "success"}).encode()
+        second += [(f"{key}.jpg", jpg), (f"{key}.json", facts), (f"{key}.txt", b"a caption")]
+    archive(src / "00000.tar", first)
+    archive(src / "00001.tar", second)
+    archive(src / "val-0.tar", [("v.jpg", samples[0][1][0]), ("v.cls", b"3"), ("w.txt", b"no image")])
+    source = open_source(str(src))
+    found = {source.splits["train"].item(row).key: int(source.splits["train"].label[row]) for row in range(12)}
+    assert found == {key: int(cls) for key, (_, cls) in samples}
+    assert source.splits["val"].label.tolist() == [3]
+    assert len(source.skipped) == 1
+    assert "no image" in source.skipped[0]
+    wnids = [c.wnid for c in source.classes]
+    assert wnids == sorted(wnids)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([("a.jpg", b"x")], "no label"),
+        ([("a.jpg", b"x"), ("a.cls", b"cat")], "'cat'"),
+        ([("a.jpg", b"x"), ("a.cls", b"-1")], "'-1'"),
+        ([("a.jpg", b"x"), ("a.cls", b"1"), ("b.jpg", b"x"), ("b.cls", b"1"), ("a.jpg", b"y"), ("a.cls", b"2")], "'a'"),
+    ],
+)
+def test_refuses_tars_without_labels_or_with_a_key_twice(
+    tmp_path: Path, files: list[tuple[str, bytes]], message: str
+) -> None:
+    archive(tmp_path / "x.tar", files)
+    with pytest.raises(UserError, match=message):
+        open_source(str(tmp_path))
