@@ -54,6 +54,8 @@ class LoaderConfig:
     threads         of the decoder; None: this process's share of the cores, were all ranks on this machine
     prefetch        ready batches kept in advance, beside the two inside the decoder; each costs memory (154 MB for
                     256 images of 224 px)
+    cache           folder for the shards of datasets on a server; None: `gratis` in the user's cache folder
+    cache_gb        most that it holds, in units of 10**9 bytes; the shards used longest ago go first
     bad_samples     what becomes of a sample that cannot be decoded: "raise" ends the epoch with an error that names it;
                     "quarantine" (training alone) lets another sample stand in for it and warns (`take_warnings`)
     """
@@ -75,6 +77,8 @@ class LoaderConfig:
     channels_last: bool = False
     threads: int | None = None
     prefetch: int = 1
+    cache: str | None = None
+    cache_gb: float = 200.0
     bad_samples: BadSamples = "raise"
 
     def __post_init__(self) -> None:
@@ -84,6 +88,8 @@ class LoaderConfig:
         for name in ("batch_size", "crop", "window", "threads", "prefetch"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise UserError(f"{name} is {number}; it must be at least 1")
+        if not self.cache_gb > 0:
+            raise UserError(f"cache_gb is {self.cache_gb}; it must be above 0")
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**64")
         if self.noise_until is not None and self.noise_until < 0:

@@ -23,6 +23,7 @@ from loader.config import LoaderConfig
 from loader.produce import Producer
 from loader.quarantine import Quarantine
 from loader.receipt import Coverage, coverage
+from loader.remote import Remote, fetch_dataset, is_remote
 from loader.work import Job, Meter
 from preprocess.dataset import ImageClass, Manifest, Stats, read_index, read_manifest, read_stats, require_split
 from preprocess.errors import UserError
@@ -40,6 +41,9 @@ class Loader:
     (break, exception) ends and frees all of them. A loader is for one thread. It may cross a fork while no epoch is
     under way (what waits is closed before, and made again on demand); a spawned process makes its own from the
     configuration, which can be pickled.
+
+    root: a folder, or an address (https://, s3://, gs://: what fsspec reads), whose shards then come through a cache
+    on this machine (`LoaderConfig.cache`).
 
     local_world_size: how many of the ranks run on this machine and so share its cores; None: all of them.
 
@@ -64,7 +68,9 @@ class Loader:
             raise UserError(f"batch_size {config.batch_size} cannot be shared by {world_size} ranks; choose a multiple")
         if not 1 <= (local := world_size if local_world_size is None else local_world_size) <= world_size:
             raise UserError(f"local_world_size is {local}; with world_size {world_size} it must be 1 to {world_size}")
-        self.root, self.split, self.config, self._local = Path(root), split, config, local
+        self.split, self.config, self._local = split, config, local
+        self._remote = Remote(str(root)) if is_remote(root) else None
+        self.root = fetch_dataset(self._remote, _cache(config), split) if self._remote else Path(root)
         self.rank, self.world_size, self.device = rank, world_size, device
         self.manifest: Manifest = read_manifest(self.root)
         samples = require_split(self.root, self.manifest, split).samples
@@ -126,9 +132,9 @@ class Loader:
     def job(self, epoch: int, step: int = 0) -> Job:
         """This rank's work in an epoch, from a step on: a plain value."""
         return Job(
-            root=self.root, split=self.split, manifest=self.manifest, index=self._index, stats=self.stats,
-            config=self.config, rank=self.rank, world_size=self.world_size, device=self.device, epoch=epoch,
-            first_step=step,
+            root=self.root, remote=self._remote, split=self.split, manifest=self.manifest, index=self._index,
+            stats=self.stats, config=self.config, rank=self.rank, world_size=self.world_size, device=self.device,
+            epoch=epoch, first_step=step,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,6 +203,12 @@ class Loader:
             "dataset": self._hash, "split": self.split, "seed": config.seed, "order": config.order_name,
             "batch_size": config.batch_size,
         }  # fmt: skip
+
+
+def _cache(config: LoaderConfig) -> Path:
+    if config.cache:
+        return Path(config.cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gratis"
 
 
 class EpochIterator:

@@ -13,8 +13,8 @@ import threading
 import weakref
 
 from loader.quarantine import Quarantine
-from loader.source import Source
-from loader.stages import Ready, Stages, Stopped
+from loader.remote import Stopped
+from loader.stages import Ready, Stages, source_of
 from loader.work import Job, Meter
 
 
@@ -27,7 +27,7 @@ class Producer:
 
     def __init__(self, job: Job, meter: Meter, threads: int, quarantine: Quarantine) -> None:
         self._meter, self.closed = meter, False
-        source = Source(job.root, job.manifest.splits[job.split], job.index)
+        source = source_of(job)
         self._stages = Stages(job, source, meter, threads, quarantine)
         self._ready: queue.SimpleQueue[Ready | BaseException | None] = queue.SimpleQueue()
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -74,6 +74,7 @@ class Producer:
         if self.closed:
             return
         self.closed = True
+        self._stages.stop()
         self._free.put(None)
         if self._thread is not threading.current_thread():  # garbage may be collected in any thread
             self._join()

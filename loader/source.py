@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from loader.cache import Cache, uses_of
 from preprocess.dataset import Index, Split
 from preprocess.errors import UserError
 
@@ -26,13 +27,25 @@ HEADER = 512  # of a tar member, directly before its bytes; the name is its firs
 class Source:
     """Reads one split. For one thread; files stay open until `close`."""
 
-    def __init__(self, root: Path, split: Split, index: Index) -> None:
-        self._root, self._shards, self._index = root, split.shards, index
+    def __init__(self, root: Path, split: Split, index: Index, cache: Cache | None = None) -> None:
+        self._root, self._shards, self._index, self._cache = root, split.shards, index, cache
         self._files: OrderedDict[int, int] = OrderedDict()
+
+    def begin(self, order: Ids, batch_size: int, first_step: int) -> None:
+        """Of an epoch: shards on a server are now fetched in this order."""
+        if self._cache:
+            self._cache.begin(uses_of(self._index.shard[order], batch_size, first_step), first_step)
+
+    def at(self, step: int) -> None:
+        """Of the epoch. Shards on a server that are read to the end are closed, for their space comes back then."""
+        if self._cache:
+            wanted = self._cache.at(step)
+            for shard in [shard for shard in self._files if shard not in wanted]:
+                os.close(self._files.pop(shard))
 
     def expect(self, ids: Ids) -> None:
         """Asks the system to read these samples ahead, all at once: on a cold disk their latencies then overlap."""
-        for shard, offset, size in self._places(ids):
+        for shard, offset, size in [] if self._cache else self._places(ids):
             os.posix_fadvise(self._file(shard), offset, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, ids: Ids, buffer: Bytes | None = None) -> tuple[list[Bytes], Bytes]:
@@ -53,7 +66,14 @@ class Source:
         name = os.pread(self._file(shard), 100, offset - HEADER).split(b"\0")[0].decode(errors="replace")
         return f"shard {self._root / self._shards[shard].name}, key {Path(name).stem}, offset {offset}"
 
+    def stop(self) -> None:
+        """Ends a `read` that waits for a server, with Stopped. For any thread."""
+        if self._cache:
+            self._cache.stop()
+
     def close(self) -> None:
+        if self._cache:
+            self._cache.close()
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -74,7 +94,7 @@ class Source:
         expected = self._shards[shard]
         path = self._root / expected.name
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = self._cache.open(shard) if self._cache else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); verify the copy of the dataset") from None
         if (found := os.fstat(file).st_size) != expected.bytes:

@@ -10,6 +10,7 @@ import torch
 
 from loader import gpu
 from loader.batch import IGNORE, Batch
+from loader.cache import Cache
 from loader.decode import Mender, Runner, decode, decode_raw, needs_pipeline
 from loader.finish import Finisher
 from loader.plan import PAD
@@ -18,10 +19,6 @@ from loader.source import Ids, Source
 from loader.work import Job, Meter, Reader
 
 Slot = Callable[[], int]
-
-
-class Stopped(Exception):
-    """The epoch was ended while the producer waited for a free slot."""
 
 
 class Ready(NamedTuple):
@@ -53,6 +50,10 @@ class Stages:
             labels, ids = _rows(job, np.empty(0, np.int64))
             yield Ready(Batch(_blank(job), labels.to(job.device), ids), 0, None, number)
 
+    def stop(self) -> None:
+        """Ends a wait for a server. For any thread."""
+        self._source.stop()
+
     def close(self) -> None:
         self._runner.close()
         self._reader.close()
@@ -82,6 +83,14 @@ class Stages:
             with self._meter.time("transfer_s"):
                 batch, copied = _to_device(job, work.ids, tensor, self._stream)
             yield Ready(batch, len(work.ids), copied, number)
+
+
+def source_of(job: Job) -> Source:
+    """The files of the job's split, on this machine or on a server."""
+    split = job.manifest.splits[job.split]
+    limit = int(job.config.cache_gb * 1e9)
+    cache = Cache(job.remote, job.root, split.shards, limit) if job.remote else None
+    return Source(job.root, split, job.index, cache)
 
 
 def _to_device(job: Job, ids: Ids, tensor: Any, stream: Any) -> tuple[Batch, Any]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from loader import plan
 from loader.config import LoaderConfig
 from loader.quarantine import Quarantine
+from loader.remote import Remote
 from loader.source import Bytes, Ids, Source
 from preprocess.dataset import Index, Manifest, Stats
 from preprocess.events import LoaderCounters
@@ -28,7 +29,8 @@ BUFFERS = 4  # of encoded bytes: two batches are with the decoder, one behind it
 class Job:
     """One rank's share of what is left of one epoch. Holds no file, thread or device memory."""
 
-    root: Path
+    root: Path  # of the dataset, or of what the cache has of it
+    remote: Remote | None
     split: str
     manifest: Manifest
     index: Index
@@ -152,7 +154,9 @@ class Reader:
         """
         order = job.order()
         steps = [ids for step in job.steps if len(ids := _ids(job, order, step))]
+        self._source.begin(order, job.config.batch_size, job.first_step)
         for number, ids in enumerate(steps):
+            self._source.at(job.first_step + number)
             with self._meter.time("read_s"):
                 if number + 1 < len(steps):
                     self._source.expect(steps[number + 1])

@@ -177,7 +177,7 @@ def graph_of(job: Job) -> Iterator[tuple[Work, Any]]:
 
 def job_of(root: Path, config: LoaderConfig) -> Job:
     return Job(
-        root=root, split="train", manifest=read_manifest(root), index=read_index(root, "train"),
+        root=root, remote=None, split="train", manifest=read_manifest(root), index=read_index(root, "train"),
         stats=read_stats(root), config=config, rank=0, world_size=1, device=torch.device("cpu"), epoch=0, first_step=0,
     )  # fmt: skip
 

@@ -1,0 +1,142 @@
+"""Datasets on a server (s3://, gs://, https:// and whatever else fsspec reads): what is fetched, and how it is checked.
+
+Manifest, indices and statistics come into the cache once, into a folder named for the manifest's hash. Shards follow
+while epochs run (`loader.cache`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from preprocess.dataset import MANIFEST, STATS, Manifest, index_name, read_manifest, require_split, write_durably
+from preprocess.errors import UserError
+
+BLOCK = 8 << 20  # bytes of one request: what a broken connection costs at most
+TRIES = 7  # of a request, 0.1 s apart, then 0.2, 0.4 ...: 6 s in all
+PAUSE = 0.1
+POLL = 0.05  # seconds between looks at a lock that another holds
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The epoch was ended while something waited."""
+
+
+def is_remote(root: Path | str) -> bool:
+    return "://" in str(root)
+
+
+class Remote:
+    """One dataset's files on a server. Every request is tried again after an error. For any thread."""
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs
+
+        self.url = url.rstrip("/")
+        try:
+            self._files, self._path = url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{url} cannot be read: {_line(error)}") from None
+
+    def read(self, name: str, start: int = 0, size: int | None = None, *, stop: threading.Event | None = None) -> bytes:
+        """A file, or `size` bytes of it. UserError if it is not there, or after TRIES errors; Stopped on request."""
+        end = None if size is None else start + size
+        data: bytes = self._try(
+            name, lambda: self._files.cat_file(f"{self._path}/{name}", start=start or None, end=end), stop
+        )
+        return data
+
+    def download(self, name: str, file: BinaryIO, *, size: int, sha256: str, stop: threading.Event) -> bool:
+        """Appends to a file what it lacks of `size` bytes; whether the whole then has that sha256."""
+        digest, have = hashlib.sha256(), 0
+        file.seek(0)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            have += len(chunk)
+        while have < size:
+            if stop.is_set():
+                raise Stopped
+            block = self.read(name, have, min(BLOCK, size - have), stop=stop)
+            if len(block) == size and have:  # a server that knows no ranges sends the whole
+                block = block[have:]
+            if not block:
+                return False
+            file.write(block)
+            digest.update(block)
+            have += len(block)
+        file.flush()
+        return have == size and digest.hexdigest() == sha256
+
+    def _try(self, name: str, request: Callable[[], T], stop: threading.Event | None) -> T:
+        waiting = stop or threading.Event()
+        for attempt in range(TRIES):
+            try:
+                return request()
+            except (FileNotFoundError, PermissionError) as error:
+                raise UserError(f"{self.url}/{name} cannot be read: {_line(error)}") from None
+            except Exception as error:  # each protocol's library has errors of its own
+                last = error
+            if waiting.wait(PAUSE * 2**attempt):
+                raise Stopped
+        raise UserError(f"{self.url}/{name} cannot be read, after {TRIES} attempts: {_line(last)}")
+
+
+def fetch_dataset(remote: Remote, cache: Path, split: str) -> Path:
+    """The folder in the cache that holds the dataset's manifest, statistics and this split's index."""
+    text = remote.read(MANIFEST)
+    folder = cache / hashlib.sha256(text).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "lock"):
+            if not (folder / MANIFEST).exists():
+                write_durably(folder / MANIFEST, text)
+            manifest = read_manifest(folder)
+            _fetch_small(remote, folder, STATS, manifest.stats_sha256)
+            _fetch_small(remote, folder, index_name(split), _index_sha256(remote, manifest, split))
+    except OSError as error:
+        raise UserError(f"the cache {cache} cannot be written: {_line(error)}") from None
+    return folder
+
+
+@contextmanager
+def locked(path: Path, stop: threading.Event | None = None) -> Iterator[None]:
+    """Holds a lock among the threads and processes of this machine; the system ends it with its holder. Stopped on
+    request, while it waits."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while True:
+            try:
+                flock(handle, LOCK_EX | (LOCK_NB if stop else 0))
+                break
+            except BlockingIOError:
+                if stop and stop.wait(POLL):
+                    raise Stopped from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _fetch_small(remote: Remote, folder: Path, name: str, sha256: str) -> None:
+    path = folder / name
+    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+        return
+    data = remote.read(name)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(f"{remote.url}/{name} is not what the manifest says; copy the dataset there again")
+    write_durably(path, data)
+
+
+def _index_sha256(remote: Remote, manifest: Manifest, split: str) -> str:
+    return require_split(Path(remote.url), manifest, split).index_sha256
+
+
+def _line(error: BaseException) -> str:
+    return str(error).split("\n", maxsplit=1)[0] or type(error).__name__

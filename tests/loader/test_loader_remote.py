@@ -1,0 +1,253 @@
+"""Datasets on a server, through the cache: real HTTP and S3 servers, slow, breaking, lying, and a disk that is full."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from serving import FaultyServer, faulty, free_port, nginx, nginx_binary, served
+
+from loader import Batch, Loader, LoaderConfig
+from loader.cache import Use, uses_of
+from preprocess.dataset import read_manifest
+from preprocess.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
+
+
+@pytest.fixture
+def server(jpeg_dataset: Path) -> Iterator[FaultyServer]:
+    with faulty(jpeg_dataset) as server:
+        yield server
+
+
+def make(root: Path | str, cache: Path, **options: Any) -> Loader:
+    config = {"batch_size": 12, "crop": 48, "threads": 1, "cache": str(cache)} | options
+    return Loader(root, "train", LoaderConfig(**config))
+
+
+def epoch(loader: Loader) -> list[Batch]:
+    return [Batch(*(tensor.clone() for tensor in batch)) for batch in loader]
+
+
+def assert_same(found: list[Batch], expected: list[Batch]) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def cached(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*/*.tar"))
+
+
+@pytest.mark.parametrize("options", [{}, {"order": "window", "window": 2}, {"augment": False}])
+def test_batches_are_those_of_the_local_dataset(
+    server: FaultyServer, jpeg_dataset: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    local, remote = make(jpeg_dataset, tmp_path, **options), make(server.url, tmp_path / "cache", **options)
+    for _ in range(2):
+        assert_same(epoch(remote), epoch(local))
+    assert {n for name, n in server.requests.items() if name.endswith(".tar")} == {1}
+    assert len(cached(tmp_path / "cache")) == 11
+    assert remote.state_dict() == local.state_dict()
+    remote.close()
+
+
+def test_slow_and_breaking_connections_only_take_longer(
+    server: FaultyServer, jpeg_dataset: Path, tmp_path: Path
+) -> None:
+    server.latency_s, server.break_every = 0.02, 3
+    with make(server.url, tmp_path / "cache") as loader:
+        assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path)))
+
+
+def test_shards_are_fetched_ahead(server: FaultyServer, tmp_path: Path) -> None:
+    with make(server.url, tmp_path / "cache", augment=False) as loader:
+        next(iter(loader))  # of the first shard
+        for _ in range(100):
+            if len(cached(tmp_path / "cache")) == 11:
+                return
+            time.sleep(0.05)
+    pytest.fail("only what the first batches need was fetched")
+
+
+def test_the_cache_is_bounded_and_the_oldest_go_first(server: FaultyServer, jpeg_dataset: Path, tmp_path: Path) -> None:
+    sizes = [shard.bytes for shard in read_manifest(jpeg_dataset).splits["train"].shards]
+    limit = 5 * max(sizes)
+    most = 0
+    with make(server.url, tmp_path / "cache", augment=False, cache_gb=limit / 1e9) as loader:
+        expected = epoch(make(jpeg_dataset, tmp_path, augment=False))
+        found = []
+        for batch in loader:
+            found.append(Batch(*(tensor.clone() for tensor in batch)))
+            most = max(most, sum(path.stat().st_size for path in cached(tmp_path / "cache")))
+        assert_same(found, expected)
+        left = [path.name for path in cached(tmp_path / "cache")]
+        assert_same(epoch(loader), expected)
+    assert most <= limit
+    assert "train-00010.tar" in left
+    assert "train-00000.tar" not in left
+
+
+def test_an_order_that_needs_more_space_than_there_is_says_so(server: FaultyServer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"reads 0\.000\d+ GB of shards side by side and cache_gb is 0\.0001; raise it"):
+        epoch(make(server.url, tmp_path, cache_gb=0.0001))
+
+
+@pytest.mark.parametrize("times", [1, -1])
+def test_a_corrupt_shard_is_fetched_again_and_never_used(server: FaultyServer, tmp_path: Path, times: int) -> None:
+    server.corrupt, server.corrupt_times = "train-00004.tar", times
+    with make(server.url, tmp_path / "cache") as loader:
+        if times == 1:
+            assert len(epoch(loader)) == 9
+        else:
+            with pytest.raises(UserError, match=r"train-00004\.tar is not what the manifest says") as caught:
+                epoch(loader)
+            assert "\n" not in str(caught.value)
+            assert "train-00004.tar" not in [path.name for path in cached(tmp_path / "cache")]
+
+
+def test_what_is_missing_or_not_reachable_is_one_line(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loader.remote.PAUSE", 0.001)
+    for address, message in (
+        (f"{server.url}/nowhere", "nowhere/manifest.json cannot be read"),
+        (f"http://127.0.0.1:{free_port()}", "cannot be read, after 7 attempts"),
+        ("nosuch://bucket/x", "nosuch://bucket/x cannot be read: Protocol not known"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            make(address, tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_epoch_that_is_broken_off_ends_its_downloads(server: FaultyServer, tmp_path: Path) -> None:
+    server.latency_s = 0.3
+    loader = make(server.url, tmp_path / "cache", augment=False)
+    for _ in loader:
+        break
+    began = time.perf_counter()
+    loader.close()
+    assert time.perf_counter() - began < 2
+    assert not [path for path in (Path("/proc/self/fd")).iterdir() if ".tar" in os.path.realpath(path)]
+
+
+CHILD = """
+    import sys, torch
+    from loader import Loader, LoaderConfig
+    config = LoaderConfig(batch_size=12, crop=48, threads=1, cache=sys.argv[2])
+    print(float(sum(batch.images.double().sum() for batch in Loader(sys.argv[1], "train", config))))
+"""
+
+
+def child(url: str, cache: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(CHILD), url, str(cache)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_processes_share_the_cache_and_fetch_each_shard_once(server: FaultyServer, tmp_path: Path) -> None:
+    server.latency_s = 0.05
+    processes = [child(server.url, tmp_path / "cache") for _ in range(3)]
+    answers = [process.communicate(timeout=60) for process in processes]
+    assert {out for out, _ in answers} == {answers[0][0]}, answers
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert {n for name, n in server.requests.items() if name.endswith(".tar")} == {1}
+
+
+def test_a_killed_download_goes_on_where_it_was(
+    server: FaultyServer, jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "train-00000.tar"
+    whole = (jpeg_dataset / name).read_bytes()
+    server.latency_s = 0.5
+    process = child(server.url, tmp_path / "cache")
+    while not list((tmp_path / "cache").glob("*/*.part")):
+        time.sleep(0.01)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).with_suffix(f".{len(whole)}.part").write_bytes(whole[:20_000])  # as far as it may have come
+    server.latency_s, server.sent = 0.0, 0
+    with make(server.url, tmp_path / "cache") as loader:
+        assert len(epoch(loader)) == 9
+    assert (folder / name).read_bytes() == whole
+    total = sum((jpeg_dataset / path.name).stat().st_size for path in cached(tmp_path / "cache"))
+    small = (jpeg_dataset / "manifest.json").stat().st_size
+    assert server.sent <= total - 20_000 + small
+
+
+def test_a_full_disk_is_made_room_on_and_then_said(server: FaultyServer, jpeg_dataset: Path, tmp_path: Path) -> None:
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    sizes = [shard.bytes for shard in read_manifest(jpeg_dataset).splits["train"].shards]
+    size = 4 * max(sizes) + 300_000  # beside the statistics
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mounted)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs rights that this machine does not give")
+    try:
+        with make(server.url, mounted, augment=False) as loader:
+            assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path, augment=False)))
+        for path in cached(mounted):
+            path.unlink()
+        (mounted / "other").write_bytes(bytes(size - sum(p.stat().st_size for p in mounted.rglob("*")) - 40_000))
+        with (
+            make(server.url, mounted, augment=False) as loader,
+            pytest.raises(UserError, match=r"cannot hold train-.*No space left"),
+        ):
+            epoch(loader)
+    finally:
+        subprocess.run(["umount", "-l", str(mounted)], check=True)
+
+
+@pytest.mark.slow
+def test_nginx(jpeg_dataset: Path, tmp_path: Path) -> None:
+    if not nginx_binary():
+        pytest.skip("nginx is not installed (apt install nginx-light)")
+    with nginx(jpeg_dataset, tmp_path / "nginx") as url, make(url, tmp_path / "cache") as loader:
+        assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_s3(jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("moto", reason="moto is not installed")
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    for name, value in (("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_ENDPOINT_URL", endpoint)):
+        monkeypatch.setenv(name, value)
+    command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)]
+    files = s3fs.S3FileSystem(endpoint_url=endpoint, key="a", secret="b")
+
+    def ready() -> None:
+        with suppress(FileExistsError):
+            files.mkdir("bucket")
+
+    with served(command, ready):
+        for path in jpeg_dataset.iterdir():
+            files.put_file(str(path), f"bucket/sets/{path.name}")
+        with make("s3://bucket/sets", tmp_path / "cache", order="window", window=2) as loader:
+            assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path, order="window", window=2)))
+        with pytest.raises(UserError, match=r"s3://bucket/nothing/manifest\.json cannot be read"):
+            make("s3://bucket/nothing", tmp_path / "cache")
+
+
+def test_uses_are_the_first_and_last_step_of_each_shard() -> None:
+    shards = np.array([2, 2, 0, 2, 0, 0, 1], np.int32)
+    assert uses_of(shards, 2, 0) == [Use(2, 0, 1), Use(0, 1, 2), Use(1, 3, 3)]
+    assert uses_of(shards, 2, 2) == [Use(0, 2, 2), Use(1, 3, 3)]
