@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from browser import binary, chromium
 from PIL import Image
-from served import RunWriter, serving, writing
+from served import ROOT, RunWriter, get, serving, wait_for, writing
 
 pytestmark = pytest.mark.skipif(binary() is None, reason="needs Debian's package chromium")
 TOKEN = "correct-horse-battery-staple"
@@ -46,6 +50,41 @@ def test_the_page_follows_a_run_and_outlives_its_trainer(tmp_path: Path) -> None
         assert page.console == []
         if "GRATIS_SHOTS" in os.environ:  # a folder to keep the picture in
             page.shoot(Path(os.environ["GRATIS_SHOTS"]) / "page.png")
+
+
+@pytest.mark.slow
+def test_the_page_follows_a_real_run_to_its_end(tmp_path: Path, sample_shards: Path) -> None:
+    command = [sys.executable, "-m", "train", "--shards", str(sample_shards), "--runs", str(tmp_path / "runs")]
+    small = ["--recipe", "sample", "--epochs", "2", "--width", "0.25", "--hidden", "512"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with chromium(tmp_path / "profile") as page:
+        process = subprocess.Popen(
+            [*command, *small, "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            assert wait_for(lambda: answers(f"http://127.0.0.1:{port}/livez"), 30)
+            page.open(f"http://127.0.0.1:{port}/")
+            page.wait("document.querySelector('#state')?.textContent == 'running'", 60)
+            first = page.run("document.querySelector('#tiles').textContent")
+            page.wait("document.querySelector('#kind').textContent.includes('bound')", 30)
+            page.wait("document.querySelector('#picture').naturalWidth > 100", 30)
+            page.wait(f"document.querySelector('#tiles').textContent != {json.dumps(first)}", 30)
+            assert page.console == []
+            page.wait("document.querySelector('#state').textContent == 'finished'", 90)
+            page.wait("document.querySelector('#notice').textContent.includes('status server has closed')", 30)
+            assert "64step of 64" in page.run("document.querySelector('#tiles').textContent")
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return get(url)[0] == 200
+    except OSError:
+        return False
 
 
 def test_the_page_asks_for_the_token_and_reconnects(tmp_path: Path) -> None:
