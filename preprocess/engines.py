@@ -36,7 +36,7 @@ def run_on_ray(tasks: Iterable[ShardTask]) -> Iterator[Step]:
     try:
         while True:
             cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-            for task in islice(source, AHEAD * cores - len(running)):
+            for task in islice(source, max(0, AHEAD * cores - len(running))):
                 running[remote.remote(task, os.getcwd())] = task
             if not running:
                 return
@@ -46,6 +46,8 @@ def run_on_ray(tasks: Iterable[ShardTask]) -> Iterator[Step]:
                 if failure:
                     raise UserError(failure)
                 yield step
+    except ray.exceptions.RayError as error:  # the cluster itself is lost: a task's own failures come back as text
+        raise UserError(f"--engine ray: {' '.join(str(error).split())[:300]}; run it again to go on") from None
     finally:
         ray.shutdown()
 

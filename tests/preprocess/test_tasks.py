@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -75,6 +76,22 @@ def test_tasks_of_other_settings_are_refused(sample_source: Path, tmp_path: Path
         make_shards(config(sample_source, tmp_path / "o", task_id=1, num_tasks=9, seed=1))
     with pytest.raises(UserError, match="no work"):
         merge(MergeConfig(out=str(tmp_path / "none")))
+
+
+@pytest.mark.slow
+def test_ray_with_a_node_killed_writes_the_same_bytes(sample_source: Path, tmp_path: Path) -> None:
+    """A real cluster of two nodes on this machine; one dies while shards are being made."""
+    pytest.importorskip("ray", reason="needs ray")
+    make_shards(ShardsConfig(src=str(sample_source), out=str(tmp_path / "local"), size=64, samples_per_shard=100))
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("ray_cluster.py")), str(sample_source), str(tmp_path / "ray")],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    killed = re.search(r"killed with (\d+) receipts", done.stdout)
+    assert killed
+    assert 4 <= int(killed[1]) < 12  # of 12: there was work left to do
+    assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 
 
 @pytest.mark.parametrize("more", [{"task_id": 1}, {"num_tasks": 1}, {"task_id": 3, "num_tasks": 3},
