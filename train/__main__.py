@@ -2,7 +2,7 @@
 
 Checks the configuration, prepares what is missing, starts the status server, runs one process per device under
 torchrun's agent, and closes with a table. Exit codes: 2 user error, 75 preempted (requeue), 130 interrupted.
-Beside training: `python -m train summary`, `python -m train bench`.
+Beside training: `python -m train summary`, `python -m train bench`, `python -m train scaling`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import FrameType
 
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import PREEMPTED, UserError, guard
-from train import bench, summary
+from train import bench, scaling, summary
 from train.closing import show
 from train.launch import Launch, attempts, choose_run, choose_world, in_use, outcome, start_ranks
 from train.layers import plan as plan_layers
@@ -27,7 +27,11 @@ from train.recipes import RECIPES
 
 SAMPLE = Path("sample")
 FIRST_PORT, PORTS = 8000, 100
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"summary": summary.main, "bench": bench.main}  # beside training
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "summary": summary.main,
+    "bench": bench.main,
+    "scaling": scaling.main,
+}  # beside training
 
 
 class _Terminated(BaseException):

@@ -23,6 +23,7 @@ from train.events import Outcome, Start
 from train.interval import Signals
 from train.launch import Choice, Launch, lock, report_failure
 from train.loop import Job
+from train.memory import fitting_batch
 from train.network import AlexNet
 from train.optim import Optimiser
 from train.parallel import GradientSum, Mesh, connect, disconnect
@@ -73,7 +74,10 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
             print(f"resumed at step {job.step}, epoch {job.epoch + 1}", flush=True)
         if not job.evaluates and mesh.rank == 0:
             events.write("warning", {"message": "the dataset has no validation split: nothing is evaluated"})
-        outcome = loop.run(job)
+        try:
+            outcome = loop.run(job)
+        except torch.OutOfMemoryError:
+            raise UserError(too_large(job)) from None
         job.saver.close()
     error = f"the loss is not finite at step {job.step}" if outcome == "diverged" else None
     events.write("end", {"outcome": outcome, "error": error}, epoch=job.epoch, step=job.step)
@@ -85,6 +89,18 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
 def compiles(choice: Choice, device: torch.device) -> bool:
     """Compiling takes a minute, which short runs on a CPU never earn back."""
     return choice == "on" or (choice == "auto" and device.type == "cuda")
+
+
+def too_large(job: Job) -> str:
+    mesh, recipe = job.mesh, job.recipe
+    size = torch.cuda.get_device_properties(mesh.device).total_memory
+    sharers = -(-mesh.local_world // torch.cuda.device_count())  # ranks on this GPU
+    fits = fitting_batch(
+        recipe, job.network.classes, world=mesh.world, towers=mesh.tower.size, device_bytes=size // sharers
+    )
+    fits = min(fits, recipe.batch // 2)  # an estimate that this batch would fit has just been proved wrong
+    way_out = f"about --batch {fits} fits" if fits else "take more GPUs, or a smaller --width"
+    return f"--batch {recipe.batch} on {mesh.world} does not fit into a GPU of {size / 2**30:.0f} GiB: {way_out}"
 
 
 def training_config(recipe: Recipe, seed: int) -> LoaderConfig:

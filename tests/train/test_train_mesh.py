@@ -155,6 +155,7 @@ def ranks(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, dict[s
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 def test_a_mesh_equals_one_process(ranks: list[dict[str, Any]], dtype: torch.dtype, tolerance: float) -> None:
+    """Trap 19."""
     one = three_steps(Mesh(), dtype)
     assert sum(name.startswith("grad") for name in one) == 16
     for rank, found in enumerate(ranks):

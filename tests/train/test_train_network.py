@@ -67,7 +67,7 @@ def test_layer_one_normalises_signed_responses(order: str, expected: float) -> N
     assert F.relu(normalised)[0, 1] == pytest.approx(expected, abs=1e-4)
 
 
-def test_first_responses_and_first_loss_are_of_the_expected_size() -> None:  # traps 10 and 23
+def test_first_responses_and_first_loss_are_of_the_expected_size() -> None:  # trap 10, trap 23
     generator = torch.Generator().manual_seed(0)
     images = torch.empty(4, 3, 224, 224).normal_(0, 74.4, generator=generator)
     network = AlexNet(RELEASED, 1000)
@@ -78,7 +78,7 @@ def test_first_responses_and_first_loss_are_of_the_expected_size() -> None:  # t
     assert 6.85 < -logits.log_softmax(1).mean().item() < 7.3  # the mean over all labels: four images have few
 
 
-def test_parameters_and_initial_values() -> None:  # traps 11 and 17
+def test_parameters_and_initial_values() -> None:  # trap 11, trap 17
     network = AlexNet(RELEASED, 1000)
     assert sum(p.numel() for p in network.parameters()) == 60_965_224
     named = dict(network.named_parameters())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from train.optim import Optimiser
-from train.recipes import RELEASED, SAMPLE, TORCHVISION
-from train.schedule import Rates, noise_until, rates
+from train.recipes import CAFFE, PAPER, RELEASED, SAMPLE, TORCHVISION
+from train.schedule import Rates, drops, noise_until, rates
 from train.scores import average_views, credit, score_sums, scores, share_of_loss, valid_rows
 
 
@@ -106,6 +107,28 @@ def test_cosine_warms_up_and_ends_near_zero() -> None:
     assert path[0] == pytest.approx(SAMPLE.rate / SAMPLE.warmup_steps)
     assert max(path) == pytest.approx(SAMPLE.rate, rel=0.1)
     assert 0 < path[-1] < 1e-3 * SAMPLE.rate
+
+
+def test_plateau_divides_three_times_when_the_error_stands_still() -> None:
+    assert [drops(errors, 2) for errors in ([], [0.9, 0.8, 0.7], [0.9, 0.9], [0.9, 0.9, 0.9])] == [0, 0, 0, 1]
+    assert drops([0.9, 0.95, 0.8, 0.85, 0.85, 0.79, 0.8, 0.8], 2) == 2  # a better one starts the count anew
+    assert drops([0.9] * 50, 2) == 3
+    recipe = replace(PAPER, patience=2)
+    assert recipe.schedule == "plateau"
+    for errors, rate in (([0.9, 0.8], 0.01), ([0.9] * 3, 0.001), ([0.9] * 50, 1e-5)):
+        found = rates(recipe, 5000, 100, errors)
+        assert found["weights"] == found["biases"] == pytest.approx(rate)  # equal for all layers, as the paper says
+
+
+def test_larger_batches_scale_the_rates() -> None:
+    def weights(**fields: Any) -> float:
+        return rates(replace(RELEASED, batch=1024, **fields), 0, 100)["weights"]
+
+    assert weights() == 0.01
+    assert weights(scale_rate="linear") == pytest.approx(0.08)
+    assert weights(scale_rate="sqrt") == pytest.approx(0.01 * 8**0.5)
+    assert weights(scale_rate="linear", warmup_steps=400) == pytest.approx(0.08 / 400)
+    assert rates(replace(CAFFE, scale_rate="linear"), 0, 100)["weights"] == 0.01  # meant for its own batch
 
 
 def test_views_average_probabilities_not_logits() -> None:  # trap 15

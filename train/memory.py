@@ -1,0 +1,37 @@
+"""How large a batch fits into a GPU, for the one line that says so when another did not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from train.network import AlexNet, Draw
+from train.recipes import Recipe
+
+COPIES = 4  # of every parameter: itself, its gradient, its velocity, and narrow or scratch copies
+TRANSIENT = 1.5  # memory at the peak of backward over what forward keeps for it
+RESERVED = 2 << 30  # bytes: the context, the libraries' workspaces, the loader's batches
+
+
+def kept_bytes(recipe: Recipe, classes: int) -> tuple[float, int]:
+    """(bytes that forward keeps for backward per image, bytes of all parameters), seen on the CPU in one process."""
+    network, rows = AlexNet(recipe, classes), 2
+    own = {parameter.data_ptr() for parameter in network.parameters()}
+    sizes: dict[int, int] = {}
+
+    def seen(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in own and len(tensor) == rows:  # copies of weights do not grow with the batch
+            sizes[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+        logits = network(torch.zeros(rows, 3, recipe.crop, recipe.crop), Draw(seed=0, step=0, rows=range(rows)))
+    del logits
+    return sum(sizes.values()) / rows, sum(parameter.nbytes for parameter in network.parameters())
+
+
+def fitting_batch(recipe: Recipe, classes: int, *, world: int, towers: int, device_bytes: int) -> int:
+    """About the largest global batch for `world` GPUs of this size, a multiple of world; 0 where not even that fits."""
+    per_image, parameters = kept_bytes(recipe, classes)
+    free = device_bytes - RESERVED - COPIES * parameters / towers
+    return max(0, int(free / (TRANSIENT * per_image))) * world
