@@ -1,0 +1,141 @@
+"""Watching costs training nothing: what the counters take of a step, and what fifty clients do to its duration."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from served import ROOT, serving, wait_for
+from torch.nn.functional import cross_entropy
+
+from loader import Loader, LoaderConfig
+from preprocess.events import EventWriter
+from train.interval import SECONDS, Interval, Report, Signals
+from train.network import AlexNet, Draw
+from train.parallel import Mesh
+from train.recipes import RECIPES
+
+ALONE = {
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
+HERE = Path(__file__).parent
+
+
+def seconds_each(count: int, call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - begin) / count
+
+
+@pytest.mark.slow
+def test_measuring_takes_less_than_a_thousandth_of_a_step(sample_shards: Path, tmp_path: Path) -> None:
+    """What is done per step and per interval for the counters' sake alone, against a step of the sample's recipe."""
+    recipe, signals = RECIPES["sample"], Signals()
+    writer = EventWriter(tmp_path / "rank-0.jsonl", attempt=1, rank=0)
+    with Loader(sample_shards, "train", LoaderConfig(batch_size=recipe.batch, crop=recipe.crop)) as loader:
+        network = AlexNet(recipe, 10)
+        images, labels, _ = next(iter(loader))
+
+        def train() -> None:
+            logits = network(images, Draw(seed=0, step=0, rows=range(recipe.batch)))
+            cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
+
+        train()
+        step_s = seconds_each(5, train)
+        interval = Interval(Mesh(), loader, writer, signals)
+        report = Report(steps=1, loss=1.0, top1=0.5, images=32, wall_s=1.0, stop=None)
+        interval.add(torch.zeros(()), torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64))
+        record = lambda: interval._record(report, 32, 1.0, 0.0, 0.01)  # noqa: E731
+        per_interval = seconds_each(200, lambda: writer.write("step", record(), step=1))
+        per_step = seconds_each(2000, lambda: (time.perf_counter(), time.perf_counter()))
+        per_step += 6 * seconds_each(2000, lambda: spend(loader))  # read, decode, finish, blocked, wait, taken
+    share = per_step / step_s + per_interval / SECONDS
+    print(f"step {step_s * 1e3:.1f} ms; counters: {per_step * 1e6:.1f} us a step", end=", ")
+    print(f"{per_interval * 1e6:.0f} us an interval of {SECONDS:.0f} s: {share:.4%}")
+    assert share < 0.001
+
+
+def spend(loader: Loader) -> None:
+    with loader._meter.time("wait_s"):
+        pass
+
+
+@contextmanager
+def clients(url: str) -> Iterator[None]:
+    """Fifty on the event stream and twenty scrapes a second."""
+    load = subprocess.Popen([sys.executable, str(HERE / "load.py"), url], stdout=subprocess.PIPE, text=True)
+    try:
+        assert load.stdout is not None
+        assert load.stdout.readline() == "loaded\n"
+        yield
+        assert load.poll() is None, "the clients were refused"
+    finally:
+        load.kill()
+        load.communicate()
+
+
+def paired(shards: Path, root: Path, pairs: int, seconds: float) -> tuple[list[float], list[float]]:
+    """99th percentiles of the step's duration, seconds, without and with clients, by turns."""
+    phases: list[tuple[float, float]] = []
+    command = [sys.executable, str(HERE / "stepper.py"), str(shards), str(root / "a")]
+    with subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True) as stepper:
+        try:
+            with serving(root) as url:
+                assert wait_for((root / "a" / "rank-0.jsonl").exists)
+                time.sleep(3)
+                for number in range(2 * pairs):
+                    with clients(url) if number % 2 else _nobody():
+                        begin = time.monotonic()
+                        time.sleep(seconds)
+                        phases.append((begin, time.monotonic()))
+        finally:
+            stepper.terminate()
+        times = json.loads(stepper.communicate()[0])
+    worst = [
+        statistics.quantiles([took for began, took in times if begin <= began < end], n=100)[98]
+        for begin, end in phases
+    ]
+    return worst[::2], worst[1::2]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | ALONE
+
+
+@contextmanager
+def _nobody() -> Iterator[None]:
+    yield
+
+
+@pytest.mark.slow
+def test_clients_do_not_slow_training(sample_shards: Path, tmp_path: Path) -> None:
+    check_pairs(*paired(sample_shards, tmp_path, pairs=3, seconds=3))
+
+
+@pytest.mark.prove
+def test_clients_do_not_slow_training_over_minutes(sample_shards: Path, tmp_path: Path) -> None:
+    check_pairs(*paired(sample_shards, tmp_path, pairs=10, seconds=10))
+
+
+def check_pairs(without: list[float], with_: list[float]) -> None:
+    """The difference of the medians is within the spread of the phases without clients, or a fifth of their median."""
+    before, after = statistics.median(without), statistics.median(with_)
+    noise = max(max(without) - min(without), before / 5)
+    print(f"p99 of a step: {before * 1e3:.1f} ms without, {after * 1e3:.1f} ms with clients", end=", ")
+    print(f"noise {noise * 1e3:.1f} ms, {len(without)} pairs")
+    assert after - before < noise
