@@ -5,6 +5,7 @@ python -m preprocess shards --src sample/source --out sample/shards
 python -m preprocess merge sample/shards
 python -m preprocess verify sample/shards
 python -m preprocess inspect sample/shards
+python -m preprocess bench --src FOLDER
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Annotated
 
 import tyro
 
+from preprocess.bench import BenchConfig, bench
 from preprocess.errors import guard
 from preprocess.inspect import InspectConfig, inspect
 from preprocess.sample import SampleConfig, make_sample
@@ -30,6 +32,7 @@ Command = (
     | Annotated[MergeConfig, tyro.conf.subcommand("merge")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[InspectConfig, tyro.conf.subcommand("inspect")]
+    | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
 )
 
 
@@ -47,6 +50,8 @@ def main() -> None:
             verify(config)
         case InspectConfig():
             inspect(config)
+        case BenchConfig():
+            bench(config)
 
 
 def _in_slurm_array(config: ShardsConfig) -> ShardsConfig:

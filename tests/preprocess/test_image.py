@@ -209,6 +209,13 @@ def test_codecs() -> None:
     assert len(encode_jpeg(pixels, 50)) < len(encode_jpeg(pixels, 95))
 
 
+@pytest.mark.parametrize("quality", [80, 94, 100])
+def test_noise_is_encoded_too(quality: int) -> None:
+    """The largest files that a quality can give: Pillow's own buffer would not hold them."""
+    noise = np.random.default_rng(0).integers(0, 2, (256, 256, 3), dtype=np.uint8) * np.uint8(255)
+    assert image.decode(encode_jpeg(noise, quality)).shape == noise.shape
+
+
 @pytest.mark.slow
 def test_quality_on_photographs(ilsvrc500: Path) -> None:
     """Against a full decode and Lanczos, through JPEG: no less than 37.6 dB, where the ceiling is 37.8."""
