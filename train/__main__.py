@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +25,7 @@ from train.launch import Launch, attempts, choose_run, choose_world, in_use, out
 from train.layers import plan as plan_layers
 from train.options import Options, parse
 from train.recipes import RECIPES
+from train.tensorboard import mirrored
 
 SAMPLE = Path("sample")
 FIRST_PORT, PORTS = 8000, 100
@@ -60,7 +62,8 @@ def main() -> int:
         if world > 1 and not present:
             towers = "one tower each" if world == options.tower_ranks == options.fields.towers else "gloo"
             print(f"no GPU: {world} CPU processes over gloo, {towers}", flush=True)
-        code = start_ranks(launch, world)
+        with mirrored(launch.folder) if options.tensorboard else nullcontext():
+            code = start_ranks(launch, world)
         if code == 0:
             show(launch)
         return code

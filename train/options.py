@@ -34,6 +34,8 @@ class Options:
     """Folder of all runs."""
     port: int | None = None
     """Of the status server. Default: 8000, or the next free one. 0: no server."""
+    tensorboard: bool = False
+    """Writes a TensorBoard event file beside the run's own records."""
     seed: int = 0
     """Of initial weights, order, augmentation and dropout."""
     tower_ranks: Literal[1, 2] = 2
