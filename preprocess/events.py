@@ -23,9 +23,10 @@ VERSION = 1
 class LoaderCounters(TypedDict):
     """What one rank's loader did since the counters were last taken. Seconds are wall seconds unless said otherwise.
 
-    The producer is the loader's background thread. It is busy reading, decoding, finishing or transferring, or it is
-    blocked because the queue of ready batches is full. So images / (interval - blocked_s) is what the loader could
-    deliver, and wait_s / interval is the share of time that training lost to it.
+    The producer is the loader's background thread. It is at work reading, decoding, finishing or transferring; or it is
+    blocked because the queue of ready batches is full; or it has made all of its epoch. So images over the sum of the
+    stages' seconds (or over wait_s, if that is more) is what the loader could deliver, and wait_s / interval is the
+    share of time that training lost to it.
     """
 
     images: int  # rows handed to the consumer that are real samples (padding is not counted)

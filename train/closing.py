@@ -49,7 +49,7 @@ def result(launch: Launch) -> dict[str, float]:
     waits = [sum(step["wait_s"] for step in steps) for steps in ranks]
     return found | {
         "images_per_s": sum(images) / max(walls),
-        "loader_images_per_s": sum(_loader_rate(steps, wall) for steps, wall in zip(ranks, walls, strict=True)),
+        "loader_images_per_s": sum(_loader_rate(steps) for steps in ranks),
         "wait_fraction": sum(waits) / sum(walls),
     }
 
@@ -58,11 +58,12 @@ def _steps(history: list[dict[str, Any]], attempt: int) -> list[dict[str, Any]]:
     return [record for record in history if record["kind"] == "step" and record["attempt"] == attempt]
 
 
-def _loader_rate(steps: list[dict[str, Any]], wall_s: float) -> float:
-    """What the rank's loader could have delivered: its images over the time in which it was not held up.
+def _loader_rate(steps: list[dict[str, Any]]) -> float:
+    """What the rank's loader could have delivered: its images over the time at work, as the status page reckons it.
 
-    Measured beside training: where both share CPU cores this is the loader under contention, in part with itself
-    waiting for a core that training holds, and `python -m loader` on the idle machine shows more.
+    At work are its stages' seconds, and at least as long as training waited. What it was not blocked would not do: at
+    the end of an epoch there is nothing left to make, and it is neither blocked nor at work.
     """
-    busy = wall_s - sum(step["loader"]["blocked_s"] for step in steps)
+    stages = sum(step["loader"][key] for step in steps for key in ("read_s", "decode_s", "finish_s", "transfer_s"))
+    busy = max(stages, sum(step["wait_s"] for step in steps))
     return float(sum(step["loader"]["images"] for step in steps) / max(busy, 1e-9))
