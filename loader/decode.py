@@ -57,12 +57,13 @@ class Runner:
         key: object = None,
     ) -> Generator[tuple[Work, Any], None, None]:  # fmt: skip
         """Each work with DALI's output for it, valid until the next is taken. A new key asks for a new pipeline."""
-        pending: deque[Work] = deque()
+        pending: deque[tuple[Work, tuple[Any, ...]]] = deque()  # DALI does not copy: all must live until it is done
         waiting = [works]
 
         def feed() -> tuple[Any, ...]:
-            pending.append(next(waiting[0]))  # its StopIteration is DALI's end of data
-            return inputs(pending[-1])
+            work = next(waiting[0])  # its StopIteration is DALI's end of data
+            pending.append((work, inputs(work)))
+            return pending[-1][1]
 
         self._feed = feed
         while True:
@@ -77,10 +78,10 @@ class Runner:
                 return
             except RuntimeError as error:
                 self._pipeline = None
-                waiting[0] = chain(self._mender.mend(error, list(pending), job), waiting[0])
+                waiting[0] = chain(self._mender.mend(error, [work for work, _ in pending], job), waiting[0])
                 pending.clear()
                 continue
-            yield pending.popleft(), output
+            yield pending.popleft()[0], output
             del output
             self._pipeline.release_outputs()
 

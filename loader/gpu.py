@@ -1,6 +1,9 @@
 """Bytes to finished batches on a GPU, all in one DALI graph: decode, crop, mirror, mean, colour noise, layout.
 
-The same graph runs on the CPU with device="cpu", where tests hold it against the reference.
+With device="cpu" the same graph runs on the CPU, where tests hold it against the reference; on a GPU it has yet to run.
+JPEGs go through `decoders.image_slice`, nvJPEG's ROI decode on CUDA cores and host; DALI's documentation has long said
+that the hardware decoder serves whole images alone. Whether whole images by hardware, then a slice, are quicker on a
+given GPU is to be measured there.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ def finishing_pipeline(feed: Feed, job: Job, threads: int) -> Any:
     """The graph, from `_inputs` to finished images."""
     from nvidia.dali import Pipeline, fn, types
 
-    device_id = (job.device.index or 0) if job.device.type == "cuda" else None
+    device_id = job.device.index if job.device.type == "cuda" else None
     bytes_dims = 3 if job.manifest.codec == "raw" else 1
     pipeline = Pipeline(batch_size=job.rows, num_threads=threads, device_id=device_id, prefetch_queue_depth=DEPTH)
     with pipeline:

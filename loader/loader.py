@@ -72,6 +72,8 @@ class Loader:
         self._remote = Remote(str(root)) if is_remote(root) else None
         self.root = fetch_dataset(self._remote, _cache(config), split) if self._remote else Path(root)
         self.rank, self.world_size, self.device = rank, world_size, device
+        if device.type == "cuda" and device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.manifest: Manifest = read_manifest(self.root)
         samples = require_split(self.root, self.manifest, split).samples
         if config.crop > self.manifest.image_size:

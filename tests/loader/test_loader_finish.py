@@ -175,6 +175,29 @@ def graph_of(job: Job) -> Iterator[tuple[Work, Any]]:
     source.close()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_on_a_gpu_batches_equal_those_of_the_cpu(name: str, codec: str, request: pytest.FixtureRequest) -> None:
+    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    config = replace(CONFIGS[name], batch_size=25, crop=CROP, seed=3)
+    before, worst, total = torch.cuda.memory_allocated(), 0.0, []
+    with Loader(root, "train", config) as cpu, Loader(root, "train", config, device=torch.device("cuda")) as gpu_:
+        for a, b in zip(cpu, gpu_, strict=True):
+            assert torch.equal(a.ids, b.ids)
+            assert torch.equal(a.labels, b.labels.cpu())
+            assert a.images.stride() == b.images.stride()
+            difference = (a.images - b.images.cpu()).abs()
+            worst = max(worst, float(difference.max()))
+            total.append(float(difference.mean()))
+    print(f"{name}, {codec}: at most {worst:.4f} levels, {np.mean(total):.4f} in the mean")
+    assert np.mean(total) < (1.0 if codec == "jpeg" else 1e-4)  # nvJPEG's DCT and upsampling round otherwise
+    assert worst < (12 if codec == "jpeg" else 1e-3)
+    del a, b
+    assert torch.cuda.memory_allocated() == before
+
+
 def job_of(root: Path, config: LoaderConfig) -> Job:
     return Job(
         root=root, remote=None, split="train", manifest=read_manifest(root), index=read_index(root, "train"),

@@ -1,0 +1,160 @@
+"""The loader beside its peers and beside bare libjpeg-turbo: one run, alternating rounds, medians, paired ratios.
+
+python -m loader.bench shards
+python -m loader.bench shards --only ours dali --rounds 9
+
+Every measurement is a process of its own over an endless stream. The first batches are not counted, so queues are full
+at both ends of the window; CPU is user and system time of the whole process tree in it. Peers that are not installed
+are left out: `pip install tensorflow-cpu grain simplejpeg` brings those that are not here anyway.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from loader.peers import BATCH, NEEDS, PEERS, STAGES
+from preprocess.dataset import read_manifest, require_split
+from preprocess.errors import UserError, guard
+
+LIMITS = ("crop", "huffman")
+LIMIT_S = 2.0
+
+Record = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measures the loader and its peers in alternating rounds."""
+
+    shards: Annotated[Path, tyro.conf.Positional]
+    """Folder of a JPEG dataset; 256 px, quality 95 for figures that compare with the published ones."""
+    rounds: int = 5
+    batches: int = 26
+    """Of 256 images, in each measurement."""
+    threads: int | None = None
+    """Of our decoder; peers get one more, which was better for each. Default: one per core of this process."""
+    only: tuple[str, ...] = ()
+    """Peers to measure. Default: all that are installed."""
+
+    def __post_init__(self) -> None:
+        for name in self.only:
+            if name not in PEERS:
+                raise UserError(f"there is no peer {name!r}; there are {', '.join(PEERS)}")
+
+
+def main() -> int:
+    options = tyro.cli(Bench, description=Bench.__doc__)
+    manifest = read_manifest(options.shards)
+    require_split(options.shards, manifest, "train")
+    if manifest.codec != "jpeg":
+        raise UserError(f"{options.shards} holds {manifest.codec} samples; the peers read JPEG")
+    with tempfile.TemporaryDirectory() as scratch:
+        records = _rounds(options, Path(scratch))
+    _report(records, options)
+    return 0
+
+
+def _rounds(options: Bench, scratch: Path) -> dict[str, list[Record]]:
+    """Every other round goes the other way, so that a slow minute meets all alike."""
+    names = [name for name in options.only or PEERS if importlib.util.find_spec(NEEDS[name])]
+    limit = _compile_limit(scratch)
+    every = ["ours", *(name for name in names if name != "ours"), *STAGES, *(LIMITS if limit else ())]
+    records: dict[str, list[Record]] = {name: [] for name in every}
+    for number in range(options.rounds):
+        for name in every if number % 2 == 0 else every[::-1]:
+            command = _limit_command(limit, name, options) if name in LIMITS else _own_command(name, options, scratch)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            if done.returncode:
+                raise UserError(f"{name} failed: {(done.stderr.strip() or 'without a word').splitlines()[-1]}")
+            records[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            print(f"round {number + 1} {name}: {records[name][-1]['rate']:,.0f} images/s, "
+                  f"{records[name][-1]['cost']:.3f} CPU s per 1,000", file=sys.stderr, flush=True)  # fmt: skip
+    return records
+
+
+def _report(records: dict[str, list[Record]], options: Bench) -> None:
+    table = Table(title=f"{options.rounds} alternating rounds of {options.batches * BATCH:,} images, "
+                        f"{_threads(options)} decoder threads; ratios are paired by round")  # fmt: skip
+    for column in ("", "images/s [min..max]", "CPU s per 1,000", "our CPU / its", "our rate / its", "first s", "MB"):
+        table.add_column(column)
+    for name in sorted(set(records) & set(PEERS), key=lambda name: _median(records[name], "cost")):
+        mine, its = records["ours"], records[name]
+        cost, rate = (
+            statistics.median(a[key] / b[key] for a, b in zip(mine, its, strict=True)) for key in ("cost", "rate")
+        )
+        table.add_row(name, _spread(its, "rate", ",.0f"), _spread(its, "cost", ".3f"), f"{cost:.2f}",
+                      f"{rate:.2f}", f"{_median(its, 'first'):.2f}", f"{_median(its, 'megabytes'):,.0f}")  # fmt: skip
+    Console(width=120).print(table, _stages(records))
+
+
+def _stages(records: dict[str, list[Record]]) -> Table:
+    """Each stage's CPU seconds, by subtraction within a round."""
+    table = Table("stage", "CPU s per 1,000", title="where our time goes, beside bare libjpeg-turbo")
+    costs = {name: [record["cost"] for record in found] for name, found in records.items()}
+    rows = {
+        "read": costs["read"],
+        "decode: DALI": [a - b for a, b in zip(costs["decode"], costs["read"], strict=True)],
+        "finish and hand-over": [a - b for a, b in zip(costs["ours"], costs["decode"], strict=True)],
+        "whole": costs["ours"],
+    }
+    for name in LIMITS:
+        if name in costs:
+            rows[f"libjpeg-turbo of this system: {name}"] = costs[name]
+    for stage, values in rows.items():
+        table.add_row(stage, f"{statistics.median(values):.3f} [{min(values):.3f}..{max(values):.3f}]")
+    return table
+
+
+def _own_command(name: str, options: Bench, scratch: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "loader.measure", name, str(options.shards), str(_threads(options)),
+        str(options.batches), str(scratch),
+    ]  # fmt: skip
+
+
+def _limit_command(binary: Path | None, mode: str, options: Bench) -> list[str]:
+    manifest = read_manifest(options.shards)
+    tars = [str(options.shards / shard.name) for shard in manifest.splits["train"].shards]
+    crop = manifest.image_size * 7 // 8
+    return [str(binary), mode, str(crop), str(_threads(options)), str(LIMIT_S), *tars]
+
+
+def _compile_limit(scratch: Path) -> Path | None:
+    """None without a C compiler or libjpeg's headers."""
+    compiler = shutil.which("cc")
+    source, binary = Path(__file__).with_name("limit.c"), scratch / "limit"
+    if not compiler:
+        return None
+    command = [compiler, "-O3", "-march=native", "-o", str(binary), str(source), "-ljpeg", "-lpthread"]
+    return binary if subprocess.run(command, capture_output=True).returncode == 0 else None
+
+
+def _threads(options: Bench) -> int:
+    return options.threads or len(os.sched_getaffinity(0))
+
+
+def _median(records: list[Record], key: str) -> float:
+    return statistics.median(record[key] for record in records)
+
+
+def _spread(records: list[Record], key: str, form: str) -> str:
+    values = [record[key] for record in records]
+    return f"{statistics.median(values):{form}} [{min(values):{form}}..{max(values):{form}}]"
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))
