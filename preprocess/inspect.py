@@ -1,6 +1,6 @@
-"""The inspect command: what is in a dataset, in a screenful.
+"""The inspect command: what is in a dataset, in a screenful and, on request, in pictures.
 
-python -m preprocess inspect shards
+python -m preprocess inspect shards --png pictures --src SRC
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
-from preprocess import dataset
+from preprocess import dataset, image, pictures
 from preprocess.dataset import ImageClass, Manifest, Stats
+from preprocess.errors import UserError
+from preprocess.listing import Item
+from preprocess.plan import shuffled
+from preprocess.sources import Reader, open_source
 
 # of ILSVRC2012, as its authors' successor code ships it : columns by descending eigenvalue, rows R, G, B
 PUBLISHED = np.array([[-0.56351, -0.71258, 0.41796], [-0.57618, -0.02354, -0.81698], [-0.59200, 0.70120, 0.39731]])
 PUBLISHED_SQRT = (121.7801, 37.0939, 19.7208)
+SHOWN = 12  # pairs in the montage
 EXTREMES = 3  # classes shown from either end of the counts
 
 
@@ -26,6 +32,14 @@ class InspectConfig:
 
     shards: tyro.conf.Positional[Path]
     """Folder of the dataset."""
+    png: Path | None = None
+    """Draw the mean image, the principal directions and the classes into this folder."""
+    src: str | None = None
+    """With --png: the dataset's source, for a montage of originals beside what they became."""
+
+    def __post_init__(self) -> None:
+        if self.src is not None and self.png is None:
+            raise UserError("--src is for the montage, which --png DIR draws; add it")
 
 
 def inspect(config: InspectConfig) -> None:
@@ -37,7 +51,10 @@ def inspect(config: InspectConfig) -> None:
     )
     for name in manifest.splits:
         _show_split(config.shards, manifest, name)
-    _show_stats(dataset.read_stats(config.shards))
+    stats = dataset.read_stats(config.shards)
+    _show_stats(stats)
+    if config.png is not None:
+        _draw(config, config.png, manifest, stats)
 
 
 def _show_split(root: Path, manifest: Manifest, name: str) -> None:
@@ -61,10 +78,59 @@ def _name(entry: ImageClass) -> str:
 def _show_stats(stats: Stats) -> None:
     means = ", ".join(f"{value:.2f}" for value in stats.mean.mean(axis=(0, 1)))
     print(f"statistics of {stats.num_images:,} images: mean R, G, B {means}")
-    cosines = np.abs((stats.eigenvectors * PUBLISHED).sum(axis=0))
+    cosines = _cosines(stats)
     for k in range(3):
         vector = ", ".join(f"{value:+.4f}" for value in stats.eigenvectors[:, k])
         print(
             f"  component {k + 1}: sqrt(eigenvalue) {np.sqrt(stats.eigenvalues[k]):.2f} "
             f"(ILSVRC2012: {PUBLISHED_SQRT[k]:.2f}), direction {vector}, |cos| with ILSVRC2012's {cosines[k]:.4f}"
         )
+
+
+def _cosines(stats: Stats) -> list[float]:
+    return [float(value) for value in np.abs((stats.eigenvectors * PUBLISHED).sum(axis=0))]
+
+
+def _draw(config: InspectConfig, folder: Path, manifest: Manifest, stats: Stats) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures.draw_mean(stats, folder / "mean.png")
+        pictures.draw_components(stats, _cosines(stats), folder / "components.png")
+        counts = {
+            name: np.bincount(dataset.read_index(config.shards, name).label, minlength=len(manifest.classes))
+            for name in manifest.splits
+        }
+        pictures.draw_classes(counts, folder / "classes.png")
+        if config.src is not None:
+            pictures.draw_montage(_pairs(config.shards, manifest, config.src), folder / "montage.png")
+    except OSError as error:
+        raise UserError(f"cannot draw into {folder}: {error}; choose another --png") from None
+    print(f"pictures in {folder}: {', '.join(sorted(path.name for path in folder.glob('*.png')))}")
+
+
+def _pairs(root: Path, manifest: Manifest, src: str) -> list[tuple[bytes, NDArray[np.uint8]]]:
+    """Some training images, spread by the seed, and the source files they came from."""
+    index = dataset.read_index(root, "train")
+    shards = manifest.splits["train"].shards
+    rows = shuffled(len(index.label), manifest.seed, "montage")[:SHOWN]
+    keys = [_key(root, shards[index.shard[row]].name, int(index.offset[row])) for row in rows]
+    items = _find(src, set(keys))
+    reader, pairs = Reader(), []
+    for row, key in zip(rows, keys, strict=True):
+        if key not in items:
+            raise UserError(f"{src} has no file for {key!r}: it is not this dataset's source; give the right --src")
+        shard = shards[index.shard[row]].name
+        data = pictures.member(root, shard, int(index.offset[row]), int(index.size[row]))
+        pairs.append((reader.read(items[key]), image.decode(data)))
+    return pairs
+
+
+def _key(root: Path, shard: str, offset: int) -> str:
+    header = pictures.member(root, shard, offset - 512, 100)  # a USTAR header starts with the name
+    return header.partition(b"\0")[0].decode().partition(".")[0]
+
+
+def _find(src: str, keys: set[str]) -> dict[str, Item]:
+    listing = open_source(src).splits["train"]
+    items = (listing.item(row) for row in range(len(listing)))
+    return {item.key: item for item in items if item.key in keys}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from preprocess import dataset
 from preprocess.errors import UserError
@@ -123,6 +124,30 @@ def test_inspect_shows_counts_and_statistics(sample_shards: Path, capsys: pytest
     assert "val: 200 images" in shown
     assert "100 to 100" in shown
     assert f"{np.sqrt(dataset.read_stats(sample_shards).eigenvalues[0]):.2f}" in shown
+
+
+def test_inspect_draws(sample_shards: Path, sample_source: Path, tmp_path: Path) -> None:
+    inspect(InspectConfig(shards=sample_shards, png=tmp_path / "png", src=str(sample_source)))
+    drawn = {}
+    for path in (tmp_path / "png").iterdir():
+        with Image.open(path) as picture:
+            drawn[path.name] = np.asarray(picture).astype(int)
+    assert set(drawn) == {"mean.png", "components.png", "classes.png", "montage.png"}
+    stats = dataset.read_stats(sample_shards)
+    assert drawn["mean.png"].shape == (128, 256, 3)
+    assert np.abs(drawn["mean.png"][:, :128] - stats.mean).max() <= 0.5
+    strip = drawn["components.png"][48, 16:656]
+    moved = strip[400] - strip[240]
+    assert abs(moved @ stats.eigenvectors[:, 0]) / np.linalg.norm(moved) > 0.99
+    outlines = np.abs(drawn["montage.png"] - (220, 30, 30)).sum(axis=2) == 0
+    assert outlines.sum() > 12 * 4 * 50  # twelve of them, four sides each
+
+
+def test_a_montage_of_another_source_is_refused(sample_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "src/train/a").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "src/train/a/1.png")
+    with pytest.raises(UserError, match="not this dataset's source"):
+        inspect(InspectConfig(shards=sample_shards, png=tmp_path / "png", src=str(tmp_path / "src")))
 
 
 def test_writer_writes_what_tarfile_writes() -> None:
