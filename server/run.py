@@ -86,7 +86,8 @@ def start_of(crew: list[RankFile]) -> Record:
 def _capacity(rows: list[list[Bin]], place: int) -> float | None:
     """Of the loaders, images/s, over the rows up to `place` that make up SMOOTH_S of training by the same ranks."""
     sums, attempt = [NOTHING for _ in rows[place]], rows[place][0].attempt
-    for row in reversed(rows[: place + 1]):
+    begin = min(place, 1)  # the first interval, in which pipelines fill and kernels compile, counts while it is alone
+    for row in reversed(rows[begin : place + 1]):
         if len(row) != len(sums) or row[0].attempt != attempt or sums[0].wall_s >= SMOOTH_S:
             break
         sums = [one.plus(bin_.sums) for one, bin_ in zip(sums, row, strict=True)]

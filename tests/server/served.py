@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.events import EventWriter, LoaderCounters
-from train.events import End, Start, Step
+from train.events import End, GpuCounters, Start, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITER = """
@@ -54,6 +54,7 @@ class RunWriter:
                 device_name="a GPU",
                 pid=self.pid,
                 host=socket.gethostname(),
+                pid_namespace=os.stat("/proc/self/ns/pid").st_ino,
                 versions={},
                 dataset="3fa9c1d2",
                 classes=10,
@@ -65,7 +66,14 @@ class RunWriter:
             )
             writer.write("start", record)
 
-    def step(self, step: int, *, ranks: Mapping[int, Mapping[str, float]] | None = None, loss: float = 2.0) -> None:
+    def step(
+        self,
+        step: int,
+        *,
+        ranks: Mapping[int, Mapping[str, float]] | None = None,
+        loss: float = 2.0,
+        gpu: GpuCounters | None = None,
+    ) -> None:
         """Ten steps of ten seconds up to `step`; `ranks` overrides single fields of a rank's counters."""
         for rank, writer in enumerate(self.writers):
             changed = dict((ranks or {}).get(rank, {}))
@@ -94,6 +102,8 @@ class RunWriter:
                 loss=loss,
                 top1=0.25,
                 lr=0.01,
+                exchange_s=0.0,
+                gpu=gpu,
             )
             writer.write("step", record, epoch=(step - 1) // 40, step=step)
 

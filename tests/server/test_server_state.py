@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from served import RunWriter, dead_pid, writing
 
 from preprocess.events import EventWriter, ShardProgress
+from server.metrics import exposition
 from server.records import NOTHING, Sums
 from server.run import Run
 from server.runs import Runs
@@ -198,6 +200,39 @@ def test_another_process_with_the_pid_is_not_the_writer(tmp_path: Path) -> None:
     began = text.index('"t":') + 4
     file.write_text(text[:began] + "1000000.5" + text[text.index(",", began) :])  # long before this process began
     assert look(run.path)[0] == "crashed"
+
+
+@pytest.mark.parametrize(
+    ("host", "namespace", "state"), [(None, 1, "running"), ("other", None, "running"), (None, None, "crashed")]
+)
+def test_a_pid_counts_in_its_own_host_and_namespace(
+    tmp_path: Path, host: str | None, namespace: int | None, state: str
+) -> None:
+    """In a container a writer's pid means something else here: nobody can tell whether it lives."""
+    here = os.stat("/proc/self/ns/pid").st_ino
+    start = {"world": 1, "pid": dead_pid(), "host": host or socket.gethostname(), "pid_namespace": namespace or here}
+    writer = EventWriter(tmp_path / "a" / "rank-0.jsonl", attempt=1, rank=0)
+    writer.write("start", start)
+    writer.write("step", {"steps": 10, "images": 100, "wall_s": 1.0, "loader": {}}, step=10)
+    assert look(tmp_path / "a")[0] == state
+
+
+def test_gpu_counters_are_shown_where_there_are_some(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    run.step(10, gpu={"busy": 0.93, "nvjpg_busy": None, "memory_bytes": 5 << 30, "power_w": 612.5})
+    view = Runs(tmp_path, STALL_S).view("a")
+    assert view is not None
+    gpu = view.status.ranks[0].gpu
+    assert gpu is not None
+    assert (gpu.busy, gpu.nvjpg_busy, gpu.memory_bytes, gpu.power_w) == (0.93, None, 5 << 30, 612.5)
+    text = exposition(Runs(tmp_path, STALL_S), "text/plain")[0].decode()
+    assert 'gratis_gpu_power_watts{rank="0",run="a"} 612.5' in text
+    assert "gratis_gpu_nvjpg_busy_ratio{" not in text
+    run.step(20)
+    view = Runs(tmp_path, STALL_S).view("a")
+    assert view is not None
+    assert view.status.ranks[0].gpu is None
 
 
 def test_a_later_attempt_wins_and_runs_in_a_smaller_world(tmp_path: Path) -> None:
