@@ -120,12 +120,7 @@ def finish_epoch(job: Job, reports: list[Report]) -> None:
     """Receipt, validation by the centre view, checkpoint."""
     seen = all_seen(job)
     if job.mesh.rank == 0:
-        job.events.write(
-            "receipt",
-            coverage(seen.numpy(), job.loader.num_samples),
-            epoch=job.epoch,
-            step=job.step,
-        )
+        job.events.write("receipt", coverage(seen.numpy(), job.loader.num_samples), epoch=job.epoch, step=job.step)
     job.epoch += 1
     job.seen.clear()
     job.seen_before = job.seen_before[:0]

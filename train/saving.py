@@ -14,6 +14,10 @@ from train import checkpoint
 from train.checkpoint import Arrays, State
 
 
+class NotFinite(Exception):
+    """The weights diverged: the checkpoint before stays the latest."""
+
+
 class Saver:
     """Writes a run's checkpoints; on the one rank that does."""
 
@@ -35,7 +39,7 @@ class Saver:
         step, epoch = self._state.step, self._state.epoch
         try:
             size, wall_s = self._size.result()
-        except OSError as error:
+        except (OSError, NotFinite) as error:
             self._events.write("warning", {"message": f"no checkpoint of step {step}: {error}"}, epoch=epoch, step=step)
         else:
             fields = {"path": f"checkpoints/step-{step:08d}", "bytes": size, "wall_s": wall_s}
@@ -48,4 +52,7 @@ class Saver:
 
     def _write(self, arrays: Arrays, state: State) -> tuple[int, float]:
         began = time.perf_counter()
+        for name, tensor in arrays["network"].items():  # the loss tells only a step later, of a checkpoint then lost
+            if not tensor.isfinite().all():
+                raise NotFinite(f"{name} is not finite")
         return checkpoint.write(self._folder, arrays, state), time.perf_counter() - began

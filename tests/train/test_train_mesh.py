@@ -84,6 +84,25 @@ def three_steps(
     return found
 
 
+def many_losses(mesh: Mesh, dtype: torch.dtype, steps: int) -> list[float]:
+    network = AlexNet(RECIPE, CLASSES, tower=mesh.tower).to(dtype=dtype, memory_format=torch.channels_last)
+    optimiser, gradients = Optimiser(network, RECIPE), GradientSum(network.parameters(), mesh.data)
+    per_rank, rows = BATCH // mesh.world, BATCH // mesh.data.size
+    own = slice(mesh.rank * per_rank, (mesh.rank + 1) * per_rank)
+    positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
+    found = []
+    for step in range(steps):
+        images, labels = (part[own] for part in whole_batch(step, dtype, RECIPE.crop))
+        logits = network(gather(images, 0, mesh.tower), Draw(seed=0, step=step, rows=positions))
+        loss = share_of_loss(mesh.tower.own(logits), labels, VALID)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients.wait()
+        optimiser.step(rates(RECIPE, step, 100))
+        found.append(loss.detach())
+    together = torch.stack(found).double()
+    return (sum_over_world(together) if mesh.world > 1 else together).tolist()
+
+
 def sent(mesh: Mesh, wire: Wire) -> dict[tuple[str, str], int]:
     """What this rank handed to others in one step, counted in the collectives; over all ranks."""
     network = AlexNet(RECIPE, CLASSES, tower=mesh.tower, wire=wire)
@@ -127,6 +146,8 @@ def worker(rank: int, world: int, port: int, towers: int, folder: Path) -> None:
             "float32": three_steps(mesh, torch.float32, save_to=folder / f"from-{world}"),
             "float64": three_steps(mesh, torch.float64),
             "local fc6": three_steps(mesh, torch.float64, LOCAL_FC6),
+            "ten": many_losses(mesh, torch.float32, 10),
+            "fifty": many_losses(mesh, torch.float64, 50),
             "sent": sent(mesh, "float32"),
             "sent narrow": sent(mesh, "bfloat16"),
             "float16": three_steps(mesh, torch.float32, wire="float16"),
@@ -164,6 +185,15 @@ def test_a_mesh_equals_one_process(ranks: list[dict[str, Any]], dtype: torch.dty
             assert got.shape == expected.shape, name
             scale = expected.abs().max().item()
             assert (got - expected).abs().max().item() <= tolerance * scale, f"{name} on rank {rank}"
+
+
+@pytest.mark.parametrize(("name", "dtype", "tolerance"), [("ten", "float32", 1e-5), ("fifty", "float64", 1e-9)])
+def test_losses_stay_together(ranks: list[dict[str, Any]], name: str, dtype: str, tolerance: float) -> None:
+    """Ten steps in float32, fifty in float64, dropout on."""
+    one = many_losses(Mesh(), getattr(torch, dtype), 10 if name == "ten" else 50)
+    assert len(set(one)) == len(one)
+    for found in ranks:
+        assert found[name] == pytest.approx(one, rel=tolerance)
 
 
 def test_no_communication_and_moved_exchanges_equal_one_process(ranks: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import resource
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from preprocess.events import EventWriter
+from train import checkpoint
+from train.checkpoint import State
 from train.launch import records
+from train.network import AlexNet
+from train.optim import Optimiser
+from train.recipes import SAMPLE
+from train.saving import Saver
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("--recipe", "sample", "--width", "0.0625", "--batch", "100", "--port", "0", "--save-every", "0")
@@ -31,7 +40,7 @@ def start(runs: Path, shards: Path, *arguments: str, **options: Any) -> subproce
 
 
 def finish(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == code, err
     return out, err
 
@@ -41,7 +50,7 @@ def of_kind(run: Path, kind: str, rank: int = 0) -> list[dict[str, Any]]:
 
 
 def wait_for(run: Path, process: subprocess.Popen[str], step: int) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not any(record["step"] >= step for record in of_kind(run, "step")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
@@ -110,7 +119,7 @@ def test_a_killed_rank_ends_all_and_is_named(whole: Path, sample_shards: Path) -
     began = time.monotonic()
     os.kill(of_kind(run, "start", 1)[0]["pid"], signal.SIGKILL)
     _, err = finish(process, 1)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 20
     assert err.startswith("error: rank 1 was killed by SIGKILL"), err
     assert of_kind(run, "end")[-1]["outcome"] == "failed"
 
@@ -141,6 +150,20 @@ def test_divergence_stops_at_once_and_names_the_last_good_checkpoint(whole: Path
     assert "the loss is not finite" in err
     assert "the last good checkpoint is" in err
     assert err.count("\n") == 1
+
+
+def test_weights_that_diverged_never_become_the_latest(tmp_path: Path) -> None:
+    network = AlexNet(replace(SAMPLE, width=1 / 16), 5)
+    arrays = checkpoint.collect(network, Optimiser(network, SAMPLE), torch.arange(0), writer=True)
+    common = {"epoch": 0, "seed": 0, "classes": 5, "dataset": "d", "architecture": {}, "loader": {}}
+    saver = Saver(tmp_path, EventWriter(tmp_path / "rank-0.jsonl", attempt=1, rank=0))
+    saver.begin(arrays, State(step=1, **common))  # type: ignore[arg-type]
+    saver.settle()
+    arrays["network"]["fc7.bias"][3] = math.inf
+    saver.begin(arrays, State(step=2, **common))  # type: ignore[arg-type]
+    saver.close()
+    assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-00000001"
+    assert "fc7.bias is not finite" in of_kind(tmp_path, "warning")[0]["message"]
 
 
 def test_probabilities_are_saved_on_request(whole: Path) -> None:

@@ -30,7 +30,7 @@ def command(runs: Path, shards: Path, *arguments: str) -> list[str]:
 
 def train(runs: Path, shards: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(runs, shards, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        command(runs, shards, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -99,7 +99,7 @@ def test_two_processes_follow_the_same_curve(whole: tuple[Path, str], sample_sha
 
 
 def wait_for(run: Path, kind: str, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not (run / "rank-0.jsonl").exists() or not of_kind(run, kind):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
@@ -122,7 +122,7 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_stopped(
     process.send_signal(number)
     _, words = process.communicate(timeout=60)
     assert process.returncode == code, words
-    assert "Traceback" not in words
+    assert words in {"", "interrupted\n"}
     assert of_kind(runs / name, "end")[-1]["outcome"] == {75: "preempted", 130: "interrupted"}[code]
     stopped_at = of_kind(runs / name, "checkpoint")[-1]["step"]
     assert 0 < stopped_at < 20
