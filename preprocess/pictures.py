@@ -65,7 +65,10 @@ def draw_classes(counts: dict[str, NDArray[np.int64]], path: Path) -> None:
         pen.text((GAP, base - height - GAP), f"{split}: {len(images):,} classes, at most {most:,} images", fill=INK)
         # a column a pixel: with more classes than pixels it shows the least of those that share it
         edges = np.linspace(0, len(images), width + 1)
+        gap = width // len(images) >= 4  # room for a line between classes
         for x in range(width):
+            if gap and int(edges[x]) != int(edges[x + 1]):
+                continue
             shared = images[int(edges[x]) : max(int(edges[x]) + 1, int(edges[x + 1]))]
             pen.line([(GAP + x, base), (GAP + x, base - int(shared.min()) * height // most)], fill=BAR)
     sheet.save(path)
@@ -86,7 +89,10 @@ def draw_montage(pairs: Sequence[tuple[bytes, NDArray[np.uint8]]], path: Path) -
 
 
 def _outlined(data: bytes, size: int) -> Pillow.Image:
-    picture = Pillow.open(io.BytesIO(data)).convert("RGB")
+    try:
+        picture = Pillow.open(io.BytesIO(data)).convert("RGB")
+    except OSError:  # an odd file, gzip around it perhaps: what came of it, then
+        return Pillow.fromarray(image.to_image(data, TILE).pixels)
     box = image.central_box(*picture.size, size)
     scale = TILE / max(picture.size)
     small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))

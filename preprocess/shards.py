@@ -86,7 +86,7 @@ class ShardsConfig:
     task_id: int | None = None
     """Make only the shards of this task, from 0, and publish nothing. Default: SLURM's array task."""
     num_tasks: int | None = None
-    """Tasks that share the work. Default: SLURM's array."""
+    """Tasks that share the work. Default: SLURM's array. 1: no sharing, the dataset is published as always."""
     run_dir: Path | None = None
     """Append progress events to shards.jsonl there."""
 
@@ -103,8 +103,12 @@ class ShardsConfig:
             raise UserError("--task-id and --num-tasks go together; give both or neither")
         if self.task_id is not None and not 0 <= self.task_id < (self.num_tasks or 0):
             raise UserError(f"--task-id {self.task_id}: from 0 to {(self.num_tasks or 0) - 1}, one below --num-tasks")
-        if self.discard and self.task_id is not None:
+        if self.discard and self.is_part:
             raise UserError("--discard with --task-id would remove the other tasks' work; run it once without the task")
+
+    @property
+    def is_part(self) -> bool:
+        return self.num_tasks is not None and self.num_tasks > 1
 
     @property
     def processes(self) -> int:
@@ -142,14 +146,14 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     if config.dry_run:
         print(describe(cost, config.processes))
         return None
-    with claimed(config.out, store, shared=config.task_id is not None):
+    with claimed(config.out, store, shared=config.is_part):
         if config.discard:
             discard(store)
         if cost and not files.is_url(config.out):
             refuse_full_disk(Path(config.out), cost.bytes)
         agree(store, config.out, plan)
         _map(config, store, source, plan.draft)
-        if config.task_id is not None:
+        if config.is_part:
             print(f"{config.out}: task {config.task_id} of {config.num_tasks} is done; after the last, merge publishes")
             return None
         manifest = publish(store, config.out, plan, config.max_rejects)

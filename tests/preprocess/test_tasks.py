@@ -70,6 +70,12 @@ def test_slurm_s_array_is_understood(sample_source: Path, whole: Path, tmp_path:
     assert digests(out) == digests(whole)
 
 
+def test_one_task_of_one_publishes(sample_source: Path, whole: Path, tmp_path: Path) -> None:
+    """How a program that starts the shard stage keeps a batch scheduler's array out of it."""
+    make_shards(config(sample_source, tmp_path / "o", task_id=0, num_tasks=1))
+    assert digests(tmp_path / "o") == digests(whole)
+
+
 def test_tasks_of_other_settings_are_refused(sample_source: Path, tmp_path: Path) -> None:
     make_shards(config(sample_source, tmp_path / "o", task_id=0, num_tasks=9))
     with pytest.raises(UserError, match="seed 0 there and 1 asked for"):
