@@ -86,8 +86,9 @@ def test_a_slow_disk_is_input_bound_by_read(sample_shards: Path, tmp_path: Path)
     with training(sample_shards, tmp_path, env={"GRATIS_SLOW_READ": "0.5"}):
         status = awaited(tmp_path, judged("input-bound"))
     assert status.verdict.stage == "read"
-    assert status.headroom == pytest.approx(1.0, abs=0.25)
-    assert status.images_per_s.loader == pytest.approx(32 / 0.5, rel=0.25)
+    # of the dozen batches delivered one to three were read before the first interval was over
+    assert 0.8 < (status.headroom or 0) < 1.5
+    assert 0.8 < (status.images_per_s.loader or 0) / (32 / 0.5) < 1.5
 
 
 def test_a_rank_with_a_slow_disk_is_the_straggler(sample_shards: Path, tmp_path: Path) -> None:
