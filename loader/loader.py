@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ class Loader:
         self._at = (0, 0)  # epoch begun last, and batches of it that were taken
         self._quarantine = Quarantine(config.seed, len(self._index.label), allowed=config.bad_samples == "quarantine")
         self._producer: Producer | None = None
+        self._running: Callable[[], EpochIterator | None] = lambda: None
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
@@ -118,13 +119,14 @@ class Loader:
         epoch, step = self._begin
         self._begin, self._at = (epoch + 1, 0), (epoch, step)
         job = self.job(epoch, step)
-        if self._producer and not self._producer.idle:
-            self._producer.close()
+        if self._producer and (running := self._running()):
+            running.leave()
         if self._producer is None or self._producer.closed:
             self._producer = Producer(job, self._meter, self.threads, self._quarantine)
         self._quarantine.begin()
-        self._producer.begin(job)
-        return EpochIterator(self, self._producer)
+        iterator = EpochIterator(self, self._producer, self._producer.begin(job))
+        self._running = weakref.ref(iterator)
+        return iterator
 
     @property
     def threads(self) -> int:
@@ -216,9 +218,9 @@ def _cache(config: LoaderConfig) -> Path:
 class EpochIterator:
     """The batches of one epoch that are still to come. Dropped before the last, it closes the producer."""
 
-    def __init__(self, loader: Loader, producer: Producer) -> None:
-        self._loader, self._producer, self._over = loader, producer, False
-        self._dropped = weakref.finalize(self, producer.close)
+    def __init__(self, loader: Loader, producer: Producer, ticket: int) -> None:
+        self._loader, self._producer, self._ticket, self._over = loader, producer, ticket, False
+        self.leave = weakref.finalize(self, producer.leave, ticket)
 
     def __iter__(self) -> EpochIterator:
         return self
@@ -226,10 +228,9 @@ class EpochIterator:
     def __next__(self) -> Batch:
         if self._over:
             raise StopIteration
-        ready = self._producer.take()
+        ready = self._producer.take(self._ticket)
         if ready is None:
             self._over = True
-            self._dropped.detach()  # the producer waits for the next epoch
             raise StopIteration
         if ready.copied is not None:
             stream = torch.cuda.current_stream(self._loader.device)

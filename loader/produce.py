@@ -33,6 +33,7 @@ class Producer:
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         for slot in range(job.config.prefetch + 1):
             self._free.put(slot)
+        self._ticket = self._left = 0  # batches of this epoch that were not taken
         self._held: int | None = None  # the slot of the batch that the consumer has
         self._thread: threading.Thread | None = None
         _remember(self)
@@ -46,15 +47,18 @@ class Producer:
         """No epoch is under way."""
         return self._thread is None
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: Job) -> int:
+        """The epoch's ticket, for `take`."""
         assert self.idle
         assert not self.closed
+        self._left, self._ticket = len(job.steps), self._ticket + 1
         self._thread = threading.Thread(target=self._run, args=(job,), name="loader", daemon=True)
         self._thread.start()
+        return self._ticket
 
-    def take(self) -> Ready | None:
-        """The next batch, None after the last. Raises what the thread raised; RuntimeError after `close`."""
-        if self.closed:
+    def take(self, ticket: int) -> Ready | None:
+        """The next batch, None after the last. Raises what the thread raised; RuntimeError after `close` or `leave`."""
+        if self.closed or self.idle or ticket != self._ticket:
             raise RuntimeError("this epoch was closed, or another one of the same loader has begun")
         with self._meter.time("wait_s"):
             item = self._ready.get()
@@ -62,12 +66,23 @@ class Producer:
             if self._held is not None:
                 self._free.put(self._held)
             self._held = item.slot
+            self._left -= 1
             return item
         if item is not None:
             self.close()
             raise item
         self._join()
         return None
+
+    def leave(self, ticket: int) -> None:
+        """The consumer of an epoch goes: after its last batch all stays for the next epoch, before it all is closed."""
+        if self.closed or self.idle or ticket != self._ticket:
+            return
+        own = self._thread is threading.current_thread()  # garbage may be collected in any thread
+        if own or self._left or self._ready.get() is not None:
+            self.close()
+        else:
+            self._join()
 
     def close(self) -> None:
         """Ends the thread and frees files, decoder and buffers. Batches that were taken stay valid."""
@@ -76,7 +91,7 @@ class Producer:
         self.closed = True
         self._stages.stop()
         self._free.put(None)
-        if self._thread is not threading.current_thread():  # garbage may be collected in any thread
+        if self._thread is not threading.current_thread():
             self._join()
             self._stages.close()
 

@@ -71,6 +71,20 @@ def test_what_an_epoch_needs_is_made_once(jpeg_dataset: Path) -> None:
     assert buffers[1] == buffers[2] == buffers[0]
 
 
+def test_an_epoch_left_after_its_last_batch_is_a_whole_one(jpeg_dataset: Path) -> None:
+    """`for step in range(len(loader))` never sees the iterator's end."""
+    loader, buffers = make(jpeg_dataset), []
+    for _ in range(3):
+        batches = iter(loader)
+        buffers.append({next(batches).images.data_ptr() for _ in range(len(loader))})
+    assert buffers[1] == buffers[2] == buffers[0]
+    assert loader.state_dict()["epoch"] == 3
+    old = batches
+    iter(loader)
+    with pytest.raises(RuntimeError, match="another"):
+        next(old)
+
+
 def test_the_last_batch_of_an_epoch_is_valid_until_the_next_is_taken(jpeg_dataset: Path) -> None:
     loader = make(jpeg_dataset)
     for last in loader:
