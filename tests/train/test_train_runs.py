@@ -162,6 +162,9 @@ def test_a_checkpoint_of_another_network_is_refused(whole: tuple[Path, str], sam
         (("--crop", "200"), ("200", "128")),
         (("--shards", "/nonexistent"), ("/nonexistent", "manifest.json")),
         (("--run", "a/b"), ("a/b",)),
+        (("--classes", "5"), ("--classes 5", "10")),
+        (("--exchange", "fc8"), ("fc8",)),
+        (("--pool", "separate", "--crop", "40"), ("--crop 40",)),
     ],
 )
 def test_user_errors_are_one_line(
