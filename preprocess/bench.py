@@ -186,7 +186,7 @@ def _run(config: BenchConfig, name: str, folder: Path, out: Path) -> Cost | None
     """One tool over a folder; CPU of its whole process tree. None where it is not installed."""
     if name == "this":
         command = [sys.executable, "-m", "preprocess", "shards", "--src", str(folder), "--out", str(out),
-                   "--workers", str(config.workers), "--samples-per-shard", "125"]  # fmt: skip
+                   "--workers", str(config.workers), "--samples-per-shard", "250"]  # fmt: skip
     else:
         assert config.peers
         peer = Path(__file__).with_name("peers.py")
