@@ -86,7 +86,7 @@ def to_image(data: bytes, size: int = 256) -> Image:
 def decode(data: bytes) -> NDArray[np.uint8]:
     """uint8 [height,width,3] of a file that this project wrote (JPEG or PPM), decoded whole and as it is."""
     with Pillow.open(io.BytesIO(data), formats=("JPEG", "PPM")) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(_rgb(picture))
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
@@ -148,7 +148,11 @@ def _read(data: bytes, size: int) -> tuple[NDArray[np.uint8], list[str]]:
     # the sources' own code enlarges by cubic interpolation; shrinking is Lanczos, 2 dB nearer to the original than area
     method = Pillow.Resampling.LANCZOS if min(width, height) > size else Pillow.Resampling.BICUBIC
     small = flat.resize((size, size), method, box=scaled, reducing_gap=float(KEPT_GAP))
-    return np.asarray(small.convert("RGB")), conversions
+    return np.asarray(_rgb(small)), conversions
+
+
+def _rgb(picture: Pillow.Image) -> Pillow.Image:
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # convert alone would copy
 
 
 def _gunzip(data: bytes) -> bytes:
