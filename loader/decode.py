@@ -1,7 +1,9 @@
 """Bytes to pixels on the CPU. DALI decodes the crop alone (ROI), uint8; raw samples need only arithmetic.
 
 DALI gets bytes and crop corners and holds no state of its own. Its executor works on the next batch in its own threads
-while this one is finished. On two cores: 6,800 images/s at 0.28 CPU s per 1,000, for 224 of 256 px at quality 95.
+while this one is finished. Per 1,000 images, 224 of 256 px at quality 95 on a shared 2-core EPYC, n = 5 alternating
+rounds of `python -m loader.bench`: 0.285 CPU s; libjpeg-turbo 2.1 in a bare C loop 0.247, its entropy decoding alone
+0.205. In a profile the difference is copies of rows and DALI's executor; no page is faulted in after the first batches.
 """
 
 from __future__ import annotations
