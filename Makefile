@@ -15,8 +15,8 @@ help: ## list the targets and their variables
 $(INSTALLED): requirements.lock docker/install.py
 	@$(PYTHON) docker/install.py --venv .venv
 
-install: ## make .venv and install the locked dependencies, or what is missing of them
-	@$(PYTHON) docker/install.py --venv .venv
+install: ## make .venv and install the locked dependencies, or what is missing of them. ARGS=--extra
+	@$(PYTHON) docker/install.py --venv .venv $(ARGS)
 
 train: $(INSTALLED) ## train AlexNet; without SHARDS on a sample drawn here. SHARDS GPUS RECIPE EPOCHS RUN PORT ARGS
 	@$(PY) -m train $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--epochs,EPOCHS) $(call flag,--run,RUN) $(call flag,--port,PORT) $(ARGS)

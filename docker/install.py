@@ -1,4 +1,4 @@
-"""Installs the locked dependencies: `python3 docker/install.py [--venv .venv]`. Standard library alone.
+"""Installs the locked dependencies: `python3 docker/install.py [--venv .venv] [--extra]`. Standard library alone.
 
 Does what is missing and nothing else, so it can be called again at any time: after a failed download it goes on, and
 after `apt install libjpeg-dev` it puts pillow-simd where it had to put Pillow. The Dockerfile runs the same file.
@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
+EXTRA_LOCK = ROOT / "requirements-extra.lock"
 STAMP = "installed"  # in the environment: newer than the lock means complete
 HEADERS = "python3-dev libjpeg-dev zlib1g-dev"
 VEX_256_0F38 = b"\xc4\xe2\x7d"  # the prefix of AVX2 instructions such as vpmovzxbw: absent from an SSE-only build
@@ -28,7 +29,9 @@ def main() -> int:
     parser.add_argument(
         "--venv", type=Path, help="virtual environment to make or complete; default: the running Python"
     )
-    venv: Path | None = parser.parse_args().venv
+    parser.add_argument("--extra", action="store_true", help=f"also what optional features need: {EXTRA_LOCK.name}")
+    options = parser.parse_args()
+    venv: Path | None = options.venv
     if sys.version_info < (3, 10):  # noqa: UP036 - this file is what tells users of an older one
         return fail(f"Python {platform.python_version()} is too old; gratis needs 3.10 or later")
     python = Path(sys.executable) if venv is None else make_venv(venv)
@@ -39,6 +42,8 @@ def main() -> int:
         return fail("a package could not be installed (pip's words are above); mend that and try again")
     if not install_pillow(python, pillow):
         return fail("neither pillow-simd nor Pillow could be installed (pip's words are above)")
+    if options.extra and not pip(python, "optional packages", ["install", "-r", str(EXTRA_LOCK), "-c", str(LOCK)]):
+        return fail("an optional package could not be installed (pip's words are above); everything else is there")
     if venv is not None:
         (venv / STAMP).write_text(LOCK.read_text())
     return 0

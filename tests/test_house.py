@@ -86,5 +86,6 @@ def test_top_level_holds_what_it_says() -> None:
     if tracked.returncode:
         pytest.skip("not a git checkout")
     top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
-    wanted = {*PACKAGES, "docker", "tests", "Makefile", "README.md", "pyproject.toml", "requirements.lock", "LICENSE"}
-    assert {name for name in top if not name.startswith(".")} == wanted | {"CHANGELOG.md"}
+    files = {"Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"}
+    locks = {"requirements.lock", "requirements-extra.lock"}
+    assert {name for name in top if not name.startswith(".")} == {*PACKAGES, "docker", "tests"} | files | locks
