@@ -1,7 +1,7 @@
 """Says what this machine has and what that means for gratis: `make doctor`, or `python3 docker/doctor.py`.
 
-Lists old runs and abandoned shards too; `--remove PATH` removes one of those, and nothing else. Standard library alone,
-so that it also runs where nothing could be installed. Exit code 1 if something would keep gratis from working.
+Lists old runs and abandoned shards too; `--remove PATH` removes one of those, and nothing else. Standard library alone
+and one file, so that it also runs where nothing could be installed. Exit code 1 if something keeps gratis from working.
 """
 
 from __future__ import annotations

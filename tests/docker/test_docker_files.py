@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,45 @@ def test_server_may_look_the_trainers_processes_up() -> None:
     services = compose()["services"]
     assert services["train"]["pid"] == services["status"]["pid"] == "host"
     assert services["train"]["uts"] == services["status"]["uts"] == "host"
+
+
+def commands() -> dict[str, list[str]]:
+    """What the services start, by file and name."""
+    found = {f"compose {name}": service["command"] for name, service in compose()["services"].items()
+             if service.get("image") == "gratis"}  # fmt: skip
+    pod = yaml.safe_load((DOCKER / "k8s.yaml").read_text())["spec"]["template"]["spec"]
+    found |= {f"k8s {one['name']}": one["command"] for one in [*pod["initContainers"], *pod["containers"]]}
+    return {name: [sys.executable, *words[1:]] for name, words in found.items()}
+
+
+@pytest.mark.parametrize("name", ["compose shards", "compose train", "k8s train"])
+def test_commands_are_understood(name: str, tmp_path: Path) -> None:
+    """With nothing mounted they complain of that, in one line, and not of their flags."""
+    moved = [word.replace("/src", "/no/src").replace("/gratis", str(tmp_path)) for word in commands()[name]]
+    moved = [re.sub(r"\$\{GPUS:-(\d)\}", r"\1", word) for word in moved]
+    done = subprocess.run(moved, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: .*(/no/src|{tmp_path}/shards).*\n", done.stderr)
+
+
+@pytest.mark.parametrize("name", ["compose status", "k8s status"])
+def test_status_answers_its_probes(name: str, tmp_path: Path) -> None:
+    moved = [word.replace("/gratis", str(tmp_path)) for word in commands()[name]]
+    moved[moved.index("--port") + 1] = "0"
+    env = os.environ | {"GRATIS_TOKEN": "0123456789abcdef"}
+    with subprocess.Popen(moved, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            port = int(server.stdout.readline().rstrip("/\n").rpartition(":")[2])
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=10) as answer:
+                assert answer.status == 200
+            for path, expected in (("readyz", 503), ("metrics", 401)):  # no run yet; no token sent
+                with pytest.raises(urllib.error.HTTPError) as refused:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10)
+                refused.value.close()
+                assert refused.value.code == expected
+        finally:
+            server.terminate()
 
 
 def test_panels_do_not_overlap() -> None:
