@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 # $(call flag,--name,VARIABLE): the flag, if the variable was given
 flag = $(if $($(2)),$(1) '$($(2))')
 
-.PHONY: help install train shards serve bench test prove check clean
+.PHONY: help install train shards serve top bench doctor test prove check clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,14 +21,21 @@ install: ## make .venv and install the locked dependencies, or what is missing o
 train: $(INSTALLED) ## train AlexNet; without SHARDS on a sample drawn here. SHARDS GPUS RECIPE EPOCHS RUN PORT ARGS
 	@$(PY) -m train $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--epochs,EPOCHS) $(call flag,--run,RUN) $(call flag,--port,PORT) $(ARGS)
 
-shards: $(INSTALLED) ## resize images to 256x256 and write shards and statistics. SRC OUT WORKERS CODEC ARGS
-	@$(PY) -m preprocess shards $(call flag,--src,SRC) --out '$(or $(OUT),shards)' $(call flag,--workers,WORKERS) $(call flag,--codec,CODEC) $(ARGS)
+shards: $(INSTALLED) ## resize images to 256x256 and write shards and statistics. SRC OUT WORKERS CODEC ENGINE ARGS
+	@$(PY) -m preprocess shards $(call flag,--src,SRC) --out '$(or $(OUT),shards)' $(call flag,--workers,WORKERS) $(call flag,--codec,CODEC) $(call flag,--engine,ENGINE) $(ARGS)
 
 serve: $(INSTALLED) ## serve the status of all runs, finished ones too. PORT ARGS
 	@$(PY) -m server --runs runs $(call flag,--port,PORT) $(ARGS)
 
-bench: $(INSTALLED) ## measure the loader. SHARDS ARGS
-	@$(PY) -m loader '$(or $(SHARDS),sample/shards)' $(ARGS)
+top: $(INSTALLED) ## the status in a terminal. RUN ARGS
+	@$(PY) -m server top --runs runs $(call flag,--run,RUN) $(ARGS)
+
+bench: $(INSTALLED) ## measure the loader, and with SRC the shard stage, beside their peers. SHARDS SRC PEERS ARGS
+	@$(PY) -m loader.bench '$(or $(SHARDS),sample/shards)' $(ARGS)
+	@$(if $(SRC),$(PY) -m preprocess bench --src '$(SRC)' $(call flag,--peers,PEERS))
+
+doctor: $(INSTALLED) ## what this machine has and what it means; leftovers. ARGS
+	@$(PY) docker/doctor.py $(ARGS)
 
 test: $(INSTALLED) ## run every test. ARGS
 	@$(PY) -m pytest $(ARGS)

@@ -126,7 +126,8 @@ def plan(options: Options, shards: Path, manifest: Manifest) -> Launch:
         runs=str(options.runs), run=name, shards=str(shards), recipe_name=options.recipe, recipe=options.fields,
         seed=options.seed, attempt=attempts(folder) + 1, share_device=options.share_device,
         tower_ranks=min(options.tower_ranks, options.fields.towers), wire=options.wire, compile=options.compile,
-        save_every=options.save_every, save_probabilities=options.save_probabilities,
+        bad_samples=options.bad_samples, save_every=options.save_every,
+        save_probabilities=options.save_probabilities,
     )  # fmt: skip
 
 
@@ -134,7 +135,9 @@ def prepare_sample(size: int) -> Path:
     """Draws and shards the sample dataset; both stages know when there is nothing to do."""
     source, shards = SAMPLE / "source", SAMPLE / "shards"
     _stage("sample", "--out", str(source))
-    _stage("shards", "--src", str(source), "--out", str(shards), "--size", str(size))
+    # the whole of it, also where a batch scheduler's variables would make it one task of several
+    whole = ("--task-id", "0", "--num-tasks", "1")
+    _stage("shards", "--src", str(source), "--out", str(shards), "--size", str(size), *whole)
     return shards
 
 

@@ -109,6 +109,8 @@ class Interval:
         self._events.write(
             "step", self._record(report, round(own[2]), wall_s, exchange_s, rate), epoch=epoch, step=step
         )
+        for line in self._loader.take_warnings():
+            self._events.write("warning", {"message": line}, epoch=epoch, step=step)
         aim = round(self._steps * SECONDS / report.wall_s)
         self._length = max(1, min(aim, 4 * self._length, MOST_STEPS))
         self.begin()

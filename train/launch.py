@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch takes two seconds, which --help need not
 SHUTDOWN_S = 60  # what ranks get to save in after a signal
 Choice = Literal["auto", "on", "off"]
 Wire = Literal["float32", "bfloat16", "float16"]
+BadSamples = Literal["raise", "quarantine"]
 OVER = ("finished", "diverged")  # outcomes after which a run's name is not taken up again by itself
 
 
@@ -42,6 +43,7 @@ class Launch:
     share_device: bool
     wire: Wire = "float32"
     compile: Choice = "auto"
+    bad_samples: BadSamples = "raise"
     save_every: float = 60.0
     save_probabilities: bool = False
 

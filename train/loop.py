@@ -153,7 +153,11 @@ def report_evaluation(job: Job, views: int, *, keep: bool = False) -> Scores:
     began, mesh = time.perf_counter(), job.mesh
     config = evaluation_config(job.recipe, views, mesh.world)
     kept: Kept | None = [] if keep else None
-    with Loader(job.shards, "val", config, rank=mesh.rank, world_size=mesh.world, device=mesh.device) as loader:
+    loader = Loader(
+        job.shards, "val", config, rank=mesh.rank, world_size=mesh.world, device=mesh.device,
+        local_world_size=mesh.local_world,
+    )  # fmt: skip
+    with loader:
         found = evaluate(job.network, watched(job, loader, views), mesh, views=views, kept=kept)
     wall_s = time.perf_counter() - began
     if kept:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar, cast
 import tyro
 
 from preprocess.errors import UserError
-from train.launch import Choice, Wire
+from train.launch import BadSamples, Choice, Wire
 from train.recipes import RECIPES, RELEASED, Recipe
 
 Name = Literal["released", "paper", "owt", "torchvision", "caffe", "sample", "tiny"]
@@ -46,6 +46,8 @@ class Options:
     """What features and gradients travel as between processes; 16 bits halve the traffic."""
     compile: Choice = "auto"
     """Compile the network: on a GPU it pays; on a CPU it takes longer than a short run gains."""
+    bad_samples: BadSamples = "raise"
+    """A training sample that cannot be decoded ends the run; quarantine: another takes its place, with a warning."""
     save_every: float = 60.0
     """Seconds of training between checkpoints. The last step always gets one."""
     save_probabilities: bool = False

@@ -21,7 +21,7 @@ from preprocess.events import EventWriter
 from train import checkpoint, loop
 from train.events import Outcome, Start
 from train.interval import Signals
-from train.launch import Choice, Launch, lock, report_failure
+from train.launch import BadSamples, Choice, Launch, lock, report_failure
 from train.loop import Job
 from train.memory import fitting_batch
 from train.network import AlexNet
@@ -55,8 +55,12 @@ def main() -> int:
 
 def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> int:
     recipe = launch.recipe
-    config = training_config(recipe, launch.seed)
-    with Loader(launch.shards, "train", config, rank=mesh.rank, world_size=mesh.world, device=mesh.device) as loader:
+    config = training_config(recipe, launch.seed, launch.bad_samples)
+    loader = Loader(
+        launch.shards, "train", config, rank=mesh.rank, world_size=mesh.world, device=mesh.device,
+        local_world_size=mesh.local_world,
+    )  # fmt: skip
+    with loader:
         classes = recipe.classes or len(loader.classes)
         network = AlexNet(recipe, classes, tower=mesh.tower, seed=launch.seed, wire=launch.wire)
         network.to(mesh.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -103,10 +107,11 @@ def too_large(job: Job) -> str:
     return f"--batch {recipe.batch} on {mesh.world} does not fit into a GPU of {size / 2**30:.0f} GiB: {way_out}"
 
 
-def training_config(recipe: Recipe, seed: int) -> LoaderConfig:
+def training_config(recipe: Recipe, seed: int, bad_samples: BadSamples = "raise") -> LoaderConfig:
     return LoaderConfig(
         batch_size=recipe.batch, seed=seed, crop=recipe.crop, mean=recipe.mean, noise=recipe.noise,
         noise_until=noise_until(recipe), channels_last=True, dtype=getattr(torch, recipe.compute),
+        bad_samples=bad_samples,
     )  # fmt: skip
 
 
