@@ -109,12 +109,12 @@ def test_server_may_look_the_trainers_processes_up() -> None:
 
 
 def commands() -> dict[str, list[str]]:
-    """What the services start, by file and name."""
+    """The arguments of the Pythons that the services start, by file and name."""
     found = {f"compose {name}": service["command"] for name, service in compose()["services"].items()
              if service.get("image") == "gratis"}  # fmt: skip
     pod = yaml.safe_load((DOCKER / "k8s.yaml").read_text())["spec"]["template"]["spec"]
     found |= {f"k8s {one['name']}": one["command"] for one in [*pod["initContainers"], *pod["containers"]]}
-    return {name: [sys.executable, *words[1:]] for name, words in found.items()}
+    return {name: words[1:] for name, words in found.items()}
 
 
 @pytest.mark.parametrize("name", ["compose shards", "compose train", "k8s train"])
@@ -122,7 +122,7 @@ def test_commands_are_understood(name: str, tmp_path: Path) -> None:
     """With nothing mounted they complain of that, in one line, and not of their flags."""
     moved = [word.replace("/src", "/no/src").replace("/gratis", str(tmp_path)) for word in commands()[name]]
     moved = [re.sub(r"\$\{GPUS:-(\d)\}", r"\1", word) for word in moved]
-    done = subprocess.run(moved, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *moved], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert re.fullmatch(rf"error: .*(/no/src|{tmp_path}/shards).*\n", done.stderr)
 
@@ -132,7 +132,7 @@ def test_status_answers_its_probes(name: str, tmp_path: Path) -> None:
     moved = [word.replace("/gratis", str(tmp_path)) for word in commands()[name]]
     moved[moved.index("--port") + 1] = "0"
     env = os.environ | {"GRATIS_TOKEN": "0123456789abcdef"}
-    with subprocess.Popen(moved, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen([sys.executable, *moved], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             port = int(server.stdout.readline().rstrip("/\n").rpartition(":")[2])
