@@ -34,8 +34,8 @@ bench: $(INSTALLED) ## measure the loader, and with SRC the shard stage, beside 
 	@$(PY) -m loader.bench '$(or $(SHARDS),sample/shards)' $(ARGS)
 	@$(if $(SRC),$(PY) -m preprocess bench --src '$(SRC)' $(call flag,--peers,PEERS))
 
-doctor: $(INSTALLED) ## what this machine has and what it means; leftovers. ARGS
-	@$(PY) docker/doctor.py $(ARGS)
+doctor: ## what this machine has and what it means; leftovers. ARGS
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) docker/doctor.py $(ARGS)
 
 test: $(INSTALLED) ## run every test. ARGS
 	@$(PY) -m pytest $(ARGS)
