@@ -46,6 +46,6 @@ prove: $(INSTALLED) ## the long forms of the slow tests: minutes to hours. ARGS
 check: $(INSTALLED) ## linters, types, every test
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m pytest $(ARGS)
 
-clean: ## remove .venv, the sample, builds and caches; shards and runs stay
+clean: ## remove .venv, the drawn sample with its shards, builds and caches; ./shards and ./runs stay
 	@rm -rf .venv sample build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

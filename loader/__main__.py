@@ -54,6 +54,8 @@ class Measure:
         for name in ("batches", "rounds"):
             if (number := getattr(self, name)) < 1:
                 raise UserError(f"{name} is {number}; it must be at least 1")
+        if self.device.split(":")[0] not in ("cpu", "cuda"):
+            raise UserError(f"--device {self.device}; take cpu or cuda")
 
 
 def main() -> int:
@@ -69,6 +71,8 @@ def main() -> int:
 def _loader(options: Measure) -> Loader:
     from preprocess.dataset import read_manifest
 
+    if options.device != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"--device {options.device}, but there is no GPU here; take --device cpu")
     crop = options.crop or read_manifest(options.shards).image_size * 7 // 8
     config = LoaderConfig(
         batch_size=TILES if options.preview else options.batch_size, seed=options.seed, crop=crop,

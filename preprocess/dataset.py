@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -231,5 +232,5 @@ def _read_npz(path: Path, fields: tuple[str, ...]) -> dict[str, Any]:
             return {name: arrays[name] for name in fields}
     except FileNotFoundError:
         raise UserError(f"{path} is missing; make the shards again, or verify the copy") from None
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}); make the shards again, or verify the copy") from None

@@ -296,3 +296,15 @@ def test_no_such_split_or_dataset(jpeg_dataset: Path, tmp_path: Path) -> None:
 def test_a_configuration_crosses_processes() -> None:
     config = LoaderConfig(dtype=torch.bfloat16, seed=2**63)
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize("name", ["stats.npz", "train.index.npz"])
+def test_a_flipped_byte_in_an_index_or_the_statistics_is_one_line(
+    jpeg_dataset: Path, tmp_path: Path, name: str
+) -> None:
+    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "d"))
+    data = bytearray((root / name).read_bytes())
+    data[len(data) // 3] ^= 0x40
+    (root / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        Loader(root, "train", LoaderConfig(batch_size=8, crop=24))
