@@ -147,6 +147,8 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
         print(describe(cost, config.processes))
         return None
     with claimed(config.out, store, shared=config.is_part):
+        if dataset.MANIFEST in store.sizes():  # another run has published it since, and let the lock go
+            return _leave(config, store, plan.draft)
         if config.discard:
             discard(store)
         if cost and not files.is_url(config.out):
@@ -209,8 +211,8 @@ def _draft(config: ShardsConfig, source: Source) -> Manifest:
 
 def _leave(config: ShardsConfig, store: Store, wanted: Manifest) -> Manifest:
     manifest = _published(config.out, store)
+    store.remove(WORK)  # of this run's claim, or of one that was killed after its last act but one
     refuse_other(config.out, without_tools(manifest), without_tools(wanted), "remove it, or choose another")
-    store.remove(WORK)  # a run that was killed after its last act but one
     print(f"{config.out} is already there: {summary(manifest)}")
     return manifest
 

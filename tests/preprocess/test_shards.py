@@ -27,10 +27,11 @@ from PIL import Image as Pillow
 
 from preprocess import dataset
 from preprocess.errors import UserError
-from preprocess.estimate import estimate, refuse_full_disk
+from preprocess.estimate import Estimate, estimate, estimate_apart, refuse_full_disk
 from preprocess.events import EventTail
 from preprocess.plan import shuffled
 from preprocess.shard import ShardTask
+from preprocess.shards import ShardsConfig, make_shards
 from preprocess.sources import open_source
 from preprocess.store import WORK
 
@@ -370,6 +371,27 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert second.returncode == 2
     assert "another process" in second.stderr
     assert shards(src, out).returncode == 0
+
+
+@pytest.mark.parametrize("discard", [False, True])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_what_another_run_publishes_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, discard: bool
+) -> None:
+    """A whole run of other settings fits between this one's look for a manifest and its lock."""
+    src, out = folder_source(tmp_path / "src", 2), tmp_path / "o"
+
+    def estimate_after_another_run(total: int, first: ShardTask) -> Estimate | None:
+        assert shards(src, out).returncode == 0
+        before.update(digests(out))
+        return estimate_apart(total, first)
+
+    before: dict[str, str] = {}
+    monkeypatch.setattr("preprocess.shards.estimate_apart", estimate_after_another_run)
+    with pytest.raises(UserError, match="another dataset"):
+        make_shards(ShardsConfig(src=str(src), out=str(out), size=32, workers=1, discard=discard))
+    assert before
+    assert digests(out) == before
 
 
 def test_events(tmp_path: Path) -> None:
