@@ -6,8 +6,10 @@ interrupted.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -31,6 +33,7 @@ from train.recipes import Recipe
 from train.saving import Saver
 from train.schedule import noise_until
 
+PR_SET_PDEATHSIG = 1
 EXIT: dict[Outcome, int] = {
     "finished": 0, "preempted": PREEMPTED, "interrupted": INTERRUPTED, "diverged": 1, "failed": 1,
 }  # fmt: skip
@@ -38,6 +41,7 @@ EXIT: dict[Outcome, int] = {
 
 def main() -> int:
     signals = Signals()
+    end_with_parent()
     launch = Launch.from_json(sys.argv[1])
     mesh = connect(launch.tower_ranks, share_device=launch.share_device)
     held = lock(launch.folder) if mesh.rank == 0 else None
@@ -51,6 +55,15 @@ def main() -> int:
     if held:
         held.close()
     return code
+
+
+def end_with_parent() -> None:
+    """SIGTERM when the parent dies, kill -9 too: an orphan would train unseen, and hold the run against its successor.
+
+    Linux alone can be asked for that; elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> int:
@@ -84,6 +97,8 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
             raise UserError(too_large(job)) from None
         job.saver.close()
     error = f"the loss is not finite at step {job.step}" if outcome == "diverged" else None
+    if outcome == "finished" and job.saver.lost:  # such a run is not over: its weights are nowhere
+        outcome, error = "failed", f"training is done, but {job.saver.lost}; mend that and give the same command again"
     events.write("end", {"outcome": outcome, "error": error}, epoch=job.epoch, step=job.step)
     if error:
         report_failure(f"error: {error}; the last good checkpoint is {last_good(launch.folder)}")

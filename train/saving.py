@@ -5,6 +5,7 @@ One is under way at a time. Its event is written by the main thread when that ne
 
 from __future__ import annotations
 
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._state: State | None = None  # of the one under way
         self._size: Future[tuple[int, float]] | None = None
+        self.lost: str | None = None  # why the newest checkpoint asked for is not there
 
     def begin(self, arrays: Arrays, state: State) -> None:
         """Waits for the one before, which a disk slower than the interval between two makes necessary."""
@@ -40,8 +42,11 @@ class Saver:
         try:
             size, wall_s = self._size.result()
         except (OSError, NotFinite) as error:
-            self._events.write("warning", {"message": f"no checkpoint of step {step}: {error}"}, epoch=epoch, step=step)
+            self.lost = f"no checkpoint of step {step}: {error}"
+            self._events.write("warning", {"message": self.lost}, epoch=epoch, step=step)
+            print(f"warning: {self.lost}", file=sys.stderr, flush=True)
         else:
+            self.lost = None
             fields = {"path": f"checkpoints/step-{step:08d}", "bytes": size, "wall_s": wall_s}
             self._events.write("checkpoint", fields, epoch=epoch, step=step)
         self._state = self._size = None

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,21 +125,41 @@ def test_a_killed_rank_ends_all_and_is_named(whole: Path, sample_shards: Path) -
     assert of_kind(run, "end")[-1]["outcome"] == "failed"
 
 
-def test_a_full_disk_costs_checkpoints_not_the_run(whole: Path, sample_shards: Path) -> None:
-    """A limit on file size, which weights exceed and events do not."""
+def test_a_full_disk_costs_checkpoints_and_is_told_at_the_end(whole: Path, sample_shards: Path) -> None:
+    """A limit on file size, which weights exceed and events do not. Training goes on, but is not over without."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    out, _ = finish(
-        start(whole.parent, sample_shards, "--run", "full", "--epochs", "1", preexec_fn=limit), 0
+    _, err = finish(
+        start(whole.parent, sample_shards, "--run", "full", "--epochs", "1", preexec_fn=limit), 1
     )  # fmt: skip
     run = whole.parent / "full"
-    assert "result " in out
-    assert of_kind(run, "end")[-1]["outcome"] == "finished"
+    assert "warning: no checkpoint of step" in err
+    assert "error: training is done, but no checkpoint of step" in err
+    assert of_kind(run, "eval")
+    assert of_kind(run, "end")[-1]["outcome"] == "failed"
     assert any("no checkpoint of step" in warning["message"] for warning in of_kind(run, "warning"))
     assert not of_kind(run, "checkpoint")
     assert not list((run / "checkpoints").iterdir())
+
+
+def test_ranks_save_and_end_when_their_parent_is_killed(whole: Path, sample_shards: Path) -> None:
+    run = whole.parent / "orphan"
+    parent = start(whole.parent, sample_shards, "--run", "orphan", "--epochs", "500", "--gpus", "2")
+    wait_until(lambda: bool(of_kind(run, "step")))
+    parent.kill()
+    wait_until(lambda: bool(of_kind(run, "end")))
+    parent.communicate()
+    assert of_kind(run, "end")[-1]["outcome"] == "preempted"
+    assert checkpoint.latest(run / "checkpoints")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_divergence_stops_at_once_and_names_the_last_good_checkpoint(whole: Path, sample_shards: Path) -> None:
