@@ -66,6 +66,8 @@ def write(folder: Path, arrays: Arrays, state: State) -> int:
     OSError (a full disk) leaves the previous checkpoint the latest and nothing of this one.
     """
     target = folder / f"step-{state.step:08d}"
+    if latest(folder) == target:  # to replace it would leave, for a moment, no latest at all
+        return _size(target)
     temporary = folder / f"{target.name}.tmp"
     for killed in folder.glob("*.tmp"):  # by another attempt, which died in the middle
         shutil.rmtree(killed, ignore_errors=True)
@@ -78,24 +80,32 @@ def write(folder: Path, arrays: Arrays, state: State) -> int:
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in sorted(folder.glob("step-????????"))[:-KEEP]:
-        shutil.rmtree(old)
+    others = sorted(path for path in folder.glob("step-????????") if path != target)
+    for old in others[: 1 - KEEP]:
+        shutil.rmtree(old, ignore_errors=True)  # the new one is the latest, whatever becomes of these
     return size
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, None before the first."""
+    """The checkpoint that `latest` names; if there is none of that name, the newest; None before the first."""
     try:
-        return folder / (folder / LATEST).read_text()
+        name = (folder / LATEST).read_text().strip()  # an editor ends it with a newline
     except FileNotFoundError:
-        return None
+        name = ""
+    if name and (folder / name).is_dir():
+        return folder / name
+    whole = sorted(state.parent for state in folder.glob("step-????????/state.json"))
+    return whole[-1] if whole else None
 
 
 def read_state(checkpoint: Path) -> State:
     try:
         return State(**json.loads((checkpoint / "state.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{checkpoint} is no checkpoint of this version ({error}); start a new run") from None
+        raise UserError(
+            f"{checkpoint} is no checkpoint of this version ({error}); point its `{LATEST}` at an older one, "
+            "or choose another --run"
+        ) from None
 
 
 def check_fits(checkpoint: Path, found: State, *, architecture: dict[str, object], classes: int, dataset: str) -> None:
@@ -145,6 +155,10 @@ def _write(folder: Path, arrays: Arrays, state: State) -> int:
             raise OSError(str(error)) from error
         _sync_file(path)
     write_durably(folder / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
+    return _size(folder)
+
+
+def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 

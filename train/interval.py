@@ -89,10 +89,6 @@ class Interval:
     def due(self) -> bool:
         return self._steps >= self._length
 
-    @property
-    def empty(self) -> bool:
-        return self._steps == 0
-
     def close(self, *, epoch: int, step: int, rate: float) -> Report:
         """Writes this rank's `step` event and begins the next interval. Collective; waits for the device."""
         own = self._device_sums.tolist()  # the host waits for the device here, and nowhere else in a step

@@ -70,12 +70,16 @@ def run(job: Job) -> Outcome:
         if not math.isfinite(report.loss):
             return "diverged"
         if job.step == (job.epoch + 1) * len(job.loader):
-            finish_epoch(job, reports)
+            scores = finish_epoch(job, reports)
+            if scores and not math.isfinite(scores.nll):
+                return "diverged"
         if report.stop:
-            save(job)
+            if job.unsaved_s:  # the end of an epoch may just have saved this step
+                save(job)
             return report.stop
     if job.evaluates:
-        report_evaluation(job, VIEWS, keep=job.save_probabilities)
+        scores = report_evaluation(job, VIEWS, keep=job.save_probabilities)
+        return "finished" if math.isfinite(scores.nll) else "diverged"
     return "finished"
 
 
@@ -116,8 +120,8 @@ def train_epoch(job: Job, interval: Interval) -> list[Report]:
     return reports
 
 
-def finish_epoch(job: Job, reports: list[Report]) -> None:
-    """Receipt, validation by the centre view, checkpoint."""
+def finish_epoch(job: Job, reports: list[Report]) -> Scores | None:
+    """Receipt, validation by the centre view, and a checkpoint unless it diverged; the scores, if it validates."""
     seen = all_seen(job)
     if job.mesh.rank == 0:
         job.events.write("receipt", coverage(seen.numpy(), job.loader.num_samples), epoch=job.epoch, step=job.step)
@@ -134,12 +138,15 @@ def finish_epoch(job: Job, reports: list[Report]) -> None:
         tqdm.write(f"epoch {job.epoch}/{job.recipe.epochs}: loss {loss:.3f}, training top-1 {top1:.1%}{against}")
     if scores:
         job.errors.append(1 - scores.top1)
-    save_if_due(job, now=last)
+    if scores is None or math.isfinite(scores.nll):
+        save_if_due(job, now=last)
+    return scores
 
 
 def all_seen(job: Job) -> Tensor:
     """The ids of the begun epoch over all ranks, padding left out. Collective."""
-    own = torch.cat(job.seen) if job.seen else torch.zeros(0, dtype=torch.int64, device=job.mesh.device)
+    own = torch.cat(job.seen) if job.seen else torch.zeros(0, dtype=torch.int64)
+    own = own.to(job.mesh.device)  # the loader's ids stay on the CPU, of which NCCL sends nothing
     for axis in (job.mesh.tower, job.mesh.data):
         own = gather_rows(own, len(own) * axis.size, axis)
     return torch.cat([job.seen_before, own[own >= 0].cpu()])

@@ -24,7 +24,7 @@ from train.parallel import ALONE, Axis, gather, gather_rows
 from train.recipes import LAYERS, ONES, Layer, Recipe
 
 INNER: tuple[Layer, ...] = ("conv3", "conv4", "conv5")
-SEEDS = 8  # between two runs' first layers
+SEEDS = 16  # between two runs' first layers; more than a network has layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class AlexNet(nn.Module):
         self.convolve: Callable[[Tensor], Tensor] = self._convolve
         self.groups = recipe.towers // tower.size  # towers in this process
         for number, (layer, shape) in enumerate(weight_shapes(recipe, classes).items()):
-            weight, bias = _initial(recipe, layer, shape, seed * SEEDS + number)
+            weight, bias = _initial(recipe, layer, shape, (seed * SEEDS + number) % 2**63)
             self.add_module(layer, _Weights(tower.own(weight), tower.own(bias)))
 
     def forward(self, images: Tensor, draw: Draw | None = None) -> Tensor:

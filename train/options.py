@@ -13,6 +13,7 @@ from preprocess.errors import UserError
 from train.launch import BadSamples, Choice, Wire
 from train.recipes import RECIPES, RELEASED, Recipe
 
+LAST_PORT = 65535
 Name = Literal["released", "paper", "owt", "torchvision", "caffe", "sample", "tiny"]
 Fields = tyro.conf.OmitArgPrefixes[Annotated[Recipe, tyro.conf.arg(name="")]]  # its fields, without a prefix
 Chosen = TypeVar("Chosen")
@@ -53,6 +54,14 @@ class Options:
     save_probabilities: bool = False
     """At the end, write the ten views' mean probabilities of every validation image beside the events."""
     fields: Fields = RELEASED
+
+    def __post_init__(self) -> None:
+        if not self.save_every >= 0:
+            raise UserError(f"--save-every {self.save_every} must be at least 0 seconds")
+        if self.port is not None and not 0 <= self.port <= LAST_PORT:
+            raise UserError(f"--port {self.port} must be from 0 to {LAST_PORT}")
+        if self.runs.exists() and not self.runs.is_dir():
+            raise UserError(f"--runs {self.runs} is not a folder; choose another")
 
 
 def parse(arguments: list[str]) -> Options:

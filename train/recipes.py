@@ -136,9 +136,10 @@ class Recipe:
             raise UserError(f"--crop {self.crop} is larger than --image-size {self.image_size}")
         if self.crop < SMALLEST_CROP:
             raise UserError(f"--crop {self.crop}: the network's five windows need at least {SMALLEST_CROP} pixels")
-        for name in ("rate", "width", "input_scale"):
+        for name in ("rate", "width", "input_scale", "lrn_k"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be above 0")
+        self._check_ranges()
         if not 0 <= self.momentum < 1:
             raise UserError(f"--momentum {self.momentum} must be in [0, 1)")
         if self.classes is not None and self.classes < 1:
@@ -148,6 +149,16 @@ class Recipe:
         for size in (*self.channels, self.hidden):
             if self.units(size) < 1 or self.units(size) % self.towers:
                 raise UserError(f"--width {self.width} makes {size} units {self.units(size)}: not even")
+
+    def _check_ranges(self) -> None:
+        for name in ("warmup_steps", "weight_decay", "bias_rate", "lrn_alpha"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 0")
+        for name in ("noise_until", "conv1_slow", "conv1_frozen", "drops"):
+            value = getattr(self, name)
+            for mark in value if isinstance(value, tuple) else (value,):
+                if mark is not None and not 0 <= mark <= 1:
+                    raise UserError(f"--{name.replace('_', '-')} {mark} must be a share of the run, in [0, 1]")
 
     def units(self, full: int) -> int:
         """A layer's units at this width."""

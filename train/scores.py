@@ -32,8 +32,8 @@ def average_views(logits: Tensor, views: int) -> Tensor:
 def credit(scores: Tensor, labels: Tensor, slots: int) -> Tensor:
     """[N, C], [N] -> [N] in [0, 1]: is the label among the `slots` highest? Equal scores share the slots left."""
     own = scores.gather(1, labels[:, None])
-    higher = (scores > own).sum(1)
-    equal = (scores == own).sum(1)  # at least one, itself
+    higher = (~(scores <= own)).sum(1)  # what is not a number wins, and wins against itself: no credit
+    equal = (scores == own).sum(1).clamp_min(1)  # itself, unless it is not a number
     return ((slots - higher) / equal).clamp(0, 1).double()
 
 

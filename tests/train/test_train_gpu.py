@@ -1,13 +1,21 @@
-"""What the GPU tells of itself: nothing on a CPU, sane numbers on a device."""
+"""What the GPU tells of itself, and whole runs on one and on two of them."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from train.checkpoint import latest
 from train.gpu import GpuMeter
+from train.launch import records
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_a_cpu_tells_nothing() -> None:
@@ -31,3 +39,60 @@ def test_a_gpu_tells_its_state_in_little_time() -> None:
     assert read["power_w"] is None or 1 < read["power_w"] < 2000
     print(f"a look at the GPU: {took * 1e3:.2f} ms")
     assert took < 0.1
+
+
+def needs(devices: int) -> None:
+    if torch.cuda.device_count() < devices:
+        pytest.skip(f"needs {devices} CUDA device(s)")
+
+
+def trained(runs: Path, shards: Path, name: str, *arguments: str) -> list[list[dict[str, Any]]]:
+    """The records of each rank of one epoch of the sample recipe, checked for what any mesh must do."""
+    command = [sys.executable, "-m", "train", "--shards", str(shards), "--runs", str(runs), "--run", name, "--port"]
+    command += ["0", "--recipe", "sample", "--epochs", "1", "--save-every", "0", "--save-probabilities", *arguments]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1].startswith("result top1=")
+    world = next(record["world"] for record in records(runs / name) if record["kind"] == "start")
+    ranks = [records(runs / name, rank) for rank in range(world)]
+    receipts = [record for record in ranks[0] if record["kind"] == "receipt"]
+    assert [(r["seen"], r["missing"], r["duplicates"]) for r in receipts] == [(1000, 0, 0)]
+    assert sum(record["images"] for own in ranks for record in own if record["kind"] == "step") == 1000
+    assert latest(runs / name / "checkpoints") is not None
+    assert (runs / name / "probabilities.safetensors").exists()
+    return ranks
+
+
+def nll(own: list[dict[str, Any]]) -> float:
+    return float(next(record["nll"] for record in own if record["kind"] == "eval"))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_a_run_on_a_device(tmp_path: Path, sample_shards: Path) -> None:
+    needs(1)
+    (own,) = trained(tmp_path, sample_shards, "one", "--gpus", "1")
+    assert own[0]["device"] == "cuda:0"
+    assert any(record["gpu"] for record in own if record["kind"] == "step")
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_a_pair_that_shares_a_device_follows_one_process(tmp_path: Path, sample_shards: Path) -> None:
+    needs(1)
+    (one,) = trained(tmp_path, sample_shards, "one", "--gpus", "1")
+    pair = trained(tmp_path, sample_shards, "pair", "--gpus", "2", "--share-device")
+    assert len(pair) == 2
+    assert nll(pair[0]) == pytest.approx(nll(one), rel=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("towers", ["1", "2"])
+def test_two_devices_follow_one(tmp_path: Path, sample_shards: Path, towers: str) -> None:
+    """Over NCCL, which carries the devices' tensors alone: ids, sums and probabilities among them."""
+    needs(2)
+    (one,) = trained(tmp_path, sample_shards, "one", "--gpus", "1")
+    two = trained(tmp_path, sample_shards, "two", "--gpus", "2", "--tower-ranks", towers)
+    assert [own[0]["device"] for own in two] == ["cuda:0", "cuda:1"]
+    assert nll(two[0]) == pytest.approx(nll(one), rel=0.02)

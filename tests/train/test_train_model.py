@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from train.layers import plan
 from train.memory import COPIES, RESERVED, TRANSIENT, fitting_batch, kept_bytes
 from train.recipes import RELEASED
 from train.scaling import INFINIBAND, LATENCY_S, NVLINK, PCIE4, predict
+from train.summary import FLOAT, exchanges
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -36,12 +38,9 @@ def test_gradients_travel_over_the_slowest_link_and_hide_behind_backward() -> No
 
 def test_model_parallel_wins_at_small_batches_only() -> None:
     """Specification 3.2: two towers move less than data parallelism up to a batch of about 1,040 (without images)."""
-
-    def bytes_over(batch: int) -> tuple[float, float]:
-        pair = 2 * 58_624 * 4 * batch
-        return pair, 2 * 60_965_224 * 4
-
-    assert bytes_over(1_035)[0] < bytes_over(1_035)[1] < bytes_over(1_045)[0]
+    pair = 2 * sum(row.original for row in exchanges(RELEASED, 1000)) * FLOAT  # an image, there and back
+    gradients = 2 * sum(own.parameters for own in plan(RELEASED, 1000).values()) * FLOAT  # a step, whatever its batch
+    assert gradients / pair == pytest.approx(1_040, abs=1)
 
 
 def test_scaling_prints_a_table() -> None:

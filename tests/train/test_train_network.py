@@ -62,9 +62,38 @@ def test_conv1_overhangs_right_and_below() -> None:  # trap 4
 
 @pytest.mark.parametrize(("order", "expected"), [("before", 51.86108), ("after", 55.35833)])
 def test_layer_one_normalises_signed_responses(order: str, expected: float) -> None:  # trap 5
-    network, x = AlexNet(replace(SMALL, lrn_order=order), 10), column([-100.0, 100, 0, 0, 0, 0])
-    normalised = network._lrn(network._active(x) if order == "after" else x)
-    assert F.relu(normalised)[0, 1] == pytest.approx(expected, abs=1e-4)
+    """conv1 of the network itself, silenced to its biases: all of its maps are constant, so pooling changes nothing."""
+    network = AlexNet(replace(SMALL, width=1 / 8, lrn_order=order), 10)  # six channels a tower
+    first: list[Tensor] = []
+
+    def kept(layer: Layer, x: Tensor) -> Tensor:
+        first.append(x)
+        raise StopIteration
+
+    with torch.no_grad():
+        network.get_parameter("conv1.weight").zero_()
+        network.get_parameter("conv1.bias").copy_(torch.tensor([-100.0, 100, 0, 0, 0, 0] * 2))
+    original = network._conv
+    network._conv = lambda layer, x: original(layer, x) if layer == "conv1" else kept(layer, x)  # type: ignore[method-assign]
+    with pytest.raises(StopIteration):
+        network(torch.zeros(1, 3, 64, 64))
+    torch.testing.assert_close(first[0][0, 1], torch.full_like(first[0][0, 1], expected), atol=1e-4, rtol=0)
+
+
+def test_no_two_seeds_share_a_layer_s_draws() -> None:
+    """Nine layers with conv6: the ninth of one seed must not begin where the first of the next does."""
+    recipe = replace(SMALL, width=1 / 4, conv6=True)
+    networks = [AlexNet(recipe, 64, seed=seed) for seed in range(3)]
+    heads = [p.flatten()[:64] for network in networks for name, p in network.named_parameters() if "weight" in name]
+    apart = [head / head.std() for head in heads]
+    assert len(apart) == 3 * 9
+    for n, one in enumerate(apart):
+        assert not any(torch.allclose(one, other, atol=1e-3) for other in apart[n + 1 :])
+
+
+def test_the_largest_seeds_are_seeds() -> None:
+    for seed in (2**61, 2**63 - 1):
+        assert AlexNet(SMALL, 10, seed=seed).get_parameter("fc8.weight").std() > 0
 
 
 def test_first_responses_and_first_loss_are_of_the_expected_size() -> None:  # trap 10, trap 23
@@ -142,9 +171,11 @@ def test_norms_equal_torch_and_their_gradients_finite_differences(layout: torch.
     assert torch.autograd.gradcheck(within_map_norm, x)
 
 
-def test_the_whole_forward_equals_torch_operators() -> None:
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_the_whole_forward_equals_torch_operators(order: str) -> None:
     """An independent writing of section 3, for a network of two towers in eval form."""
-    recipe = replace(SMALL, init="he", input_scale=1 / 64)
+    # responses of a hundred, where normalisation does something
+    recipe = replace(SMALL, init="he", input_scale=1.0, lrn_order=order)
     network = AlexNet(recipe, 7).double()
     p = dict(network.named_parameters())
 
@@ -155,8 +186,9 @@ def test_the_whole_forward_equals_torch_operators() -> None:
         return F.conv2d(x, p[f"{layer}.weight"], p[f"{layer}.bias"], stride, padding, groups=groups)
 
     images = torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 70
-    x = conv("conv1", F.pad(images / 64, (0, 3, 0, 3)), 1, 0, 4)
-    x = F.max_pool2d(norm(x), 3, 2, ceil_mode=True).relu()
+    x = conv("conv1", F.pad(images, (0, 3, 0, 3)), 1, 0, 4)
+    x = norm(x) if order == "before" else norm(x.relu())
+    x = F.max_pool2d(x, 3, 2, ceil_mode=True).relu()
     x = norm(conv("conv2", x, 2, 2).relu())
     squares = F.conv2d(x.square(), torch.ones(x.shape[1], 1, 5, 5, dtype=x.dtype), padding=2, groups=x.shape[1])
     x = F.max_pool2d(x / (1 + 0.001 / 25 * squares) ** 0.75, 3, 2, ceil_mode=True)
@@ -227,7 +259,22 @@ def test_every_recipe_runs(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "word"),
-    [({"crop": 300}, "larger"), ({"crop": 20}, "at least"), ({"width": 0.01}, "width"), ({"rate": -1.0}, "rate")],
+    [
+        ({"crop": 300}, "larger"),
+        ({"crop": 20}, "at least"),
+        ({"width": 0.01}, "width"),
+        ({"rate": -1.0}, "rate"),
+        ({"warmup_steps": -5}, "warmup-steps -5"),
+        ({"weight_decay": -1.0}, "weight-decay -1"),
+        ({"bias_rate": -1.0}, "bias-rate -1"),
+        ({"bias_rate": math.nan}, "bias-rate nan"),
+        ({"lrn_k": -1.0}, "lrn-k -1"),
+        ({"lrn_alpha": -1.0}, "lrn-alpha -1"),
+        ({"drops": (2.0, -1.0)}, "drops 2"),
+        ({"drops": (0.5, -1.0)}, "drops -1"),
+        ({"noise_until": -1.0}, "noise-until -1"),
+        ({"conv1_slow": math.nan}, "conv1-slow nan"),
+    ],
 )
 def test_recipes_refuse_what_cannot_be(fields: dict[str, float], word: str) -> None:
     with pytest.raises(UserError, match=word):

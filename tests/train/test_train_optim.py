@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -146,6 +147,16 @@ def test_ties_share_credit() -> None:
     labels = torch.arange(200) % 50
     top5 = (many.topk(5, 1).indices == labels[:, None]).any(1)
     assert torch.equal(credit(many, labels, 5), top5.double())
+
+
+def test_what_is_not_a_number_earns_nothing() -> None:
+    for logits in (torch.full((2, 10), torch.nan), torch.full((2, 10), torch.inf)):
+        probabilities = average_views(logits, 1)
+        assert credit(probabilities, torch.tensor([0, 3]), 5).tolist() == [0, 0]
+        assert math.isnan(scores(score_sums(probabilities, torch.tensor([0, 3]))).nll)
+    half = torch.tensor([[0.5, torch.nan, 0.1]])
+    assert credit(half, torch.tensor([0]), 1).item() == 0
+    assert credit(half, torch.tensor([0]), 2).item() == 1
 
 
 def test_scores_count_samples_only() -> None:

@@ -14,7 +14,10 @@ import torch
 from preprocess.errors import UserError
 from train.layers import plan
 from train.network import AlexNet, Draw
+from train.optim import Optimiser
+from train.rank import training_config
 from train.recipes import RECIPES, RELEASED, Recipe
+from train.schedule import rates
 from train.summary import backward_macs, exchanges
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -124,19 +127,46 @@ def test_summary_prints_it() -> None:
         assert number in shown
 
 
+def behaviour(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe decides: its initial weights, outputs in both forms, rates, weights after two steps, its data."""
+    network, rows = AlexNet(recipe, 7), range(2)
+    initial = [p.detach().clone() for p in network.parameters()]
+    images = torch.randn(2, 3, recipe.crop, recipe.crop, generator=torch.Generator().manual_seed(0)) * 70
+    tested, trained = network(images), network(images, Draw(seed=0, step=0, rows=rows))
+    trained.logsumexp(1).sum().backward()
+    path = [rates(recipe, epoch, 1, [0.9] * epoch) for epoch in (0, 30, 60, 85)]
+    optimiser = Optimiser(network, recipe)
+    for rate in path[:2]:
+        optimiser.step(rate)
+    return {
+        "initial": initial, "tested": [tested], "trained": [trained], "rates": path,
+        "updated": list(network.parameters()), "data": training_config(recipe, 0),
+    }  # fmt: skip
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, list) and isinstance(one[0], torch.Tensor):
+        return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
 def test_every_disagreement_is_one_field() -> None:
-    """Section 10: each row's other side differs from released in that field alone, and builds."""
-    rows: list[dict[str, Any]] = [
-        {"conv1_edge": "symmetric"}, {"mean": "offset"}, {"noise": "printed"}, {"noise": "off"}, {"lrn_alpha": 5e-4},
-        {"lrn_k": 1.0}, {"lrn_order": "after"}, {"map_norm": False}, {"lrn_across_towers": True}, {"lrn": False},
-        {"init_std": (0.01,) * 8}, {"init": "uniform"}, {"bias_init": 0.1}, {"bias_rate": 1.0}, {"bias_decay": True},
-        {"schedule": "plateau"}, {"schedule": "dexp250"}, {"velocity": "outside"}, {"dropout": "inverted"},
-        {"dropout_place": "before"}, {"channel_order": "bgr"}, {"crop": 227},
+    """Section 10: each row's other side, that field alone, changes what it is about."""
+    released = replace(RELEASED, image_size=73, crop=64, width=1 / 16)
+    rows: list[tuple[str, dict[str, Any]]] = [
+        ("tested", {"conv1_edge": "symmetric"}), ("data", {"mean": "offset"}), ("data", {"noise": "printed"}),
+        ("data", {"noise": "off"}), ("tested", {"lrn_alpha": 5e-4}), ("tested", {"lrn_k": 1.0}),
+        ("tested", {"lrn_order": "after"}), ("tested", {"map_norm": False}), ("tested", {"lrn_across_towers": True}),
+        ("tested", {"lrn": False}), ("initial", {"init_std": (0.01,) * 8}), ("initial", {"init": "uniform"}),
+        ("initial", {"bias_init": 0.1}), ("rates", {"bias_rate": 1.0}), ("updated", {"bias_decay": True}),
+        ("rates", {"schedule": "plateau"}), ("rates", {"schedule": "dexp250"}), ("updated", {"velocity": "outside"}),
+        ("tested", {"dropout": "inverted"}), ("trained", {"dropout_place": "before"}),
+        ("tested", {"channel_order": "bgr"}), ("data", {"crop": 73}),
     ]  # fmt: skip
-    for row in rows:
-        other = replace(RELEASED, **row)
-        assert other != RELEASED, row
-        assert plan(other, 1000)["fc8"].outputs == 1000
+    reference = behaviour(released)
+    assert all(same(reference[what], again) for what, again in behaviour(released).items())
+    for what, row in rows:
+        assert not same(reference[what], behaviour(replace(released, **row))[what]), row
 
 
 def test_bgr_reads_the_channels_backwards() -> None:
