@@ -59,6 +59,9 @@ class Cache:
     def begin(self, uses: list[Use], first_step: int) -> None:
         """Of an epoch: starts fetching. UserError if it cannot do with the space there is."""
         self._check_space(uses)
+        with self._moved:  # a rank without a sample in the last step leaves fetchers waiting for that step
+            self._uses = []
+            self._moved.notify_all()
         self._join()
         with self._moved:
             self._uses, self._step, self._next = uses, first_step, 0
@@ -114,15 +117,20 @@ class Cache:
                 return  # the reader meets the same and says it
 
     def _take(self) -> Use | None:
-        """The next shard to fetch, once there is space for it beside those that are still of use."""
+        """The next shard to fetch, once there is space for it beside those that are still of use; None when the epoch
+        needs no more."""
         with self._moved:
-            if self._next >= len(self._uses):
+            uses = self._uses
+            if self._next >= len(uses):
                 return None
-            number, use = self._next, self._uses[self._next]
+            number, use = self._next, uses[self._next]
             self._next += 1
-            while not self._stop.is_set() and use.first > self._step and not self._fits(number):
+            while not self._over(uses) and use.first > self._step and not self._fits(number):
                 self._moved.wait()
-            return None if self._stop.is_set() else use
+            return None if self._over(uses) else use
+
+    def _over(self, uses: list[Use]) -> bool:
+        return self._stop.is_set() or self._uses is not uses
 
     def _fits(self, number: int) -> bool:
         wanted = (use for use in self._uses[: number + 1] if use.last >= self._step)

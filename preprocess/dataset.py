@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +32,24 @@ MANIFEST = "manifest.json"
 STATS = "stats.npz"
 REJECTS = "rejects.jsonl"
 EXTENSIONS = {"jpeg": "jpg", "raw": "ppm"}  # codec -> extension of the image member
+SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.tar", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar of samples: its file name in the dataset's folder, and what must be found there."""
+    """One tar of samples: its file name in the dataset's folder, and what must be found there.
+
+    ValueError for other names: a manifest may come from a server, and readers write files of these names to a cache.
+    """
 
     name: str
     samples: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not SHARD_NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no shard's name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +105,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
-        """Raises KeyError or TypeError where a field is missing or of another shape."""
+        """Raises KeyError, TypeError or ValueError where a field is missing or of another shape."""
         raw: dict[str, Any] = json.loads(text)
         raw["classes"] = tuple(ImageClass(**c) for c in raw["classes"])
         raw["splits"] = {
@@ -155,7 +164,7 @@ def read_manifest(root: Path) -> Manifest:
         raise UserError(f"{path} has format {found}; this version reads {readable}: make the shards again")
     try:
         return Manifest.from_json(text)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); make the shards again, or verify the copy") from None
 
 

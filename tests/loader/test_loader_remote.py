@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,10 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from handmade import picture, write_dataset
 from serving import FaultyServer, faulty, free_port, nginx, nginx_binary, served
 
 from loader import Batch, Loader, LoaderConfig
-from loader.cache import Use, uses_of
+from loader.cache import Use, held_files, uses_of
 from preprocess.dataset import read_manifest
 from preprocess.errors import UserError
 
@@ -33,9 +37,9 @@ def server(jpeg_dataset: Path) -> Iterator[FaultyServer]:
         yield server
 
 
-def make(root: Path | str, cache: Path, **options: Any) -> Loader:
+def make(root: Path | str, cache: Path, *, rank: int = 0, world_size: int = 1, **options: Any) -> Loader:
     config = {"batch_size": 12, "crop": 48, "threads": 1, "cache": str(cache)} | options
-    return Loader(root, "train", LoaderConfig(**config))
+    return Loader(root, "train", LoaderConfig(**config), rank=rank, world_size=world_size)
 
 
 def epoch(loader: Loader) -> list[Batch]:
@@ -92,13 +96,49 @@ def test_the_cache_is_bounded_and_the_oldest_go_first(server: FaultyServer, jpeg
         found = []
         for batch in loader:
             found.append(Batch(*(tensor.clone() for tensor in batch)))
-            most = max(most, sum(path.stat().st_size for path in cached(tmp_path / "cache")))
+            most = max(most, sum(held.bytes for held in held_files(tmp_path / "cache") if held.path.suffix == ".tar"))
         assert_same(found, expected)
         left = [path.name for path in cached(tmp_path / "cache")]
         assert_same(epoch(loader), expected)
     assert most <= limit
     assert "train-00010.tar" in left
     assert "train-00000.tar" not in left
+
+
+def test_an_epoch_that_ends_in_padding_alone_is_followed_by_another(tmp_path: Path) -> None:
+    """The second of two ranks has no sample in the last step, where the fifth shard is read and only then fits."""
+    root = write_dataset(tmp_path / "data", [picture(i) for i in range(42)])
+    shards = read_manifest(root).splits["train"].shards
+    options = {"batch_size": 10, "augment": False, "cache_gb": 1.1e-9 * max(shard.bytes for shard in shards)}
+
+    def two_epochs() -> None:
+        counts.extend(len(epoch(loader)) for _ in range(2))
+
+    counts: list[int] = []
+    with faulty(root) as server:
+        loader = make(server.url, tmp_path / "cache", rank=1, world_size=2, **options)
+        thread = threading.Thread(target=two_epochs, daemon=True)  # a hang is a failure, not the end of the tests
+        thread.start()
+        thread.join(20)
+        hung = thread.is_alive()
+        loader.close()
+        thread.join(20)
+    assert not hung
+    assert counts == [5, 5]
+
+
+@pytest.mark.parametrize("name", ["../train-00000.tar", "{tmp}/train-00000.tar", "manifest.json", 7])
+def test_a_manifest_names_no_files_but_shards(jpeg_dataset: Path, tmp_path: Path, name: str | int) -> None:
+    """A shard of a hostile server would be written where its name says, and with its contents."""
+    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "data"))
+    manifest = json.loads((root / "manifest.json").read_text())
+    named = name.format(tmp=tmp_path) if isinstance(name, str) else name
+    manifest["splits"]["train"]["shards"][0]["name"] = named
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    with faulty(root) as server, pytest.raises(UserError, match=r"manifest\.json is damaged") as caught:
+        epoch(make(server.url, tmp_path / "cache"))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("train-*"))
 
 
 def test_an_order_that_needs_more_space_than_there_is_says_so(server: FaultyServer, tmp_path: Path) -> None:
