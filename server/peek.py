@@ -45,7 +45,7 @@ def peek(path: Path, name: str, updated: float, stall_s: float) -> RunSummary:
 def _ends(path: Path) -> tuple[bytes, bytes]:
     """The file's first and last bytes; the same if it is short."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             tail = os.pread(file.fileno(), TAIL, max(size - TAIL, 0))
             return (tail if size <= TAIL else os.pread(file.fileno(), HEAD, 0)), tail

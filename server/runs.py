@@ -144,10 +144,12 @@ def _entries(root: Path) -> Iterator[Entry]:
 
 
 def _stat(path: str) -> os.stat_result | None:
+    """Of a regular file: reading a pipe would hang us."""
     try:
-        return os.stat(path)
+        found = os.stat(path)
     except (OSError, ValueError):
         return None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def _read_regular(path: Path) -> bytes | None:

@@ -124,6 +124,19 @@ def test_after_kill_9_of_server_and_trainer_each_picks_up(tmp_path: Path) -> Non
     server.communicate()
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_pipe_in_place_of_an_event_file_holds_nobody_up(tmp_path: Path, beside: bool) -> None:
+    run = a_run(tmp_path)
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b" / "rank-0.jsonl")
+    if beside:  # a shard file makes it a run nevertheless
+        shutil.copy(run.path / "rank-0.jsonl", tmp_path / "b" / "shards.jsonl")
+    with serving(tmp_path) as url:
+        assert {row["name"] for row in get_json(f"{url}/runs")["runs"]} == ({"a", "b"} if beside else {"a"})
+        assert get(f"{url}/status/b")[0] == (200 if beside else 404)
+        assert get(f"{url}/metrics")[0] == 200
+
+
 def test_a_clock_in_the_future_is_a_state(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     ahead = time.time() + 3600
