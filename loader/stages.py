@@ -96,16 +96,21 @@ def source_of(job: Job) -> Source:
 def _to_device(job: Job, ids: Ids, tensor: Any, stream: Any) -> tuple[Batch, Any]:
     """A batch that torch owns, and the event after which it may be read. DALI may take its buffer back at once."""
     with torch.cuda.stream(stream):
-        images, (labels, ids_) = gpu.to_torch(tensor, job), _rows(job, ids)
-        if missing := job.rows - len(images):
-            images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
-        if job.config.channels_last and job.config.views == 1:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images, (labels, ids_) = padded(gpu.to_torch(tensor, job), job), _rows(job, ids)
         batch = Batch(images, labels.to(job.device), ids_)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record(stream)
         stream.synchronize()
     return batch, copied
+
+
+def padded(images: torch.Tensor, job: Job) -> torch.Tensor:
+    """The images, with rows of zeros up to a whole batch, in the batch's memory layout, which torch.cat would lose."""
+    if len(images) == job.rows:
+        return images
+    whole = _blank(job)
+    whole[: len(images)] = images
+    return whole
 
 
 def _blank(job: Job) -> torch.Tensor:

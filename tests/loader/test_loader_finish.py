@@ -21,6 +21,7 @@ from loader.decode import Mender, Runner, crop_pipeline
 from loader.finish import Crops, Finisher, colour_matrix, colour_shift, scale
 from loader.quarantine import Quarantine
 from loader.source import Source
+from loader.stages import padded
 from loader.work import Job, Meter, Reader, Work
 from preprocess.dataset import Stats, read_index, read_manifest, read_stats
 
@@ -111,6 +112,23 @@ def test_other_types_are_the_rounded_float32(jpeg_dataset: Path, dtype: torch.dt
             assert narrow.images.dtype == dtype
             torch.testing.assert_close(narrow.images, wide.images.to(dtype), rtol=0, atol=0)
             assert narrow.images.stride() == wide.images.stride()
+
+
+@pytest.mark.parametrize("views", [1, 10])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_padded_batch_of_the_graph_for_gpus_is_laid_out_as_a_full_one(
+    jpeg_dataset: Path, views: int, channels_last: bool
+) -> None:
+    config = LoaderConfig(batch_size=60, crop=CROP, views=views, augment=False, channels_last=channels_last)
+    job = job_of(jpeg_dataset, config)
+    for work, tensor in graph_of(job):
+        images = gpu.to_torch(tensor, job)
+        whole = padded(images, job)
+        assert whole.shape == (60, *images.shape[1:])
+        assert whole.stride() == images.stride()
+        assert torch.equal(whole[: len(work.ids)], images)
+        assert not whole[len(work.ids) :].any()
+    assert len(work.ids) == 41
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
