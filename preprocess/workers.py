@@ -4,6 +4,11 @@ A worker notes which image it is at in memory shared with the parent. One that d
 than IMAGE_SECONDS, is replaced and its shard begun again; an image that does so twice is condemned: the shard is made
 without it, and it counts as a reject ("crashed" or "hung"). Once can be the machine's fault (a worker killed for
 memory), so one death changes nothing in the output.
+
+Reading a local file is inside that minute: what never ends is then found whether it is the file (a pipe, a disk that
+fails) or the decoder, which the parent cannot tell apart. A network mount that stalls for longer, twice at the same
+image, costs that image: the run fails unless --max-rejects permits it, and --discard begins anew. Reading a URL is
+outside: its library's own time limits hold there.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b.astype(float)) ** 2)))
 
 
-def test_box_of_the_specification() -> None:
+def test_box_of_the_specification() -> None:  # trap 18
     left, top, right, bottom = central_box(500, 375, 256)
     assert (top, bottom) == (0, 375)
     assert left == pytest.approx(42 * 500 / 341)  # columns [42, 298) of the picture at 341 x 256
@@ -61,7 +61,7 @@ def test_equals_resize_then_crop(width: int, height: int) -> None:
     assert difference.mean() < 0.6
 
 
-def test_a_circle_stays_a_circle() -> None:
+def test_a_circle_stays_a_circle() -> None:  # trap 18
     y, x = np.mgrid[0:375, 0:500]
     disc = (np.hypot(x - 249.5, y - 187) < 150).astype(np.uint8) * 255
     got = to_image(encoded(np.stack([disc] * 3, axis=2)), 256).pixels[..., 0] > 127
@@ -127,19 +127,19 @@ def test_plain_file_counts_as_nothing() -> None:
     assert to_image(encoded(photo(100, 80)), SIZE).conversions == ()
 
 
-def test_greyscale_has_equal_channels() -> None:
+def test_greyscale_has_equal_channels() -> None:  # trap 20
     pixels = to_image(odd_files()["greyscale"], SIZE).pixels
     assert (pixels[..., 0] == pixels[..., 1]).all()
     assert (pixels[..., 0] == pixels[..., 2]).all()
 
 
-def test_cmyk_is_inverted_as_adobe_writes_it() -> None:
+def test_cmyk_is_inverted_as_adobe_writes_it() -> None:  # trap 20
     red, green, blue = to_image(cmyk(False), SIZE).pixels.reshape(-1, 3).mean(axis=0)
     assert red > 200  # (255 - 0) * (255 - 20) / 255 = 235
     assert max(green, blue) < 80  # (255 - 200) * (255 - 20) / 255 = 51
 
 
-def test_exif_rotation_is_ignored() -> None:
+def test_exif_rotation_is_ignored() -> None:  # trap 20
     plain = to_image(encoded(photo(100, 80)), SIZE).pixels
     assert (to_image(odd_files()["exif-rotated"], SIZE).pixels == plain).all()
 

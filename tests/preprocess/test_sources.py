@@ -99,7 +99,7 @@ def test_train_members_lie_where_listed(sample_source: Path) -> None:
                 assert Reader().read(item) == member.read()
 
 
-def test_tiny100_labels(tiny100: Path) -> None:
+def test_tiny100_labels(tiny100: Path) -> None:  # trap 16
     source = open_source(str(tiny100))
     assert {split: len(listing) for split, listing in source.splits.items()} == {"train": 50_000, "val": 5_000}
     for row in (0, 12_345, 49_999):
