@@ -84,7 +84,12 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     """Joins the processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE) into a mesh.
 
     `towers` is the size of the tower axis where the world allows it; one process holds all of them. Collective.
+    float32 is float32 on a GPU too, where torch would round convolutions' factors to 10 bits (TF32). That one mesh
+    computes the same bits again is promised for CPUs alone: cuDNN chooses among kernels, some of which add up in any
+    order.
     """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     device = CPU

@@ -142,8 +142,10 @@ def worker(rank: int, world: int, port: int, towers: int, folder: Path) -> None:
                             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():  # fmt: skip
             environment.setenv(name, str(value))
         mesh = connect(towers)
+        assert not torch.backends.cudnn.allow_tf32  # on a device, float32 is float32
+        assert torch.get_float32_matmul_precision() == "highest"
         found = {
-            "float32": three_steps(mesh, torch.float32, save_to=folder / f"from-{world}"),
+            "float32": three_steps(mesh, torch.float32, save_to=folder / f"from-{world}-{towers}"),
             "float64": three_steps(mesh, torch.float64),
             "local fc6": three_steps(mesh, torch.float64, LOCAL_FC6),
             "ten": many_losses(mesh, torch.float32, 10),
@@ -151,7 +153,8 @@ def worker(rank: int, world: int, port: int, towers: int, folder: Path) -> None:
             "sent": sent(mesh, "float32"),
             "sent narrow": sent(mesh, "bfloat16"),
             "float16": three_steps(mesh, torch.float32, wire="float16"),
-            "loaded": loaded(mesh, folder / "from-1"),
+            "loaded": loaded(mesh, folder / "alone"),
+            "saved": f"from-{world}-{towers}",
         }
         torch.save(found, folder / f"rank-{world}-{towers}-{rank}.pt")
         disconnect()
@@ -160,7 +163,7 @@ def worker(rank: int, world: int, port: int, towers: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mesh")
-    three_steps(Mesh(), torch.float32, save_to=folder / "from-1")
+    three_steps(Mesh(), torch.float32, save_to=folder / "alone")
     return folder
 
 
@@ -232,21 +235,21 @@ def test_16_bits_on_the_wire_stay_close(ranks: list[dict[str, Any]]) -> None:
 
 
 def test_one_process_s_checkpoint_loads_on_a_mesh(ranks: list[dict[str, Any]], folder: Path) -> None:
-    one = loaded(Mesh(), folder / "from-1")
+    one = loaded(Mesh(), folder / "alone")
     for found in ranks:
         assert found["loaded"].keys() == one.keys()
         assert all(torch.equal(found["loaded"][name], one[name]) for name in one)
 
 
 def test_a_mesh_s_checkpoint_loads_in_one_process(ranks: list[dict[str, Any]], folder: Path) -> None:
-    back = loaded(Mesh(), folder / f"from-{len(ranks)}")
+    back = loaded(Mesh(), folder / ranks[0]["saved"])
     weights = {name: tensor for name, tensor in ranks[0]["float32"].items() if name.startswith("weight")}
     assert all(torch.equal(back[name], weights[name]) for name in weights)
     assert len(weights) == 16
 
 
 def test_checkpoints_refuse_another_network_or_dataset(folder: Path) -> None:
-    newest = checkpoint.latest(folder / "from-1")
+    newest = checkpoint.latest(folder / "alone")
     assert newest is not None
     found = checkpoint.read_state(newest)
     right = {"architecture": RECIPE.architecture, "classes": CLASSES, "dataset": "d" * 64}
