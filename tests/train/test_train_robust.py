@@ -173,6 +173,20 @@ def test_divergence_stops_at_once_and_names_the_last_good_checkpoint(whole: Path
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("epochs", ["1", "2"])
+def test_a_validation_loss_that_is_not_finite_is_divergence(whole: Path, sample_shards: Path, epochs: str) -> None:
+    """One step an epoch: its loss was finite, what it made of the weights is seen by the evaluation alone."""
+    name = f"blind-{epochs}"
+    arguments = ("--run", name, "--epochs", epochs, "--batch", "1000", "--rate", "1e30", "--warmup-steps", "0")
+    _, err = finish(start(whole.parent, sample_shards, *arguments), 1)
+    run = whole.parent / name
+    assert all(step["loss"] is not None for step in of_kind(run, "step"))
+    assert of_kind(run, "eval")[-1]["top1"] == 0
+    end = of_kind(run, "end")[-1]
+    assert (end["outcome"], end["step"]) == ("diverged", 1)
+    assert "the loss is not finite" in err
+
+
 def test_weights_that_diverged_never_become_the_latest(tmp_path: Path) -> None:
     network = AlexNet(replace(SAMPLE, width=1 / 16), 5)
     arrays = checkpoint.collect(network, Optimiser(network, SAMPLE), torch.arange(0), writer=True)
