@@ -44,7 +44,7 @@ def peek(path: Path, name: str, updated: float, stall_s: float) -> RunSummary:
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
     """The file's first and last bytes; the same if it is short."""
-    try:
+    try:  # a pipe would be waited for, but for O_NONBLOCK; it cannot be read at a place, which is an OSError
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             tail = os.pread(file.fileno(), TAIL, max(size - TAIL, 0))

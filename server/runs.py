@@ -144,12 +144,10 @@ def _entries(root: Path) -> Iterator[Entry]:
 
 
 def _stat(path: str) -> os.stat_result | None:
-    """Of a regular file: reading a pipe would hang us."""
     try:
-        found = os.stat(path)
+        return os.stat(path)
     except (OSError, ValueError):
         return None
-    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def _read_regular(path: Path) -> bytes | None:

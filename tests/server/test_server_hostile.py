@@ -132,8 +132,9 @@ def test_a_pipe_in_place_of_an_event_file_holds_nobody_up(tmp_path: Path, beside
     if beside:  # a shard file makes it a run nevertheless
         shutil.copy(run.path / "rank-0.jsonl", tmp_path / "b" / "shards.jsonl")
     with serving(tmp_path) as url:
-        assert {row["name"] for row in get_json(f"{url}/runs")["runs"]} == ({"a", "b"} if beside else {"a"})
-        assert get(f"{url}/status/b")[0] == (200 if beside else 404)
+        states = {row["name"]: row["state"] for row in get_json(f"{url}/runs")["runs"]}
+        assert states == {"a": "running", "b": "starting"}
+        assert get_json(f"{url}/status/b")["state"] == "starting"
         assert get(f"{url}/metrics")[0] == 200
 
 
