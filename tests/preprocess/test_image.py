@@ -116,7 +116,7 @@ def odd_files() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", odd_files())
-def test_odd_files_become_rgb_and_are_counted(kind: str) -> None:
+def test_odd_files_become_rgb_and_are_counted(kind: str) -> None:  # trap 20
     pixels, conversions = to_image(odd_files()[kind], SIZE)
     assert pixels.shape == (SIZE, SIZE, 3)
     assert pixels.dtype == np.uint8
