@@ -1,7 +1,8 @@
 """Trains AlexNet: `python -m train --shards shards --gpus 2`, or `python -m train` alone for a drawn sample.
 
-Checks the configuration, prepares what is missing, starts the status server, runs one process per device under
-torchrun's agent, and closes with a table. Exit codes: 2 user error, 75 preempted (requeue), 130 interrupted.
+Checks the configuration, prepares what is missing, checks the dataset, starts the status server, runs one process per
+device under torchrun's agent, and closes with a table.
+Exit codes: 2 user error, 75 preempted (requeue), 130 interrupted.
 Beside training: `python -m train summary`, `python -m train bench`, `python -m train scaling`.
 """
 
@@ -54,11 +55,11 @@ def main() -> int:
         present = torch.cuda.device_count()
         world = choose_world(options.gpus, present=present, share_device=options.share_device)
         check_world(options, world)
-        server = start_server(options)
         shards = options.shards or prepare_sample(options.fields.image_size)
         manifest = read_manifest(shards)
         check_dataset(shards, manifest, options)
         launch = plan(options, shards, manifest)
+        server = start_server(options)  # last, as all that users get wrong is known by now
         if world > 1 and not present:
             towers = "one tower each" if world == options.tower_ranks == options.fields.towers else "gloo"
             print(f"no GPU: {world} CPU processes over gloo, {towers}", flush=True)

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from preprocess.errors import UserError
+from preprocess.errors import INTERRUPTED, PREEMPTED, UserError
 from preprocess.events import EventTail
 from train.recipes import Recipe
 
 if TYPE_CHECKING:  # torch takes two seconds, which --help need not
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-SHUTDOWN_S = 60  # what ranks get to save in after a signal
+# What ranks get to save in after a signal, and then they are killed. They look for one after each interval of training,
+# not inside an evaluation: one that takes longer than this costs what was trained since the last checkpoint.
+SHUTDOWN_S = 60
 Choice = Literal["auto", "on", "off"]
 Wire = Literal["float32", "bfloat16", "float16"]
 BadSamples = Literal["raise", "quarantine"]
@@ -147,7 +149,8 @@ def report_failure(message: str) -> None:
 def start_ranks(launch: Launch, world: int) -> int:
     """Runs `world` processes of train.rank under torchrun's agent; their exit code, 0 if all ended well.
 
-    Prints the first failing rank's words. Signals that reach this process are passed on, and the ranks save.
+    Prints the first failing rank's words. Signals that reach this process are passed on, and the ranks save, unless
+    they come to their own end first.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -165,12 +168,30 @@ def start_ranks(launch: Launch, world: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "train.rank", launch.to_json())
     except SignalException as stopped:
-        return 128 + stopped.sigval if stopped.sigval == 2 else 75
+        return after_signal(launch, stopped.sigval)
     except ChildFailedError as failed:
         first = min(failed.failures.values(), key=_when)
         print(_last_words(first), file=sys.stderr)
         return first.exitcode if first.exitcode > 0 else 1
     return 0
+
+
+def after_signal(launch: Launch, number: int) -> int:
+    """The attempt's exit code by its own last record, in case it finished or failed before it looked; says which."""
+    history = records(launch.folder)
+    end: dict[str, Any] = next(
+        (one for one in history if one["kind"] == "end" and one.get("attempt") == launch.attempt), {}
+    )
+    if end.get("outcome") == "finished":
+        return 0
+    if end.get("outcome") in ("diverged", "failed"):
+        print(f"error: {end['error']}", file=sys.stderr)
+        return 1
+    saved = [one["step"] for one in history if one["kind"] == "checkpoint"][-1:]
+    where = f"saved at step {saved[0]}" if saved else "before the first checkpoint"
+    word = "interrupted" if number == signal.SIGINT else "preempted"
+    print(f"{word}: {where}; give the same command to go on", file=sys.stderr)
+    return INTERRUPTED if number == signal.SIGINT else PREEMPTED
 
 
 def _when(failure: ProcessFailure) -> float:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from train.launch import Launch, choose_run, lock, records
+from preprocess.events import EventWriter
+from train.launch import Launch, after_signal, choose_run, lock, records
 from train.options import parse
 from train.recipes import RECIPES
 
@@ -122,9 +123,10 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_stopped(
     process.send_signal(number)
     _, words = process.communicate(timeout=60)
     assert process.returncode == code, words
-    assert words in {"", "interrupted\n"}
-    assert of_kind(runs / name, "end")[-1]["outcome"] == {75: "preempted", 130: "interrupted"}[code]
+    outcome = {75: "preempted", 130: "interrupted"}[code]
+    assert of_kind(runs / name, "end")[-1]["outcome"] == outcome
     stopped_at = of_kind(runs / name, "checkpoint")[-1]["step"]
+    assert words == f"{outcome}: saved at step {stopped_at}; give the same command to go on\n"
     assert 0 < stopped_at < 20
     again = train(runs, sample_shards, "--run", name)
     assert again.returncode == 0, again.stderr
@@ -165,6 +167,7 @@ def test_a_checkpoint_of_another_network_is_refused(whole: tuple[Path, str], sam
         (("--classes", "5"), ("--classes 5", "10")),
         (("--exchange", "fc8"), ("fc8",)),
         (("--pool", "separate", "--crop", "40"), ("--crop 40",)),
+        (("--save-every", "nan"), ("--save-every nan",)),
     ],
 )
 def test_user_errors_are_one_line(
@@ -189,6 +192,42 @@ def test_runs_are_numbered_and_unfinished_ones_taken_up(tmp_path: Path) -> None:
     wrote("s-0-1", {"kind": "end", "outcome": "finished"})
     wrote("s-0-10", {"kind": "end", "outcome": "diverged"})
     assert choose_run(tmp_path, "s-0") == ("s-0-11", False)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "words"),
+    [
+        ("finished", 0, ""),
+        ("diverged", 1, "error: why\n"),
+        ("failed", 1, "error: why\n"),
+        ("preempted", 75, "preempted: saved at step 8; give the same command to go on\n"),
+        (None, 75, "preempted: saved at step 8; give the same command to go on\n"),
+    ],
+)
+def test_a_signal_answers_by_what_the_ranks_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], outcome: str | None, code: int, words: str
+) -> None:
+    """One may come when there is no more to stop; an earlier attempt's end says nothing of this one's."""
+    launch = Launch(
+        runs=str(tmp_path), run="r", shards="s", recipe_name="paper", recipe=RECIPES["paper"], seed=0, attempt=2,
+        tower_ranks=2, share_device=False,
+    )  # fmt: skip
+    launch.folder.mkdir()
+    before, now = (EventWriter(launch.folder / "rank-0.jsonl", attempt=attempt, rank=0) for attempt in (1, 2))
+    before.write("checkpoint", {"path": "p", "bytes": 1, "wall_s": 0.1}, step=8)
+    before.write("end", {"outcome": "diverged", "error": "earlier"})
+    if outcome:
+        now.write("end", {"outcome": outcome, "error": "why" if code == 1 else None})
+    assert after_signal(launch, signal.SIGTERM) == code
+    assert capsys.readouterr().err == words
+
+
+def test_the_status_server_starts_after_the_dataset_was_checked(tmp_path: Path) -> None:
+    arguments = ["--runs", str(tmp_path / "runs"), "--shards", str(tmp_path / "nope")]
+    command = [sys.executable, "-m", "train", *arguments]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    one_line(process, "nope")
+    assert "status:" not in process.stdout
 
 
 def test_a_launch_survives_its_journey_as_json() -> None:
