@@ -9,6 +9,7 @@ Beside training: `python -m train summary`, `python -m train bench`, `python -m 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import PREEMPTED, UserError, guard
 from train import bench, scaling, summary
 from train.closing import show
-from train.launch import Launch, attempts, choose_run, choose_world, in_use, outcome, start_ranks
+from train.launch import Launch, attempts, changes, choose_run, choose_world, in_use, outcome, start_ranks
 from train.layers import plan as plan_layers
 from train.options import Options, parse
 from train.recipes import RECIPES
@@ -61,8 +62,8 @@ def main() -> int:
         launch = plan(options, shards, manifest)
         server = start_server(options)  # last, as all that users get wrong is known by now
         if world > 1 and not present:
-            towers = "one tower each" if world == options.tower_ranks == options.fields.towers else "gloo"
-            print(f"no GPU: {world} CPU processes over gloo, {towers}", flush=True)
+            towers = ", one tower each" if world == options.tower_ranks == options.fields.towers else ""
+            print(f"no GPU: {world} CPU processes over gloo{towers}", flush=True)
         with mirrored(launch.folder) if options.tensorboard else nullcontext():
             code = start_ranks(launch, world)
         if code == 0:
@@ -101,6 +102,10 @@ def check_dataset(shards: Path, manifest: Manifest, options: Options) -> None:
             f"--classes {recipe.classes}: {shards} has {len(manifest.classes)} classes; take at least those"
         )
     plan_layers(recipe, recipe.classes or len(manifest.classes))
+    for shard in (shard for split in manifest.splits.values() for shard in split.shards):
+        path = shards / shard.name  # validation comes after an epoch: too late to learn that it cannot
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise UserError(f"{path} is missing or not as long as published; verify the copy, or make the shards again")
     if "val" not in manifest.splits and recipe.schedule == "plateau":
         raise UserError(f"--schedule plateau follows the validation error, and {shards} has no validation split")
     if "val" not in manifest.splits:
@@ -109,17 +114,7 @@ def check_dataset(shards: Path, manifest: Manifest, options: Options) -> None:
 
 def plan(options: Options, shards: Path, manifest: Manifest) -> Launch:
     """Names the run and says so."""
-    name, resumes = choose_run(options.runs, f"{options.recipe}-{manifest.hash[:8]}")
-    if options.run is not None:
-        name = options.run
-        folder = options.runs / name
-        if "/" in name or name in ("", ".", ".."):
-            raise UserError(f"--run {name!r} must be a plain name")
-        if in_use(folder):
-            raise UserError(f"run {folder} is in use by a living process; choose another --run, or end it")
-        if outcome(folder) == "finished":
-            raise UserError(f"run {folder} is finished; choose another --run")
-        resumes = attempts(folder) > 0
+    name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
     folder = options.runs / name
     print(f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""), flush=True)
     # a network of one tower is never spread, so its processes are all data parallel
@@ -130,6 +125,36 @@ def plan(options: Options, shards: Path, manifest: Manifest) -> Launch:
         bad_samples=options.bad_samples, save_every=options.save_every,
         save_probabilities=options.save_probabilities,
     )  # fmt: skip
+
+
+def named(options: Options) -> tuple[str, bool]:
+    """The run that was named, and does it resume. Settings may change, but not those that decide who comes when."""
+    name = options.run or ""
+    folder = options.runs / name
+    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", name):
+        raise UserError(f"--run {name!r} must be a plain name of letters, digits, '.', '_', '+' and '-'")
+    if in_use(folder):
+        raise UserError(f"run {folder} is in use by a living process; choose another --run, or end it")
+    if outcome(folder) == "finished":
+        raise UserError(f"run {folder} is finished; choose another --run")
+    changed = changes(folder, options.fields, options.seed)
+    if fixed := [changed[field] for field in ("seed", "batch") if field in changed]:
+        raise UserError(f"run {folder} cannot go on so: {', '.join(fixed)}; give what it was, or choose another --run")
+    if changed:
+        print(f"run {folder} goes on with other settings: {', '.join(changed.values())}", flush=True)
+    return name, attempts(folder) > 0
+
+
+def unnamed(options: Options, manifest: Manifest) -> tuple[str, bool]:
+    """The newest run of this recipe and dataset if it is unfinished and of these settings, else a new one."""
+    stem = f"{options.recipe}-{manifest.hash[:8]}"
+    name, resumes = choose_run(options.runs, stem)
+    folder = options.runs / name
+    if resumes and (changed := changes(folder, options.fields, options.seed)):
+        told = ", ".join(changed.values())
+        print(f"run {folder} is unfinished, but {told}: another begins (--run {name} goes on with it)", flush=True)
+        return f"{stem}-{int(name.rsplit('-', 1)[1]) + 1}", False
+    return name, resumes
 
 
 def prepare_sample(size: int) -> Path:

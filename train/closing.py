@@ -30,7 +30,7 @@ def show(launch: Launch) -> None:
             WORDS[key], "-" if math.isnan(found[key]) else f"{found[key]:.1%}" if share else f"{found[key]:,.0f}"
         )
     Console().print(table)
-    print("result " + " ".join(f"{key}={found[key]:.4g}" for key in KEYS), flush=True)
+    print("result " + " ".join(f"{key}={found[key]:.4g}" for key in KEYS if not math.isnan(found[key])), flush=True)
 
 
 def result(launch: Launch) -> dict[str, float]:
@@ -42,7 +42,7 @@ def result(launch: Launch) -> dict[str, float]:
             found |= {f"top1{suffix}": record["top1"], f"top5{suffix}": record["top5"]}
     world = next((record["world"] for record in history[::-1] if record["kind"] == "start"), 0)
     ranks = [_steps(records(launch.folder, rank), launch.attempt) for rank in range(world)]
-    if not all(ranks):  # this attempt only evaluated
+    if not ranks or not all(ranks):  # this attempt only evaluated, or its events were removed
         return found
     walls = [sum(step["wall_s"] for step in steps) for steps in ranks]
     images = [sum(step["images"] for step in steps) for steps in ranks]

@@ -86,13 +86,27 @@ def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
 
 def choose_run(runs: Path, stem: str) -> tuple[str, bool]:
     """(<stem>-<n>, does it resume): the newest if it is unfinished and nobody runs it, else the number after it."""
-    numbers = sorted(int(tail) for path in runs.glob(f"{stem}-*") if (tail := path.name[len(stem) + 1 :]).isdigit())
+    numbers = sorted(int(tail) for path in runs.glob(f"{stem}-*/") if (tail := path.name[len(stem) + 1 :]).isdigit())
     if not numbers:
         return f"{stem}-1", False
     newest = runs / f"{stem}-{numbers[-1]}"
     if outcome(newest) in OVER or in_use(newest):
         return f"{stem}-{numbers[-1] + 1}", False
     return newest.name, attempts(newest) > 0
+
+
+def changes(folder: Path, recipe: Recipe, seed: int) -> dict[str, str]:
+    """By field, how settings differ from those of the run's last attempt: {"rate": "rate was 0.01, is 0.05"}."""
+    config = next((record["config"] for record in records(folder)[::-1] if record["kind"] == "start"), None)
+    if config is None:
+        return {}
+    there = config["recipe"] | {"seed": config["seed"]}
+    asked = json.loads(json.dumps(dataclasses.asdict(recipe))) | {"seed": seed}
+    return {
+        name: f"{name.replace('_', '-')} was {there.get(name)}, is {value}"
+        for name, value in asked.items()
+        if there.get(name) != value
+    }
 
 
 def records(folder: Path, rank: int = 0) -> list[dict[str, Any]]:

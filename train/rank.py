@@ -15,10 +15,15 @@ import sys
 import traceback
 from pathlib import Path
 
+from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
+
+if __name__ == "__main__":  # importing torch takes seconds, and until `Signals` is there nothing can be saved
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))
+
 import torch
 
 from loader import Loader, LoaderConfig
-from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
 from preprocess.events import EventWriter
 from train import checkpoint, loop
 from train.events import Outcome, Start

@@ -17,9 +17,9 @@ import pytest
 from safetensors.torch import load_file
 
 from preprocess.events import EventWriter
-from train.launch import Launch, after_signal, choose_run, lock, records
+from train.launch import Launch, after_signal, changes, choose_run, lock, records
 from train.options import parse
-from train.recipes import RECIPES
+from train.recipes import RECIPES, SAMPLE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("--recipe", "sample", "--width", "0.0625", "--epochs", "2", "--batch", "100", "--port", "0")
@@ -168,6 +168,8 @@ def test_a_checkpoint_of_another_network_is_refused(whole: tuple[Path, str], sam
         (("--exchange", "fc8"), ("fc8",)),
         (("--pool", "separate", "--crop", "40"), ("--crop 40",)),
         (("--save-every", "nan"), ("--save-every nan",)),
+        (("--port", "99999"), ("--port 99999", "65535")),
+        (("--runs", str(ROOT / "README.md")), ("README.md", "not a folder")),
     ],
 )
 def test_user_errors_are_one_line(
@@ -192,6 +194,19 @@ def test_runs_are_numbered_and_unfinished_ones_taken_up(tmp_path: Path) -> None:
     wrote("s-0-1", {"kind": "end", "outcome": "finished"})
     wrote("s-0-10", {"kind": "end", "outcome": "diverged"})
     assert choose_run(tmp_path, "s-0") == ("s-0-11", False)
+
+
+def test_other_settings_begin_another_run_unless_it_is_named(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SAMPLE, epochs=9)
+    config = {"recipe": json.loads(json.dumps(dataclasses.asdict(recipe))), "seed": 7}
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "rank-0.jsonl").write_text(json.dumps({"kind": "start", "t": 0, "config": config}) + "\n")
+    assert changes(tmp_path / "r", recipe, 7) == {}
+    assert changes(tmp_path / "r", dataclasses.replace(recipe, rate=0.05), 0) == {
+        "rate": "rate was 0.01, is 0.05",
+        "seed": "seed was 7, is 0",
+    }
+    assert changes(tmp_path / "none", recipe, 7) == {}
 
 
 @pytest.mark.parametrize(
