@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -56,6 +57,8 @@ def main() -> int:
         present = torch.cuda.device_count()
         world = choose_world(options.gpus, present=present, share_device=options.share_device)
         check_world(options, world)
+        if options.compile == "on" and not present and not has_cpp_compiler():
+            raise UserError("--compile on needs a C++ compiler on a CPU: apt install g++, or leave it off")
         shards = options.shards or prepare_sample(options.fields.image_size)
         manifest = read_manifest(shards)
         check_dataset(shards, manifest, options)
@@ -85,6 +88,11 @@ def check_world(options: Options, world: int) -> None:
         raise UserError(f"--batch {batch} cannot be split over {world} processes; take a multiple of {world}")
     if world > 1 and options.tower_ranks == 2 and options.fields.lrn_across_towers:
         raise UserError("this recipe normalises across the towers: take --gpus 1 or --tower-ranks 1")
+
+
+def has_cpp_compiler() -> bool:
+    """As torch looks for one to compile for a CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
 
 
 def check_dataset(shards: Path, manifest: Manifest, options: Options) -> None:

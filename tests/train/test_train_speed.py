@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from train.__main__ import has_cpp_compiler
 from train.bench import optimiser_steps, torchvision_layout
 from train.network import AlexNet, Draw
 from train.optim import Optimiser
@@ -43,6 +44,7 @@ def losses(recipe: Recipe, steps: int, *, compiled: bool = False) -> tuple[list[
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="torch compiles for CPUs by a C++ compiler (apt install g++)")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, of torch's and of Python's making
 def test_compiled_equals_eager() -> None:
     """Dropout on, several steps: nothing is compiled anew for a step's number."""
