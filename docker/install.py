@@ -21,6 +21,7 @@ LOCK = ROOT / "requirements.lock"
 EXTRA_LOCK = ROOT / "requirements-extra.lock"
 STAMP = "installed"  # in the environment: newer than the lock means complete
 HEADERS = "python3-dev libjpeg-dev zlib1g-dev"
+BESIDE_PILLOW = ("matplotlib==",)  # their metadata asks for Pillow by name, which pip would lay over pillow-simd
 VEX_256_0F38 = b"\xc4\xe2\x7d"  # the prefix of AVX2 instructions such as vpmovzxbw: absent from an SSE-only build
 
 
@@ -37,8 +38,10 @@ def main() -> int:
     python = Path(sys.executable) if venv is None else make_venv(venv)
     if python is None:
         return fail("this Python cannot make virtual environments; install Debian's package python3-venv")
-    pillow = next(line for line in LOCK.read_text().splitlines() if line.startswith("pillow-simd=="))
-    if not install_locked(python, leave_out=pillow):
+    lines = LOCK.read_text().splitlines()
+    pillow = next(line for line in lines if line.startswith("pillow-simd=="))
+    beside = [line for line in lines if line.startswith(BESIDE_PILLOW)]
+    if not install_locked(python, beside, leave_out=[pillow, *beside]):
         return fail("a package could not be installed (pip's words are above); mend that and try again")
     if not install_pillow(python, pillow):
         return fail("neither pillow-simd nor Pillow could be installed (pip's words are above)")
@@ -66,11 +69,12 @@ def make_venv(venv: Path) -> Path | None:
     return python.absolute()
 
 
-def install_locked(python: Path, leave_out: str) -> bool:
+def install_locked(python: Path, beside: list[str], leave_out: list[str]) -> bool:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
-        wanted.write(LOCK.read_text().replace(leave_out, ""))
+        wanted.writelines(line + "\n" for line in LOCK.read_text().splitlines() if line not in leave_out)
         wanted.flush()
-        return pip(python, "dependencies", ["install", "-r", wanted.name])
+        everything = pip(python, "dependencies", ["install", "-r", wanted.name])
+    return everything and pip(python, "what draws figures", ["install", "--no-deps", *beside])
 
 
 def install_pillow(python: Path, simd: str) -> bool:

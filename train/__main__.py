@@ -8,6 +8,7 @@ Beside training: `python -m train summary`, `python -m train bench`, `python -m 
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -15,14 +16,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import PREEMPTED, UserError, guard
-from train import bench, scaling, summary
 from train.closing import show
 from train.launch import Launch, attempts, changes, choose_run, choose_world, in_use, outcome, start_ranks
 from train.layers import plan as plan_layers
@@ -32,11 +31,11 @@ from train.tensorboard import mirrored
 
 SAMPLE = Path("sample")
 FIRST_PORT, PORTS = 8000, 100
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "summary": summary.main,
-    "bench": bench.main,
-    "scaling": scaling.main,
-}  # beside training
+COMMANDS = {
+    "summary": "train.summary",
+    "bench": "train.bench",
+    "scaling": "train.scaling",
+}  # beside training: the module whose main(arguments) it is; imported on demand, so that --help stays quick
 
 
 class _Terminated(BaseException):
@@ -46,7 +45,7 @@ class _Terminated(BaseException):
 def main() -> int:
     command, arguments = sys.argv[1:2], sys.argv[2:]
     if command and command[0] in COMMANDS:
-        COMMANDS[command[0]](arguments)
+        importlib.import_module(COMMANDS[command[0]]).main(arguments)
         return 0
     signal.signal(signal.SIGTERM, _terminate)
     options = parse(sys.argv[1:])
