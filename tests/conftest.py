@@ -17,6 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("GRATIS_DATA", ROOT.parent / "shared" / "data"))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long forms run where -m names them alone; a default `-m 'not prove'` would be lost to any other -m."""
+    if "prove" not in (config.getoption("markexpr") or ""):
+        long = [item for item in items if item.get_closest_marker("prove")]
+        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=long)
+
+
 def real_data(name: str) -> Path:
     if not (DATA / name).is_dir():
         pytest.skip(f"needs {name} in the folder that GRATIS_DATA names")
