@@ -17,15 +17,14 @@ class GpuMeter:
     def __init__(self, device: torch.device) -> None:
         self._library: Any = None
         if device.type == "cuda":
-            self._open(device)
+            # torch counts the devices that it was allowed to see, the library all: only the identity is common
+            self._open(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
-    def _open(self, device: torch.device) -> None:
+    def _open(self, identity: str) -> None:
         try:
             pynvml: Any = importlib.import_module("pynvml")
         except ModuleNotFoundError:
             return
-        # torch counts the devices that it was allowed to see, the library all: only the identity is common
-        identity = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         try:
             pynvml.nvmlInit()
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(identity)

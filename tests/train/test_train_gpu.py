@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +23,65 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def test_a_cpu_tells_nothing() -> None:
     assert GpuMeter(torch.device("cpu")).read() is None
+
+
+DRIVER = """
+#include <string.h>
+/* What nvidia-ml-py calls, by nvml.h: percents, milliwatts, bytes; 0 is success, 3 not supported, 6 not found. */
+typedef struct { unsigned gpu, memory; } utilization;
+typedef struct { unsigned long long total, free, used; } memory;
+static int device;
+int nvmlInitWithFlags(unsigned flags) { return flags; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **out) { *out = &device; return strcmp(uuid, "GPU-7f") ? 6 : 0; }
+int nvmlDeviceGetUtilizationRates(void *of, utilization *out) { out->gpu = 87, out->memory = 40; return of != &device; }
+int nvmlDeviceGetPowerUsage(void *of, unsigned *out) { *out = 312345; return of != &device; }
+int nvmlDeviceGetMemoryInfo(void *of, memory *out) {
+  out->total = 143ULL << 30, out->free = 40ULL << 30, out->used = 103ULL << 30;
+  return of != &device;
+}
+#ifdef JPEG_ENGINE
+int nvmlDeviceGetJpgUtilization(void *of, unsigned *out, unsigned *period_us) {
+  *out = JPEG_ENGINE, *period_us = 167000;
+  return of != &device;
+}
+#endif
+"""
+READ = """
+import json, sys, torch
+from train.gpu import GpuMeter
+meter = GpuMeter(torch.device("cpu"))
+meter._open(sys.argv[1])
+print(json.dumps(meter.read()))
+"""
+TOLD = {"busy": 0.87, "nvjpg_busy": 0.25, "memory_bytes": 103 << 30, "power_w": 312.345}
+
+
+@pytest.mark.parametrize(
+    ("flags", "uuid", "told"),
+    [
+        (["-DJPEG_ENGINE=25"], "GPU-7f", TOLD),
+        ([], "GPU-7f", TOLD | {"nvjpg_busy": None}),  # a driver that does not know the question
+        (["-DJPEG_ENGINE=25"], "GPU-80", None),
+        (None, "GPU-7f", None),  # no driver at all
+    ],
+)
+def test_the_management_librarys_answers_in_our_units(
+    tmp_path: Path, flags: list[str] | None, uuid: str, told: object
+) -> None:
+    """The real nvidia-ml-py over a driver library of a few lines, where it looks for NVIDIA's."""
+    pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    if flags is not None:
+        (tmp_path / "driver.c").write_text(DRIVER)
+        out = ["-o", str(tmp_path / "libnvidia-ml.so.1"), str(tmp_path / "driver.c")]
+        subprocess.run([compiler, "-shared", "-fPIC", *flags, *out], check=True)
+    elif torch.cuda.is_available():
+        pytest.skip("there is a driver here")
+    env = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", READ, uuid], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.stderr, json.loads(done.stdout)) == ("", told)
 
 
 @pytest.mark.gpu
