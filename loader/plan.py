@@ -172,11 +172,15 @@ def window_order(seed: int, epoch: int, shard: NDArray[np.int32], window: int) -
     """
     starts = np.searchsorted(shard, np.arange(int(shard[-1]) + 2))
     shards = _sorted_by_key(seed, epoch, len(starts) - 1, SHARDS)
-    rank = np.empty_like(shards)
-    rank[shards] = np.arange(len(shards))
-    shuffled = order(seed, epoch, len(shard))
-    # a stable sort by window keeps the random order within each
-    return shuffled[np.argsort((rank // window)[shard[shuffled]], kind="stable")]
+    keys, result, done = _keys(seed, epoch, len(shard), ORDER), np.empty(len(shard), np.uint64), 0
+    for first in range(0, len(shards), window):
+        opened = [keys[starts[k] : starts[k + 1]] for k in shards[first : first + window].tolist()]
+        part = result[done : done + sum(map(len, opened))]
+        np.concatenate(opened, out=part)
+        part.sort()
+        done += len(part)
+    result &= _mask(len(shard))
+    return result.view(np.int64)
 
 
 def num_steps(count: int, batch_size: int, remainder: str) -> int:
@@ -196,15 +200,24 @@ def rows(sequence: Ids, step: int, batch_size: int, rank: int, world_size: int) 
 
 
 def _sorted_by_key(seed: int, epoch: int, count: int, purpose: int) -> Ids:
-    keys = np.empty(count + 1 & ~1, np.uint64)  # a block of four words makes the keys of two ids
+    keys = _keys(seed, epoch, count, purpose)
+    keys.sort()
+    keys &= _mask(count)
+    return keys.view(np.int64)
+
+
+def _keys(seed: int, epoch: int, count: int, purpose: int) -> U64:
+    """Of each id, uint64 [count]: random bits, and in the last ones the id itself."""
+    keys, mask = np.empty(count + 1 & ~1, np.uint64), _mask(count)  # a block of four words makes the keys of two ids
     for first in range(0, count, 2 * CHUNK):
         part = keys[first : first + 2 * CHUNK]
         w = words(seed, epoch, np.arange(first // 2, first // 2 + len(part) // 2), purpose)
         part[0::2], part[1::2] = w[0] << np.uint64(32) | w[1], w[2] << np.uint64(32) | w[3]
-    mask = np.uint64((1 << max(count - 1, 1).bit_length()) - 1)
-    keys &= ~mask
-    keys |= np.arange(len(keys), dtype=np.uint64)
-    keys = keys[:count]
-    keys.sort()
-    keys &= mask
-    return keys.view(np.int64)
+        part &= ~mask
+        part |= np.arange(first, first + len(part), dtype=np.uint64)
+    return keys[:count]
+
+
+def _mask(count: int) -> np.uint64:
+    """The bits of a key that hold an id below count."""
+    return np.uint64((1 << max(count - 1, 1).bit_length()) - 1)
