@@ -18,8 +18,8 @@ $(INSTALLED): requirements.lock docker/install.py
 install: ## make .venv and install the locked dependencies, or what is missing of them. ARGS=--extra
 	@$(PYTHON) docker/install.py --venv .venv $(ARGS)
 
-train: $(INSTALLED) ## train AlexNet; without SHARDS on a sample drawn here. SHARDS GPUS RECIPE EPOCHS RUN PORT ARGS
-	@$(PY) -m train $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--epochs,EPOCHS) $(call flag,--run,RUN) $(call flag,--port,PORT) $(ARGS)
+train: $(INSTALLED) ## train AlexNet; without SHARDS on a sample drawn here. SHARDS GPUS RECIPE EPOCHS RUN PORT, NNODES NODE_RANK RDZV ARGS
+	@$(PY) -m train $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--epochs,EPOCHS) $(call flag,--run,RUN) $(call flag,--port,PORT) $(call flag,--nnodes,NNODES) $(call flag,--node-rank,NODE_RANK) $(call flag,--rdzv,RDZV) $(ARGS)
 
 shards: $(INSTALLED) ## resize images to 256x256 and write shards and statistics. SRC OUT WORKERS CODEC ENGINE ARGS
 	@$(PY) -m preprocess shards $(call flag,--src,SRC) --out '$(or $(OUT),shards)' $(call flag,--workers,WORKERS) $(call flag,--codec,CODEC) $(call flag,--engine,ENGINE) $(ARGS)

@@ -8,9 +8,11 @@ Beside training: `python -m train summary`, `python -m train bench`, `python -m 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import json
 import os
-import re
+import secrets
 import shutil
 import signal
 import socket
@@ -19,22 +21,32 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import PREEMPTED, UserError, guard
+from train.agent import start_ranks
 from train.closing import show
-from train.launch import Launch, attempts, changes, choose_run, choose_world, in_use, outcome, start_ranks
+from train.launch import Launch, choose_world, hold, plan
 from train.layers import plan as plan_layers
-from train.options import Options, parse
+from train.meeting import Meeting, meet
+from train.nodes import check_shared, differing
+from train.options import Options, common_terms, parse
 from train.recipes import RECIPES
 from train.tensorboard import mirrored
 
 SAMPLE = Path("sample")
 FIRST_PORT, PORTS = 8000, 100
+SEATS: list[TextIO] = []  # locks that are held while this process lives
 COMMANDS = {
     "summary": "train.summary",
     "bench": "train.bench",
     "scaling": "train.scaling",
+    "figures": "train.paper.figures",
+    "predict": "train.paper.predict",
+    "export": "train.paper.export",
+    "features": "train.paper.features",
+    "evaluate-published": "train.paper.published",
 }  # beside training: the module whose main(arguments) it is; imported on demand, so that --help stays quick
 
 
@@ -53,24 +65,32 @@ def main() -> int:
     try:
         import torch
 
-        present = torch.cuda.device_count()
-        world = choose_world(options.gpus, present=present, share_device=options.share_device)
-        check_world(options, world)
+        present, nodes = torch.cuda.device_count(), options.nodes
+        local = choose_world(options.gpus, present=present, share_device=options.share_device)
+        check_world(options, local)
         if options.compile == "on" and not present and not has_cpp_compiler():
             raise UserError("--compile on needs a C++ compiler on a CPU: apt install g++, or leave it off")
-        shards = options.shards or prepare_sample(options.fields.image_size)
-        manifest = read_manifest(shards)
-        check_dataset(shards, manifest, options)
-        launch = plan(options, shards, manifest)
-        server = start_server(options)  # last, as all that users get wrong is known by now
-        if world > 1 and not present:
-            towers = ", one tower each" if world == options.tower_ranks == options.fields.towers else ""
-            print(f"no GPU: {world} CPU processes over gloo{towers}", flush=True)
-        with mirrored(launch.folder) if options.tensorboard else nullcontext():
-            code = start_ranks(launch, world)
-        if code == 0:
+        meeting = meet(nodes)
+        terms = common_terms(options, local)
+        if nodes.rank == 0:
+            try:
+                launch = lead(options, terms, meeting)
+                server = start_server(options)  # last, as all that users get wrong is known by now
+            except UserError as error:
+                meeting.adjourn(str(error))
+            meeting.convene()
+        else:
+            launch = follow(options, terms, meeting)
+        if local > 1 and not present:
+            towers = ", one tower each" if local * nodes.most == options.tower_ranks == options.fields.towers else ""
+            print(f"no GPU: {local} CPU processes over gloo{towers}", flush=True)
+        with mirrored(launch.folder) if options.tensorboard and nodes.rank == 0 else nullcontext():
+            end = meeting.settle(start_ranks(launch, local, meeting))
+        if end.line:
+            print(end.line, file=sys.stderr)
+        if end.code == 0 and nodes.rank == 0:
             show(launch)
-        return code
+        return end.code
     except subprocess.CalledProcessError as failed:
         return failed.returncode if failed.returncode > 0 else 1
     except _Terminated:
@@ -81,12 +101,60 @@ def main() -> int:
             server.wait()
 
 
-def check_world(options: Options, world: int) -> None:
-    batch = options.fields.batch
-    if batch % world:
-        raise UserError(f"--batch {batch} cannot be split over {world} processes; take a multiple of {world}")
-    if world > 1 and options.tower_ranks == 2 and options.fields.lrn_across_towers:
+def check_world(options: Options, local: int) -> None:
+    """`local` processes on each machine; UserError where a mesh of them cannot be built."""
+    nodes, batch = options.nodes, options.fields.batch
+    spread = min(options.tower_ranks, options.fields.towers)
+    if nodes.most > 1 and local % spread:
+        raise UserError(
+            f"--gpus {local} on each of --nnodes {nodes.nnodes}: the two towers of a network share a machine; "
+            "take an even --gpus, or --tower-ranks 1"
+        )
+    for world in range(local * nodes.least, local * nodes.most + 1, local):
+        if batch % world:
+            raise UserError(f"--batch {batch} cannot be split over {world} processes; take a multiple of {world}")
+    if local > 1 and options.tower_ranks == 2 and options.fields.lrn_across_towers:
         raise UserError("this recipe normalises across the towers: take --gpus 1 or --tower-ranks 1")
+
+
+def lead(options: Options, terms: dict[str, object], meeting: Meeting) -> Launch:
+    """Node 0: prepares what is missing, plans the run and publishes the plan."""
+    shards = options.shards or prepare_sample(options.fields.image_size)
+    manifest = read_manifest(shards)
+    check_dataset(shards, manifest, options)
+    launch = plan(options, shards, manifest)
+    token = secrets.token_hex()
+    if options.nodes.most > 1:
+        launch.folder.mkdir(parents=True, exist_ok=True)
+        (launch.folder / "node-0").write_text(token)
+    said = {"launch": launch.to_json(), "terms": terms, "dataset": manifest.hash, "token": token}
+    meeting.publish(json.dumps(said))
+    return launch
+
+
+def follow(options: Options, terms: dict[str, object], meeting: Meeting) -> Launch:
+    """Another node: takes node 0's plan, with its own names of the places. UserError, here and there, if it differs."""
+    node, said = f"node {options.nodes.rank}", json.loads(meeting.plan())
+    shards = options.shards or SAMPLE / "shards"
+    launch = dataclasses.replace(Launch.from_json(said["launch"]), shards=str(shards), runs=str(options.runs))
+    try:
+        if told := differing(terms, said["terms"], node):
+            raise UserError(f"{told}; give every machine the same command but for --node-rank")
+        manifest = read_manifest(shards)
+        check_dataset(shards, manifest, options)
+        if manifest.hash != said["dataset"]:
+            raise UserError(f"{shards} is dataset {manifest.hash[:8]}, node 0 has {said['dataset'][:8]}")
+        check_shared(launch.folder / "node-0", said["token"])
+        seat = hold(launch.folder / f"node-{options.nodes.rank}")
+        if seat is None:
+            raise UserError("its --node-rank is another living machine's; number them from 0 on")
+    except UserError as error:
+        meeting.refuse(f"{node}: {error}")
+        raise UserError(f"{node}: {error}") from None
+    SEATS.append(seat)
+    meeting.accept()
+    print(f"run: {launch.folder} as {node}; its status is at node 0", flush=True)
+    return launch
 
 
 def has_cpp_compiler() -> bool:
@@ -117,51 +185,6 @@ def check_dataset(shards: Path, manifest: Manifest, options: Options) -> None:
         raise UserError(f"--schedule plateau follows the validation error, and {shards} has no validation split")
     if "val" not in manifest.splits:
         print(f"{shards} has no validation split: training only, nothing can be evaluated", flush=True)
-
-
-def plan(options: Options, shards: Path, manifest: Manifest) -> Launch:
-    """Names the run and says so."""
-    name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
-    folder = options.runs / name
-    print(f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""), flush=True)
-    # a network of one tower is never spread, so its processes are all data parallel
-    return Launch(
-        runs=str(options.runs), run=name, shards=str(shards), recipe_name=options.recipe, recipe=options.fields,
-        seed=options.seed, attempt=attempts(folder) + 1, share_device=options.share_device,
-        tower_ranks=min(options.tower_ranks, options.fields.towers), wire=options.wire, compile=options.compile,
-        bad_samples=options.bad_samples, save_every=options.save_every,
-        save_probabilities=options.save_probabilities,
-    )  # fmt: skip
-
-
-def named(options: Options) -> tuple[str, bool]:
-    """The run that was named, and does it resume. Settings may change, but not those that decide who comes when."""
-    name = options.run or ""
-    folder = options.runs / name
-    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", name):
-        raise UserError(f"--run {name!r} must be a plain name of letters, digits, '.', '_', '+' and '-'")
-    if in_use(folder):
-        raise UserError(f"run {folder} is in use by a living process; choose another --run, or end it")
-    if outcome(folder) == "finished":
-        raise UserError(f"run {folder} is finished; choose another --run")
-    changed = changes(folder, options.fields, options.seed)
-    if fixed := [changed[field] for field in ("seed", "batch") if field in changed]:
-        raise UserError(f"run {folder} cannot go on so: {', '.join(fixed)}; give what it was, or choose another --run")
-    if changed:
-        print(f"run {folder} goes on with other settings: {', '.join(changed.values())}", flush=True)
-    return name, attempts(folder) > 0
-
-
-def unnamed(options: Options, manifest: Manifest) -> tuple[str, bool]:
-    """The newest run of this recipe and dataset if it is unfinished and of these settings, else a new one."""
-    stem = f"{options.recipe}-{manifest.hash[:8]}"
-    name, resumes = choose_run(options.runs, stem)
-    folder = options.runs / name
-    if resumes and (changed := changes(folder, options.fields, options.seed)):
-        told = ", ".join(changed.values())
-        print(f"run {folder} is unfinished, but {told}: another begins (--run {name} goes on with it)", flush=True)
-        return f"{stem}-{int(name.rsplit('-', 1)[1]) + 1}", False
-    return name, resumes
 
 
 def prepare_sample(size: int) -> Path:

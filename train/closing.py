@@ -41,7 +41,8 @@ def result(launch: Launch) -> dict[str, float]:
             suffix = "" if record["views"] == 1 else "_10view"
             found |= {f"top1{suffix}": record["top1"], f"top5{suffix}": record["top5"]}
     world = next((record["world"] for record in history[::-1] if record["kind"] == "start"), 0)
-    ranks = [_steps(records(launch.folder, rank), launch.attempt) for rank in range(world)]
+    attempt = max((record.get("attempt", 0) for record in history), default=0)  # the ranks may have begun again
+    ranks = [_steps(records(launch.folder, rank), attempt) for rank in range(world)]
     if not ranks or not all(ranks):  # this attempt only evaluated, or its events were removed
         return found
     walls = [sum(step["wall_s"] for step in steps) for steps in ranks]

@@ -1,29 +1,23 @@
-"""What the parent process tells its ranks, where a run lives, and how ranks are started and their ends understood."""
+"""What the parent process tells its ranks, and where a run lives."""
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
 import json
-import logging
-import os
-import signal
-import sys
-import time
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from preprocess.errors import INTERRUPTED, PREEMPTED, UserError
+from preprocess.dataset import Manifest
+from preprocess.errors import UserError
 from preprocess.events import EventTail
 from train.recipes import Recipe
 
-if TYPE_CHECKING:  # torch takes two seconds, which --help need not
-    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+if TYPE_CHECKING:
+    from train.options import Options
 
-# What ranks get to save in after a signal, and then they are killed. They look for one after each interval of training,
-# not inside an evaluation: one that takes longer than this costs what was trained since the last checkpoint.
-SHUTDOWN_S = 60
 Choice = Literal["auto", "on", "off"]
 Wire = Literal["float32", "bfloat16", "float16"]
 BadSamples = Literal["raise", "quarantine"]
@@ -32,7 +26,7 @@ OVER = ("finished", "diverged")  # outcomes after which a run's name is not take
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One attempt at a run, the same for every rank."""
+    """One attempt at a run, the same for every rank. Ranks that begin again count attempts on from it."""
 
     runs: str
     run: str
@@ -66,7 +60,7 @@ class Launch:
 
 
 def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
-    """How many processes to start; `present` is the number of GPUs. None: the largest even number present, else 1.
+    """How many processes to start on a machine of `present` GPUs. None: the largest even number of them, else 1.
 
     UserError where the mesh cannot be built, with the way out.
     """
@@ -82,6 +76,51 @@ def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
             "or --share-device to put several processes on one"
         )
     return gpus
+
+
+def plan(options: Options, shards: Path, manifest: Manifest) -> Launch:
+    """Names the run and says so."""
+    name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
+    folder = options.runs / name
+    print(f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""), flush=True)
+    # a network of one tower is never spread, so its processes are all data parallel
+    return Launch(
+        runs=str(options.runs), run=name, shards=str(shards), recipe_name=options.recipe, recipe=options.fields,
+        seed=options.seed, attempt=attempts(folder) + 1, share_device=options.share_device,
+        tower_ranks=min(options.tower_ranks, options.fields.towers), wire=options.wire, compile=options.compile,
+        bad_samples=options.bad_samples, save_every=options.save_every,
+        save_probabilities=options.save_probabilities,
+    )  # fmt: skip
+
+
+def named(options: Options) -> tuple[str, bool]:
+    """The run that was named, and does it resume. Settings may change, but not those that decide who comes when."""
+    name = options.run or ""
+    folder = options.runs / name
+    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", name):
+        raise UserError(f"--run {name!r} must be a plain name of letters, digits, '.', '_', '+' and '-'")
+    if in_use(folder):
+        raise UserError(f"run {folder} is in use by a living process; choose another --run, or end it")
+    if outcome(folder) == "finished":
+        raise UserError(f"run {folder} is finished; choose another --run")
+    changed = changes(folder, options.fields, options.seed)
+    if fixed := [changed[field] for field in ("seed", "batch") if field in changed]:
+        raise UserError(f"run {folder} cannot go on so: {', '.join(fixed)}; give what it was, or choose another --run")
+    if changed:
+        print(f"run {folder} goes on with other settings: {', '.join(changed.values())}", flush=True)
+    return name, attempts(folder) > 0
+
+
+def unnamed(options: Options, manifest: Manifest) -> tuple[str, bool]:
+    """The newest run of this recipe and dataset if it is unfinished and of these settings, else a new one."""
+    stem = f"{options.recipe}-{manifest.hash[:8]}"
+    name, resumes = choose_run(options.runs, stem)
+    folder = options.runs / name
+    if resumes and (changed := changes(folder, options.fields, options.seed)):
+        told = ", ".join(changed.values())
+        print(f"run {folder} is unfinished, but {told}: another begins (--run {name} goes on with it)", flush=True)
+        return f"{stem}-{int(name.rsplit('-', 1)[1]) + 1}", False
+    return name, resumes
 
 
 def choose_run(runs: Path, stem: str) -> tuple[str, bool]:
@@ -131,12 +170,20 @@ def outcome(folder: Path) -> str | None:
 def lock(folder: Path) -> TextIO:
     """Marks the run as in use for as long as the returned file is open and its process lives; UserError if it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / "lock").open("a+")
+    file = hold(folder / "lock")
+    if file is None:
+        raise UserError(f"run {folder} is in use by a living process; choose another --run, or end it")
+    return file
+
+
+def hold(path: Path) -> TextIO | None:
+    """The file, locked while it is open and its process lives; None if another process has it."""
+    file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise UserError(f"run {folder} is in use by a living process; choose another --run, or end it") from None
+        return None
     return file
 
 
@@ -148,78 +195,3 @@ def in_use(folder: Path) -> bool:
     except UserError:
         return True
     return False
-
-
-def report_failure(message: str) -> None:
-    """Leaves a rank's last words where torchrun's agent finds them; the parent prints those of the first to fail."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path is None:  # started by hand
-        print(message, file=sys.stderr)
-        return
-    words = {"message": message, "timestamp": int(time.time()), "mono": time.monotonic()}
-    Path(path).write_text(json.dumps(words))
-
-
-def start_ranks(launch: Launch, world: int) -> int:
-    """Runs `world` processes of train.rank under torchrun's agent; their exit code, 0 if all ended well.
-
-    Prints the first failing rank's words. Signals that reach this process are passed on, and the ranks save, unless
-    they come to their own end first.
-    """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # we word failures ourselves
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # until parallel.connect knows better; keeps torchrun from warning
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=world, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        run_id=f"{launch.run}-{launch.attempt}", max_restarts=0, monitor_interval=0.1, start_method="spawn",
-        local_addr="localhost", logs_specs=DefaultLogsSpecs(), shutdown_timeout=SHUTDOWN_S,
-    )  # fmt: skip
-    try:
-        elastic_launch(config, sys.executable)("-u", "-m", "train.rank", launch.to_json())
-    except SignalException as stopped:
-        return after_signal(launch, stopped.sigval)
-    except ChildFailedError as failed:
-        first = min(failed.failures.values(), key=_when)
-        print(_last_words(first), file=sys.stderr)
-        return first.exitcode if first.exitcode > 0 else 1
-    return 0
-
-
-def after_signal(launch: Launch, number: int) -> int:
-    """The attempt's exit code by its own last record, in case it finished or failed before it looked; says which."""
-    history = records(launch.folder)
-    end: dict[str, Any] = next(
-        (one for one in history if one["kind"] == "end" and one.get("attempt") == launch.attempt), {}
-    )
-    if end.get("outcome") == "finished":
-        return 0
-    if end.get("outcome") in ("diverged", "failed"):
-        print(f"error: {end['error']}", file=sys.stderr)
-        return 1
-    saved = [one["step"] for one in history if one["kind"] == "checkpoint"][-1:]
-    where = f"saved at step {saved[0]}" if saved else "before the first checkpoint"
-    word = "interrupted" if number == signal.SIGINT else "preempted"
-    print(f"{word}: {where}; give the same command to go on", file=sys.stderr)
-    return INTERRUPTED if number == signal.SIGINT else PREEMPTED
-
-
-def _when(failure: ProcessFailure) -> float:
-    """Orders failures in time. Who was killed left no words, and the others' are about its absence: it comes first."""
-    if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:  # SIGTERM: the agent's, after a first failure
-        return 0.0
-    return float(failure.error_file_data.get("mono", float("inf")))
-
-
-def _last_words(failure: ProcessFailure) -> str:
-    if failure.error_file_data.get("message", "<NONE>") != "<NONE>":
-        return str(failure.message)
-    rank, code = failure.local_rank, failure.exitcode
-    if code >= 0:
-        return f"error: rank {rank} ended with exit code {code} and no word"
-    hint = "; often the kernel's, for want of memory" if -code == signal.SIGKILL else ""
-    return f"error: rank {rank} was killed by {signal.Signals(-code).name}{hint}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, cast
 
@@ -11,11 +14,13 @@ import tyro
 
 from preprocess.errors import UserError
 from train.launch import BadSamples, Choice, Wire
+from train.nodes import ALONE, Nodes
 from train.recipes import RECIPES, RELEASED, Recipe
 
 LAST_PORT = 65535
 Name = Literal["released", "paper", "owt", "torchvision", "caffe", "sample", "tiny"]
 Fields = tyro.conf.OmitArgPrefixes[Annotated[Recipe, tyro.conf.arg(name="")]]  # its fields, without a prefix
+Machines = tyro.conf.OmitArgPrefixes[Annotated[Nodes, tyro.conf.arg(name="")]]
 Chosen = TypeVar("Chosen")
 
 
@@ -26,7 +31,7 @@ class Options:
     shards: Path | None = None
     """Folder of the dataset. Without it a sample dataset is drawn and sharded under ./sample."""
     gpus: int | None = None
-    """Processes, one per GPU; a pair holds one network. Default: the largest even number present, else 1, else CPU."""
+    """Processes on a machine, one per GPU; a pair holds one network. Default: the largest even number, else 1."""
     recipe: Name = "released"
     """Where the fields below begin. Default: sample without --shards, else released."""
     run: str | None = None
@@ -53,6 +58,7 @@ class Options:
     """Seconds of training between checkpoints. The last step always gets one."""
     save_probabilities: bool = False
     """At the end, write the ten views' mean probabilities of every validation image beside the events."""
+    nodes: Machines = ALONE
     fields: Fields = RELEASED
 
     def __post_init__(self) -> None:
@@ -62,6 +68,18 @@ class Options:
             raise UserError(f"--port {self.port} must be from 0 to {LAST_PORT}")
         if self.runs.exists() and not self.runs.is_dir():
             raise UserError(f"--runs {self.runs} is not a folder; choose another")
+
+
+def common_terms(options: Options, local: int) -> dict[str, object]:
+    """What has to be the same on every machine."""
+    said = dataclasses.asdict(options)
+    fields, nodes = said.pop("fields"), said.pop("nodes")
+    own = ("shards", "runs", "port", "tensorboard")  # places may be called differently on each; the rest is node 0's
+    terms = fields | {name: value for name, value in said.items() if name not in own}
+    terms |= {"nnodes": nodes["nnodes"], "max_restarts": nodes["max_restarts"], "gpus": local}
+    versions = {package: version(package) for package in ("torch", "nvidia-dali-cuda130")}
+    found: dict[str, object] = json.loads(json.dumps(terms | versions, default=str))
+    return found
 
 
 def parse(arguments: list[str]) -> Options:

@@ -17,7 +17,8 @@ import pytest
 from safetensors.torch import load_file
 
 from preprocess.events import EventWriter
-from train.launch import Launch, after_signal, changes, choose_run, lock, records
+from train.agent import after_signal
+from train.launch import Launch, changes, choose_run, lock, records
 from train.options import parse
 from train.recipes import RECIPES, SAMPLE
 
@@ -213,15 +214,13 @@ def test_other_settings_begin_another_run_unless_it_is_named(tmp_path: Path) -> 
     ("outcome", "code", "words"),
     [
         ("finished", 0, ""),
-        ("diverged", 1, "error: why\n"),
-        ("failed", 1, "error: why\n"),
-        ("preempted", 75, "preempted: saved at step 8; give the same command to go on\n"),
-        (None, 75, "preempted: saved at step 8; give the same command to go on\n"),
+        ("diverged", 1, "error: why"),
+        ("failed", 1, "error: why"),
+        ("preempted", 75, "preempted: saved at step 8; give the same command to go on"),
+        (None, 75, "preempted: saved at step 8; give the same command to go on"),
     ],
 )
-def test_a_signal_answers_by_what_the_ranks_did(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], outcome: str | None, code: int, words: str
-) -> None:
+def test_a_signal_answers_by_what_the_ranks_did(tmp_path: Path, outcome: str | None, code: int, words: str) -> None:
     """One may come when there is no more to stop; an earlier attempt's end says nothing of this one's."""
     launch = Launch(
         runs=str(tmp_path), run="r", shards="s", recipe_name="paper", recipe=RECIPES["paper"], seed=0, attempt=2,
@@ -233,8 +232,8 @@ def test_a_signal_answers_by_what_the_ranks_did(
     before.write("end", {"outcome": "diverged", "error": "earlier"})
     if outcome:
         now.write("end", {"outcome": outcome, "error": "why" if code == 1 else None})
-    assert after_signal(launch, signal.SIGTERM) == code
-    assert capsys.readouterr().err == words
+    end = after_signal(launch, signal.SIGTERM)
+    assert (end.code, end.line) == (code, words)
 
 
 def test_the_status_server_starts_after_the_dataset_was_checked(tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""Ranks started by torchrun's agent on this machine, and their ends understood."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR
+from train.launch import Launch, records
+from train.meeting import LAST_CALL_S, End, Meeting
+
+if TYPE_CHECKING:  # torch takes two seconds, which --help need not
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+# What ranks get to save in after a signal, and then they are killed. They look for one after each interval of training,
+# not inside an evaluation: one that takes longer than this costs what was trained since the last checkpoint.
+SHUTDOWN_S = 60
+
+
+def report_failure(message: str) -> None:
+    """Leaves a rank's last words where torchrun's agent finds them; the parent prints those of the first to fail."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:  # started by hand
+        print(message, file=sys.stderr)
+        return
+    Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time()), "t": time.time()}))
+
+
+def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
+    """Runs `local` processes of train.rank on this machine under torchrun's agent; how they ended.
+
+    Signals that reach this process are passed on, and the ranks save, unless they come to their own end first.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # we word failures ourselves
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # until parallel.connect knows better; keeps torchrun from warning
+    nodes = meeting.nodes
+    if nodes.most > 1 or nodes.max_restarts:
+        # torchrun would lend the ranks one store for all their beginnings, with the addresses of the dead in it
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    config = LaunchConfig(
+        min_nodes=nodes.least, max_nodes=nodes.most, nproc_per_node=local, rdzv_backend="c10d",
+        rdzv_endpoint=meeting.endpoint, run_id=f"{launch.run}-{launch.attempt}", max_restarts=nodes.max_restarts,
+        rdzv_configs={
+            "is_host": nodes.rank == 0, "join_timeout": round(nodes.join_timeout) + 2 * LAST_CALL_S,
+            "last_call_timeout": LAST_CALL_S,
+        },
+        monitor_interval=0.1, start_method="spawn", local_addr=_seat(meeting), logs_specs=DefaultLogsSpecs(),
+        shutdown_timeout=SHUTDOWN_S,
+    )  # fmt: skip
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", "train.rank", launch.to_json())
+    except SignalException as stopped:
+        return after_signal(launch, stopped.sigval)
+    except ChildFailedError as failed:
+        return _first(launch, failed.failures)
+    except RendezvousError as error:
+        return _without_others(launch, meeting, error)
+    finally:
+        for number, handler in handlers.items():  # torchrun leaves its own
+            signal.signal(number, handler)
+    return End(code=0)
+
+
+def _seat(meeting: Meeting) -> str:
+    """What torchrun is to take for this machine's address: it orders machines by it, and connects to the first alone.
+
+    So node 0 has rank 0, whatever the machines are called, and the others follow in their order.
+    """
+    host = meeting.nodes.address[0]
+    return host if meeting.nodes.rank == 0 else f"{host}/{meeting.nodes.rank:06}"
+
+
+def after_signal(launch: Launch, number: int) -> End:
+    """The attempt's end by its own last record, in case it finished or failed before it looked."""
+    history = records(launch.folder)
+    end: dict[str, Any] = next(
+        (one for one in history[::-1] if one["kind"] == "end" and one.get("attempt", 0) >= launch.attempt), {}
+    )
+    if end.get("outcome") == "finished":
+        return End(code=0)
+    if end.get("outcome") in ("diverged", "failed"):
+        return End(code=1, line=f"error: {end['error']}")
+    saved = [one["step"] for one in history if one["kind"] == "checkpoint"][-1:]
+    where = f"saved at step {saved[0]}" if saved else "before the first checkpoint"
+    word = "interrupted" if number == signal.SIGINT else "preempted"
+    code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
+    return End(code=code, line=f"{word}: {where}; give the same command to go on")
+
+
+def _first(launch: Launch, failures: dict[int, ProcessFailure]) -> End:
+    """How this machine's ranks ended, by the first that failed."""
+    ends = [
+        End(code=max(one.exitcode, 1), line=_last_words(rank, one), weight=_weight(one), t=_when(one))
+        for rank, one in failures.items()
+    ]
+    first = min(ends, key=lambda end: end.order)
+    stops = {PREEMPTED: signal.SIGTERM, INTERRUPTED: signal.SIGINT}  # of another machine, or of a rank alone
+    return after_signal(launch, stops[first.code]) if first.code in stops else first
+
+
+def _weight(failure: ProcessFailure) -> int:
+    """Who was killed left no words, and the others' are about its absence. SIGTERM is the agent's, SIGABRT NCCL's."""
+    if failure.exitcode < 0 and -failure.exitcode not in (signal.SIGTERM, signal.SIGABRT):
+        return 0
+    return 1 if failure.exitcode == USER_ERROR else 2
+
+
+def _when(failure: ProcessFailure) -> float:
+    return float(failure.error_file_data.get("t", float("inf")))
+
+
+def _without_others(launch: Launch, meeting: Meeting, error: Exception) -> End:
+    """When the machines did not come together again, or node 0 with its store is gone."""
+    last = next((one for one in records(launch.folder)[::-1] if one["kind"] == "end"), {})
+    if last.get("attempt", 0) >= launch.attempt and last["outcome"] in ("preempted", "interrupted"):
+        return after_signal(launch, signal.SIGTERM if last["outcome"] == "preempted" else signal.SIGINT)
+    line = f"error: too few machines for --nnodes {meeting.nodes.nnodes} were left ({type(error).__name__})"
+    return End(code=1, line=f"{line}; give the same commands to go on", weight=2)
+
+
+def _last_words(rank: int, failure: ProcessFailure) -> str:
+    if failure.error_file_data.get("message", "<NONE>") != "<NONE>":
+        return str(failure.message)
+    code = failure.exitcode
+    if code >= 0:
+        return f"error: rank {rank} ended with exit code {code} and no word"
+    hint = "; often the kernel's, for want of memory" if -code == signal.SIGKILL else ""
+    return f"error: rank {rank} was killed by {signal.Signals(-code).name}{hint}"

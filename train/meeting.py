@@ -1,0 +1,234 @@
+"""Several machines train one run: what their parents agree on before the ranks start, and after they ended.
+
+Every machine is given `make train NNODES=2 NODE_RANK=i RDZV=host:port GPUS=8`, alike but for NODE_RANK. Node 0 keeps
+a store at host:port, which torchrun's c10d rendezvous then shares. It plans the run and publishes the plan; the others
+take it from there and say what differs on theirs, so that a mistake is told before any rank starts, on all of them.
+One machine alone does the same with nobody to ask. The store asks for no password: the network is trusted.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+import psutil
+
+from preprocess.errors import INTERRUPTED, PREEMPTED, UserError
+from train.nodes import Nodes
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+LAST_CALL_S = 10  # an elastic run, with machines enough, waits so long for more
+SETTLE_S = 10.0  # for the others' word on a failure: theirs may have been the first
+STORE_S = 60.0  # an answer of the store; a node 0 that is gone is noticed at once
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How the ranks of one machine ended: the parent's exit code, and its last line if there is one."""
+
+    code: int
+    line: str = ""
+    weight: int = 0  # 0: killed; 1: a user's mistake; 2: what may be the others' echo of those
+    t: float = math.inf  # Unix seconds of the failure
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """The least of several is what the others failed of."""
+        return self.weight, self.t
+
+
+class Meeting:
+    """A machine's seat at the store that node 0 keeps."""
+
+    def __init__(self, nodes: Nodes, store: TCPStore, host: str) -> None:
+        self.nodes, self._store = nodes, store
+        self.endpoint = f"[{host}]:{store.port}" if ":" in host else f"{host}:{store.port}"
+
+    def publish(self, plan: str) -> None:
+        """Node 0: what the others are to follow."""
+        self._store.set("plan", plan)
+
+    def plan(self) -> str:
+        """Others: what node 0 published; UserError with its word if it could not."""
+        nodes = self.nodes
+        try:
+            found = self._wait(("plan", "go"), nodes.join_timeout)
+        except RuntimeError:
+            raise UserError(f"node 0 at {nodes.rdzv} ended before it had begun; it says why") from None
+        if found is None:
+            raise UserError(
+                f"node 0 at {nodes.rdzv} had no plan within {nodes.join_timeout:g} s; see what it waits for"
+            )
+        key, said = found
+        if key == "go" and said:
+            raise UserError(said)
+        return said
+
+    def refuse(self, why: str) -> None:
+        self._store.set(f"answer/{self.nodes.rank}", why)
+
+    def accept(self) -> None:
+        """Others: ready. Returns when node 0 says so too; UserError if somebody refused."""
+        self._store.set(f"answer/{self.nodes.rank}", "")
+        try:
+            found = self._wait(("go",), self.nodes.join_timeout + 2 * LAST_CALL_S)
+        except RuntimeError:
+            raise UserError(f"node 0 at {self.nodes.rdzv} ended before it had begun; it says why") from None
+        if found is None:
+            raise UserError(f"node 0 at {self.nodes.rdzv} did not begin within {self.nodes.join_timeout:g} s")
+        if found[1]:
+            raise UserError(found[1])
+
+    def convene(self) -> None:
+        """Node 0: returns when all have come, or enough of them a while ago; UserError that all are told."""
+        nodes, began, enough = self.nodes, time.monotonic(), math.inf
+        if nodes.most > 1:
+            print(f"waiting for {nodes.most - 1} more at {self.endpoint}", flush=True)
+        while len(come := self._answers()) < nodes.most - 1:
+            now = time.monotonic()
+            if refused := next(filter(None, come.values()), None):
+                break
+            if len(come) + 1 >= nodes.least:
+                enough = min(enough, now)
+                if now - enough > LAST_CALL_S:
+                    break
+            elif now - began > nodes.join_timeout:
+                missing = ", ".join(str(one) for one in range(1, nodes.most) if one not in come)
+                refused = f"--nnodes {nodes.nnodes}, but node {missing} did not come to {self.endpoint} within "
+                self.adjourn(f"{refused}{nodes.join_timeout:g} s; start it, or lower --nnodes")
+            time.sleep(POLL_S)
+        if refused := next(filter(None, come.values()), None):
+            self.adjourn(refused)
+        self._store.set("go", "")
+
+    def settle(self, own: End) -> End:
+        """How the run ended for all: of several machines' failures the first, which the others only echo."""
+        if self.nodes.most == 1 or own.code in (0, PREEMPTED, INTERRUPTED):
+            return own
+        try:
+            return self._judge(own) if self.nodes.rank == 0 else self._hear(own)
+        except RuntimeError:  # the store is gone, and node 0 with it
+            return lost("node 0", own)
+
+    def _judge(self, own: End) -> End:
+        self._store.set("end/0", json.dumps(asdict(own)))
+        deadline = time.monotonic() + SETTLE_S
+        ends = {0: own}
+        for node in (come := list(self._answers())):
+            if said := self._wait((f"end/{node}",), deadline - time.monotonic()):
+                ends[node] = End(**json.loads(said[1]))
+        first = min(ends.values(), key=lambda end: end.order)
+        if missing := [f"node {node}" for node in come if node not in ends]:
+            first = lost(", ".join(missing), first)
+        self._store.set("verdict", json.dumps(asdict(first)))
+        for node in ends.keys() - {0}:  # the store ends with this process
+            self._wait((f"heard/{node}",), SETTLE_S / 2)
+        return first
+
+    def _hear(self, own: End) -> End:
+        self._store.set(f"end/{self.nodes.rank}", json.dumps(asdict(own)))
+        said = self._wait(("verdict",), 2 * SETTLE_S)
+        self._store.set(f"heard/{self.nodes.rank}", "")
+        return End(**json.loads(said[1])) if said else own
+
+    def _answers(self) -> dict[int, str]:
+        keys = {node: f"answer/{node}" for node in range(1, self.nodes.most)}
+        return {node: self._store.get(key).decode() for node, key in keys.items() if self._store.check([key])}
+
+    def adjourn(self, why: str) -> NoReturn:
+        """Node 0: raises UserError, for all that have come."""
+        self._store.set("go", why)
+        if self.nodes.most > 1:
+            time.sleep(1.0)  # the others look ten times a second, and the store ends with this process
+        raise UserError(why)
+
+    def _wait(self, keys: tuple[str, ...], seconds: float) -> tuple[str, str] | None:
+        """The first key that is there and its value; None if none comes in time.
+
+        Looks again and again: a signal would not end a wait in C++.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            for key in keys:
+                if self._store.check([key]):
+                    return key, self._store.get(key).decode()
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(POLL_S)
+
+
+def lost(who: str, own: End) -> End:
+    """What to say of a failure when some machine is silent: one that has a cause of its own stays what it is."""
+    if own.weight < 2:
+        return own
+    return End(code=1, line=f"error: {who} is gone without a word; give the same commands to go on")
+
+
+def meet(nodes: Nodes) -> Meeting:
+    """Opens the store on node 0, finds it from the others; UserError if that cannot be."""
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    host, port = nodes.address
+    local = bindable(nodes) if nodes.rank == 0 else reached(nodes)
+    if nodes.most > 1:  # gloo would take the address that the host's name has, which is often a loopback one
+        interface = next((name for name, has in psutil.net_if_addrs().items() if local in [one.address for one in has]))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    try:
+        store = TCPStore(
+            host, port, is_master=nodes.rank == 0, multi_tenant=True, wait_for_workers=False,
+            timeout=timedelta(seconds=STORE_S),
+        )  # fmt: skip
+    except RuntimeError as error:
+        why = str(error).split("\n")[0]
+        raise UserError(f"--rdzv {nodes.rdzv}: what answers there is no node 0 of this run ({why})") from None
+    return Meeting(nodes, store, host)
+
+
+def bindable(nodes: Nodes) -> str:
+    """This machine's address that --rdzv means; UserError if it is another's, or the port is taken."""
+    host, port = nodes.address
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror:
+        raise UserError(f"--rdzv {nodes.rdzv}: nothing is known of a host {host}") from None
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except PermissionError as error:
+            raise UserError(f"--rdzv {nodes.rdzv}: {error.strerror}; take a port above 1023") from None
+        except OSError as error:
+            taken = (
+                f"port {port} is taken; choose another"
+                if error.errno == errno.EADDRINUSE
+                else "no address of this machine"
+            )
+            raise UserError(f"--rdzv {nodes.rdzv}: {taken}, and --node-rank 0 must be where it is") from None
+    return str(address[0])
+
+
+def reached(nodes: Nodes) -> str:
+    """This machine's address towards node 0, once that answers; UserError if it does not in time."""
+    deadline, why = time.monotonic() + nodes.join_timeout, ""
+    print(f"waiting for node 0 at {nodes.rdzv}", flush=True)
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection(nodes.address, timeout=5) as probe:
+                return str(probe.getsockname()[0])
+        except OSError as error:
+            why = error.strerror or str(error)
+        time.sleep(POLL_S)
+    raise UserError(
+        f"--rdzv {nodes.rdzv}: no node 0 answered within {nodes.join_timeout:g} s ({why}); is it started there?"
+    )
