@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,14 +56,17 @@ class ShardProgress(TypedDict):
 
 
 class EventWriter:
-    """Appends events to one file. Not for use from several threads."""
+    """Appends events to one file. Not for use from several threads.
+
+    A disk too full for them never stops what they tell of: records are lost, and one warning on stderr says so.
+    """
 
     def __init__(self, path: Path, *, attempt: int, rank: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._common = {"attempt": attempt, "rank": rank}
-        if _ends_torn(path):  # a writer was killed inside a line: end it, so that the reader can drop it alone
-            os.write(self._file, b"\n")
+        self._path, self._told = path, False
+        self._torn = _ends_torn(path)  # a writer was killed inside a line: end it, so that the reader drops it alone
 
     def write(
         self, kind: str, fields: Mapping[str, object], *, epoch: int | None = None, step: int | None = None
@@ -75,7 +79,27 @@ class EventWriter:
         if step is not None:
             record["step"] = step
         line = json.dumps(_finite(record | dict(fields)), separators=(",", ":"), allow_nan=False)
-        os.write(self._file, line.encode() + b"\n")
+        self._append(line.encode() + b"\n")
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the file was deleted: what is written to it is for nobody."""
+        return os.fstat(self._file).st_nlink == 0
+
+    def _append(self, line: bytes) -> None:
+        line = b"\n" + line if self._torn else line
+        why = "No space left on device"
+        try:
+            written = os.write(self._file, line)
+        except OSError as error:
+            written, why = 0, error.strerror or why
+        if 0 < written < len(line):  # as much as there was space for
+            self._torn = True
+        elif written:
+            self._torn = False
+        if written < len(line) and not self._told:
+            print(f"warning: events are lost: {self._path}: {why}", file=sys.stderr, flush=True)
+            self._told = True
 
     def close(self) -> None:
         os.close(self._file)

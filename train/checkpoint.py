@@ -5,6 +5,7 @@ runs/<name>/checkpoints/latest                        text: the folder's name; r
                                       optimiser.safetensors  whole negative velocities by the same names
                                       progress.safetensors   ids seen in a begun epoch, for its receipt
                                       state.json             State
+                                      SHA256SUMS             of these four: `sha256sum -c SHA256SUMS` checks them too
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from re import fullmatch
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from preprocess.dataset import sync_folder, write_durably
+from preprocess.dataset import sha256_file, sync_folder, write_durably
 from preprocess.errors import UserError
 from train.network import AlexNet, weight_shapes
 from train.optim import Optimiser
@@ -31,6 +33,8 @@ from train.parallel import Axis
 FORMAT = 1
 KEEP = 2
 LATEST = "latest"
+SUMS = "SHA256SUMS"
+FILES = {"network.safetensors", "optimiser.safetensors", "progress.safetensors", "state.json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +69,10 @@ def write(folder: Path, arrays: Arrays, state: State) -> int:
 
     OSError (a full disk) leaves the previous checkpoint the latest and nothing of this one.
     """
-    target = folder / f"step-{state.step:08d}"
+    target = of_step(folder, state.step)
     if latest(folder) == target:  # to replace it would leave, for a moment, no latest at all
         return _size(target)
+    folder.mkdir(exist_ok=True)  # not its parent: a run that was deleted must not come back as its last checkpoint
     temporary = folder / f"{target.name}.tmp"
     for killed in folder.glob("*.tmp"):  # by another attempt, which died in the middle
         shutil.rmtree(killed, ignore_errors=True)
@@ -92,10 +97,55 @@ def latest(folder: Path) -> Path | None:
         name = (folder / LATEST).read_text().strip()  # an editor ends it with a newline
     except FileNotFoundError:
         name = ""
-    if name and (folder / name).is_dir():
+    if fullmatch(r"step-[0-9]{8,}", name) and (folder / name).is_dir():
         return folder / name
     whole = sorted(state.parent for state in folder.glob("step-????????/state.json"))
     return whole[-1] if whole else None
+
+
+def of_step(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def undamaged(folder: Path) -> tuple[Path | None, list[str]]:
+    """The latest checkpoint that is as it was written, and a line on each newer one that is not.
+
+    Those are set aside as `damaged-*`, so that they are neither read nor taken for saved when training comes by their
+    step again. UserError if there are checkpoints, and all are damaged: then nothing is touched.
+    """
+    first = latest(folder)
+    older = sorted((path for path in folder.glob("step-????????") if first and path.name < first.name), reverse=True)
+    wrong: dict[Path, str] = {}
+    for candidate in [first, *older] if first else []:
+        if (why := damage(candidate)) is None:
+            for path in wrong:
+                aside = folder / path.name.replace("step-", "damaged-")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.replace(aside)
+            return candidate, [
+                f"{path} is damaged ({why}): going on from {candidate.name}" for path, why in wrong.items()
+            ]
+        wrong[candidate] = why
+    if first:
+        raise UserError(f"{first} is damaged ({wrong[first]}), and no older one is whole; choose another --run")
+    return None, []
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with its files, by the sums that were written with them; None if nothing is. Reads all of them."""
+    try:
+        lines = (checkpoint / SUMS).read_text().splitlines()
+        sums = {name: expected for expected, name in (line.split("  ") for line in lines)}
+        if sums.keys() != FILES:
+            return f"{SUMS} does not name its files"
+        wrong = [name for name, expected in sorted(sums.items()) if sha256_file(checkpoint / name) != expected]
+    except (OSError, ValueError) as error:
+        return f"{SUMS}: {error}" if isinstance(error, ValueError) else str(error)
+    return f"{wrong[0]} is not what was written" if wrong else None
 
 
 def read_state(checkpoint: Path) -> State:
@@ -146,7 +196,7 @@ def _whole(network: AlexNet, own: dict[str, Tensor], keep: bool) -> dict[str, Te
 
 
 def _write(folder: Path, arrays: Arrays, state: State) -> int:
-    folder.mkdir(parents=True)
+    folder.mkdir()
     for name, tensors in arrays.items():
         path = folder / f"{name}.safetensors"
         try:
@@ -155,6 +205,8 @@ def _write(folder: Path, arrays: Arrays, state: State) -> int:
             raise OSError(str(error)) from error
         _sync_file(path)
     write_durably(folder / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
+    sums = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in sorted(FILES))
+    write_durably(folder / SUMS, sums.encode())
     return _size(folder)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from loader import Batch, Loader
+from preprocess.errors import UserError
 from preprocess.events import EventWriter
 from train.events import Outcome, Step
 from train.gpu import GpuMeter
@@ -48,6 +49,19 @@ class Signals:
 
     def _interrupt(self, *_: object) -> None:
         self.interrupted = True
+
+    def agreed(self, mesh: Mesh) -> Outcome | None:
+        """What a signal to any of the ranks asks for. Collective; waits for the device."""
+        return outcome(
+            *sum_over_world(
+                torch.tensor([self.terminated, self.interrupted], dtype=torch.int32, device=mesh.device)
+            ).tolist()
+        )
+
+
+def outcome(terminated: float, interrupted: float) -> Outcome | None:
+    """By how many ranks were signalled."""
+    return "preempted" if terminated else "interrupted" if interrupted else None
 
 
 class Interval:
@@ -100,8 +114,9 @@ class Interval:
             steps=self._steps,
             loss=loss / self._steps, top1=right / max(1.0, images), images=round(images),
             wall_s=all_walls / self._mesh.world,
-            stop="preempted" if terminated else "interrupted" if interrupted else None,
+            stop=outcome(terminated, interrupted),
         )  # fmt: skip
+        check_there(self._events)
         self._events.write(
             "step", self._record(report, round(own[2]), wall_s, exchange_s, rate), epoch=epoch, step=step
         )
@@ -120,6 +135,12 @@ class Interval:
             "loader": self._loader.take_counters(), "loss": report.loss, "top1": report.top1, "lr": rate,
             "gpu": self._gpu.read(),
         }  # fmt: skip
+
+
+def check_there(events: EventWriter) -> None:
+    """UserError once the run's folder was deleted: then nobody wants what is trained."""
+    if events.deleted:
+        raise UserError("the run's folder was deleted while it trained: it ends, and nothing of it is kept")
 
 
 def _cpu_seconds() -> float:

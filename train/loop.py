@@ -2,68 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
 from tqdm import tqdm
 
-from loader import Batch, Loader, coverage
-from preprocess.events import EventWriter
-from train import checkpoint, picture
-from train.checkpoint import State
-from train.evaluate import VIEWS, Kept, evaluate, evaluation_config, whole_probabilities
+from loader import Batch, coverage
+from train import picture
+from train.evaluate import VIEWS
 from train.events import Outcome
-from train.interval import Interval, Report, Signals
-from train.network import AlexNet, Draw
-from train.optim import Optimiser
-from train.parallel import GradientSum, Mesh, gather, gather_rows
-from train.recipes import Recipe
-from train.saving import Saver
+from train.interval import Interval, Report
+from train.job import Job, all_seen, save, save_if_due
+from train.network import Draw
+from train.parallel import gather
 from train.schedule import rates
 from train.scores import Scores, share_of_loss, valid_rows
-
-PROGRESS_S = 1.0  # between two signs of life of an evaluation
-
-
-@dataclass(kw_only=True)
-class Job:
-    """One rank's part of a run. step counts the run's steps, epoch its complete epochs."""
-
-    recipe: Recipe
-    seed: int
-    shards: str
-    folder: Path
-    mesh: Mesh
-    network: AlexNet
-    optimiser: Optimiser
-    gradients: GradientSum
-    loader: Loader
-    events: EventWriter
-    signals: Signals
-    saver: Saver
-    save_every_s: float  # of training
-    evaluates: bool
-    save_probabilities: bool = False
-    step: int = 0
-    epoch: int = 0
-    seen: list[Tensor] = field(default_factory=list)  # this rank's ids of the begun epoch
-    seen_before: Tensor = field(
-        default_factory=lambda: torch.zeros(0, dtype=torch.int64)
-    )  # all ranks', before a resume
-    errors: list[float] = field(default_factory=list)  # on the validation split, after each complete epoch
-    unsaved_s: float = 0.0
+from train.validation import Stopped, report_evaluation, silent, validate
 
 
 def run(job: Job) -> Outcome:
-    """Trains to the end of the recipe, or to what stops it. Collective, the same answer on every rank."""
+    """Trains to the end of the recipe, or to what stops it, and saves. Collective, the same answer on every rank."""
+    try:
+        return train(job)
+    except Stopped as stopped:
+        if job.unsaved_s:
+            save(job)
+        return stopped.outcome
+
+
+def train(job: Job) -> Outcome:
     interval = Interval(job.mesh, job.loader, job.events, job.signals)
+    if job.evaluates and len(job.errors) < job.epoch < job.recipe.epochs:  # a signal had stopped this validation
+        validate(job)
     while job.epoch < job.recipe.epochs:
         reports = train_epoch(job, interval)
         report = reports[-1]
@@ -91,7 +60,7 @@ def train_epoch(job: Job, interval: Interval) -> list[Report]:
     begun = job.step - job.epoch * steps
     reports: list[Report] = []
     interval.begin()
-    with tqdm(total=steps, initial=begun, desc=f"epoch {job.epoch + 1}", leave=False, disable=_silent(mesh)) as bar:
+    with tqdm(total=steps, initial=begun, desc=f"epoch {job.epoch + 1}", leave=False, disable=silent(mesh)) as bar:
         for images, labels, ids in interval.batches():
             rate = rates(recipe, job.step, steps, job.errors)
             job.optimiser.freeze(rate)
@@ -129,106 +98,13 @@ def finish_epoch(job: Job, reports: list[Report]) -> Scores | None:
     job.seen.clear()
     job.seen_before = job.seen_before[:0]
     last = job.epoch == job.recipe.epochs
-    scores = report_evaluation(job, 1) if job.evaluates and not last else None  # the last is covered by the ten views
+    scores = validate(job) if job.evaluates and not last else None  # the last is covered by the ten views
     if job.mesh.rank == 0:
         against = f", validation top-1 {scores.top1:.1%}" if scores else ""
         steps, images = sum(report.steps for report in reports), sum(report.images for report in reports)
         loss = sum(report.loss * report.steps for report in reports) / steps
         top1 = sum(report.top1 * report.images for report in reports) / images
         tqdm.write(f"epoch {job.epoch}/{job.recipe.epochs}: loss {loss:.3f}, training top-1 {top1:.1%}{against}")
-    if scores:
-        job.errors.append(1 - scores.top1)
     if scores is None or math.isfinite(scores.nll):
         save_if_due(job, now=last)
     return scores
-
-
-def all_seen(job: Job) -> Tensor:
-    """The ids of the begun epoch over all ranks, padding left out. Collective."""
-    own = torch.cat(job.seen) if job.seen else torch.zeros(0, dtype=torch.int64)
-    own = own.to(job.mesh.device)  # the loader's ids stay on the CPU, of which NCCL sends nothing
-    for axis in (job.mesh.tower, job.mesh.data):
-        own = gather_rows(own, len(own) * axis.size, axis)
-    return torch.cat([job.seen_before, own[own >= 0].cpu()])
-
-
-def report_evaluation(job: Job, views: int, *, keep: bool = False) -> Scores:
-    """Evaluates, writes `eval` for each count of views; the scores of the most. Collective.
-
-    keep: the probabilities of every image go to `probabilities.safetensors` beside the events.
-    """
-    began, mesh = time.perf_counter(), job.mesh
-    config = evaluation_config(job.recipe, views, mesh.world)
-    kept: Kept | None = [] if keep else None
-    loader = Loader(
-        job.shards, "val", config, rank=mesh.rank, world_size=mesh.world, device=mesh.device,
-        local_world_size=mesh.local_world,
-    )  # fmt: skip
-    with loader:
-        found = evaluate(job.network, watched(job, loader, views), mesh, views=views, kept=kept)
-    wall_s = time.perf_counter() - began
-    if kept:
-        probabilities = whole_probabilities(kept, loader.num_samples, mesh)
-        if mesh.rank == 0:
-            save_file(probabilities, job.folder / "probabilities.safetensors")
-    if mesh.rank == 0:
-        for count, scores in found.items():
-            fields = {"views": count, **dataclasses.asdict(scores), "wall_s": wall_s}
-            job.events.write("eval", fields, epoch=job.epoch, step=job.step)
-    return found[views]
-
-
-def watched(job: Job, loader: Loader, views: int) -> Iterator[Batch]:
-    """The loader's batches, with a bar and signs of life."""
-    began = said = time.perf_counter()
-    images = 0
-    title = "validation" if views == 1 else f"validation, {views} views"
-    with tqdm(total=len(loader), desc=title, leave=False, disable=_silent(job.mesh)) as bar:
-        for batch in loader:
-            yield batch
-            bar.update()
-            images += int((batch.ids >= 0).sum())
-            if (now := time.perf_counter()) - said >= PROGRESS_S:
-                fields = {"views": views, "images": images, "total": loader.num_samples, "wall_s": now - began}
-                job.events.write("eval_progress", fields, epoch=job.epoch, step=job.step)
-                said = now
-
-
-def _silent(mesh: Mesh) -> bool | None:
-    """For tqdm: no bar on other ranks (True) and none without a terminal (None), so that logs stay readable."""
-    return True if mesh.rank else None
-
-
-def save_if_due(job: Job, *, now: bool = False) -> None:
-    job.saver.settle(wait=False)
-    if now or job.unsaved_s >= job.save_every_s:  # all ranks agree: it adds up means over them
-        save(job)
-
-
-def save(job: Job) -> None:
-    """A checkpoint of this step; a thread writes it. Collective."""
-    state = State(
-        step=job.step, epoch=job.epoch, seed=job.seed, classes=job.network.classes, dataset=job.loader.manifest.hash,
-        architecture=job.recipe.architecture, loader=dict(job.loader.state_dict()), errors=list(job.errors),
-    )  # fmt: skip
-    writer = job.mesh.rank == 0
-    arrays = checkpoint.collect(job.network, job.optimiser, all_seen(job), writer=writer)
-    if writer:
-        job.saver.begin(arrays, state)
-    job.unsaved_s = 0.0
-
-
-def resume(job: Job) -> bool:
-    """Goes to the latest checkpoint's step, if there is one; UserError if it is of something else."""
-    found = checkpoint.latest(job.folder / "checkpoints")
-    if found is None:
-        return False
-    state = checkpoint.read_state(found)
-    checkpoint.check_fits(
-        found, state, architecture=job.recipe.architecture, classes=job.network.classes,
-        dataset=job.loader.manifest.hash,
-    )  # fmt: skip
-    job.seen_before = checkpoint.load(found, job.network, job.optimiser)
-    job.loader.load_state_dict(state.loader)
-    job.step, job.epoch, job.errors = state.step, state.epoch, list(state.errors)
-    return True

@@ -10,9 +10,28 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 from preprocess.events import EventWriter
 from train import checkpoint
 from train.checkpoint import Arrays, State
+from train.parallel import Mesh, sum_over_world
+
+
+def agreed(run: Path, mesh: Mesh, events: EventWriter) -> Path | None:
+    """The run's latest undamaged checkpoint; a warning for each damaged one. Collective.
+
+    As rank 0 sees it: ranks that read different ones would go on as a chimera.
+    """
+    folder, step = run / "checkpoints", -1
+    if mesh.rank == 0:
+        found, damaged = checkpoint.undamaged(folder)
+        for line in damaged:
+            events.write("warning", {"message": line})
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+        step = checkpoint.step_of(found) if found else -1
+    step = int(sum_over_world(torch.tensor([step if mesh.rank == 0 else 0], device=mesh.device)))
+    return checkpoint.of_step(folder, step) if step >= 0 else None
 
 
 class NotFinite(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from preprocess.errors import UserError
 from train import checkpoint
-from train.checkpoint import Arrays, State, latest, read_state, write
+from train.checkpoint import FILES, SUMS, Arrays, State, latest, read_state, undamaged, write
 from train.network import AlexNet
 from train.optim import Optimiser
 from train.recipes import SAMPLE
@@ -75,3 +76,52 @@ def test_a_damaged_state_names_the_way_out(tmp_path: Path, arrays: Arrays) -> No
     (tmp_path / "step-00000001" / "state.json").write_text("{")
     with pytest.raises(UserError, match="point its `latest` at an older one"):
         read_state(tmp_path / "step-00000001")
+
+
+def flip_a_bit(path: Path, where: float) -> None:
+    """At this share of the file's length."""
+    content = bytearray(path.read_bytes())
+    content[int(where * (len(content) - 1))] ^= 1 << 3
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", [*sorted(FILES), SUMS])
+def test_a_flipped_bit_is_noticed_and_the_one_before_taken(
+    tmp_path: Path, arrays: Arrays, name: str, where: float
+) -> None:
+    for step in (1, 2):
+        write(tmp_path, arrays, of_step(step))
+    newest = tmp_path / "step-00000002"
+    assert undamaged(tmp_path) == (newest, [])
+    flip_a_bit(newest / name, where)
+    found, (line,) = undamaged(tmp_path)
+    assert found == tmp_path / "step-00000001"
+    assert f"{newest} is damaged" in line
+    assert "going on from step-00000001" in line
+    assert (tmp_path / "damaged-00000002" / name).exists()
+    write(tmp_path, arrays, of_step(2))  # when training comes by that step again
+    assert undamaged(tmp_path) == (newest, [])
+
+
+def test_a_lost_file_is_damage_and_without_an_older_one_nothing_is_touched(tmp_path: Path, arrays: Arrays) -> None:
+    assert undamaged(tmp_path) == (None, [])
+    write(tmp_path, arrays, of_step(1))
+    (tmp_path / "step-00000001" / "optimiser.safetensors").unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match="no older one is whole; choose another --run"):
+            undamaged(tmp_path)
+
+
+def test_sha256sum_reads_the_sums(tmp_path: Path, arrays: Arrays) -> None:
+    write(tmp_path, arrays, of_step(1))
+    command = ["sha256sum", "--check", "--strict", SUMS]
+    checked = subprocess.run(command, cwd=tmp_path / "step-00000001", capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.count(": OK") == len(FILES)
+
+
+def test_a_deleted_run_does_not_come_back_as_its_checkpoint(tmp_path: Path, arrays: Arrays) -> None:
+    with pytest.raises(FileNotFoundError):
+        write(tmp_path / "run" / "checkpoints", arrays, of_step(1))
+    assert not (tmp_path / "run").exists()

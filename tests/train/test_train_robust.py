@@ -6,6 +6,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,80 @@ def test_a_full_disk_costs_checkpoints_and_is_told_at_the_end(whole: Path, sampl
     assert any("no checkpoint of step" in warning["message"] for warning in of_kind(run, "warning"))
     assert not of_kind(run, "checkpoint")
     assert not list((run / "checkpoints").iterdir())
+
+
+def test_a_disk_too_full_for_events_costs_events(whole: Path, sample_shards: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
+
+    process = start(whole.parent, sample_shards, "--run", "deaf", "--epochs", "2", preexec_fn=limit)
+    _, err = finish(process, 1)
+    run = whole.parent / "deaf"
+    assert "Traceback" not in err
+    assert err.count("warning: events are lost") == 1
+    assert "error: training is done, but no checkpoint of step 20" in err  # it came to its end
+    assert of_kind(run, "start")
+    assert not of_kind(run, "end")
+
+
+def test_a_run_whose_folder_is_deleted_ends_soon_in_a_line(whole: Path, sample_shards: Path) -> None:
+    run = whole.parent / "unwanted"
+    arguments = ("--run", "unwanted", "--epochs", "5000", "--gpus", "2", "--save-every", "2")
+    process = start(whole.parent, sample_shards, *arguments)
+    wait_for(run, process, 3)
+    began = time.monotonic()
+    while run.exists():  # the checkpoint's thread may put a file there meanwhile
+        shutil.rmtree(run, ignore_errors=True)
+    _, err = finish(process, 2)
+    assert time.monotonic() - began < 60
+    said = [line for line in err.splitlines() if not line.startswith("warning: no checkpoint of step")]
+    assert len(said) == 1, err
+    assert said[0].startswith("error: ")
+    assert "deleted while it trained" in said[0]
+    assert not run.exists()
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(whole: Path, sample_shards: Path) -> None:
+    runs, run = whole.parent, whole.parent / "flipped"
+    arguments = ("--run", "flipped", "--epochs", "2")
+    process = start(runs, sample_shards, *arguments)
+    wait_until(lambda: len(of_kind(run, "checkpoint")) >= 3)
+    kill_everything(run, process, 1)
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest
+    content = bytearray((newest / "network.safetensors").read_bytes())
+    content[-1] ^= 1  # the last weight's sign or exponent: to be read, it must be noticed
+    (newest / "network.safetensors").write_bytes(content)
+    out, err = finish(start(runs, sample_shards, *arguments, "--gpus", "2"), 0)
+    assert err.startswith(f"warning: {newest} is damaged (network.safetensors is not what was written): going on from")
+    assert err.count("\n") == 1
+    resumed = next(line for line in out.splitlines() if line.startswith("resumed at step"))
+    assert int(resumed.split()[3].rstrip(",")) < int(newest.name[-8:])
+    assert "is damaged" in of_kind(run, "warning")[0]["message"]
+    one, other = load_file(whole / LAST), load_file(run / LAST)
+    for key, tensor in one.items():
+        assert (other[key] - tensor).norm() <= 2e-3 * tensor.norm(), key
+
+
+def test_a_signal_in_an_evaluation_stops_it_and_it_is_done_when_the_run_goes_on(
+    whole: Path, sample_shards: Path
+) -> None:
+    """Twice: in the first epoch's validation and in the ten views at the end, each of many small batches."""
+    runs, run = whole.parent, whole.parent / "looked"
+    arguments = ("--run", "looked", "--epochs", "2", "--batch", "20", "--gpus", "2", "--save-every", "9999")
+    for at in (50, 100):
+        process = start(runs, sample_shards, *arguments)
+        wait_for(run, process, at)
+        process.send_signal(signal.SIGTERM)
+        _, err = finish(process, 75)
+        assert err == f"preempted: saved at step {at}; give the same command to go on\n"
+        assert not [record for record in of_kind(run, "eval") if record["step"] == at]
+        newest = checkpoint.latest(run / "checkpoints")
+        assert newest
+        assert (checkpoint.read_state(newest).step, len(checkpoint.read_state(newest).errors)) == (at, at // 50 - 1)
+    finish(start(runs, sample_shards, *arguments), 0)
+    assert [(record["views"], record["step"]) for record in of_kind(run, "eval")] == [(1, 50), (1, 100), (10, 100)]
+    assert [record["missing"] for record in of_kind(run, "receipt")] == [0, 0]
 
 
 def test_ranks_save_and_end_when_their_parent_is_killed(whole: Path, sample_shards: Path) -> None:
