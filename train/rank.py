@@ -26,14 +26,15 @@ import torch
 from loader import Loader, LoaderConfig
 from preprocess.events import EventWriter
 from train import checkpoint, loop
+from train.agent import report_failure
 from train.events import Outcome, Start
 from train.interval import Signals
 from train.job import Job, resume
-from train.launch import BadSamples, Choice, Launch, lock, report_failure
+from train.launch import BadSamples, Choice, Launch, attempts, lock
 from train.memory import fitting_batch
 from train.network import AlexNet
 from train.optim import Optimiser
-from train.parallel import GradientSum, Mesh, connect, disconnect
+from train.parallel import GradientSum, Mesh, connect, disconnect, sum_over_world
 from train.recipes import Recipe
 from train.saving import Saver
 from train.schedule import noise_until
@@ -50,6 +51,7 @@ def main() -> int:
     launch = Launch.from_json(sys.argv[1])
     mesh = connect(launch.tower_ranks, share_device=launch.share_device)
     held = lock(launch.folder) if mesh.rank == 0 else None
+    launch = dataclasses.replace(launch, attempt=this_attempt(launch, mesh))
     events = EventWriter(launch.folder / f"rank-{mesh.rank}.jsonl", attempt=launch.attempt, rank=mesh.rank)
     try:
         code = work(launch, mesh, events, signals)
@@ -60,6 +62,12 @@ def main() -> int:
     if held:
         held.close()
     return code
+
+
+def this_attempt(launch: Launch, mesh: Mesh) -> int:
+    """The number after the last one on record: ranks that torchrun starts again are an attempt of their own."""
+    number = max(launch.attempt, attempts(launch.folder) + 1) if mesh.rank == 0 else 0
+    return int(sum_over_world(torch.tensor([number], device=mesh.device)).item())
 
 
 def end_with_parent() -> None:
