@@ -12,6 +12,7 @@ COMMANDS = {  # what is typed -> module to run, its first arguments, what for
     "sample": ("preprocess", ["sample"], "draw a small dataset of ten classes"),
     "shards": ("preprocess", ["shards"], "resize images and write shards and statistics"),
     "merge": ("preprocess", ["merge"], "complete a dataset that several machines sharded"),
+    "index": ("preprocess", ["index"], "make a dataset of tars that somebody else wrote"),
     "verify": ("preprocess", ["verify"], "look for damage in a dataset"),
     "inspect": ("preprocess", ["inspect"], "say what a dataset holds"),
     "preprocess": ("preprocess", [], "any other command of that stage"),

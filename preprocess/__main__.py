@@ -3,6 +3,7 @@
 python -m preprocess sample --out sample/source
 python -m preprocess shards --src sample/source --out sample/shards
 python -m preprocess merge sample/shards
+python -m preprocess index TARS
 python -m preprocess verify sample/shards
 python -m preprocess inspect sample/shards
 python -m preprocess bench --src FOLDER
@@ -21,6 +22,7 @@ import tyro
 
 from preprocess.bench import BenchConfig, bench
 from preprocess.errors import guard
+from preprocess.index import IndexConfig, index
 from preprocess.inspect import InspectConfig, inspect
 from preprocess.sample import SampleConfig, make_sample
 from preprocess.shards import MergeConfig, ShardsConfig, make_shards, merge
@@ -30,6 +32,7 @@ Command = (
     Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[ShardsConfig, tyro.conf.subcommand("shards")]
     | Annotated[MergeConfig, tyro.conf.subcommand("merge")]
+    | Annotated[IndexConfig, tyro.conf.subcommand("index")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[InspectConfig, tyro.conf.subcommand("inspect")]
     | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
@@ -46,6 +49,8 @@ def main() -> None:
             make_shards(_in_slurm_array(config))
         case MergeConfig():
             merge(config)
+        case IndexConfig():
+            index(config)
         case VerifyConfig():
             verify(config)
         case InspectConfig():

@@ -32,7 +32,7 @@ MANIFEST = "manifest.json"
 STATS = "stats.npz"
 REJECTS = "rejects.jsonl"
 EXTENSIONS = {"jpeg": "jpg", "raw": "ppm"}  # codec -> extension of the image member
-SHARD_NAME = re.compile(r"(train|val)-\d{5,}\.tar", re.ASCII)
+SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.tar", re.ASCII)  # `shards` writes train-00000.tar, others what they like
 
 
 @dataclass(frozen=True, kw_only=True)

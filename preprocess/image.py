@@ -83,6 +83,27 @@ def to_image(data: bytes, size: int = 256) -> Image:
     return Image(pixels, tuple(conversions))
 
 
+def probe(data: bytes) -> tuple[str, int, int, str]:
+    """What the header says: format, width, height and mode in Pillow's words. Raises Reject."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            picture = _open(data)
+        except Exception as error:  # as in to_image
+            raise Reject(*_diagnosis(error)) from None
+    return picture.format or "", picture.width, picture.height, picture.mode
+
+
+def decode_or_reject(data: bytes) -> NDArray[np.uint8]:
+    """The same as `decode` for a file that somebody else wrote. Raises Reject."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return decode(data)
+        except Exception as error:  # as in to_image
+            raise Reject(*_diagnosis(error)) from None
+
+
 def decode(data: bytes) -> NDArray[np.uint8]:
     """uint8 [height,width,3] of a file that this project wrote (JPEG or PPM), decoded whole and as it is."""
     with Pillow.open(io.BytesIO(data), formats=("JPEG", "PPM")) as picture:

@@ -18,6 +18,7 @@ from preprocess.errors import UserError
 from preprocess.listing import Item
 from preprocess.plan import shuffled
 from preprocess.sources import Reader, open_source
+from preprocess.verify import local_folder
 
 # of ILSVRC2012, as its authors' successor code ships it : columns by descending eigenvalue, rows R, G, B
 PUBLISHED = np.array([[-0.56351, -0.71258, 0.41796], [-0.57618, -0.02354, -0.81698], [-0.59200, 0.70120, 0.39731]])
@@ -30,7 +31,7 @@ EXTREMES = 3  # classes shown from either end of the counts
 class InspectConfig:
     """Prints what a dataset holds: counts, classes, conversions, statistics."""
 
-    shards: tyro.conf.Positional[Path]
+    shards: tyro.conf.Positional[str]
     """Folder of the dataset."""
     png: Path | None = None
     """Draw the mean image, the principal directions and the classes into this folder."""
@@ -43,18 +44,19 @@ class InspectConfig:
 
 
 def inspect(config: InspectConfig) -> None:
-    manifest = dataset.read_manifest(config.shards)
+    root = local_folder(config.shards, "inspect")
+    manifest = dataset.read_manifest(root)
     codec = manifest.codec if manifest.quality is None else f"{manifest.codec} quality {manifest.quality}"
     print(f"dataset {manifest.hash[:8]}: {manifest.image_size} px, {codec}, seed {manifest.seed}")
     print(
         f"source {manifest.source[:8]}; " + ", ".join(f"{name} {version}" for name, version in manifest.tools.items())
     )
     for name in manifest.splits:
-        _show_split(config.shards, manifest, name)
-    stats = dataset.read_stats(config.shards)
+        _show_split(root, manifest, name)
+    stats = dataset.read_stats(root)
     _show_stats(stats)
     if config.png is not None:
-        _draw(config, config.png, manifest, stats)
+        _draw(config, root, config.png, manifest, stats)
 
 
 def _show_split(root: Path, manifest: Manifest, name: str) -> None:
@@ -91,18 +93,18 @@ def _cosines(stats: Stats) -> list[float]:
     return [float(value) for value in np.abs((stats.eigenvectors * PUBLISHED).sum(axis=0))]
 
 
-def _draw(config: InspectConfig, folder: Path, manifest: Manifest, stats: Stats) -> None:
+def _draw(config: InspectConfig, root: Path, folder: Path, manifest: Manifest, stats: Stats) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pictures.draw_mean(stats, folder / "mean.png")
         pictures.draw_components(stats, _cosines(stats), folder / "components.png")
         counts = {
-            name: np.bincount(dataset.read_index(config.shards, name).label, minlength=len(manifest.classes))
+            name: np.bincount(dataset.read_index(root, name).label, minlength=len(manifest.classes))
             for name in manifest.splits
         }
         pictures.draw_classes(counts, folder / "classes.png")
         if config.src is not None:
-            pictures.draw_montage(_pairs(config.shards, manifest, config.src), folder / "montage.png")
+            pictures.draw_montage(_pairs(root, manifest, config.src), folder / "montage.png")
     except OSError as error:
         raise UserError(f"cannot draw into {folder}: {error}; choose another --png") from None
     print(f"pictures in {folder}: {', '.join(sorted(path.name for path in folder.glob('*.png')))}")

@@ -115,7 +115,8 @@ class ListingBuilder:
         self._names += name.encode("utf-8", "surrogateescape")
         self._name_end.append(len(self._names))
 
-    def build(self) -> Listing:
+    def build(self, *, unique: bool = True) -> Listing:
+        """UserError where two files would share a key, unless keys are not to be used (unique=False)."""
         listing = Listing(
             wnids=self.wnids,
             official=self.official,
@@ -127,7 +128,7 @@ class ListingBuilder:
             names=self._names,
             name_end=np.asarray(self._name_end, np.int64),
         )
-        for one, other in _equal_pairs(np.asarray(self._key_hash, np.int64)):
+        for one, other in _equal_pairs(np.asarray(self._key_hash, np.int64)) if unique else ():
             _refuse_clash(listing.item(one), listing.item(other))
         return listing
 

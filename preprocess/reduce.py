@@ -13,7 +13,6 @@ import numpy as np
 from preprocess import dataset, files
 from preprocess.dataset import Index, Manifest, Shard, Split
 from preprocess.errors import UserError
-from preprocess.plan import Plan
 from preprocess.shard import Receipt, read_receipt
 from preprocess.stats import finish, merge, no_sums
 from preprocess.store import WORK, Store, publish_bytes
@@ -21,17 +20,16 @@ from preprocess.store import WORK, Store, publish_bytes
 SHOWN = 5  # rejects named in the error line
 
 
-def publish(store: Store, place: str, plan: Plan, max_rejects: int) -> Manifest:
-    """Publishes the dataset from the receipts of all the plan's shards.
+def publish(store: Store, place: str, draft: Manifest, names: dict[str, list[str]], max_rejects: int) -> Manifest:
+    """Publishes the dataset from the receipts of these shards, by split. draft: what the manifest says beside them.
 
     UserError, and nothing published, if more than max_rejects files were rejected.
     """
-    names = plan.shard_names()
     rejects = [r for shards in names.values() for receipt in _receipts(store, shards) for r in receipt.rejects]
     publish_bytes(store, dataset.REJECTS, "".join(json.dumps(r) + "\n" for r in rejects).encode())
     if len(rejects) > max_rejects:
         raise UserError(_complaint(files.join(place, dataset.REJECTS), rejects))
-    sums = no_sums(plan.draft.image_size)
+    sums = no_sums(draft.image_size)
     for receipt in _receipts(store, names["train"]):
         assert receipt.sums is not None
         sums = merge(sums, receipt.sums)
@@ -41,7 +39,7 @@ def publish(store: Store, place: str, plan: Plan, max_rejects: int) -> Manifest:
         stats_sha256 = dataset.write_stats(folder, finish(sums))
         store.publish(folder / dataset.STATS, dataset.STATS)
         splits = {split: _write_split(store, folder, split, shards) for split, shards in names.items()}
-    manifest = dataclasses.replace(plan.draft, splits=splits, stats_sha256=stats_sha256)
+    manifest = dataclasses.replace(draft, splits=splits, stats_sha256=stats_sha256)
     publish_bytes(store, dataset.MANIFEST, manifest.to_json())
     store.remove(WORK)
     return manifest

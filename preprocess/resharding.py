@@ -6,6 +6,9 @@
 
 A sample's members lie side by side and share what precedes the name's first dot. Its label is its `.cls` member, or
 "label" in its `.json` (img2dataset writes such with save_additional_columns=["label"]).
+
+Such tars are either sharded again (`python -m preprocess shards`) or, if their images are square and of one size
+already, taken as they are (`python -m preprocess index`).
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -30,6 +34,14 @@ VAL_NAME = re.compile(r"val(idation)?([-_.]|\d|$)")
 LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json member
 
 Found = dict[str, list[str]]  # split -> archives in order
+
+
+class Group(NamedTuple):
+    """A sample's members side by side, and its image among them, if there is one."""
+
+    key: str
+    parts: list[Member]
+    picture: Member | None
 
 
 def find_archives(root: str) -> Found:
@@ -51,8 +63,10 @@ def find_archives(root: str) -> Found:
     return {split: places for split, places in found.items() if places}
 
 
-def list_archives(root: str, found: Found) -> tuple[tuple[ImageClass, ...], dict[str, Listing], tuple[str, ...]]:
-    """Classes, a listing by split, and what was skipped. Keys are kept as they are."""
+def list_archives(
+    root: str, found: Found, *, unique: bool = True
+) -> tuple[tuple[ImageClass, ...], dict[str, Listing], tuple[str, ...]]:
+    """Classes, a listing by split, and what was skipped. Keys are kept as they are; unique: two alike are an error."""
     builders = {split: ListingBuilder((), official=True) for split in found}
     largest = -1
     for split, places in found.items():
@@ -64,36 +78,51 @@ def list_archives(root: str, found: Found) -> tuple[tuple[ImageClass, ...], dict
     for builder in builders.values():
         builder.wnids = wnids
     skipped = tuple(line for builder in builders.values() for line in builder.skipped)
-    return classes, {split: builder.build() for split, builder in builders.items()}, skipped
+    return classes, {split: builder.build(unique=unique) for split, builder in builders.items()}, skipped
 
 
 def _list_archive(place: str, builder: ListingBuilder) -> int:
     """Adds the archive's samples; their largest label."""
     largest = -1
     with files.Bytes(place) as archive:
-        for key, group in groupby(members(archive, place, builder.skip, 0, archive.size), lambda m: _key(m.name)):
-            parts = list(group)
-            pictures = [member for member in parts if IMAGE_NAME.fullmatch(member.name)]
-            if not pictures:
-                builder.skip(key, "it has no image")
+        for group in grouped(members(archive, place, builder.skip, 0, archive.size)):
+            if group.picture is None:
+                builder.skip(group.key, "it has no image")
                 continue
-            label = _label(archive, place, key, parts)
-            builder.add(pictures[0].name, pictures[0].offset, pictures[0].size, label)
+            label = label_of(archive, place, group)
+            builder.add(*group.picture, label)
             largest = max(largest, label)
     return largest
+
+
+def grouped(found: Iterable[Member]) -> Iterator[Group]:
+    """An archive's members by sample."""
+    for key, parts in groupby(found, lambda member: _key(member.name)):
+        listed = list(parts)
+        yield Group(key, listed, next((member for member in listed if IMAGE_NAME.fullmatch(member.name)), None))
+
+
+def label_of(archive: files.Bytes, place: str, group: Group) -> int:
+    """The sample's class number. UserError if it has none."""
+    for value in _labels(archive, group.parts):
+        if type(value) is int and 0 <= value < 1_000_000:
+            return value
+        raise UserError(f"{place}: the label of {group.key[:200]!r} is {str(value)[:50]!r}, no class number from 0 on")
+    raise UserError(f'{place}: {group.key[:200]!r} has no label: neither a .cls member nor "label" in its .json')
+
+
+def idx_line(group: Group) -> str:
+    """The sample's line in DALI's index: extension, offset, size and name of each member, between blanks."""
+    fields = (
+        f"{os.path.basename(name).partition('.')[2]} {offset} {size} {name}"
+        for name, offset, size in ((re.sub(r"\s", "_", part.name), part.offset, part.size) for part in group.parts)
+    )
+    return " ".join(fields) + "\n"
 
 
 def _key(name: str) -> str:
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
-
-
-def _label(archive: files.Bytes, place: str, key: str, parts: list[Member]) -> int:
-    for value in _labels(archive, parts):
-        if isinstance(value, int) and 0 <= value < 1_000_000:
-            return value
-        raise UserError(f"{place}: the label of {key[:200]!r} is {str(value)[:50]!r}, no class number from 0 on")
-    raise UserError(f'{place}: {key[:200]!r} has no label: neither a .cls member nor "label" in its .json')
 
 
 def _labels(archive: files.Bytes, parts: list[Member]) -> Iterator[object]:

@@ -11,6 +11,7 @@ one build of that library decodes without an error, the other does.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -29,6 +30,7 @@ from preprocess.listing import Item
 from preprocess.sources import Reader
 from preprocess.stats import Accumulator, Sums
 from preprocess.store import WORK, Store, open_store, publish_bytes, temporary
+from preprocess.workers import Report
 
 BLOCK = 512
 OWNER = "gratis"  # the same everywhere, so that equal samples give equal bytes
@@ -53,6 +55,12 @@ class ShardTask:
     def name(self) -> str:
         return f"{self.split}-{self.number:05d}"
 
+    def make(self, begin: Callable[[int], None], report: Report) -> None:
+        make_shard(self, begin, report)
+
+    def condemn(self, position: int, cause: str) -> ShardTask:
+        return dataclasses.replace(self, condemned=self.condemned | {position: cause})
+
 
 class Receipt(NamedTuple):
     """A finished shard: where its samples lie, what went wrong, its statistics (train split only)."""
@@ -65,9 +73,6 @@ class Receipt(NamedTuple):
     conversions: dict[str, int]
     rejects: list[dict[str, str]]
     sums: Sums | None
-
-
-Report = Callable[[int, int, int, int], None]  # images, bytes read, bytes written, rejects
 
 
 def make_sample_bytes(data: bytes, task: ShardTask) -> bytes:
@@ -91,7 +96,12 @@ def make_shard(task: ShardTask, begin: Callable[[int], None], report: Report) ->
         index = f"v1.2 {len(writer.lines)}\n" + "".join(writer.lines)
         publish_bytes(store, f"{task.name}.idx", index.encode())
         store.publish(made, f"{task.name}.tar")
-    publish_bytes(store, receipt_name(task.name), _pack(receipt))
+    write_receipt(store, task.name, receipt)
+
+
+def write_receipt(store: Store, shard: str, receipt: Receipt) -> None:
+    """Last of all: its presence means that the shard is done."""
+    publish_bytes(store, receipt_name(shard), _pack(receipt))
 
 
 def read_receipt(store: Store, shard: str) -> Receipt:
@@ -101,6 +111,19 @@ def read_receipt(store: Store, shard: str) -> Receipt:
         images = facts.pop("images")
         sums = None if images is None else Sums(images, arrays["pixels"].astype(np.int64), arrays["products"])
         return Receipt(offset=arrays["offset"], size=arrays["size"], label=arrays["label"], sums=sums, **facts)
+
+
+def refuse_unread(condemned: dict[int, str], position: int, item: Item) -> None:
+    """Raises Reject for what must not even be read: it might not fit memory, or kills decoders."""
+    if position in condemned:
+        raise image.Reject(condemned[position], "the decoder did not survive this file")
+    if item.size > image.MAX_BYTES:
+        raise image.Reject("too-large", f"{item.size} bytes, the limit is {image.MAX_BYTES}")
+
+
+def rejected(split: str, item: Item, reject: image.Reject) -> dict[str, str]:
+    """The file's line in rejects.jsonl."""
+    return {"split": split, "key": item.key, "file": item.name, "kind": reject.kind, "reason": reject.reason}
 
 
 class ShardWriter:
@@ -153,15 +176,13 @@ def _fill(task: ShardTask, writer: ShardWriter, begin: Callable[[int], None], re
         begin(-1 if files.is_url(item.container) else position)  # a slow network is not the file's fault
         before = writer.bytes
         try:
-            if position in task.condemned:
-                raise image.Reject(task.condemned[position], "the decoder did not survive this file")
+            refuse_unread(task.condemned, position, item)
             source = reader.read(item)
             begin(position)
             made = image.to_image(source, task.size)
             data, pixels = _encode(made.pixels, task)
         except image.Reject as reject:
-            fields = {"split": task.split, "key": item.key, "file": item.name}
-            rejects.append(fields | {"kind": reject.kind, "reason": reject.reason})
+            rejects.append(rejected(task.split, item, reject))
             report(0, item.size, 0, 1)
             continue
         writer.add(item.key, data, item.label)

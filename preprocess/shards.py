@@ -158,7 +158,7 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
         if config.is_part:
             print(f"{config.out}: task {config.task_id} of {config.num_tasks} is done; after the last, merge publishes")
             return None
-        manifest = publish(store, config.out, plan, config.max_rejects)
+        manifest = publish(store, config.out, plan.draft, plan.shard_names(), config.max_rejects)
     print(f"{config.out}: {summary(manifest)}")
     return manifest
 
@@ -167,21 +167,22 @@ def merge(config: MergeConfig) -> Manifest:
     """The reduce alone. UserError naming shards that no task has finished yet."""
     store = open_store(config.out)
     if dataset.MANIFEST in store.sizes():
-        manifest = _published(config.out, store)
-        print(f"{config.out} is already there: {summary(manifest)}")
-        return manifest
+        return _already(config.out, store)
     with claimed(config.out, store, shared=False):
+        if dataset.MANIFEST in store.sizes():  # another merge has published it since, and let the lock go
+            return _already(config.out, store)
         try:
             plan = Plan.from_json(store.read(PLAN))
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{config.out} holds no work of any task; run the shards command's tasks first") from None
         there, receipts = store.sizes(), store.sizes(WORK)
-        names = [name for shards in plan.shard_names().values() for name in shards]
+        by_split = plan.shard_names()
+        names = [name for shards in by_split.values() for name in shards]
         missing = [name for name in names if _finished(store, name, there, receipts) is None]
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise UserError(f"{config.out} lacks {len(missing)} of {len(names)} shards: {shown}; run their tasks again")
-        manifest = publish(store, config.out, plan, config.max_rejects)
+        manifest = publish(store, config.out, plan.draft, by_split, config.max_rejects)
     print(f"{config.out}: {summary(manifest)}")
     return manifest
 
@@ -214,6 +215,13 @@ def _leave(config: ShardsConfig, store: Store, wanted: Manifest) -> Manifest:
     store.remove(WORK)  # of this run's claim, or of one that was killed after its last act but one
     refuse_other(config.out, without_tools(manifest), without_tools(wanted), "remove it, or choose another")
     print(f"{config.out} is already there: {summary(manifest)}")
+    return manifest
+
+
+def _already(out: str, store: Store) -> Manifest:
+    manifest = _published(out, store)
+    store.remove(WORK)  # as above
+    print(f"{out} is already there: {summary(manifest)}")
     return manifest
 
 

@@ -8,7 +8,6 @@ images are decoded. Each finding is a line that names the file; a copy with find
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +18,12 @@ import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from preprocess import dataset, image
-from preprocess.dataset import EXTENSIONS, Index, Manifest, Shard
+from preprocess import dataset, files, image
+from preprocess.archives import Member
+from preprocess.dataset import Index, Manifest, Shard, Split
 from preprocess.errors import UserError
 from preprocess.plan import shuffled
+from preprocess.resharding import Group, grouped, idx_line, label_of
 
 SHOWN = 20  # findings printed before the rest is only counted
 
@@ -31,7 +32,7 @@ SHOWN = 20  # findings printed before the rest is only counted
 class VerifyConfig:
     """Checks a dataset's archives, indices and statistics against its manifest, and decodes some images."""
 
-    shards: tyro.conf.Positional[Path]
+    shards: tyro.conf.Positional[str]
     """Folder of the dataset."""
     sample: int = 1000
     """Images to decode, spread over all of them. 0: none."""
@@ -43,21 +44,33 @@ class VerifyConfig:
 
 def verify(config: VerifyConfig) -> None:
     """Prints what is wrong; UserError if anything is."""
-    manifest = dataset.read_manifest(config.shards)
+    root = local_folder(config.shards, "verify")
+    manifest = dataset.read_manifest(root)
     findings = 0
-    for finding in _findings(config, manifest):
+    for finding in _findings(root, config.sample, manifest):
         findings += 1
         if findings <= SHOWN:
             print(finding)
     if findings:
-        raise UserError(f"{config.shards}: {findings} findings; copy it again, or make the shards again")
+        counted = "1 finding" if findings == 1 else f"{findings:,} findings"
+        raise UserError(f"{config.shards}: {counted}; copy it again, or make the shards again")
     samples = sum(split.samples for split in manifest.splits.values())
     print(f"{config.shards}: {samples:,} samples are as they were published")
 
 
-def _findings(config: VerifyConfig, manifest: Manifest) -> Iterator[str]:
-    root = config.shards
-    yield from _file(root / dataset.STATS, manifest.stats_sha256)
+def local_folder(place: str, command: str) -> Path:
+    """UserError for a URL, which this command does not read."""
+    if files.is_url(str(place)):
+        raise UserError(f"{command} reads local folders, not {place}; copy the dataset first, or give its mount")
+    return Path(place)
+
+
+def _findings(root: Path, sample: int, manifest: Manifest) -> Iterator[str]:
+    wrong = list(_file(root / dataset.STATS, manifest.stats_sha256))
+    yield from wrong
+    side = manifest.image_size if wrong else len(dataset.read_stats(root).mean)
+    if side != manifest.image_size:
+        yield f"{dataset.MANIFEST} says images of {manifest.image_size} px, the statistics are of {side} px"
     total = sum(split.samples for split in manifest.splits.values())
     for name, split in manifest.splits.items():
         path = root / dataset.index_name(name)
@@ -68,14 +81,14 @@ def _findings(config: VerifyConfig, manifest: Manifest) -> Iterator[str]:
         index = dataset.read_index(root, name)
         sound = []
         for number, shard in enumerate(tqdm(split.shards, name, unit="shard", delay=2.0, leave=False)):
-            found = list(_shard(root, number, shard, index, EXTENSIONS[manifest.codec]))
+            found = list(_shard(root, number, shard, index))
             yield from found
             if not found:
                 sound.append(number)
-        wanted = -(-config.sample * split.samples // total)
+        wanted = -(-sample * split.samples // total)
         rows = np.flatnonzero(np.isin(index.shard, sound))
         rows = rows[shuffled(len(rows), manifest.seed, "verify")[:wanted]]
-        yield from _decode(root, manifest, name, index, rows)
+        yield from _decode(root, split, index, rows, side)
 
 
 def _file(path: Path, sha256: str) -> Iterator[str]:
@@ -85,7 +98,7 @@ def _file(path: Path, sha256: str) -> Iterator[str]:
         yield f"{path.name} is not the file that was published: its sha256 differs"
 
 
-def _shard(root: Path, number: int, shard: Shard, index: Index, extension: str) -> Iterator[str]:
+def _shard(root: Path, number: int, shard: Shard, index: Index) -> Iterator[str]:
     """One archive: size and hash; then, member by member, both indices."""
     path = root / shard.name
     if path.is_file() and path.stat().st_size != shard.bytes:
@@ -96,35 +109,40 @@ def _shard(root: Path, number: int, shard: Shard, index: Index, extension: str) 
     if wrong:
         return
     rows = index.shard == number
-    expected = zip(index.offset[rows], index.size[rows], index.label[rows], strict=True)
+    expected = dict(zip(index.offset[rows].tolist(), np.flatnonzero(rows).tolist(), strict=True))
     lines = []
-    with tarfile.open(path) as tar, path.open("rb") as file:
-        members = tar.getmembers()
-        pairs = zip(members[::2], members[1::2], strict=True)
-        for (picture, label), (offset, size, number_) in zip(pairs, expected, strict=False):
-            value = os.pread(file.fileno(), label.size, label.offset_data)
-            if (picture.offset_data, picture.size, value) != (offset, size, b"%d" % number_):
-                yield f"{shard.name}: {picture.name} does not lie where the index says, or has another label"
-            lines.append(
-                f"{extension} {picture.offset_data} {picture.size} {picture.name} "
-                f"cls {label.offset_data} {label.size} {label.name}\n"
-            )
-    if not len(members) // 2 == rows.sum() == shard.samples:
-        yield f"{shard.name} holds {len(members) // 2} samples, the index {rows.sum()}, the manifest {shard.samples}"
+    with tarfile.open(path) as tar, files.Bytes(str(path)) as archive:
+        for group in grouped(Member(m.name, m.offset_data, m.size) for m in tar if m.isreg()):
+            if group.picture is None or group.picture.offset not in expected:
+                continue  # tars of others may hold what was left out of the index
+            row = expected.pop(group.picture.offset)
+            if [group.picture.size, _label(archive, shard, group)] != [int(index.size[row]), int(index.label[row])]:
+                yield f"{shard.name}: {group.picture.name} has another size or label than the index says"
+            lines.append(idx_line(group))
+    if expected:
+        yield f"{shard.name} has no image where the index says, {len(expected):,} times; first at byte {min(expected)}"
+    if not len(lines) == rows.sum() == shard.samples:
+        yield f"{shard.name} holds {len(lines)} samples, the index {rows.sum()}, the manifest {shard.samples}"
     idx = path.with_suffix(".idx")
     if not idx.is_file() or idx.read_text() != f"v1.2 {len(lines)}\n" + "".join(lines):
         yield f"{idx.name} is missing or does not fit {shard.name}: plain DALI readers would feed wrong labels from it"
 
 
-def _decode(root: Path, manifest: Manifest, name: str, index: Index, rows: NDArray[np.int64]) -> Iterator[str]:
-    shape = (manifest.image_size, manifest.image_size, 3)
-    for row in tqdm(rows, f"decoding {name}", unit="img", delay=2.0, leave=False):
-        shard = manifest.splits[name].shards[index.shard[row]].name
-        with (root / shard).open("rb") as file:
-            data = os.pread(file.fileno(), int(index.size[row]), int(index.offset[row]))
+def _label(archive: files.Bytes, shard: Shard, group: Group) -> int | None:
+    try:
+        return label_of(archive, shard.name, group)
+    except UserError:
+        return None
+
+
+def _decode(root: Path, split: Split, index: Index, rows: NDArray[np.int64], side: int) -> Iterator[str]:
+    for row in tqdm(rows, "decoding", unit="img", delay=2.0, leave=False):
+        shard = split.shards[index.shard[row]].name
+        with files.Bytes(str(root / shard)) as archive:
+            data = archive.read(int(index.offset[row]), int(index.size[row]))
         try:
-            good = image.decode(data).shape == shape
+            good = image.decode(data).shape == (side, side, 3)
         except Exception:  # whatever a damaged picture makes the decoder raise
             good = False
         if not good:
-            yield f"{shard}: sample {row} of {name} does not decode to {shape[0]} x {shape[1]} RGB"
+            yield f"{shard}: sample {row} does not decode to {side} x {side} RGB"

@@ -1,4 +1,4 @@
-"""Local worker processes for shard tasks: a decoder that crashes or hangs costs one image, not the run.
+"""Local worker processes for tasks of many images each: a decoder that crashes or hangs costs one image, not the run.
 
 A worker notes which image it is at in memory shared with the parent. One that dies, or is at the same image for longer
 than IMAGE_SECONDS, is replaced and its shard begun again; an image that does so twice is condemned: the shard is made
@@ -14,24 +14,39 @@ outside: its library's own time limits hold there.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import multiprocessing as mp
 import os
 import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from preprocess.errors import UserError
-from preprocess.shard import ShardTask, make_shard
 
 IMAGE_SECONDS = 60.0
 MEMORY = 8 << 30  # address space of a worker: an image of the largest permitted size needs 1 GB
 STRIKES = 2
 REPORT_S = 0.2
+
+
+Report = Callable[[int, int, int, int], None]  # images, bytes read, bytes written, rejects
+
+
+class Task(Protocol):
+    """Work on one shard, sent to a worker whole. It may be begun anew at any time."""
+
+    @property
+    def name(self) -> str:
+        """Of the shard."""
+
+    def make(self, begin: Callable[[int], None], report: Report) -> None:
+        """Does the work. Calls begin(k) before image k is touched, and begin(-1) where none is. OSError, UserError."""
+
+    def condemn(self, position: int, cause: str) -> Task:
+        """The same task without this image, which counts as a reject of that kind."""
 
 
 class Step(NamedTuple):
@@ -46,13 +61,13 @@ class Step(NamedTuple):
         return Step(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def run_tasks(tasks: Iterable[ShardTask], workers: int) -> Iterator[Step]:
+def run_tasks(tasks: Iterable[Task], workers: int) -> Iterator[Step]:
     """Runs every task, yields as work is done (at least once a second). UserError if a worker cannot read or write.
 
     Images of a shard that is begun again are reported again, as rejects are: negative counts take the first ones back.
     """
     source = iter(tasks)
-    again: list[ShardTask] = []
+    again: list[Task] = []
     strikes: Counter[tuple[str, int]] = Counter()
     pool = [_Worker() for _ in range(workers)]
     try:
@@ -78,13 +93,13 @@ def run_tasks(tasks: Iterable[ShardTask], workers: int) -> Iterator[Step]:
             worker.stop()
 
 
-def _after_death(task: ShardTask, position: int, cause: str, strikes: Counter[tuple[str, int]]) -> ShardTask:
+def _after_death(task: Task, position: int, cause: str, strikes: Counter[tuple[str, int]]) -> Task:
     strikes[task.name, position] += 1
     if strikes[task.name, position] < STRIKES:
         return task
     if position < 0:
         raise UserError(f"workers died {STRIKES} times outside any image of {task.name}; is the machine out of memory?")
-    return dataclasses.replace(task, condemned=task.condemned | {position: cause})
+    return task.condemn(position, cause)
 
 
 class _Worker:
@@ -100,7 +115,7 @@ class _Worker:
         self._process.start()
         theirs.close()
         self._sums = Step()
-        self.task: ShardTask | None = None
+        self.task: Task | None = None
 
     @property
     def handles(self) -> list[Connection | int]:
@@ -110,7 +125,7 @@ class _Worker:
     def position(self) -> int:
         return int(self._at[0])
 
-    def give(self, task: ShardTask) -> None:
+    def give(self, task: Task) -> None:
         self.task, self._sums = task, Step()
         with contextlib.suppress(BrokenPipeError):  # it is dead already, which the next look will find
             self._pipe.send(task)
@@ -174,7 +189,10 @@ def _work(pipe: Connection, at: Any, parent: int) -> None:
         while True:
             task = pipe.recv()
             try:
-                make_shard(task, begin, report)
+                task.make(begin, report)
+            except UserError as error:
+                pipe.send(("failed", str(error)))
+                return
             except OSError as error:
                 pipe.send(("failed", f"{task.name}: {error}; what is finished stays: mend that and run it again"))
                 return

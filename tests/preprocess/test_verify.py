@@ -108,17 +108,17 @@ def test_verify_names_the_damage(
     root = shutil.copytree(sample_shards, tmp_path / "copy")
     named = damage(root)
     with pytest.raises(UserError, match="finding"):
-        verify(VerifyConfig(shards=root, sample=2000))
+        verify(VerifyConfig(shards=str(root), sample=2000))
     assert named in capsys.readouterr().out
 
 
 def test_a_sound_dataset_passes(sample_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    verify(VerifyConfig(shards=sample_shards))
+    verify(VerifyConfig(shards=str(sample_shards)))
     assert "1,200 samples" in capsys.readouterr().out
 
 
 def test_inspect_shows_counts_and_statistics(sample_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect(InspectConfig(shards=sample_shards))
+    inspect(InspectConfig(shards=str(sample_shards)))
     shown = capsys.readouterr().out
     assert "train: 1,000 images" in shown
     assert "val: 200 images" in shown
@@ -127,7 +127,7 @@ def test_inspect_shows_counts_and_statistics(sample_shards: Path, capsys: pytest
 
 
 def test_inspect_draws(sample_shards: Path, sample_source: Path, tmp_path: Path) -> None:
-    inspect(InspectConfig(shards=sample_shards, png=tmp_path / "png", src=str(sample_source)))
+    inspect(InspectConfig(shards=str(sample_shards), png=tmp_path / "png", src=str(sample_source)))
     drawn = {}
     for path in (tmp_path / "png").iterdir():
         with Image.open(path) as picture:
@@ -147,7 +147,7 @@ def test_a_montage_of_another_source_is_refused(sample_shards: Path, tmp_path: P
     (tmp_path / "src/train/a").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "src/train/a/1.png")
     with pytest.raises(UserError, match="not this dataset's source"):
-        inspect(InspectConfig(shards=sample_shards, png=tmp_path / "png", src=str(tmp_path / "src")))
+        inspect(InspectConfig(shards=str(sample_shards), png=tmp_path / "png", src=str(tmp_path / "src")))
 
 
 def test_writer_writes_what_tarfile_writes() -> None:
