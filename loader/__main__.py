@@ -2,6 +2,7 @@
 
 python -m loader shards --batch-size 256
 python -m loader shards --preview preview.png
+python -m loader explain shards --sample KEY --out explain.png
 """
 
 from __future__ import annotations
@@ -59,6 +60,11 @@ class Measure:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["explain"]:
+        from loader import explain
+
+        explain.main(sys.argv[2:])
+        return 0
     options = tyro.cli(Measure, description=Measure.__doc__)
     with _loader(options) as loader:
         if options.preview:

@@ -1,0 +1,205 @@
+"""A trained network for other programs: `python -m train export --run R --format onnx alexnet.onnx`.
+
+onnx, torchscript  take plain images, RGB, 0-255, float32 [n,3,crop,crop]: the subtraction of the mean image's centre is
+                   inside. They return logits [n, classes]. The names of the classes and how to feed it are in the
+                   file's metadata. ONNX is run by onnxruntime, where that is installed, and compared.
+safetensors        the weights by the names of this project, the mean image's centre as `mean`, the recipe as metadata
+torchvision        a state dict that `torchvision.models.alexnet(num_classes=...)` loads, of a run of recipe
+                   torchvision (or any of its layers); it takes images minus the mean in OUT.mean.npy
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from preprocess.errors import UserError
+from train.paper.saved import Saved
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from train.paper.deployed import Deployed
+    from train.paper.trained import Trained
+
+Format = Literal["onnx", "torchscript", "torchvision", "safetensors"]
+TOLERANCE = 1e-4  # of logits, as a share of the largest
+TRIED = 3  # images
+OPSET = 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Saved):
+    """Writes a trained network for other programs."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """File to write."""
+    format: Format = "onnx"
+
+    def __post_init__(self) -> None:
+        if not self.out.parent.is_dir() or self.out.is_dir():
+            raise UserError(f"{self.out} is a folder or in none; name a file in an existing folder")
+
+
+def main(arguments: list[str]) -> None:
+    options = tyro.cli(Export, args=arguments, prog="python -m train export", description=Export.__doc__)
+    missing = [name for name in NEEDS.get(options.format, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format {options.format} needs {' and '.join(missing)}: make install ARGS=--extra")
+    from train.paper.trained import load
+
+    trained = load(options)
+    temporary = options.out.with_name(options.out.name + ".tmp")
+    try:
+        said = WRITE[options.format](trained, temporary)
+        os.replace(temporary, options.out)
+    except OSError as error:
+        raise UserError(f"{options.out} cannot be written ({error.strerror or error}); choose another OUT") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"{options.out}: {options.format}, {options.out.stat().st_size / 1e6:,.1f} MB, {said}")
+
+
+def _onnx(trained: Trained, path: Path) -> str:
+    """Writes the graph for any number of images, and compares it where onnxruntime is."""
+    import onnx
+    import torch
+
+    from train.paper.deployed import Deployed
+
+    network, images = Deployed(trained).eval(), examples(trained)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():  # the exporter's own, about its own parts
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network, (torch.from_numpy(images),), dynamo=True, verbose=False, input_names=["images"],
+            output_names=["logits"], dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), opset_version=OPSET,
+            custom_translation_table={torch.ops.aten.avg_pool2d.default: _window_sums},
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, metadata(trained))
+    onnx.save(model, path)
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "not compared: onnxruntime is not installed (make install ARGS=--extra)"
+    return compared("onnxruntime", _onnxruntime(path, images), network, images)
+
+
+def _window_sums(  # noqa: PLR0917 - as the operator has them
+    x: Any, kernel: Any, stride: Any = (), padding: Any = (0, 0), ceil_mode: bool = False, include_pad: bool = True,
+    divisor: int | None = None,
+) -> Any:  # fmt: skip
+    """The normalisation over a map's pixels adds up windows. torch 2.13's own translation forgets the divisor of 1."""
+    from onnxscript import opset18
+
+    assert divisor == 1
+    assert include_pad
+    assert not ceil_mode
+    mean = opset18.AveragePool(
+        x, kernel_shape=list(kernel), strides=list(stride), pads=[*padding, *padding], count_include_pad=1
+    )
+    return opset18.Mul(mean, opset18.Constant(value_float=float(math.prod(kernel))))
+
+
+def _onnxruntime(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    logits: NDArray[np.float32] = session.run(None, {"images": images})[0]
+    return logits
+
+
+def _torchscript(trained: Trained, path: Path) -> str:
+    import torch
+
+    from train.paper.deployed import Deployed
+
+    network, images = Deployed(trained).eval(), examples(trained)
+    with warnings.catch_warnings():  # torch would rather be asked for torch.export, which is not what was asked for
+        warnings.simplefilter("ignore")
+        # the exported program holds plain operators alone: our normalisation's own backward cannot be scripted
+        given = torch.from_numpy(images)
+        program = torch.export.export(network, (given,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        script = torch.jit.trace(program.module(), (given,), check_trace=False)  # type: ignore[no-untyped-call]
+        script.save(str(path), _extra_files={name: text.encode() for name, text in metadata(trained).items()})
+        logits = torch.jit.load(str(path))(given).numpy()  # type: ignore[no-untyped-call]
+    return compared("torch.jit", logits, network, images)
+
+
+def _torchvision(trained: Trained, path: Path) -> str:
+    import torch
+
+    from train.paper.deployed import central_mean, to_torchvision
+
+    state = {name: own.cpu() for name, own in trained.network.state_dict().items()}
+    torch.save(to_torchvision(trained.recipe, state), path)
+    beside = path.with_name(path.name.removesuffix(".tmp")).with_suffix(".mean.npy")
+    np.save(beside, central_mean(trained).numpy())
+    return f"feed it RGB 0-255 float32 [n,3,{trained.recipe.crop},{trained.recipe.crop}] minus {beside}"
+
+
+def _safetensors(trained: Trained, path: Path) -> str:
+    from safetensors.torch import save_file
+
+    from train.paper.deployed import central_mean
+
+    state = {name: own.cpu().contiguous() for name, own in trained.network.state_dict().items()}
+    save_file(state | {"mean": central_mean(trained)}, path, metadata=metadata(trained))
+    return f"{len(state)} tensors by this project's names, and the mean"
+
+
+WRITE: dict[Format, Callable[[Trained, Path], str]] = {
+    "onnx": _onnx, "torchscript": _torchscript, "torchvision": _torchvision, "safetensors": _safetensors,
+}  # fmt: skip
+NEEDS: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript")}
+
+
+def examples(trained: Trained) -> NDArray[np.float32]:
+    """Training images' centre views as a user would feed them: RGB, 0-255, [TRIED,3,crop,crop]."""
+    from train.paper.trained import stored
+
+    crop = trained.recipe.crop
+    margin = (trained.manifest.image_size - crop) // 2
+    count = min(TRIED, trained.manifest.splits["train"].samples)
+    pixels, _ = stored(trained, "train", range(count))
+    cut = np.stack([one[margin : margin + crop, margin : margin + crop] for one in pixels])
+    return np.ascontiguousarray(cut.transpose(0, 3, 1, 2)).astype(np.float32)
+
+
+def metadata(trained: Trained) -> dict[str, str]:
+    """What a reader of the file must know, as text."""
+    crop, size = trained.recipe.crop, trained.manifest.image_size
+    return {
+        "input": f"images: RGB, 0-255, float32 [n,3,{crop},{crop}]: the shorter side resized to {size}, of which the "
+        f"centre {crop}x{crop}; the mean is subtracted inside (safetensors: subtract `mean`)",
+        "output": f"logits [n,{trained.state.classes}]; for ten views average their softmax",
+        "classes": json.dumps([trained.name(label) for label in range(trained.state.classes)], ensure_ascii=False),
+        "wnids": json.dumps([entry.wnid for entry in trained.manifest.classes]),
+        "recipe": json.dumps(dataclasses.asdict(trained.recipe)),
+        "dataset": trained.manifest.hash,
+        "step": str(trained.state.step),
+    }
+
+
+def compared(by: str, logits: NDArray[np.float32], network: Deployed, images: NDArray[np.float32]) -> str:
+    """Says how far the file's logits are from the network's; RuntimeError, a defect of ours, if it is too far."""
+    import torch
+
+    with torch.inference_mode():
+        own = network(torch.from_numpy(images)).numpy()
+    off = float(np.abs(logits - own).max() / max(1.0, float(np.abs(own).max())))
+    if not off <= TOLERANCE:
+        raise RuntimeError(f"{by} says something else than the network: logits off by {off:.3g} of the largest")
+    return f"{by} agrees on {len(images)} images to {off:.1e} of the largest logit"

@@ -1,0 +1,101 @@
+"""A layer's responses to every image of a split: `python -m train features --layer fc7 --run R OUT.npy`.
+
+OUT.npy is float32 [N, units]: row i is sample i of the split by its centre view; a convolution's units are its
+channels, rows and columns, in that order. OUT.ids.npz holds `ids` int64 [N] and `labels` int64 [N]. What counts as a
+response is said in train.paper.trained, `responses`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from preprocess.dataset import read_index, require_split
+from preprocess.errors import UserError
+from train.layers import Plan, plan
+from train.paper.saved import Saved
+from train.recipes import Layer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from train.paper.trained import Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Saved):
+    """Writes a layer's responses to every image of a split, for retrieval or another classifier."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """File to write, OUT.npy; ids and labels go to OUT.ids.npz."""
+    layer: Layer = "fc7"
+    split: Literal["train", "val"] = "val"
+
+    def __post_init__(self) -> None:
+        if self.out.suffix != ".npy":
+            raise UserError(f"{self.out} must end in .npy")
+        if not self.out.parent.is_dir():
+            raise UserError(f"{self.out.parent} is no folder; make it, or choose another OUT")
+
+
+def main(arguments: list[str]) -> None:
+    options = tyro.cli(Features, args=arguments, prog="python -m train features", description=Features.__doc__)
+    from train.paper.trained import load
+
+    trained = load(options)
+    samples, units = write(trained, options.layer, options.split, options.out)
+    print(f"{options.out}: {options.layer} of {samples:,} {options.split} images, float32 [{samples}, {units}]; "
+          f"ids and labels in {ids_path(options.out)}")  # fmt: skip
+
+
+def ids_path(out: Path) -> Path:
+    return out.with_suffix(".ids.npz")
+
+
+def units_of(own: Plan) -> int:
+    return own.outputs * own.side**2
+
+
+def write(trained: Trained, layer: Layer, split: str, out: Path) -> tuple[int, int]:
+    """Returns N and units. The file grows in place under another name, so its size is not bound by memory."""
+    layers = plan(trained.recipe, trained.state.classes)
+    if layer not in layers:
+        raise UserError(f"--layer {layer}: this network has {', '.join(layers)}")
+    samples = require_split(trained.shards, trained.manifest, split).samples
+    units = units_of(layers[layer])
+    if (needed := 4 * samples * units) > (free := shutil.disk_usage(out.parent).free):
+        raise UserError(f"{out} would take {needed / 1e9:,.1f} GB, {out.parent} has {free / 1e9:,.1f} GB left")
+    temporary = out.with_suffix(".tmp")
+    try:
+        rows = np.lib.format.open_memmap(temporary, "w+", np.float32, (samples, units))
+        for ids, found in responses(trained, layer, split):
+            rows[ids] = found.cpu().numpy()
+        rows.flush()
+        labels = read_index(trained.shards, split).label.astype(np.int64)
+        np.savez(ids_path(out), ids=np.arange(samples), labels=labels)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror or error}); choose another OUT") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return samples, units
+
+
+def responses(trained: Trained, layer: Layer, split: str) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Batch by batch: ids [b] and responses [b, units] of the samples in it, padding left out."""
+    import torch
+
+    total = require_split(trained.shards, trained.manifest, split).samples
+    with torch.inference_mode(), tqdm(total=total, desc=f"{layer}, {split}", leave=False, disable=None) as bar:
+        for images, _, ids in trained.split(split):
+            real = ids >= 0
+            yield ids[real].numpy(), trained.network.responses(layer, images)[real]
+            bar.update(int(real.sum()))

@@ -1,0 +1,71 @@
+"""What a trained network takes your pictures for: `python -m train predict cat.jpg dog.png [--run R]`.
+
+Each file goes the way of the dataset's images (shorter side resized, centre cut out), then ten views; printed are the
+five classes of the highest mean probability. A file that is no picture costs one line and, at the end, exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import tyro
+
+from preprocess.errors import UserError
+from preprocess.image import Reject, to_image
+from train.paper.saved import Saved
+
+if TYPE_CHECKING:  # torch takes two seconds, which --help need not
+    from train.paper.trained import Pixels, Trained
+
+TOP = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Saved):
+    """Prints the five most probable classes of your own image files."""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Image files: JPEG, PNG, GIF, BMP, WebP, TIFF, PPM."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise UserError("predict needs at least one image file: python -m train predict cat.jpg")
+
+
+def main(arguments: list[str]) -> None:
+    options = tyro.cli(Predict, args=arguments, prog="python -m train predict", description=Predict.__doc__)
+    from train.paper.trained import load
+
+    trained = load(options)
+    print(f"run {trained.folder}, step {trained.state.step}: {trained.state.classes} classes, ten views", flush=True)
+    failed = 0
+    for path in options.images:
+        pixels = read(path, trained.manifest.image_size)
+        failed += pixels is None
+        if pixels is not None:
+            show(path, pixels, trained)
+    if failed:
+        raise UserError(f"{failed} of {len(options.images)} images could not be read; the others are above")
+
+
+def read(path: Path, size: int) -> Pixels | None:
+    """The image as the dataset would store it, or None after a line that says why not."""
+    try:
+        return to_image(path.read_bytes(), size).pixels
+    except Reject as reject:
+        reason = str(reject)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    print(f"{path}: {reason}", file=sys.stderr, flush=True)
+    return None
+
+
+def show(path: Path, pixels: Pixels, trained: Trained) -> None:
+    probabilities = trained.probabilities([pixels])[0]
+    print(path)
+    for label in np.argsort(-probabilities, kind="stable")[:TOP].tolist():
+        print(f"  {probabilities[label]:6.1%}  {trained.name(label)}", flush=True)

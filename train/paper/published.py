@@ -1,0 +1,121 @@
+"""torchvision's published AlexNet on our shards: `python -m train evaluate-published FILE --shards S`.
+
+FILE is a state dict by torchvision's names, as its model zoo publishes it; its classes are in the order of sorted
+wnids, as ours. The weights go into the `torchvision` recipe's network. That network was trained on images scaled to
+[0, 1], minus MEAN, divided by STD: the loader's batches get their mean image back and are scaled so, exactly, before
+they enter. On ILSVRC2012's validation split torchvision publishes accuracies of 56.522 % (top-1) and 79.066 % (top-5),
+with its own resizing and without JPEG between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from preprocess.errors import UserError
+from train.recipes import TORCHVISION, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loader import Batch, LoaderConfig
+    from preprocess.dataset import Stats
+    from train.network import AlexNet
+    from train.scores import Scores
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's transforms, RGB in [0, 1]
+RECIPE = dataclasses.replace(TORCHVISION, input_scale=1.0)  # the scaling is done outside, by channel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Evaluates a state dict of torchvision's AlexNet through our shards and loader."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """For example alexnet-owt-7be5be79.pth."""
+    shards: Path
+    """Folder of the dataset: 256 px, as many classes as the file has."""
+    split: Literal["train", "val"] = "val"
+    views: Literal[1, 10] = 1
+    """1: the centre, as torchvision evaluates; 10: the paper's ten views too."""
+    crop: int = TORCHVISION.crop
+    """Side of the network's input."""
+
+
+def main(arguments: list[str]) -> None:
+    options = tyro.cli(
+        Published, args=arguments, prog="python -m train evaluate-published", description=Published.__doc__
+    )
+    network = load(options.file, dataclasses.replace(RECIPE, crop=options.crop, image_size=max(256, options.crop)))
+    for views, scores in sorted(evaluated(network, options).items()):
+        told = "centre view" if views == 1 else f"{views} views"
+        print(f"{options.file.name}, {told}: top-1 {scores.top1:.3%}, top-5 {scores.top5:.3%}, {scores.nll:.4f} nats "
+              f"on {scores.images:,} {options.split} images")  # fmt: skip
+
+
+def load(file: Path, recipe: Recipe) -> AlexNet:
+    """The file's network. UserError if it is no state dict of this network. Nothing in the file is executed."""
+    import torch
+
+    from train.network import AlexNet
+    from train.paper.deployed import from_torchvision
+
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{file} is not there") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0][:120]
+        raise UserError(f"{file} is no state dict that torch can read safely ({reason})") from None
+    if not (isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())):
+        raise UserError(f"{file} holds no state dict: names with tensors")
+    weights = from_torchvision(state)
+    network = AlexNet(recipe, len(weights["fc8.bias"]))
+    for name, own in network.state_dict().items():
+        if own.shape != weights[name].shape:
+            raise UserError(f"{file} has {name} of shape {list(weights[name].shape)}, not {list(own.shape)}")
+    network.load_state_dict(weights)
+    return network
+
+
+def evaluated(network: AlexNet, options: Published) -> dict[int, Scores]:
+    """Scores by views. UserError if the dataset's classes cannot be the network's."""
+    import torch
+
+    from loader import Loader
+    from train.evaluate import evaluate, evaluation_config
+    from train.parallel import Mesh
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    config = evaluation_config(network.recipe, options.views, 1)
+    with Loader(options.shards, options.split, config, device=device) as loader:
+        if (own := len(loader.classes)) != network.classes:
+            raise UserError(f"{options.file} tells {network.classes} classes apart, {options.shards} has {own}")
+        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        batches = rescaled(loader, config, loader.stats)
+        return evaluate(network, batches, Mesh(device=device), views=options.views)
+
+
+def rescaled(batches: Iterable[Batch], config: LoaderConfig, stats: Stats) -> Iterator[Batch]:
+    """Evaluation batches (mean "central", float32) as torchvision's networks want them: (x / 255 - MEAN) / STD."""
+    import torch
+
+    margin = (len(stats.mean) - config.crop) // 2
+    subtracted = torch.from_numpy(stats.mean[margin : margin + config.crop, margin : margin + config.crop])
+    back = subtracted.permute(2, 0, 1)
+    for batch in batches:
+        yield batch._replace(images=normalised(batch.images + back.to(batch.images.device)))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """[..., 3, h, w], RGB, 0-255 -> as torchvision's ToTensor and Normalize give it."""
+    import torch
+
+    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (MEAN, STD))
+    return (pixels / 255 - mean) / std
