@@ -8,8 +8,16 @@ The generator is our own Philox4x32-10 (Salmon et al., "Parallel random numbers:
 NumPy does not promise its streams across versions. The counter holds (id, epoch, purpose), the key the seed, so every
 number can be had alone and in any order: batch size, ranks, threads and resumption cannot change it.
 
-Cost of an order, one core of a 2.6 GHz EPYC with AVX-512: 0.06 s and 20 MB for ILSVRC's 1.28 million samples,
-0.7 s and 220 MB for 14 million; for a billion a minute and 16 GB.
+Cost of an order, one core of a 2.6 GHz EPYC with AVX-512, shared; CPU seconds, n = 1. In brackets that of `window`:
+
+| samples              | CPU seconds | memory          |
+|----------------------|-------------|-----------------|
+| 1,281,167 (ILSVRC)   | 0.05 (0.05) | 12 MB (20 MB)   |
+| 14 million           | 0.3 (0.9)   | 110 MB (215 MB) |
+| 200 million          | 8 (15)      | 1.5 GB (3.1 GB) |
+| a billion, by these  | 42 (73)     | 8 GB (16 GB)    |
+
+At a billion the index itself, 20 bytes a sample, takes 20 GB on every rank: that is the limit, not the plan.
 Python and NumPy alone.
 """
 
