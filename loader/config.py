@@ -14,6 +14,8 @@ NoiseForm = Literal["sqrt", "printed", "off"]
 Remainder = Literal["pad", "drop"]
 Order = Literal["full", "window"]
 BadSamples = Literal["raise", "quarantine"]
+Place = Literal["device", "host", "none"]
+Keep = Literal["auto"] | Place
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "mean": ("central", "offset"),
@@ -21,6 +23,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "remainder": ("pad", "drop"),
     "order": ("full", "window"),
     "bad_samples": ("raise", "quarantine"),
+    "decoded": ("auto", "device", "host", "none"),
     "views": (1, 10),
     "dtype": (torch.float32, torch.float16, torch.bfloat16),
 }
@@ -58,6 +61,11 @@ class LoaderConfig:
     cache_gb        most that it holds, in units of 10**9 bytes; the shards used longest ago go first
     bad_samples     what becomes of a sample that cannot be decoded: "raise" ends the epoch with an error that names it;
                     "quarantine" (training alone) lets another sample stand in for it and warns (`take_warnings`)
+    decoded         where whole decoded images are kept, so that an epoch decodes only what none before it did: on the
+                    GPU ("device"), in this machine's memory ("host"), or nowhere ("none"). "auto": the first of these
+                    that they fit into. Batches are the same. (`cache` holds shards, on a disk.)
+    decoded_gb      most that they may take, in units of 10**9 bytes, on each rank; None: half of the device's free
+                    memory, or a quarter of the machine's, shared by the ranks on it
     """
 
     batch_size: int = 128
@@ -80,6 +88,8 @@ class LoaderConfig:
     cache: str | None = None
     cache_gb: float = 200.0
     bad_samples: BadSamples = "raise"
+    decoded: Keep = "none"
+    decoded_gb: float | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -90,6 +100,8 @@ class LoaderConfig:
                 raise UserError(f"{name} is {number}; it must be at least 1")
         if not self.cache_gb > 0:
             raise UserError(f"cache_gb is {self.cache_gb}; it must be above 0")
+        if self.decoded_gb is not None and not self.decoded_gb > 0:
+            raise UserError(f"decoded_gb is {self.decoded_gb}; it must be above 0")
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**64")
         if self.noise_until is not None and self.noise_until < 0:

@@ -36,7 +36,7 @@ class Mender:
         """UserError naming shard, key and offset, where that is the policy; the error itself if no sample has any."""
         found = False
         for work in works:
-            for row in _undecodable(work, job):
+            for row in undecodable(work, job):
                 sample = int(work.ids[row])
                 self._quarantine.add(int(work.wanted[row]), sample, self._source.describe(sample))
                 found = True
@@ -107,7 +107,7 @@ def decode_raw(works: Iterator[Work], job: Job, mender: Mender) -> Generator[tup
         while wrong_ppm(work, job):
             (work,) = mender.mend(AssertionError("a PPM is wrong and is not"), [work], job)  # noqa: PLW2901
         headers = np.array([len(part) for part in work.parts]) - 3 * size * size
-        yield work, _crops(work, work.buffer, work.begins + headers, job, side=size, corner=True)
+        yield work, crops_of(work, work.buffer, work.begins + headers, job, side=size, corner=True)
 
 
 def decode(works: Iterator[Work], job: Job, runner: Runner, threads: int) -> Generator[tuple[Work, Crops], None, None]:
@@ -124,7 +124,7 @@ def decode(works: Iterator[Work], job: Job, runner: Runner, threads: int) -> Gen
     for work, images in runner.run(works, job, build, inputs):
         pixels = np.asarray(images.as_tensor())
         begins = np.arange(len(work.ids)) * (3 * side * side)
-        yield work, _crops(work, pixels.reshape(-1), begins, job, side=side, corner=whole)
+        yield work, crops_of(work, pixels.reshape(-1), begins, job, side=side, corner=whole)
         del pixels, images
 
 
@@ -194,7 +194,7 @@ def wrong_ppm(work: Work, job: Job) -> list[int]:
     return [i for i, part in enumerate(work.parts) if len(part) != length or part[: len(header)].tobytes() != header]
 
 
-def _crops(
+def crops_of(
     work: Work, pixels: NDArray[np.uint8], begins: NDArray[np.int64], job: Job, *, side: int, corner: bool
 ) -> Crops:
     """Every view of every sample; begins [n] is where its decoded pixels begin, whole (corner) or cut already."""
@@ -204,7 +204,7 @@ def _crops(
     return Crops(pixels, 3 * side, start, draws.y, draws.x, draws.flip, draws.normals)
 
 
-def _undecodable(work: Work, job: Job) -> list[int]:
+def undecodable(work: Work, job: Job) -> list[int]:
     """Rows whose sample fails by itself, cut out as in the batch."""
     if job.manifest.codec == "raw":
         return wrong_ppm(work, job)

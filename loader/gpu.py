@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from loader import plan
 from loader.decode import DEPTH, Feed, Runner, cut, encoded, rectangles, resized
@@ -73,6 +75,52 @@ def finishing_pipeline(feed: Feed, job: Job, threads: int) -> Any:
         pipeline.set_outputs(done)
     pipeline.build()
     return pipeline
+
+
+def image_pipeline(feed: Feed, job: Job, threads: int) -> Any:
+    """A graph from bytes to whole images on the device, uint8 [S,S,3], that is fed when it is run."""
+    from nvidia.dali import Pipeline, fn, types
+
+    pipeline = Pipeline(
+        batch_size=job.rows, num_threads=threads, device_id=job.device.index, prefetch_queue_depth=1,
+        exec_pipelined=False, exec_async=False,
+    )  # fmt: skip
+    with pipeline:
+        (data,) = fn.external_source(source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=1)
+        pipeline.set_outputs(_whole(data, job))
+    pipeline.build()
+    return pipeline
+
+
+def finish(store: Tensor, ids: Tensor, draws: plan.Draws, mean: Tensor, job: Job) -> Tensor:
+    """Crop, mirror, mean, colour noise and type of samples `ids` of a store uint8 [N,S,S,3], on its device.
+
+    [n,3,crop,crop] or [n,10,3,crop,crop], in the configuration's type and layout; `loader.reference.finish`.
+    """
+    config, device = job.config, store.device
+    count, crop = config.views, config.crop
+
+    def there(values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+
+    span = torch.arange(crop, device=device)
+    flip = there(draws.flip)[:, None]
+    y = there(draws.y)[:, None] + span
+    x = there(draws.x)[:, None] + torch.where(flip, crop - 1 - span, span)
+    sample = ids.to(device).repeat_interleave(count)[:, None, None]
+    images = store[sample, y[:, :, None], x[:, None, :]].float()
+    if config.mean == "offset":
+        images -= mean[y[:, :, None], x[:, None, :]]
+    else:
+        centre = (job.positions - 1) // 2
+        images -= mean[centre : centre + crop, centre : centre + crop]
+    if config.views == 1:
+        shift = colour_shift(job.stats, config, job.epoch, draws.normals).astype(np.float32)
+        images = (images + there(shift)[:, None, None]) * float(np.float32(scale(config, job.epoch)))
+    images = images.to(config.dtype).movedim(-1, 1)
+    if not config.channels_last:
+        images = images.contiguous()
+    return images.view(-1, count, *images.shape[1:]) if count > 1 else images
 
 
 def _whole(data: Any, job: Job) -> Any:

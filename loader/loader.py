@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from loader import plan
 from loader.batch import Batch
-from loader.config import LoaderConfig
+from loader.config import LoaderConfig, Place
+from loader.decoded import Decoded, choose
 from loader.produce import Producer
 from loader.quarantine import Quarantine
 from loader.receipt import Coverage, coverage
@@ -46,6 +47,8 @@ class Loader:
     on this machine (`LoaderConfig.cache`).
 
     local_world_size: how many of the ranks run on this machine and so share its cores; None: all of them.
+
+    keeps: where decoded images are kept: what `LoaderConfig.decoded` came to.
 
     UserError: no dataset, no such split, a damaged file, a crop larger than the images, a batch that the ranks cannot
     share; during iteration, a shard that is not as published or a sample that cannot be decoded.
@@ -93,6 +96,8 @@ class Loader:
         self._begin = (0, 0)  # epoch and step at which the next iter() begins
         self._at = (0, 0)  # epoch begun last, and batches of it that were taken
         self._quarantine = Quarantine(config.seed, len(self._index.label), allowed=config.bad_samples == "quarantine")
+        self._decoded: Decoded | None = None  # outlives an epoch that is broken off
+        self.keeps: Place = choose(config, self.manifest, samples, self.device, local_world=local)
         self._producer: Producer | None = None
         self._running: Callable[[], EpochIterator | None] = lambda: None
 
@@ -122,7 +127,10 @@ class Loader:
         if self._producer and (running := self._running()):
             running.leave()
         if self._producer is None or self._producer.closed:
-            self._producer = Producer(job, self._meter, self.threads, self._quarantine)
+            if self._decoded is None and self.keeps != "none":
+                on = self.device if self.keeps == "device" else None
+                self._decoded = Decoded(self.num_samples, self.manifest.image_size, on)
+            self._producer = Producer(job, self._meter, self.threads, self._quarantine, self._decoded)
         self._quarantine.begin()
         iterator = EpochIterator(self, self._producer, self._producer.begin(job))
         self._running = weakref.ref(iterator)
@@ -184,7 +192,7 @@ class Loader:
         """Ends the epoch that is under way, if any, and frees all there is. The loader stays usable."""
         if self._producer:
             self._producer.close()
-        self._producer = None
+        self._producer = self._decoded = None
 
     def __enter__(self) -> Loader:
         return self

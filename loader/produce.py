@@ -12,6 +12,7 @@ import queue
 import threading
 import weakref
 
+from loader.decoded import Decoded
 from loader.quarantine import Quarantine
 from loader.remote import Stopped
 from loader.stages import Ready, Stages, source_of
@@ -25,10 +26,12 @@ class Producer:
     free. Meanwhile it waits decoded, as bytes, a fourth of the size.
     """
 
-    def __init__(self, job: Job, meter: Meter, threads: int, quarantine: Quarantine) -> None:
+    def __init__(
+        self, job: Job, meter: Meter, threads: int, quarantine: Quarantine, decoded: Decoded | None = None
+    ) -> None:
         self._meter, self.closed = meter, False
         source = source_of(job)
-        self._stages = Stages(job, source, meter, threads, quarantine)
+        self._stages = Stages(job, source, meter, quarantine, threads=threads, decoded=decoded)
         self._ready: queue.SimpleQueue[Ready | BaseException | None] = queue.SimpleQueue()
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         for slot in range(job.config.prefetch + 1):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +13,12 @@ from loader import gpu
 from loader.batch import IGNORE, Batch
 from loader.cache import Cache
 from loader.decode import Mender, Runner, decode, decode_raw, needs_pipeline
-from loader.finish import Finisher
+from loader.decoded import Decoded, Keeper, Made
+from loader.finish import Crops, Finisher
 from loader.plan import PAD
 from loader.quarantine import Quarantine
 from loader.source import Ids, Source
-from loader.work import Job, Meter, Reader
+from loader.work import Job, Meter, Reader, Work
 
 Slot = Callable[[], int]
 
@@ -31,11 +33,21 @@ class Ready(NamedTuple):
 class Stages:
     """Jobs of one loader, one after the other, to ready batches. For one thread at a time."""
 
-    def __init__(self, job: Job, source: Source, meter: Meter, threads: int, quarantine: Quarantine) -> None:
+    def __init__(
+        self,
+        job: Job,
+        source: Source,
+        meter: Meter,
+        quarantine: Quarantine,
+        *,
+        threads: int,
+        decoded: Decoded | None,
+    ) -> None:
         self._source, self._meter, self._threads = source, meter, threads
         self._reader = Reader(source, meter, quarantine)
         self._mender = Mender(self._reader, source, quarantine)
-        self._runner = Runner(meter, self._mender)
+        self._runner, self._resizer = Runner(meter, self._mender), Runner(meter, self._mender)
+        self._keeper = Keeper(decoded, source, self._reader, meter, threads) if decoded else None
         self._ring: dict[int, torch.Tensor] = {}
         self._stream = torch.cuda.Stream(job.device) if job.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
@@ -55,18 +67,16 @@ class Stages:
         self._source.stop()
 
     def close(self) -> None:
-        self._runner.close()
+        for closing in (self._runner, self._resizer, self._keeper):
+            if closing:
+                closing.close()
         self._reader.close()
         self._source.close()
         self._ring.clear()
 
     def _on_cpu(self, job: Job, slot: Slot) -> Generator[Ready, None, None]:
-        works, finish = self._reader.works(job), Finisher(job.stats, job.config, job.epoch)
-        if needs_pipeline(job):
-            decoded = decode(works, job, self._runner, self._threads)
-        else:
-            decoded = decode_raw(works, job, self._mender)
-        for work, crops in decoded:
+        finish = Finisher(job.stats, job.config, job.epoch)
+        for work, crops in self._crops(job):
             with self._meter.time("blocked_s"):
                 number = slot()
             with self._meter.time("finish_s"):
@@ -76,13 +86,35 @@ class Stages:
                 rows[len(crops.start) :] = 0
             yield Ready(Batch(images, *_rows(job, work.ids)), len(work.ids), None, number)
 
+    def _crops(self, job: Job) -> Generator[tuple[Work, Crops], None, None]:
+        if self._keeper:
+            return self._keeper.crops(job, lambda work: self._decode(iter([work]), job), self._resizer)
+        return self._decode(self._reader.works(job), job)
+
+    def _decode(self, works: Iterator[Work], job: Job) -> Generator[tuple[Work, Crops], None, None]:
+        if needs_pipeline(job):
+            return decode(works, job, self._runner, self._threads)
+        return decode_raw(works, job, self._mender)
+
     def _on_gpu(self, job: Job, slot: Slot) -> Generator[Ready, None, None]:
-        for work, tensor in gpu.decode_and_finish(self._reader.works(job), job, self._runner, self._threads):
-            with self._meter.time("blocked_s"):
-                number = slot()
-            with self._meter.time("transfer_s"):
-                batch, copied = _to_device(job, work.ids, tensor, self._stream)
-            yield Ready(batch, len(work.ids), copied, number)
+        with torch.cuda.stream(self._stream):  # of this thread alone
+            for work, make in self._images(job):
+                with self._meter.time("blocked_s"):
+                    number = slot()
+                with self._meter.time("transfer_s"):
+                    batch, copied = _to_device(job, work.ids, make(), self._stream)
+                yield Ready(batch, len(work.ids), copied, number)
+
+    def _images(self, job: Job) -> Generator[tuple[Work, Made], None, None]:
+        if self._keeper:
+            yield from self._keeper.images(job, lambda work: self._finish(iter([work]), job), self._resizer)
+        else:
+            for work, tensor in self._finish(self._reader.works(job), job):
+                yield work, partial(gpu.to_torch, tensor, job)
+                del tensor
+
+    def _finish(self, works: Iterator[Work], job: Job) -> Generator[tuple[Work, Any], None, None]:
+        return gpu.decode_and_finish(works, job, self._runner, self._threads)
 
 
 def source_of(job: Job) -> Source:
@@ -93,14 +125,13 @@ def source_of(job: Job) -> Source:
     return Source(job.root, split, job.index, cache)
 
 
-def _to_device(job: Job, ids: Ids, tensor: Any, stream: Any) -> tuple[Batch, Any]:
+def _to_device(job: Job, ids: Ids, images: torch.Tensor, stream: Any) -> tuple[Batch, Any]:
     """A batch that torch owns, and the event after which it may be read. DALI may take its buffer back at once."""
-    with torch.cuda.stream(stream):
-        images, (labels, ids_) = padded(gpu.to_torch(tensor, job), job), _rows(job, ids)
-        batch = Batch(images, labels.to(job.device), ids_)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record(stream)
-        stream.synchronize()
+    labels, ids_ = _rows(job, ids)
+    batch = Batch(padded(images, job), labels.to(job.device), ids_)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record(stream)
+    stream.synchronize()
     return batch, copied
 
 

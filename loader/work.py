@@ -66,6 +66,11 @@ class Job:
             return plan.window_order(config.seed, self.epoch, self.index.shard, config.window)
         return plan.order(config.seed, self.epoch, len(self.index.label))
 
+    def wanted(self, order: Ids) -> list[Ids]:
+        """This rank's samples in each of the steps, as far as it has any."""
+        found = [plan.rows(order, step, self.config.batch_size, self.rank, self.world_size) for step in self.steps]
+        return [real for ids in found if len(real := ids[ids != plan.PAD])]
+
     def draws(self, ids: Ids) -> tuple[plan.Draws, Ids | None]:
         """Of each view of each sample: len(ids) * views rows, a sample's views adjacent; and what is cut out of each,
         height and width int64 [n,2], where that is not the crop."""
@@ -153,14 +158,15 @@ class Reader:
         A work is valid until BUFFERS - 1 further ones were taken.
         """
         order = job.order()
-        steps = [ids for step in job.steps if len(ids := _ids(job, order, step))]
+        steps = job.wanted(order)
         self._source.begin(order, job.config.batch_size, job.first_step)
         for number, ids in enumerate(steps):
             self._source.at(job.first_step + number)
             with self._meter.time("read_s"):
                 if number + 1 < len(steps):
                     self._source.expect(steps[number + 1])
-                work, self._buffers[number % BUFFERS] = self._read(job, ids, self._buffers[number % BUFFERS])
+                buffer = self._buffers[number % BUFFERS]
+                work, self._buffers[number % BUFFERS] = self._read_into(job, ids, buffer)
             self._meter.add(bytes_read=sum(map(len, work.parts)))
             yield work
 
@@ -170,16 +176,14 @@ class Reader:
 
     def again(self, job: Job, work: Work) -> Work:
         """The same step, after one of its samples was quarantined."""
-        return self._read(job, work.wanted, None)[0]
+        return self.read(job, work.wanted)
 
-    def _read(self, job: Job, wanted: Ids, buffer: Bytes | None) -> tuple[Work, Bytes]:
+    def read(self, job: Job, wanted: Ids) -> Work:
+        """These samples, into a buffer of their own."""
+        return self._read_into(job, wanted, None)[0]
+
+    def _read_into(self, job: Job, wanted: Ids, buffer: Bytes | None) -> tuple[Work, Bytes]:
         ids = self._quarantine.replace(job.epoch, wanted)
         parts, buffer = self._source.read(ids, buffer)
         draws, extents = job.draws(wanted)
         return Work(wanted, ids, draws, extents, parts, buffer), buffer
-
-
-def _ids(job: Job, order: Ids, step: int) -> Ids:
-    ids = plan.rows(order, step, job.config.batch_size, job.rank, job.world_size)
-    real: Ids = ids[ids != plan.PAD]
-    return real

@@ -1,0 +1,253 @@
+"""Images that stay decoded change nothing but the time: the same batches to the bit, whatever happens in between."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from handmade import rotten
+from PIL import Image
+
+from loader import Batch, Loader, LoaderConfig, decoded, gpu
+from loader.decoded import Decoded, choose
+from preprocess.dataset import read_index
+from preprocess.errors import UserError
+
+CROP, EPOCHS = 48, 3
+
+
+def make(root: Path, *, rank: int = 0, world: int = 1, **options: Any) -> Loader:
+    config = LoaderConfig(**({"batch_size": 12, "crop": CROP, "threads": 2} | options))
+    return Loader(root, "train", config, rank=rank, world_size=world)
+
+
+def epoch(loader: Loader) -> list[Batch]:
+    return [Batch(*(tensor.clone() for tensor in batch)) for batch in loader]
+
+
+def assert_same(a: list[Batch], b: list[Batch]) -> None:
+    assert len(a) == len(b)
+    for one, two in zip(a, b, strict=True):
+        for x, y in zip(one, two, strict=True):
+            assert torch.equal(x, y)
+            assert x.stride() == y.stride()
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "released": {},
+    "dropped remainder": {"remainder": "drop"},
+    "window": {"order": "window", "window": 3},
+    "offset mean, no noise": {"mean": "offset", "noise": "off"},
+    "channels last, bfloat16": {"channels_last": True, "dtype": torch.bfloat16},
+    "resized parts": {"area": (0.08, 1.0), "crop": 32},
+    "evaluation": {"augment": False},
+    "ten views": {"augment": False, "views": 10},
+    "noise ends": {"noise_until": 1},
+}
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+@pytest.mark.parametrize("name", CASES)
+def test_batches_are_the_same_to_the_bit(name: str, codec: str, request: pytest.FixtureRequest) -> None:
+    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    plain, kept = make(root, **CASES[name]), make(root, **CASES[name], decoded="host")
+    assert kept.keeps == "host"
+    for number in range(EPOCHS):
+        assert_same(epoch(kept), epoch(plain))
+        counters = kept.take_counters()
+        if number and "drop" not in name:  # what an epoch leaves out comes in another one
+            assert (counters["bytes_read"], counters["read_s"]) == (0, 0.0)
+            assert counters["decode_s"] == 0 or "area" in CASES[name]
+
+
+def test_ranks_decode_what_they_have_not_had(jpeg_dataset: Path) -> None:
+    """Each rank gets other samples in every epoch; what it reads falls as 1/2, 1/4, ... of the split."""
+    ranks = [make(jpeg_dataset, rank=r, world=2, decoded="host") for r in range(2)]
+    whole, read = make(jpeg_dataset), []
+    for _ in range(EPOCHS):
+        parts = [epoch(loader) for loader in ranks]
+        merged = [Batch(*(torch.cat(t) for t in zip(*step, strict=True))) for step in zip(*parts, strict=True)]
+        assert_same(merged, epoch(whole))
+        read.append(sum(loader.take_counters()["bytes_read"] for loader in ranks))
+    assert read[0] > 1.5 * read[1] > 2 * read[2] > 0
+
+
+def test_an_epoch_left_or_resumed_in_its_middle_goes_on_with_what_is_there(jpeg_dataset: Path) -> None:
+    plain, kept = make(jpeg_dataset), make(jpeg_dataset, decoded="host")
+    for loader in (plain, kept):
+        for number, _ in enumerate(loader):
+            if number == 3:
+                break
+    kept.take_counters()
+    assert_same(epoch(kept), epoch(plain))  # epoch 1
+    sizes = read_index(jpeg_dataset, "train").size
+    assert kept.take_counters()["bytes_read"] < int(sizes.sum())
+    state = plain.state_dict() | {"epoch": 2, "step": 5}
+    kept.load_state_dict(state)
+    plain.load_state_dict(state)
+    for _ in range(2):
+        assert_same(epoch(kept), epoch(plain))
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+def test_other_samples_stand_in_as_ever(tmp_path: Path, codec: str) -> None:
+    root = rotten(tmp_path, 17, 40, codec=codec)
+    plain, kept = (make(root, bad_samples="quarantine", decoded=place) for place in ("none", "host"))
+    for _ in range(EPOCHS):
+        assert_same(epoch(kept), epoch(plain))
+        assert sorted(kept.take_warnings()) == sorted(plain.take_warnings())
+    assert kept.quarantined == plain.quarantined
+    assert set(kept.quarantined) == {17, 40}
+
+
+def test_a_bad_sample_ends_the_epoch_at_its_step(tmp_path: Path) -> None:
+    found = []
+    for place in ("none", "host"):
+        loader, seen = make(rotten(tmp_path / place, 17), decoded=place), 0
+        batches = iter(loader)
+        while seen < 9:
+            try:
+                next(batches)
+            except UserError as error:
+                found.append((str(error).replace(f"/{place}/", "/"), seen))
+                break
+            seen += 1
+    assert found[0] == found[1]
+    assert "key s_17," in found[0][0]
+
+
+def test_a_batch_with_a_sample_that_the_store_cannot_hold_is_made_as_ever(jpeg_dataset: Path, tmp_path: Path) -> None:
+    """Bit rot below the crop, where the decoder of the crop alone never comes; and one that was given up."""
+    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "low"))
+    index = read_index(root, "train")
+    shard, offset, size = int(index.shard[30]), int(index.offset[30]), int(index.size[30])
+    with (root / f"train-{shard:05d}.tar").open("r+b") as file:
+        file.seek(offset + size - size // 8)
+        file.write(b"\xff\xd9" + bytes(size // 8 - 2))  # its end comes early
+    plain, kept = make(root, crop=16), make(root, crop=16, decoded="host")
+    for _ in range(2):
+        assert_same(epoch(kept), epoch(plain))
+    assert kept._decoded is not None
+    kept._decoded.state[[5, 30]] = decoded.SPOILT
+    for _ in range(2):
+        assert_same(epoch(kept), epoch(plain))
+    assert (kept._decoded.state == decoded.SPOILT).sum() == 2
+
+
+def test_a_part_of_the_whole_image_is_what_decoding_the_part_gives(jpeg_dataset: Path) -> None:
+    """The pixels in the store equal Pillow's, and the crops that DALI decodes alone equal the store's: 0 levels."""
+    kept = make(jpeg_dataset, decoded="host", augment=False)
+    epoch(kept)
+    store = kept._decoded
+    assert store is not None
+    assert (store.state == decoded.THERE).all()
+    for shard in sorted(jpeg_dataset.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar.getmembers():
+                if member.name.endswith(".jpg"):
+                    sample = int(member.name[2:-4])
+                    data = tar.extractfile(member)
+                    assert data is not None
+                    wanted = np.asarray(Image.open(io.BytesIO(data.read())).convert("RGB"))
+                    assert np.abs(store.pixels[sample].numpy().astype(int) - wanted).max() == 0
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "resized parts"])
+def test_torch_finishes_as_the_graph_for_gpus_does(jpeg_dataset: Path, name: str) -> None:
+    """On the CPU both, to the bit: the same operations in the same order."""
+    from test_loader_finish import graph_of, job_of
+
+    config = LoaderConfig(**({"batch_size": 25, "crop": CROP, "seed": 3} | CASES[name]))
+    job = job_of(jpeg_dataset, config)
+    with Loader(jpeg_dataset, "train", replace(config, decoded="host")) as kept:
+        epoch(kept)
+        assert kept._decoded is not None
+        store = kept._decoded.pixels
+    mean = torch.from_numpy(job.stats.mean)
+    for work, tensor in graph_of(job):
+        wanted = gpu.to_torch(tensor, job)
+        found = gpu.finish(store, torch.from_numpy(work.ids), work.draws, mean, job)
+        assert (found.shape, found.dtype, found.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
+        assert torch.equal(found, wanted)
+
+
+CPU, GB = torch.device("cpu"), 10**9
+
+
+def test_auto_keeps_what_fits(jpeg_dataset: Path, raw_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = 101 * 64 * 64 * 3
+    assert make(jpeg_dataset, decoded="auto", decoded_gb=pixels / GB).keeps == "host"
+    assert make(jpeg_dataset, decoded="auto", decoded_gb=(pixels - 1) / GB).keeps == "none"
+    assert make(raw_dataset, decoded="auto").keeps == "none"
+    manifest = make(jpeg_dataset).manifest
+    monkeypatch.setattr(decoded, "available_bytes", lambda: 8 * pixels)
+    for ranks, place in ((1, "host"), (2, "host"), (3, "none")):
+        config = LoaderConfig(batch_size=12, crop=CROP, decoded="auto")
+        assert choose(config, manifest, 101, CPU, local_world=ranks) == place
+
+
+def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, current = tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(decoded, "LIMITS", ((most, current),))
+    free = decoded.available_bytes()
+    most.write_text("5000\n")
+    current.write_text("2000\n")
+    assert decoded.available_bytes() == 3000
+    most.write_text("max\n")
+    assert decoded.available_bytes() > 0.5 * free
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoded": "disk"}, "decoded is 'disk'"),
+        ({"decoded": "device"}, "decoded='device': the loader's device is cpu; take 'host' or 'auto'"),
+        ({"decoded": "host", "decoded_gb": 0.001}, "0.0 GB of pixels are more than the 0.0 GB meant for them; raise"),
+        ({"decoded_gb": -1.0}, "decoded_gb is -1.0"),
+    ],
+)
+def test_mistakes_are_one_line(jpeg_dataset: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(jpeg_dataset, **options)
+
+
+def test_closing_frees_the_pixels(jpeg_dataset: Path) -> None:
+    kept = make(jpeg_dataset, decoded="host")
+    epoch(kept)
+    assert isinstance(kept._decoded, Decoded)
+    kept.close()
+    assert kept._decoded is None
+    assert len(epoch(kept)) == 9
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", ["device", "host"])
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_gpu_batches_are_those_without_it(jpeg_dataset: Path, name: str, place: str) -> None:
+    """Of raw samples exactly; of JPEGs as far as nvJPEG's region decoding equals its whole decoding."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if place == "device" and "area" in CASES[name]:
+        pytest.skip("resized parts are made from the host's copy")
+    options = {"batch_size": 12, "crop": CROP} | CASES[name]
+    plain, kept = (
+        Loader(jpeg_dataset, "train", LoaderConfig(**options, decoded=where), device=torch.device("cuda"))
+        for where in ("none", place)
+    )
+    with plain, kept:
+        for _ in range(2):
+            worst = 0.0
+            for a, b in zip(plain, kept, strict=True):
+                assert torch.equal(a.ids, b.ids)
+                assert torch.equal(a.labels, b.labels)
+                assert a.images.stride() == b.images.stride()
+                worst = max(worst, float((a.images.float() - b.images.float()).abs().max()))
+            print(f"{name}, {place}: at most {worst:.4f} levels")
+            assert worst < 3
