@@ -18,8 +18,8 @@ from train.meeting import LAST_CALL_S, End, Meeting
 if TYPE_CHECKING:  # torch takes two seconds, which --help need not
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-# What ranks get to save in after a signal, and then they are killed. They look for one after each interval of training,
-# not inside an evaluation: one that takes longer than this costs what was trained since the last checkpoint.
+# What ranks get to save in after a signal, and then they are killed. They look for one after each interval of training
+# (a second, or a step if that takes longer) and before each batch of an evaluation.
 SHUTDOWN_S = 60
 
 

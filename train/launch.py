@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import os
 import re
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -99,8 +102,8 @@ def named(options: Options) -> tuple[str, bool]:
     folder = options.runs / name
     if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", name):
         raise UserError(f"--run {name!r} must be a plain name of letters, digits, '.', '_', '+' and '-'")
-    if in_use(folder):
-        raise UserError(f"run {folder} is in use by a living process; choose another --run, or end it")
+    if user := in_use(folder):
+        raise UserError(f"run {folder} is in use by {user}; choose another --run, or end it")
     if outcome(folder) == "finished":
         raise UserError(f"run {folder} is finished; choose another --run")
     changed = changes(folder, options.fields, options.seed)
@@ -124,12 +127,18 @@ def unnamed(options: Options, manifest: Manifest) -> tuple[str, bool]:
 
 
 def choose_run(runs: Path, stem: str) -> tuple[str, bool]:
-    """(<stem>-<n>, does it resume): the newest if it is unfinished and nobody runs it, else the number after it."""
+    """(<stem>-<n>, does it resume): the newest if it is unfinished and nobody runs it, else the number after it.
+
+    Says who runs it.
+    """
     numbers = sorted(int(tail) for path in runs.glob(f"{stem}-*/") if (tail := path.name[len(stem) + 1 :]).isdigit())
     if not numbers:
         return f"{stem}-1", False
     newest = runs / f"{stem}-{numbers[-1]}"
-    if outcome(newest) in OVER or in_use(newest):
+    if user := in_use(newest):
+        print(f"run {newest} is in use by {user}: another begins", flush=True)
+        return f"{stem}-{numbers[-1] + 1}", False
+    if outcome(newest) in OVER:
         return f"{stem}-{numbers[-1] + 1}", False
     return newest.name, attempts(newest) > 0
 
@@ -167,12 +176,19 @@ def outcome(folder: Path) -> str | None:
     return last[0].get("outcome") if last and last[0]["kind"] == "end" else None
 
 
-def lock(folder: Path) -> TextIO:
-    """Marks the run as in use for as long as the returned file is open and its process lives; UserError if it is."""
+def lock(folder: Path, pid: int | None = None) -> TextIO:
+    """Marks the run as in use for as long as the returned file is open and its process lives; UserError if it is.
+
+    pid: whom others are told to end; this process unless said.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = hold(folder / "lock")
     if file is None:
-        raise UserError(f"run {folder} is in use by a living process; choose another --run, or end it")
+        raise UserError(f"run {folder} is in use by {in_use(folder)}; choose another --run, or end it")
+    with suppress(OSError):  # a full disk: others then learn less
+        file.truncate(0)
+        file.write(f"process {pid or os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     return file
 
 
@@ -187,9 +203,15 @@ def hold(path: Path) -> TextIO | None:
     return file
 
 
-def in_use(folder: Path) -> bool:
+def in_use(folder: Path) -> str | None:
+    """Who has locked the run, in words; None if nobody has."""
     if not (folder / "lock").exists():
-        return False
+        return None
+    file = hold(folder / "lock")
+    if file:
+        file.close()
+        return None
+    return (folder / "lock").read_text().strip() or "a living process"
     try:
         lock(folder).close()
     except UserError:

@@ -50,7 +50,7 @@ def main() -> int:
     end_with_parent()
     launch = Launch.from_json(sys.argv[1])
     mesh = connect(launch.tower_ranks, share_device=launch.share_device)
-    held = lock(launch.folder) if mesh.rank == 0 else None
+    held = lock(launch.folder, os.getppid()) if mesh.rank == 0 else None
     launch = dataclasses.replace(launch, attempt=this_attempt(launch, mesh))
     events = EventWriter(launch.folder / f"rank-{mesh.rank}.jsonl", attempt=launch.attempt, rank=mesh.rank)
     try:

@@ -144,7 +144,7 @@ def test_a_finished_or_used_name_is_refused(whole: tuple[Path, str], sample_shar
     run, _ = whole
     one_line(train(run.parent, sample_shards, "--run", "whole"), "finished")
     with lock(run.parent / "busy"):
-        one_line(train(run.parent, sample_shards, "--run", "busy"), "busy", "in use by a living process")
+        one_line(train(run.parent, sample_shards, "--run", "busy"), "busy", f"in use by process {os.getpid()} on ")
 
 
 def test_a_checkpoint_of_another_network_is_refused(whole: tuple[Path, str], sample_shards: Path) -> None:
@@ -179,7 +179,7 @@ def test_user_errors_are_one_line(
     one_line(train(tmp_path, sample_shards, *arguments), *words)
 
 
-def test_runs_are_numbered_and_unfinished_ones_taken_up(tmp_path: Path) -> None:
+def test_runs_are_numbered_and_unfinished_ones_taken_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def wrote(name: str, *kinds: dict[str, object]) -> None:
         (tmp_path / name).mkdir(exist_ok=True)
         with (tmp_path / name / "rank-0.jsonl").open("a") as file:
@@ -192,6 +192,9 @@ def test_runs_are_numbered_and_unfinished_ones_taken_up(tmp_path: Path) -> None:
     assert choose_run(tmp_path, "s-0") == ("s-0-1", True)
     with lock(tmp_path / "s-0-1"):
         assert choose_run(tmp_path, "s-0") == ("s-0-2", False)
+    told = capsys.readouterr().out
+    assert told.startswith(f"run {tmp_path}/s-0-1 is in use by process {os.getpid()} on ")
+    assert choose_run(tmp_path, "s-0") == ("s-0-1", True)
     wrote("s-0-1", {"kind": "end", "outcome": "finished"})
     wrote("s-0-10", {"kind": "end", "outcome": "diverged"})
     assert choose_run(tmp_path, "s-0") == ("s-0-11", False)
