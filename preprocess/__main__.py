@@ -15,8 +15,8 @@ import dataclasses
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
-from typing import Annotated
 
 import tyro
 
@@ -28,35 +28,42 @@ from preprocess.sample import SampleConfig, make_sample
 from preprocess.shards import MergeConfig, ShardsConfig, make_shards, merge
 from preprocess.verify import VerifyConfig, verify
 
-Command = (
-    Annotated[SampleConfig, tyro.conf.subcommand("sample")]
-    | Annotated[ShardsConfig, tyro.conf.subcommand("shards")]
-    | Annotated[MergeConfig, tyro.conf.subcommand("merge")]
-    | Annotated[IndexConfig, tyro.conf.subcommand("index")]
-    | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
-    | Annotated[InspectConfig, tyro.conf.subcommand("inspect")]
-    | Annotated[BenchConfig, tyro.conf.subcommand("bench")]
-)
+COMMANDS: dict[str, Callable[..., object]] = {
+    "sample": SampleConfig,
+    "shards": ShardsConfig,
+    "merge": MergeConfig,
+    "index": IndexConfig,
+    "verify": VerifyConfig,
+    "inspect": InspectConfig,
+    "bench": BenchConfig,
+}
+PROGRAM = "python -m preprocess"
 
 
 def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
-    config = tyro.cli(Command, prog="python -m preprocess", config=(tyro.conf.OmitSubcommandPrefixes,))
-    match config:
-        case SampleConfig():
+    match _configured(sys.argv[1:]):
+        case SampleConfig() as config:
             make_sample(config)
-        case ShardsConfig():
+        case ShardsConfig() as config:
             make_shards(_in_slurm_array(config))
-        case MergeConfig():
+        case MergeConfig() as config:
             merge(config)
-        case IndexConfig():
+        case IndexConfig() as config:
             index(config)
-        case VerifyConfig():
+        case VerifyConfig() as config:
             verify(config)
-        case InspectConfig():
+        case InspectConfig() as config:
             inspect(config)
-        case BenchConfig():
+        case BenchConfig() as config:
             bench(config)
+
+
+def _configured(arguments: list[str]) -> object:
+    if arguments and arguments[0] in COMMANDS:  # tyro's hints then name a command that can be typed
+        name, *rest = arguments
+        return tyro.cli(COMMANDS[name], args=rest, prog=f"{PROGRAM} {name}")
+    return tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog=PROGRAM)
 
 
 def _in_slurm_array(config: ShardsConfig) -> ShardsConfig:

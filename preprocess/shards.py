@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 import tyro
@@ -53,9 +53,9 @@ from preprocess.store import WORK, Store, open_store
 class ShardsConfig:
     """Makes a dataset of size x size images from the official archives, class folders or WebDataset tars."""
 
-    src: str
-    """Folder or URL (s3, gs, http) with the ILSVRC2012 archives, train/<class>/* and perhaps val/<class>/*, or
-    WebDataset tars. Read in place."""
+    src: str = ""
+    """Always to be given: folder or URL (s3, gs, http) with the ILSVRC2012 archives, train/<class>/* and perhaps
+    val/<class>/*, or WebDataset tars. Read in place."""
     out: str = "shards"
     """Folder or URL of the dataset. Interrupted work in it is resumed."""
     workers: int | None = None
@@ -91,6 +91,9 @@ class ShardsConfig:
     """Append progress events to shards.jsonl there."""
 
     def __post_init__(self) -> None:
+        if not self.src:
+            sample = "python -m preprocess sample --out sample/source"
+            raise UserError(f"no source: make shards SRC=FOLDER (--src FOLDER); for a drawn one: {sample}")
         for name, least, most in (
             ("workers", 1, 10_000), ("quality", 1, 100), ("size", 8, 4096), ("seed", 0, 2**63 - 1),
             ("samples_per_shard", 1, 100_000), ("limit_classes", 1, 1 << 31), ("limit_per_class", 1, 1 << 31),
@@ -132,6 +135,7 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     """
     if config.check_md5:
         check_md5(config.src, PUBLISHED_MD5)
+    _refuse_inside(config)
     source = open_source(config.src).limited(config.limit_classes, config.limit_per_class)
     plan = Plan(draft=_draft(config, source), counts={split: len(part) for split, part in source.splits.items()})
     store = open_store(config.out)
@@ -192,6 +196,16 @@ def summary(manifest: Manifest) -> str:
     counts = " and ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
     shards = sum(len(split.shards) for split in manifest.splits.values())
     return f"{counts} images of {len(manifest.classes):,} classes, {manifest.image_size} px, in {shards:,} shards"
+
+
+def _refuse_inside(config: ShardsConfig) -> None:
+    """A source that grows by its own output would be another source in the next run."""
+    if files.is_url(config.src) or files.is_url(config.out):
+        src, out = PurePath(config.src), PurePath(config.out)
+    else:
+        src, out = Path(config.src).resolve(), Path(config.out).resolve()
+    if src in (out, *out.parents):
+        raise UserError(f"OUT {config.out} lies in SRC {config.src}; choose an OUT outside of it")
 
 
 def _draft(config: ShardsConfig, source: Source) -> Manifest:

@@ -78,7 +78,7 @@ def open_source(root: str) -> Source:
     if files.is_folder(train):
         return _open_folders(root)
     raise UserError(
-        f"{root} holds neither {TRAIN} nor train/<class>/ nor WebDataset tars; give the folder that does "
+        f"{root} holds neither {TRAIN} nor train/<class>/ nor WebDataset tars{_but(root)}; give the folder that does "
         "(a web server lists no folders: there, the ILSVRC2012 archives or a dataset with its manifest.json)"
     )
 
@@ -190,7 +190,22 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
             elif not entry.name.startswith("."):
                 builder.add(entry.name, -1, entry.size, labels[wnid])
         if len(builder) == before:
-            raise UserError(f"{folder} holds no images; fill the class folder or remove it")
+            raise UserError(_no_images(root, folder))
+
+
+def _no_images(root: str, folder: str) -> str:
+    if not _folders(folder):
+        return f"{folder} holds no images{_but(folder)}; fill the class folder or remove it"
+    return f"{folder} holds no images{_but(folder)}; class folders lie directly in {root}, images directly in them"
+
+
+def _but(folder: str) -> str:
+    """What the folder holds instead of what was looked for."""
+    if not files.is_folder(folder):
+        return ""
+    there = [f"{entry.name}/" if entry.is_folder else entry.name for entry in files.entries(folder)]
+    shown = ", ".join(there[:3]) + (f" and {len(there) - 3:,} more" if len(there) > 3 else "")
+    return f" but {shown}" if there else ", nor anything else"
 
 
 def _folders(root: str) -> list[str]:

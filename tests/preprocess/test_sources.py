@@ -154,6 +154,28 @@ def test_refuses_bad_folders(tmp_path: Path) -> None:
     assert "val/z has no counterpart" in refusal(tmp_path)
 
 
+def test_says_what_lies_there_instead(tmp_path: Path) -> None:
+    folders(tmp_path / "deep", "train/animals/cat/1.jpg", "train/animals/dog/1.jpg")
+    line = refusal(tmp_path / "deep")
+    assert "train/animals holds no images but cat/, dog/; class folders lie directly in" in line
+    folders(tmp_path / "flat", "n01/1.jpg", "n02/1.jpg", "n03/1.jpg", "n04/1.jpg")
+    assert "WebDataset tars but n01/, n02/, n03/ and 1 more; give the folder" in refusal(tmp_path / "flat")
+    folders(tmp_path / "texts", "train/a/1.jpg")
+    (tmp_path / "texts/train/b").mkdir()
+    (tmp_path / "texts/train/b/notes.txt").write_text("none")
+    assert "train/b holds no images but notes.txt; fill" in refusal(tmp_path / "texts")
+
+
+@pytest.mark.parametrize("out", ["src", "src/shards", "src/../src/train/x", "link"])
+def test_refuses_to_write_into_the_source(tmp_path: Path, out: str) -> None:
+    src = folders(tmp_path / "src", "train/a/1.jpg")
+    (tmp_path / "link").symlink_to(src)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"lies in SRC .*; choose an OUT outside of it"):
+        make_shards(ShardsConfig(src=str(src), out=str(tmp_path / out), size=16))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_refuses_two_files_for_one_key(tmp_path: Path) -> None:
     line = refusal(folders(tmp_path, "train/a/x.jpg", "train/a/x.png"))
     assert "x.jpg" in line

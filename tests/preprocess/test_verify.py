@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,3 +168,21 @@ def test_writer_writes_what_tarfile_writes() -> None:
                 info.size, info.mode, info.uname, info.gname = len(content), 0o644, "gratis", "gratis"
                 tar.addfile(info, io.BytesIO(content))
     assert ours.getvalue() == theirs.getvalue()
+
+
+def test_a_wrong_size_in_the_manifest_is_one_finding(
+    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(sample_shards, tmp_path / "copy")
+    manifest = dataset.read_manifest(root)
+    dataset.write_durably(root / dataset.MANIFEST, dataclasses.replace(manifest, image_size=96).to_json())
+    with pytest.raises(UserError, match=": 1 finding;"):
+        verify(VerifyConfig(shards=str(root)))
+    assert "manifest.json says images of 96 px, the statistics are of 128 px" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [verify, inspect])
+def test_urls_are_one_line(command: Callable[[Any], None]) -> None:
+    config = VerifyConfig(shards="s3://b/x") if command is verify else InspectConfig(shards="s3://b/x")
+    with pytest.raises(UserError, match="local folders, not s3://b/x"):
+        command(config)
