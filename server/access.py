@@ -12,6 +12,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import unquote
 
+from anyio import BrokenResourceError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -93,7 +94,14 @@ class Gate:
             await send(message)
 
         app: ASGIApp = self._refusal(scope) or self.app
-        await app(scope, receive, send_safely)
+        try:
+            if scope["type"] == "http" and scope["method"] == "HEAD":
+                await app({**scope, "method": "GET"}, receive, _headers_alone(send_safely))
+            else:
+                await app(scope, receive, send_safely)
+        except Exception as error:
+            if not _listener_left(error):
+                raise
 
     def _refusal(self, scope: MutableMapping[str, Any]) -> JSONResponse | None:
         if scope["type"] != "http":
@@ -102,11 +110,32 @@ class Gate:
         server = scope.get("server") or ("", 0)
         if len(headers.getlist("host")) != 1 or not self.access.knows_host(headers["host"], str(server[0])):
             return JSONResponse({"detail": "unknown Host header: start the server with --allow-host NAME"}, 421)
-        if scope["method"] != "GET":
-            return JSONResponse({"detail": "only GET"}, 405, {"Allow": "GET"})
+        if scope["method"] not in ("GET", "HEAD"):
+            return JSONResponse({"detail": "only GET and HEAD"}, 405, {"Allow": "GET, HEAD"})
         if not OPEN.fullmatch(scope["path"]) and not self.access.accepts(headers):
             return JSONResponse({"detail": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"})
         return None
+
+
+def _listener_left(error: Exception) -> bool:
+    """Whether all it says is that a client went in the middle of its event stream, which FastAPI lets through."""
+    inner = getattr(error, "exceptions", None)  # of an ExceptionGroup, which Python 3.10 has not built in
+    return all(map(_listener_left, inner)) if inner else isinstance(error, BrokenResourceError)
+
+
+def _headers_alone(send: Send) -> Send:
+    """Ends the answer at its first piece of body, which an event stream would not do by itself."""
+    over = False
+
+    async def send_start(message: Message) -> None:
+        nonlocal over
+        if message["type"] == "http.response.start":
+            await send(message)
+        elif not over:
+            over = True
+            await send({"type": "http.response.body"})
+
+    return send_start
 
 
 def _digest(token: str) -> bytes:

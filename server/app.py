@@ -21,7 +21,9 @@ from server.stream import stream
 
 STATIC = Path(__file__).parent / "static"
 CLIENTS = 64  # event streams at a time: each costs a look at the clock twice a second and a socket
-NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "no such run, or no run yet"}}
+NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: {"description": "no such run; or no run yet, of which /readyz says 503"}
+}
 KnownName = Annotated[str, InPath(description="a run's name")]
 Accept = Annotated[str, Header(description="the format: text/plain or application/openmetrics-text")]
 RunName = Annotated[str | None, Query(description="a run's name; else the newest")]
@@ -51,15 +53,15 @@ def create_app(runs: Runs, access: Access, closing: Callable[[], bool]) -> FastA
 def _found(runs: Runs, name: str | None) -> View:
     view = runs.view(name)
     if view is None:
-        raise HTTPException(404, "no run yet" if name is None else "no such run")
+        raise HTTPException(404, "no run yet: the first one appears here by itself" if name is None else "no such run")
     return view
 
 
 def _add_status(app: FastAPI, runs: Runs) -> None:
     @app.get("/status", responses=NOT_FOUND)
-    def newest_status() -> RunStatus:
-        """The run whose files grew last."""
-        return _found(runs, None).status
+    def newest_status(run: RunName = None) -> RunStatus:
+        """The run of that name, else the one whose files grew last."""
+        return _found(runs, run).status
 
     @app.get("/status/{run}", responses=NOT_FOUND)
     def status(run: KnownName) -> RunStatus:
@@ -132,7 +134,7 @@ def _add_probes(app: FastAPI, runs: Runs) -> None:
     def readyz(response: Response) -> Health:
         """Whether the newest run trains, or has finished: 503 before its first batch and once it has stalled."""
         view = runs.view()
-        state = view.status.state if view is not None else "starting"
+        state = view.status.state if view is not None and view.status.ranks else "starting"
         if state in ("running", "finished"):
             return Health(status="ok", reason=state)
         response.status_code = 503

@@ -140,11 +140,12 @@ class ShardFile(Tailed):
         self.done = self.total = self.rejects = 0
         self.lifetime = (0.0, 0.0, 0.0, 0.0)  # images, bytes in, bytes out, seconds
         self.recent: deque[tuple[float, float, float, float]] = deque(maxlen=32)
+        self.start: Record | None = None
         self.end: Record | None = None
 
     def feed(self, record: Record) -> None:
         if record["kind"] == "start":
-            self.end = None
+            self.start, self.end = record, None
         elif record["kind"] == "end":
             self.end = record
         elif record["kind"] == "progress":

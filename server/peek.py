@@ -11,6 +11,7 @@ from pathlib import Path
 from server.models import RunSummary
 from server.records import Record, integer, text
 from server.report import gone
+from server.run import SHARD_FILE
 from server.state import derive
 
 TAIL = 16 << 10  # bytes: some twenty records
@@ -18,8 +19,14 @@ HEAD = 8 << 10  # bytes: the first attempt's `start`
 
 
 def peek(path: Path, name: str, updated: float, stall_s: float) -> RunSummary:
-    """State, epoch and step of the run at `path`, by rank 0's last records. `updated`: when it last grew."""
+    """State, epoch and step of the run at `path`, by rank 0's last records, or the shard stage's where nothing trains.
+
+    updated: when it last grew, Unix seconds.
+    """
     head, tail = _ends(path / "rank-0.jsonl")
+    trains = bool(tail)
+    if not trains:
+        head, tail = _ends(path / SHARD_FILE)
     end, step, epoch, attempt = None, None, None, None
     for record in _backwards(tail):
         its = integer(record, "attempt") or 0
@@ -35,7 +42,7 @@ def peek(path: Path, name: str, updated: float, stall_s: float) -> RunSummary:
     state, _ = derive(
         outcomes={0: text(end, "outcome") or ""} if end else {},
         dead=[0] if not end and _left(head, tail, attempt or 0) else [],
-        stepped=step is not None,
+        stepped=trains and step is not None,
         age_s=max(time.time() - updated, 0.0),
         stall_s=stall_s,
     )

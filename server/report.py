@@ -30,10 +30,13 @@ def report(run: Run, stall_s: float) -> RunStatus:
     stepped = len(crew) == world and all(file.step for file in crew)
     outcomes = {file.rank: text(file.end, "outcome") or "" for file in crew if file.end is not None}
     state, reason = derive(outcomes=outcomes, dead=dead, stepped=stepped, age_s=age_s, stall_s=stall_s)
+    if not crew and run.shards is not None:
+        state, reason = _shards_alone(run.shards, age_s, stall_s)
     if state == "running" and (progress := crew[0].evaluating) is not None:
         done, total = count(progress, "images") * world, count(progress, "total")
         reason = f"evaluating, {min(done, total):,.0f} of {total:,.0f} images"
-    error = next((error for file in crew if file.end is not None and (error := text(file.end, "error"))), None)
+    ends = [file.end for file in crew] if crew else [run.shards.end if run.shards else None]
+    error = next((error for end in ends if end is not None and (error := text(end, "error"))), None)
     loads = [RankLoad(rank=file.rank, sums=_sums(file, state)) for file in crew if file.step]
     speed = total_speed(loads)
     judged = loads if stepped or state in OVER else []
@@ -63,6 +66,19 @@ def report(run: Run, stall_s: float) -> RunStatus:
         **_plan(start),
         **_progress(crew),
     )
+
+
+def _shards_alone(file: ShardFile, age_s: float, stall_s: float) -> tuple[State, str]:
+    """The state of a run in which nothing trains, or not yet: the shard stage's."""
+    state, reason = derive(
+        outcomes={0: text(file.end, "outcome") or ""} if file.end is not None else {},
+        dead=[0] if file.end is None and gone(file.start) else [],
+        stepped=False,
+        age_s=age_s,
+        stall_s=stall_s,
+    )
+    words = "shards are being made" if state == "starting" else reason.replace("rank 0", "the shard stage")
+    return state, words
 
 
 def _modified(path: Path) -> float | None:

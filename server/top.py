@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -36,7 +37,10 @@ def top(root: Path, name: str | None, stall_s: float) -> None:
     if not console.is_terminal:
         console.print(screen(view.status))
         return
-    with Live(screen(view.status), console=console, screen=True, auto_refresh=False) as live:
+    with (
+        suppress(KeyboardInterrupt),
+        Live(screen(view.status), console=console, screen=True, auto_refresh=False) as live,
+    ):
         while True:
             time.sleep(0.5)
             view = runs.view(name) or view

@@ -107,7 +107,7 @@ def judge(loads: Sequence[RankLoad], *, stalled_s: float | None = None) -> Verdi
     5. `compute-bound`: otherwise. The numbers are then the loader's headroom.
     """
     if stalled_s is not None:
-        return Verdict(kind="stalled", text=f"No event for {_duration(stalled_s)}: training hangs or is suspended.")
+        return Verdict(kind="stalled", text=f"No event for {_duration(stalled_s)}: it hangs or is suspended.")
     if not loads:
         return Verdict(kind="starting", text="Nothing measured yet: the first interval of training is not over.")
     if (straggler := _straggler(loads)) is not None:

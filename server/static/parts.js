@@ -45,11 +45,15 @@ function headline(verdict) {
   return capital(verdict.kind);
 }
 
-function drawVerdict({ state, verdict, reason }) {
+function drawVerdict({ state, verdict, reason, ranks, shards }) {
   const troubled = ["crashed", "diverged", "stalled"].includes(state);
   get("verdict").className = `card verdict ${troubled ? "bad" : HOLDS[verdict.kind]}`;
   get("question").textContent = troubled ? "What happened" : OVER.includes(state) ? "What held training back" : "What holds training back";
   get("kind").textContent = troubled ? capital(state) : headline(verdict);
+  if (shards && !ranks.length && !troubled) {
+    get("question").textContent = "Before training";
+    get("kind").textContent = { starting: "Making shards", finished: "The shards are made" }[state] ?? capital(state);
+  }
   const before = OVER.includes(state) ? `Over the whole attempt${troubled ? ` (${verdict.kind})` : ""}: ` : "";
   get("words").textContent = before + verdict.text;
   get("reason").textContent = state === "running" && reason === "events arrive" ? "" : `${capital(state)}: ${reason}.`;

@@ -52,6 +52,7 @@ class RunWriter:
                 world=self.world,
                 device=f"cuda:{rank}",
                 device_name="a GPU",
+                decoded="none",
                 pid=self.pid,
                 host=socket.gethostname(),
                 pid_namespace=os.stat("/proc/self/ns/pid").st_ino,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 import urllib.error
 import urllib.request
@@ -66,6 +71,11 @@ def test_status_of_the_newest_run(site: tuple[str, Path]) -> None:
 def test_status_by_name(site: tuple[str, Path]) -> None:
     status = get_json(f"{site[0]}/status/{quote('old one')}")
     assert (status["name"], status["state"], status["step"]) == ("old one", "finished", 10)
+    assert get_json(f"{site[0]}/status?run={quote('old one')}") | {"age_s": 0, "ranks": []} == status | {
+        "age_s": 0,
+        "ranks": [],
+    }
+    assert get(f"{site[0]}/status?run=nothing")[0] == 404
 
 
 def test_runs(site: tuple[str, Path]) -> None:
@@ -108,7 +118,10 @@ def test_probes(site: tuple[str, Path], tmp_path: Path) -> None:
         assert get(site[0] + path)[0] == 200
     with serving(tmp_path / "runs", "--stall-seconds", "5") as url:
         assert get(f"{url}/livez")[0] == 200
-        assert (get(f"{url}/readyz")[0], get(f"{url}/status")[0]) == (503, 404)
+        assert (get(f"{url}/readyz")[0], get(f"{url}/status")[:2]) == (
+            503,
+            (404, b'{"detail":"no run yet: the first one appears here by itself"}'),
+        )
         assert get_json(f"{url}/runs") == {"runs": []}
         run = RunWriter(tmp_path / "runs" / "a")
         run.start()
@@ -152,6 +165,18 @@ def test_events_replay_and_resume(site: tuple[str, Path]) -> None:
     assert [event.get("id") for event in resumed] == [None, "new/1.30"]
     for other in ("old/1.20", "nonsense", "new/x.y", "new/1." + "9" * 99):
         assert read_events(url, 2, Last_Event_ID=other)[1]["id"] == "new/1.10"
+
+
+def test_listeners_that_leave_in_the_middle_leave_no_trace(tmp_path: Path) -> None:
+    """`serving` asserts that the server's output is empty."""
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    for step in range(10, 4000, 10):
+        run.step(step)
+    with serving(tmp_path) as url:
+        for _ in range(40):
+            with urllib.request.urlopen(f"{url}/events", timeout=15) as stream:
+                stream.readline()
 
 
 def test_events_come_live_and_follow_the_newest_run(tmp_path: Path) -> None:
@@ -277,10 +302,26 @@ def test_page_and_headers(site: tuple[str, Path]) -> None:
         assert get(site[0] + path)[0] == 404
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE"])
-def test_get_alone_is_allowed(site: tuple[str, Path], method: str) -> None:
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+def test_nothing_but_reading_is_allowed(site: tuple[str, Path], method: str) -> None:
     status, _, headers = ask(urllib.request.Request(f"{site[0]}/status", method=method))
-    assert (status, headers["allow"]) == (405, "GET")
+    assert (status, headers["allow"]) == (405, "GET, HEAD")
+
+
+def test_head_is_get_without_the_body(site: tuple[str, Path]) -> None:
+    parts = urlsplit(site[0])
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    for path in ("/status", "/runs", "/metrics", "/livez", "/", "/static/page.js", "/status/x", "/events", "/events"):
+        connection.request("HEAD", path)
+        answer = connection.getresponse()
+        said = answer.status, answer.headers["content-type"], answer.read()
+        assert said == ((404 if path == "/status/x" else 200), said[1], b""), path
+        if path != "/events":
+            assert said[1] == get(site[0] + path)[2]["content-type"]
+    connection.close()
+    for _ in range(70):  # an event stream that nobody reads takes no place
+        assert ask(urllib.request.Request(f"{site[0]}/events", method="HEAD"))[0] == 200
+    assert read_events(f"{site[0]}/events", 1)
 
 
 HOSTS = [("localhost", 200), ("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("Box.Example:1", 200),
@@ -366,6 +407,46 @@ def test_top_in_a_pipe(site: tuple[str, Path]) -> None:
     assert "compute-bound" in done.stdout
     assert "500 images/s" in done.stdout
     assert "no run x in" in fails("top", f"--runs={site[1]}", "--run", "x")
+
+
+def test_top_on_a_terminal(tmp_path: Path) -> None:
+    """On a real one of 100 columns: it fills the screen, follows the run, and gives the screen back on ctrl-C."""
+    run = RunWriter(tmp_path / "a", world=2)
+    run.start()
+    run.step(10)
+    mine, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", sys.executable, "-m", "server", "top", "--runs", str(tmp_path)],
+        cwd=ROOT, stdin=its, stdout=its, stderr=its, env=os.environ | {"TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(its)
+    said = b""
+
+    def shows(words: bytes) -> bool:
+        nonlocal said
+        while select.select([mine], [], [], 0)[0]:
+            try:
+                said += os.read(mine, 1 << 16)
+            except OSError:  # the other end is closed
+                break
+        return words in said
+
+    try:
+        assert wait_for(lambda: shows(b"compute-bound") and shows(b"500 images/s")), said
+        assert b"\x1b[?1049h" in said
+        said = b""
+        run.step(20, ranks={rank: {"wait_s": 9.0, "read_s": 60.0} for rank in (0, 1)})
+        assert wait_for(lambda: shows(b"input-bound") and shows(b"read 9")), said
+        assert max(len(line) for line in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", said).decode().splitlines()) <= 100
+        os.write(mine, b"\x03")
+        assert process.wait(timeout=20) == 0
+        assert shows(b"\x1b[?1049l")
+        assert b"Traceback" not in said
+    finally:
+        process.kill()
+        process.wait()
+        os.close(mine)
 
 
 def test_picture(tmp_path: Path) -> None:

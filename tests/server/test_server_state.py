@@ -373,6 +373,32 @@ def test_shard_progress(tmp_path: Path) -> None:
     assert view.status.shards.state == "finished"
 
 
+@pytest.mark.parametrize(
+    ("lives", "end", "state", "words"),
+    [
+        (True, (), "starting", "shards are being made"),
+        (False, (), "crashed", "the process of the shard stage is gone and left no word"),
+        (False, ("finished", None), "finished", "the shard stage reports the end"),
+        (False, ("failed", "no room in /data/x"), "crashed", "the shard stage reports a failure: no room in x"),
+        (False, ("interrupted", None), "preempted", "the shard stage was interrupted; the run can be resumed"),
+    ],
+)
+def test_where_nothing_trains_the_shard_stage_speaks_for_the_run(
+    tmp_path: Path, lives: bool, end: tuple[str, ...], state: str, words: str
+) -> None:
+    writer = EventWriter(tmp_path / "a" / "shards.jsonl", attempt=1, rank=0)
+    pid = os.getpid() if lives else dead_pid()
+    writer.write("start", {"total": 100, "done": 0, "pid": pid, "host": socket.gethostname()})
+    if end:
+        writer.write("end", dict(zip(("outcome", "error"), end, strict=True)))
+    runs = Runs(tmp_path, STALL_S)
+    view = runs.view()
+    assert view is not None
+    assert (view.status.state, view.status.reason) == (state, words)
+    assert (view.status.ranks, view.status.verdict.kind) == ([], "starting")
+    assert runs.listing().runs[0].state == state
+
+
 def test_a_thousand_runs_list_at_once(tmp_path: Path) -> None:
     gone = dead_pid()
     for number in range(1000):

@@ -83,7 +83,7 @@ def test_an_expensive_model_is_compute_bound_and_stopped_it_is_stalled(sample_sh
 
 
 def test_a_slow_disk_is_input_bound_by_read(sample_shards: Path, tmp_path: Path) -> None:
-    with training(sample_shards, tmp_path, env={"GRATIS_SLOW_READ": "0.5"}):
+    with training(sample_shards, tmp_path, "--decoded", "none", env={"GRATIS_SLOW_READ": "0.5"}):
         status = awaited(tmp_path, judged("input-bound"))
     assert status.verdict.stage == "read"
     # of the dozen batches delivered one to three were read before the first interval was over
@@ -92,7 +92,7 @@ def test_a_slow_disk_is_input_bound_by_read(sample_shards: Path, tmp_path: Path)
 
 
 def test_a_rank_with_a_slow_disk_is_the_straggler(sample_shards: Path, tmp_path: Path) -> None:
-    with training(sample_shards, tmp_path, "--gpus", "2", env={"GRATIS_SLOW_READ": "0.5@1"}):
+    with training(sample_shards, tmp_path, "--gpus", "2", "--decoded", "none", env={"GRATIS_SLOW_READ": "0.5@1"}):
         status = awaited(tmp_path, judged("straggler"))
     assert (status.verdict.rank, status.verdict.stage) == (1, "read")
 
