@@ -22,6 +22,7 @@ class Start(TypedDict):
     world: int
     device: str  # this rank's, as torch names it
     device_name: str
+    decoded: str  # where decoded images are kept: "device", "host" or "none"
     pid: int
     host: str
     pid_namespace: int  # inode of the namespace that pid counts in: a reader in another one cannot look it up

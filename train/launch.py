@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Choice = Literal["auto", "on", "off"]
 Wire = Literal["float32", "bfloat16", "float16"]
 BadSamples = Literal["raise", "quarantine"]
+Keep = Literal["auto", "device", "host", "none"]
 OVER = ("finished", "diverged")  # outcomes after which a run's name is not taken up again by itself
 
 
@@ -43,6 +44,8 @@ class Launch:
     wire: Wire = "float32"
     compile: Choice = "auto"
     bad_samples: BadSamples = "raise"
+    decoded: Keep = "auto"
+    decoded_gb: float | None = None
     save_every: float = 60.0
     save_probabilities: bool = False
 
@@ -86,12 +89,16 @@ def plan(options: Options, shards: Path, manifest: Manifest) -> Launch:
     name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
     folder = options.runs / name
     print(f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""), flush=True)
+    images = manifest.splits["train"].samples
+    if options.fields.batch > images:
+        print(f"--batch {options.fields.batch} is more than the {images} training images: an epoch is one step of all")
     # a network of one tower is never spread, so its processes are all data parallel
     return Launch(
         runs=str(options.runs), run=name, shards=str(shards), recipe_name=options.recipe, recipe=options.fields,
         seed=options.seed, attempt=attempts(folder) + 1, share_device=options.share_device,
         tower_ranks=min(options.tower_ranks, options.fields.towers), wire=options.wire, compile=options.compile,
-        bad_samples=options.bad_samples, save_every=options.save_every,
+        bad_samples=options.bad_samples, decoded=options.decoded, decoded_gb=options.decoded_gb,
+        save_every=options.save_every,
         save_probabilities=options.save_probabilities,
     )  # fmt: skip
 

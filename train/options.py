@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar, cast
 import tyro
 
 from preprocess.errors import UserError
-from train.launch import BadSamples, Choice, Wire
+from train.launch import BadSamples, Choice, Keep, Wire
 from train.nodes import ALONE, Nodes
 from train.recipes import RECIPES, RELEASED, Recipe
 
@@ -54,6 +54,11 @@ class Options:
     """Compile the network: on a GPU it pays; on a CPU it takes longer than a short run gains."""
     bad_samples: BadSamples = "raise"
     """A training sample that cannot be decoded ends the run; quarantine: another takes its place, with a warning."""
+    decoded: Keep = "auto"
+    """Keep decoded training images in the GPU's or the machine's memory; auto: where they fit. Batches are the same."""
+    decoded_gb: float | None = None
+    """Most that they may take on each rank, in 10**9 bytes. Default: half of what is free on the GPU, or a quarter of
+    what is free on the machine."""
     save_every: float = 60.0
     """Seconds of training between checkpoints. The last step always gets one."""
     save_probabilities: bool = False
@@ -62,6 +67,8 @@ class Options:
     fields: Fields = RELEASED
 
     def __post_init__(self) -> None:
+        if self.decoded_gb is not None and not self.decoded_gb > 0:
+            raise UserError(f"--decoded-gb {self.decoded_gb} must be above 0")
         if not self.save_every >= 0:
             raise UserError(f"--save-every {self.save_every} must be at least 0 seconds")
         if self.port is not None and not 0 <= self.port <= LAST_PORT:

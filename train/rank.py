@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
@@ -81,7 +82,9 @@ def end_with_parent() -> None:
 
 def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> int:
     recipe = launch.recipe
-    config = training_config(recipe, launch.seed, launch.bad_samples)
+    config = replace(
+        training_config(recipe, launch.seed, launch.bad_samples), decoded=launch.decoded, decoded_gb=launch.decoded_gb
+    )
     loader = Loader(
         launch.shards, "train", config, rank=mesh.rank, world_size=mesh.world, device=mesh.device,
         local_world_size=mesh.local_world,
@@ -137,7 +140,8 @@ def too_large(job: Job) -> str:
 
 def training_config(recipe: Recipe, seed: int, bad_samples: BadSamples = "raise") -> LoaderConfig:
     return LoaderConfig(
-        batch_size=recipe.batch, seed=seed, crop=recipe.crop, mean=recipe.mean, noise=recipe.noise,
+        batch_size=recipe.batch, seed=seed, crop=recipe.crop, crop_positions=recipe.crop_positions,
+        crop_chunk=recipe.crop_chunk, mean=recipe.mean, noise=recipe.noise,
         noise_until=noise_until(recipe), channels_last=True, dtype=getattr(torch, recipe.compute),
         bad_samples=bad_samples,
     )  # fmt: skip
@@ -149,7 +153,8 @@ def start_record(launch: Launch, job: Job) -> Start:
     return {
         "run": launch.run, "recipe": launch.recipe_name, "config": dataclasses.asdict(launch),
         "mesh": {"data": mesh.data.size, "tower": mesh.tower.size}, "world": mesh.world, "device": str(mesh.device),
-        "device_name": torch.cuda.get_device_name(mesh.device) if cuda else "CPU", "pid": os.getpid(),
+        "device_name": torch.cuda.get_device_name(mesh.device) if cuda else "CPU", "decoded": job.loader.keeps,
+        "pid": os.getpid(),
         "host": socket.gethostname(), "pid_namespace": os.stat("/proc/self/ns/pid").st_ino,
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
         "dataset": job.loader.manifest.hash, "classes": job.network.classes, "train_images": splits["train"].samples,
