@@ -11,6 +11,7 @@ from preprocess.errors import UserError
 
 MeanForm = Literal["central", "offset"]
 NoiseForm = Literal["sqrt", "printed", "off"]
+Positions = Literal["all", "printed"]
 Remainder = Literal["pad", "drop"]
 Order = Literal["full", "window"]
 BadSamples = Literal["raise", "quarantine"]
@@ -18,6 +19,7 @@ Place = Literal["device", "host", "none"]
 Keep = Literal["auto"] | Place
 
 CHOICES: dict[str, tuple[object, ...]] = {
+    "crop_positions": ("all", "printed"),
     "mean": ("central", "offset"),
     "noise": ("sqrt", "printed", "off"),
     "remainder": ("pad", "drop"),
@@ -39,6 +41,10 @@ class LoaderConfig:
     area, ratio     for other networks than AlexNet: the crop is a random part of the image, of this range of its area
                     and of aspect ratios (width / height), resized to crop x crop (torchvision's RandomResizedCrop;
                     usually area=(0.08, 1)); area None: the plain crop
+    crop_positions  "all": of 224 in 256 pixels 33 offsets along each axis, the ten views' corners among them (released
+                    code); "printed": 32, the paper's 32 x 32 x 2 = 2048
+    crop_chunk      so many consecutive samples of the epoch's order share one offset and one mirror; 1: each its own;
+                    32: released code
     augment         True: shuffled, random crop and mirror, colour noise. False: evaluation, in the order of ids, the
                     central crop (or ten views), neither noise nor division
     mean            "central": the central region of the mean image is subtracted from every crop, whatever its offset
@@ -73,6 +79,8 @@ class LoaderConfig:
     crop: int = 224
     area: tuple[float, float] | None = None
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_positions: Positions = "all"
+    crop_chunk: int = 1
     augment: bool = True
     mean: MeanForm = "central"
     noise: NoiseForm = "sqrt"
@@ -95,7 +103,7 @@ class LoaderConfig:
         for name, allowed in CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise UserError(f"{name} is {value!r}; it may be {' or '.join(map(repr, allowed))}")
-        for name in ("batch_size", "crop", "window", "threads", "prefetch"):
+        for name in ("batch_size", "crop", "crop_chunk", "window", "threads", "prefetch"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise UserError(f"{name} is {number}; it must be at least 1")
         if not self.cache_gb > 0:
@@ -118,6 +126,8 @@ class LoaderConfig:
         for name, (low, high), most in (("area", self.area, 1.0), ("ratio", self.ratio, 100.0)):
             if not 0 < low <= high <= most:
                 raise UserError(f"{name} is {(low, high)}; it must be a range within (0, {most:g}]")
+        if self.crop_chunk > 1:
+            raise UserError("crop_chunk is for plain crops; with area leave it at 1")
         if not self.augment:
             raise UserError("area is for training; set augment=True, or area=None")
         if self.mean == "offset":

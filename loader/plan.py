@@ -90,10 +90,14 @@ def normals(seed: int, epoch: int, ids: Ids) -> NDArray[np.float64]:
     return np.stack([radius[0] * np.cos(angle[0]), radius[0] * np.sin(angle[0]), radius[1] * np.cos(angle[1])], axis=1)
 
 
-def draws(seed: int, epoch: int, ids: Ids, positions: int) -> Draws:
-    """Random augmentation; `positions` is the number of offsets along each axis, image size - crop + 1."""
-    y, x = below(positions, seed, epoch, ids, CROP)
-    flip = (words(seed, epoch, ids, MIRROR)[0] & np.uint64(1)).astype(np.bool_)
+def draws(seed: int, epoch: int, ids: Ids, positions: int, chunks: Ids | None = None) -> Draws:
+    """Random augmentation; `positions` is the number of offsets along each axis, usually image size - crop + 1.
+
+    chunks [n]: samples of the same number there share one offset and one mirror; None: each sample has its own.
+    """
+    sharers = ids if chunks is None else chunks
+    y, x = below(positions, seed, epoch, sharers, CROP)
+    flip = (words(seed, epoch, sharers, MIRROR)[0] & np.uint64(1)).astype(np.bool_)
     return Draws(y, x, flip, normals(seed, epoch, ids))
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,12 +72,22 @@ class Job:
         found = [plan.rows(order, step, self.config.batch_size, self.rank, self.world_size) for step in self.steps]
         return [real for ids in found if len(real := ids[ids != plan.PAD])]
 
+    @cached_property
+    def _places(self) -> Ids:
+        """Where in this epoch's order each sample is, int64 [N]: the inverse of `order`."""
+        order = self.order()
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        return places
+
     def draws(self, ids: Ids) -> tuple[plan.Draws, Ids | None]:
         """Of each view of each sample: len(ids) * views rows, a sample's views adjacent; and what is cut out of each,
         height and width int64 [n,2], where that is not the crop."""
         config = self.config
         if config.augment:
-            draws = plan.draws(config.seed, self.epoch, ids, self.positions)
+            positions = max(1, self.positions - (config.crop_positions == "printed"))
+            chunks = self._places[ids] // config.crop_chunk if config.crop_chunk > 1 else None
+            draws = plan.draws(config.seed, self.epoch, ids, positions, chunks)
             if config.area is None:
                 return draws, None
             size = self.manifest.image_size

@@ -27,6 +27,10 @@ class Recipe:
     """Pixels per side of the dataset's images."""
     crop: int = 224
     """Pixels per side of what the network sees."""
+    crop_positions: Literal["all", "printed"] = "all"
+    """33 offsets along each axis, the ten views' corners among them (released), or the paper's 32."""
+    crop_chunk: int = 1
+    """So many consecutive images share one crop and mirror: 32 in the released code, for speed alone."""
     batch: int = 128
     """Images per step, over all devices: the loss curve does not depend on their number."""
     mean: Literal["central", "offset"] = "central"
@@ -129,7 +133,7 @@ class Recipe:
     """Over which all rates grow linearly from nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "crop", "batch", "hidden", "epochs", "rate_batch", "patience"):
+        for name in ("image_size", "crop", "crop_chunk", "batch", "hidden", "epochs", "rate_batch", "patience"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
         if self.crop > self.image_size:
@@ -182,8 +186,9 @@ RELEASED = Recipe()
 views 40.7 / 18.2 %, of the centre about 42.3 / 19.6 %. `make train SHARDS=shards GPUS=2`"""
 
 PAPER = replace(
-    RELEASED, lrn_order="after", lrn_alpha=5e-4, map_norm=False, init_std=(0.01,) * 8, bias_rate=1.0, bias_decay=True,
-    bias_follows=True, noise="printed", noise_until=1.0, conv1_slow=None, conv1_frozen=None, schedule="plateau",
+    RELEASED, crop_positions="printed", lrn_order="after", lrn_alpha=5e-4, map_norm=False, init_std=(0.01,) * 8,
+    bias_rate=1.0, bias_decay=True, bias_follows=True, noise="printed", noise_until=1.0, conv1_slow=None,
+    conv1_frozen=None, schedule="plateau",
 )  # fmt: skip
 """The NIPS 2012 text taken literally; how long the error must stand still before the rate drops it does not say. Not
 yet trained to the end: whether it leaves the initial plateau is open. `make train SHARDS=shards RECIPE=paper`"""

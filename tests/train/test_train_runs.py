@@ -140,6 +140,20 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_stopped(
         assert (other[key] - tensor).norm() <= tolerance * tensor.norm(), key
 
 
+def test_a_batch_larger_than_the_dataset_is_one_step_of_all(whole: tuple[Path, str], sample_shards: Path) -> None:
+    """Filled up with rows that count nowhere: the weights are those of a batch as large as the dataset."""
+    runs = whole[0].parent
+    for batch in ("1000", "1500"):
+        process = train(runs, sample_shards, "--run", f"all-{batch}", "--batch", batch, "--epochs", "1")
+        assert process.returncode == 0, process.stderr
+        assert ("--batch 1500 is more than the 1000 training images" in process.stdout) is (batch == "1500")
+        assert [(r["seen"], r["missing"]) for r in of_kind(runs / f"all-{batch}", "receipt")] == [(1000, 0)]
+        assert [step["images"] for step in of_kind(runs / f"all-{batch}", "step")] == [1000]
+    one, other = (load_file(runs / f"all-{n}/checkpoints/step-00000001/network.safetensors") for n in (1000, 1500))
+    for name, tensor in one.items():
+        assert (other[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
+
+
 def test_a_finished_or_used_name_is_refused(whole: tuple[Path, str], sample_shards: Path) -> None:
     run, _ = whole
     one_line(train(run.parent, sample_shards, "--run", "whole"), "finished")

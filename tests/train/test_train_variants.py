@@ -154,7 +154,8 @@ def test_every_disagreement_is_one_field() -> None:
     """Section 10: each row's other side, that field alone, changes what it is about."""
     released = replace(RELEASED, image_size=73, crop=64, width=1 / 16)
     rows: list[tuple[str, dict[str, Any]]] = [
-        ("tested", {"conv1_edge": "symmetric"}), ("data", {"mean": "offset"}), ("data", {"noise": "printed"}),
+        ("tested", {"conv1_edge": "symmetric"}), ("data", {"crop_positions": "printed"}),
+        ("data", {"crop_chunk": 32}), ("data", {"mean": "offset"}), ("data", {"noise": "printed"}),
         ("data", {"noise": "off"}), ("tested", {"lrn_alpha": 5e-4}), ("tested", {"lrn_k": 1.0}),
         ("tested", {"lrn_order": "after"}), ("tested", {"map_norm": False}), ("tested", {"lrn_across_towers": True}),
         ("tested", {"lrn": False}), ("initial", {"init_std": (0.01,) * 8}), ("initial", {"init": "uniform"}),
