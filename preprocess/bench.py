@@ -4,23 +4,18 @@
 
 FOLDER holds photographs in train/<class>/. The peers run under another interpreter (pip install pillow numpy
 opencv-python-headless 'pyvips[binary]' img2dataset), as plain Pillow and pillow-simd cannot share one. A tool runs over
-the photographs once and three times; half the difference is what they cost after start-up. PSNR is against a full
-decode and Lanczos filter of the central square, each output against the nearest of the crop conventions in use, as half
-a pixel of shift costs more than any filter.
+the photographs once and three times; half the difference is what they cost after start-up. PSNR: preprocess.judge.
 """
 
 from __future__ import annotations
 
 import io
-import json
-import math
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -33,13 +28,14 @@ from PIL import ImageFile
 
 from preprocess import image
 from preprocess.errors import UserError
+from preprocess.judge import SIZE, ceiling, conventions, psnr, quality
 from preprocess.peers import MODULES
 from preprocess.plan import pillow_name
 from preprocess.shard import ShardWriter
 from preprocess.stats import Accumulator
 
-SIZE = 256
 TIMES = 3  # the longer of the two runs
+TABLED = 100
 GRID = (  # quality, subsampling, tables fitted to the image, progressive
     (95, "4:4:4", True, False), (95, "4:2:0", False, False), (95, "4:2:0", True, False), (95, "4:2:0", True, True),
     (90, "4:4:4", True, False), (90, "4:2:0", False, False), (90, "4:2:0", True, False), (85, "4:2:0", True, False),
@@ -57,8 +53,8 @@ class BenchConfig:
     rounds: int = 3
     """Alternating rounds over all tools; medians are shown."""
     workers: int = 2
-    judged: int = 100
-    """Photographs for PSNR and the codec table, spread over all."""
+    judged: int = 500
+    """Photographs for PSNR, spread over all. The tables of steps and codecs take TABLED of them."""
 
     def __post_init__(self) -> None:
         for name in ("rounds", "workers", "judged"):
@@ -83,11 +79,16 @@ def bench(config: BenchConfig) -> None:
     paths = sorted(config.src.glob("train/*/*"))
     if not paths:
         raise UserError(f"{config.src} has no photographs in train/<class>/; give a folder that has")
-    judged = paths[:: max(1, len(paths) // config.judged)][: config.judged]
+    judged = _spread(paths, config.judged)
     print(f"{len(paths)} photographs, {pillow_name()}, {os.cpu_count()} cores")
-    _show_steps([path.read_bytes() for path in judged])
-    _show_codecs([path.read_bytes() for path in judged])
+    tabled = [path.read_bytes() for path in _spread(judged, TABLED)]
+    _show_steps(tabled)
+    _show_codecs(tabled)
     _show_tools(config, paths, judged)
+
+
+def _spread(paths: list[Path], count: int) -> list[Path]:
+    return paths[:: max(1, len(paths) // count)][:count]
 
 
 def _show_steps(files: list[bytes]) -> None:
@@ -125,9 +126,9 @@ def _show_steps(files: list[bytes]) -> None:
 def _show_codecs(files: list[bytes]) -> None:
     ImageFile.MAXBLOCK = 1 << 20  # see image.encode_jpeg
     pixels = [image.to_image(data).pixels for data in files]
-    references = [_conventions(data)[0] for data in files]
+    references = [conventions(data)[0] for data in files]
     print(f"codec, {len(files)} images: bytes, CPU ms to encode and decode (best of 3), dB")
-    for quality, subsampling, fitted, progressive in GRID:
+    for level, subsampling, fitted, progressive in GRID:
 
         def encode(picture: NDArray[np.uint8], options: tuple[int, str, bool, bool]) -> bytes:
             file = io.BytesIO()
@@ -136,12 +137,12 @@ def _show_codecs(files: list[bytes]) -> None:
             )
             return file.getvalue()
 
-        options = (quality, subsampling, fitted, progressive)
+        options = (level, subsampling, fitted, progressive)
         encoded = [encode(picture, options) for picture in pixels]
         to = min(_cpu_s(lambda o=options: [encode(p, o) for p in pixels]) for _ in range(3))  # type: ignore[misc]
         back = min(_cpu_s(lambda e=encoded: [image.decode(data) for data in e]) for _ in range(3))  # type: ignore[misc]
-        quality_db = np.mean([_psnr(image.decode(data), ref) for data, ref in zip(encoded, references, strict=True)])
-        name = f"q{quality} {subsampling} {'fitted' if fitted else 'standard'}{' progressive' if progressive else ''}"
+        quality_db = np.mean([psnr(image.decode(data), ref) for data, ref in zip(encoded, references, strict=True)])
+        name = f"q{level} {subsampling} {'fitted' if fitted else 'standard'}{' progressive' if progressive else ''}"
         size, count = np.mean([len(data) for data in encoded]), len(files)
         print(f"  {name:32s} {size:8,.0f} {to / count * 1e3:6.2f} {back / count * 1e3:6.3f} {quality_db:6.2f}")
 
@@ -149,7 +150,7 @@ def _show_codecs(files: list[bytes]) -> None:
 def _show_tools(config: BenchConfig, paths: list[Path], judged: list[Path]) -> None:
     names = ["this", *(MODULES if config.peers else ())]
     results: dict[str, Result] = {name: Result([], [], []) for name in names}
-    references = {path.stem: _conventions(path.read_bytes()) for path in judged}
+    print(f"PSNR over {len(judged)} photographs; the reference itself through quality 95: {ceiling(judged):.2f} dB")
     with tempfile.TemporaryDirectory() as scratch:
         once, often = _replicate(paths, Path(scratch) / "once", 1), _replicate(paths, Path(scratch) / "often", TIMES)
         for turn in range(config.rounds):
@@ -163,7 +164,7 @@ def _show_tools(config: BenchConfig, paths: list[Path], judged: list[Path]) -> N
                     costs.append(cost)
                 else:
                     if not result.quality:
-                        result.quality.append(_quality(out.with_name(f"{out.name}-once"), references))
+                        result.quality.append(quality(out.with_name(f"{out.name}-once"), judged))
     _print_tools(config, len(paths), results)
 
 
@@ -172,14 +173,14 @@ def _print_tools(config: BenchConfig, count: int, results: dict[str, Result]) ->
         f"{count} and {TIMES * count} images, {config.workers} processes, {config.rounds} alternating rounds, medians:"
     )
     print(f"  {'tool':12s} {'img/s':>7s} {'CPU s per 1,000':>16s} {'after start-up':>15s} {'dB':>6s}")
-    for name, (short, long, quality) in results.items():
-        if not quality:
+    for name, (short, long, scores) in results.items():
+        if not scores:
             print(f"  {name:12s} is not installed there")
             continue
         rate = median(TIMES * count / cost.wall_s for cost in long)
         cpu = median(cost.cpu_s for cost in short) / count * 1000
         steady = [(b.cpu_s - a.cpu_s) / (TIMES - 1) / count * 1000 for a, b in zip(short, long, strict=True)]
-        print(f"  {name:12s} {rate:7.0f} {cpu:16.2f} {median(steady):15.2f} {quality[0]:6.2f}")
+        print(f"  {name:12s} {rate:7.0f} {cpu:16.2f} {median(steady):15.2f} {scores[0]:6.2f}")
 
 
 def _run(config: BenchConfig, name: str, folder: Path, out: Path) -> Cost | None:
@@ -215,51 +216,6 @@ def _replicate(paths: list[Path], root: Path, times: int) -> Path:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.absolute())
     return root
-
-
-def _quality(out: Path, references: dict[str, list[NDArray[np.uint8]]]) -> float:
-    found = {stem: data for stem, data in _outputs(out) if stem in references}
-    if len(found) != len(references):
-        raise UserError(f"{out.name} made {len(found)} of the {len(references)} images that are judged")
-    return float(np.mean([max(_psnr(image.decode(data), r) for r in references[stem]) for stem, data in found.items()]))
-
-
-def _outputs(out: Path) -> Iterator[tuple[str, bytes]]:
-    """(stem of the source file, JPEG). img2dataset renames: its JSON has the source."""
-    for path in sorted(out.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            members = {member.name: file.read() for member in tar if (file := tar.extractfile(member))}
-        for name, data in members.items():
-            stem = name.removesuffix(".jpg")
-            if stem != name:
-                facts = members.get(f"{stem}.json")
-                yield Path(json.loads(facts)["url"]).stem if facts else stem, data
-
-
-def _conventions(data: bytes) -> list[NDArray[np.uint8]]:
-    """The central square by a full decode and a Lanczos filter, ours first, then as others round."""
-    whole = Pillow.open(io.BytesIO(data)).convert("RGB")
-    width, height = whole.size
-    side: int = min(width, height)
-    method = Pillow.Resampling.LANCZOS
-    boxes = [image.central_box(width, height, SIZE)]
-    boxes.append(((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2))
-    for shift in (-1, 0, 1):
-        left, top = (min(max((d - side) // 2 + shift, 0), d - side) for d in (width, height))
-        boxes.append((left, top, left + side, top + side))
-    found = [whole.resize((SIZE, SIZE), method, box=box) for box in boxes]
-    for rounding in (0.5, 0.0, 1 - 1e-9):  # to the nearest, down, up
-        size = (max(SIZE, int(width * SIZE / side + rounding)), max(SIZE, int(height * SIZE / side + rounding)))
-        resized = whole.resize(size, method)
-        for up in (0, 1):
-            left, top = ((d - SIZE + up) // 2 for d in size)
-            found.append(resized.crop((left, top, left + SIZE, top + SIZE)))
-    return [np.asarray(picture) for picture in found]
-
-
-def _psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2))
-    return 10 * math.log10(255**2 / max(1e-9, error))
 
 
 def _cpu_s(step: Callable[[], object]) -> float:
