@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
 
@@ -27,6 +29,6 @@ def resnet18(num_classes: int = 1000, width: int = 64) -> nn.Sequential:
     widths = [width * scale for scale in (1, 1, 2, 4, 8)]
     stages = [
         nn.Sequential(Block(before, after, 2 if after > before else 1), Block(after, after, 1))
-        for before, after in zip(widths, widths[1:], strict=False)
+        for before, after in itertools.pairwise(widths)
     ]
     return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
