@@ -74,8 +74,10 @@ def main() -> int:
         terms = common_terms(options, local)
         if nodes.rank == 0:
             try:
+                if options.shards is None:  # the page follows the shard stage
+                    server = start_server(options)
                 launch = lead(options, terms, meeting)
-                server = start_server(options)  # last, as all that users get wrong is known by now
+                server = server or start_server(options)  # last, as all that users get wrong is known by now
             except UserError as error:
                 meeting.adjourn(str(error))
             meeting.convene()
@@ -119,7 +121,7 @@ def check_world(options: Options, local: int) -> None:
 
 def lead(options: Options, terms: dict[str, object], meeting: Meeting) -> Launch:
     """Node 0: prepares what is missing, plans the run and publishes the plan."""
-    shards = options.shards or prepare_sample(options.fields.image_size)
+    shards = options.shards or prepare_sample(options.fields.image_size, options.runs / "sample-shards")
     manifest = read_manifest(shards)
     check_dataset(shards, manifest, options)
     launch = plan(options, shards, manifest)
@@ -187,13 +189,13 @@ def check_dataset(shards: Path, manifest: Manifest, options: Options) -> None:
         print(f"{shards} has no validation split: training only, nothing can be evaluated", flush=True)
 
 
-def prepare_sample(size: int) -> Path:
-    """Draws and shards the sample dataset; both stages know when there is nothing to do."""
+def prepare_sample(size: int, run: Path) -> Path:
+    """Draws and shards the sample dataset, to be watched as `run`; both stages know when there is nothing to do."""
     source, shards = SAMPLE / "source", SAMPLE / "shards"
     _stage("sample", "--out", str(source))
     # the whole of it, also where a batch scheduler's variables would make it one task of several
     whole = ("--task-id", "0", "--num-tasks", "1")
-    _stage("shards", "--src", str(source), "--out", str(shards), "--size", str(size), *whole)
+    _stage("shards", "--src", str(source), "--out", str(shards), "--size", str(size), "--run-dir", str(run), *whole)
     return shards
 
 
