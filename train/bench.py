@@ -8,7 +8,7 @@ python -m train bench --shards sample/shards --recipe sample
 - images/s of the obvious baseline: torchvision's AlexNet layout at the recipe's width, eager, float32, torch.optim.SGD,
   a resident batch
 - achieved FLOP/s of the resident step as a share of what a large matrix product reaches on this device
-- the original update rule against torch's fused SGD, on the recipe's parameters
+- the original update rule against torch's fused SGD, on the recipe's parameters (`train.update`)
 
 Rounds of all of them take turns, so that a machine's drift meets each alike. Medians with the extremes of n rounds.
 """
@@ -30,12 +30,14 @@ from train.layers import plan
 from train.options import Fields, Name, read
 from train.recipes import RELEASED, Recipe
 from train.summary import backward_macs
+from train.update import update_ratios
 
 if TYPE_CHECKING:  # torch takes two seconds, which --help need not
     import torch
     from torch import Tensor, nn
 
 CLASSES = 1000
+PAIRS = 60  # of updates
 MATRIX = {"cuda": 8192, "cpu": 2048}  # rows and columns of the product that stands for the device's speed
 
 
@@ -71,13 +73,14 @@ def main(arguments: list[str]) -> None:
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
-        show(options, device, measure(options, device))
+        seconds = measure(options, device)
+        show(options, device, seconds, update_ratios(options.fields, device, PAIRS))
 
 
 def measure(options: Bench, device: torch.device) -> dict[str, list[float]]:
     """Seconds per step of each contender, by round."""
     recipe = options.fields
-    resident = _resident(recipe, device)
+    resident = resident_batch(recipe, device)
     train = training_step(recipe, device, options.compile)
     baseline = baseline_step(recipe, device)
     contenders: dict[str, Step] = {
@@ -85,14 +88,13 @@ def measure(options: Bench, device: torch.device) -> dict[str, list[float]]:
         "baseline": lambda: baseline(*resident),
         "matmul": matmul_step(recipe, device),
     }
-    contenders |= optimiser_steps(recipe, device)
     if options.shards is not None:
-        batches = _endless(options.shards, recipe, device)
+        batches = endless(options.shards, recipe, device)
         contenders["loader"] = lambda: train(*next(batches))
     for step in contenders.values():  # compiles, fills queues and finds the fastest algorithms
         for _ in range(3):
             step()
-    rounds = [_round(contenders, options.steps, device) for _ in range(options.rounds)]
+    rounds = [one_round(contenders, options.steps, device) for _ in range(options.rounds)]
     return {name: [found[name] for found in rounds] for name in contenders}
 
 
@@ -164,41 +166,8 @@ def matmul_step(recipe: Recipe, device: torch.device) -> Step:
     return functools.partial(torch.mm, a, b)
 
 
-def optimiser_steps(recipe: Recipe, device: torch.device) -> dict[str, Step]:
-    """The original rule and torch's fused SGD on parameters of the recipe's shapes; the gradients stay the same."""
-    import torch
-
-    from train.network import AlexNet
-    from train.optim import Optimiser
-    from train.schedule import rates
-
-    def owned() -> tuple[nn.Module, Callable[[], None]]:
-        network = AlexNet(recipe, CLASSES).to(device)
-        gradients = [torch.full_like(parameter, 1e-6) for parameter in network.parameters()]
-
-        def give() -> None:
-            for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-                parameter.grad = gradient
-
-        return network, give
-
-    (own_network, give_own), (plain_network, give_plain) = owned(), owned()
-    own, rate = Optimiser(own_network, recipe), rates(recipe, 0, 10_000)
-    plain = torch.optim.SGD(plain_network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
-
-    def step_plain() -> None:
-        give_plain()
-        plain.step()
-        plain.zero_grad()
-
-    def step_own() -> None:
-        give_own()
-        own.step(rate)
-
-    return {"original rule": step_own, "fused SGD": step_plain}
-
-
-def show(options: Bench, device: torch.device, seconds: dict[str, list[float]]) -> None:
+def show(options: Bench, device: torch.device, seconds: dict[str, list[float]], ratios: list[float]) -> None:
+    """ratios: of single updates, as `update_ratios` finds them."""
     import torch
 
     recipe = options.fields
@@ -215,15 +184,15 @@ def show(options: Bench, device: torch.device, seconds: dict[str, list[float]]) 
     achieved, possible = flops / middle["resident"], 2 * MATRIX[device.type] ** 3 / middle["matmul"]
     share = achieved / possible
     print(f"achieved {achieved / 1e12:.3f} TFLOP/s, {share:.0%} of a matrix product's {possible / 1e12:.3f}")
-    update = middle["original rule"] / middle["fused SGD"]
-    print(f"original rule {1e3 * middle['original rule']:.2f} ms a step, {update:.3f} times fused SGD")
+    low, update, high = statistics.quantiles(ratios, n=4)
+    print(f"original rule {update:.3f} times fused SGD [quartiles {low:.3f}..{high:.3f}], {len(ratios)} pairs of steps")
     free = middle["resident"] / middle["loader"] if "loader" in middle else float("nan")
     print(f"bench free_ratio={free:.4g} speedup={middle['baseline'] / middle['resident']:.4g} "
           f"images_per_s={recipe.batch / middle['resident']:.4g} flops_share={share:.3g} "
           f"update_ratio={update:.4g}", flush=True)  # fmt: skip
 
 
-def _resident(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
+def resident_batch(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
     import torch
 
     images = torch.randn(recipe.batch, 3, recipe.crop, recipe.crop, device=device) * 70
@@ -231,7 +200,7 @@ def _resident(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
     return images.to(getattr(torch, recipe.compute)).contiguous(memory_format=torch.channels_last), labels
 
 
-def _endless(shards: Path, recipe: Recipe, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def endless(shards: Path, recipe: Recipe, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Whole batches alone, epoch after epoch, as training gets them."""
     from dataclasses import replace
 
@@ -245,22 +214,22 @@ def _endless(shards: Path, recipe: Recipe, device: torch.device) -> Iterator[tup
                 yield images, labels
 
 
-def _round(contenders: dict[str, Step], steps: int, device: torch.device) -> dict[str, float]:
+def one_round(contenders: dict[str, Step], steps: int, device: torch.device) -> dict[str, float]:
     """Seconds per step of each. Batches that were made ready while others had their turn are taken first, untimed."""
     found = {}
     for name, step in contenders.items():
         for _ in range(4 if name == "loader" else 1):
             step()
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         for _ in range(steps):
             step()
-        _wait(device)
+        wait(device)
         found[name] = (time.perf_counter() - began) / steps
     return found
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     import torch
 
     if device.type == "cuda":

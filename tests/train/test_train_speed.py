@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +13,13 @@ import torch
 from torch import Tensor
 
 from train.__main__ import has_cpp_compiler
-from train.bench import optimiser_steps, torchvision_layout
+from train.bench import torchvision_layout
 from train.network import AlexNet, Draw
 from train.optim import Optimiser
 from train.recipes import RELEASED, SAMPLE, Recipe
 from train.schedule import rates
 from train.scores import share_of_loss
+from train.update import update_ratios
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = replace(RELEASED, image_size=73, crop=64, width=1 / 16, batch=8, init="he", input_scale=1 / 64, rate=0.05)
@@ -72,15 +71,9 @@ def test_normalisation_is_in_float32_under_bfloat16() -> None:
 
 
 def test_the_original_rule_is_as_fast_as_fused_sgd() -> None:
-    """The bench promises 5 %; on a machine shared with other work the best of many is held to more."""
-    steps = optimiser_steps(replace(SAMPLE, width=0.25), torch.device("cpu"))
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for name, step in itertools.chain(*[steps.items()] * 40):
-        began = time.perf_counter()
-        step()
-        seconds[name].append(time.perf_counter() - began)
-    best = {name: statistics.quantiles(each, n=10)[0] for name, each in seconds.items()}
-    assert best["original rule"] < 1.5 * best["fused SGD"]
+    """The promise is 5 %; pairs of single steps, on a machine shared with other work, tell it to about as much."""
+    ratios = update_ratios(replace(SAMPLE, width=0.25), torch.device("cpu"), 200)
+    assert statistics.median(ratios) < 1.1
 
 
 def test_the_baseline_is_torchvision_s() -> None:
