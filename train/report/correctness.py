@@ -1,0 +1,158 @@
+"""Part 1: is what the device computes right? The tests marked gpu, and how far its decoder is from the CPU's.
+
+Without a GPU their twins for the CPU run instead, and the tests marked gpu are counted as skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from train.report.book import Book, Result
+from train.report.setting import Setting
+
+PART = 1
+ROOT = Path(__file__).resolve().parent.parent.parent
+FILES = (
+    "tests/loader/test_loader_finish.py", "tests/loader/test_loader_decoded.py", "tests/train/test_train_report.py",
+    "tests/train/test_train_gpu.py",
+)  # fmt: skip
+TWINS = (
+    ("tests/loader/test_loader_finish.py", "not resized"), ("tests/loader/test_loader_decoded.py", ""),
+    ("tests/train/test_train_speed.py", "bfloat16"), ("tests/train/test_train_report.py", "not report"),
+)  # fmt: skip
+SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}  # Pillow's numbers
+FILE_S = 400
+
+
+def run(setting: Setting, book: Book) -> None:
+    for name in (*SUBSAMPLINGS, "grey"):
+        against = "DALI mixed against DALI on the CPU" if setting.cuda else "DALI on the CPU against Pillow"
+        book.measure(PART, f"decoding, {name}", against, partial(decoding, name, setting.device))
+    for file in FILES:
+        command = f"pytest -m gpu {file}"
+        book.measure(PART, command, command, partial(tested, file, "gpu", "", book), needs=60)
+    if not setting.cuda:
+        for file, names in TWINS:
+            command = f"pytest -m 'not gpu and not slow' {file}" + (f" -k '{names}'" if names else "")
+            make = partial(tested, file, "not gpu and not slow", names, book)
+            book.measure(PART, f"{file} without a GPU", command, make, needs=60)
+
+
+def tested(file: str, marks: str, names: str, book: Book) -> Result:
+    """Outcomes of a file's tests, and the lines that they printed."""
+    if importlib.util.find_spec("pytest") is None:
+        raise RuntimeError("pytest is not installed")
+    if not (ROOT / file).exists():
+        raise RuntimeError(f"{file} is not here: reports on correctness are made from a checkout")
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "tests.xml"
+        command = [sys.executable, "-m", "pytest", file, "-m", marks, "-q", "-p", "no:cacheprovider"]
+        command += ["-o", "junit_logging=system-out", f"--junit-xml={report}", *(["-k", names] if names else [])]
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=min(book.left, FILE_S))
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"not done in {min(book.left, FILE_S):.0f} s") from None
+        if not report.exists():
+            raise RuntimeError((done.stderr.strip() or done.stdout.strip()).splitlines()[-1])
+        return counted(ET.parse(report).getroot())
+
+
+def counted(root: Any) -> Result:
+    """From pytest's XML: how many passed, were skipped, failed; why; and what the tests measured."""
+    cases = list(root.iter("testcase"))
+    failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = [case.find("skipped").get("message", "") for case in cases if case.find("skipped") is not None]
+    found: Result = {"passed": float(len(cases) - len(failed) - len(skipped)), "skipped": float(len(skipped))}
+    found["failed"] = ", ".join(failed) if failed else 0.0
+    if skipped:
+        found["because"] = ", ".join(sorted(set(skipped)))
+    said = [line for case in cases for out in case.iter("system-out") for line in (out.text or "").splitlines()]
+    lines = [line for line in said if line.strip() and not re.match(r"-+ Captured|-{5,}", line.strip())]
+    return found | {"said": " | ".join(lines)} if lines else found
+
+
+def photographs(count: int = 16, size: int = 256) -> list[NDArray[np.uint8]]:
+    """Pictures with edges, gradients and grain, drawn from a seed: chroma that subsampling has to work on."""
+    images = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        small = rng.integers(0, 256, (size // 16, size // 16, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)).astype(np.int16)
+        smooth[size // 3 : size // 2, size // 4 : size // 2] = rng.integers(0, 256, 3)
+        grain = rng.integers(-12, 13, (size, size, 1))
+        images.append(np.clip(smooth + grain, 0, 255).astype(np.uint8))
+    return images
+
+
+def encoded(image: NDArray[np.uint8], kind: str) -> bytes:
+    buffer, picture = io.BytesIO(), Image.fromarray(image)
+    if kind == "grey":
+        picture.convert("L").save(buffer, "JPEG", quality=95)
+    else:
+        picture.save(buffer, "JPEG", quality=95, subsampling=SUBSAMPLINGS[kind])
+    return buffer.getvalue()
+
+
+def decoded(files: list[bytes], device: str, box: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:
+    """By DALI ("cpu", "mixed"), [n,S,S,3]: whole, or the square (y, x, side) alone."""
+    from nvidia.dali import Pipeline, fn, types
+
+    data = [np.frombuffer(file, np.uint8) for file in files]
+    pipeline = Pipeline(batch_size=len(files), num_threads=2, device_id=0 if device == "mixed" else None,
+                        prefetch_queue_depth=1, exec_pipelined=False, exec_async=False)  # fmt: skip
+    with pipeline:
+        source = fn.external_source(source=lambda: data, batch=True, dtype=types.UINT8, ndim=1)
+        if box is None:
+            images = fn.decoders.image(source, device=device, output_type=types.RGB, adjust_orientation=False)
+        else:
+            y, x, side = box
+            images = fn.decoders.image_slice(
+                source,
+                start=[y, x],
+                shape=[side, side],
+                axes=[0, 1],
+                device=device,
+                output_type=types.RGB,
+                adjust_orientation=False,
+            )
+        pipeline.set_outputs(images)
+    pipeline.build()
+    (done,) = pipeline.run()
+    on_host = done.as_cpu() if device == "mixed" else done
+    found: NDArray[np.uint8] = np.array(on_host.as_tensor())
+    return found
+
+
+def decoding(kind: str, device: torch.device) -> Result:
+    """Grey levels between two decoders; and between a region decoded alone and cut out of the whole."""
+    files = [encoded(image, kind) for image in photographs()]
+    host = decoded(files, "cpu")
+    box = (13, 7, 224)
+    y, x, side = box
+    if device.type == "cuda":
+        other, place = decoded(files, "mixed"), "mixed"
+    else:
+        other = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
+        place = "cpu"
+    whole = other if place == "mixed" else host
+    region = decoded(files, place, box)
+    apart = np.abs(host.astype(np.int16) - other)
+    cut = np.abs(whole[:, y : y + side, x : x + side].astype(np.int16) - region)
+    return {
+        "largest difference, levels": float(apart.max()), "mean": float(apart.mean()),
+        "region against whole, largest": float(cut.max()), "images": float(len(files)),
+    }  # fmt: skip

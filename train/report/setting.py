@@ -1,0 +1,77 @@
+"""What the parts work on: a device, datasets, and how much of it a part can do in its minutes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from preprocess.dataset import read_manifest, require_split
+from preprocess.errors import UserError
+from train.recipes import RECIPES, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    device: torch.device
+    out: Path
+    jpeg: Path  # shards
+    raw: Path
+    recipe: Recipe
+    flags: tuple[str, ...]  # that give this recipe to `python -m train`
+    batches: tuple[int, ...]
+    free_batches: tuple[int, ...]  # of the free ratio
+    rounds: int
+    steps: int  # of training in a round
+    window_s: float  # of loading in a round
+    runs: int = 5  # alternating ones of the free ratio
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def prepare(out: Path, device: torch.device, *, shards: Path | None, src: str | None, size: int | None) -> Setting:
+    """Datasets that are missing are made: from `src`, or of a drawn sample; raw ones from the JPEGs' shards."""
+    cuda = device.type == "cuda"
+    side = size or (256 if cuda else 128)
+    jpeg = shards or made(out / "data" / "jpeg", src or drawn(out / "data"), side, "jpeg")
+    manifest = read_manifest(jpeg)
+    require_split(jpeg, manifest, "train")
+    if manifest.codec != "jpeg":
+        raise UserError(f"--shards {jpeg} holds {manifest.codec} samples; give JPEG shards, the raw ones are made")
+    side = manifest.image_size
+    raw = made(out / "data" / f"raw-{manifest.hash[:8]}", str(jpeg), side, "raw")
+    name, width = ("released", 1.0) if cuda else ("sample", 0.125)
+    crop = side * 7 // 8
+    recipe = replace(RECIPES[name], image_size=side, crop=crop, width=width)
+    flags = ("--recipe", name, "--image-size", str(side), "--crop", str(crop), "--width", str(width))
+    images = manifest.splits["train"].samples
+    wanted, free = ((128, 256, 512, 1024, 2048), (128, 512, 1024)) if cuda else ((32, 64), (32,))
+    return Setting(
+        device=device, out=out, jpeg=jpeg, raw=raw, recipe=recipe, flags=flags,
+        batches=tuple(size for size in wanted if 4 * size <= images) or (max(2, images // 8 * 2),),
+        free_batches=tuple(size for size in free if 4 * size <= images) or (max(2, images // 8 * 2),),
+        rounds=5 if cuda else 3, steps=20 if cuda else 2, window_s=3.0 if cuda else 1.5,
+    )  # fmt: skip
+
+
+def drawn(folder: Path) -> str:
+    source = folder / "source"
+    stage("sample", "--out", str(source))
+    return str(source)
+
+
+def made(shards: Path, src: str, size: int, codec: str) -> Path:
+    """The stage knows when there is nothing to do."""
+    stage("shards", "--src", src, "--out", str(shards), "--size", str(size), "--codec", codec)
+    return shards
+
+
+def stage(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "preprocess", *arguments], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError((done.stderr.strip() or f"preprocess {arguments[0]} failed").splitlines()[-1])

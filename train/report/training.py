@@ -1,0 +1,187 @@
+"""Part 3: training alone, on batches that stay on the device; against the plain network and the matrix rate."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from train.bench import (
+    CLASSES,
+    MATRIX,
+    matmul_step,
+    one_round,
+    resident_batch,
+    torchvision_layout,
+    training_step,
+)
+from train.layers import plan
+from train.network import AlexNet
+from train.recipes import Recipe
+from train.report.book import Book, Result
+from train.report.setting import Setting
+from train.summary import backward_macs
+from train.update import update_ratios
+
+PART = 3
+SLOWEST = 10
+PAIRS = 60  # of updates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    compute: str
+    tf32: bool = False
+    compiled: bool = False
+
+
+def variants(setting: Setting) -> dict[str, Variant]:
+    if not setting.cuda:
+        return {"float32": Variant(compute="float32"), "bfloat16": Variant(compute="bfloat16")}
+    found = {"float32": Variant(compute="float32"), "tf32": Variant(compute="float32", tf32=True)}
+    found["bfloat16"] = Variant(compute="bfloat16")
+    return found | {f"{name}, compiled": replace(one, compiled=True) for name, one in found.items()}
+
+
+def run(setting: Setting, book: Book) -> None:
+    middle = setting.batches[len(setting.batches) // 2]
+    batches = (middle, *(size for size in setting.batches if size != middle))
+    for compute in ("float32", "bfloat16"):
+        book.measure(PART, f"matrix product, {compute}", "torch.mm", partial(matrix, setting, compute, tf32=False))
+    if setting.cuda:
+        book.measure(PART, "matrix product, tf32", "torch.mm", partial(matrix, setting, "float32", tf32=True))
+    for batch in batches:
+        for name, variant in variants(setting).items():
+            title = f"ours, {name}, batch {batch}"
+            book.measure(PART, title, "bench.training_step", partial(trained, setting, variant, batch), needs=40)
+        title = f"torchvision's layout, batch {batch}"
+        command = "eager, channels first, autocast, torch.optim.SGD"
+        book.measure(PART, title, command, partial(plain, setting, batch), needs=30)
+    book.measure(PART, "update rule", "update.update_ratios", partial(updates, setting), needs=20)
+    for name in ("float32", "bfloat16"):
+        make = partial(slowest, setting, name, middle)
+        book.measure(PART, f"where the time goes, {name}, batch {middle}", "torch.profiler", make, needs=30)
+
+
+@contextmanager
+def precision(tf32: bool) -> Iterator[None]:
+    """Of float32 products on a GPU; the trainer itself leaves TF32 off."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def seconds(step: Callable[[], object], setting: Setting) -> list[float]:
+    """Per step, by round; compiling and finding the fastest algorithms is over before."""
+    for _ in range(3):
+        step()
+    return [one_round({"": step}, setting.steps, setting.device)[""] for _ in range(setting.rounds)]
+
+
+def flops(recipe: Recipe) -> int:
+    """Of one training step: forward, and backward."""
+    layers = plan(recipe, CLASSES)
+    return 2 * recipe.batch * (sum(own.macs for own in layers.values()) + backward_macs(layers))
+
+
+def matrix(setting: Setting, compute: str, *, tf32: bool) -> Result:
+    with precision(tf32):
+        recipe = replace(setting.recipe, compute=compute)  # type: ignore[arg-type]
+        took = seconds(matmul_step(recipe, setting.device), setting)
+    return {"TFLOP/s": [2 * MATRIX[setting.device.type] ** 3 / each / 1e12 for each in took]}
+
+
+def trained(setting: Setting, variant: Variant, batch: int) -> Result:
+    recipe = replace(setting.recipe, batch=batch, compute=variant.compute)  # type: ignore[arg-type]
+    with precision(variant.tf32), torch.random.fork_rng(devices=[]):
+        images, labels = resident_batch(recipe, setting.device)
+        step = training_step(recipe, setting.device, "on" if variant.compiled else "off")
+        took = seconds(lambda: step(images, labels), setting)
+        product = seconds(matmul_step(recipe, setting.device), setting)
+    achieved = [flops(recipe) / each / 1e12 for each in took]
+    possible = 2 * MATRIX[setting.device.type] ** 3 / statistics.median(product) / 1e12
+    return {
+        "images/s": [batch / each for each in took],
+        "TFLOP/s": achieved,
+        "share of the matrix rate": statistics.median(achieved) / possible,
+    }
+
+
+def plain(setting: Setting, batch: int) -> Result:
+    """torchvision's network as most would write its training: eager, channels first, autocast to bfloat16."""
+    from torch.nn import functional
+
+    device, recipe = setting.device, replace(setting.recipe, batch=batch)
+    with torch.random.fork_rng(devices=[]):
+        network = torchvision_layout(recipe.width, CLASSES).to(device)
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+        images, labels = resident_batch(recipe, device)
+        images = (images / 58).contiguous()
+
+        def step() -> None:
+            optimiser.zero_grad()
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                loss = functional.cross_entropy(network(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+
+        return {"images/s": [batch / each for each in seconds(step, setting)]}
+
+
+def updates(setting: Setting) -> Result:
+    """Of single updates that take turns: the original rule's time over that of torch's fused SGD."""
+    return {"original rule over fused SGD": update_ratios(setting.recipe, setting.device, PAIRS)}
+
+
+def slowest(setting: Setting, compute: str, batch: int) -> Result:
+    """Shares of a step's time by operation and layer, the largest first: eager, forward and backward."""
+    from torch.profiler import ProfilerActivity, profile
+
+    recipe = replace(setting.recipe, batch=batch, compute=compute)  # type: ignore[arg-type]
+    images, labels = resident_batch(recipe, setting.device)
+    step = training_step(recipe, setting.device, "off")
+    for _ in range(3):
+        step(images, labels)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setting.cuda else [])
+    with profile(activities=activities, record_shapes=True) as profiled:
+        for _ in range(setting.steps):
+            step(images, labels)
+        if setting.cuda:
+            torch.cuda.synchronize()
+    events = [
+        (event.self_device_time_total if setting.cuda else event.self_cpu_time_total, event)
+        for event in profiled.key_averages(group_by_input_shape=True)
+    ]
+    whole, layers = sum(took for took, _ in events), layers_by_weight(recipe)
+    found: dict[str, float] = {}
+    for took, event in events:
+        where = next((layers[tuple(s)] for s in event.input_shapes if tuple(s) in layers), None)
+        name = f"{event.key.removeprefix('aten::')} of {where}" if where else str(event.key.removeprefix("aten::"))
+        found[name] = found.get(name, 0.0) + took / whole
+    order = sorted(found, key=lambda name: -found[name])[:SLOWEST]
+    by_layer: dict[str, float] = {}
+    for name, share in found.items():
+        if " of " in name:
+            layer = name.rpartition(" of ")[2]
+            by_layer[layer] = by_layer.get(layer, 0.0) + share
+    three = sorted(by_layer, key=lambda layer: -by_layer[layer])[:3]
+    result: Result = {"slowest three layers": ", ".join(f"{layer} {by_layer[layer]:.0%}" for layer in three)}
+    return result | {"slowest operations": ", ".join(f"{name} {found[name]:.1%}" for name in order)}
+
+
+def layers_by_weight(recipe: Recipe) -> dict[tuple[int, ...], str]:
+    """Shapes that a profiler sees as inputs, to layers; the same shape in two layers is named as both."""
+    found: dict[tuple[int, ...], str] = {}
+    for name, module in AlexNet(recipe, CLASSES).named_children():
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        for shape in {tuple(weight.shape), tuple(weight.t().shape) if weight.dim() == 2 else tuple(weight.shape)}:
+            found[shape] = f"{found[shape]}/{name}" if shape in found else name
+    return found
