@@ -61,28 +61,26 @@ def main() -> int:
         return 0
     signal.signal(signal.SIGTERM, _terminate)
     options = parse(sys.argv[1:])
-    server = None
+    nodes, server = options.nodes, None
     try:
+        if nodes.most > 1:  # torch's C++ warns of every address without a name, and of every peer that is gone
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         import torch
 
-        present, nodes = torch.cuda.device_count(), options.nodes
-        local = choose_world(options.gpus, present=present, share_device=options.share_device)
-        check_world(options, local)
-        if options.compile == "on" and not present and not has_cpp_compiler():
-            raise UserError("--compile on needs a C++ compiler on a CPU: apt install g++, or leave it off")
+        present = torch.cuda.device_count()
         meeting = meet(nodes)
-        terms = common_terms(options, local)
-        if nodes.rank == 0:
-            try:
-                if options.shards is None:  # the page follows the shard stage
-                    server = start_server(options)
-                launch = lead(options, terms, meeting)
-                server = server or start_server(options)  # last, as all that users get wrong is known by now
-            except UserError as error:
-                meeting.adjourn(str(error))
-            meeting.convene()
-        else:
-            launch = follow(options, terms, meeting)
+        said = meeting.plan() if nodes.rank else ""
+        with meeting.told():
+            local = choose_world(options.gpus, present=present, share_device=options.share_device)
+            check_world(options, local)
+            if options.compile == "on" and not present and not has_cpp_compiler():
+                raise UserError("--compile on needs a C++ compiler on a CPU: apt install g++, or leave it off")
+            if not (nodes.rank or options.shards):  # the page follows the shard stage
+                server = start_server(options)
+            launch = follow(options, local, said) if nodes.rank else lead(options, local, meeting)
+            if not (nodes.rank or server):  # last: all that users get wrong is known by now
+                server = start_server(options)
+        meeting.begin()
         if local > 1 and not present:
             towers = ", one tower each" if local * nodes.most == options.tower_ranks == options.fields.towers else ""
             print(f"no GPU: {local} CPU processes over gloo{towers}", flush=True)
@@ -119,7 +117,7 @@ def check_world(options: Options, local: int) -> None:
         raise UserError("this recipe normalises across the towers: take --gpus 1 or --tower-ranks 1")
 
 
-def lead(options: Options, terms: dict[str, object], meeting: Meeting) -> Launch:
+def lead(options: Options, local: int, meeting: Meeting) -> Launch:
     """Node 0: prepares what is missing, plans the run and publishes the plan."""
     shards = options.shards or prepare_sample(options.fields.image_size, options.runs / "sample-shards")
     manifest = read_manifest(shards)
@@ -129,33 +127,29 @@ def lead(options: Options, terms: dict[str, object], meeting: Meeting) -> Launch
     if options.nodes.most > 1:
         launch.folder.mkdir(parents=True, exist_ok=True)
         (launch.folder / "node-0").write_text(token)
+    terms = common_terms(options, local)
     said = {"launch": launch.to_json(), "terms": terms, "dataset": manifest.hash, "token": token}
     meeting.publish(json.dumps(said))
     return launch
 
 
-def follow(options: Options, terms: dict[str, object], meeting: Meeting) -> Launch:
-    """Another node: takes node 0's plan, with its own names of the places. UserError, here and there, if it differs."""
-    node, said = f"node {options.nodes.rank}", json.loads(meeting.plan())
+def follow(options: Options, local: int, plan: str) -> Launch:
+    """Another node: takes node 0's plan, with its own names of the places. UserError if it differs from this one's."""
+    said = json.loads(plan)
+    if told := differing(common_terms(options, local), said["terms"]):
+        raise UserError(f"{told}; give every machine the same command but for --node-rank")
     shards = options.shards or SAMPLE / "shards"
+    manifest = read_manifest(shards)
+    check_dataset(shards, manifest, options)
+    if manifest.hash != said["dataset"]:
+        raise UserError(f"{shards} is dataset {manifest.hash[:8]}, node 0 has {said['dataset'][:8]}")
     launch = dataclasses.replace(Launch.from_json(said["launch"]), shards=str(shards), runs=str(options.runs))
-    try:
-        if told := differing(terms, said["terms"], node):
-            raise UserError(f"{told}; give every machine the same command but for --node-rank")
-        manifest = read_manifest(shards)
-        check_dataset(shards, manifest, options)
-        if manifest.hash != said["dataset"]:
-            raise UserError(f"{shards} is dataset {manifest.hash[:8]}, node 0 has {said['dataset'][:8]}")
-        check_shared(launch.folder / "node-0", said["token"])
-        seat = hold(launch.folder / f"node-{options.nodes.rank}")
-        if seat is None:
-            raise UserError("its --node-rank is another living machine's; number them from 0 on")
-    except UserError as error:
-        meeting.refuse(f"{node}: {error}")
-        raise UserError(f"{node}: {error}") from None
+    check_shared(launch.folder / "node-0", said["token"])
+    seat = hold(launch.folder / f"node-{options.nodes.rank}")
+    if seat is None:
+        raise UserError("its --node-rank is another living machine's; number them from 0 on")
     SEATS.append(seat)
-    meeting.accept()
-    print(f"run: {launch.folder} as {node}; its status is at node 0", flush=True)
+    print(f"run: {launch.folder}; its status is at node 0", flush=True)
     return launch
 
 

@@ -14,6 +14,8 @@ import math
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -73,23 +75,36 @@ class Meeting:
             raise UserError(said)
         return said
 
-    def refuse(self, why: str) -> None:
-        self._store.set(f"answer/{self.nodes.rank}", why)
-
-    def accept(self) -> None:
-        """Others: ready. Returns when node 0 says so too; UserError if somebody refused."""
-        self._store.set(f"answer/{self.nodes.rank}", "")
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """A user's mistake that is found inside is told to all machines that have come."""
+        node = self.nodes.rank
         try:
-            found = self._wait(("go",), self.nodes.join_timeout + 2 * LAST_CALL_S)
+            yield
+        except UserError as error:
+            if node == 0:
+                self._adjourn(str(error))
+            self._store.set(f"answer/{node}", f"node {node}: {error}")
+            raise UserError(f"node {node}: {error}") from None
+
+    def begin(self) -> None:
+        """Returns when all machines are ready; UserError, the same on each, if one is not, or does not come."""
+        if self.nodes.rank == 0:
+            self._convene()
+            return
+        nodes = self.nodes
+        try:
+            self._store.set(f"answer/{nodes.rank}", "")
+            found = self._wait(("go",), nodes.join_timeout + 2 * LAST_CALL_S)
         except RuntimeError:
-            raise UserError(f"node 0 at {self.nodes.rdzv} ended before it had begun; it says why") from None
+            raise UserError(f"node 0 at {nodes.rdzv} ended before it had begun; it says why") from None
         if found is None:
-            raise UserError(f"node 0 at {self.nodes.rdzv} did not begin within {self.nodes.join_timeout:g} s")
+            raise UserError(f"node 0 at {nodes.rdzv} did not begin within {nodes.join_timeout:g} s")
         if found[1]:
             raise UserError(found[1])
 
-    def convene(self) -> None:
-        """Node 0: returns when all have come, or enough of them a while ago; UserError that all are told."""
+    def _convene(self) -> None:
+        """Node 0: until all have come, or enough of them and a last call is over."""
         nodes, began, enough = self.nodes, time.monotonic(), math.inf
         if nodes.most > 1:
             print(f"waiting for {nodes.most - 1} more at {self.endpoint}", flush=True)
@@ -104,10 +119,10 @@ class Meeting:
             elif now - began > nodes.join_timeout:
                 missing = ", ".join(str(one) for one in range(1, nodes.most) if one not in come)
                 refused = f"--nnodes {nodes.nnodes}, but node {missing} did not come to {self.endpoint} within "
-                self.adjourn(f"{refused}{nodes.join_timeout:g} s; start it, or lower --nnodes")
+                self._adjourn(f"{refused}{nodes.join_timeout:g} s; start it, or lower --nnodes")
             time.sleep(POLL_S)
         if refused := next(filter(None, come.values()), None):
-            self.adjourn(refused)
+            self._adjourn(refused)
         self._store.set("go", "")
 
     def settle(self, own: End) -> End:
@@ -144,8 +159,7 @@ class Meeting:
         keys = {node: f"answer/{node}" for node in range(1, self.nodes.most)}
         return {node: self._store.get(key).decode() for node, key in keys.items() if self._store.check([key])}
 
-    def adjourn(self, why: str) -> NoReturn:
-        """Node 0: raises UserError, for all that have come."""
+    def _adjourn(self, why: str) -> NoReturn:
         self._store.set("go", why)
         if self.nodes.most > 1:
             time.sleep(1.0)  # the others look ten times a second, and the store ends with this process

@@ -62,7 +62,7 @@ class Nodes:
 ALONE = Nodes()
 
 
-def differing(own: dict[str, object], theirs: dict[str, object], node: str) -> str:
+def differing(own: dict[str, object], theirs: dict[str, object]) -> str:
     names = [name for name in own | theirs if own.get(name) != theirs.get(name)]
     told = [f"{name.replace('_', '-')} is {own.get(name)}, on node 0 {theirs.get(name)}" for name in names]
     return ", ".join(told)
