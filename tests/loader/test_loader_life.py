@@ -13,6 +13,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -47,7 +48,8 @@ def test_memory_stays_flat_over_epochs(sample_shards: Path, epochs: int) -> None
                 assert sum(int((batch.ids >= 0).sum()) for batch in loader) == loader.num_samples
             sizes.append(process.memory_info().rss / 2**20)
     print(f"MB after each epoch: {[round(size) for size in sizes]}")
-    assert max(sizes[2:]) - sizes[1] < 48, sizes  # a buffer that leaked would be 19 MB each time
+    growth = np.polyfit(range(epochs), sizes[2:], 1)[0] * epochs  # of the line through them: allocators breathe
+    assert growth < 48, sizes  # a buffer that leaked would be 19 MB each time
 
 
 def test_an_epoch_broken_off_frees_its_buffers_at_once(jpeg_dataset: Path) -> None:
@@ -144,21 +146,30 @@ def test_the_interpreter_ends_whatever_is_open(jpeg_dataset: Path, ending: str) 
     assert (done.returncode, done.stdout, done.stderr) == (0, "torch.Size([8, 3, 48, 48])\n", "")
 
 
-def first_batch_s(root: Path, **options: Any) -> float:
-    """Seconds from building the loader to its first batch in a fresh process, imports apart; the best of three."""
+BUSY = 5  # times that a clock on the wall may show on a machine that others use
+
+
+def assert_first_batch_within(limit_s: float, root: Path, **options: Any) -> None:
+    """From building the loader to its first batch, in a fresh process, imports apart; the best of three. CPU seconds of
+    all threads hold the limit itself, on two cores they are more than the seconds that pass."""
     code = f"""
         import time, numba, torch, nvidia.dali.fn
         from loader import Loader, LoaderConfig
-        start = time.perf_counter()
-        next(iter(Loader({str(root)!r}, "train", LoaderConfig(**{options!r}))))
-        print(time.perf_counter() - start)
+        wall, cpu = time.perf_counter(), time.process_time()
+        batches = iter(Loader({str(root)!r}, "train", LoaderConfig(threads=2, **{options!r})))
+        next(batches)
+        print(time.perf_counter() - wall, time.process_time() - cpu)
     """
-    return min(float(python(code).stdout) for _ in range(3))
+    runs = [[float(number) for number in python(code).stdout.split()] for _ in range(3)]
+    wall, cpu = (min(column) for column in zip(*runs, strict=True))
+    print(f"first batch after {wall:.2f} s, {cpu:.2f} CPU s")
+    assert cpu < limit_s
+    assert wall < BUSY * limit_s
 
 
 @pytest.mark.slow
 def test_the_first_batch_comes_within_a_second(sample_shards: Path) -> None:
-    assert first_batch_s(sample_shards, batch_size=256, crop=112) < 1
+    assert_first_batch_within(1, sample_shards, batch_size=256, crop=112)
 
 
 @pytest.mark.slow
@@ -167,7 +178,7 @@ def test_the_first_batch_of_an_index_of_the_size_of_ilsvrc_comes_within_three_se
     jpeg_dataset: Path, tmp_path: Path, order: str
 ) -> None:
     root = write_large_index(jpeg_dataset, tmp_path / "large", 1_281_167)
-    assert first_batch_s(root, batch_size=256, crop=48, order=order) < 3
+    assert_first_batch_within(3, root, batch_size=256, crop=48, order=order)
 
 
 def test_cores_are_shared_by_the_ranks_of_one_machine(jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
