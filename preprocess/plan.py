@@ -25,7 +25,7 @@ from preprocess.dataset import Manifest
 from preprocess.errors import UserError
 from preprocess.shard import ShardTask
 from preprocess.sources import Source
-from preprocess.store import WORK, Store, publish_bytes
+from preprocess.store import WORK, Store, create_bytes
 
 PLAN = f"{WORK}/plan.json"
 
@@ -94,15 +94,17 @@ def make_task(part: Slice, source: Source, draft: Manifest, out: str) -> ShardTa
 
 
 def agree(store: Store, place: str, plan: Plan) -> None:
-    """Writes down what is being made; refuses unfinished work of other settings, another source or other tools."""
+    """Writes down what is being made; refuses unfinished work of other settings, another source or other tools.
+
+    Tasks, and runs at a URL, may do this at the same time: the first one's plan stands, and is read by all.
+    """
     try:
+        if PLAN not in {f"{WORK}/{name}" for name in store.sizes(WORK)}:
+            create_bytes(store, PLAN, plan.to_json())
         there = Plan.from_json(store.read(PLAN))
-    except FileNotFoundError:
-        publish_bytes(store, PLAN, plan.to_json())
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{place} holds unfinished work of another version; add --discard to remove it") from None
-    else:
-        refuse_other(place, there.draft, plan.draft, "add --discard to remove that unfinished work, or choose another")
+    refuse_other(place, there.draft, plan.draft, "add --discard to remove that unfinished work, or choose another")
 
 
 def refuse_other(place: str, there: Manifest, wanted: Manifest, way_out: str) -> None:

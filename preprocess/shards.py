@@ -162,7 +162,12 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
         if config.is_part:
             print(f"{config.out}: task {config.task_id} of {config.num_tasks} is done; after the last, merge publishes")
             return None
-        manifest = publish(store, config.out, plan.draft, plan.shard_names(), config.max_rejects)
+        try:
+            manifest = publish(store, config.out, plan.draft, plan.shard_names(), config.max_rejects)
+        except FileNotFoundError:  # at a URL, where there is no lock, another run may have removed the receipts
+            if dataset.MANIFEST not in store.sizes():
+                raise
+            return _leave(config, store, plan.draft)
     print(f"{config.out}: {summary(manifest)}")
     return manifest
 

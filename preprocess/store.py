@@ -31,6 +31,9 @@ class Store(Protocol):
     def publish(self, made: Path, name: str) -> None:
         """Moves a finished local file to its name."""
 
+    def create(self, made: Path, name: str) -> None:
+        """The same, unless another was first with that name: then nothing changes."""
+
     def read(self, name: str) -> bytes:
         """Raises OSError."""
 
@@ -55,6 +58,14 @@ class LocalStore:
         made.replace(self.root / name)
         sync_folder((self.root / name).parent)
 
+    def create(self, made: Path, name: str) -> None:
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(made, self.root / name)
+        made.unlink()
+        sync_folder((self.root / name).parent)
+
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
@@ -72,7 +83,10 @@ class LocalStore:
 
 
 class RemoteStore:
-    """The same at a URL. Nothing keeps two runs apart there; with the same settings they write the same bytes."""
+    """The same at a URL. No lock keeps two runs apart there: the plan, which is created once, keeps out other settings,
+    and with the same ones both write the same bytes; whoever ends later finds the dataset published. On servers that
+    know no conditional writes, two runs that start in the same second may both take their plan for the first.
+    """
 
     def __init__(self, out: str) -> None:
         self._fs, self._root = files.filesystem(out)
@@ -85,6 +99,16 @@ class RemoteStore:
     def publish(self, made: Path, name: str) -> None:
         with _as_os_errors(name):
             self._fs.put_file(str(made), f"{self._root}/{name}")
+        made.unlink()
+
+    def create(self, made: Path, name: str) -> None:
+        path = f"{self._root}/{name}"
+        with contextlib.suppress(FileExistsError), _as_os_errors(name):
+            try:
+                self._fs.pipe_file(path, made.read_bytes(), mode="create")
+            except Exception:  # each service's own: it is there, or conditional writes are not known
+                if not self._fs.exists(path):
+                    self._fs.pipe_file(path, made.read_bytes())
         made.unlink()
 
     def read(self, name: str) -> bytes:
@@ -121,6 +145,13 @@ def publish_bytes(store: Store, name: str, data: bytes) -> None:
         made = folder / temporary(name)
         made.write_bytes(data)
         store.publish(made, name)
+
+
+def create_bytes(store: Store, name: str, data: bytes) -> None:
+    with store.staging() as folder:
+        made = folder / temporary(name)
+        made.write_bytes(data)
+        store.create(made, name)
 
 
 @contextlib.contextmanager

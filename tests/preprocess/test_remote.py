@@ -117,6 +117,36 @@ def test_s3_rerun_makes_only_what_is_missing(sample_source: Path, local: Path, s
     assert set(before.splitlines()) <= set(after.splitlines())
 
 
+def start(src: Path, out: str, env: dict[str, str], *more: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "preprocess", "shards", "--src", str(src), "--out", out, "--size", "32",
+         "--workers", "1", "--samples-per-shard", "40", "--limit-per-class", "12", *map(str, more)],
+        cwd=ROOT, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
+def test_two_runs_at_one_url(sample_source: Path, s3: dict[str, str], tmp_path: Path, seeds: tuple[int, int]) -> None:
+    """No lock there: the same settings give the same dataset, and of other ones one run alone goes on."""
+    bucket = f"two-{seeds[1]}"
+    in_s3(s3, f"fs.mkdir('{bucket}')")
+    both = [start(sample_source, f"s3://{bucket}/shards", s3, "--seed", seed) for seed in seeds]
+    texts = [process.communicate(timeout=120)[0] for process in both]
+    codes = [process.returncode for process in both]
+    if seeds[0] == seeds[1]:
+        assert codes == [0, 0], texts
+    else:
+        assert sorted(codes) == [0, 2], texts
+        assert "another dataset" in texts[codes.index(2)]
+    winner = seeds[codes.index(0)]
+    alone = start(sample_source, str(tmp_path / "alone"), s3, "--seed", winner)
+    assert alone.wait(timeout=120) == 0
+    alone.communicate()
+    in_s3(s3, f"fs.get('{bucket}/shards', '{tmp_path}/copy', recursive=True)")
+    assert contents(tmp_path / "copy") == contents(tmp_path / "alone")
+
+
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
     """Python's own server, taught byte ranges."""
 

@@ -37,19 +37,62 @@ for part in parts[:: max(1, len(parts) // 50)]:
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
+# the reduce of as many images: receipts as workers write them, but for small sums (one of 256 px has 0.8 MB, and the
+# reduce holds one at a time)
+REDUCE = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from preprocess import dataset
+from preprocess.reduce import publish
+from preprocess.shard import Receipt, _pack, receipt_name
+from preprocess.shards import ShardsConfig, _draft
+from preprocess.sources import Source
+from preprocess.stats import Sums
+from preprocess.store import WORK, open_store
+from preprocess.dataset import ImageClass
 
-@pytest.mark.parametrize(
-    ("images", "classes"),
-    [
-        pytest.param(1_331_167, 1000, marks=pytest.mark.slow),
-        pytest.param(14_197_122, 21_841, marks=pytest.mark.prove),
-    ],
-)
+count, classes, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+(Path(out) / WORK).mkdir(parents=True)
+wnids = [f"n{k:08d}" for k in range(classes)]
+source = Source(classes=tuple(ImageClass(wnid=w, words=w, ilsvrc_id=None) for w in wnids), splits={}, skipped=())
+rng, names = np.random.default_rng(0), []
+for begin in range(0, count, 1000):
+    n, name = min(1000, count - begin), f"train-{len(names):05d}"
+    names.append(name)
+    sums = Sums(n, np.full((16, 16, 3), 100 * n), np.diag([n * 256 * 10_000 + 9] * 3))
+    sizes = rng.integers(10_000, 60_000, n).astype(np.int32)
+    receipt = Receipt(np.cumsum(sizes, dtype=np.int64), sizes, rng.integers(0, classes, n).astype(np.int32),
+                      int(sizes.sum()), "0" * 64, {"greyscale": 9}, [], sums)
+    Path(out, receipt_name(name)).write_bytes(_pack(receipt))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+manifest = publish(open_store(out), out, _draft(ShardsConfig(src="s", size=16), source), {"train": names}, 0)
+assert manifest.splits["train"].samples == count == len(dataset.read_index(Path(out), "train").label)
+assert manifest.splits["train"].conversions == {"greyscale": 9 * len(names)}
+assert before < 1 << 29
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+SIZES = [
+    pytest.param(1_331_167, 1000, marks=pytest.mark.slow),
+    pytest.param(14_197_122, 21_841, marks=pytest.mark.prove),
+]
+
+
+@pytest.mark.parametrize(("images", "classes"), SIZES)
 def test_planning_stays_under_two_gigabytes(images: int, classes: int) -> None:
+    check_memory(PLAN, images, classes)
+
+
+@pytest.mark.parametrize(("images", "classes"), SIZES)
+def test_the_reduce_stays_under_two_gigabytes(images: int, classes: int, tmp_path: Path) -> None:
+    check_memory(REDUCE, images, classes, tmp_path)
+
+
+def check_memory(program: str, *arguments: object) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PLAN, str(images), str(classes)],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    print(f"{images:,} images: {int(done.stdout) / 2**30:.2f} GiB")
+    print(f"{arguments[0]:,} images: {int(done.stdout) / 2**30:.2f} GiB")
     assert int(done.stdout) < 2 << 30
