@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from loader import plan, reference
-from loader.config import LoaderConfig, MeanForm, NoiseForm
+from loader.config import LoaderConfig, MeanForm, NoiseForm, Positions
 from loader.finish import colour_matrix, colour_shift, scale
 from loader.loader import Loader
 from loader.source import Source
@@ -49,6 +49,8 @@ class Explain:
     split: str = "train"
     crop: int | None = None
     """Side of the crop. Default: 7/8 of the image's, as 224 of 256."""
+    crop_positions: Positions = "all"
+    crop_chunk: int = 1
     mean: MeanForm = "central"
     noise: NoiseForm = "sqrt"
     seed: int = 0
@@ -57,7 +59,10 @@ class Explain:
 def main(arguments: Sequence[str]) -> None:
     options = tyro.cli(Explain, args=arguments, prog="python -m loader explain", description=Explain.__doc__)
     crop = options.crop or read_manifest(options.shards).image_size * 7 // 8
-    config = LoaderConfig(batch_size=1, seed=options.seed, crop=crop, mean=options.mean, noise=options.noise)
+    config = LoaderConfig(
+        batch_size=1, seed=options.seed, crop=crop, crop_positions=options.crop_positions,
+        crop_chunk=options.crop_chunk, mean=options.mean, noise=options.noise,
+    )  # fmt: skip
     with Loader(options.shards, options.split, config) as loader:
         sample = find(loader, options.sample)
         offsets, normals = many_draws(loader)
@@ -122,7 +127,7 @@ def many_draws(loader: Loader) -> tuple[NDArray[np.int64], Floats]:
     """Offsets int64 [n,2] and normals [n,3] of whole epochs, DRAWS at least: what training will draw."""
     ids = np.arange(loader.num_samples)
     epochs = -(-DRAWS // len(ids))
-    drawn = [plan.draws(loader.config.seed, epoch, ids, loader.job(epoch).positions) for epoch in range(epochs)]
+    drawn = [loader.job(epoch).draws(ids)[0] for epoch in range(epochs)]
     offsets = np.concatenate([np.stack([one.y, one.x], axis=1) for one in drawn])
     return offsets, np.concatenate([one.normals for one in drawn])
 
@@ -140,13 +145,13 @@ def covariance(stats: Stats, noise: str, normals: Floats) -> tuple[Floats, Float
 
 
 def report(loader: Loader, offsets: NDArray[np.int64], normals: Floats) -> None:
-    positions = loader.job(0).positions
+    positions = int(offsets.max()) + 1  # the paper's are one less than there are
     counts = histogram(offsets, positions)
     expected = len(offsets) / positions**2
     chi = float(((counts - expected) ** 2 / expected).sum()) / max(1, positions**2 - 1)
     print(f"{len(offsets):,} crops of split {loader.split}: {int((counts > 0).sum())} of {positions**2} offsets drawn, "
           f"{expected:.1f} expected of each, {counts.min()} to {counts.max()} found; "
-          f"chi-square per degree of freedom {chi:.3f} (1 if they are uniform)")  # fmt: skip
+          f"chi-square per degree of freedom {chi:.3f} (1: uniform and independent)")  # fmt: skip
     if loader.config.noise == "off":
         print("no colour noise")
         return
@@ -205,7 +210,7 @@ def _frame(y: int, x: int, crop: int) -> Any:
 def _strips(figure: Any, loader: Loader, sample: int, image: Pixels) -> None:
     """Ten views; ten epochs; ten colour draws of the central crop; what the network gets of those epochs."""
     positions, ids = loader.job(0).positions, np.array([sample])
-    drawn = [plan.draws(loader.config.seed, epoch, ids, positions) for epoch in range(SHOWN)]
+    drawn = [loader.job(epoch).draws(ids)[0] for epoch in range(SHOWN)]
     epochs = plan.Draws(*(np.concatenate(column) for column in zip(*drawn, strict=True)))
     centre = (positions - 1) // 2
     still = epochs._replace(y=np.full(SHOWN, centre), x=np.full(SHOWN, centre), flip=np.zeros(SHOWN, np.bool_))

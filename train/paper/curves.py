@@ -107,11 +107,12 @@ def draw_curves(records: Sequence[Record], recipe: Recipe, steps_per_epoch: int,
     below.set_ylabel("error")
     below.set_ylim(0, 1)
     below.yaxis.set_major_formatter(PercentFormatter(1))
-    below.legend(ncols=2)
+    below.legend(ncols=5, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, handlelength=1.6, columnspacing=1.2)
     _epochs(below, recipe)
     return figure
 
 
+MOMENTS = 2000  # of a run at which the rates are computed
 ROWS = ("rate dropped", "noise off", "conv1 slow", "conv1 frozen", "resume", "checkpoint")
 COLOURS = dict(zip(ROWS, (RED, ORANGE, GREEN, GREEN, BLUE, GREY), strict=True))
 
@@ -123,12 +124,14 @@ def draw_rates(records: Sequence[Record], recipe: Recipe, steps_per_epoch: int, 
     errors = [1 - record["top1"] for record in kept if record["kind"] == "eval" and record["views"] == 1]
     figure = Figure(figsize=(7, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1.1])
-    told = [rates(recipe, record["step"] - 1, steps_per_epoch, _known(errors, record["step"], steps_per_epoch))
-            for record in steps]  # fmt: skip
-    at = np.array([record["step"] for record in steps]) / steps_per_epoch
+    last = max((record["step"] for record in steps), default=1)
+    dense = np.unique(np.linspace(0, last - 1, MOMENTS).astype(int)).tolist()
+    told = [rates(recipe, moment, steps_per_epoch, errors[: moment // steps_per_epoch]) for moment in dense]
+    at = [moment / steps_per_epoch for moment in dense]
     above.plot(at, [rate["biases"] for rate in told], "--", color=ORANGE, linewidth=1, label="biases")
+    recorded = [record["step"] / steps_per_epoch for record in steps]
+    above.step(recorded, [record["lr"] for record in steps], "-", where="pre", color=BLUE, label="weights, as recorded")
     conv1 = [rate["conv1_weights"] or math.nan for rate in told]  # frozen: a logarithm has no place for 0
-    above.plot(at, [record["lr"] for record in steps], "-", color=BLUE, label="weights, as recorded")
     above.plot(at, conv1, ":", color=GREEN, linewidth=1.6, label="conv1's weights")
     above.set_yscale("log")
     above.set_ylabel("learning rate")
@@ -148,11 +151,6 @@ def draw_rates(records: Sequence[Record], recipe: Recipe, steps_per_epoch: int, 
     below.tick_params(axis="y", length=0)
     _epochs(below, recipe)
     return figure
-
-
-def _known(errors: Sequence[float], step: int, steps_per_epoch: int) -> Sequence[float]:
-    """The validation errors that were there when that step was taken."""
-    return errors[: (step - 1) // steps_per_epoch]
 
 
 def _epochs(axes: Any, recipe: Recipe) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from train.scores import Scores
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's transforms, RGB in [0, 1]
-RECIPE = dataclasses.replace(TORCHVISION, input_scale=1.0)  # the scaling is done outside, by channel
+RECIPE = dataclasses.replace(TORCHVISION, input_scale=1.0, batch=64)  # the scaling is done outside, by channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,7 @@ def evaluated(network: AlexNet, options: Published) -> dict[int, Scores]:
     import torch
 
     from loader import Loader
-    from train.evaluate import evaluate, evaluation_config
-    from train.parallel import Mesh
+    from train.evaluate import evaluation_config
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     config = evaluation_config(network.recipe, options.views, 1)
@@ -98,8 +97,24 @@ def evaluated(network: AlexNet, options: Published) -> dict[int, Scores]:
         if (own := len(loader.classes)) != network.classes:
             raise UserError(f"{options.file} tells {network.classes} classes apart, {options.shards} has {own}")
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        batches = rescaled(loader, config, loader.stats)
-        return evaluate(network, batches, Mesh(device=device), views=options.views)
+        return judged(network, rescaled(loader, config, loader.stats), options.views)
+
+
+def judged(network: AlexNet, batches: Iterable[Batch], views: int) -> dict[int, Scores]:
+    """As train.evaluate does on a mesh: {1: the centre view} or {1: the centre view, 10: the mean over ten}."""
+    import torch
+
+    from train.evaluate import CENTRE
+    from train.scores import average_views, score_sums, scores
+
+    sums: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for images, labels, _ in batches:
+            logits = network(images.flatten(0, 1) if views > 1 else images)
+            centre = logits.view(len(labels), views, -1)[:, CENTRE if views > 1 else 0]
+            for count, own in {1: centre, views: logits}.items():
+                sums[count] = score_sums(average_views(own, count), labels) + sums.get(count, 0)
+    return {count: scores(total) for count, total in sums.items()}
 
 
 def rescaled(batches: Iterable[Batch], config: LoaderConfig, stats: Stats) -> Iterator[Batch]:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -102,6 +101,10 @@ def load(saved: Saved) -> Trained:
     found = checkpoint.latest(folder / "checkpoints")
     if found is None:
         raise UserError(f"run {folder} has no checkpoint yet; wait for the first, or choose another --run")
+    if why := checkpoint.damage(found):
+        raise UserError(
+            f"{found} is damaged ({why}); training goes on from an older one by itself, or name another --run"
+        )
     launch, state = last_launch(folder), checkpoint.read_state(found)
     shards = saved.shards or Path(launch.shards)
     if not shards.is_dir():
@@ -112,11 +115,7 @@ def load(saved: Saved) -> Trained:
     )
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     network = Tapped(launch.recipe, state.classes)
-    try:
-        network.load_state_dict(load_file(found / "network.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise UserError(f"{found} is damaged ({reason}); point its `latest` at an older one") from None
+    network.load_state_dict(load_file(found / "network.safetensors"))
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Trained(
         folder=folder, launch=launch, state=state, network=network, shards=shards, manifest=manifest,

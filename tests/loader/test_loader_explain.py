@@ -1,0 +1,94 @@
+"""One image's way through the loader: what is drawn is what the loader does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from handmade import SIZE, picture, write_dataset
+from PIL import Image
+
+from loader import Loader, LoaderConfig, explain, plan
+from preprocess.errors import UserError
+from preprocess.image import decode
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CROP = 48
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("explain") / "set", [picture(i) for i in range(25)])
+
+
+@pytest.mark.parametrize("mean", ["central", "offset"])
+def test_a_presentation_is_the_loaders(dataset: Path, mean: str) -> None:
+    config = LoaderConfig(batch_size=25, seed=3, crop=CROP, mean=mean)  # type: ignore[arg-type]
+    with Loader(dataset, "train", config) as loader:
+        images, _, ids = next(iter(loader))
+        for row in range(5):
+            sample = int(ids[row])
+            draws = plan.draws(3, 0, np.array([sample]), SIZE - CROP + 1)
+            shown = explain.presented(loader, explain.read(loader, sample), draws, 0, colour=True)
+            np.testing.assert_allclose(shown.input, images[row].numpy(), atol=1e-3)
+            back = shown.input * 1.1 - shown.shift[:, None, None]  # of the crop itself, mean subtracted
+            assert abs(back).max() < 256
+
+
+def test_a_sample_is_found_by_key_and_by_id(dataset: Path) -> None:
+    for shard in sorted(dataset.glob("*.tar")):  # as preprocess writes them beside each shard
+        names = [f"s_{i}.jpg" for i in range(25)][int(shard.stem[-5:]) * 10 :][:10]
+        lines = [f"jpg 0 1 {name} cls 0 1 {Path(name).stem}.cls" for name in names]
+        shard.with_suffix(".idx").write_text("\n".join([f"v1.2 {len(lines)}", *lines]) + "\n")
+    with Loader(dataset, "train", LoaderConfig(batch_size=1, crop=CROP)) as loader:
+        assert [explain.find(loader, key) for key in ("s_0", "s_13", "24", "7")] == [0, 13, 24, 7]
+        for wrong in ("25", "s_25", "-1"):
+            with pytest.raises(UserError, match=f"--sample {wrong}: split train has no such key"):
+                explain.find(loader, wrong)
+
+
+def test_offsets_are_flat_and_colours_as_the_formula_says(dataset: Path) -> None:
+    with Loader(dataset, "train", LoaderConfig(batch_size=1, crop=CROP)) as loader:
+        offsets, normals = explain.many_draws(loader)
+        positions = SIZE - CROP + 1
+        counts = explain.histogram(offsets, positions)
+        assert counts.shape == (positions, positions)
+        assert counts.sum() == len(offsets) >= explain.DRAWS
+        assert counts[3, 11] == ((offsets[:, 0] == 3) & (offsets[:, 1] == 11)).sum()
+        mean = len(offsets) / positions**2
+        assert abs(counts - mean).max() < 6 * np.sqrt(mean)
+        for noise in ("sqrt", "printed"):
+            measured, theory = explain.covariance(loader.stats, noise, normals)
+            np.testing.assert_allclose(measured, theory, atol=0.03 * abs(theory).max())
+        values, vectors = loader.stats.eigenvalues, loader.stats.eigenvectors
+        _, theory = explain.covariance(loader.stats, "sqrt", normals)
+        np.testing.assert_allclose(theory, 0.01 * vectors @ np.diag(values) @ vectors.T, rtol=1e-9)
+
+
+def test_the_page_is_drawn_from_the_shards_that_preprocess_writes(sample_shards: Path, tmp_path: Path) -> None:
+    index = np.load(sample_shards / "train.index.npz")
+    key = (sample_shards / "train-00001.idx").read_text().splitlines()[5].split()[3].removesuffix(".jpg")
+    command = [sys.executable, "-m", "loader", "explain", str(sample_shards), "--sample", key]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "a.png")], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "289 of 289 offsets drawn" in done.stdout
+    assert done.stdout.count("measured") == 3
+    with Image.open(tmp_path / "a.png") as page:
+        assert min(page.size) > 1000
+        assert np.asarray(page.convert("L")).std() > 10
+    with Loader(sample_shards, "train", LoaderConfig(batch_size=1, crop=112)) as loader:
+        sample = explain.find(loader, key)
+        assert int(index["shard"][sample]) == 1
+        start, size = int(index["offset"][sample]), int(index["size"][sample])
+        stored = decode((sample_shards / "train-00001.tar").read_bytes()[start : start + size])
+        np.testing.assert_array_equal(explain.read(loader, sample), stored)
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "none" / "a.png")], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "name a .png file in an existing folder" in done.stderr

@@ -1,0 +1,362 @@
+"""What people look at: figures, predictions, features and exports of one small run that all tests share."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from loader import Loader
+from preprocess.errors import UserError
+from preprocess.image import decode
+from train.evaluate import evaluation_config
+from train.paper import curves, features, gallery, kernels
+from train.paper.export import Export, compared
+from train.paper.export import main as export
+from train.paper.figures import NAMES, Figures, draw
+from train.paper.saved import Saved
+from train.paper.trained import Trained, load, run_folder, stored, ten_views
+from train.recipes import PAPER, RELEASED, SAMPLE, Recipe
+from train.scores import average_views
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUICK = ("--recipe", "sample", "--width", "0.0625", "--epochs", "2", "--batch", "100", "--port", "0")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def run(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of the sample recipe at a sixteenth of its width."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = python("-m", "train", "--runs", str(runs), "--shards", str(sample_shards), "--run", "small", *QUICK)
+    assert done.returncode == 0, done.stderr
+    return runs / "small"
+
+
+@pytest.fixture(scope="module")
+def trained(run: Path) -> Trained:
+    return load(Saved(run=str(run)))
+
+
+def centres(trained: Trained, split: str) -> torch.Tensor:
+    """Every centre view of a split in the order of ids."""
+    images = [images[ids >= 0].clone() for images, _, ids in trained.split(split)]
+    return torch.cat(images)
+
+
+# figures
+
+
+def test_every_figure_is_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = draw(Figures(run="small", runs=run.parent, out=tmp_path / "figures", search=300))
+    assert [path.name for path in written] == [f"{name}.png" for name in NAMES]
+    for path in written:
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 300
+            assert np.asarray(picture.convert("L")).std() > 10
+    assert "colour-specialisation score (0 grey, 1 colour, 0.67 noise): tower 0 0." in capsys.readouterr().out
+
+
+def test_the_default_run_is_the_one_saved_last(run: Path, tmp_path: Path) -> None:
+    assert run_folder(Saved(runs=run.parent)) == run
+    with pytest.raises(UserError, match="holds no run with a checkpoint"):
+        run_folder(Saved(runs=tmp_path))
+    with pytest.raises(UserError, match="no run other"):
+        run_folder(Saved(run="other", runs=run.parent))
+
+
+def test_a_run_whose_dataset_is_gone_or_another_is_one_line(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="name it with --shards"):
+        load(Saved(run=str(run), shards=tmp_path / "gone"))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="is no dataset"):
+        load(Saved(run=str(run), shards=tmp_path / "other"))
+
+
+def kernel(*colours: float) -> np.ndarray:
+    """[3,11,11]: a pattern, in these amounts of R, G and B."""
+    pattern = np.random.default_rng(0).normal(size=(11, 11))
+    return np.stack([amount * pattern for amount in colours]).astype(np.float32)
+
+
+def test_colour_shares_of_known_kernels() -> None:
+    shares = kernels.colour_shares(np.stack([kernel(1, 1, 1), kernel(1, -1, 0), kernel(0, 1, 0), kernel(0, 0, 0)]))
+    np.testing.assert_allclose(shares, [0, 1, 2 / 3, 0], atol=1e-6)
+    noise = np.random.default_rng(1).normal(size=(500, 3, 11, 11)).astype(np.float32)
+    assert kernels.colour_shares(noise).mean() == pytest.approx(kernels.RANDOM, abs=0.005)
+    towers = np.stack([kernel(1, 1, 1)] * 48 + [kernel(1, 0, -1)] * 48)
+    assert kernels.scores(towers, 2) == pytest.approx([0, 1], abs=1e-6)
+
+
+def test_the_mosaic_is_the_papers() -> None:
+    """Six rows of sixteen, the first tower's 48 above the other's; the smallest weight of all is 0, the largest 1."""
+    weight = np.linspace(-2, 6, 96)[:, None, None, None] * np.ones((96, 3, 11, 11))
+    picture = kernels.mosaic(weight.astype(np.float32), 2)
+    plate = 3 * 12 + 1
+    assert picture.shape == (2 * plate + kernels.PLATE, 16 * 12 + 1, 3)
+    assert (picture[plate : plate + kernels.PLATE] == 1).all()
+    for number in (0, 15, 16, 47, 48, 95):
+        tower, place = divmod(number, 48)
+        top, left = tower * (plate + kernels.PLATE) + place // 16 * 12 + 1, place % 16 * 12 + 1
+        np.testing.assert_allclose(picture[top : top + 11, left : left + 11], number / 95, atol=1e-6)
+    assert [kernels.columns_for(count) for count in (96, 48, 24, 64, 3, 17)] == [16, 16, 12, 16, 3, 16]
+
+
+def step(attempt: int, at: int, steps: int, loss: float, lr: float = 0.1) -> dict[str, Any]:
+    return {"kind": "step", "attempt": attempt, "step": at, "steps": steps, "images": steps, "loss": loss,
+            "top1": 0.5, "lr": lr}  # fmt: skip
+
+
+HISTORY: list[dict[str, Any]] = [
+    {"kind": "start", "attempt": 1},
+    step(1, 2, 2, 4.0), step(1, 4, 2, 3.0),
+    {"kind": "eval", "attempt": 1, "step": 4, "views": 1, "top1": 0.2, "top5": 0.4, "nll": 3.0},
+    {"kind": "checkpoint", "attempt": 1, "step": 4},
+    step(1, 7, 3, 9.0),
+    {"kind": "start", "attempt": 2},
+    step(2, 6, 2, 2.0), step(2, 8, 2, 1.0, 0.01),
+    {"kind": "eval", "attempt": 2, "step": 8, "views": 1, "top1": 0.3, "top5": 0.5, "nll": 2.0},
+    {"kind": "checkpoint", "attempt": 2, "step": 8},
+    {"kind": "end", "attempt": 2, "step": 8},
+]  # fmt: skip
+
+
+def test_curves_leave_out_what_was_trained_again() -> None:
+    kept = [record for record in curves.surviving(HISTORY) if record["kind"] == "step"]
+    assert [(record["attempt"], record["step"]) for record in kept] == [(1, 2), (1, 4), (2, 6), (2, 8)]
+    assert curves.by_epoch(kept, 4, "loss", "steps") == ([1.0, 2.0], [3.5, 1.5])
+
+
+def test_marks_of_a_resumed_run() -> None:
+    recipe = replace(RELEASED, epochs=2, noise_until=0.5, conv1_slow=0.75, conv1_frozen=1.0)
+    assert sorted(curves.marks(HISTORY, recipe, 4)) == sorted([
+        ("noise off", 1.0), ("conv1 slow", 1.5), ("rate dropped", 1.5), ("checkpoint", 1.0), ("checkpoint", 2.0),
+        ("resume", 1.0),
+    ])  # fmt: skip
+    assert curves.marks(HISTORY[:1], PAPER, 100) == []  # it has only begun
+
+
+# images by the network's eyes
+
+
+@pytest.mark.parametrize("recipe", [SAMPLE, replace(SAMPLE, mean="offset", crop=101)])
+def test_ten_views_are_the_loaders(sample_shards: Path, recipe: Recipe) -> None:
+    with Loader(sample_shards, "val", evaluation_config(recipe, 10, 1)) as loader:
+        images, _, ids = next(iter(loader))
+        for row in range(2):
+            shard, member = loader.manifest.splits["val"].shards[0], int(ids[row])
+            index = np.load(sample_shards / "val.index.npz")
+            start, size = int(index["offset"][member]), int(index["size"][member])
+            pixels = decode((sample_shards / shard.name).read_bytes()[start : start + size])
+            own = ten_views(pixels, recipe, loader.stats)
+            np.testing.assert_allclose(own, images[row].numpy(), atol=1e-3)
+
+
+def test_probabilities_are_those_of_evaluation(trained: Trained) -> None:
+    asked, found, theirs = [0, 57, 199], {}, {}
+    with torch.inference_mode():
+        for images, labels, ids in trained.split("val", 10):
+            for row in [row for row, sample in enumerate(ids.tolist()) if sample in asked]:
+                found[int(ids[row])] = average_views(trained.network(images[row]), 10)[0].numpy()
+                theirs[int(ids[row])] = int(labels[row])
+    pixels, own = stored(trained, "val", asked)
+    np.testing.assert_allclose(trained.probabilities(pixels), [found[sample] for sample in asked], atol=1e-5)
+    assert own == [theirs[sample] for sample in asked]
+
+
+def test_predict_names_what_it_cannot_read_and_goes_on(run: Path, trained: Trained, tmp_path: Path) -> None:
+    pixels, _ = stored(trained, "val", [3])
+    good, odd, torn = tmp_path / "good.png", tmp_path / "odd.jpg", tmp_path / "torn.jpg"
+    Image.fromarray(pixels[0]).save(good)
+    odd.write_text("no picture")
+    Image.fromarray(pixels[0]).save(torn)
+    torn.write_bytes(torn.read_bytes()[:300])
+    missing = tmp_path / "missing.jpg"
+    done = python("-m", "train", "predict", *map(str, (odd, torn, missing, tmp_path, good)), "--run", str(run))
+    assert done.returncode == 2
+    told = done.stderr.splitlines()
+    assert [line.split(":")[0] for line in told[:-1]] == [str(path) for path in (odd, torn, missing, tmp_path)]
+    assert told[-1] == "error: 4 of 5 images could not be read; the others are above"
+    lines = done.stdout.splitlines()
+    assert lines[1] == str(good)
+    probabilities = trained.probabilities(pixels)[0]
+    best = np.argsort(-probabilities)[:5].tolist()
+    words = [trained.manifest.classes[label].words.split(",")[0] for label in best]
+    assert lines[2:] == [f"  {probabilities[label]:6.1%}  {word}" for label, word in zip(best, words, strict=True)]
+
+
+def test_predict_without_images_is_one_line() -> None:
+    done = python("-m", "train", "predict")
+    assert done.returncode == 2
+    assert done.stderr == "error: predict needs at least one image file: python -m train predict cat.jpg\n"
+
+
+def test_nearest_is_brute_force() -> None:
+    draw = np.random.default_rng(0)
+    queries, rows = draw.normal(size=(3, 8)).astype(np.float32), draw.normal(size=(50, 8)).astype(np.float32)
+    rows[20] = rows[7]  # equal distances: the first seen stays before the other
+    found = gallery.Nearest.to(torch.from_numpy(queries))
+    for first in range(0, 50, 16):
+        found.see(torch.from_numpy(rows[first : first + 16]), torch.arange(first, min(first + 16, 50)))
+    distances = ((queries[:, None] - rows) ** 2).sum(2)
+    expected = np.argsort(distances, axis=1, kind="stable")[:, : gallery.NEAREST]
+    np.testing.assert_array_equal(found.ids.numpy(), expected)
+    np.testing.assert_allclose(found.distances.numpy(), np.take_along_axis(distances, expected, 1), rtol=1e-4)
+
+
+def test_a_training_image_is_nearest_to_itself(trained: Trained) -> None:
+    pixels, _ = stored(trained, "train", [5, 321])
+    by_layer, by_pixels, seen = gallery.find(trained, pixels, "fc7", 10_000)
+    assert seen == 1000
+    assert by_layer.ids[:, 0].tolist() == by_pixels.ids[:, 0].tolist() == [5, 321]
+    assert gallery.find(trained, pixels, "conv3", 100)[2] == 100
+
+
+# features
+
+
+def test_features_are_the_networks_own(trained: Trained, tmp_path: Path) -> None:
+    """fc8's row times what fc7's file holds gives fc8's file: what was written is what the next layer reads."""
+    images = centres(trained, "val")
+    with torch.inference_mode():
+        logits = trained.network(images).numpy()
+    assert features.write(trained, "fc8", "val", tmp_path / "fc8.npy") == (200, 10)
+    np.testing.assert_allclose(np.load(tmp_path / "fc8.npy"), logits, atol=1e-4)
+    assert features.write(trained, "fc7", "val", tmp_path / "fc7.npy") == (200, 256)
+    fc7 = np.load(tmp_path / "fc7.npy")
+    assert fc7.dtype == np.float32
+    assert fc7.min() == 0  # after ReLU
+    weight, bias = (trained.network.get_parameter(f"fc8.{kind}").detach().numpy() for kind in ("weight", "bias"))
+    np.testing.assert_allclose(fc7 @ weight.T + bias, logits, atol=1e-4)
+    with np.load(tmp_path / "fc7.ids.npz") as beside:
+        assert beside["ids"].tolist() == list(range(200))
+        assert np.bincount(beside["labels"]).tolist() == [20] * 10
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_features_of_a_convolution_and_of_none(trained: Trained, tmp_path: Path) -> None:
+    samples, units = features.write(trained, "conv5", "val", tmp_path / "conv5.npy")
+    own = trained.network.plan["conv5"]
+    assert (samples, units) == (200, own.outputs * own.side**2)
+    assert np.load(tmp_path / "conv5.npy", mmap_mode="r").shape == (200, units)
+    with pytest.raises(UserError, match=r"--layer conv6: this network has conv1, .*fc8"):
+        features.write(trained, "conv6", "val", tmp_path / "none.npy")
+
+
+# exports
+
+
+def plain(trained: Trained, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training images as users feed them, RGB 0-255, and the logits that the run's network gives their centre views."""
+    views = centres(trained, "train")[:count]
+    crop, margin = trained.recipe.crop, (trained.manifest.image_size - trained.recipe.crop) // 2
+    mean = torch.from_numpy(trained.stats.mean)[margin : margin + crop, margin : margin + crop].permute(2, 0, 1)
+    with torch.inference_mode():
+        logits = trained.network(views).numpy()
+    return np.ascontiguousarray((views + mean).numpy()), logits
+
+
+@pytest.mark.slow
+def test_onnx_says_what_the_network_says(
+    run: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript", reason="needs onnxscript (make install ARGS=--extra)")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (make install ARGS=--extra)")
+    export(["--run", str(run), "--format", "onnx", str(tmp_path / "a.onnx")])
+    assert "onnxruntime agrees on 3 images" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+    images, logits = plain(trained, 7)  # another number than it was traced with
+    (found,) = session.run(["logits"], {"images": images})
+    np.testing.assert_allclose(found, logits, atol=1e-4)
+    told = session.get_modelmeta().custom_metadata_map
+    assert "RGB, 0-255, float32 [n,3,112,112]" in told["input"]
+    assert json.loads(told["classes"])[:2] == [trained.name(0), trained.name(1)]
+    assert json.loads(told["recipe"])["width"] == 0.0625
+
+
+def test_torchscript_says_what_the_network_says(run: Path, trained: Trained, tmp_path: Path) -> None:
+    export(["--run", str(run), "--format", "torchscript", str(tmp_path / "a.pt")])
+    code = """import sys, warnings; warnings.simplefilter("ignore")
+import numpy as np, torch
+told = {"classes": ""}
+network = torch.jit.load(sys.argv[1], _extra_files=told)
+np.save(sys.argv[3], network(torch.from_numpy(np.load(sys.argv[2]))).numpy())
+print(told["classes"].decode())"""
+    images, logits = plain(trained, 7)
+    np.save(tmp_path / "in.npy", images)
+    done = subprocess.run(  # where nothing of this project can be imported
+        [sys.executable, "-I", "-c", code, *(str(tmp_path / name) for name in ("a.pt", "in.npy", "out.npy"))],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), logits, atol=1e-4)
+    assert json.loads(done.stdout)[0] == trained.name(0)
+
+
+def test_safetensors_hold_all(run: Path, trained: Trained, tmp_path: Path) -> None:
+    export(["--run", str(run), "--format", "safetensors", str(tmp_path / "a.safetensors")])
+    with safe_open(tmp_path / "a.safetensors", framework="np") as file:
+        assert set(file.keys()) == {"mean", *trained.network.state_dict()}
+        np.testing.assert_array_equal(file.get_tensor("fc8.weight"), trained.network.state_dict()["fc8.weight"].numpy())
+        assert file.get_tensor("mean").shape == (3, 112, 112)
+        assert json.loads(file.metadata()["recipe"])["towers"] == 2
+
+
+def test_an_export_that_differs_is_not_kept_quiet(trained: Trained) -> None:
+    from train.paper.deployed import Deployed
+
+    images, logits = plain(trained, 3)
+    assert "agrees on 3 images" in compared("itself", logits, Deployed(trained).eval(), images)
+    with pytest.raises(RuntimeError, match="says something else"):
+        compared("itself", logits + 0.01, Deployed(trained).eval(), images)
+
+
+def test_exports_that_cannot_be_are_one_line(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has towers 1, this run 2: train --recipe torchvision"):
+        export(["--run", str(run), "--format", "torchvision", str(tmp_path / "a.pth")])
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="name a file in an existing folder"):
+        Export(out=tmp_path / "none" / "a.onnx")
+
+
+# the library that draws
+
+
+def test_drawing_leaves_pillow_simd_in_place(tmp_path: Path) -> None:
+    """matplotlib asks for a package named Pillow, which would lie over pillow-simd: it is installed without asking."""
+    simd = [name for name in ("pillow-simd", "pillow") if has(name)]
+    assert len(simd) == 1, f"both lay the same files: {simd}"
+    if simd == ["pillow"]:
+        pytest.skip("needs pillow-simd, which could not be compiled here")
+    code = f"""import PIL, PIL.Image, matplotlib.image
+from matplotlib.figure import Figure
+from train.paper.plots import save, styled
+with styled():
+    save(Figure(), __import__("pathlib").Path({str(tmp_path)!r}) / "a.png")
+print(PIL.__version__, "matplotlib.pyplot" in __import__("sys").modules)"""
+    done = python("-W", "error", "-c", code)
+    assert done.stdout.split() == [metadata.version("pillow-simd"), "False"], done.stderr
+    assert ".post" in metadata.version("pillow-simd")
+
+
+def has(name: str) -> bool:
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
