@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from preprocess.events import EventWriter
+from train.launch import Launch
 from train.layers import plan
 from train.memory import COPIES, RESERVED, TRANSIENT, fitting_batch, kept_bytes
 from train.recipes import RELEASED
-from train.scaling import INFINIBAND, LATENCY_S, NVLINK, PCIE4, predict
+from train.scaling import INFINIBAND, LATENCY_S, NVLINK, PCIE4, Link, predict
 from train.summary import FLOAT, exchanges
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -47,6 +50,41 @@ def test_scaling_prints_a_table() -> None:
     command = [sys.executable, "-m", "train", "scaling"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
     assert shown.count("pairs") == shown.count("data") == 12
+
+
+def test_a_run_is_compared_with_what_the_model_predicts(tmp_path: Path) -> None:
+    """Records written by hand, of a machine that is exactly as the model thinks."""
+    recipe = replace(RELEASED, batch=128, classes=1000)
+    link = Link(name="link", bytes_per_s=1e9, latency_s=1e-4)
+    right = predict(recipe, gpus=2, towers=2, flops=1e12, inside=link)
+    one_s = 2 * predict(recipe, gpus=2, towers=2, flops=1e12, inside=link).compute_s  # each has a device of its own
+    for name, world, wall_s, exchange_s in (("one", 1, one_s, 0.0), ("two", 2, right.step_s, right.towers_s)):
+        launch = Launch(
+            runs=str(tmp_path), run=name, shards="s", recipe_name="released", recipe=replace(recipe, classes=None),
+            seed=0, attempt=1, tower_ranks=2, share_device=False,
+        )  # fmt: skip
+        for rank in range(world):
+            events = EventWriter(launch.folder / f"rank-{rank}.jsonl", attempt=1, rank=rank)
+            config = dataclasses.asdict(launch)
+            start = {"config": config, "world": world, "classes": 1000, "device": f"cuda:{rank}"}
+            events.write("start", start | {"mesh": {"data": 1, "tower": world}})
+            for _ in range(5):
+                events.write("step", {"steps": 10, "wall_s": 10 * wall_s, "exchange_s": 10 * exchange_s * (1 + rank)})
+    command = [sys.executable, "-m", "train", "scaling", "--measured", str(tmp_path / "one"), str(tmp_path / "two")]
+    command += ["--link-gb", "1", "--latency-us", "100"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    rows = {row[0].strip(): [float(cell) for cell in row[1:]] for row in cells(shown)}
+    assert rows["step"] == pytest.approx([1e3 * right.step_s] * 2, abs=0.01)
+    assert rows["of it exchanges"] == pytest.approx([1e3 * right.towers_s] * 2, abs=0.01)
+    assert rows["one process"] == pytest.approx([1e3 * one_s] * 2, abs=0.01)
+    command[5] = str(tmp_path / "none")
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "none has no records" in refused.stderr
+
+
+def cells(shown: str) -> list[list[str]]:
+    return [line.strip("│").split("│") for line in shown.splitlines() if line.startswith("│")]
 
 
 def test_memory_kept_for_backward_is_counted() -> None:
