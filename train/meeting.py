@@ -8,21 +8,17 @@ One machine alone does the same with nobody to ask. The store asks for no passwo
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-import psutil
-
 from preprocess.errors import INTERRUPTED, PREEMPTED, UserError
-from train.nodes import Nodes
+from train.nodes import POLL_S, Nodes, bindable, interface, reached
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
 LAST_CALL_S = 10  # an elastic run, with machines enough, waits so long for more
 SETTLE_S = 10.0  # for the others' word on a failure: theirs may have been the first
 STORE_S = 60.0  # an answer of the store; a node 0 that is gone is noticed at once
-POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +191,7 @@ def meet(nodes: Nodes) -> Meeting:
     host, port = nodes.address
     local = bindable(nodes) if nodes.rank == 0 else reached(nodes)
     if nodes.most > 1:  # gloo would take the address that the host's name has, which is often a loopback one
-        interface = next((name for name, has in psutil.net_if_addrs().items() if local in [one.address for one in has]))
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface(local, host))
     try:
         store = TCPStore(
             host, port, is_master=nodes.rank == 0, multi_tenant=True, wait_for_workers=False,
@@ -207,42 +201,3 @@ def meet(nodes: Nodes) -> Meeting:
         why = str(error).split("\n")[0]
         raise UserError(f"--rdzv {nodes.rdzv}: what answers there is no node 0 of this run ({why})") from None
     return Meeting(nodes, store, host)
-
-
-def bindable(nodes: Nodes) -> str:
-    """This machine's address that --rdzv means; UserError if it is another's, or the port is taken."""
-    host, port = nodes.address
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror:
-        raise UserError(f"--rdzv {nodes.rdzv}: nothing is known of a host {host}") from None
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except PermissionError as error:
-            raise UserError(f"--rdzv {nodes.rdzv}: {error.strerror}; take a port above 1023") from None
-        except OSError as error:
-            taken = (
-                f"port {port} is taken; choose another"
-                if error.errno == errno.EADDRINUSE
-                else "no address of this machine"
-            )
-            raise UserError(f"--rdzv {nodes.rdzv}: {taken}, and --node-rank 0 must be where it is") from None
-    return str(address[0])
-
-
-def reached(nodes: Nodes) -> str:
-    """This machine's address towards node 0, once that answers; UserError if it does not in time."""
-    deadline, why = time.monotonic() + nodes.join_timeout, ""
-    print(f"waiting for node 0 at {nodes.rdzv}", flush=True)
-    while time.monotonic() < deadline:
-        try:
-            with socket.create_connection(nodes.address, timeout=5) as probe:
-                return str(probe.getsockname()[0])
-        except OSError as error:
-            why = error.strerror or str(error)
-        time.sleep(POLL_S)
-    raise UserError(
-        f"--rdzv {nodes.rdzv}: no node 0 answered within {nodes.join_timeout:g} s ({why}); is it started there?"
-    )

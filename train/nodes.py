@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
+import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from preprocess.errors import UserError
+
+POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +83,55 @@ def check_shared(file: Path, token: str) -> None:
             raise UserError(f"--runs is not the folder that node 0 has: {file} is not there or not of this run; "
                             "it must be on a file system that all machines share")  # fmt: skip
         time.sleep(0.2)
+
+
+def bindable(nodes: Nodes) -> str:
+    """This machine's address that --rdzv means; UserError if it is another's, or the port is taken."""
+    host, port = nodes.address
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror:
+        raise UserError(f"--rdzv {nodes.rdzv}: nothing is known of a host {host}") from None
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except PermissionError as error:
+            raise UserError(f"--rdzv {nodes.rdzv}: {error.strerror}; take a port above 1023") from None
+        except OSError as error:
+            taken = (
+                f"port {port} is taken; choose another"
+                if error.errno == errno.EADDRINUSE
+                else "no address of this machine"
+            )
+            raise UserError(f"--rdzv {nodes.rdzv}: {taken}, and --node-rank 0 must be where it is") from None
+    return str(address[0])
+
+
+def reached(nodes: Nodes) -> str:
+    """This machine's address towards node 0, once that answers; UserError if it does not in time."""
+    deadline, why = time.monotonic() + nodes.join_timeout, ""
+    print(f"waiting for node 0 at {nodes.rdzv}", flush=True)
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection(nodes.address, timeout=5) as probe:
+                return str(probe.getsockname()[0])
+        except OSError as error:
+            why = error.strerror or str(error)
+        time.sleep(POLL_S)
+    raise UserError(
+        f"--rdzv {nodes.rdzv}: no node 0 answered within {nodes.join_timeout:g} s ({why}); is it started there?"
+    )
+
+
+def interface(local: str, host: str) -> str:
+    """The network device through which the others reach this machine, whose address towards them is `local`.
+
+    A machine's own name is often a loopback address (Debian's 127.0.1.1); then it is where the default route goes.
+    """
+    if local.startswith("127.") and host != "localhost" and not host.startswith("127."):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+            local = probe.getsockname()[0]
+    devices = psutil.net_if_addrs().items()
+    return next((name for name, has in devices if local in [one.address for one in has]), "lo")

@@ -1,4 +1,7 @@
-"""The batch script on a real SLURM of one node: submitted, preempted with its signal, requeued, resumed, completed."""
+"""The batch script on a real SLURM of one node: submitted, preempted with its signal, requeued, resumed, completed.
+
+Two tasks stand for two nodes: two torchrun agents that meet at the first node's name.
+"""
 
 from __future__ import annotations
 
@@ -126,12 +129,12 @@ def kinds(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_preempted_job_is_requeued_and_resumes(slurm: Slurm, sample_shards: Path) -> None:
-    """A job of a higher partition pushes it out; it saves, waits, and goes on where it was, to the end."""
+    """A job of a higher partition pushes both agents out; they save, wait, and go on where they were, to the end."""
     runs, log = slurm.folder / "runs", slurm.folder / "job.log"
     slurm.env |= {"GRATIS": str(ROOT), "PYTHON": sys.executable}
     said = slurm.ask("sbatch", "--parsable", "--exclusive", "--partition=low", "--time=30", f"--output={log}",
-                     ROOT / "docker" / "slurm.sbatch", "--shards", sample_shards, "--recipe", "sample",
-                     "--epochs", "2", "--runs", runs)  # fmt: skip
+                     "--ntasks-per-node=2", ROOT / "docker" / "slurm.sbatch", "--shards", sample_shards, "--recipe",
+                     "sample", "--tower-ranks", "1", "--epochs", "2", "--runs", runs)  # fmt: skip
     number = said.strip()
     assert number.isdigit(), said
     run = runs / f"slurm-{number}"
@@ -148,7 +151,7 @@ def test_preempted_job_is_requeued_and_resumes(slurm: Slurm, sample_shards: Path
     assert (job["Restarts"], job["ExitCode"]) == ("1", "0:0")
     assert "going on where it stopped" in log.read_text()
     assert [event["outcome"] for event in kinds(run, "end")] == ["preempted", "finished"]
-    assert {event["attempt"] for event in kinds(run, "start")} == {1, 2}
+    assert [(event["attempt"], event["world"]) for event in kinds(run, "start")] == [(1, 2), (2, 2)]
     receipts = kinds(run, "receipt")
     assert [receipt["epoch"] for receipt in receipts] == [0, 1]
     assert all(receipt["missing"] == receipt["duplicates"] == 0 for receipt in receipts)
