@@ -146,6 +146,7 @@ class ShardFile(Tailed):
     def feed(self, record: Record) -> None:
         if record["kind"] == "start":
             self.start, self.end = record, None
+            self.done, self.total = (integer(record, key) or 0 for key in ("done", "total"))
         elif record["kind"] == "end":
             self.end = record
         elif record["kind"] == "progress":

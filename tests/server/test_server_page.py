@@ -80,6 +80,35 @@ def test_the_page_follows_a_real_run_to_its_end(tmp_path: Path, sample_shards: P
             process.wait()
 
 
+@pytest.mark.slow
+def test_the_page_follows_the_shard_stage_of_training_on_a_drawn_sample(tmp_path: Path, sample_source: Path) -> None:
+    """`python -m train` without shards: they are made under the page's eyes, and then it turns to training."""
+    (tmp_path / "sample").mkdir()
+    (tmp_path / "sample" / "source").symlink_to(sample_source)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    small = ["--epochs", "9", "--width", "0.125", "--hidden", "128", "--port", str(port)]
+    with chromium(tmp_path / "profile") as page:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "train", *small], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            assert wait_for(lambda: answers(f"http://127.0.0.1:{port}/livez"), 90)
+            page.open(f"http://127.0.0.1:{port}/")
+            page.wait(
+                "['Making shards', 'The shards are made'].includes(document.querySelector('#kind')?.textContent)", 90
+            )
+            assert page.run("document.querySelector('#shards').hidden") is False
+            assert " of 1,200 images" in page.run("document.querySelector('#shard-words').textContent")
+            page.wait("document.querySelector('#state').textContent == 'running'", 120)
+            assert page.run("document.querySelector('#shards').hidden") is True
+            assert page.console == []
+        finally:
+            process.terminate()
+            assert process.wait(timeout=60) == 75
+
+
 def answers(url: str) -> bool:
     try:
         return get(url)[0] == 200
