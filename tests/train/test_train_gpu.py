@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -158,3 +159,27 @@ def test_two_devices_follow_one(tmp_path: Path, sample_shards: Path, towers: str
     two = trained(tmp_path, sample_shards, "two", "--gpus", "2", "--tower-ranks", towers)
     assert [own[0]["device"] for own in two] == ["cuda:0", "cuda:1"]
     assert nll(two[0]) == pytest.approx(nll(one), rel=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_out_of_memory_is_a_line_with_a_batch_that_fits(tmp_path: Path, sample_shards: Path) -> None:
+    """A batch that no device holds; then the one that the line names, for a step."""
+    needs(1)
+    size = torch.cuda.get_device_properties(0).total_memory
+    batch = 1 << (size // 11_000_000).bit_length()  # at this width an image keeps 11.7 MB for backward
+    command = [sys.executable, "-m", "train", "--shards", str(sample_shards), "--runs", str(tmp_path), "--port", "0"]
+    command += ["--recipe", "sample", "--width", "4", "--gpus", "1", "--epochs", "1", "--compile", "off"]
+
+    def run(images: int | str) -> subprocess.CompletedProcess[str]:
+        given = [*command, "--batch", str(images)]
+        return subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+
+    process = run(batch)
+    assert process.returncode == 2, process.stderr
+    line = rf"error: --batch {batch} on 1 does not fit into a GPU of \d+ GiB: about --batch (\d+) fits\n"
+    found = re.fullmatch(line, process.stderr)
+    assert found, process.stderr
+    assert 1 <= int(found[1]) <= batch // 2
+    fitting = run(found[1])
+    assert fitting.returncode == 0, fitting.stderr
