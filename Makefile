@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 # $(call flag,--name,VARIABLE): the flag, if the variable was given
 flag = $(if $($(2)),$(1) '$($(2))')
 
-.PHONY: help install train shards serve top bench doctor test prove check clean
+.PHONY: help install train shards serve top bench report doctor test prove check clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ top: $(INSTALLED) ## the status in a terminal. RUN ARGS
 bench: $(INSTALLED) ## measure the loader, and with SRC the shard stage, beside their peers. SHARDS SRC PEERS ARGS
 	@$(PY) -m loader.bench '$(or $(SHARDS),sample/shards)' $(ARGS)
 	@$(if $(SRC),$(PY) -m preprocess bench --src '$(SRC)' $(call flag,--peers,PEERS))
+
+report: $(INSTALLED) ## prove and measure on this machine what is claimed, in five parts. PART SHARDS SRC OUT ARGS
+	@$(PY) -m train.report $(call flag,--part,PART) $(call flag,--shards,SHARDS) $(call flag,--src,SRC) $(call flag,--out,OUT) $(ARGS)
 
 doctor: ## what this machine has and what it means; leftovers. ARGS
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) docker/doctor.py $(ARGS)

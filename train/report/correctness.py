@@ -27,12 +27,12 @@ from train.report.setting import Setting
 PART = 1
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = (
-    "tests/loader/test_loader_finish.py", "tests/loader/test_loader_decoded.py", "tests/train/test_train_report.py",
-    "tests/train/test_train_gpu.py",
+    "tests/loader/test_loader_gpu.py", "tests/loader/test_loader_finish.py", "tests/loader/test_loader_decoded.py",
+    "tests/train/test_train_report.py", "tests/train/test_train_gpu.py",
 )  # fmt: skip
 TWINS = (
-    ("tests/loader/test_loader_finish.py", "not resized"), ("tests/loader/test_loader_decoded.py", ""),
-    ("tests/train/test_train_speed.py", "bfloat16"), ("tests/train/test_train_report.py", "not report"),
+    ("tests/loader/test_loader_gpu.py", ""), ("tests/loader/test_loader_finish.py", "not resized"),
+    ("tests/loader/test_loader_decoded.py", ""), ("tests/train/test_train_report.py", "not measures and not mistakes"),
 )  # fmt: skip
 SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}  # Pillow's numbers
 FILE_S = 400

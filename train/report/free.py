@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -45,29 +46,50 @@ def free(setting: Setting, route: str, batch: int) -> Result:
         if loader.keeps != "none":
             fill(loader)
         step = training_step(recipe, setting.device, "on" if setting.cuda else "off")
-        still, batches = resident_batch(recipe, setting.device), pairs(loader)
-        contenders: dict[str, Step] = {"resident": lambda: step(*still), "loader": lambda: step(*next(batches))}
+        still, source = resident_batch(recipe, setting.device), Watched(loader)
+        contenders: dict[str, Step] = {"resident": lambda: step(*still), "loader": lambda: step(*source.take())}
         for one in contenders.values():
             for _ in range(3):
                 one()
-        runs = [one_round(contenders, setting.steps, setting.device) for _ in range(setting.runs)]
+        runs, waits = [], []
+        for _ in range(setting.runs):
+            source.waited, source.asked = 0.0, 0
+            runs.append(one_round(contenders, setting.steps, setting.device))
+            waits.append(source.waited / source.asked / runs[-1]["loader"])
         keeps = loader.keeps
     ratios = [one["resident"] / one["loader"] for one in runs]
-    ratio = statistics.median(ratios)
+    ratio, wait = statistics.median(ratios), statistics.median(waits)
     status = live(setting, route, batch, compute, decoded=config.decoded)
     judged, share = status["verdict"], status["data_wait_fraction"] or 0.0
-    bound = "input-bound" if ratio < 1 - WAIT_LIMIT else "compute-bound"
+    bound = "input-bound" if wait >= WAIT_LIMIT else "compute-bound"
+    shared = ratio < 1 - WAIT_LIMIT and bound == "compute-bound"
     return {
         "free ratio": ratios,
         "loader, images/s": [batch / one["loader"] for one in runs],
         "resident, images/s": [batch / one["resident"] for one in runs],
         "kept decoded": keeps,
         "goal": "met" if ratio >= GOAL else f"below {GOAL}",
-        "these runs": bound,
+        "waited in these runs, share": waits,
+        "bottleneck": f"{bound}: the loader takes cores or memory from training" if shared else bound,
         "status, live": judged["text"],
-        "waited": float(share),
+        "waited live, share": float(share),
         "agree": "yes" if judged["kind"] == bound else f"no: {judged['kind']}",
     }
+
+
+class Watched:
+    """Batches of epoch after epoch, and the seconds for which they kept training waiting."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._batches = pairs(loader)
+        self.waited, self.asked = 0.0, 0
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        began = time.perf_counter()
+        found = next(self._batches)
+        self.waited += time.perf_counter() - began
+        self.asked += 1
+        return found
 
 
 def pairs(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:

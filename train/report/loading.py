@@ -115,7 +115,7 @@ def timed(batches: Iterator[Tensor], size: int, setting: Setting) -> Result:
         wait(setting.device)
         images, wall, cpu = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - wall < setting.window_s:
-            next(batches).view(-1)[:1].sum()
+            next(batches)
             images += size
         wait(setting.device)
         rates.append(images / (time.perf_counter() - wall))

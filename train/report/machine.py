@@ -62,6 +62,6 @@ def _driver() -> str:
     try:
         pynvml = importlib.import_module("pynvml")
         pynvml.nvmlInit()
-        return str(pynvml.nvmlSystemGetDriverVersion())  # type: ignore[no-untyped-call]
+        return str(pynvml.nvmlSystemGetDriverVersion())
     except Exception:  # no library, or a driver that refuses: either way it does not tell
         return "unknown"

@@ -1,0 +1,208 @@
+"""The report: resumable, honest about what failed; and training on a device follows training on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from train.launch import records
+from train.network import AlexNet, Draw
+from train.optim import Optimiser
+from train.recipes import RELEASED, Recipe
+from train.report.book import Book, OutOfTime, Result, described
+from train.report.correctness import SUBSAMPLINGS, decoding
+from train.report.page import page
+from train.schedule import rates
+from train.scores import share_of_loss
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+SMALL = replace(RELEASED, image_size=73, crop=64, width=1 / 16, batch=16, init="he", input_scale=1 / 64, rate=0.05)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(request.param)
+
+
+def curve(recipe: Recipe, device: torch.device, steps: int, *, compiled: bool = False) -> list[float]:
+    """Losses of a training whose first weights, batches and dropout masks are the same on every device."""
+    network = AlexNet(recipe, 10).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        network.compile_layers()
+    optimiser, found = Optimiser(network, recipe), []
+    generator = torch.Generator().manual_seed(0)
+    images = torch.empty(16, 3, 64, 64).normal_(0, 60, generator=generator).to(device)
+    labels = (torch.arange(16) % 10).to(device)
+    for step in range(steps):
+        logits = network(images, Draw(seed=0, step=step, rows=range(16)))
+        loss = share_of_loss(logits, labels, 16)
+        loss.backward()
+        optimiser.step(rates(recipe, step, 100))
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("kind", [*SUBSAMPLINGS, "grey"])
+def test_two_decoders_agree(kind: str, device: torch.device) -> None:
+    """On a CPU DALI and Pillow, to the level; on a GPU nvJPEG and the CPU, whose chroma upsampling differs."""
+    found = decoding(kind, device)
+    print(f"{device}, {kind}: {described({'result': found})}")
+    assert found["region against whole, largest"] == 0 or device.type == "cuda"
+    if device.type == "cpu":
+        assert (found["largest difference, levels"], found["mean"]) == (0.0, 0.0)
+    else:
+        assert float(str(found["mean"])) < 1.5
+
+
+def test_a_device_s_losses_are_the_cpu_s(device: torch.device) -> None:
+    assert curve(SMALL, device, 10) == pytest.approx(curve(SMALL, torch.device("cpu"), 10), rel=1e-3)
+
+
+def test_bfloat16_follows_float32(device: torch.device) -> None:
+    narrow, wide = (curve(replace(SMALL, compute=kind), device, 20) for kind in ("bfloat16", "float32"))
+    print(f"{device}: losses {narrow[-1]:.4f} and {wide[-1]:.4f} after 20 steps")
+    assert narrow == pytest.approx(wide, rel=0.1, abs=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_equals_eager_on_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    eager, compiled = (curve(SMALL, torch.device("cuda"), 10, compiled=each) for each in (False, True))
+    assert compiled == pytest.approx(eager, rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_a_checkpoint_goes_from_the_cpu_to_a_gpu_and_back(tmp_path: Path, sample_shards: Path) -> None:
+    """One run of four epochs on each in turn, ended after an epoch; the receipts of all say that it is one."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    for visible in ("", "0", ""):
+        command = [sys.executable, "-m", "train", "--shards", str(sample_shards), "--runs", str(tmp_path), "--run", "a",
+                   "--port", "0", "--recipe", "sample", "--width", "0.25", "--epochs", "4", "--gpus", "1",
+                   "--save-every", "0"]  # fmt: skip
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True)
+        done = len(_receipts(tmp_path / "a"))
+        while process.poll() is None and len(_receipts(tmp_path / "a")) == done:
+            time.sleep(0.05)
+        if process.poll() is None:
+            process.terminate()
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode in (0, 75), errors
+    every = records(tmp_path / "a")
+    devices = [record["device"] for record in every if record["kind"] == "start"]
+    assert devices[:2] == ["cpu", "cuda:0"]
+    assert all((r["missing"], r["duplicates"]) == (0, 0) for r in _receipts(tmp_path / "a"))
+
+
+def _receipts(run: Path) -> list[dict[str, Any]]:
+    return [record for record in records(run) if record["kind"] == "receipt"] if run.exists() else []
+
+
+def result(*values: float) -> Result:
+    return {"images/s": list(values)}
+
+
+def test_what_is_in_the_book_is_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made: list[str] = []
+
+    def measured(name: str) -> Result:
+        made.append(name)
+        if name == "bad" and made.count("bad") == 1:
+            raise RuntimeError("no such engine\nand more")
+        return result(1.0, 3.0, 2.0)
+
+    for _ in range(2):
+        book = Book.opened(tmp_path / "report.json", {"cpu": "a"}, 100)
+        book.begin()
+        for name in ("good", "bad"):
+            book.measure(2, name, "command", lambda n=name: measured(n))  # type: ignore[misc]
+    assert made == ["good", "bad", "bad"]
+    said = capsys.readouterr().out
+    assert "part 2, good: images/s 2 [1..3] (n = 3)" in said
+    assert "part 2, bad: failed: no such engine\n" in said
+    assert json.loads((tmp_path / "report.json").read_text())["parts"]["2"]["bad"]["result"] == result(1.0, 3.0, 2.0)
+
+
+def test_a_part_ends_with_its_time_and_another_machine_begins_anew(tmp_path: Path) -> None:
+    book = Book.opened(tmp_path / "report.json", {"cpu": "a"}, 5)
+    book.begin()
+    book.measure(2, "short", "", lambda: result(1.0), needs=1)
+    with pytest.raises(OutOfTime):
+        book.measure(2, "long", "", lambda: result(1.0), needs=60)
+    assert list(Book.opened(tmp_path / "report.json", {"cpu": "a"}, 5).entries["2"]) == ["short"]
+    assert Book.opened(tmp_path / "report.json", {"cpu": "b"}, 5).entries == {}
+    assert json.loads((tmp_path / "report.other.json").read_text())["machine"] == {"cpu": "a"}
+
+
+def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> None:
+    book = Book(path=tmp_path / "x.json", machine={"gpu": "none"}, seconds=1)
+    entry = {"command": "a | b", "wall_s": 1.0}
+    ours, plain = {"images/s": [20.0, 30.0, 22.0]}, {"images/s": [10.0, 11.0, 12.0]}
+    book.entries = {
+        "3": {
+            "ours, bfloat16, batch 32": entry | {"result": ours},
+            "torchvision's layout, batch 32": entry | {"result": plain},
+            "update rule": entry | {"error": "no"},
+        },
+        "4": {"jpeg, batch 32": entry | {"result": {"free ratio": [0.9, 1.0, 0.95], "agree": "no: input-bound"}}},
+        "5": {
+            f"{name}, seed {seed}": entry | {"result": {"error top1_10view, %": 40.0 + up + seed,
+                                                        "error top5_10view, %": 18.0}}
+            for name, up in (("whole", 0), ("separate pooling", 0.5)) for seed in (0, 1)
+        },
+    }  # fmt: skip
+    text = page(copy.deepcopy(book))
+    assert "ours, bfloat16, batch 32, 2.00 times" in text
+    assert "Failed: update rule." in text
+    assert "does not agree for jpeg, batch 32" in text
+    assert "| separate pooling | 2 | 41.0 [40.5..41.5] | 18.0 [18.0..18.0] | +0.5 | 0.4 / 0.3 |" in text
+    assert "a \\| b" in text
+    assert text.count("Not measured: `python -m train.report --part") == 2
+
+
+@pytest.mark.slow
+def test_report_measures_training_and_goes_on(tmp_path: Path, sample_shards: Path) -> None:
+    """Part 3 in two calls with little time each: the second adds to the first."""
+    command = [sys.executable, "-m", "train.report", "--part", "3", "--out", str(tmp_path), "--shards",
+               str(sample_shards), "--seconds", "41"]  # fmt: skip
+    counts = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+        assert done.returncode == 0, done.stderr
+        counts.append(len(json.loads((tmp_path / "report.json").read_text())["parts"]["3"]))
+    assert counts[1] > counts[0] >= 2
+    text = (tmp_path / "report.md").read_text()
+    assert "## 3. Training alone" in text
+    assert "TFLOP/s" in text
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments, words in (
+        (["--seconds", "0"], "error: --seconds 0.0 must be above 0"),
+        (["--out", str(tmp_path / "file")], "is not a folder"),
+        (["--out", str(tmp_path), "--shards", str(tmp_path / "none")], "is no dataset"),
+    ):
+        done = subprocess.run([sys.executable, "-m", "train.report", *arguments], cwd=ROOT, capture_output=True,
+                              text=True, timeout=120, check=False)  # fmt: skip
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
