@@ -10,5 +10,6 @@ from loader.batch import Batch
 from loader.config import LoaderConfig
 from loader.loader import Loader
 from loader.receipt import Coverage, coverage
+from loader.remote import dataset_folder
 
-__all__ = ["Batch", "Coverage", "Loader", "LoaderConfig", "coverage"]
+__all__ = ["Batch", "Coverage", "Loader", "LoaderConfig", "coverage", "dataset_folder"]

@@ -24,7 +24,7 @@ from loader.decoded import Decoded, choose
 from loader.produce import Producer
 from loader.quarantine import Quarantine
 from loader.receipt import Coverage, coverage
-from loader.remote import Remote, fetch_dataset, is_remote
+from loader.remote import Remote, cache_folder, fetch_dataset, is_remote
 from loader.work import Job, Meter
 from preprocess.dataset import ImageClass, Manifest, Stats, read_index, read_manifest, read_stats, require_split
 from preprocess.errors import UserError
@@ -73,7 +73,7 @@ class Loader:
             raise UserError(f"local_world_size is {local}; with world_size {world_size} it must be 1 to {world_size}")
         self.split, self.config, self._local = split, config, local
         self._remote = Remote(str(root)) if is_remote(root) else None
-        self.root = fetch_dataset(self._remote, _cache(config), split) if self._remote else Path(root)
+        self.root = fetch_dataset(self._remote, cache_folder(config.cache), split) if self._remote else Path(root)
         self.rank, self.world_size, self.device = rank, world_size, device
         if device.type == "cuda" and device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
@@ -215,12 +215,6 @@ class Loader:
             "dataset": self._hash, "split": self.split, "seed": config.seed, "order": config.order_name,
             "batch_size": config.batch_size,
         }  # fmt: skip
-
-
-def _cache(config: LoaderConfig) -> Path:
-    if config.cache:
-        return Path(config.cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gratis"
 
 
 class EpochIterator:

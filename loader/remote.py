@@ -89,6 +89,19 @@ class Remote:
         raise UserError(f"{self.url}/{name} cannot be read, after {TRIES} attempts: {_line(last)}")
 
 
+def dataset_folder(root: Path | str, split: str = "train", cache: str | None = None) -> Path:
+    """The folder on this machine that holds a dataset's manifest, statistics and index of a split: root itself, or of
+    an address its place in the cache, fetched if need be. UserError, also where the split is not there."""
+    return fetch_dataset(Remote(str(root)), cache_folder(cache), split) if is_remote(root) else Path(root)
+
+
+def cache_folder(chosen: str | None) -> Path:
+    """What was chosen, else `gratis` in the user's cache folder."""
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gratis"
+
+
 def fetch_dataset(remote: Remote, cache: Path, split: str) -> Path:
     """The folder in the cache that holds the dataset's manifest, statistics and this split's index."""
     text = remote.read(MANIFEST)

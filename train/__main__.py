@@ -47,6 +47,11 @@ COMMANDS = {
     "export": "train.paper.export",
     "features": "train.paper.features",
     "evaluate-published": "train.paper.published",
+    "figure1": "train.paper.figure1",
+    "ablate": "train.paper.ablate",
+    "ensemble": "train.paper.ensemble",
+    "tables": "train.paper.tables",
+    "paper": "train.paper.paper",
 }  # beside training: the module whose main(arguments) it is; imported on demand, so that --help stays quick
 
 
@@ -120,7 +125,7 @@ def check_world(options: Options, local: int) -> None:
 def lead(options: Options, local: int, meeting: Meeting) -> Launch:
     """Node 0: prepares what is missing, plans the run and publishes the plan."""
     shards = options.shards or prepare_sample(options.fields.image_size, options.runs / "sample-shards")
-    manifest = read_manifest(shards)
+    manifest = manifest_of(shards)
     check_dataset(shards, manifest, options)
     launch = plan(options, shards, manifest)
     token = secrets.token_hex()
@@ -139,7 +144,7 @@ def follow(options: Options, local: int, plan: str) -> Launch:
     if told := differing(common_terms(options, local), said["terms"]):
         raise UserError(f"{told}; give every machine the same command but for --node-rank")
     shards = options.shards or SAMPLE / "shards"
-    manifest = read_manifest(shards)
+    manifest = manifest_of(shards)
     check_dataset(shards, manifest, options)
     if manifest.hash != said["dataset"]:
         raise UserError(f"{shards} is dataset {manifest.hash[:8]}, node 0 has {said['dataset'][:8]}")
@@ -158,8 +163,18 @@ def has_cpp_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
 
 
-def check_dataset(shards: Path, manifest: Manifest, options: Options) -> None:
-    require_split(shards, manifest, "train")
+def manifest_of(shards: Path | str) -> Manifest:
+    """Of a folder, or of an address: its manifest and indices are fetched here, its shards by the ranks."""
+    from loader import dataset_folder
+
+    manifest = read_manifest(dataset_folder(shards))
+    for split in manifest.splits:
+        dataset_folder(shards, split)
+    return manifest
+
+
+def check_dataset(shards: Path | str, manifest: Manifest, options: Options) -> None:
+    require_split(Path(shards), manifest, "train")
     size, recipe = manifest.image_size, options.fields
     if size != recipe.image_size:
         fitting = " or ".join(name for name, other in RECIPES.items() if other.image_size == size)
@@ -174,7 +189,9 @@ def check_dataset(shards: Path, manifest: Manifest, options: Options) -> None:
         )
     plan_layers(recipe, recipe.classes or len(manifest.classes))
     for shard in (shard for split in manifest.splits.values() for shard in split.shards):
-        path = shards / shard.name  # validation comes after an epoch: too late to learn that it cannot
+        if "://" in str(shards):
+            break  # they are checked when they come
+        path = Path(shards, shard.name)  # validation comes after an epoch: too late to learn that it cannot
         if not path.is_file() or path.stat().st_size != shard.bytes:
             raise UserError(f"{path} is missing or not as long as published; verify the copy, or make the shards again")
     if "val" not in manifest.splits and recipe.schedule == "plateau":

@@ -84,7 +84,7 @@ def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
     return gpus
 
 
-def plan(options: Options, shards: Path, manifest: Manifest) -> Launch:
+def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
     """Names the run and says so."""
     name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
     folder = options.runs / name

@@ -28,8 +28,8 @@ Chosen = TypeVar("Chosen")
 class Options:
     """Trains AlexNet of 2012 on shards made by `python -m preprocess shards`."""
 
-    shards: Path | None = None
-    """Folder of the dataset. Without it a sample dataset is drawn and sharded under ./sample."""
+    shards: str | None = None
+    """Folder of the dataset, or its address (https://, s3://, gs://). Without it a sample is drawn under ./sample."""
     gpus: int | None = None
     """Processes on a machine, one per GPU; a pair holds one network. Default: the largest even number, else 1."""
     recipe: Name = "released"
@@ -69,6 +69,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.decoded_gb is not None and not self.decoded_gb > 0:
             raise UserError(f"--decoded-gb {self.decoded_gb} must be above 0")
+        if self.shards == "":
+            raise UserError("--shards is empty; name the dataset, or leave it out for the sample")
         if not self.save_every >= 0:
             raise UserError(f"--save-every {self.save_every} must be at least 0 seconds")
         if self.port is not None and not 0 <= self.port <= LAST_PORT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -289,6 +290,32 @@ def test_s3(jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path, order="window", window=2)))
         with pytest.raises(UserError, match=r"s3://bucket/nothing/manifest\.json cannot be read"):
             make("s3://bucket/nothing", tmp_path / "cache")
+
+
+@pytest.mark.slow
+def test_training_reads_shards_from_an_address(sample_shards: Path, tmp_path: Path) -> None:
+    """As from the folder: the same result, all shards through the cache; no such dataset is one line."""
+
+    def train(shards: str) -> subprocess.CompletedProcess[str]:
+        small = ("--recipe", "sample", "--width", "0.0625", "--epochs", "1", "--batch", "100", "--gpus", "1")
+        command = [sys.executable, "-m", "train", "--runs", str(tmp_path / "runs"), "--shards", shards, *small]
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        return subprocess.run(
+            [*command, "--port", "0"], capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment
+        )
+
+    def scores(done: subprocess.CompletedProcess[str]) -> str:
+        assert done.returncode == 0, done.stderr
+        return done.stdout[done.stdout.index("result ") :].partition(" images_per_s")[0]
+
+    with faulty(sample_shards) as server:
+        assert scores(train(server.url)) == scores(train(str(sample_shards)))
+        missing = train(f"{server.url}/nowhere")
+    tars = {path.name for path in sample_shards.glob("*.tar")}
+    assert {name: n for name, n in server.requests.items() if name in tars} == dict.fromkeys(tars, 1)
+    assert {path.name for path in cached(tmp_path / "cache" / "gratis")} == tars
+    assert missing.returncode == 2
+    assert re.fullmatch(r"\S*.*nowhere/manifest\.json cannot be read.*\n", missing.stderr), missing.stderr
 
 
 def test_uses_are_the_first_and_last_step_of_each_shard() -> None:
