@@ -16,6 +16,7 @@ import psutil
 from preprocess.errors import UserError
 
 POLL_S = 0.1
+NAME_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +88,8 @@ def check_shared(file: Path, token: str) -> None:
 
 def bindable(nodes: Nodes) -> str:
     """This machine's address that --rdzv means; UserError if it is another's, or the port is taken."""
-    host, port = nodes.address
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror:
-        raise UserError(f"--rdzv {nodes.rdzv}: nothing is known of a host {host}") from None
+    port = nodes.address[1]
+    family, kind, _, _, address = resolved(nodes)
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -106,6 +104,18 @@ def bindable(nodes: Nodes) -> str:
             )
             raise UserError(f"--rdzv {nodes.rdzv}: {taken}, and --node-rank 0 must be where it is") from None
     return str(address[0])
+
+
+def resolved(nodes: Nodes) -> tuple[int, int, int, str, tuple[str, int]]:
+    """What getaddrinfo has of node 0's name. A cluster's DNS may learn the name of a pod after it has started."""
+    deadline = time.monotonic() + min(nodes.join_timeout, NAME_S)
+    while True:
+        try:
+            return socket.getaddrinfo(*nodes.address, type=socket.SOCK_STREAM)[0]  # type: ignore[return-value]
+        except socket.gaierror:
+            if time.monotonic() > deadline:
+                raise UserError(f"--rdzv {nodes.rdzv}: nothing is known of a host {nodes.address[0]}") from None
+        time.sleep(POLL_S)
 
 
 def reached(nodes: Nodes) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -30,6 +31,12 @@ def tool(name: str, package: str) -> str:
 def check(*command: str | Path) -> None:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=DOCKER, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def compose() -> dict[str, Any]:
@@ -108,11 +115,32 @@ def test_server_may_look_the_trainers_processes_up() -> None:
     assert services["train"]["uts"] == services["status"]["uts"] == "host"
 
 
+def manifests() -> dict[str, dict[str, Any]]:
+    """By kind."""
+    return {one["kind"]: one for one in yaml.safe_load_all((DOCKER / "k8s.yaml").read_text())}
+
+
+def test_pods_meet_at_the_name_that_the_service_gives() -> None:
+    """An Indexed Job calls its pods <job>-<index>; a headless service of their subdomain gives them those names."""
+    service, job = manifests()["Service"], manifests()["Job"]
+    template = job["spec"]["template"]
+    command = commands()["k8s train"]
+    host, port = command[command.index("--rdzv") + 1].split(":")
+    assert host == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
+    assert template["spec"]["subdomain"] == service["metadata"]["name"]
+    assert int(port) in [one["port"] for one in service["spec"]["ports"]]
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    selector = service["spec"]["selector"]
+    assert selector.pop("batch.kubernetes.io/job-completion-index") == "0"
+    assert selector.items() <= template["metadata"]["labels"].items()
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(command[command.index("--nnodes") + 1])
+
+
 def commands() -> dict[str, list[str]]:
     """The arguments of the Pythons that the services start, by file and name."""
     found = {f"compose {name}": service["command"] for name, service in compose()["services"].items()
              if service.get("image") == "gratis"}  # fmt: skip
-    pod = yaml.safe_load((DOCKER / "k8s.yaml").read_text())["spec"]["template"]["spec"]
+    pod = manifests()["Job"]["spec"]["template"]["spec"]
     found |= {f"k8s {one['name']}": one["command"] for one in [*pod["initContainers"], *pod["containers"]]}
     return {name: words[1:] for name, words in found.items()}
 
@@ -122,6 +150,8 @@ def test_commands_are_understood(name: str, tmp_path: Path) -> None:
     """With nothing mounted they complain of that, in one line, and not of their flags."""
     moved = [word.replace("/src", "/no/src").replace("/gratis", str(tmp_path)) for word in commands()[name]]
     moved = [re.sub(r"\$\{GPUS:-(\d)\}", r"\1", word) for word in moved]
+    here = {"$(JOB_COMPLETION_INDEX)": "0", "gratis-0.gratis:29400": f"127.0.0.1:{unused_port()}"}
+    moved = [here.get(word, word) for word in moved]
     done = subprocess.run([sys.executable, *moved], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert re.fullmatch(rf"error: .*(/no/src|{tmp_path}/shards).*\n", done.stderr)
