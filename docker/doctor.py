@@ -111,7 +111,8 @@ def torch_and_gpus() -> Iterator[Finding]:
     gpus = ask("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader").splitlines()
     for number, line in enumerate(gpus):
         name, driver, memory = line.split(", ")
-        old = int(driver.split(".")[0]) < CUDA_13_DRIVER
+        major = driver.partition(".")[0]
+        old = major.isdecimal() and int(major) < CUDA_13_DRIVER
         means = f"too old for CUDA 13: install {CUDA_13_DRIVER} or later" if old else "CUDA 13 runs on it"
         yield Finding("bad" if old else "good", f"GPU {number} {name}, {memory}, driver {driver}", means)
     if len(gpus) % 2 and len(gpus) > 1:
@@ -186,6 +187,9 @@ def old_runs(runs: Path) -> Iterator[Leftover]:
     for events in sorted(runs.glob("*/rank-0.jsonl")):
         if not locked(events.parent / "lock"):
             yield leftover(events.parent, f"run, {outcome(events)}", events)
+    for events in sorted(runs.glob("*/shards.jsonl")):  # no lock tells whether one that has no end still lives
+        if not (events.parent / "rank-0.jsonl").exists() and (end := outcome(events)) != "broken off":
+            yield leftover(events.parent, f"the shard stage's events, {end}", events)
 
 
 def abandoned(folders: list[Path]) -> Iterator[Leftover]:
@@ -206,7 +210,8 @@ def outcome(events: Path) -> str:
         record = json.loads(last)
     except ValueError:
         return "broken off"
-    return str(record.get("outcome")) if record.get("kind") == "end" else "broken off"
+    ended = isinstance(record, dict) and record.get("kind") == "end"
+    return str(record.get("outcome")) if ended else "broken off"
 
 
 def locked(path: Path) -> bool:

@@ -71,12 +71,19 @@ def test_no_more_cores_than_the_process_may_use(tmp_path: Path) -> None:
 def test_old_runs_are_listed_and_removed_on_request(tmp_path: Path) -> None:
     finished = make_run(tmp_path / "runs" / "sample-1", "finished")
     broken = make_run(tmp_path / "runs" / "sample-2", None)
+    with (broken / "rank-0.jsonl").open("a") as events:
+        events.write("[1]\n")  # no record of ours
     living = make_run(tmp_path / "runs" / "sample-3", None)
+    for name, kinds in (("shards", ["start", "end"]), ("sharding", ["start"])):
+        writer = EventWriter(tmp_path / "runs" / name / "shards.jsonl", attempt=1, rank=0)
+        for kind in kinds:
+            writer.write(kind, {"outcome": "finished"})
+        writer.close()
     with (living / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         listed = [line for line in doctor(tmp_path).stdout.splitlines() if line.startswith("left ")]
         assert [line.split(",")[0] for line in listed] == [
-            "left  runs/sample-1: run", "left  runs/sample-2: run",
+            "left  runs/sample-1: run", "left  runs/sample-2: run", "left  runs/shards: the shard stage's events",
         ]  # fmt: skip
         assert "finished" in listed[0]
         assert "broken off" in listed[1]
