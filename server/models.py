@@ -145,6 +145,10 @@ class RunStatus(RunSummary):
     world: int = Field(description="ranks")
     mesh: dict[str, int] = Field(description="the mesh: axis to ranks along it")
     batch_size: int | None = Field(default=None, description="images in a global batch")
+    decoded: str | None = Field(
+        default=None, description="where each rank keeps images decoded after their first epoch: device, host or none"
+    )
+    decoded_bytes: Rate = Field(default=None, description="what they take there once all are, bytes on each rank")
     epochs: int | None = Field(default=None, description="epochs planned")
     steps_per_epoch: int | None = Field(default=None, description="training steps in an epoch")
     started: float | None = Field(

@@ -119,8 +119,21 @@ def _plan(start: Record) -> dict[str, Any]:
         "dataset": text(start, "dataset"),
         "mesh": {axis: int(count(mesh, axis)) for axis in list(mesh)[:8]},
         "started": number(start, "t"),
+        "decoded": text(start, "decoded"),
+        "decoded_bytes": _decoded_bytes(start),
         **{key: integer(start, key) for key in whole},
     }
+
+
+def _decoded_bytes(start: Record) -> float | None:
+    """Of the whole training split as RGB, where it is kept."""
+    config = start.get("config")
+    recipe = config.get("recipe") if isinstance(config, dict) else None
+    side = integer(recipe, "image_size") if isinstance(recipe, dict) else None
+    images = integer(start, "train_images")
+    if side is None or images is None or text(start, "decoded") in (None, "none"):
+        return None
+    return 3.0 * images * side**2
 
 
 def _progress(crew: list[RankFile]) -> dict[str, Any]:

@@ -157,6 +157,7 @@ function drawFacts(status) {
     recipe: status.recipe, dataset: status.dataset?.slice(0, 12), classes: count(status.classes), "training images": count(status.train_images),
     "validation images": count(status.val_images), "global batch": count(status.batch_size),
     mesh: Object.entries(status.mesh).map(([axis, size]) => `${axis} ${size}`).join(", "), ranks: status.world, attempt: status.attempt,
+    "images kept decoded": status.decoded_bytes === null ? status.decoded : `${bytes(status.decoded_bytes)} on each rank's ${status.decoded}`,
     "attempt began": when(status.started), "images trained on": count(status.images_trained),
     "newest checkpoint": status.checkpoint_step === null ? "none" : `step ${count(status.checkpoint_step)}`,
     "newest epoch's receipt": receipt ? `${count(receipt.seen)} seen, ${receipt.missing} missing, ${receipt.duplicates} twice, ${receipt.dropped} dropped` : "none yet",

@@ -65,6 +65,7 @@ def test_status_of_the_newest_run(site: tuple[str, Path]) -> None:
     assert [rank["rank"] for rank in status["ranks"]] == [0, 1]
     assert status["ranks"][1]["stages"]["decode"] == pytest.approx(2.5 / 4)
     assert status["evaluations"][0]["top1_error"] == 0.25
+    assert (status["decoded"], status["decoded_bytes"]) == ("host", 1000 * 128 * 128 * 3)
     assert status["remaining_s"] == 170.0  # 5 x 40 - 30 steps of one second
 
 
