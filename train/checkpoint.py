@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from re import fullmatch
@@ -29,6 +30,7 @@ from preprocess.errors import UserError
 from train.network import AlexNet, weight_shapes
 from train.optim import Optimiser
 from train.parallel import Axis
+from train.recipes import Layer
 
 FORMAT = 1
 KEEP = 2
@@ -183,6 +185,18 @@ def load(checkpoint: Path, network: AlexNet, optimiser: Optimiser) -> Tensor:
             return seen
     except (OSError, SafetensorError) as error:
         raise UserError(f"{checkpoint} is damaged ({error}); point its `{LATEST}` at an older one") from None
+
+
+def shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Of the whole network's parameters, by name."""
+    with safe_open(checkpoint / "network.safetensors", framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def load_layers(checkpoint: Path, network: AlexNet, layers: Collection[Layer]) -> None:
+    """Fills this rank's chunks of some layers in place."""
+    own: dict[str, Tensor] = {name: one for name, one in network.named_parameters() if name.split(".")[0] in layers}
+    _fill(checkpoint / "network.safetensors", own, network)
 
 
 def _whole(network: AlexNet, own: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.recipes import Recipe
+from train.recipes import KEPT, Recipe
 from train.schedule import Kind, Rates
 
 
@@ -58,6 +58,8 @@ def _kind(name: str) -> Kind:
     layer, which = name.split(".")
     if layer == "conv1":
         return "conv1_weights" if which == "weight" else "conv1_biases"
+    if layer in KEPT:
+        return "conv_weights" if which == "weight" else "conv_biases"
     return "weights" if which == "weight" else "biases"
 
 

@@ -35,6 +35,7 @@ from train.launch import BadSamples, Choice, Launch, attempts, lock
 from train.memory import fitting_batch
 from train.network import AlexNet
 from train.optim import Optimiser
+from train.paper.finetune import take_convolutions
 from train.parallel import GradientSum, Mesh, connect, disconnect, sum_over_world
 from train.recipes import Recipe
 from train.saving import Saver
@@ -103,8 +104,12 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
             save_probabilities=launch.save_probabilities, evaluates="val" in loader.manifest.splits,
         )  # fmt: skip
         events.write("start", start_record(launch, job))
-        if resume(job) and mesh.rank == 0:
-            print(f"resumed at step {job.step}, epoch {job.epoch + 1}", flush=True)
+        if resume(job):
+            said = f"resumed at step {job.step}, epoch {job.epoch + 1}"
+        else:
+            said = take_convolutions(Path(recipe.init_from), network) if recipe.init_from else ""
+        if said and mesh.rank == 0:
+            print(said, flush=True)
         if not job.evaluates and mesh.rank == 0:
             events.write("warning", {"message": "the dataset has no validation split: nothing is evaluated"})
         try:

@@ -15,6 +15,7 @@ from preprocess.errors import UserError
 
 Layer = Literal["conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8"]
 LAYERS: tuple[Layer, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")  # of #145
+KEPT: tuple[Layer, ...] = LAYERS[:5]  # of the network that another begins with; conv6 is new there
 ONES: tuple[Layer, ...] = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")  # layers whose biases start at `bias_init`
 
 
@@ -110,6 +111,10 @@ class Recipe:
     """Rate of biases as a multiple of `rate`."""
     bias_decay: bool = False
     """Biases decay too."""
+    init_from: str | None = None
+    """Folder of a run, or of its checkpoint, whose conv1 to conv5 this one begins with; the other layers are new."""
+    conv_rate: float = 1.0
+    """Rates of conv1 to conv5 as a multiple of the other layers'; 0.1 with `init_from`: the authors' fine-tuning."""
     velocity: Literal["inside", "outside"] = "inside"
     """The rate is inside the velocity (original) or multiplies it at use (torch)."""
 
@@ -155,7 +160,7 @@ class Recipe:
                 raise UserError(f"--width {self.width} makes {size} units {self.units(size)}: not even")
 
     def _check_ranges(self) -> None:
-        for name in ("warmup_steps", "weight_decay", "bias_rate", "lrn_alpha"):
+        for name in ("warmup_steps", "weight_decay", "bias_rate", "lrn_alpha", "conv_rate"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 0")
         for name in ("noise_until", "conv1_slow", "conv1_frozen", "drops"):

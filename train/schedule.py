@@ -8,7 +8,8 @@ from typing import Literal
 
 from train.recipes import Recipe
 
-Kind = Literal["weights", "biases", "conv1_weights", "conv1_biases"]  # what has a rate of its own
+# what has a rate of its own
+Kind = Literal["weights", "biases", "conv_weights", "conv_biases", "conv1_weights", "conv1_biases"]
 Rates = dict[Kind, float]  # 0 freezes
 MOST_DROPS = 3  # of the plateau schedule; the paper's
 
@@ -25,12 +26,15 @@ def rates(recipe: Recipe, step: int, steps_per_epoch: int, errors: Sequence[floa
     weights = base * warm * decline
     biases = base * warm * recipe.bias_rate * (decline if recipe.bias_follows else _bias_decline(recipe, progress))
     conv1 = _conv1_factor(recipe, progress)
-    slow = min(weights, base / 1000) if conv1 == "slow" else weights
+    conv_weights, conv_biases = weights * recipe.conv_rate, biases * recipe.conv_rate
+    slow = min(conv_weights, base / 1000) if conv1 == "slow" else conv_weights
     return {
         "weights": weights,
         "biases": biases,
+        "conv_weights": conv_weights,
+        "conv_biases": conv_biases,
         "conv1_weights": 0.0 if conv1 == "frozen" else slow,
-        "conv1_biases": 0.0 if conv1 == "frozen" else biases,
+        "conv1_biases": 0.0 if conv1 == "frozen" else conv_biases,
     }
 
 

@@ -1,0 +1,259 @@
+"""Which parts of the network matter, measured: one thing switched off at a time, the same seeds for each.
+
+python -m train ablate --shards S --fields lrn,overlap,towers,color_noise,dropout --seeds 0,1 --recipe tiny --epochs 10
+
+Every run is one of `python -m train`, in a folder of its own under --runs; those that are finished are not done again,
+so the command may be interrupted, repeated, and extended by fields and seeds. The table (Markdown, and JSON beside it)
+holds errors averaged over ten views, and differences to the whole network *of the same seed*: mean and extremes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from preprocess.dataset import Manifest, read_manifest, require_split
+from preprocess.errors import UserError
+from train.launch import outcome, records
+from train.options import Fields, Name, read
+from train.recipes import RECIPES, RELEASED, Recipe
+
+WHOLE = "whole"
+VIEWS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """One part switched off, and by how many points of error the authors' network then was worse."""
+
+    words: str
+    off: Callable[[Recipe], Recipe]
+    paper: tuple[float | None, float | None]  # top-1, top-5
+    measured_on: str
+
+
+def one_column(recipe: Recipe) -> Recipe:
+    """#145-half: half the channels but in the last convolution, one tower."""
+    *first, last = recipe.channels
+    a, b, c, d = (channels // 2 for channels in first)
+    return replace(recipe, towers=1, channels=(a, b, c, d, last))
+
+
+SWITCHES: dict[str, Switch] = {
+    "lrn": Switch(
+        words="no normalisation layers", off=lambda recipe: replace(recipe, lrn=False, map_norm=False),
+        paper=(1.4, 1.2), measured_on="2012 val",
+    ),
+    "overlap": Switch(
+        words="pooling 2x2 every 2", off=lambda recipe: replace(recipe, pool="separate"),
+        paper=(0.4, 0.3), measured_on="2012 val",
+    ),
+    "towers": Switch(
+        words="one column of half the channels", off=one_column, paper=(1.7, 1.2), measured_on="2010 test",
+    ),
+    "color_noise": Switch(
+        words="no colour noise", off=lambda recipe: replace(recipe, noise="off"),
+        paper=(1.0, None), measured_on="not said; \"over 1 %\"",
+    ),
+    "dropout": Switch(
+        words="no dropout", off=lambda recipe: replace(recipe, dropout="off"),
+        paper=(None, None), measured_on="\"substantial overfitting\"",
+    ),
+}  # fmt: skip
+"""Source: specification, sections 0.1 and 5: what the released logs show was switched, and on which data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablate:
+    """Trains with one part switched off at a time, several seeds each, and writes a table beside the paper's."""
+
+    shards: Path | None = None
+    """Always to be given: folder of the dataset; it needs a validation split."""
+    fields: str = ",".join(SWITCHES)
+    """What to switch off, one at a time, comma-separated."""
+    seeds: str = "0,1"
+    """Comma-separated; every setting is trained with each."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    out: Path | None = None
+    """Folder of the table. Default: ablation-<recipe>-<dataset>-<settings> in --runs."""
+    gpus: int | None = None
+    """As `python -m train` takes it."""
+    minutes: float | None = None
+    """Begin no run that would, judging by the longest so far, end after so many minutes. Default: as long as it takes.
+    The same command later goes on."""
+    recipe: Name = "released"
+    """Where the recipe's fields below begin."""
+    whole: Fields = RELEASED
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.switches if name not in SWITCHES]:
+            raise UserError(f"--fields {unknown[0]!r} is none of {','.join(SWITCHES)}")
+        if not all(seed.strip().isdecimal() for seed in self.seeds.split(",")):
+            raise UserError(f"--seeds {self.seeds} must be whole numbers, comma-separated, such as 0,1,2")
+        if self.minutes is not None and not self.minutes > 0:
+            raise UserError(f"--minutes {self.minutes} must be above 0")
+
+    @property
+    def switches(self) -> list[str]:
+        return list(dict.fromkeys(name.strip() for name in self.fields.split(",")))
+
+    @property
+    def each_seed(self) -> list[int]:
+        return list(dict.fromkeys(int(seed) for seed in self.seeds.split(",")))
+
+
+Errors = tuple[float, float]  # top-1 and top-5, in per cent
+Found = dict[str, dict[int, Errors]]  # by setting, by seed
+
+
+def main(arguments: list[str]) -> None:
+    options = read(
+        lambda name, recipe: Ablate(recipe=name, whole=recipe), arguments, "released", "python -m train ablate"
+    )
+    print(ablate(options), flush=True)
+
+
+def ablate(options: Ablate) -> Path:
+    """Trains what is not trained yet and writes the table; its path."""
+    if options.shards is None:
+        raise UserError("ablate needs a dataset: --shards FOLDER")
+    manifest = read_manifest(options.shards)
+    require_split(options.shards, manifest, "val")
+    stem = f"{options.recipe}-{manifest.hash[:8]}-{digest(options.whole)}"
+    folder = options.out or options.runs / f"ablation-{stem}"
+    found = train_all(options, stem, lambda found: write(folder, options, manifest, found))
+    return write(folder, options, manifest, found)
+
+
+def digest(recipe: Recipe) -> str:
+    """Six digits that name the settings, so that other settings are other runs; fields to come change no name."""
+    told = {name: value for name, value in dataclasses.asdict(recipe).items() if value != getattr(RELEASED, name)}
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:6]
+
+
+def train_all(options: Ablate, stem: str, tell: Callable[[Found], object]) -> Found:
+    """Seed by seed, so that what an early end leaves is whole comparisons. tell: after each run."""
+    settings = {WHOLE: options.whole} | {name: SWITCHES[name].off(options.whole) for name in options.switches}
+    found: Found = {name: {} for name in settings}
+    ends = time.monotonic() + 60 * options.minutes if options.minutes else None
+    longest, total = 0.0, len(options.each_seed) * len(settings)
+    for number, (seed, name) in enumerate(((s, n) for s in options.each_seed for n in settings), 1):
+        run = f"ablate-{stem}-{name}-s{seed}"
+        if outcome(options.runs / run) != "finished":
+            if ends and time.monotonic() + longest > ends:
+                print(f"{run}: skipped, it would end after --minutes {options.minutes:g}", flush=True)
+                continue
+            print(f"{number} of {total}: {name}, seed {seed}", flush=True)
+            began = time.monotonic()
+            launch(options, run, settings[name], seed)
+            longest = max(longest, time.monotonic() - began)
+        if errors := errors_of(options.runs / run):
+            found[name][seed] = errors
+            tell(found)
+    return found
+
+
+def launch(options: Ablate, run: str, recipe: Recipe, seed: int) -> None:
+    """One run by the one launch path. A run that diverged is no number; anything else that fails ends this command."""
+    command = [sys.executable, "-m", "train", "--shards", str(options.shards), "--runs", str(options.runs)]
+    command += ["--run", run, "--seed", str(seed), "--port", "0", "--recipe", options.recipe]
+    command += ["--gpus", str(options.gpus)] if options.gpus else []
+    command += as_arguments(recipe, RECIPES[options.recipe])
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode and outcome(options.runs / run) != "diverged":
+        raise UserError(f"run {run} ended with exit code {done.returncode}; the same command goes on with it")
+
+
+def as_arguments(recipe: Recipe, base: Recipe) -> list[str]:
+    """The options of `python -m train` that make `recipe` out of `base`."""
+    found = []
+    for field in dataclasses.fields(recipe):
+        value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
+        if value == getattr(base, field.name):
+            continue
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            found += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return found
+
+
+def errors_of(folder: Path) -> Errors | None:
+    """Of the ten views; None before they were evaluated."""
+    evals = [record for record in records(folder) if record["kind"] == "eval" and record["views"] == VIEWS]
+    if outcome(folder) != "finished" or not evals:
+        return None
+    return 100 * (1 - evals[-1]["top1"]), 100 * (1 - evals[-1]["top5"])
+
+
+def write(folder: Path, options: Ablate, manifest: Manifest, found: Found) -> Path:
+    """Writes ablation.md and ablation.json; the path of the first."""
+    rows = [row(name, found) for name in found]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        report = {
+            "dataset": manifest.hash, "train_images": manifest.splits["train"].samples,
+            "classes": len(manifest.classes), "image_size": manifest.image_size, "recipe": options.recipe,
+            "settings": dataclasses.asdict(options.whole), "rows": rows,
+        }  # fmt: skip
+        (folder / "ablation.json").write_text(json.dumps(report, indent=1) + "\n")
+        path = folder / "ablation.md"
+        path.write_text(markdown(rows, options, manifest))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from None
+    return path
+
+
+def row(name: str, found: Found) -> dict[str, object]:
+    """Errors of a setting by seed, and differences to the whole network's of the same seed, in points."""
+    own, whole = found[name], found[WHOLE]
+    pairs = [seed for seed in own if seed in whole]
+    switch = SWITCHES.get(name)
+    return {
+        "setting": name, "words": switch.words if switch else "the whole network", "seeds": list(own),
+        "top1": [own[seed][0] for seed in own], "top5": [own[seed][1] for seed in own],
+        "top1_delta": [own[seed][0] - whole[seed][0] for seed in pairs] if switch else [],
+        "top5_delta": [own[seed][1] - whole[seed][1] for seed in pairs] if switch else [],
+        "paper": switch.paper if switch else (None, None), "paper_on": switch.measured_on if switch else "",
+    }  # fmt: skip
+
+
+def markdown(rows: list[dict[str, object]], options: Ablate, manifest: Manifest) -> str:
+    told = f"{manifest.splits['train'].samples:,} training images of {len(manifest.classes):,} classes"
+    lines = [
+        f"Errors in % over ten views of {manifest.splits['val'].samples:,} validation images, means over n seeds with "
+        "the extremes; differences in points to the whole network of the same seed, positive: worse without.",
+        f"Measured on {told} at {manifest.image_size} px, recipe {options.recipe}, crop {options.whole.crop}, width "
+        f"{options.whole.width:g}, {options.whole.epochs} epochs. The paper's differences are the full network's after "
+        "90 epochs on 1.2 million images of 1,000 classes: what a small short run shows need not be theirs.",
+        "",
+        "| | n | top-1 | top-5 | top-1 difference | top-5 difference | paper's | on |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join(lines + [_line(found) for found in rows]) + "\n"
+
+
+def _line(found: dict[str, object]) -> str:
+    top1, top5 = ("" if value is None else f"{value:g}" for value in found["paper"])  # type: ignore[attr-defined]
+    cells = [found["words"], len(found["seeds"])]  # type: ignore[arg-type]
+    cells += [_spread(found[key], "") for key in ("top1", "top5")]
+    cells += [_spread(found[key], "+") for key in ("top1_delta", "top5_delta")]
+    cells += [f"{top1} / {top5}" if top1 else "", found["paper_on"]]
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _spread(values: object, sign: str) -> str:
+    assert isinstance(values, list)
+    if not values:
+        return ""
+    ends = f" [{min(values):{sign}.1f}..{max(values):{sign}.1f}]" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.1f}{ends}"

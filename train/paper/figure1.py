@@ -1,0 +1,238 @@
+"""Figure 1, ReLU against tanh: `python -m train figure1 --shards S`, where S holds 32-pixel images.
+
+    make shards SRC=... OUT=S ARGS='--size 32'
+
+The paper's is CIFAR-10, 25 % training error, ReLU six times as fast. Both nonlinearities get the same network, initial
+weights and order of images (`train.paper.cifar` says what the paper leaves open and what was taken), and each the best
+of --rates: the one that needs the fewest epochs. Writes figure1.png and, with every training's errors, figure1.json.
+What is finished is not trained again: the JSON is read back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import tyro
+from tqdm import tqdm
+
+from preprocess.dataset import Manifest, read_manifest, require_split
+from preprocess.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from train.paper.cifar import Course
+
+SIZE = 32
+Activation = Literal["relu", "tanh"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure1:
+    """Trains a four-layer network with ReLU and with tanh until a training error, and draws the paper's figure 1."""
+
+    shards: Path
+    """Folder of a dataset of 32-pixel images."""
+    out: Path = Path("figure1")
+    """Folder for figure1.png and figure1.json."""
+    target: float = 0.25
+    """Training error to be reached, a share."""
+    epochs: int = 60
+    """Most for each training."""
+    rates: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.005)
+    """Learning rates of which each nonlinearity gets its best."""
+    images: int = 50_000
+    """Of the training split, the first so many (they are kept in memory, 12 kB each)."""
+    minutes: float | None = None
+    """Stop after so many; what is known by then is drawn."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target < 1:
+            raise UserError(f"--target {self.target} must be a share between 0 and 1")
+        for name in ("epochs", "images"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)} must be at least 1")
+        if not self.rates or not all(rate > 0 and math.isfinite(rate) for rate in self.rates):
+            raise UserError(f"--rates {' '.join(map(str, self.rates))} must be numbers above 0")
+        if self.minutes is not None and not self.minutes > 0:
+            raise UserError(f"--minutes {self.minutes} must be above 0")
+
+
+def main(arguments: list[str]) -> None:
+    options = tyro.cli(Figure1, args=arguments, prog="python -m train figure1", description=Figure1.__doc__)
+    for line in figure1(options):
+        print(line, flush=True)
+
+
+def figure1(options: Figure1) -> list[str]:
+    """Trains, draws and writes; the lines to print: the result and the paths."""
+    manifest = read_manifest(options.shards)
+    if manifest.image_size != SIZE:
+        raise UserError(
+            f"{options.shards} holds {manifest.image_size}-pixel images, figure 1 wants {SIZE}: "
+            f"make shards SRC=... OUT=shards{SIZE} ARGS='--size {SIZE}'"
+        )
+    samples = min(options.images, require_split(options.shards, manifest, "train").samples)
+    courses = train_all(options, manifest, samples)
+    told = verdict(courses, options.target)
+    from train.paper.plots import save, styled
+
+    with styled():
+        under = f"{samples:,} images of {len(manifest.classes)} classes at {SIZE} px, seed {options.seed}"
+        png = save(draw(courses, options, under), options.out / "figure1.png")
+    return [told, str(png), str(options.out / "figure1.json")]
+
+
+def train_all(options: Figure1, manifest: Manifest, samples: int) -> list[Course]:
+    """Every nonlinearity at every rate, as far as the minutes go; the JSON is renewed after each that is whole."""
+    terms = {
+        "dataset": manifest.hash, "images": samples, "target": options.target, "epochs": options.epochs,
+        "seed": options.seed,
+    }  # fmt: skip
+    courses = finished(options.out / "figure1.json", terms)
+    images: tuple[Tensor, Tensor] | None = None
+    partial: list[Course] = []
+    ends = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
+    for rate, activation in itertools.product(options.rates, ACTIVATIONS):
+        if any((course.activation, course.rate) == (activation, rate) for course in courses):
+            continue
+        if time.monotonic() >= ends:
+            print(f"{activation} at rate {rate:g}: skipped, --minutes {options.minutes:g} are over", flush=True)
+            continue
+        images = images or whole_split(options.shards, samples)
+        course, whole = train_one(options, activation, rate, (*images, len(manifest.classes)), ends)
+        (courses if whole else partial).append(course)
+        write(options.out, terms, courses)
+    return courses + partial
+
+
+def train_one(
+    options: Figure1, activation: Activation, rate: float, data: tuple[Tensor, Tensor, int], ends: float
+) -> tuple[Course, bool]:
+    """Up to the target, the epochs or the end of time; False after the last of these: it may go on another day."""
+    from train.paper import cifar
+
+    errors: list[float] = []
+    with tqdm(total=options.epochs, desc=f"{activation}, rate {rate:g}", leave=False, disable=None) as bar:
+        images, labels, classes = data
+        for error in cifar.epochs(activation, images, labels, rate=rate, classes=classes, seed=options.seed):
+            errors.append(error)
+            bar.update()
+            bar.set_postfix_str(f"training error {error:.1%}")
+            if error <= options.target or len(errors) == options.epochs:
+                break
+            if time.monotonic() >= ends:
+                print(f"{activation} at rate {rate:g}: stopped in epoch {len(errors)}, time is over", flush=True)
+                return cifar.Course(activation=activation, rate=rate, errors=errors), False
+    course = cifar.Course(activation=activation, rate=rate, errors=errors)
+    reached, last = course.epochs_to(options.target), f"{errors[-1]:.1%}" if errors else "no number"
+    print(
+        f"{activation} at rate {rate:g}: " + (f"{reached:.1f} epochs" if reached else f"not reached ({last})"),
+        flush=True,
+    )
+    return course, True
+
+
+def whole_split(shards: Path, samples: int) -> tuple[Tensor, Tensor]:
+    """The first images [N,3,32,32], mean-subtracted, and labels [N], on the device."""
+    import torch
+
+    from loader import Loader, LoaderConfig
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    images = torch.empty(samples, 3, SIZE, SIZE, device=device, memory_format=torch.channels_last)
+    labels = torch.empty(samples, dtype=torch.int64)
+    config = LoaderConfig(batch_size=250, crop=SIZE, augment=False, decoded="none")
+    with Loader(shards, "train", config, device=device) as loader:
+        for batch in loader:
+            real = (batch.ids >= 0) & (batch.ids < samples)
+            images[batch.ids[real]] = batch.images[real.to(device)]
+            labels[batch.ids[real]] = batch.labels.cpu()[real]
+            if batch.ids[0] >= samples:  # in the order of ids: nothing of ours follows
+                break
+    return images, labels.to(device)
+
+
+def finished(path: Path, terms: dict[str, object]) -> list[Course]:
+    """What an earlier call with the same terms has trained to the end."""
+    from train.paper.cifar import Course
+
+    try:
+        said = json.loads(path.read_text())
+        return [Course(**course) for course in said["courses"]] if said["terms"] == terms else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write(folder: Path, terms: dict[str, object], courses: list[Course]) -> None:
+    target = float(str(terms["target"]))
+    found = {
+        name: (best.epochs_to(target) if (best := fastest(courses, name, target)) else None) for name in ACTIVATIONS
+    }
+    relu, tanh = (found[name] for name in ACTIVATIONS)
+    said = {
+        "terms": terms, "epochs_to_target": found, "ratio": tanh / relu if relu and tanh else None,
+        "paper": "CIFAR-10, 25 %: ReLU six times as fast; the network is not published, see train.paper.cifar",
+        "courses": [dataclasses.asdict(course) for course in courses],
+    }  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / "figure1.json.tmp"
+        temporary.write_text(json.dumps(said, indent=1) + "\n")
+        temporary.replace(folder / "figure1.json")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from None
+
+
+def fastest(courses: list[Course], activation: Activation, target: float) -> Course | None:
+    """The training that reached the target first; if none did, the one that ended lowest."""
+    own = [course for course in courses if course.activation == activation and course.errors]
+    return min(own, key=lambda course: (course.epochs_to(target) or math.inf, course.errors[-1]), default=None)
+
+
+def verdict(courses: list[Course], target: float) -> str:
+    """One line: the epochs of each at its best rate, and the ratio, or why there is none."""
+    parts, found = [], []
+    for name in ACTIVATIONS:
+        best = fastest(courses, name, target)
+        reached = best.epochs_to(target) if best else None
+        found.append(reached)
+        if best is None:
+            parts.append(f"{name} was not trained")
+        elif reached is None:
+            parts.append(f"{name} did not reach {target:.0%} in {len(best.errors)} epochs ({best.errors[-1]:.1%})")
+        else:
+            parts.append(f"{name} {reached:.1f} epochs to {target:.0%} training error (rate {best.rate:g})")
+    relu, tanh = found
+    ratio = f"; ratio {tanh / relu:.1f} (paper, CIFAR-10: 6)" if relu and tanh else "; no ratio"
+    return "; ".join(parts) + ratio
+
+
+def draw(courses: list[Course], options: Figure1, under: str) -> Figure:
+    """As in the paper: training error over epochs, ReLU solid and tanh dashed, the target dotted."""
+    from matplotlib.figure import Figure as Canvas
+
+    from train.paper.plots import BLUE, GREY, ORANGE
+
+    figure = Canvas(figsize=(5.6, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, colour, line in zip(ACTIVATIONS, (BLUE, ORANGE), ("-", "--"), strict=True):
+        if best := fastest(courses, name, options.target):
+            numbers = range(1, len(best.errors) + 1)
+            axes.plot(numbers, best.errors, line, color=colour, linewidth=2, label=f"{name}, rate {best.rate:g}")
+    axes.axhline(options.target, color=GREY, linestyle=":", label=f"{options.target:.0%}")
+    axes.set(xlabel="epochs", ylabel="training error", ylim=(0, 1), xlim=(0, None))
+    axes.set_title("Four-layer convolutional network, ReLU against tanh")
+    axes.legend(loc="upper right")
+    figure.text(0.01, 0.005, under, fontsize=6, color=GREY)
+    return figure
