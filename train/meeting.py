@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from threading import Thread
 from typing import TYPE_CHECKING, NoReturn
 
 from preprocess.errors import INTERRUPTED, PREEMPTED, UserError
@@ -184,20 +185,34 @@ def lost(who: str, own: End) -> End:
 
 def meet(nodes: Nodes) -> Meeting:
     """Opens the store on node 0, finds it from the others; UserError if that cannot be."""
+    host = nodes.address[0]
+    local = bindable(nodes) if nodes.rank == 0 else reached(nodes)
+    if nodes.most > 1:  # gloo would take the address that the host's name has, which is often a loopback one
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface(local, host))
+    return Meeting(nodes, opened(nodes), host)
+
+
+def opened(nodes: Nodes) -> TCPStore:
+    """In a thread, as torch would wait for ever for a server of another kind to answer."""
     from datetime import timedelta
 
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    host, port = nodes.address
-    local = bindable(nodes) if nodes.rank == 0 else reached(nodes)
-    if nodes.most > 1:  # gloo would take the address that the host's name has, which is often a loopback one
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface(local, host))
-    try:
-        store = TCPStore(
-            host, port, is_master=nodes.rank == 0, multi_tenant=True, wait_for_workers=False,
-            timeout=timedelta(seconds=STORE_S),
-        )  # fmt: skip
-    except RuntimeError as error:
-        why = str(error).split("\n")[0]
-        raise UserError(f"--rdzv {nodes.rdzv}: what answers there is no node 0 of this run ({why})") from None
-    return Meeting(nodes, store, host)
+    found: list[TCPStore | RuntimeError] = []
+
+    def connect() -> None:
+        try:
+            store = TCPStore(
+                *nodes.address, is_master=nodes.rank == 0, multi_tenant=True, wait_for_workers=False,
+                timeout=timedelta(seconds=STORE_S),
+            )  # fmt: skip
+            found.append(store)
+        except RuntimeError as error:
+            found.append(error)
+
+    thread = Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(min(nodes.join_timeout, STORE_S))
+    if not found or isinstance(found[0], RuntimeError):
+        raise UserError(f"--rdzv {nodes.rdzv}: what answers there is no node 0 of this run; take another port")
+    return found[0]

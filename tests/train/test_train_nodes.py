@@ -284,13 +284,16 @@ def test_a_machine_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) ->
         meeting.begin()
 
 
-def test_node_0_is_where_the_address_is_and_its_port_is_free() -> None:
+def test_node_0_is_where_the_address_is_and_its_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} is taken"):
             meet(nodes(f"127.0.0.1:{port}"))
+        with pytest.raises(UserError, match="what answers there is no node 0"):
+            meet(nodes(f"127.0.0.1:{port}", 1))
     for host, words in (("192.0.2.1", "no address of this machine"), ("no.such.host.invalid", "nothing is known")):
         with pytest.raises(UserError, match=words):
             meet(nodes(f"{host}:29400"))
