@@ -32,6 +32,7 @@ from preprocess.listing import IMAGE_NAME, Listing, ListingBuilder
 
 VAL_NAME = re.compile(r"val(idation)?([-_.]|\d|$)")
 LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json member
+MOST_CLASSES = 100_000  # five times all of ImageNet's; the manifest lists every number up to the largest
 
 Found = dict[str, list[str]]  # split -> archives in order
 
@@ -105,9 +106,10 @@ def grouped(found: Iterable[Member]) -> Iterator[Group]:
 def label_of(archive: files.Bytes, place: str, group: Group) -> int:
     """The sample's class number. UserError if it has none."""
     for value in _labels(archive, group.parts):
-        if type(value) is int and 0 <= value < 1_000_000:
+        if type(value) is int and 0 <= value < MOST_CLASSES:
             return value
-        raise UserError(f"{place}: the label of {group.key[:200]!r} is {str(value)[:50]!r}, no class number from 0 on")
+        wrong = f"the label of {group.key[:200]!r} is {str(value)[:50]!r}"
+        raise UserError(f"{place}: {wrong}, no class number from 0 to {MOST_CLASSES - 1:,}")
     raise UserError(f'{place}: {group.key[:200]!r} has no label: neither a .cls member nor "label" in its .json')
 
 
@@ -133,7 +135,7 @@ def _labels(archive: files.Bytes, parts: list[Member]) -> Iterator[object]:
         text = archive.read(member.offset, member.size)
         try:
             value = json.loads(text)  # of a .cls too: digits are JSON
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text.decode(errors="replace")
         if extension == "cls":
             yield value

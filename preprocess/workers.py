@@ -61,15 +61,18 @@ class Step(NamedTuple):
         return Step(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-def run_tasks(tasks: Iterable[Task], workers: int) -> Iterator[Step]:
+def run_tasks(tasks: Iterable[Task], workers: int, kept: list[Worker] | None = None) -> Iterator[Step]:
     """Runs every task, yields as work is done (at least once a second). UserError if a worker cannot read or write.
 
     Images of a shard that is begun again are reported again, as rejects are: negative counts take the first ones back.
+    kept: processes of an earlier call, which go on, and then wait there for the next; after an error it is empty.
     """
     source = iter(tasks)
     again: list[Task] = []
     strikes: Counter[tuple[str, int]] = Counter()
-    pool = [_Worker() for _ in range(workers)]
+    pool = [] if kept is None else kept
+    pool += [Worker() for _ in range(workers - len(pool))]
+    finished = False
     try:
         while True:
             for worker in pool:
@@ -77,6 +80,7 @@ def run_tasks(tasks: Iterable[Task], workers: int) -> Iterator[Step]:
                 if task:
                     worker.give(task)
             if not any(worker.task for worker in pool):
+                finished = True
                 return
             wait([handle for worker in pool for handle in worker.handles], timeout=1.0)
             for place, worker in enumerate(pool):
@@ -87,10 +91,11 @@ def run_tasks(tasks: Iterable[Task], workers: int) -> Iterator[Step]:
                     yield worker.taken_back()
                 if cause:
                     worker.stop()
-                    pool[place] = _Worker()
+                    pool[place] = Worker()
     finally:
-        for worker in pool:
-            worker.stop()
+        if kept is None or not finished:
+            while pool:
+                pool.pop().stop()
 
 
 def _after_death(task: Task, position: int, cause: str, strikes: Counter[tuple[str, int]]) -> Task:
@@ -102,7 +107,7 @@ def _after_death(task: Task, position: int, cause: str, strikes: Counter[tuple[s
     return task.condemn(position, cause)
 
 
-class _Worker:
+class Worker:
     """The parent's side of one process."""
 
     def __init__(self) -> None:

@@ -208,6 +208,9 @@ def test_tars_of_others_are_read(whole: Path, tmp_path: Path) -> None:
         ([("a.jpg", b"x")], "no label"),
         ([("a.jpg", b"x"), ("a.cls", b"cat")], "'cat'"),
         ([("a.jpg", b"x"), ("a.cls", b"-1")], "'-1'"),
+        ([("a.jpg", b"x"), ("a.cls", b"100000")], "'100000'"),
+        ([("a.jpg", b"x"), ("a.json", b'{"label": true}')], "'True'"),
+        ([("a.jpg", b"x"), ("a.json", b"[" * 60_000)], "no label"),
         ([("a.jpg", b"x"), ("a.cls", b"1"), ("b.jpg", b"x"), ("b.cls", b"1"), ("a.jpg", b"y"), ("a.cls", b"2")], "'a'"),
     ],
 )

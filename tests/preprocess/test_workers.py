@@ -11,6 +11,7 @@ import pytest
 from PIL import Image as Pillow
 
 from preprocess import workers
+from preprocess.errors import UserError
 from preprocess.listing import Item
 from preprocess.shard import ShardTask, read_receipt
 from preprocess.store import WORK, open_store
@@ -60,3 +61,15 @@ def test_a_hang_costs_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     planned = tasks(tmp_path, "2.jpg")
     os.mkfifo(tmp_path / "2.jpg")  # opening it waits for a writer that never comes
     check(tmp_path, planned, "hung")
+
+
+def test_kept_processes_serve_the_next_call(tmp_path: Path) -> None:
+    planned = tasks(tmp_path, "2.jpg")  # which does not exist: reading the second task's items fails
+    kept: list[workers.Worker] = []
+    assert sum(step.images for step in run_tasks(planned[:1], 1, kept)) == 3
+    before = kept[0]
+    assert sum(step.images for step in run_tasks(planned[2:], 1, kept)) == 3
+    assert kept == [before]
+    with pytest.raises(UserError, match=r"2\.jpg"):
+        list(run_tasks(planned[1:2], 1, kept))
+    assert kept == []
