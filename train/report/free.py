@@ -20,7 +20,7 @@ from train.rank import training_config
 from train.report.book import Book, Result
 from train.report.live import verdict
 from train.report.loading import fill
-from train.report.setting import Setting
+from train.report.setting import Setting, steps_for
 
 PART = 4
 ROUTES = ("jpeg", "raw", "decoded")
@@ -51,10 +51,10 @@ def free(setting: Setting, route: str, batch: int) -> Result:
         for one in contenders.values():
             for _ in range(3):
                 one()
-        runs, waits = [], []
+        steps, runs, waits = steps_for(contenders["resident"], setting), [], []
         for _ in range(setting.runs):
             source.waited, source.asked = 0.0, 0
-            runs.append(one_round(contenders, setting.steps, setting.device))
+            runs.append(one_round(contenders, steps, setting.device))
             waits.append(source.waited / source.asked / runs[-1]["loader"])
         keeps = loader.keeps
     ratios = [one["resident"] / one["loader"] for one in runs]

@@ -114,7 +114,7 @@ def timed(batches: Iterator[Tensor], size: int, setting: Setting) -> Result:
     for _ in range(setting.rounds):
         wait(setting.device)
         images, wall, cpu = 0, time.perf_counter(), time.process_time()
-        while time.perf_counter() - wall < setting.window_s:
+        while time.perf_counter() - wall < setting.round_s:
             next(batches)
             images += size
         wait(setting.device)

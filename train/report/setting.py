@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +14,10 @@ import torch
 
 from preprocess.dataset import read_manifest, require_split
 from preprocess.errors import UserError
+from train.bench import wait
 from train.recipes import RECIPES, Recipe
+
+TRIED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +31,7 @@ class Setting:
     batches: tuple[int, ...]
     free_batches: tuple[int, ...]  # of the free ratio
     rounds: int
-    steps: int  # of training in a round
-    window_s: float  # of loading in a round
+    round_s: float  # of training or loading in a round
     runs: int = 5  # alternating ones of the free ratio
 
     @property
@@ -55,8 +60,18 @@ def prepare(out: Path, device: torch.device, *, shards: Path | None, src: str | 
         device=device, out=out, jpeg=jpeg, raw=raw, recipe=recipe, flags=flags,
         batches=tuple(size for size in wanted if 4 * size <= images) or (max(2, images // 8 * 2),),
         free_batches=tuple(size for size in free if 4 * size <= images) or (max(2, images // 8 * 2),),
-        rounds=5 if cuda else 3, steps=20 if cuda else 2, window_s=3.0 if cuda else 1.5,
+        rounds=5 if cuda else 3, round_s=2.0 if cuda else 1.0,
     )  # fmt: skip
+
+
+def steps_for(step: Callable[[], object], setting: Setting) -> int:
+    """How many of these steps, which have been taken before, make a round."""
+    wait(setting.device)
+    began = time.perf_counter()
+    for _ in range(TRIED):
+        step()
+    wait(setting.device)
+    return max(TRIED, math.ceil(setting.round_s / ((time.perf_counter() - began) / TRIED)))
 
 
 def drawn(folder: Path) -> str:

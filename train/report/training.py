@@ -24,12 +24,13 @@ from train.layers import plan
 from train.network import AlexNet
 from train.recipes import Recipe
 from train.report.book import Book, Result
-from train.report.setting import Setting
+from train.report.setting import Setting, steps_for
 from train.summary import backward_macs
 from train.update import update_ratios
 
 PART = 3
-SLOWEST = 10
+SLOWEST = 10  # operations
+PROFILED = 5  # steps
 PAIRS = 60  # of updates
 
 
@@ -83,7 +84,8 @@ def seconds(step: Callable[[], object], setting: Setting) -> list[float]:
     """Per step, by round; compiling and finding the fastest algorithms is over before."""
     for _ in range(3):
         step()
-    return [one_round({"": step}, setting.steps, setting.device)[""] for _ in range(setting.rounds)]
+    steps = steps_for(step, setting)
+    return [one_round({"": step}, steps, setting.device)[""] for _ in range(setting.rounds)]
 
 
 def flops(recipe: Recipe) -> int:
@@ -152,7 +154,7 @@ def slowest(setting: Setting, compute: str, batch: int) -> Result:
         step(images, labels)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setting.cuda else [])
     with profile(activities=activities, record_shapes=True) as profiled:
-        for _ in range(setting.steps):
+        for _ in range(PROFILED):
             step(images, labels)
         if setting.cuda:
             torch.cuda.synchronize()
