@@ -3,14 +3,17 @@
 python -m loader.bench shards
 python -m loader.bench shards --only ours dali --rounds 9
 
-Every measurement is a process of its own over an endless stream. The first batches are not counted, so queues are full
-at both ends of the window; CPU is user and system time of the whole process tree in it. Peers that are not installed
-are left out: `pip install tensorflow-cpu grain simplejpeg` brings those that are not here anyway.
+All read the same images with the same settings, as JPEGs with the standard's Huffman tables; `ours-fitted` reads what
+`preprocess` writes (tables fitted to each image, the same pixels), `ours-raw` and `ffcv-raw` pixels. Every measurement
+is a process of its own over an endless stream. The first batches are not counted, so queues are full at both ends of
+the window; CPU is user and system time of the whole process tree in it. Peers that are not installed are left out:
+`pip install tensorflow-cpu grain simplejpeg litdata mosaicml-streaming spdl` and `pip install --no-deps torchvision
+ffcv` bring those that are not here anyway (SPDL needs ffmpeg's libraries; FFCV a compiler, libopencv-dev and
+libturbojpeg0-dev, and opencv-python-headless, terminaltables, pytorch_pfn_extras, fastargs, assertpy).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -26,12 +29,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from loader.peers import BATCH, NEEDS, PEERS, STAGES
+from loader.peers.common import BATCH, Files, crop_of, tars_of
+from loader.peers.material import lay_out
+from loader.peers.table import PEERS, STAGES
 from preprocess.dataset import read_manifest, require_split
 from preprocess.errors import UserError, guard
 
 LIMITS = ("crop", "huffman")
 LIMIT_S = 2.0
+TIMEOUT_S = 900
 
 Record = dict[str, float]
 
@@ -42,11 +48,13 @@ class Bench:
 
     shards: Annotated[Path, tyro.conf.Positional]
     """Folder of a JPEG dataset; 256 px, quality 95 for figures that compare with the published ones."""
+    scratch: Path | None = None
+    """Folder for a new folder of up to 4 GB with the images in all peers' formats. Default: the system's."""
     rounds: int = 5
     batches: int = 26
     """Of 256 images, in each measurement."""
     threads: int | None = None
-    """Of our decoder; peers get one more, which was better for each. Default: one per core of this process."""
+    """Of our decoder and FFCV's; other peers get one more, which was better for each. Default: one per core."""
     only: tuple[str, ...] = ()
     """Peers to measure. Default: all that are installed."""
 
@@ -62,43 +70,73 @@ def main() -> int:
     require_split(options.shards, manifest, "train")
     if manifest.codec != "jpeg":
         raise UserError(f"{options.shards} holds {manifest.codec} samples; the peers read JPEG")
-    with tempfile.TemporaryDirectory() as scratch:
-        records = _rounds(options, Path(scratch))
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        forms: set[Files] = {"usual", *(PEERS[name].files for name in options.only or PEERS)}
+        lay_out(options.shards, Path(scratch), forms)
+        records = _rounds(_ready(options, Path(scratch)), options, Path(scratch))
     _report(records, options)
     return 0
 
 
-def _rounds(options: Bench, scratch: Path) -> dict[str, list[Record]]:
+def _ready(options: Bench, scratch: Path) -> list[str]:
+    """Those that can be measured here, ours first, their data written."""
+    ready = ["ours"]
+    for name in [name for name in options.only or PEERS if name != "ours"]:
+        done = _run([sys.executable, "-m", "loader.measure", name, str(scratch), "write"])
+        if done.returncode == 0:
+            ready.append(name)
+        elif options.only:
+            raise UserError(f"{name} cannot be used here: {_last_line(done)}")
+        else:
+            print(f"{name} is left out: {_last_line(done)}", file=sys.stderr, flush=True)
+    return ready
+
+
+def _rounds(names: list[str], options: Bench, scratch: Path) -> dict[str, list[Record]]:
     """Every other round goes the other way, so that a slow minute meets all alike."""
-    names = [name for name in options.only or PEERS if importlib.util.find_spec(NEEDS[name])]
     limit = _compile_limit(scratch)
-    every = ["ours", *(name for name in names if name != "ours"), *STAGES, *(LIMITS if limit else ())]
+    every = [*names, *STAGES, *(LIMITS if limit else ())]
     records: dict[str, list[Record]] = {name: [] for name in every}
     for number in range(options.rounds):
         for name in every if number % 2 == 0 else every[::-1]:
-            command = _limit_command(limit, name, options) if name in LIMITS else _own_command(name, options, scratch)
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            command = _limit_command(limit, name, options, scratch) if name in LIMITS else None
+            done = _run(command or _own_command(name, options, scratch))
             if done.returncode:
-                raise UserError(f"{name} failed: {(done.stderr.strip() or 'without a word').splitlines()[-1]}")
+                raise UserError(f"{name} failed: {_last_line(done)}")
             records[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
             print(f"round {number + 1} {name}: {records[name][-1]['rate']:,.0f} images/s, "
                   f"{records[name][-1]['cost']:.3f} CPU s per 1,000", file=sys.stderr, flush=True)  # fmt: skip
     return records
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{' '.join(command[2:4])} took more than {TIMEOUT_S} s") from None
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr.strip() or "without a word").splitlines()[-1]
+
+
 def _report(records: dict[str, list[Record]], options: Bench) -> None:
     table = Table(title=f"{options.rounds} alternating rounds of {options.batches * BATCH:,} images, "
-                        f"{_threads(options)} decoder threads; ratios are paired by round")  # fmt: skip
-    for column in ("", "images/s [min..max]", "CPU s per 1,000", "our CPU / its", "our rate / its", "first s", "MB"):
+                        f"{_threads(options)} decoder threads; ratios are ours over the row's, paired by round")  # fmt: skip
+    mine = [name for name in ("ours", "ours-fitted", "ours-raw") if name in records]
+    columns = ("", "images/s [min..max]", "CPU s per 1,000", *(f"{name}: CPU, rate" for name in mine), "first s", "MB")
+    for column in columns:
         table.add_column(column)
     for name in sorted(set(records) & set(PEERS), key=lambda name: _median(records[name], "cost")):
-        mine, its = records["ours"], records[name]
-        cost, rate = (
-            statistics.median(a[key] / b[key] for a, b in zip(mine, its, strict=True)) for key in ("cost", "rate")
-        )
-        table.add_row(name, _spread(its, "rate", ",.0f"), _spread(its, "cost", ".3f"), f"{cost:.2f}",
-                      f"{rate:.2f}", f"{_median(its, 'first'):.2f}", f"{_median(its, 'megabytes'):,.0f}")  # fmt: skip
-    Console(width=120).print(table, _stages(records))
+        its = records[name]
+        ratios = [f"{_ratio(records[own], its, 'cost'):.2f} {_ratio(records[own], its, 'rate'):.2f}" for own in mine]
+        table.add_row(name, _spread(its, "rate", ",.0f"), _spread(its, "cost", ".3f"), *ratios,
+                      f"{_median(its, 'first'):.2f}", f"{_median(its, 'megabytes'):,.0f}")  # fmt: skip
+    Console(width=150).print(table, _stages(records))
+
+
+def _ratio(mine: list[Record], its: list[Record], key: str) -> float:
+    return statistics.median(a[key] / b[key] for a, b in zip(mine, its, strict=True))
 
 
 def _stages(records: dict[str, list[Record]]) -> Table:
@@ -120,17 +158,12 @@ def _stages(records: dict[str, list[Record]]) -> Table:
 
 
 def _own_command(name: str, options: Bench, scratch: Path) -> list[str]:
-    return [
-        sys.executable, "-m", "loader.measure", name, str(options.shards), str(_threads(options)),
-        str(options.batches), str(scratch),
-    ]  # fmt: skip
+    return [sys.executable, "-m", "loader.measure", name, str(scratch), str(_threads(options)), str(options.batches)]
 
 
-def _limit_command(binary: Path | None, mode: str, options: Bench) -> list[str]:
-    manifest = read_manifest(options.shards)
-    tars = [str(options.shards / shard.name) for shard in manifest.splits["train"].shards]
-    crop = manifest.image_size * 7 // 8
-    return [str(binary), mode, str(crop), str(_threads(options)), str(LIMIT_S), *tars]
+def _limit_command(binary: Path | None, mode: str, options: Bench, scratch: Path) -> list[str]:
+    root = scratch / "usual"
+    return [str(binary), mode, str(crop_of(root)), str(_threads(options)), str(LIMIT_S), *map(str, tars_of(root))]
 
 
 def _compile_limit(scratch: Path) -> Path | None:
