@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+import psutil
+
 from preprocess.dataset import Manifest
 from preprocess.errors import UserError
 from preprocess.events import EventTail
+from train import layers
 from train.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -86,9 +89,14 @@ def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
 
 def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
     """Names the run and says so."""
+    try:
+        options.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--runs {options.runs} cannot be made ({error.strerror}); choose another") from None
     name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
     folder = options.runs / name
     print(f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""), flush=True)
+    check_size(options.fields, len(manifest.classes))
     images = manifest.splits["train"].samples
     if options.fields.batch > images:
         print(f"--batch {options.fields.batch} is more than the {images} training images: an epoch is one step of all")
@@ -101,6 +109,17 @@ def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
         save_every=options.save_every,
         save_probabilities=options.save_probabilities,
     )  # fmt: skip
+
+
+def check_size(recipe: Recipe, classes: int) -> None:
+    """UserError for a network whose weights, gradients and velocities do not fit into this machine."""
+    parameters = sum(own.parameters for own in layers.plan(recipe, recipe.classes or classes).values())
+    most = psutil.virtual_memory().total
+    if 3 * 4 * parameters > most:
+        raise UserError(
+            f"{parameters:,} parameters do not fit into this machine's {most / 2**30:.0f} GiB; "
+            "take a smaller --width, --hidden or --classes"
+        )
 
 
 def named(options: Options) -> tuple[str, bool]:

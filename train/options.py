@@ -71,6 +71,8 @@ class Options:
             raise UserError(f"--decoded-gb {self.decoded_gb} must be above 0")
         if self.shards == "":
             raise UserError("--shards is empty; name the dataset, or leave it out for the sample")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"--seed {self.seed} must be at least 0 and below 2**64")
         if not self.save_every >= 0:
             raise UserError(f"--save-every {self.save_every} must be at least 0 seconds")
         if self.port is not None and not 0 <= self.port <= LAST_PORT:
