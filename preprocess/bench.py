@@ -93,12 +93,13 @@ def _spread(paths: list[Path], count: int) -> list[Path]:
 
 def _show_steps(files: list[bytes]) -> None:
     """CPU ms per image in one process, the best of three passes: what is above it is other programs' noise."""
-    made = [image.to_image(data).pixels for data in files]
-    encoded = [image.encode_jpeg(pixels, 95) for pixels in made]
+    made = [image.to_picture(data, SIZE)[0] for data in files]
+    encoded = [image.encode_jpeg(picture, 95) for picture in made]
+    decoded = [image.decode(data) for data in encoded]
     accumulator = Accumulator(SIZE)
 
     def add_up() -> None:
-        for pixels in made:
+        for pixels in decoded:
             accumulator.add(pixels)
 
     def pack() -> None:
@@ -111,8 +112,8 @@ def _show_steps(files: list[bytes]) -> None:
             os.fsync(file.fileno())
 
     steps: dict[str, Callable[[], object]] = {
-        "decode and resize": lambda: [image.to_image(data) for data in files],
-        "encode": lambda: [image.encode_jpeg(pixels, 95) for pixels in made],
+        "decode and resize": lambda: [image.to_picture(data, SIZE) for data in files],
+        "encode": lambda: [image.encode_jpeg(picture, 95) for picture in made],
         "decode again": lambda: [image.decode(data) for data in encoded],
         "statistics": add_up,
         "hash, tar, fsync": pack,

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from preprocess import files, image
 from preprocess.dataset import EXTENSIONS
@@ -77,7 +78,7 @@ class Receipt(NamedTuple):
 
 def make_sample_bytes(data: bytes, task: ShardTask) -> bytes:
     """The image member that a source file becomes. Raises Reject."""
-    return _encode(image.to_image(data, task.size).pixels, task)[0]
+    return _encode(image.to_picture(data, task.size)[0], task)[0]
 
 
 def receipt_name(shard: str) -> str:
@@ -179,14 +180,14 @@ def _fill(task: ShardTask, writer: ShardWriter, begin: Callable[[int], None], re
             refuse_unread(task.condemned, position, item)
             source = reader.read(item)
             begin(position)
-            made = image.to_image(source, task.size)
-            data, pixels = _encode(made.pixels, task)
+            picture, converted = image.to_picture(source, task.size)
+            data, pixels = _encode(picture, task)
         except image.Reject as reject:
             rejects.append(rejected(task.split, item, reject))
             report(0, item.size, 0, 1)
             continue
         writer.add(item.key, data, item.label)
-        conversions.update(made.conversions)
+        conversions.update(converted)
         if statistics:
             statistics.add(pixels)
         report(1, item.size, writer.bytes - before, 0)
@@ -203,12 +204,13 @@ def _fill(task: ShardTask, writer: ShardWriter, begin: Callable[[int], None], re
     )
 
 
-def _encode(pixels: NDArray[np.uint8], task: ShardTask) -> tuple[bytes, NDArray[np.uint8]]:
+def _encode(picture: Pillow.Image, task: ShardTask) -> tuple[bytes, NDArray[np.uint8]]:
     """The member's bytes, and the pixels that they decode to."""
     if task.codec == "raw":
-        data, decoded = image.encode_ppm(pixels), pixels
+        decoded = np.asarray(picture)
+        data = image.encode_ppm(decoded)
     else:
-        data = image.encode_jpeg(pixels, task.quality)
+        data = image.encode_jpeg(picture, task.quality)
         decoded = image.decode(data)
     assert decoded.shape == (task.size, task.size, 3)
     return data, decoded

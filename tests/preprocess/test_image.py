@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from preprocess import image
-from preprocess.image import Reject, central_box, encode_jpeg, encode_ppm, to_image
+from preprocess.image import Reject, central_box, encode_jpeg, encode_ppm, to_image, to_picture
 from preprocess.judge import psnr, reference
 
 SIZE = 64
@@ -204,6 +204,16 @@ def test_codecs() -> None:
     assert (image.decode(encode_ppm(pixels)) == pixels).all()
     assert psnr(image.decode(encode_jpeg(pixels, 95)), pixels) > 37
     assert len(encode_jpeg(pixels, 50)) < len(encode_jpeg(pixels, 95))
+
+
+@pytest.mark.parametrize("kind", [*odd_files(), "comment"])
+def test_a_picture_encodes_to_the_same_bytes_as_its_pixels(kind: str) -> None:
+    """Nothing of the source but pixels goes into the JPEG that is made of it."""
+    told = encoded(photo(100, 80), comment=b"by nobody", dpi=(72, 72), icc_profile=b"x" * 200)
+    data = told if kind == "comment" else odd_files()[kind]
+    picture, conversions = to_picture(data, SIZE)
+    assert encode_jpeg(picture, 95) == encode_jpeg(to_image(data, SIZE).pixels, 95)
+    assert conversions == to_image(data, SIZE).conversions
 
 
 @pytest.mark.parametrize("quality", [80, 94, 100])
