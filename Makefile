@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 # $(call flag,--name,VARIABLE): the flag, if the variable was given
 flag = $(if $($(2)),$(1) '$($(2))')
 
-.PHONY: help install train shards serve top bench report doctor test prove check clean
+.PHONY: help install train paper shards serve top bench report doctor test prove check clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ install: ## make .venv and install the locked dependencies, or what is missing o
 
 train: $(INSTALLED) ## train AlexNet; without SHARDS on a sample drawn here. SHARDS GPUS RECIPE EPOCHS RUN PORT, NNODES NODE_RANK RDZV ARGS
 	@$(PY) -m train $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--epochs,EPOCHS) $(call flag,--run,RUN) $(call flag,--port,PORT) $(call flag,--nnodes,NNODES) $(call flag,--node-rank,NODE_RANK) $(call flag,--rdzv,RDZV) $(ARGS)
+
+paper: $(INSTALLED) ## the paper on SHARDS in an hour: training, figures, ablations, tables, one report. SHARDS GPUS RECIPE RUN ARGS
+	@$(PY) -m train paper $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--run,RUN) $(ARGS)
 
 shards: $(INSTALLED) ## resize images to 256x256 and write shards and statistics. SRC OUT WORKERS CODEC ENGINE ARGS
 	@$(PY) -m preprocess shards $(call flag,--src,SRC) --out '$(or $(OUT),shards)' $(call flag,--workers,WORKERS) $(call flag,--codec,CODEC) $(call flag,--engine,ENGINE) $(ARGS)

@@ -12,63 +12,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.dataset import Manifest, read_manifest, require_split
-from preprocess.errors import UserError
+from preprocess.errors import PREEMPTED, UserError
 from train.launch import outcome, records
 from train.options import Fields, Name, read
+from train.paper.switches import SWITCHES
 from train.recipes import RECIPES, RELEASED, Recipe
 
 WHOLE = "whole"
 VIEWS = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Switch:
-    """One part switched off, and by how many points of error the authors' network then was worse."""
-
-    words: str
-    off: Callable[[Recipe], Recipe]
-    paper: tuple[float | None, float | None]  # top-1, top-5
-    measured_on: str
-
-
-def one_column(recipe: Recipe) -> Recipe:
-    """#145-half: half the channels but in the last convolution, one tower."""
-    *first, last = recipe.channels
-    a, b, c, d = (channels // 2 for channels in first)
-    return replace(recipe, towers=1, channels=(a, b, c, d, last))
-
-
-SWITCHES: dict[str, Switch] = {
-    "lrn": Switch(
-        words="no normalisation layers", off=lambda recipe: replace(recipe, lrn=False, map_norm=False),
-        paper=(1.4, 1.2), measured_on="2012 val",
-    ),
-    "overlap": Switch(
-        words="pooling 2x2 every 2", off=lambda recipe: replace(recipe, pool="separate"),
-        paper=(0.4, 0.3), measured_on="2012 val",
-    ),
-    "towers": Switch(
-        words="one column of half the channels", off=one_column, paper=(1.7, 1.2), measured_on="2010 test",
-    ),
-    "color_noise": Switch(
-        words="no colour noise", off=lambda recipe: replace(recipe, noise="off"),
-        paper=(1.0, None), measured_on="not said; \"over 1 %\"",
-    ),
-    "dropout": Switch(
-        words="no dropout", off=lambda recipe: replace(recipe, dropout="off"),
-        paper=(None, None), measured_on="\"substantial overfitting\"",
-    ),
-}  # fmt: skip
-"""Source: specification, sections 0.1 and 5: what the released logs show was switched, and on which data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +80,7 @@ def main(arguments: list[str]) -> None:
     options = read(
         lambda name, recipe: Ablate(recipe=name, whole=recipe), arguments, "released", "python -m train ablate"
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
     print(ablate(options), flush=True)
 
 
@@ -168,9 +130,15 @@ def launch(options: Ablate, run: str, recipe: Recipe, seed: int) -> None:
     command += ["--run", run, "--seed", str(seed), "--port", "0", "--recipe", options.recipe]
     command += ["--gpus", str(options.gpus)] if options.gpus else []
     command += as_arguments(recipe, RECIPES[options.recipe])
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode and outcome(options.runs / run) != "diverged":
-        raise UserError(f"run {run} ended with exit code {done.returncode}; the same command goes on with it")
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        code = child.wait()
+    except BaseException:  # it saves itself before this command is gone
+        child.terminate()
+        child.wait()
+        raise
+    if code and outcome(options.runs / run) != "diverged":
+        raise UserError(f"run {run} ended with exit code {code}; the same command goes on with it")
 
 
 def as_arguments(recipe: Recipe, base: Recipe) -> list[str]:
@@ -247,7 +215,7 @@ def _line(found: dict[str, object]) -> str:
     cells = [found["words"], len(found["seeds"])]  # type: ignore[arg-type]
     cells += [_spread(found[key], "") for key in ("top1", "top5")]
     cells += [_spread(found[key], "+") for key in ("top1_delta", "top5_delta")]
-    cells += [f"{top1} / {top5}" if top1 else "", found["paper_on"]]
+    cells += [" / ".join(filter(None, (top1, top5))), found["paper_on"]]
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 

@@ -1,0 +1,60 @@
+"""A command of ours as a child that has so long and no longer; what it says goes to a log."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+GRACE_S = 60.0  # for training to save itself after SIGTERM
+OVER = "the minutes are over; the same command goes on"
+
+
+def timed(path: Path, command: list[str], seconds: float) -> str | None:
+    """Runs `python -m ...` for at most so long; None if it succeeded, else what to say. Its output is in `path`.
+
+    When time is over it gets SIGTERM, at which training saves itself.
+    """
+    if seconds <= 0:
+        return f"skipped: {OVER}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as output:
+        output.write(f"python -m {shlex.join(command)}\n")
+        output.flush()
+        # a session of its own: at the end of the time all that it has started is told
+        child = subprocess.Popen(
+            [sys.executable, "-m", *command], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            end(child)
+            return f"stopped after {seconds / 60:.1f} minutes: {OVER}"
+        except BaseException:
+            end(child)
+            raise
+    if code == 0:
+        return None
+    lines = said(path).strip().splitlines()
+    last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+    return f"failed with exit code {code}: {last.removeprefix('error: ')}"
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the child, which hands it on; if it will not end, SIGKILL to it and all that it has started."""
+    child.terminate()
+    try:
+        child.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def said(path: Path) -> str:
+    """The log; empty if there is none. A bar's states are lines of their own."""
+    return path.read_text(errors="replace").replace("\r", "\n") if path.exists() else ""
