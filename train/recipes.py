@@ -205,7 +205,7 @@ yet trained to the end. `make train SHARDS=shards RECIPE=paper`
 
 Whether it leaves the plateau at ln(classes), on 100 ImageNet classes (64 px enlarged to 128, `--crop 112 --width 0.25`,
 two CPU cores, n = 1 each; `released` beside it): with its deviations as they are it does not: 4.605 and 1.0 % top-1
-after 3,074 steps, the plateau schedule dividing the rate meanwhile (released: 3.55, 15.1 %). But that is the width: with
+after 3,074 steps, the plateau schedule dividing the rate meanwhile (released: 3.55, 15.1 %). But it is the width: with
 `--init-std .01 .02 .02 .02 .02 .04 .02 .02`, which gives each layer about the responses that it has at full size, it
 leaves within an epoch: 3.88 and 8.0 % after 1,351 steps, under its own schedule, which had not yet acted, and 3.62,
 16.7 % after 2,360 at a constant rate; released, its deviations raised alike, 3.45 and 19.6 % after 2,246."""
