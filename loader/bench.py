@@ -121,8 +121,8 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _report(records: dict[str, list[Record]], options: Bench) -> None:
-    table = Table(title=f"{options.rounds} alternating rounds of {options.batches * BATCH:,} images, "
-                        f"{_threads(options)} decoder threads; ratios are ours over the row's, paired by round")  # fmt: skip
+    what = f"{options.rounds} alternating rounds of {options.batches * BATCH:,} images, {_threads(options)} threads"
+    table = Table(title=f"{what}; ratios are ours over the row's, paired by round")
     mine = [name for name in ("ours", "ours-fitted", "ours-raw") if name in records]
     columns = ("", "images/s [min..max]", "CPU s per 1,000", *(f"{name}: CPU, rate" for name in mine), "first s", "MB")
     for column in columns:
