@@ -177,6 +177,8 @@ def merge(config: MergeConfig) -> Manifest:
     store = open_store(config.out)
     if dataset.MANIFEST in store.sizes():
         return _already(config.out, store)
+    if not store.sizes(WORK):  # before the claim, which would make the folder
+        raise UserError(f"{config.out} holds no work of any task; run the shards command's tasks first")
     with claimed(config.out, store, shared=False):
         if dataset.MANIFEST in store.sizes():  # another merge has published it since, and let the lock go
             return _already(config.out, store)

@@ -82,6 +82,7 @@ def test_tasks_of_other_settings_are_refused(sample_source: Path, tmp_path: Path
         make_shards(config(sample_source, tmp_path / "o", task_id=1, num_tasks=9, seed=1))
     with pytest.raises(UserError, match="no work"):
         merge(MergeConfig(out=str(tmp_path / "none")))
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow
