@@ -61,7 +61,7 @@ class Meeting:
         try:
             found = self._wait(("plan", "go"), nodes.join_timeout)
         except RuntimeError:
-            raise UserError(f"node 0 at {nodes.rdzv} ended before it had begun; it says why") from None
+            raise gone(nodes) from None
         if found is None:
             raise UserError(
                 f"node 0 at {nodes.rdzv} had no plan within {nodes.join_timeout:g} s; see what it waits for"
@@ -93,7 +93,7 @@ class Meeting:
             self._store.set(f"answer/{nodes.rank}", "")
             found = self._wait(("go",), nodes.join_timeout + 2 * LAST_CALL_S)
         except RuntimeError:
-            raise UserError(f"node 0 at {nodes.rdzv} ended before it had begun; it says why") from None
+            raise gone(nodes) from None
         if found is None:
             raise UserError(f"node 0 at {nodes.rdzv} did not begin within {nodes.join_timeout:g} s")
         if found[1]:
@@ -174,6 +174,11 @@ class Meeting:
             if time.monotonic() > deadline:
                 return None
             time.sleep(POLL_S)
+
+
+def gone(nodes: Nodes) -> SystemExit:
+    """Node 0 ended, or was taken away, before the ranks started. Nobody's mistake, so the exit code is 1 and not 2."""
+    return SystemExit(f"error: node 0 at {nodes.rdzv} ended before it had begun; see there why")
 
 
 def lost(who: str, own: End) -> End:

@@ -83,11 +83,14 @@ class Options:
 
 def common_terms(options: Options, local: int) -> dict[str, object]:
     """What has to be the same on every machine."""
+    import torch
+
     said = dataclasses.asdict(options)
     fields, nodes = said.pop("fields"), said.pop("nodes")
     own = ("shards", "runs", "port", "tensorboard")  # places may be called differently on each; the rest is node 0's
     terms = fields | {name: value for name, value in said.items() if name not in own}
     terms |= {"nnodes": nodes["nnodes"], "max_restarts": nodes["max_restarts"], "gpus": local}
+    terms["device"] = "GPU" if torch.cuda.is_available() else "CPU"
     versions = {package: version(package) for package in ("torch", "nvidia-dali-cuda130")}
     found: dict[str, object] = json.loads(json.dumps(terms | versions, default=str))
     return found
