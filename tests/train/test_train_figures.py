@@ -192,7 +192,7 @@ def test_predict_names_what_it_cannot_read_and_goes_on(run: Path, trained: Train
     assert done.returncode == 2
     told = done.stderr.splitlines()
     assert [line.split(":")[0] for line in told[:-1]] == [str(path) for path in (odd, torn, missing, tmp_path)]
-    assert told[-1] == "error: 4 of 5 images could not be read; the others are above"
+    assert told[-1] == "error: 4 of 5 images could not be read"
     lines = done.stdout.splitlines()
     assert lines[1] == str(good)
     probabilities = trained.probabilities(pixels)[0]

@@ -46,6 +46,8 @@ class Figures(Saved):
     """Of the choice of validation images."""
 
     def __post_init__(self) -> None:
+        if not self.only:
+            raise UserError(f"--only needs at least one of {', '.join(NAMES)}")
         if self.search < 1:
             raise UserError(f"--search {self.search} must be at least 1")
 

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
         if pixels is not None:
             show(path, pixels, trained)
     if failed:
-        raise UserError(f"{failed} of {len(options.images)} images could not be read; the others are above")
+        raise UserError(f"{failed} of {len(options.images)} images could not be read")
 
 
 def read(path: Path, size: int) -> Pixels | None:
