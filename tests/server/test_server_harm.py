@@ -96,7 +96,7 @@ def paired(shards: Path, root: Path, pairs: int, seconds: float) -> tuple[list[f
     with subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True) as stepper:
         try:
             with serving(root) as url:
-                assert wait_for((root / "a" / "rank-0.jsonl").exists)
+                assert wait_for((root / "a" / "rank-0.jsonl").exists, 120)
                 time.sleep(3)
                 for number in range(2 * pairs):
                     with clients(url) if number % 2 else _nobody():
