@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -104,14 +105,16 @@ class LoaderConfig:
             if (value := getattr(self, name)) not in allowed:
                 raise UserError(f"{name} is {value!r}; it may be {' or '.join(map(repr, allowed))}")
         for name in ("batch_size", "crop", "crop_chunk", "window", "threads", "prefetch"):
-            if (number := getattr(self, name)) is not None and number < 1:
+            if (number := getattr(self, name)) is not None and not isinstance(number, Integral):
+                raise UserError(f"{name} is {number!r}; it must be a whole number")
+            if number is not None and number < 1:
                 raise UserError(f"{name} is {number}; it must be at least 1")
         if not self.cache_gb > 0:
             raise UserError(f"cache_gb is {self.cache_gb}; it must be above 0")
         if self.decoded_gb is not None and not self.decoded_gb > 0:
             raise UserError(f"decoded_gb is {self.decoded_gb}; it must be above 0")
-        if not 0 <= self.seed < 2**64:
-            raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**64")
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**64:
+            raise UserError(f"seed is {self.seed}; it must be a whole number, at least 0 and below 2**64")
         if self.noise_until is not None and self.noise_until < 0:
             raise UserError(f"noise_until is {self.noise_until}; it is an epoch, counted from 0")
         if self.views == 10 and self.augment:

@@ -20,6 +20,15 @@ from loader import plan
 from loader.decode import DEPTH, Feed, Runner, cut, encoded, rectangles, resized
 from loader.finish import colour_shift, scale
 from loader.work import Job, Work
+from preprocess.errors import UserError
+
+
+def check_device(device: torch.device) -> None:
+    """UserError for one that no batch can come to."""
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device is {device}; it must be cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= (present := torch.cuda.device_count()):
+        raise UserError(f"device is {device}; torch sees {present} CUDA devices here")
 
 
 def decode_and_finish(

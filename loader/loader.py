@@ -21,6 +21,7 @@ from loader import plan
 from loader.batch import Batch
 from loader.config import LoaderConfig, Place
 from loader.decoded import Decoded, choose
+from loader.gpu import check_device
 from loader.produce import Producer
 from loader.quarantine import Quarantine
 from loader.receipt import Coverage, coverage
@@ -75,6 +76,7 @@ class Loader:
         self._remote = Remote(str(root)) if is_remote(root) else None
         self.root = fetch_dataset(self._remote, cache_folder(config.cache), split) if self._remote else Path(root)
         self.rank, self.world_size, self.device = rank, world_size, device
+        check_device(device)
         if device.type == "cuda" and device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.manifest: Manifest = read_manifest(self.root)
@@ -159,8 +161,8 @@ class Loader:
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise UserError(f"the saved loader state has {name} {state.get(name)!r}, this loader {value!r}")
-        epoch, step = int(state["epoch"]), int(state["step"])
-        if epoch < 0 or not 0 <= step <= len(self):
+        epoch, step = state.get("epoch"), state.get("step")
+        if not (isinstance(epoch, int) and isinstance(step, int)) or epoch < 0 or not 0 <= step <= len(self):
             raise UserError(f"the saved loader state is at epoch {epoch}, step {step}, of {len(self)} steps an epoch")
         self.close()
         self._begin = self._at = (epoch, step) if step < len(self) else (epoch + 1, 0)

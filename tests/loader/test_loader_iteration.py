@@ -137,6 +137,18 @@ def test_a_state_of_other_batches_is_refused(jpeg_dataset: Path, options: dict[s
         make(jpeg_dataset, **options).load_state_dict(make(jpeg_dataset).state_dict())
 
 
+@pytest.mark.parametrize("change", [{"epoch": None}, {"step": "x"}, {"step": 10}, {"epoch": -1}])
+def test_a_damaged_state_is_refused(jpeg_dataset: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="saved loader state is at epoch"):
+        make(jpeg_dataset).load_state_dict(make(jpeg_dataset).state_dict() | change)
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_line(jpeg_dataset: Path, device: str) -> None:
+    with pytest.raises(UserError, match=f"device is {device}; "):
+        Loader(jpeg_dataset, "train", LoaderConfig(crop=CROP), device=torch.device(device))
+
+
 def test_a_state_of_another_dataset_is_refused(jpeg_dataset: Path, raw_dataset: Path) -> None:
     with pytest.raises(UserError, match="has dataset"):
         make(raw_dataset).load_state_dict(make(jpeg_dataset).state_dict())
@@ -276,6 +288,7 @@ def test_a_shard_that_was_cut_short_or_is_missing_is_named(jpeg_dataset: Path, t
     [
         ({"batch_size": 0}, "batch_size is 0"), ({"mean": "middle"}, "mean is 'middle'"), ({"seed": -1}, "seed is -1"),
         ({"views": 10}, "set augment=False"), ({"threads": 0}, "threads is 0"), ({"dtype": torch.int8}, "dtype is"),
+        ({"batch_size": 64.0}, "batch_size is 64.0"), ({"seed": 1.5}, "seed is 1.5"), ({"crop": "48"}, "crop is '48'"),
         ({"crop": 65}, "crop is 65; the images"), ({"batch_size": 13, "world": 2}, "be shared by 2 ranks"),
         ({"rank": 2, "world": 2}, "rank is 2"), ({"batch_size": 200, "remainder": "drop"}, "than one batch of 200"),
     ],
