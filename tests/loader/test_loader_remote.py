@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -290,6 +291,27 @@ def test_s3(jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path, order="window", window=2)))
         with pytest.raises(UserError, match=r"s3://bucket/nothing/manifest\.json cannot be read"):
             make("s3://bucket/nothing", tmp_path / "cache")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_gs(jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gcp_storage_emulator", reason="gcp-storage-emulator is not installed")
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host", "127.0.0.1", "--port", str(port),
+               "--in-memory", "--default-bucket", "bucket"]  # fmt: skip
+
+    with served(command, lambda: urlopen(f"{endpoint}/storage/v1/b").close()):
+        for path in jpeg_dataset.iterdir():
+            there = f"{endpoint}/upload/storage/v1/b/bucket/o?uploadType=media&name=sets/{path.name}"
+            urlopen(Request(there, path.read_bytes(), {"Content-Type": "application/octet-stream"})).close()
+        with make("gs://bucket/sets", tmp_path / "cache") as loader:
+            assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path)))
+        with pytest.raises(UserError, match=r"gs://bucket/nothing/manifest\.json cannot be read"):
+            make("gs://bucket/nothing", tmp_path / "cache")
 
 
 @pytest.mark.slow
