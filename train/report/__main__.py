@@ -49,20 +49,23 @@ def main(arguments: list[str] | None = None) -> int:
     from train.report.book import Book, OutOfTime
     from train.report.machine import describe
     from train.report.page import page
-    from train.report.setting import prepare
+    from train.report.setting import about, prepare
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     setting = prepare(options.out, device, shards=options.shards, src=options.src, size=options.size)
-    book = Book.opened(options.out / "report.json", describe(), options.seconds)
+    book = Book.opened(options.out / "report.json", describe() | about(setting), options.seconds)
     parts = {1: correctness.run, 2: loading.run, 3: training.run, 4: free.run, 5: whole.run}
     for number in [options.part] if options.part else parts:
         book.begin()
+        book.unfinished = [part for part in book.unfinished if part != str(number)]
         try:
             parts[number](setting, book)
             print(f"part {number} is complete", flush=True)
         except OutOfTime:
+            book.unfinished.append(str(number))
             print(f"part {number}: its time is over; --part {number} goes on where it is", flush=True)
         finally:
+            book.write()
             (options.out / "report.md").write_text(page(book))
     print(f"report: {options.out / 'report.md'}", flush=True)
     return 0

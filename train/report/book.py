@@ -27,6 +27,7 @@ class Book:
     seconds: float  # that a part may take
     entries: dict[str, dict[str, dict[str, object]]] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
+    unfinished: list[str] = field(default_factory=list)  # parts whose time was over before they were
     ends: float = 0.0
 
     @classmethod
@@ -36,7 +37,7 @@ class Book:
         if path.exists():
             raw = json.loads(path.read_text())
             if raw["machine"] == machine:
-                book.entries = raw["parts"]
+                book.entries, book.unfinished = raw["parts"], raw["unfinished"]
             else:
                 path.rename(path.with_suffix(".other.json"))
                 print(f"{path} is of another machine or other versions: kept as {path.with_suffix('.other.json').name}")
@@ -58,7 +59,7 @@ class Book:
             return
         if self.left < needs:
             raise OutOfTime
-        began, entry = time.monotonic(), dict[str, object](command=command)
+        began, entry = time.monotonic(), dict[str, object](command=command, load=round(os.getloadavg()[0], 1))
         try:
             entry |= {"result": make()}
         except (RuntimeError, OSError, ValueError, AssertionError) as error:  # the others can still be measured
@@ -71,7 +72,8 @@ class Book:
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".tmp")
-        draft.write_text(json.dumps({"machine": self.machine, "parts": self.entries}, indent=1) + "\n")
+        whole = {"machine": self.machine, "unfinished": self.unfinished, "parts": self.entries}
+        draft.write_text(json.dumps(whole, indent=1) + "\n")
         os.replace(draft, self.path)
 
 

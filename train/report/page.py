@@ -22,12 +22,18 @@ def page(book: Book) -> str:
     if book.machine.get("gpu") == "none":
         lines += ["**No GPU here: this is the CPU's part of the report, on a smaller network.**", ""]
     lines += ["| machine | |", "|---|---|"] + [f"| {name} | {cell(value)} |" for name, value in book.machine.items()]
+    loads = [float(str(e["load"])) for part in book.entries.values() for e in part.values() if "load" in e]
+    if loads and max(loads) > 1.5 * float(book.machine.get("cores", "inf")):
+        lines += ["", f"**The machine was busy with other work: its load was {min(loads)} to {max(loads)} when "
+                  "measurements began.**"]  # fmt: skip
     for part, title in TITLES.items():
         lines += ["", f"## {part}. {title}", ""]
         entries = book.entries.get(part)
         if not entries:
             lines += [f"Not measured: `python -m train.report --part {part}`."]
             continue
+        if part in book.unfinished:
+            lines += [f"Not complete: `python -m train.report --part {part}` goes on.", ""]
         lines += summary(part, entries)
         lines += ["| what | result | how | s |", "|---|---|---|---|"]
         for name, entry in entries.items():

@@ -64,6 +64,15 @@ def prepare(out: Path, device: torch.device, *, shards: Path | None, src: str | 
     )  # fmt: skip
 
 
+def about(setting: Setting) -> dict[str, str]:
+    """For the page, and to know a result of other data from this one's."""
+    manifest, recipe = read_manifest(setting.jpeg), setting.recipe
+    return {
+        "dataset": f"{manifest.hash[:8]}: {manifest.splits['train'].samples:,} images of {manifest.image_size} px",
+        "network": f"recipe {setting.flags[1]}, crops of {recipe.crop} px, width {recipe.width:g}",
+    }
+
+
 def steps_for(step: Callable[[], object], setting: Setting) -> int:
     """How many of these steps, which have been taken before, make a round."""
     wait(setting.device)
