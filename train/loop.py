@@ -30,9 +30,11 @@ def run(job: Job) -> Outcome:
 
 
 def train(job: Job) -> Outcome:
+    """`run`, but for a signal during an evaluation: Stopped."""
     interval = Interval(job.mesh, job.loader, job.events, job.signals)
-    if job.evaluates and len(job.errors) < job.epoch < job.recipe.epochs:  # a signal had stopped this validation
-        validate(job)
+    stopped = job.evaluates and len(job.errors) < job.epoch < job.recipe.epochs  # by a signal, this validation was
+    if stopped and not math.isfinite(validate(job).nll):
+        return "diverged"
     while job.epoch < job.recipe.epochs:
         reports = train_epoch(job, interval)
         report = reports[-1]
