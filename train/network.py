@@ -134,7 +134,7 @@ class AlexNet(nn.Module):
         x, parts = self._read(layer, x), self._parts(layer)
         if parts == 1:
             return F.linear(x, weight, bias)
-        rows, columns = x.view(len(x), parts, -1), weight.view(parts, -1, weight.shape[1])
+        rows, columns = x.unflatten(1, (parts, -1)), weight.view(parts, -1, weight.shape[1])
         split = torch.einsum("ngi,goi->ngo", rows, columns)
         return split.flatten(1) + bias
 
