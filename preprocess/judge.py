@@ -23,6 +23,7 @@ from PIL import Image as Pillow
 
 from preprocess import image
 from preprocess.errors import UserError
+from preprocess.listing import make_key
 
 SIZE = 256
 LANCZOS = Pillow.Resampling.LANCZOS
@@ -36,7 +37,9 @@ def ceiling(judged: list[Path]) -> float:
 
 def quality(out: Path, judged: list[Path]) -> float:
     """Mean dB of what a tool wrote under `out`. UserError if one of the judged images is not there."""
-    made = dict(_outputs(out))
+    found = dict(_outputs(out))
+    keys = {path.stem: make_key(path.name, path.parent.name) for path in judged}  # this stage's; others keep the stem
+    made = {stem: data for stem, key in keys.items() if (data := found.get(stem) or found.get(key))}
     missing = [path.name for path in judged if path.stem not in made]
     if missing:
         raise UserError(

@@ -21,7 +21,7 @@ def photographs(root: Path, count: int) -> Path:
     (root / "train" / "a").mkdir(parents=True)
     for k in range(count):
         small = Pillow.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        small.resize((500 + k, 375), Pillow.Resampling.BICUBIC).save(root / "train" / "a" / f"a_{k}.jpg", quality=95)
+        small.resize((500 + k, 375), Pillow.Resampling.BICUBIC).save(root / "train" / "a" / f"{k}.jpg", quality=95)
     return root
 
 
@@ -41,7 +41,7 @@ def test_bench_measures_this_stage(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_the_nearest_convention_is_taken(tmp_path: Path) -> None:
     """Whatever window a tool cuts, nothing is lost by it; a filter of lesser quality shows."""
-    path = photographs(tmp_path, 1) / "train/a/a_0.jpg"
+    path = photographs(tmp_path, 1) / "train/a/0.jpg"
     whole = Pillow.open(io.BytesIO(path.read_bytes()))
     squares = conventions(path.read_bytes())
     floored = whole.resize((341, 256), Pillow.Resampling.LANCZOS).crop((42, 0, 298, 256))
