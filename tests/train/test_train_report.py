@@ -188,7 +188,7 @@ def test_report_measures_training_and_goes_on(tmp_path: Path, sample_shards: Pat
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 0, done.stderr
         counts.append(len(json.loads((tmp_path / "report.json").read_text())["parts"]["3"]))
-    assert counts[1] > counts[0] >= 2
+    assert counts[1] > counts[0] >= 1
     text = (tmp_path / "report.md").read_text()
     assert "## 3. Training alone" in text
     assert "TFLOP/s" in text
