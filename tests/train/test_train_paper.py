@@ -22,7 +22,7 @@ from train.layers import plan
 from train.network import AlexNet
 from train.optim import Optimiser
 from train.options import parse
-from train.paper.ablate import WHOLE, Ablate, as_arguments, digest, row
+from train.paper.ablate import WHOLE, Ablate, ablate, as_arguments, digest, row
 from train.paper.cifar import Course, FourLayers, epochs
 from train.paper.ensemble import Ensemble, compare, load, tune
 from train.paper.figure1 import Figure1, fastest, figure1, verdict
@@ -192,6 +192,14 @@ def test_ablation_trains_once_and_tabulates(ablated: tuple[Path, list[str]]) -> 
 def test_wrong_ablations_are_told(wrong: dict[str, str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Ablate(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("switch", ["lrn", "towers"])
+def test_what_is_off_already_is_not_switched(sample_shards: Path, tmp_path: Path, switch: str) -> None:
+    whole = replace(RECIPES["owt"], image_size=128, crop=112)
+    with pytest.raises(UserError, match=f"--fields {switch}: these settings have that off already"):
+        ablate(Ablate(shards=sample_shards, runs=tmp_path, recipe="owt", whole=whole, fields=switch))
+    assert not list(tmp_path.iterdir())
 
 
 # ensembles

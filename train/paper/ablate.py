@@ -105,6 +105,9 @@ def digest(recipe: Recipe) -> str:
 def train_all(options: Ablate, stem: str, tell: Callable[[Found], object]) -> Found:
     """Seed by seed, so that what an early end leaves is whole comparisons. tell: after each run."""
     settings = {WHOLE: options.whole} | {name: SWITCHES[name].off(options.whole) for name in options.switches}
+    for name, recipe in settings.items():
+        if name != WHOLE and (recipe == options.whole or (name == "towers" and options.whole.towers == 1)):
+            raise UserError(f"--fields {name}: these settings have that off already; leave it out")
     found: Found = {name: {} for name in settings}
     ends = time.monotonic() + 60 * options.minutes if options.minutes else None
     longest, total = 0.0, len(options.each_seed) * len(settings)
