@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.dataset import Manifest, read_manifest, require_split
-from preprocess.errors import PREEMPTED, UserError
+from preprocess.errors import UserError
 from train.launch import outcome, records
 from train.options import Fields, Name, read
 from train.paper.switches import SWITCHES
+from train.paper.timed import leave
 from train.recipes import RECIPES, RELEASED, Recipe
 
 WHOLE = "whole"
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> None:
     options = read(
         lambda name, recipe: Ablate(recipe=name, whole=recipe), arguments, "released", "python -m train ablate"
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
+    signal.signal(signal.SIGTERM, leave)
     print(ablate(options), flush=True)
 
 

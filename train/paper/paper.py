@@ -9,7 +9,6 @@ same command later does what is missing: training goes on from its checkpoint, f
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from pathlib import Path
 import tyro
 
 from preprocess.dataset import Manifest, read_manifest
-from preprocess.errors import PREEMPTED, UserError
+from preprocess.errors import UserError
 from train.launch import outcome, records
 from train.options import Name
-from train.paper.timed import OVER, said, timed
+from train.paper.timed import OVER, leave, said, timed
 from train.recipes import RECIPES, Recipe
 
 FIGURES = ("conv1", "top5", "neighbours", "curves", "rates")
@@ -98,7 +97,7 @@ class Work:
 
 def main(arguments: list[str]) -> None:
     options = tyro.cli(Paper, args=arguments, prog="python -m train paper", description=Paper.__doc__)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(PREEMPTED))
+    signal.signal(signal.SIGTERM, leave)
     print(paper(options), flush=True)
 
 

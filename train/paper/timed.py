@@ -9,6 +9,9 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+
+from preprocess.errors import PREEMPTED
 
 GRACE_S = 60.0  # for training to save itself after SIGTERM
 OVER = "the minutes are over; the same command goes on"
@@ -53,6 +56,12 @@ def end(child: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+
+
+def leave(_: int, __: FrameType | None) -> None:
+    """For SIGTERM: what is under way is told and waited for, undisturbed by a second one (`timeout` sends two)."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(PREEMPTED)
 
 
 def said(path: Path) -> str:
