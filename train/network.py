@@ -134,7 +134,8 @@ class AlexNet(nn.Module):
         x, parts = self._read(layer, x), self._parts(layer)
         if parts == 1:
             return F.linear(x, weight, bias)
-        rows, columns = x.unflatten(1, (parts, -1)), weight.view(parts, -1, weight.shape[1])
+        rows: Tensor = x.unflatten(1, (parts, -1))  # type: ignore[no-untyped-call]  # exports leave the batch open, unlike view
+        columns = weight.view(parts, -1, weight.shape[1])
         split = torch.einsum("ngi,goi->ngo", rows, columns)
         return split.flatten(1) + bias
 
