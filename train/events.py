@@ -51,7 +51,7 @@ class Step(TypedDict):
     steps: int
     images: int  # this rank's own valid rows; the sum over ranks is what was trained
     wall_s: float
-    wait_s: float  # of wall_s, waited for batches
+    wait_s: float  # of wall_s, waited for batches: on a GPU, for as long as it stood idle for them
     exchange_s: float  # of wall_s, the host was inside collectives; of ranks in step the slowest waits least there
     cpu_s: float  # user + system seconds of this process
     rss_bytes: int  # at the interval's end

@@ -1,8 +1,10 @@
-"""What a rank's GPU is doing, by NVIDIA's management library: read once an interval, never in a step."""
+"""What a rank's GPU is doing, by NVIDIA's management library, read once an interval; and how long it stands idle for a
+batch, by events in its own stream."""
 
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -51,3 +53,44 @@ class GpuMeter:
             return question()
         except (self._library.NVMLError, AttributeError):
             return None
+
+
+class WaitClock:
+    """Seconds for which training had nothing to do but wait for batches: between each `asked` and the next `got`.
+
+    On a CPU by the clock. A GPU's host runs ahead, and its own waiting costs nothing while the device still works on
+    earlier steps; so there the device says how long it stood between the end of those and having the batch.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_device = device.type == "cuda"
+        self._seconds = self._asked = 0.0
+        self._marks: list[torch.cuda.Event] = []  # pairs
+
+    def asked(self) -> None:
+        if self._on_device:
+            self._mark()
+        else:
+            self._asked = time.perf_counter()
+
+    def got(self) -> None:
+        if self._on_device:
+            self._mark()  # behind the loader's own copy, for which the stream waits too
+        else:
+            self._seconds += time.perf_counter() - self._asked
+
+    def take(self) -> float:
+        """Since it was last taken. On a GPU its stream must have been waited for."""
+        pairs = zip(self._marks[::2], self._marks[1::2], strict=True)
+        milliseconds: float = sum(asked.elapsed_time(got) for asked, got in pairs)
+        seconds = self._seconds + milliseconds / 1e3
+        self.forget()
+        return seconds
+
+    def forget(self) -> None:
+        self._seconds, self._marks = 0.0, []
+
+    def _mark(self) -> None:
+        mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        mark.record()
+        self._marks.append(mark)

@@ -17,7 +17,7 @@ from loader import Batch, Loader
 from preprocess.errors import UserError
 from preprocess.events import EventWriter
 from train.events import Outcome, Step
-from train.gpu import GpuMeter
+from train.gpu import GpuMeter, WaitClock
 from train.parallel import Mesh, sum_over_world
 
 SECONDS = 1.0  # the interval that the counters aim at
@@ -69,14 +69,15 @@ class Interval:
 
     def __init__(self, mesh: Mesh, loader: Loader, events: EventWriter, signals: Signals) -> None:
         self._mesh, self._loader, self._events, self._signals = mesh, loader, events, signals
-        self._gpu = GpuMeter(mesh.device)
+        self._gpu, self._waits = GpuMeter(mesh.device), WaitClock(mesh.device)
         self._length = 1
         self.begin()
 
     def begin(self) -> None:
         """Starts the clock; time between `close` and `begin` (evaluation, saving) belongs to no interval."""
         self._device_sums = torch.zeros(3, dtype=torch.float64, device=self._mesh.device)
-        self._steps, self._wait_s = 0, 0.0
+        self._steps = 0
+        self._waits.forget()
         self._start, self._cpu_start = time.perf_counter(), _cpu_seconds()
         self._loader.take_counters()
         self._mesh.meter.take_seconds()
@@ -85,9 +86,9 @@ class Interval:
         """The loader's batches of one epoch; the time spent waiting for each is counted."""
         batches = iter(self._loader)
         while True:
-            asked = time.perf_counter()
+            self._waits.asked()
             batch = next(batches, None)
-            self._wait_s += time.perf_counter() - asked
+            self._waits.got()
             if batch is None:
                 return
             yield batch
@@ -129,7 +130,7 @@ class Interval:
 
     def _record(self, report: Report, images: int, wall_s: float, exchange_s: float, rate: float) -> Step:
         return {
-            "steps": self._steps, "images": images, "wall_s": wall_s, "wait_s": self._wait_s,
+            "steps": self._steps, "images": images, "wall_s": wall_s, "wait_s": self._waits.take(),
             "exchange_s": exchange_s,
             "cpu_s": _cpu_seconds() - self._cpu_start, "rss_bytes": psutil.Process(os.getpid()).memory_info().rss,
             "loader": self._loader.take_counters(), "loss": report.loss, "top1": report.top1, "lr": rate,

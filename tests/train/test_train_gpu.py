@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from train.checkpoint import latest
-from train.gpu import GpuMeter
+from train.gpu import GpuMeter, WaitClock
 from train.launch import records
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -24,6 +24,38 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def test_a_cpu_tells_nothing() -> None:
     assert GpuMeter(torch.device("cpu")).read() is None
+
+
+def test_waiting_on_a_cpu_is_what_the_clock_says() -> None:
+    clock = WaitClock(torch.device("cpu"))
+    for _ in range(3):
+        clock.asked()
+        time.sleep(0.02)
+        clock.got()
+        time.sleep(0.05)
+    assert 0.06 <= clock.take() < 0.15
+    assert clock.take() == 0
+
+
+@pytest.mark.gpu
+def test_waiting_on_a_gpu_counts_only_while_it_has_nothing_to_do() -> None:
+    """The same waits of the host, 10 ms each, beside steps of the device that are longer and shorter than them."""
+    needs(1)
+    clock, found = WaitClock(torch.device("cuda")), {}
+    cycles = 2_000_000  # of a clock of 1 to 2 GHz: one to two milliseconds
+    for name, length in (("long", 30), ("short", 1)):
+        torch.cuda.synchronize()
+        clock.forget()
+        torch.cuda._sleep(length * cycles)
+        for _ in range(10):
+            clock.asked()
+            time.sleep(0.01)
+            clock.got()
+            torch.cuda._sleep(length * cycles)
+        torch.cuda.synchronize()
+        found[name] = clock.take()
+    assert found["long"] < 0.01
+    assert 0.05 < found["short"] < 0.2
 
 
 DRIVER = """
@@ -49,7 +81,7 @@ int nvmlDeviceGetJpgUtilization(void *of, unsigned *out, unsigned *period_us) {
 """
 READ = """
 import json, sys, torch
-from train.gpu import GpuMeter
+from train.gpu import GpuMeter, WaitClock
 meter = GpuMeter(torch.device("cpu"))
 meter._open(sys.argv[1])
 print(json.dumps(meter.read()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shutil
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from loader import Loader
 from train.bench import Step, one_round, resident_batch, training_step
+from train.gpu import WaitClock
 from train.rank import training_config
 from train.report.book import Book, Result
 from train.report.live import verdict
@@ -46,16 +46,15 @@ def free(setting: Setting, route: str, batch: int) -> Result:
         if loader.keeps != "none":
             fill(loader)
         step = training_step(recipe, setting.device, "on" if setting.cuda else "off")
-        still, source = resident_batch(recipe, setting.device), Watched(loader)
+        still, source = resident_batch(recipe, setting.device), Watched(loader, setting.device)
         contenders: dict[str, Step] = {"resident": lambda: step(*still), "loader": lambda: step(*source.take())}
         for one in contenders.values():
             for _ in range(3):
                 one()
         steps, runs, waits = steps_for(contenders["resident"], setting), [], []
         for _ in range(setting.runs):
-            source.waited, source.asked = 0.0, 0
             runs.append(one_round(contenders, steps, setting.device))
-            waits.append(source.waited / source.asked / runs[-1]["loader"])
+            waits.append(source.waited() / runs[-1]["loader"])
         keeps = loader.keeps
     ratios = [one["resident"] / one["loader"] for one in runs]
     ratio, wait = statistics.median(ratios), statistics.median(waits)
@@ -80,16 +79,21 @@ def free(setting: Setting, route: str, batch: int) -> Result:
 class Watched:
     """Batches of epoch after epoch, and the seconds for which they kept training waiting."""
 
-    def __init__(self, loader: Loader) -> None:
-        self._batches = pairs(loader)
-        self.waited, self.asked = 0.0, 0
+    def __init__(self, loader: Loader, device: torch.device) -> None:
+        self._batches, self._clock, self._asked = pairs(loader), WaitClock(device), 0
 
     def take(self) -> tuple[Tensor, Tensor]:
-        began = time.perf_counter()
+        self._clock.asked()
         found = next(self._batches)
-        self.waited += time.perf_counter() - began
-        self.asked += 1
+        self._clock.got()
+        self._asked += 1
         return found
+
+    def waited(self) -> float:
+        """Seconds a batch since this was last asked, or since the start. The device must have been waited for."""
+        seconds, batches = self._clock.take(), self._asked
+        self._asked = 0
+        return seconds / batches
 
 
 def pairs(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
