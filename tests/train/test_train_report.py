@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,20 @@ from typing import Any
 import pytest
 import torch
 
+from preprocess.dataset import read_manifest
+from preprocess.errors import UserError
 from train.launch import records
 from train.network import AlexNet, Draw
 from train.optim import Optimiser
-from train.recipes import RELEASED, Recipe
+from train.options import parse
+from train.paper.switches import SWITCHES
+from train.recipes import RECIPES, RELEASED, Recipe
+from train.report import whole
 from train.report.book import Book, OutOfTime, Result, described
-from train.report.correctness import SUBSAMPLINGS, decoding
+from train.report.correctness import SUBSAMPLINGS, counted, decoding
+from train.report.live import trained
 from train.report.page import page
+from train.report.setting import Setting
 from train.schedule import rates
 from train.scores import share_of_loss
 
@@ -148,7 +156,9 @@ def test_a_part_ends_with_its_time_and_another_machine_begins_anew(tmp_path: Pat
     with pytest.raises(OutOfTime):
         book.measure(2, "long", "", lambda: result(1.0), needs=60)
     assert list(Book.opened(tmp_path / "report.json", {"cpu": "a"}, 5).entries["2"]) == ["short"]
-    assert Book.opened(tmp_path / "report.json", {"cpu": "b"}, 5).entries == {}
+    other = Book.opened(tmp_path / "report.json", {"cpu": "b"}, 5)
+    assert other.entries == {}
+    assert other.mark != book.mark  # so that it takes none of the first one's trainings for its own
     assert json.loads((tmp_path / "report.other.json").read_text())["machine"] == {"cpu": "a"}
 
 
@@ -166,16 +176,54 @@ def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> Non
         "5": {
             f"{name}, seed {seed}": entry | {"result": {"error top1_10view, %": 40.0 + up + seed,
                                                         "error top5_10view, %": 18.0}}
-            for name, up in (("whole", 0), ("separate pooling", 0.5)) for seed in (0, 1)
+            for name, up in (("whole", 0), ("pooling 2x2 every 2", 0.5)) for seed in (0, 1)
         },
     }  # fmt: skip
+    book.entries["5"]["figures 3 and 4"] = entry | {"result": {"conv1": "figures/conv1.png"}}
     text = page(copy.deepcopy(book))
     assert "ours, bfloat16, batch 32, 2.00 times" in text
     assert "Failed: update rule." in text
     assert "does not agree for jpeg, batch 32" in text
-    assert "| separate pooling | 2 | 41.0 [40.5..41.5] | 18.0 [18.0..18.0] | +0.5 | 0.4 / 0.3 |" in text
+    assert "| pooling 2x2 every 2 | 2 | 41.0 [40.5..41.5] | 18.0 [18.0..18.0] | +0.5 | 0.4 / 0.3 |" in text
+    assert "![conv1](figures/conv1.png)" in text
     assert "a \\| b" in text
     assert text.count("Not measured: `python -m train.report --part") == 2
+
+
+@pytest.mark.parametrize("name", ["whole", *SWITCHES])
+def test_variants_of_part_5_are_the_ablations(name: str, tmp_path: Path) -> None:
+    """What `python -m train` makes of a variant's flags is what the ablation runner trains."""
+    recipe = replace(RECIPES["sample"], image_size=128, crop=112, width=1 / 8)
+    plain = ("--recipe", "sample", "--image-size", "128", "--crop", "112", "--width", "0.125")
+    setting = Setting(device=torch.device("cpu"), out=tmp_path, jpeg=tmp_path, raw=tmp_path, recipe=recipe,
+                      flags=plain, batches=(), free_batches=(), rounds=1, round_s=1.0)  # fmt: skip
+    wanted = SWITCHES[name].off(recipe) if name in SWITCHES else recipe
+    assert parse(list(whole.flags(setting, name))).fields == replace(wanted, epochs=4)
+
+
+@pytest.mark.slow
+def test_figures_of_the_finished_run_are_in_the_page(tmp_path: Path, sample_shards: Path) -> None:
+    """In a part too short for anything else; its checkpoints are gone once it is drawn."""
+    manifest = read_manifest(sample_shards)
+    setting = Setting(device=torch.device("cpu"), out=tmp_path, jpeg=sample_shards, raw=sample_shards,
+                      recipe=RECIPES["sample"], flags=(), batches=(), free_batches=(), rounds=1,
+                      round_s=1.0)  # fmt: skip
+    command = [sys.executable, "-m", "train", "--shards", str(sample_shards), "--runs", str(tmp_path / "runs"),
+               "--run", "whole-0", "--port", "0", "--recipe", "sample", "--image-size", str(manifest.image_size),
+               "--width", "0.125", "--epochs", "1", "--gpus", "1"]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True, timeout=500)
+    book = Book.opened(tmp_path / "report.json", {"gpu": "none"}, 0)
+    book.begin()
+    with pytest.raises(OutOfTime):
+        whole.figures(setting, book)
+    book.seconds = 400
+    book.begin()
+    book.measure(5, whole.FIGURES, "", lambda: whole.figures(setting, book))
+    pngs = book.entries["5"][whole.FIGURES]["result"]
+    assert isinstance(pngs, dict)
+    assert set(pngs) == {"conv1", "top5", "neighbours"}
+    assert all(f"]({png})" in page(book) and (tmp_path / png).stat().st_size > 1000 for png in pngs.values())
+    assert not (tmp_path / "runs" / "whole-0" / "checkpoints").exists()
 
 
 @pytest.mark.slow
@@ -192,6 +240,22 @@ def test_report_measures_training_and_goes_on(tmp_path: Path, sample_shards: Pat
     text = (tmp_path / "report.md").read_text()
     assert "## 3. Training alone" in text
     assert "TFLOP/s" in text
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_is_a_result_and_a_mistake_ends_the_report(
+    tmp_path: Path, sample_shards: Path
+) -> None:
+    arguments = ("--shards", str(sample_shards), "--runs", str(tmp_path / "runs"), "--recipe", "sample")
+    with pytest.raises(RuntimeError, match="training failed: error: "):
+        trained((*arguments, "--gpus", "1", "--rate", "1e30"), seconds=300, log=tmp_path / "a.txt")
+    with pytest.raises(UserError, match="training failed: error: --gpus 0"):
+        trained((*arguments, "--gpus", "0"), seconds=300, log=tmp_path / "b.txt")
+
+
+def test_tests_that_are_not_there_have_not_passed() -> None:
+    with pytest.raises(RuntimeError, match="no test was found"):
+        counted(ET.fromstring("<testsuites><testsuite/></testsuites>"))
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def summary(part: str, entries: dict[str, dict[str, object]]) -> list[str]:
         agreed = f"does not agree for {', '.join(disagree)}" if disagree else "agrees with every one"
         lines += [f"Best: {best_name}, {number(ratios[best_name])}. The status page's live verdict {agreed}.", ""]
     if part == "5" and results:
-        lines += _deltas(results)
+        lines += _deltas(results) + _pictures(results)
     return lines
 
 
@@ -102,6 +102,15 @@ def _deltas(results: dict[str, object]) -> list[str]:
         cells = [f"{statistics.mean(each):.1f} [{min(each):.1f}..{max(each):.1f}]" for each in tops]
         lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} | {delta} | {PAPER.get(name, '')} |")
     return [*lines, ""]
+
+
+def _pictures(results: dict[str, object]) -> list[str]:
+    """Figures 3 and 4 of the paper, of the run that was drawn."""
+    from train.report.whole import FIGURES
+
+    drawn = results.get(FIGURES, {})
+    assert isinstance(drawn, dict)
+    return [line for name, png in drawn.items() for line in (f"![{name}]({png})", "")]
 
 
 def _get(result: object, key: str) -> object:

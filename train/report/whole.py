@@ -1,12 +1,17 @@
-"""Part 5: whole trainings, then the ablations. Each is a run of `python -m train`: stopped at the part's end it has
-saved, and the next call goes on with it."""
+"""Part 5: whole trainings, each with its ablations, and figures of one. Each is a run of `python -m train`: stopped at
+the part's end it has saved, and the next call goes on with it."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from functools import partial
 from pathlib import Path
 
+from train.launch import outcome
+from train.paper.ablate import as_arguments
+from train.paper.switches import SWITCHES
+from train.paper.timed import OVER, timed
 from train.report.book import Book, OutOfTime, Result
 from train.report.live import trained
 from train.report.setting import Setting
@@ -14,58 +19,80 @@ from train.report.setting import Setting
 PART = 5
 SEEDS = (0, 1, 2)
 LEAST_S = 60.0  # a run is not begun for less
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "whole": (),
-    "no response normalisation": ("--no-lrn", "--no-map-norm"),
-    "separate pooling": ("--pool", "separate"),
-    "one tower": ("--towers", "1", "--tower-ranks", "1"),
-    "no colour noise": ("--noise", "off"),
-    "no dropout": ("--dropout", "off"),
-}
-PAPER = {"no response normalisation": "1.4 / 1.2", "separate pooling": "0.4 / 0.3", "one tower": "1.7 / 1.2"}
-"""Points of top-1 / top-5 error that the paper says each is worth. One tower is of half the kernels there, all here."""
+WHOLE = "whole"
+RECIPE = "paper recipe"  # on a GPU: the paper's own, whole
+FIGURES, SEARCHED = "figures 3 and 4", 2000  # training images among which nearest neighbours are looked for
+PAPER = {switch.words: " / ".join(f"{points:g}" for points in switch.paper if points) for switch in SWITCHES.values()}
+"""Points of top-1 / top-5 error that the paper says each is worth."""
 
 
 def run(setting: Setting, book: Book) -> None:
-    plans = [(name, seed) for seed in SEEDS for name in VARIANTS]
-    if setting.cuda:
-        plans += [("paper recipe", seed) for seed in SEEDS]
-    for name, seed in plans:
-        command = f"python -m train {' '.join(flags(setting, name))} --seed {seed}"
-        book.measure(PART, f"{name}, seed {seed}", command, partial(result, setting, book, name, seed),
-                     needs=LEAST_S)  # fmt: skip
+    for seed in SEEDS:
+        for name in (WHOLE, *SWITCHES):
+            training(setting, book, name, seed)
+            if (name, seed) == (WHOLE, SEEDS[0]):
+                command = "python -m train " + shlex.join(drawing(setting))
+                book.measure(PART, FIGURES, command, partial(figures, setting, book), needs=LEAST_S)
+    for seed in SEEDS if setting.cuda else ():
+        training(setting, book, RECIPE, seed)
+
+
+def training(setting: Setting, book: Book, name: str, seed: int) -> None:
+    told = SWITCHES[name].words if name in SWITCHES else name
+    command = f"python -m train {' '.join(flags(setting, name))} --seed {seed}"
+    book.measure(PART, f"{told}, seed {seed}", command, partial(result, setting, book, name, seed), needs=LEAST_S)
 
 
 def flags(setting: Setting, name: str) -> tuple[str, ...]:
     """A GPU trains the recipe's 90 epochs in full size; a CPU an eighth of the width, and few."""
     chosen = setting.flags if setting.cuda else (*setting.flags, "--epochs", "4")
-    if name == "paper recipe":
+    if name == RECIPE:
         return ("--recipe", "paper", *chosen[2:])
-    return (*chosen, *VARIANTS[name])
+    off = SWITCHES[name].off(setting.recipe) if name in SWITCHES else setting.recipe
+    return (*chosen, *as_arguments(off, setting.recipe))
 
 
 def result(setting: Setting, book: Book, name: str, seed: int) -> Result:
     """The table's numbers. OutOfTime if it has to go on another time."""
     run_name = f"{name.replace(' ', '-')}-{seed}"
-    folder = setting.out / "runs"
-    done = finished(setting.out / "logs" / f"{run_name}.txt")
+    folder, log = setting.out / "runs", setting.out / "logs" / f"{run_name}.txt"
+    done = finished(log)
     if done is None:
-        shards = setting.jpeg
-        arguments = ("--shards", str(shards), "--runs", str(folder), "--run", run_name, *flags(setting, name),
+        arguments = ("--shards", str(setting.jpeg), "--runs", str(folder), "--run", run_name, *flags(setting, name),
                      "--seed", str(seed), "--gpus", "1", "--save-every", "30")  # fmt: skip
-        log = setting.out / "logs" / f"{run_name}.txt"
         if trained(arguments, seconds=max(1.0, book.left - 30), log=log) is None:
             raise OutOfTime
         done = finished(log)
         if done is None:
             raise RuntimeError("training ended without a result line")
-    shutil.rmtree(folder / run_name / "checkpoints", ignore_errors=True)
+    if (name, seed) != (WHOLE, SEEDS[0]):  # figures are drawn of that one
+        shutil.rmtree(folder / run_name / "checkpoints", ignore_errors=True)
     found: Result = dict(done)
     for top in ("top1", "top5"):
         for views in ("", "_10view"):
             if top + views in done:
                 found[f"error {top}{views}, %"] = 100 * (1 - float(str(found.pop(top + views))))
     return found
+
+
+def drawing(setting: Setting) -> list[str]:
+    return ["figures", "--runs", str(setting.out / "runs"), "--run", f"{WHOLE}-{SEEDS[0]}", "--shards",
+            str(setting.jpeg), "--out", str(setting.out / "figures"), "--search", str(SEARCHED),
+            "--only", "conv1", "top5", "neighbours"]  # fmt: skip
+
+
+def figures(setting: Setting, book: Book) -> Result:
+    """The paper's, of the whole network: by name the PNG, relative to the page. OutOfTime as for trainings."""
+    run_folder = setting.out / "runs" / f"{WHOLE}-{SEEDS[0]}"
+    if outcome(run_folder) != "finished":
+        raise RuntimeError("the whole network's training did not come to its end")
+    fault = timed(setting.out / "logs" / "figures.txt", ["train", *drawing(setting)], book.left)
+    if fault and OVER in fault:
+        raise OutOfTime
+    if fault:
+        raise RuntimeError(fault)
+    shutil.rmtree(run_folder / "checkpoints", ignore_errors=True)
+    return {path.stem: f"figures/{path.name}" for path in sorted((setting.out / "figures").glob("*.png"))}
 
 
 def finished(log: Path) -> dict[str, float] | None:
