@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader.finish import Crops
+from loader.header import begins_well
 from loader.quarantine import Quarantine
 from loader.source import Source
 from loader.work import Job, Meter, Reader, Work
+from preprocess.errors import UserError
 
 DEPTH = 2  # batches inside DALI: one being decoded, one behind it
 
@@ -61,9 +63,14 @@ class Runner:
         """Each work with DALI's output for it, valid until the next is taken. A new key asks for a new pipeline."""
         pending: deque[tuple[Work, tuple[Any, ...]]] = deque()  # DALI does not copy: all must live until it is done
         waiting = [works]
+        failed: list[UserError] = []
 
         def feed() -> tuple[Any, ...]:
-            work = next(waiting[0])  # its StopIteration is DALI's end of data
+            try:
+                work = next(waiting[0])  # its StopIteration is DALI's end of data
+            except UserError as error:  # of this step; those before it, which are on their way, come first
+                failed.append(error)
+                raise StopIteration from None
             pending.append((work, inputs(work)))
             return pending[-1][1]
 
@@ -77,6 +84,8 @@ class Runner:
                     (output,) = self._pipeline.share_outputs()  # waits until the batch is there
             except StopIteration:
                 self._pipeline.reset()
+                if failed:
+                    raise failed[0] from None
                 return
             except RuntimeError as error:
                 self._pipeline = None
@@ -192,6 +201,13 @@ def wrong_ppm(work: Work, job: Job) -> list[int]:
     header = b"P6\n%d %d\n255\n" % (size, size)
     length = len(header) + 3 * size * size
     return [i for i, part in enumerate(work.parts) if len(part) != length or part[: len(header)].tobytes() != header]
+
+
+def wrong_beginnings(work: Work, job: Job) -> list[int]:
+    """Rows that need no decoder to be seen as spoilt."""
+    if job.manifest.codec == "raw":
+        return wrong_ppm(work, job)
+    return [row for row, part in enumerate(work.parts) if not begins_well(part, job.manifest.image_size)]
 
 
 def crops_of(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from loader import gpu
 from loader.config import LoaderConfig, Place
-from loader.decode import Runner, crop_pipeline, crops_of, decode, encoded, rectangles, undecodable, wrong_ppm
+from loader.decode import Runner, crop_pipeline, crops_of, decode, encoded, rectangles, undecodable, wrong_beginnings
 from loader.finish import Crops
 from loader.source import Ids, Source
 from loader.work import Job, Meter, Reader, Work
@@ -184,7 +184,7 @@ class Keeper:
 
     def _fill(self, ids: Ids, job: Job) -> None:
         with self._meter.time("read_s"):
-            work = self._reader.read(job, ids)
+            work = self._reader.read(job, ids, mended=False)  # a stand-in has a place of its own in the store
         self._meter.add(bytes_read=sum(map(len, work.parts)))
         with self._meter.time("decode_s"):
             rows, pixels = self._decode(work, job)
@@ -194,19 +194,20 @@ class Keeper:
 
     def _decode(self, work: Work, job: Job) -> tuple[NDArray[np.int64], Tensor]:
         """Rows that can be decoded whole, and their pixels, uint8 [n,S,S,3]; valid until the next call."""
-        rows = np.arange(len(work.ids))
+        rows = np.delete(np.arange(len(work.ids)), wrong_beginnings(work, job))
+        work = part_of(work, rows)
+        if not len(rows):
+            return rows, torch.empty(0)
         if job.manifest.codec == "raw":
-            rows = np.delete(rows, wrong_ppm(work, job))
-            images = encoded(work, job) if len(rows) == len(work.ids) else encoded(part_of(work, rows), job)
-            return rows, torch.from_numpy(np.stack(images)) if len(rows) else torch.empty(0)
+            return rows, torch.from_numpy(np.stack(encoded(work, job)))
         try:
             return rows, self._run(work, job)
         except RuntimeError:
             self._pipeline = None  # an error spoils it
             if not (bad := undecodable(work, job)):
                 raise
-        rows = np.delete(rows, bad)
-        return rows, self._run(part_of(work, rows), job) if len(rows) else torch.empty(0)
+        kept = np.delete(np.arange(len(rows)), bad)
+        return rows[kept], self._run(part_of(work, kept), job) if len(kept) else torch.empty(0)
 
     def _run(self, work: Work, job: Job) -> Tensor:
         self._feed = (encoded(work, job), *rectangles(work, whole=True))

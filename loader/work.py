@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from loader import plan
 from loader.config import LoaderConfig
+from loader.header import begins_well
 from loader.quarantine import Quarantine
 from loader.remote import Remote
 from loader.source import Bytes, Ids, Source
@@ -189,12 +190,24 @@ class Reader:
         """The same step, after one of its samples was quarantined."""
         return self.read(job, work.wanted)
 
-    def read(self, job: Job, wanted: Ids) -> Work:
-        """These samples, into a buffer of their own."""
-        return self._read_into(job, wanted, None)[0]
+    def read(self, job: Job, wanted: Ids, *, mended: bool = True) -> Work:
+        """These samples, into a buffer of their own. mended: with stand-ins for those whose beginning is spoilt."""
+        return self._read_into(job, wanted, None, mended=mended)[0]
 
-    def _read_into(self, job: Job, wanted: Ids, buffer: Bytes | None) -> tuple[Work, Bytes]:
-        ids = self._quarantine.replace(job.epoch, wanted)
-        parts, buffer = self._source.read(ids, buffer)
+    def _read_into(self, job: Job, wanted: Ids, buffer: Bytes | None, *, mended: bool = True) -> tuple[Work, Bytes]:
+        while True:
+            ids = self._quarantine.replace(job.epoch, wanted)
+            parts, buffer = self._source.read(ids, buffer)
+            if not (mended and self._refused(job, wanted, ids, parts)):
+                break
         draws, extents = job.draws(wanted)
         return Work(wanted, ids, draws, extents, parts, buffer), buffer
+
+    def _refused(self, job: Job, wanted: Ids, ids: Ids, parts: list[Bytes]) -> bool:
+        """Hands samples to the quarantine whose beginning is no JPEG's: DALI 2.4 may die of what it cannot decode."""
+        if job.manifest.codec != "jpeg":
+            return False
+        bad = [row for row, part in enumerate(parts) if not begins_well(part, job.manifest.image_size)]
+        for row in bad:
+            self._quarantine.add(int(wanted[row]), int(ids[row]), self._source.describe(int(ids[row])))
+        return bool(bad)

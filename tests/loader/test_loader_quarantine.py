@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import rotten
+from handmade import SIZE, encode, picture, rotten, write_dataset
 
 from loader import Batch, Loader, LoaderConfig
+from loader.header import begins_well
 from preprocess.errors import UserError
 
 COUNT, BAD = 101, (17, 42, 43)
@@ -92,6 +93,52 @@ def test_a_dataset_that_is_bad_as_a_whole_is_an_error(tmp_path: Path) -> None:
     root = rotten(tmp_path, *range(30))
     with pytest.raises(UserError, match="as 10 other samples; verify"):
         epoch(make(root))
+
+
+LARGE_BATCHES = """
+    import sys
+    from loader import Loader, LoaderConfig
+    from preprocess.errors import UserError
+
+    for seed in range(4):
+        loader = Loader(sys.argv[1], "train", LoaderConfig(batch_size=128, crop=224, threads=4, seed=seed))
+        try:
+            for batch in loader:
+                pass
+        except UserError as error:
+            print(error)
+        options = LoaderConfig(batch_size=128, crop=224, threads=4, seed=seed, bad_samples="quarantine")
+        print(sum(len(batch.ids) for batch in Loader(sys.argv[1], "train", options)), "rows")
+"""
+
+
+def test_one_bad_sample_of_a_large_batch_does_not_end_the_process(tmp_path: Path) -> None:
+    """DALI 2.4 died of it: the other images of the batch were still being decoded when their memory was freed."""
+    root = write_dataset(tmp_path / "large", [picture(i, 256) for i in range(256)], per_shard=256)
+    with np.load(root / "train.index.npz") as index:
+        offset = int(index["offset"][9])
+    with (root / "train-00000.tar").open("r+b") as file:
+        file.seek(offset)
+        file.write(np.random.default_rng(1).bytes(3000))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LARGE_BATCHES), str(root)],
+        capture_output=True, text=True, timeout=240, cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("key s_9, offset") == done.stdout.count("256 rows") == 4
+
+
+def test_beginnings_of_jpegs() -> None:
+    image = np.frombuffer(encode(picture(1), "jpeg"), np.uint8)
+    assert begins_well(image, SIZE)
+    assert begins_well(np.concatenate([image[:2], np.full(3, 255, np.uint8), image[2:]]), SIZE)  # fill bytes
+    assert not begins_well(image, SIZE + 1)
+    random = np.random.default_rng(0)
+    for at in range(0, 300, 20):
+        bad = image.copy()
+        bad[at : at + 512] = random.integers(0, 256, 512, dtype=np.uint8)
+        assert not begins_well(bad, SIZE), at
+        assert not begins_well(image[:at], SIZE), at
 
 
 FLIPS = """
