@@ -43,7 +43,7 @@ class Remote:
         self.url = url.rstrip("/")
         try:
             self._files, self._path = url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
+        except Exception as error:  # no such protocol or package, or one that connects already here
             raise UserError(f"{url} cannot be read: {_line(error)}") from None
 
     def read(self, name: str, start: int = 0, size: int | None = None, *, stop: threading.Event | None = None) -> bytes:

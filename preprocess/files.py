@@ -38,7 +38,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     try:
         fs, path = url_to_fs(url)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # no such protocol or package, or one that connects already here
         raise UserError(f"cannot open {url}: {' '.join(str(error).split())}") from None
     return fs, path
 

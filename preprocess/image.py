@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import ImageFile
+from PIL import ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 MAX_BYTES = 64 << 20  # the largest file of ILSVRC2012 has 15 MB
@@ -246,5 +246,7 @@ def _diagnosis(error: Exception) -> tuple[str, str]:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, Pillow.DecompressionBombError):
         return "too-large", text
+    if isinstance(error, UnidentifiedImageError):  # its text holds an address in memory, another one each time
+        return "undecodable", "UnidentifiedImageError: no image format that is read here"
     early = isinstance(error, EOFError) or any(word in text.lower() for word in ("truncated", "not enough", "end of"))
     return ("truncated" if early else "undecodable"), text

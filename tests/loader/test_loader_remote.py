@@ -173,6 +173,7 @@ def test_what_is_missing_or_not_reachable_is_one_line(
         (f"{server.url}/nowhere", "nowhere/manifest.json cannot be read"),
         (f"http://127.0.0.1:{free_port()}", "cannot be read, after 7 attempts"),
         ("nosuch://bucket/x", "nosuch://bucket/x cannot be read: Protocol not known"),
+        (f"ftp://127.0.0.1:{free_port()}/x", "/x cannot be read: .*Connection refused"),  # connects when it is made
     ):
         with pytest.raises(UserError, match=message) as caught:
             make(address, tmp_path)

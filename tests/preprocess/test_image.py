@@ -181,6 +181,17 @@ def test_rejects(kind: str, data: bytes) -> None:
     assert caught.value.kind == kind
 
 
+def test_the_same_file_is_rejected_in_the_same_words() -> None:
+    """They are published: rejects.jsonl has to come out the same to the byte."""
+    said = []
+    for _ in range(2):
+        with pytest.raises(Reject) as caught:
+            to_image(b"this is no picture" * 20, SIZE)
+        said.append((str(caught.value), bytearray(1000)))  # kept, so that nothing takes an address twice
+    assert "0x" not in said[0][0]
+    assert said[0][0] == said[1][0]
+
+
 def test_any_damage_is_a_reject_or_an_image() -> None:
     data = encoded(photo(60, 50))
     rng = np.random.default_rng(0)

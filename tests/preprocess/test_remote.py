@@ -218,7 +218,7 @@ def test_a_server_without_ranges_is_refused_in_a_line(web: str, tmp_path: Path) 
 
 
 def test_urls_that_lead_nowhere_are_one_line(tmp_path: Path) -> None:
-    for url in ("nosuch://a/b", "http://127.0.0.1:9/x"):
+    for url in ("nosuch://a/b", "http://127.0.0.1:9/x", "ftp://127.0.0.1:9/x"):
         code, text = shards(url, tmp_path / "o")
         assert code == 2
         assert text.count("\n") == 1, text
