@@ -141,7 +141,7 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with its files, by the sums that were written with them; None if nothing is. Reads all of them."""
     try:
         lines = (checkpoint / SUMS).read_text().splitlines()
-        sums = {name: expected for expected, name in (line.split("  ") for line in lines)}
+        sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
         if sums.keys() != FILES:
             return f"{SUMS} does not name its files"
         wrong = [name for name, expected in sorted(sums.items()) if sha256_file(checkpoint / name) != expected]

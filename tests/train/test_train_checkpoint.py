@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -111,6 +112,14 @@ def test_a_lost_file_is_damage_and_without_an_older_one_nothing_is_touched(tmp_p
     for _ in range(2):
         with pytest.raises(UserError, match="no older one is whole; choose another --run"):
             undamaged(tmp_path)
+
+
+def test_sums_that_were_cut_short_are_damage_in_words(tmp_path: Path, arrays: Arrays) -> None:
+    write(tmp_path, arrays, of_step(1))
+    sums = tmp_path / "step-00000001" / SUMS
+    os.truncate(sums, 40)
+    with pytest.raises(UserError, match=rf"is damaged \({SUMS} does not name its files\)"):
+        undamaged(tmp_path)
 
 
 def test_sha256sum_reads_the_sums(tmp_path: Path, arrays: Arrays) -> None:

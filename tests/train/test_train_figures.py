@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import safe_open
 
@@ -24,6 +27,7 @@ from train.paper import curves, features, gallery, kernels
 from train.paper.export import Export, compared
 from train.paper.export import main as export
 from train.paper.figures import NAMES, Figures, draw
+from train.paper.plots import save
 from train.paper.saved import Saved
 from train.paper.trained import Trained, load, run_folder, stored, ten_views
 from train.recipes import PAPER, RELEASED, SAMPLE, Recipe
@@ -333,6 +337,33 @@ def test_exports_that_cannot_be_are_one_line(run: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="name a file in an existing folder"):
         Export(out=tmp_path / "none" / "a.onnx")
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file grows over 20 kB: the error of writing is another one than a full disk's, and goes the same way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_disk")
+@pytest.mark.parametrize("form", ["safetensors", "torchscript"])
+def test_an_export_without_room_is_one_line(run: Path, tmp_path: Path, form: str) -> None:
+    with pytest.raises(UserError, match=r"a\.out cannot be written"):
+        export(["--run", str(run), "--format", form, str(tmp_path / "a.out")])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_figure_without_room_leaves_the_one_of_before(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"before")
+    figure = Figure()
+    figure.figimage(np.random.default_rng(0).random((400, 400)))
+    with pytest.raises(UserError, match=r"a\.png cannot be written"):
+        save(figure, tmp_path / "a.png")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
 
 
 # the library that draws

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import json
 import logging
 import math
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> None:
 
     trained = load(options)
     temporary = options.out.with_name(options.out.name + ".tmp")
-    try:
+    try:  # all write bytes, so that a full disk is an OSError: the libraries' own writers have other words for it
         said = WRITE[options.format](trained, temporary)
         os.replace(temporary, options.out)
     except OSError as error:
@@ -134,7 +135,8 @@ def _torchscript(trained: Trained, path: Path) -> str:
         given = torch.from_numpy(images[:TRACED])
         program = torch.export.export(network, (given,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         script = torch.jit.trace(program.module(), (given,), check_trace=False)  # type: ignore[no-untyped-call]
-        script.save(str(path), _extra_files={name: text.encode() for name, text in metadata(trained).items()})
+        extra = {name: text.encode() for name, text in metadata(trained).items()}
+        path.write_bytes(script.save_to_buffer(_extra_files=extra))
         logits = torch.jit.load(str(path))(torch.from_numpy(images)).numpy()  # type: ignore[no-untyped-call]
     return compared("torch.jit", logits, network, images)
 
@@ -145,19 +147,21 @@ def _torchvision(trained: Trained, path: Path) -> str:
     from train.paper.deployed import central_mean, to_torchvision
 
     state = {name: own.cpu() for name, own in trained.network.state_dict().items()}
-    torch.save(to_torchvision(trained.recipe, state), path)
+    buffer = io.BytesIO()
+    torch.save(to_torchvision(trained.recipe, state), buffer)
+    path.write_bytes(buffer.getvalue())
     beside = path.with_name(path.name.removesuffix(".tmp")).with_suffix(".mean.npy")
     np.save(beside, central_mean(trained).numpy())
     return f"feed it RGB 0-255 float32 [n,3,{trained.recipe.crop},{trained.recipe.crop}] minus {beside}"
 
 
 def _safetensors(trained: Trained, path: Path) -> str:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from train.paper.deployed import central_mean
 
     state = {name: own.cpu().contiguous() for name, own in trained.network.state_dict().items()}
-    save_file(state | {"mean": central_mean(trained)}, path, metadata=metadata(trained))
+    path.write_bytes(save(state | {"mean": central_mean(trained)}, metadata=metadata(trained)))
     return f"{len(state)} tensors by this project's names, and the mean"
 
 

@@ -72,7 +72,7 @@ def write(trained: Trained, layer: Layer, split: str, out: Path) -> tuple[int, i
     samples = require_split(trained.shards, trained.manifest, split).samples
     units = units_of(layers[layer])
     if (needed := 4 * samples * units) > (free := shutil.disk_usage(out.parent).free):
-        raise UserError(f"{out} would take {needed / 1e9:,.1f} GB, {out.parent} has {free / 1e9:,.1f} GB left")
+        raise UserError(f"{out} takes {needed / 1e6:,.1f} MB, {out.parent} has {free / 1e6:,.1f} left; make room")
     temporary = out.with_suffix(".tmp")
     try:
         rows = np.lib.format.open_memmap(temporary, "w+", np.float32, (samples, units))

@@ -25,12 +25,16 @@ def styled() -> Any:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG; UserError where that cannot be."""
+    """Writes a PNG; UserError where that cannot be, with the one of before as it was."""
+    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI)
+        figure.savefig(temporary, dpi=DPI, format="png")
+        temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another folder") from None
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -103,7 +103,7 @@ def load(saved: Saved) -> Trained:
         raise UserError(f"run {folder} has no checkpoint yet; wait for the first, or choose another --run")
     if why := checkpoint.damage(found):
         raise UserError(
-            f"{found} is damaged ({why}); training goes on from an older one by itself, or name another --run"
+            f"{found} is damaged ({why}); an unfinished run goes on from an older one by itself, or name another --run"
         )
     launch, state = last_launch(folder), checkpoint.read_state(found)
     shards = saved.shards or Path(launch.shards)
