@@ -33,7 +33,7 @@ from preprocess.listing import Item, Listing
 from preprocess.plan import PLAN, tools
 from preprocess.progress import Progress
 from preprocess.reduce import publish
-from preprocess.resharding import find_archives, grouped, idx_line, list_archives
+from preprocess.resharding import find_archives, grouped, idx_bytes, idx_line, list_archives
 from preprocess.shard import Receipt, read_receipt, refuse_unread, rejected, write_receipt
 from preprocess.shards import summary
 from preprocess.sources import Reader, Source
@@ -83,7 +83,7 @@ class IndexTask:
         receipt = _look(self, begin, report)
         begin(-1)
         store = LocalStore(self.out)
-        publish_bytes(store, f"{WORK}/{self.name}.idx", _idx(self.tar, set(receipt.offset.tolist())).encode())
+        publish_bytes(store, f"{WORK}/{self.name}.idx", _idx(self.tar, set(receipt.offset.tolist())))
         write_receipt(store, self.name, receipt)
 
     def condemn(self, position: int, cause: str) -> IndexTask:
@@ -234,11 +234,11 @@ def _pixels(task: IndexTask, item: Item, data: bytes) -> NDArray[np.uint8]:
     return pixels
 
 
-def _idx(place: str, offsets: set[int]) -> str:
+def _idx(place: str, offsets: set[int]) -> bytes:
     with files.Bytes(place) as archive:
         found = grouped(members(archive, place, lambda name, reason: None, 0, archive.size))
         lines = [idx_line(group) for group in found if group.picture and group.picture.offset in offsets]
-    return f"v1.2 {len(lines)}\n" + "".join(lines)
+    return idx_bytes(lines)
 
 
 def _lay_out(store: LocalStore, place: str, name: str) -> None:

@@ -122,6 +122,11 @@ def idx_line(group: Group) -> str:
     return " ".join(fields) + "\n"
 
 
+def idx_bytes(lines: list[str]) -> bytes:
+    """DALI's index of an archive. A name in it may be in no known encoding, and stays the bytes that it is."""
+    return (f"v1.2 {len(lines)}\n" + "".join(lines)).encode("utf-8", "surrogateescape")
+
+
 def _key(name: str) -> str:
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]

@@ -23,7 +23,7 @@ from preprocess.archives import Member
 from preprocess.dataset import Index, Manifest, Shard, Split
 from preprocess.errors import UserError
 from preprocess.plan import shuffled
-from preprocess.resharding import Group, grouped, idx_line, label_of
+from preprocess.resharding import Group, grouped, idx_bytes, idx_line, label_of
 
 SHOWN = 20  # findings printed before the rest is only counted
 
@@ -124,7 +124,7 @@ def _shard(root: Path, number: int, shard: Shard, index: Index) -> Iterator[str]
     if not len(lines) == rows.sum() == shard.samples:
         yield f"{shard.name} holds {len(lines)} samples, the index {rows.sum()}, the manifest {shard.samples}"
     idx = path.with_suffix(".idx")
-    if not idx.is_file() or idx.read_text() != f"v1.2 {len(lines)}\n" + "".join(lines):
+    if not idx.is_file() or idx.read_bytes() != idx_bytes(lines):
         yield f"{idx.name} is missing or does not fit {shard.name}: plain DALI readers would feed wrong labels from it"
 
 

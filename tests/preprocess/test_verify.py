@@ -56,6 +56,12 @@ def stale_idx(root: Path) -> str:
     return path.name
 
 
+def garbled_idx(root: Path) -> str:
+    path = root / "train-00000.idx"
+    path.write_bytes(path.read_bytes().replace(b"jpg", b"\xff\xfe\xfd", 1))
+    return path.name
+
+
 def stale_index(root: Path) -> str:
     """Another index, its hash in the manifest put right: only the archives can tell."""
     index = dataset.read_index(root, "train")
@@ -98,8 +104,8 @@ def unreadable_picture(root: Path) -> str:
     return f"{path.name}: sample 0"
 
 
-DAMAGE = [flip_a_bit, cut_an_archive, lose_an_archive, swap_shards, stale_idx, stale_index, other_statistics,
-          unreadable_picture]  # fmt: skip
+DAMAGE = [flip_a_bit, cut_an_archive, lose_an_archive, swap_shards, stale_idx, garbled_idx, stale_index,
+          other_statistics, unreadable_picture]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
