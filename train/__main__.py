@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -115,9 +116,11 @@ def check_world(options: Options, local: int) -> None:
             f"--gpus {local} on each of --nnodes {nodes.nnodes}: the two towers of a network share a machine; "
             "take an even --gpus, or --tower-ranks 1"
         )
-    for world in range(local * nodes.least, local * nodes.most + 1, local):
+    worlds = range(local * nodes.least, local * nodes.most + 1, local)
+    for world in worlds:
         if batch % world:
-            raise UserError(f"--batch {batch} cannot be split over {world} processes; take a multiple of {world}")
+            every = math.lcm(*worlds[:100])
+            raise UserError(f"--batch {batch} cannot be split over {world} processes; take a multiple of {every}")
     if local > 1 and options.tower_ranks == 2 and options.fields.lrn_across_towers:
         raise UserError("this recipe normalises across the towers: take --gpus 1 or --tower-ranks 1")
 

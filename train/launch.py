@@ -238,8 +238,3 @@ def in_use(folder: Path) -> str | None:
         file.close()
         return None
     return (folder / "lock").read_text().strip() or "a living process"
-    try:
-        lock(folder).close()
-    except UserError:
-        return True
-    return False

@@ -134,7 +134,7 @@ class Meeting:
         self._store.set("end/0", json.dumps(asdict(own)))
         deadline = time.monotonic() + SETTLE_S
         ends = {0: own}
-        for node in (come := list(self._answers())):
+        for node in (come := [node for node, refused in self._answers().items() if not refused]):
             if said := self._wait((f"end/{node}",), deadline - time.monotonic()):
                 ends[node] = End(**json.loads(said[1]))
         first = min(ends.values(), key=lambda end: end.order)

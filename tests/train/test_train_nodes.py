@@ -20,11 +20,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from preprocess.errors import UserError
 from train.__main__ import check_world
 from train.launch import records
-from train.meeting import meet
+from train.meeting import End, Meeting, meet
 from train.nodes import Nodes
 from train.options import parse
 
@@ -306,6 +307,15 @@ def test_towers_of_a_pair_share_a_machine() -> None:
     check_world(parse([*common, "--tower-ranks", "1", "--batch", "30"]), 1)
     with pytest.raises(UserError, match="--batch 40 cannot be split over 6 processes"):
         check_world(parse([*common, "--batch", "40"]), 2)
+    with pytest.raises(UserError, match="over 4 processes; take a multiple of 12"):  # of 2, 4 and 6
+        check_world(parse([*common, "--batch", "42"]), 2)
+
+
+def test_a_machine_that_was_refused_is_not_missed() -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("answer/1", "node 1: --rate is 0.1, on node 0 0.01")
+    own = End(code=1, line="error: rank 0 is out of memory", weight=2)
+    assert Meeting(nodes("127.0.0.1:1"), store, "127.0.0.1").settle(own) == own
 
 
 @pytest.mark.parametrize(
