@@ -112,6 +112,7 @@ def training_step(recipe: Recipe, device: torch.device, compile: Choice) -> Call
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser, steps = Optimiser(network, recipe), itertools.count()
     if compiles(compile, device):
+        torch.compiler.reset()  # after a step of another batch it would compile for any, which training does not
         network.compile_layers()
 
     def step(images: Tensor, labels: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import statistics
@@ -42,6 +43,11 @@ class Book:
                 path.rename(path.with_suffix(".other.json"))
                 print(f"{path} is of another machine or other versions: kept as {path.with_suffix('.other.json').name}")
         return book
+
+    @property
+    def mark(self) -> str:
+        """Differs where machine, versions or data do: runs of one book are not taken for another's."""
+        return hashlib.sha256(json.dumps(self.machine, sort_keys=True).encode()).hexdigest()[:8]
 
     def begin(self) -> None:
         """Of a part: its time starts."""

@@ -67,13 +67,16 @@ def tested(file: str, marks: str, names: str, book: Book) -> Result:
         except subprocess.TimeoutExpired:
             raise RuntimeError(f"not done in {min(book.left, FILE_S):.0f} s") from None
         if not report.exists():
-            raise RuntimeError((done.stderr.strip() or done.stdout.strip()).splitlines()[-1])
+            said = done.stderr.strip() or done.stdout.strip() or f"pytest ended with {done.returncode} and no word"
+            raise RuntimeError(said.splitlines()[-1])
         return counted(ET.parse(report).getroot())
 
 
 def counted(root: Any) -> Result:
     """From pytest's XML: how many passed, were skipped, failed; why; and what the tests measured."""
     cases = list(root.iter("testcase"))
+    if not cases:
+        raise RuntimeError("no test was found")
     failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = [case.find("skipped").get("message", "") for case in cases if case.find("skipped") is not None]
     found: Result = {"passed": float(len(cases) - len(failed) - len(skipped)), "skipped": float(len(skipped))}

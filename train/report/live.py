@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from preprocess.errors import PREEMPTED, UserError
+from preprocess.errors import PREEMPTED, USER_ERROR, UserError
 
 POLL_S = 0.5
 
@@ -83,6 +83,6 @@ def trained(arguments: tuple[str, ...], *, seconds: float, log: Path) -> str | N
         over = process.poll()
     if over is None or over == PREEMPTED:
         return None
-    if over:
-        raise UserError(f"training failed: {last_line(log)}")
+    if over:  # a run that diverged, or that the kernel ended, is a result like others; a mistake is every run's
+        raise (UserError if over == USER_ERROR else RuntimeError)(f"training failed: {last_line(log)}")
     return last_line(log)

@@ -145,6 +145,7 @@ def updates(setting: Setting) -> Result:
 
 def slowest(setting: Setting, compute: str, batch: int) -> Result:
     """Shares of a step's time by operation and layer, the largest first: eager, forward and backward."""
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]
     from torch.profiler import ProfilerActivity, profile
 
     recipe = replace(setting.recipe, batch=batch, compute=compute)  # type: ignore[arg-type]
@@ -161,6 +162,7 @@ def slowest(setting: Setting, compute: str, batch: int) -> Result:
     events = [
         (event.self_device_time_total if setting.cuda else event.self_cpu_time_total, event)
         for event in profiled.key_averages(group_by_input_shape=True)
+        if event.device_type == DeviceType.CPU  # kernels have rows of their own beside the operations they belong to
     ]
     whole, layers = sum(took for took, _ in events), layers_by_weight(recipe)
     found: dict[str, float] = {}
