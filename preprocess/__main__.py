@@ -21,7 +21,7 @@ from types import FrameType
 import tyro
 
 from preprocess.bench import BenchConfig, bench
-from preprocess.errors import guard
+from preprocess.errors import guard, parsed
 from preprocess.index import IndexConfig, index
 from preprocess.inspect import InspectConfig, inspect
 from preprocess.sample import SampleConfig, make_sample
@@ -42,7 +42,7 @@ PROGRAM = "python -m preprocess"
 
 def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
-    match _configured(sys.argv[1:]):
+    match parsed(lambda: _configured(sys.argv[1:])):
         case SampleConfig() as config:
             make_sample(config)
         case ShardsConfig() as config:

@@ -5,12 +5,16 @@ A contract module (standard library alone): every entry point of every package e
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 USER_ERROR = 2
 PREEMPTED = 75  # EX_TEMPFAIL: batch schedulers requeue on it
 INTERRUPTED = 130
+Parsed = TypeVar("Parsed")
 
 
 class UserError(Exception):
@@ -33,3 +37,34 @@ def guard(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def parsed(parse: Callable[[], Parsed]) -> Parsed:
+    """What a parser of the command line returns; where it says that something is missing, that in one line (UserError).
+
+    The parser is tyro, which draws a box for it; all else that it says stays as it is.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            found = parse()
+    except SystemExit:
+        if missing := _missing(said.getvalue()):
+            raise UserError(missing) from None
+        raise
+    finally:
+        if not _missing(said.getvalue()):
+            sys.stderr.write(said.getvalue())
+    return found
+
+
+def _missing(box: str) -> str:
+    lines = [line.strip(" │|") for line in box.splitlines()]
+    heads = [number for number, line in enumerate(lines) if line.startswith("Missing from ")]
+    if not heads:
+        return ""
+    ends = next((number for number, line in enumerate(lines) if number > heads[0] and line.startswith(("──", "--- "))),
+                len(lines))  # fmt: skip
+    told = " ".join(lines[heads[0] + 1 : ends]).replace(" (required)", "").removeprefix("STR ").rstrip(".")
+    program = lines[heads[0]].removeprefix("Missing from ").rstrip(":")
+    return f"{program}: missing {told}; {program} --help says more"

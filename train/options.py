@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeVar, cast
 
 import tyro
 
-from preprocess.errors import UserError
+from preprocess.errors import UserError, parsed
 from train.launch import BadSamples, Choice, Keep, Wire
 from train.nodes import ALONE, Nodes
 from train.recipes import RECIPES, RELEASED, Recipe
@@ -108,7 +108,12 @@ def read(make: Callable[[Name, Recipe], Chosen], arguments: list[str], fallback:
     if name not in RECIPES:
         raise UserError(f"--recipe {name} is none of {', '.join(RECIPES)}")
     default = make(name, RECIPES[name])
-    return tyro.cli(type(default), default=default, args=arguments, prog=prog)
+    return parsed(lambda: tyro.cli(type(default), default=default, args=arguments, prog=prog))
+
+
+def command(kind: type[Chosen], arguments: list[str], name: str) -> Chosen:
+    """The options of `python -m train NAME`."""
+    return parsed(lambda: tyro.cli(kind, args=arguments, prog=f"python -m train {name}", description=kind.__doc__))
 
 
 def _value(arguments: list[str], flag: str) -> str | None:

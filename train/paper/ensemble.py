@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from preprocess.errors import UserError
+from train.options import command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,7 @@ class Row:
 
 
 def main(arguments: list[str]) -> None:
-    options = tyro.cli(Ensemble, args=arguments, prog="python -m train ensemble", description=Ensemble.__doc__)
+    options = command(Ensemble, arguments, "ensemble")
     labels, probabilities = load(options)
     rows = compare(list(options.members), labels, probabilities)
     table = Table(title=f"errors in %, {len(labels):,} validation images")

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-import tyro
 from tqdm import tqdm
 
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import UserError
+from train.options import command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +69,7 @@ class Figure1:
 
 
 def main(arguments: list[str]) -> None:
-    options = tyro.cli(Figure1, args=arguments, prog="python -m train figure1", description=Figure1.__doc__)
+    options = command(Figure1, arguments, "figure1")
     for line in figure1(options):
         print(line, flush=True)
 

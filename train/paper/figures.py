@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-import tyro
-
 from preprocess.errors import UserError
+from train.options import command
 from train.paper.saved import Saved
 from train.recipes import Layer
 
@@ -53,7 +52,7 @@ class Figures(Saved):
 
 
 def main(arguments: list[str]) -> None:
-    options = tyro.cli(Figures, args=arguments, prog="python -m train figures", description=Figures.__doc__)
+    options = command(Figures, arguments, "figures")
     for path in draw(options):
         print(path, flush=True)
 

@@ -13,12 +13,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from preprocess.dataset import Manifest, read_manifest
 from preprocess.errors import UserError
 from train.launch import outcome, records
-from train.options import Name
+from train.options import Name, command
 from train.paper.timed import OVER, leave, said, timed
 from train.recipes import RECIPES, Recipe
 
@@ -96,7 +94,7 @@ class Work:
 
 
 def main(arguments: list[str]) -> None:
-    options = tyro.cli(Paper, args=arguments, prog="python -m train paper", description=Paper.__doc__)
+    options = command(Paper, arguments, "paper")
     signal.signal(signal.SIGTERM, leave)
     print(paper(options), flush=True)
 

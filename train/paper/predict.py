@@ -16,6 +16,7 @@ import tyro
 
 from preprocess.errors import UserError
 from preprocess.image import Reject, to_image
+from train.options import command
 from train.paper.saved import Saved
 
 if TYPE_CHECKING:  # torch takes two seconds, which --help need not
@@ -37,7 +38,7 @@ class Predict(Saved):
 
 
 def main(arguments: list[str]) -> None:
-    options = tyro.cli(Predict, args=arguments, prog="python -m train predict", description=Predict.__doc__)
+    options = command(Predict, arguments, "predict")
     from train.paper.trained import load
 
     trained = load(options)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from preprocess.errors import UserError
+from train.options import command
 from train.recipes import TORCHVISION, Recipe
 
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ class Published:
 
 
 def main(arguments: list[str]) -> None:
-    options = tyro.cli(
-        Published, args=arguments, prog="python -m train evaluate-published", description=Published.__doc__
-    )
+    options = command(Published, arguments, "evaluate-published")
     network = load(options.file, dataclasses.replace(RECIPE, crop=options.crop, image_size=max(256, options.crop)))
     for views, scores in sorted(evaluated(network, options).items()):
         told = "centre view" if views == 1 else f"{views} views"

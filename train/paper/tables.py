@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from preprocess.errors import UserError
 from train.launch import outcome, records
+from train.options import command
 from train.recipes import RECIPES
 
 CLASSES, VALIDATION, TRAINING = 1000, 50_000, 1_281_167  # of ILSVRC2012
@@ -82,7 +81,7 @@ class Ours:
 
 
 def main(arguments: list[str]) -> None:
-    options = tyro.cli(Tables, args=arguments, prog="python -m train tables", description=Tables.__doc__)
+    options = command(Tables, arguments, "tables")
     text = tables(options.runs)
     if options.out is None:
         print(text, end="")
