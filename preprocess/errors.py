@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import select
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,6 +16,7 @@ from typing import TypeVar
 USER_ERROR = 2
 PREEMPTED = 75  # EX_TEMPFAIL: batch schedulers requeue on it
 INTERRUPTED = 130
+UNREAD = 141  # as a program that SIGPIPE ended
 Parsed = TypeVar("Parsed")
 
 
@@ -25,10 +28,25 @@ class UserError(Exception):
 
 
 def guard(main: Callable[[], int | None]) -> int:
-    """Runs `main` and returns the process's exit code: its own (None means 0), 2 after UserError, 130 after ctrl-C.
+    """Runs `main` and returns the process's exit code: its own (None means 0), 2 after UserError, 130 after ctrl-C, 141
+    where nobody reads its output any more (`| head`).
 
     Any other exception is a defect of ours and keeps its traceback.
     """
+    try:
+        try:
+            return _told(main)
+        finally:
+            if sys.stdout:  # what is still buffered would fail at the interpreter's end, past every handler
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unread():  # another pipe: a defect
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+
+
+def _told(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
@@ -37,6 +55,14 @@ def guard(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _unread() -> bool:
+    """Is the reader of stdout or stderr gone?"""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def parsed(parse: Callable[[], Parsed]) -> Parsed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,3 +22,19 @@ def test_what_is_missing_is_one_line(command: str) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert ("--shards" in line) if command.startswith("train") else ("of the dataset" in line)
+
+
+@pytest.mark.parametrize(
+    "command", ["train summary", "train tables --runs {shards}", "train --help", "preprocess verify {shards} --sample 0",
+                "preprocess inspect {shards}"]
+)  # fmt: skip
+def test_output_that_nobody_reads_ends_quietly(command: str, sample_shards: Path) -> None:
+    arguments = command.format(shards=sample_shards).split()
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE,
+                              text=True, timeout=120, check=False)  # fmt: skip
+    finally:
+        os.close(writer)
+    assert (done.returncode in (1, 141), done.stderr) == (True, "")
