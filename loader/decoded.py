@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,6 +22,7 @@ from loader import gpu
 from loader.config import LoaderConfig, Place
 from loader.decode import Runner, crop_pipeline, crops_of, decode, encoded, rectangles, undecodable, wrong_beginnings
 from loader.finish import Crops
+from loader.memory import available_bytes
 from loader.source import Ids, Source
 from loader.work import Job, Meter, Reader, Work
 from preprocess.dataset import Manifest
@@ -35,7 +34,6 @@ Made = Callable[[], Tensor]
 DEVICE_SHARE = 0.5  # of a device's free memory; training itself comes later and needs the rest
 HOST_SHARE = 0.25  # of the memory that is free on the machine; the page cache of the shards lives there too
 MISSING, THERE, SPOILT = 0, 1, 2
-LIMITS = ((Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),)
 
 
 def choose(config: LoaderConfig, manifest: Manifest, samples: int, device: torch.device, *, local_world: int) -> Place:
@@ -74,15 +72,6 @@ def _budget(config: LoaderConfig, place: Place, device: torch.device, local_worl
         sharers = -(-local_world // torch.cuda.device_count())
         return DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] / sharers
     return HOST_SHARE * available_bytes() / local_world
-
-
-def available_bytes() -> int:
-    """Of the machine's memory, or of what a container may still take."""
-    free = int(psutil.virtual_memory().available)
-    for most, current in LIMITS:
-        if most.exists() and (limit := most.read_text().strip()) != "max":
-            free = min(free, int(limit) - int(current.read_text()))
-    return max(free, 0)
 
 
 class Decoded:

@@ -15,7 +15,7 @@ import torch
 from handmade import rotten
 from PIL import Image
 
-from loader import Batch, Loader, LoaderConfig, decoded, gpu
+from loader import Batch, Loader, LoaderConfig, decoded, gpu, memory
 from loader.decoded import Decoded, choose
 from preprocess.dataset import read_index
 from preprocess.errors import UserError
@@ -193,15 +193,25 @@ def test_auto_keeps_what_fits(jpeg_dataset: Path, raw_dataset: Path, monkeypatch
         assert choose(config, manifest, 101, CPU, local_world=ranks) == place
 
 
-def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    most, current = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(decoded, "LIMITS", ((most, current),))
-    free = decoded.available_bytes()
-    most.write_text("5000\n")
-    current.write_text("2000\n")
-    assert decoded.available_bytes() == 3000
-    most.write_text("max\n")
-    assert decoded.available_bytes() > 0.5 * free
+@pytest.mark.parametrize(("version", "unlimited"), [(1, str(2**63 - 4096)), (2, "max")])
+def test_limits_of_containers_and_batch_jobs_count(
+    version: int, unlimited: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {1: memory.VERSION_1, 2: memory.VERSION_2}[version]
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "OWN", tmp_path / "own")
+    free = memory.available_bytes()
+    (tmp_path / "own").write_text("0::/job/step\n" if version == 2 else "9:cpuset,memory:/job/step\n1:cpu:/\n")
+    assert memory.available_bytes() > 0.5 * free
+    job = tmp_path / "job" if version == 2 else tmp_path / "memory" / "job"
+    for group, limit in ((job / "step", unlimited), (job, "5000")):  # the one above the process's own is limited
+        group.mkdir(parents=True, exist_ok=True)
+        for name, value in zip(names[:2], (limit, "2000"), strict=True):
+            (group / name).write_text(value + "\n")
+        (group / "memory.stat").write_text(f"anon 1\n{names[2]} 700\n")
+    assert memory.available_bytes() == 3700
+    (job / names[0]).write_text(unlimited + "\n")
+    assert memory.available_bytes() > 0.5 * free
 
 
 @pytest.mark.parametrize(
