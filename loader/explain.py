@@ -43,7 +43,7 @@ class Explain:
     shards: Annotated[Path, tyro.conf.Positional]
     """Folder of the dataset."""
     sample: str
-    """Key of the image (n01440764_10026), or its id, a number."""
+    """Key of the image (n01440764_10026), or its id, a number that is no key."""
     out: Path = Path("explain.png")
     """PNG to write."""
     split: str = "train"
@@ -72,16 +72,16 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def find(loader: Loader, wanted: str) -> int:
-    """The id of a key, by the shards' own lists; or the id itself. UserError if there is none."""
-    if wanted.isdecimal() and int(wanted) < loader.num_samples:
-        return int(wanted)
+    """The id of a key, by the shards' own lists; of a number that is no key, itself. UserError if there is none."""
     first = 0
     for shard in loader.manifest.splits[loader.split].shards:
-        lines = (loader.root / shard.name).with_suffix(".idx").read_text().splitlines()[1:]
-        for row, line in enumerate(lines):
+        listed = (loader.root / shard.name).with_suffix(".idx")
+        for row, line in enumerate(listed.read_text().splitlines()[1:] if listed.exists() else []):
             if Path(line.split()[3]).stem == wanted:
                 return first + row
-        first += len(lines)
+        first += shard.samples
+    if wanted.isdecimal() and int(wanted) < loader.num_samples:
+        return int(wanted)
     raise UserError(
         f"--sample {wanted}: split {loader.split} has no such key, and its ids go from 0 to {loader.num_samples - 1}"
     )
