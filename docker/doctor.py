@@ -164,6 +164,8 @@ def port(number: int) -> Finding:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", number))
+        except OverflowError:
+            return Finding("note", f"port {number} is none", "a port is a number from 0 to 65535")
         except OSError:
             way_out = f"`make train` takes the next free one, `make serve` wants PORT={number + 1}"
             return Finding("note", f"port {number} is taken", way_out)
@@ -229,10 +231,10 @@ def locked(path: Path) -> bool:
 def remove(asked: list[Path], left: list[Leftover]) -> int:
     known = {leftover.path.resolve(): leftover for leftover in left}
     for path in asked:
-        if path.resolve() not in known:
+        if path.is_symlink() or path.resolve() not in known:
             print(f"error: {path} is no old run and no abandoned shards; nothing was removed of it", file=sys.stderr)
             return 2
-        target = known[path.resolve()]
+        target = known.pop(path.resolve())
         if (path / ".work").is_dir():  # the folder may hold other things: only what the shard stage wrote goes
             shutil.rmtree(path / ".work")
             for file in path.iterdir():

@@ -32,7 +32,7 @@ TILES = 24  # of a preview
 class Measure:
     """Loads batches as training would, and says how fast, at what cost, and where the time goes."""
 
-    shards: Annotated[Path, tyro.conf.Positional]
+    shards: Annotated[str, tyro.conf.Positional]
     """Folder of the dataset."""
     split: str = "train"
     batch_size: int = 256
@@ -55,6 +55,10 @@ class Measure:
         for name in ("batches", "rounds"):
             if (number := getattr(self, name)) < 1:
                 raise UserError(f"{name} is {number}; it must be at least 1")
+        if "://" in self.shards:
+            raise UserError(f"{self.shards}: this reads local folders; copy the dataset first, or give its mount")
+        if self.preview and self.views == 10:
+            raise UserError("--preview draws one view of each image; leave --views at 1")
         if self.device.split(":")[0] not in ("cpu", "cuda"):
             raise UserError(f"--device {self.device}; take cpu or cuda")
 
@@ -79,7 +83,7 @@ def _loader(options: Measure) -> Loader:
 
     if options.device != "cpu" and not torch.cuda.is_available():
         raise UserError(f"--device {options.device}, but there is no GPU here; take --device cpu")
-    crop = options.crop or read_manifest(options.shards).image_size * 7 // 8
+    crop = options.crop or read_manifest(Path(options.shards)).image_size * 7 // 8
     config = LoaderConfig(
         batch_size=TILES if options.preview else options.batch_size, seed=options.seed, crop=crop,
         augment=options.views == 1, views=options.views, order=options.order, threads=options.threads,

@@ -31,6 +31,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "dtype": (torch.float32, torch.float16, torch.bfloat16),
 }
 
+MOST = {"batch_size": 1 << 20, "threads": 1024}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
@@ -109,6 +111,8 @@ class LoaderConfig:
                 raise UserError(f"{name} is {number!r}; it must be a whole number")
             if number is not None and number < 1:
                 raise UserError(f"{name} is {number}; it must be at least 1")
+            if number is not None and name in MOST and int(number) > MOST[name]:  # DALI would end the process
+                raise UserError(f"{name} is {number}; it may be at most {MOST[name]:,}")
         if not self.cache_gb > 0:
             raise UserError(f"cache_gb is {self.cache_gb}; it must be above 0")
         if self.decoded_gb is not None and not self.decoded_gb > 0:

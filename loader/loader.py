@@ -63,7 +63,7 @@ class Loader:
         *,
         rank: int = 0,
         world_size: int = 1,
-        device: torch.device = CPU,
+        device: torch.device | str = CPU,
         local_world_size: int | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
@@ -75,9 +75,9 @@ class Loader:
         self.split, self.config, self._local = split, config, local
         self._remote = Remote(str(root)) if is_remote(root) else None
         self.root = fetch_dataset(self._remote, cache_folder(config.cache), split) if self._remote else Path(root)
-        self.rank, self.world_size, self.device = rank, world_size, device
-        check_device(device)
-        if device.type == "cuda" and device.index is None:
+        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        check_device(self.device)
+        if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.manifest: Manifest = read_manifest(self.root)
         samples = require_split(self.root, self.manifest, split).samples

@@ -94,6 +94,8 @@ class ShardsConfig:
         if not self.src:
             sample = "python -m preprocess sample --out sample/source"
             raise UserError(f"no source: make shards SRC=FOLDER (--src FOLDER); for a drawn one: {sample}")
+        if not self.out:  # of a shell variable that is not set; it would be the current folder
+            raise UserError("--out is empty: name the folder or URL of the dataset")
         for name, least, most in (
             ("workers", 1, 10_000), ("quality", 1, 100), ("size", 8, 4096), ("seed", 0, 2**63 - 1),
             ("samples_per_shard", 1, 100_000), ("limit_classes", 1, 1 << 31), ("limit_per_class", 1, 1 << 31),

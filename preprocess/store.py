@@ -17,6 +17,7 @@ from typing import Protocol
 
 from preprocess import files
 from preprocess.dataset import sync_folder
+from preprocess.errors import UserError
 
 WORK = ".work"  # beside the dataset until it is published: receipts, the plan, what is being written
 TOKEN = secrets.token_hex(4)
@@ -89,6 +90,7 @@ class RemoteStore:
     """
 
     def __init__(self, out: str) -> None:
+        self._out = out
         self._fs, self._root = files.filesystem(out)
 
     @contextlib.contextmanager
@@ -124,6 +126,9 @@ class RemoteStore:
             rows = self._fs.ls(place, detail=True)
         except FileNotFoundError:
             return {}
+        except Exception as error:  # each service's own
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise UserError(f"cannot list {self._out}: {reason}; mend that, or choose another OUT") from None
         return {row["name"].rpartition("/")[2]: int(row["size"]) for row in rows if row["type"] == "file"}
 
     def remove(self, name: str) -> None:

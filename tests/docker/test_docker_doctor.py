@@ -104,6 +104,21 @@ def test_nothing_else_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "sample-1").is_dir()
 
 
+def test_a_link_and_a_run_named_twice_are_one_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "sample-1", "finished")
+    (tmp_path / "runs" / "newest").symlink_to(run)
+    done = doctor(tmp_path, "--remove", "runs/newest")
+    assert (done.returncode, len(done.stderr.splitlines()), run.is_dir()) == (2, 1, True)
+    done = doctor(tmp_path, "--remove", "runs/sample-1", "--remove", "runs/sample-1/")
+    assert (done.returncode, len(done.stderr.splitlines()), run.exists()) == (2, 1, False)
+
+
+def test_a_number_that_is_no_port_is_a_line(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--port", "99999")
+    assert "port 99999 is none" in done.stdout
+    assert not done.stderr
+
+
 def test_abandoned_shards_are_those_of_a_killed_stage(tmp_path: Path, sample_source: Path) -> None:
     """A real stage: in use while it lives, abandoned once it is killed; other files in its folder stay."""
     out = tmp_path / "shards"

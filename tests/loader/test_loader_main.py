@@ -1,0 +1,50 @@
+"""`python -m loader`: its preview, and its mistakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from loader import Loader, LoaderConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def loader(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "loader", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+
+
+def test_a_preview_is_drawn(sample_shards: Path, tmp_path: Path) -> None:
+    done = loader(sample_shards, "--preview", tmp_path / "preview.png")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'preview.png'}: 24 images\n")
+    with Image.open(tmp_path / "preview.png") as image:
+        assert image.width > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("{shards}", "--preview", "p.png", "--views", "10"), "one view of each image"),
+        (("{shards}", "--threads", "100000"), "threads is 100000; it may be at most 1,024"),
+        (("{shards}", "--batch-size", "1000000000000"), "batch_size is 1000000000000; it may be at most 1,048,576"),
+        (("http://127.0.0.1:1/shards",), "http://127.0.0.1:1/shards: this reads local folders"),
+    ],
+)
+def test_mistakes_are_one_line(sample_shards: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = loader(*(argument.format(shards=sample_shards) for argument in arguments))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_device_may_be_named_by_a_word(sample_shards: Path) -> None:
+    with Loader(sample_shards, "val", LoaderConfig(crop=32, augment=False), device="cpu") as batches:
+        assert batches.device == torch.device("cpu")
+        assert next(iter(batches)).images.device.type == "cpu"
