@@ -208,11 +208,11 @@ def test_figures_of_the_finished_run_are_in_the_page(tmp_path: Path, sample_shar
     setting = Setting(device=torch.device("cpu"), out=tmp_path, jpeg=sample_shards, raw=sample_shards,
                       recipe=RECIPES["sample"], flags=(), batches=(), free_batches=(), rounds=1,
                       round_s=1.0)  # fmt: skip
-    command = [sys.executable, "-m", "train", "--shards", str(sample_shards), "--runs", str(tmp_path / "runs"),
+    book = Book.opened(tmp_path / "report.json", {"gpu": "none"}, 0)
+    command = [sys.executable, "-m", "train", "--shards", str(sample_shards), "--runs", str(whole.runs(setting, book)),
                "--run", "whole-0", "--port", "0", "--recipe", "sample", "--image-size", str(manifest.image_size),
                "--width", "0.125", "--epochs", "1", "--gpus", "1"]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True, timeout=500)
-    book = Book.opened(tmp_path / "report.json", {"gpu": "none"}, 0)
     book.begin()
     with pytest.raises(OutOfTime):
         whole.figures(setting, book)
@@ -223,7 +223,7 @@ def test_figures_of_the_finished_run_are_in_the_page(tmp_path: Path, sample_shar
     assert isinstance(pngs, dict)
     assert set(pngs) == {"conv1", "top5", "neighbours"}
     assert all(f"]({png})" in page(book) and (tmp_path / png).stat().st_size > 1000 for png in pngs.values())
-    assert not (tmp_path / "runs" / "whole-0" / "checkpoints").exists()
+    assert not (tmp_path / "runs" / book.mark / "whole-0" / "checkpoints").exists()
 
 
 @pytest.mark.slow
@@ -251,6 +251,20 @@ def test_a_training_that_diverges_is_a_result_and_a_mistake_ends_the_report(
         trained((*arguments, "--gpus", "1", "--rate", "1e30"), seconds=300, log=tmp_path / "a.txt")
     with pytest.raises(UserError, match="training failed: error: --gpus 0"):
         trained((*arguments, "--gpus", "0"), seconds=300, log=tmp_path / "b.txt")
+
+
+def test_a_training_of_another_machine_is_not_taken_for_this_one_s(tmp_path: Path, sample_shards: Path) -> None:
+    """Even where its output and its run are still there."""
+    setting = Setting(device=torch.device("cpu"), out=tmp_path, jpeg=sample_shards, raw=sample_shards,
+                      recipe=RECIPES["sample"], flags=("--recipe", "sample"), batches=(), free_batches=(), rounds=1,
+                      round_s=1.0)  # fmt: skip
+    mine, other = (Book(path=tmp_path / "x.json", machine={"cpu": cpu}, seconds=1) for cpu in "ab")
+    log = tmp_path / "logs" / mine.mark / "whole-0.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("result top1=0.75\n")
+    assert whole.result(setting, mine, whole.WHOLE, 0) == {"error top1, %": 25.0}
+    with pytest.raises(OutOfTime):  # it would have to train, for which there is no time
+        whole.result(setting, other, whole.WHOLE, 0)
 
 
 def test_tests_that_are_not_there_have_not_passed() -> None:

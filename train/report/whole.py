@@ -31,7 +31,7 @@ def run(setting: Setting, book: Book) -> None:
         for name in (WHOLE, *SWITCHES):
             training(setting, book, name, seed)
             if (name, seed) == (WHOLE, SEEDS[0]):
-                command = "python -m train " + shlex.join(drawing(setting))
+                command = "python -m train " + shlex.join(drawing(setting, book))
                 book.measure(PART, FIGURES, command, partial(figures, setting, book), needs=LEAST_S)
     for seed in SEEDS if setting.cuda else ():
         training(setting, book, RECIPE, seed)
@@ -55,7 +55,7 @@ def flags(setting: Setting, name: str) -> tuple[str, ...]:
 def result(setting: Setting, book: Book, name: str, seed: int) -> Result:
     """The table's numbers. OutOfTime if it has to go on another time."""
     run_name = f"{name.replace(' ', '-')}-{seed}"
-    folder, log = setting.out / "runs", setting.out / "logs" / f"{run_name}.txt"
+    folder, log = runs(setting, book), setting.out / "logs" / book.mark / f"{run_name}.txt"
     done = finished(log)
     if done is None:
         arguments = ("--shards", str(setting.jpeg), "--runs", str(folder), "--run", run_name, *flags(setting, name),
@@ -75,18 +75,23 @@ def result(setting: Setting, book: Book, name: str, seed: int) -> Result:
     return found
 
 
-def drawing(setting: Setting) -> list[str]:
-    return ["figures", "--runs", str(setting.out / "runs"), "--run", f"{WHOLE}-{SEEDS[0]}", "--shards",
+def runs(setting: Setting, book: Book) -> Path:
+    """Of this book: a training on another machine or other data is not taken for one of its own."""
+    return setting.out / "runs" / book.mark
+
+
+def drawing(setting: Setting, book: Book) -> list[str]:
+    return ["figures", "--runs", str(runs(setting, book)), "--run", f"{WHOLE}-{SEEDS[0]}", "--shards",
             str(setting.jpeg), "--out", str(setting.out / "figures"), "--search", str(SEARCHED),
             "--only", "conv1", "top5", "neighbours"]  # fmt: skip
 
 
 def figures(setting: Setting, book: Book) -> Result:
     """The paper's, of the whole network: by name the PNG, relative to the page. OutOfTime as for trainings."""
-    run_folder = setting.out / "runs" / f"{WHOLE}-{SEEDS[0]}"
+    run_folder = runs(setting, book) / f"{WHOLE}-{SEEDS[0]}"
     if outcome(run_folder) != "finished":
         raise RuntimeError("the whole network's training did not come to its end")
-    fault = timed(setting.out / "logs" / "figures.txt", ["train", *drawing(setting)], book.left)
+    fault = timed(setting.out / "logs" / "figures.txt", ["train", *drawing(setting, book)], book.left)
     if fault and OVER in fault:
         raise OutOfTime
     if fault:
