@@ -55,7 +55,7 @@ def entries(folder: str) -> list[Entry]:
     """What lies in the folder, sorted by name; links are followed, and what is neither file nor folder has size -1."""
     if not is_url(folder):
         with os.scandir(folder) as found:
-            listed = [Entry(e.name, e.stat().st_size if e.is_file() else -1, e.is_dir()) for e in found]
+            listed = [_entry(e) for e in found]
         return sorted(entry._replace(size=0) if entry.is_folder else entry for entry in listed)
     fs, path = filesystem(folder)
     try:
@@ -66,6 +66,13 @@ def entries(folder: str) -> list[Entry]:
         raise UserError(_refusal(folder, error)) from None
     found_there = [(row["name"].rstrip("/").rpartition("/")[2], row) for row in rows]
     return sorted(Entry(n, int(row["size"] or 0), row["type"] == "directory") for n, row in found_there if n)
+
+
+def _entry(found: os.DirEntry[str]) -> Entry:
+    try:
+        return Entry(found.name, found.stat().st_size if found.is_file() else -1, found.is_dir())
+    except OSError:  # a link to itself, or what has gone in this moment
+        return Entry(found.name, -1, False)
 
 
 def open_file(place: str) -> BinaryIO:

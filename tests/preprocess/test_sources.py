@@ -121,6 +121,16 @@ def test_class_folders(tmp_path: Path) -> None:
     assert Reader().read(train.item(0)) == jpeg()
 
 
+def test_a_link_to_itself_is_skipped_with_a_line(tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "cat"
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").write_bytes(b"1")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    source = open_source(str(tmp_path))
+    assert len(source.splits["train"]) == 1
+    assert source.skipped == (f"skipped {folder}: 'loop.jpg': it is not a file",)
+
+
 def test_fingerprint_follows_names_sizes_and_classes(tmp_path: Path) -> None:
     root = folders(tmp_path, "train/a/1.jpg", "train/b/2.jpg")
     seen = {open_source(str(root)).fingerprint}
