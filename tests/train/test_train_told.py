@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from preprocess.errors import UserError
+from train.launch import Launch
+from train.paper.saved import Saved
+from train.recipes import RELEASED
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -25,8 +30,8 @@ def test_what_is_missing_is_one_line(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train summary", "train tables --runs {shards}", "train --help", "preprocess verify {shards} --sample 0",
-                "preprocess inspect {shards}"]
+    "command", ["train summary", "train tables --runs {shards}", "train --help",
+                "preprocess verify {shards} --sample 0", "preprocess inspect {shards}"]
 )  # fmt: skip
 def test_output_that_nobody_reads_ends_quietly(command: str, sample_shards: Path) -> None:
     arguments = command.format(shards=sample_shards).split()
@@ -38,3 +43,16 @@ def test_output_that_nobody_reads_ends_quietly(command: str, sample_shards: Path
     finally:
         os.close(writer)
     assert (done.returncode in (1, 141), done.stderr) == (True, "")
+
+
+def test_a_run_that_read_an_address_wants_the_folder(tmp_path: Path) -> None:
+    from train.paper.trained import dataset_of
+
+    address = "https://data.example/shards"
+    launch = Launch(runs=str(tmp_path), run="a", shards=address, recipe_name="released", recipe=RELEASED, seed=0,
+                    attempt=1, tower_ranks=1, share_device=False)  # fmt: skip
+    with pytest.raises(UserError) as told:
+        dataset_of(Saved(runs=tmp_path), launch)
+    assert f"{address}, " in str(told.value)
+    assert "--shards FOLDER" in str(told.value)
+    assert dataset_of(Saved(runs=tmp_path, shards=tmp_path), launch) == tmp_path

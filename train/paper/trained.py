@@ -106,9 +106,7 @@ def load(saved: Saved) -> Trained:
             f"{found} is damaged ({why}); an unfinished run goes on from an older one by itself, or name another --run"
         )
     launch, state = last_launch(folder), checkpoint.read_state(found)
-    shards = saved.shards or Path(launch.shards)
-    if not shards.is_dir():
-        raise UserError(f"run {folder} was trained on {shards}, which is not there; name it with --shards")
+    shards = dataset_of(saved, launch)
     manifest = read_manifest(shards)
     checkpoint.check_fits(
         found, state, architecture=launch.recipe.architecture, classes=state.classes, dataset=manifest.hash
@@ -121,6 +119,18 @@ def load(saved: Saved) -> Trained:
         folder=folder, launch=launch, state=state, network=network, shards=shards, manifest=manifest,
         stats=read_stats(shards), device=device,
     )  # fmt: skip
+
+
+def dataset_of(saved: Saved, launch: Launch) -> Path:
+    """UserError where it is not in a folder of this machine: single images are read, by many small looks."""
+    if saved.shards is None and "://" in launch.shards:
+        raise UserError(
+            f"run {launch.folder} was trained on {launch.shards}, which is no folder; copy it, and give --shards FOLDER"
+        )
+    shards = saved.shards or Path(launch.shards)
+    if not shards.is_dir():
+        raise UserError(f"run {launch.folder} was trained on {shards}, which is not there; name it with --shards")
+    return shards
 
 
 def run_folder(saved: Saved) -> Path:
