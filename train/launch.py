@@ -94,7 +94,11 @@ def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
     except OSError as error:
         raise UserError(f"--runs {options.runs} cannot be made ({error.strerror}); choose another") from None
     name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
-    folder = options.runs / name
+    folder, recipe = options.runs / name, options.fields
+    if recipe.init_from and not resumes:  # one that goes on has begun with it
+        from train.paper.finetune import fitting
+
+        fitting(Path(recipe.init_from), recipe, recipe.classes or len(manifest.classes))
     print(f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""), flush=True)
     check_size(options.fields, len(manifest.classes))
     images = manifest.splits["train"].samples

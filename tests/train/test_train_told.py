@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from preprocess.dataset import read_manifest
 from preprocess.errors import UserError
 from train.launch import Launch
 from train.paper.saved import Saved
@@ -56,3 +57,16 @@ def test_a_run_that_read_an_address_wants_the_folder(tmp_path: Path) -> None:
     assert f"{address}, " in str(told.value)
     assert "--shards FOLDER" in str(told.value)
     assert dataset_of(Saved(runs=tmp_path, shards=tmp_path), launch) == tmp_path
+
+
+def test_a_wrong_init_from_is_told_before_there_is_a_run(sample_shards: Path, tmp_path: Path) -> None:
+    side = str(read_manifest(sample_shards).image_size)
+    done = subprocess.run([sys.executable, "-m", "train", "--shards", str(sample_shards), "--runs", str(tmp_path),
+                           "--port", "0", "--gpus", "1", "--recipe", "sample", "--image-size", side, "--init-from",
+                           str(tmp_path / "nothing")],
+                          cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: --init-from {tmp_path / 'nothing'} holds no checkpoint")
+    assert done.stderr.count("\n") == 1
+    assert "run:" not in done.stdout
+    assert list(tmp_path.iterdir()) == []

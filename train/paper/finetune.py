@@ -15,7 +15,7 @@ from pathlib import Path
 from preprocess.errors import UserError
 from train import checkpoint
 from train.network import AlexNet, weight_shapes
-from train.recipes import KEPT, Layer
+from train.recipes import KEPT, Layer, Recipe
 
 BODY = (
     "channel_order", "input_scale", "activation", "conv1_edge", "pool", "lrn", "lrn_order", "lrn_alpha", "lrn_k",
@@ -27,25 +27,32 @@ BODY = (
 def take_convolutions(source: Path, network: AlexNet) -> str:
     """Fills this rank's chunks of conv1 to conv5 from a run's folder, or a checkpoint's; says what was taken.
 
-    UserError where there is no whole checkpoint, or one of other convolutions. Not collective: each rank reads.
+    UserError as of `fitting`. Not collective: each rank reads.
     """
+    found = fitting(source, network.recipe, network.classes)
+    kept: list[Layer] = [layer for layer in network.plan if layer in KEPT]
+    checkpoint.load_layers(found, network, kept)
+    new = [layer for layer in network.plan if layer not in kept]
+    dataset = checkpoint.read_state(found).dataset
+    return f"{', '.join(kept)} begin as in {found}, trained on dataset {dataset[:8]}; {', '.join(new)} are new"
+
+
+def fitting(source: Path, recipe: Recipe, classes: int) -> Path:
+    """The checkpoint to take. UserError where there is no whole one, or one of other convolutions."""
     found = source if (source / "state.json").is_file() else checkpoint.latest(source / "checkpoints")
     if found is None:
         raise UserError(f"--init-from {source} holds no checkpoint; give the folder of a run that has one")
     if why := checkpoint.damage(found):
         raise UserError(f"--init-from {found} is damaged ({why}); give another run, or an older checkpoint of it")
     state = checkpoint.read_state(found)
-    own = json.loads(json.dumps(network.recipe.architecture))
+    own = json.loads(json.dumps(recipe.architecture))
     for name in BODY:
         if state.architecture.get(name) != own[name]:
             there = state.architecture.get(name)
             raise UserError(f"--init-from {found} has {name} {there}, this recipe {own[name]}; give them the same")
-    kept: list[Layer] = [layer for layer in network.plan if layer in KEPT]
     shapes = checkpoint.shapes(found)
-    for layer, shape in weight_shapes(network.recipe, network.classes).items():
-        if layer in kept and shapes.get(f"{layer}.weight") != shape:
+    for layer, shape in weight_shapes(recipe, classes).items():
+        if layer in KEPT and shapes.get(f"{layer}.weight") != shape:
             there = shapes.get(f"{layer}.weight")
             raise UserError(f"--init-from {found} has {layer} {there}, this recipe {shape}; give them the same sizes")
-    checkpoint.load_layers(found, network, kept)
-    new = [layer for layer in network.plan if layer not in kept]
-    return f"{', '.join(kept)} begin as in {found}, trained on dataset {state.dataset[:8]}; {', '.join(new)} are new"
+    return found
