@@ -2,12 +2,14 @@
 
 python -m train bench       # prints it among the rest
 
-A step of either is some passes over memory and varies with what else the machine does. So single steps take turns, in
-an order that turns too, and each is compared with its neighbour; on a CPU on one thread, by that thread's own CPU time.
+A step of either is some passes over memory and varies with what else the machine does. So single steps take turns and
+each is compared with its neighbour; on a CPU on one thread, by that thread's own CPU time. Who comes second in a pair
+finds the cache as the other left it, so a reading is the geometric mean of two pairs of opposite order.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -23,7 +25,7 @@ CLASSES = 1000
 
 
 def update_ratios(recipe: Recipe, device: torch.device, rounds: int) -> list[float]:
-    """Of each of `rounds` pairs of steps: the original rule's time over fused SGD's."""
+    """The original rule's time over fused SGD's: `rounds` readings, of two pairs of steps each."""
     import torch
 
     own, plain = optimiser_steps(recipe, device).values()
@@ -31,11 +33,13 @@ def update_ratios(recipe: Recipe, device: torch.device, rounds: int) -> list[flo
     torch.set_num_threads(1)
     try:
         found = []
-        for number in range(-3, rounds):
-            pair = (own, plain) if number % 2 else (plain, own)
-            seconds = {step: _seconds(step, device) for step in pair}
+        for number in range(-2, rounds):
+            ratio = 1.0
+            for pair in ((own, plain), (plain, own)):
+                seconds = {step: _seconds(step, device) for step in pair}
+                ratio *= seconds[own] / seconds[plain]
             if number >= 0:  # the first ones meet fresh memory
-                found.append(seconds[own] / seconds[plain])
+                found.append(math.sqrt(ratio))
     finally:
         torch.set_num_threads(threads)
     return found

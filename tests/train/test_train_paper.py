@@ -182,7 +182,7 @@ def test_ablation_trains_once_and_tabulates(ablated: tuple[Path, list[str]]) -> 
     ]
     assert rows[1]["top1"] == pytest.approx([100 - 100 * last[0]["top1"]])
     assert rows[1]["top1_delta"] == pytest.approx([100 * (last[1]["top1"] - last[0]["top1"])])
-    out_of_time = python(*command[:-1], "50", "--minutes", "0.000001")
+    out_of_time = python(*command[:-1], "50", "--minutes", "0.000000001")
     assert out_of_time.stdout.count("skipped, it would end after --minutes") == 2
 
 
@@ -416,6 +416,6 @@ def test_the_report_holds_what_there_was_time_for(ablated: tuple[Path, list[str]
     assert "*failed with exit code 2: --seeds  must be whole numbers" in text  # of the ablation, told and gone on
     assert "| 1 CNN | 40.7 | 18.2 |" in text
     drawn = (report.parent / "top5.png").stat().st_mtime_ns
-    paper(replace(options, minutes=0.0001))
+    paper(replace(options, minutes=1e-9))
     assert (report.parent / "top5.png").stat().st_mtime_ns == drawn
     assert "Ablations\n\n*skipped: the minutes are over" in report.read_text()
