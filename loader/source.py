@@ -64,6 +64,7 @@ class Source:
         """Where a sample is: shard, key and byte offset."""
         shard, offset, _ = self._places(np.array([sample]))[0]
         name = os.pread(self._file(shard), 100, offset - HEADER).split(b"\0")[0].decode(errors="replace")
+        name = "".join(character if character.isprintable() else "?" for character in name)  # it may be damaged too
         return f"shard {self._root / self._shards[shard].name}, key {Path(name).stem}, offset {offset}"
 
     def stop(self) -> None:

@@ -128,6 +128,18 @@ def test_one_bad_sample_of_a_large_batch_does_not_end_the_process(tmp_path: Path
     assert done.stdout.count("key s_9, offset") == done.stdout.count("256 rows") == 4
 
 
+def test_a_name_that_rotted_with_its_sample_stays_one_line(tmp_path: Path) -> None:
+    root = rotten(tmp_path, 17, count=30)
+    with np.load(root / "train.index.npz") as index:
+        offset = int(index["offset"][17])
+    with (root / "train-00001.tar").open("r+b") as file:
+        file.seek(offset - 512)
+        file.write(b"a\nb\x1b[31m\r")
+    with pytest.raises(UserError, match=rf"key a\?b\?\[31m\?, offset {offset}: cannot be decoded") as caught:
+        epoch(make(root, batch_size=8, augment=False, bad_samples="raise"))
+    assert str(caught.value).isprintable()
+
+
 def test_beginnings_of_jpegs() -> None:
     image = np.frombuffer(encode(picture(1), "jpeg"), np.uint8)
     assert begins_well(image, SIZE)
