@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 
 from preprocess.errors import UserError
+from train.options import command
 from train.paper.saved import Saved
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Export(Saved):
 
 
 def main(arguments: list[str]) -> None:
-    options = tyro.cli(Export, args=arguments, prog="python -m train export", description=Export.__doc__)
+    options = command(Export, arguments, "export")
     missing = [name for name in NEEDS.get(options.format, ()) if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--format {options.format} needs {' and '.join(missing)}: make install ARGS=--extra")

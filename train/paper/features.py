@@ -21,6 +21,7 @@ from tqdm import tqdm
 from preprocess.dataset import read_index, require_split
 from preprocess.errors import UserError
 from train.layers import Plan, plan
+from train.options import command
 from train.paper.saved import Saved
 from train.recipes import Layer
 
@@ -47,7 +48,7 @@ class Features(Saved):
 
 
 def main(arguments: list[str]) -> None:
-    options = tyro.cli(Features, args=arguments, prog="python -m train features", description=Features.__doc__)
+    options = command(Features, arguments, "features")
     from train.paper.trained import load
 
     trained = load(options)
