@@ -87,7 +87,9 @@ def write(folder: Path, arrays: Arrays, state: State) -> int:
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    others = sorted(path for path in folder.glob("step-????????") if path != target)
+    # those of later steps first: of a course that was left when `latest` was pointed at an older one
+    others = [path for path in folder.glob("step-????????") if path != target]
+    others.sort(key=lambda path: (path.name < target.name, path.name))
     for old in others[: 1 - KEEP]:
         shutil.rmtree(old, ignore_errors=True)  # the new one is the latest, whatever becomes of these
     return size
