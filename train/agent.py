@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR
 from train.launch import Launch, records
 from train.meeting import LAST_CALL_S, End, Meeting
+from train.stops import STOPS, heard
 
 if TYPE_CHECKING:  # torch takes two seconds, which --help need not
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 # What ranks get to save in after a signal, and then they are killed. They look for one after each interval of training
@@ -40,16 +42,18 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher import api
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    api.LocalElasticAgent = _agent()  # type: ignore[attr-defined]  # torchrun has no other door for it
     for name in list(logging.root.manager.loggerDict):  # each has a level of its own
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # we word failures ourselves
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # until parallel.connect knows better; keeps torchrun from warning
     nodes = meeting.nodes
-    if nodes.most > 1 or nodes.max_restarts:
-        # torchrun would lend the ranks one store for all their beginnings, with the addresses of the dead in it
-        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # torchrun would lend the ranks one store for all their beginnings, with the addresses of the dead in it and open to
+    # every network of the machine
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(
         min_nodes=nodes.least, max_nodes=nodes.most, nproc_per_node=local, rdzv_backend="c10d",
         rdzv_endpoint=meeting.endpoint, run_id=f"{launch.run}-{launch.attempt}", max_restarts=nodes.max_restarts,
@@ -60,7 +64,9 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
         monitor_interval=0.1, start_method="spawn", local_addr=_seat(meeting), logs_specs=DefaultLogsSpecs(),
         shutdown_timeout=SHUTDOWN_S,
     )  # fmt: skip
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    if hasattr(config, "signals_to_handle"):  # torch 2.8 takes all four whatever one says
+        config.signals_to_handle = ",".join(signal.Signals(number).name for number in heard())
+    handlers = {number: signal.getsignal(number) for number in STOPS}
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "train.rank", launch.to_json())
     except SignalException as stopped:
@@ -73,6 +79,21 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
         for number, handler in handlers.items():  # torchrun leaves its own
             signal.signal(number, handler)
     return End(code=0)
+
+
+def _agent() -> type[LocalElasticAgent]:
+    """torchrun's agent, which begins again after any failure, taught that a user's mistake would only be made again."""
+    from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+    class Agent(LocalElasticAgent):
+        def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+            result: RunResult = super()._monitor_workers(worker_group)
+            if any(failure.exitcode == USER_ERROR for failure in result.failures.values()):
+                self._remaining_restarts = 0
+            return result
+
+    return Agent
 
 
 def _seat(meeting: Meeting) -> str:
@@ -96,9 +117,8 @@ def after_signal(launch: Launch, number: int) -> End:
         return End(code=1, line=f"error: {end['error']}")
     saved = [one["step"] for one in history if one["kind"] == "checkpoint"][-1:]
     where = f"saved at step {saved[0]}" if saved else "before the first checkpoint"
-    word = "interrupted" if number == signal.SIGINT else "preempted"
-    code = INTERRUPTED if number == signal.SIGINT else PREEMPTED
-    return End(code=code, line=f"{word}: {where}; give the same command to go on")
+    word = "interrupted" if STOPS[number] == INTERRUPTED else "preempted"
+    return End(code=STOPS[number], line=f"{word}: {where}; give the same command to go on")
 
 
 def _first(launch: Launch, failures: dict[int, ProcessFailure]) -> End:

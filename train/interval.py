@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from loader import Batch, Loader
-from preprocess.errors import UserError
+from preprocess.errors import INTERRUPTED, UserError
 from preprocess.events import EventWriter
 from train.events import Outcome, Step
 from train.gpu import GpuMeter, WaitClock
 from train.parallel import Mesh, sum_over_world
+from train.stops import STOPS, heard
 
 SECONDS = 1.0  # the interval that the counters aim at
 MOST_STEPS = 1000
@@ -37,12 +38,12 @@ class Report:
 
 
 class Signals:
-    """Remembers SIGTERM and SIGINT, for the ranks to agree on a step at which to stop. The main thread only."""
+    """Remembers signals that stop a run, for the ranks to agree on a step at which to. The main thread only."""
 
     def __init__(self) -> None:
         self.terminated = self.interrupted = False
-        signal.signal(signal.SIGTERM, self._terminate)
-        signal.signal(signal.SIGINT, self._interrupt)
+        for number in heard():
+            signal.signal(number, self._interrupt if STOPS[number] == INTERRUPTED else self._terminate)
 
     def _terminate(self, *_: object) -> None:
         self.terminated = True

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from loader import Loader
+from preprocess.errors import UserError
 from preprocess.events import EventWriter
 from train import checkpoint
 from train.checkpoint import State
@@ -88,6 +89,9 @@ def resume(job: Job) -> bool:
         dataset=job.loader.manifest.hash,
     )  # fmt: skip
     job.seen_before = checkpoint.load(found, job.network, job.optimiser)
-    job.loader.load_state_dict(state.loader)
+    try:
+        job.loader.load_state_dict(state.loader)
+    except UserError as error:
+        raise UserError(f"{found} cannot go on so: {error}; give what it was, or choose another --run") from None
     job.step, job.epoch, job.errors = state.step, state.epoch, list(state.errors)
     return True

@@ -161,7 +161,8 @@ def choose_run(runs: Path, stem: str) -> tuple[str, bool]:
 
     Says who runs it.
     """
-    numbers = sorted(int(tail) for path in runs.glob(f"{stem}-*/") if (tail := path.name[len(stem) + 1 :]).isdigit())
+    tails = [path.name[len(stem) + 1 :] for path in runs.glob(f"{stem}-*/")]
+    numbers = sorted(int(tail) for tail in tails if re.fullmatch("[0-9]+", tail))
     if not numbers:
         return f"{stem}-1", False
     newest = runs / f"{stem}-{numbers[-1]}"

@@ -3,7 +3,8 @@
 Every machine is given `make train NNODES=2 NODE_RANK=i RDZV=host:port GPUS=8`, alike but for NODE_RANK. Node 0 keeps
 a store at host:port, which torchrun's c10d rendezvous then shares. It plans the run and publishes the plan; the others
 take it from there and say what differs on theirs, so that a mistake is told before any rank starts, on all of them.
-One machine alone does the same with nobody to ask. The store asks for no password: the network is trusted.
+One machine alone does the same with nobody to ask, over its loopback, which nobody else reaches. The store asks for no
+password: the network of several is trusted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, NoReturn
 
 from preprocess.errors import INTERRUPTED, PREEMPTED, UserError
-from train.nodes import POLL_S, Nodes, bindable, interface, reached
+from train.nodes import POLL_S, Nodes, bindable, interface, listening, reached
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -192,8 +193,9 @@ def meet(nodes: Nodes) -> Meeting:
     """Opens the store on node 0, finds it from the others; UserError if that cannot be."""
     host = nodes.address[0]
     local = bindable(nodes) if nodes.rank == 0 else reached(nodes)
-    if nodes.most > 1:  # gloo would take the address that the host's name has, which is often a loopback one
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface(local, host))
+    # gloo would take the address that the host's name has: often a loopback one where others must reach it, and another
+    # where nobody need
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface(local, host))
     return Meeting(nodes, opened(nodes), host)
 
 
@@ -203,21 +205,23 @@ def opened(nodes: Nodes) -> TCPStore:
 
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    found: list[TCPStore | RuntimeError] = []
+    found: list[TCPStore | Exception] = []
 
     def connect() -> None:
+        host, port = nodes.address
         try:
+            socket = listening(host, port) if nodes.rank == 0 else None
             store = TCPStore(
-                *nodes.address, is_master=nodes.rank == 0, multi_tenant=True, wait_for_workers=False,
-                timeout=timedelta(seconds=STORE_S),
+                host, port, is_master=nodes.rank == 0, multi_tenant=True, wait_for_workers=False,
+                timeout=timedelta(seconds=STORE_S), master_listen_fd=socket,
             )  # fmt: skip
             found.append(store)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             found.append(error)
 
     thread = Thread(target=connect, daemon=True)
     thread.start()
     thread.join(min(nodes.join_timeout, STORE_S))
-    if not found or isinstance(found[0], RuntimeError):
+    if not found or isinstance(found[0], Exception):
         raise UserError(f"--rdzv {nodes.rdzv}: what answers there is no node 0 of this run; take another port")
     return found[0]

@@ -63,7 +63,7 @@ class Nodes:
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = (self.rdzv or "localhost:0").rpartition(":")
+        host, _, port = (self.rdzv or "127.0.0.1:0").rpartition(":")
         return host.strip("[]"), int(port)
 
 
@@ -104,6 +104,14 @@ def bindable(nodes: Nodes) -> str:
             )
             raise UserError(f"--rdzv {nodes.rdzv}: {taken}, and --node-rank 0 must be where it is") from None
     return str(address[0])
+
+
+def listening(host: str, port: int) -> int | None:
+    """A socket for a store of torch's to listen on, where only this machine reaches it; None where others must.
+
+    Left to itself such a store listens on every address that the machine has.
+    """
+    return socket.create_server((host, port)).detach() if host.startswith("127.") else None
 
 
 def resolved(nodes: Nodes) -> tuple[int, int, int, str, tuple[str, int]]:

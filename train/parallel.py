@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from train.launch import Wire
+from train.nodes import listening
 
 
 class Meter:
@@ -81,7 +82,7 @@ class Mesh:
 
 
 def connect(towers: int, *, share_device: bool = False) -> Mesh:
-    """Joins the processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE) into a mesh.
+    """Joins the processes that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR and their kin) into a mesh.
 
     `towers` is the size of the tower axis where the world allows it; one process holds all of them. Collective.
     float32 is float32 on a GPU too, where torch would round convolutions' factors to 10 bits (TF32). That one mesh
@@ -99,7 +100,9 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     torch.set_num_threads(max(1, cores() // local_world))
     # NCCL refuses two ranks on one device; gloo carries GPU tensors through the host
     backend = "nccl" if device.type == "cuda" and not share_device else "gloo"
-    dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+    dist.init_process_group(
+        backend, store=_store(rank, world), rank=rank, world_size=world, device_id=device if backend == "nccl" else None
+    )  # fmt: skip
     axis_size = towers if world % towers == 0 else 1
     assert world == 1 or world % axis_size == 0, (world, towers)
     meter = Meter()
@@ -107,6 +110,13 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     return Mesh(
         rank=rank, world=world, local_world=local_world, device=device, data=data, tower=tower, meter=meter
     )  # fmt: skip
+
+
+def _store(rank: int, world: int) -> dist.TCPStore:  # type: ignore[name-defined]
+    """Where the ranks tell each other their addresses."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    socket = listening(host, port) if rank == 0 else None
+    return dist.TCPStore(host, port, world, is_master=rank == 0, master_listen_fd=socket)  # type: ignore[attr-defined]
 
 
 def disconnect() -> None:

@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
+from train.stops import STOPS, heard
 
 if __name__ == "__main__":  # importing torch takes seconds, and until `Signals` is there nothing can be saved
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(PREEMPTED))
+    for number in heard():
+        signal.signal(number, lambda number, _: os._exit(STOPS[number]))
 
 import torch
 
@@ -122,7 +123,7 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
         outcome, error = "failed", f"training is done, but {job.saver.lost}; mend that and give the same command again"
     events.write("end", {"outcome": outcome, "error": error}, epoch=job.epoch, step=job.step)
     if error:
-        report_failure(f"error: {error}; the last good checkpoint is {last_good(launch.folder)}")
+        report_failure(f"error: {error}; {last_good(launch, diverged=outcome == 'diverged')}")
     return EXIT[outcome]
 
 
@@ -168,9 +169,14 @@ def start_record(launch: Launch, job: Job) -> Start:
     }  # fmt: skip
 
 
-def last_good(folder: Path) -> str:
-    found = checkpoint.latest(folder / "checkpoints")
-    return str(found) if found else "none: it began from scratch"
+def last_good(launch: Launch, *, diverged: bool) -> str:
+    """Which checkpoint is left, and, of a run that diverged, what to do with it."""
+    found = checkpoint.latest(launch.folder / "checkpoints")
+    told = f"the last good checkpoint is {found}" if found else "there is no good checkpoint"
+    if not diverged:
+        return told
+    way_out = f"--run {launch.run} and a lower --rate go on from it" if found else "begin again with a lower --rate"
+    return f"{told}: {way_out}"
 
 
 def guarded() -> int:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -160,8 +161,9 @@ def test_a_disk_too_full_for_events_costs_events(whole: Path, sample_shards: Pat
 
 
 def test_a_run_whose_folder_is_deleted_ends_soon_in_a_line(whole: Path, sample_shards: Path) -> None:
+    """And is not begun again, though it may be after a loss."""
     run = whole.parent / "unwanted"
-    arguments = ("--run", "unwanted", "--epochs", "5000", "--gpus", "2", "--save-every", "2")
+    arguments = ("--run", "unwanted", "--epochs", "5000", "--gpus", "2", "--save-every", "2", "--max-restarts", "2")
     process = start(whole.parent, sample_shards, *arguments)
     wait_for(run, process, 3)
     began = time.monotonic()
@@ -230,6 +232,36 @@ def test_ranks_save_and_end_when_their_parent_is_killed(whole: Path, sample_shar
     assert checkpoint.latest(run / "checkpoints")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 75), (signal.SIGQUIT, 130)])
+def test_a_terminal_that_hangs_up_or_quits_saves(
+    whole: Path, sample_shards: Path, number: signal.Signals, code: int
+) -> None:
+    run = whole.parent / number.name
+    process = start(whole.parent, sample_shards, "--run", run.name, "--epochs", "500", "--save-every", "9999")
+    wait_for(run, process, 2)
+    process.send_signal(number)
+    _, err = finish(process, code)
+    newest = checkpoint.latest(run / "checkpoints")
+    assert newest
+    word = "interrupted" if code == 130 else "preempted"
+    assert err == f"{word}: saved at step {checkpoint.step_of(newest)}; give the same command to go on\n"
+
+
+def test_nohup_is_obeyed_and_only_this_machine_can_connect(whole: Path, sample_shards: Path) -> None:
+    run = whole.parent / "nohup"
+    process = start(
+        whole.parent, sample_shards, "--run", "nohup", "--epochs", "3", "--gpus", "2",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    wait_for(run, process, 1)
+    pids = [process.pid, *(of_kind(run, "start", rank)[0]["pid"] for rank in (0, 1))]
+    sockets = [one for pid in pids for one in psutil.Process(pid).net_connections("tcp") if one.status == "LISTEN"]
+    assert {one.laddr.ip for one in sockets} == {"127.0.0.1"}
+    for pid in pids:
+        os.kill(pid, signal.SIGHUP)
+    finish(process, 0)
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -244,7 +276,10 @@ def test_divergence_stops_at_once_and_names_the_last_good_checkpoint(whole: Path
     assert end["outcome"] == "diverged"
     assert end["step"] < 40
     assert "the loss is not finite" in err
-    assert "the last good checkpoint is" in err
+    newest = checkpoint.latest(whole.parent / "wild" / "checkpoints")
+    told = f"the last good checkpoint is {newest}: --run wild" if newest else "there is no good checkpoint: begin again"
+    assert f"{told} " in err
+    assert "a lower --rate" in err
     assert err.count("\n") == 1
 
 

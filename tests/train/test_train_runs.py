@@ -161,12 +161,16 @@ def test_a_finished_or_used_name_is_refused(whole: tuple[Path, str], sample_shar
         one_line(train(run.parent, sample_shards, "--run", "busy"), "busy", f"in use by process {os.getpid()} on ")
 
 
-def test_a_checkpoint_of_another_network_is_refused(whole: tuple[Path, str], sample_shards: Path) -> None:
+def test_a_checkpoint_of_another_network_or_batch_is_refused(whole: tuple[Path, str], sample_shards: Path) -> None:
     run, _ = whole
-    other = run.parent / "other"
-    other.mkdir()
-    os.symlink(run / "checkpoints", other / "checkpoints")
-    one_line(train(run.parent, sample_shards, "--run", "other", "--width", "0.125"), "width")
+    for option, value, words in (
+        ("--width", "0.125", ("width",)),
+        ("--batch", "50", ("batch_size 100", "50; give what it was, or choose another --run")),
+    ):
+        other = run.parent / f"other{option}"
+        other.mkdir()
+        os.symlink(run / "checkpoints", other / "checkpoints")
+        one_line(train(run.parent, sample_shards, "--run", other.name, option, value), *words)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +221,7 @@ def test_runs_are_numbered_and_unfinished_ones_taken_up(tmp_path: Path, capsys: 
     assert choose_run(tmp_path, "s-0") == ("s-0-1", True)
     wrote("s-0-1", {"kind": "end", "outcome": "finished"})
     wrote("s-0-10", {"kind": "end", "outcome": "diverged"})
+    (tmp_path / "s-0-²").mkdir()  # a digit to Python, but no number
     assert choose_run(tmp_path, "s-0") == ("s-0-11", False)
 
 
