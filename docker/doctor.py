@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 GB = 1e9
 BYTES_AN_IMAGE = 33_000  # 500 ILSVRC photographs as 256 px JPEGs of quality 95 made a shard of 16.5 MB
@@ -44,8 +44,13 @@ class Finding:
     meaning: str
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help says more\n")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs; default: runs")
     parser.add_argument(
         "--shards", type=Path, nargs="*", help="folders to look at; default: ./shards* and sample/shards"

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
@@ -25,8 +26,13 @@ BESIDE_PILLOW = ("matplotlib==",)  # their metadata asks for Pillow by name, whi
 VEX_256_0F38 = b"\xc4\xe2\x7d"  # the prefix of AVX2 instructions such as vpmovzxbw: absent from an SSE-only build
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help says more\n")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--venv", type=Path, help="virtual environment to make or complete; default: the running Python"
     )

@@ -22,7 +22,7 @@ import tyro
 
 from loader import Batch, Loader, LoaderConfig
 from loader.preview import draw_preview
-from preprocess.errors import UserError, guard
+from preprocess.errors import UserError, guard, parsed
 from preprocess.events import LoaderCounters
 
 TILES = 24  # of a preview
@@ -69,7 +69,7 @@ def main() -> int:
 
         explain.main(sys.argv[2:])
         return 0
-    options = tyro.cli(Measure, description=Measure.__doc__)
+    options = parsed(lambda: tyro.cli(Measure, prog="python -m loader", description=Measure.__doc__))
     with _loader(options) as loader:
         if options.preview:
             print(f"{options.preview}: {draw_preview(loader, options.preview)} images")

@@ -33,7 +33,7 @@ from loader.peers.common import BATCH, Files, crop_of, tars_of
 from loader.peers.material import lay_out
 from loader.peers.table import PEERS, STAGES
 from preprocess.dataset import read_manifest, require_split
-from preprocess.errors import UserError, guard
+from preprocess.errors import UserError, guard, parsed
 
 LIMITS = ("crop", "huffman")
 LIMIT_S = 2.0
@@ -65,7 +65,7 @@ class Bench:
 
 
 def main() -> int:
-    options = tyro.cli(Bench, description=Bench.__doc__)
+    options = parsed(lambda: tyro.cli(Bench, prog="python -m loader.bench", description=Bench.__doc__))
     manifest = read_manifest(options.shards)
     require_split(options.shards, manifest, "train")
     if manifest.codec != "jpeg":

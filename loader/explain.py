@@ -26,7 +26,7 @@ from loader.finish import colour_matrix, colour_shift, scale
 from loader.loader import Loader
 from loader.source import Source
 from preprocess.dataset import Stats, read_manifest
-from preprocess.errors import UserError
+from preprocess.errors import UserError, parsed
 from preprocess.image import decode
 
 SHOWN = 10  # epochs, colour draws, views
@@ -57,7 +57,8 @@ class Explain:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = tyro.cli(Explain, args=arguments, prog="python -m loader explain", description=Explain.__doc__)
+    prog, told = "python -m loader explain", Explain.__doc__
+    options = parsed(lambda: tyro.cli(Explain, args=arguments, prog=prog, description=told))
     crop = options.crop or read_manifest(options.shards).image_size * 7 // 8
     config = LoaderConfig(
         batch_size=1, seed=options.seed, crop=crop, crop_positions=options.crop_positions,

@@ -22,7 +22,7 @@ from typing import Annotated
 
 import tyro
 
-from preprocess.errors import UserError, guard
+from preprocess.errors import UserError, guard, parsed
 from server.state import STALL_S
 
 LINGER_S = 600.0  # after a parent that was killed, the page still says what happened; then the port is free again
@@ -80,10 +80,10 @@ def main() -> None:
     if sys.argv[1:2] == ["top"]:
         from server.top import top
 
-        config = tyro.cli(TopConfig, args=sys.argv[2:], prog="python -m server top")
+        config = parsed(lambda: tyro.cli(TopConfig, args=sys.argv[2:], prog="python -m server top"))
         top(config.runs, config.run, config.stall_seconds)
     else:
-        serve(tyro.cli(ServeConfig, prog="python -m server", description=__doc__))
+        serve(parsed(lambda: tyro.cli(ServeConfig, prog="python -m server", description=__doc__)))
 
 
 def serve(config: ServeConfig) -> None:

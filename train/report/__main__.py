@@ -14,7 +14,7 @@ from typing import Literal
 
 import tyro
 
-from preprocess.errors import UserError, guard
+from preprocess.errors import UserError, guard, parsed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = tyro.cli(Report, args=arguments, prog="python -m train.report", description=__doc__)
+    options = parsed(lambda: tyro.cli(Report, args=arguments, prog="python -m train.report", description=__doc__))
     import torch
 
     from train.report import correctness, free, loading, training, whole

@@ -1,0 +1,125 @@
+"""What is wrong with a command line is told in one line, by every command, on a terminal too."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import tyro
+
+from preprocess.errors import UserError, parsed
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ["preprocess", "loader", "train", "server"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    place: Annotated[Path, tyro.conf.Positional]
+    """Folder of the dataset."""
+    key: str
+    """Of the image, which is told in a text that is a good deal longer than any terminal's line is wide, or nearly."""
+    size: int = 256
+    share: float | None = None
+    part: Literal[1, 2, 30] | None = None
+    codec: Literal["jpeg", "raw"] = "jpeg"
+    pair: tuple[int, int] = field(default=(1, 2))
+    ratio_of_the_images: float = 1.0
+
+
+def told(*arguments: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parsed(lambda: tyro.cli(Asked, args=list(arguments), prog="python -m some thing"))
+    line, help_, rest = str(caught.value).partition(" python -m some thing --help says more")
+    assert (help_, rest) == (" python -m some thing --help says more", "")
+    return line.rstrip(";")
+
+
+@pytest.mark.parametrize("columns", ["40", "200"])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("", "missing Folder of the dataset, --key STR"),
+        ("shards", "missing --key STR"),
+        ("s --key", "--key has no value"),
+        ("s --key k --size abc", "--size abc: it takes a whole number"),
+        ("s --key k --size=1.5", "--size 1.5: it takes a whole number"),
+        ("s --key k --share much", "--share much: it takes a number"),
+        ("s --key k --part 3", "--part 3: it may be 1 or 2 or 30"),
+        ("s --key k --codec bmp", "--codec bmp: it may be jpeg or raw"),
+        ("s --key k --ratio-of-images 3", "not understood: --ratio-of-images, 3; did you mean --ratio-of-the-images?"),
+        ("s --key k --xyz 3", "not understood: --xyz, 3"),
+        ("s t --key k", "not understood: t"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: str, line: str, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert told(*arguments.split()) == line
+    assert os.environ["COLUMNS"] == columns
+
+
+def test_what_has_no_words_of_ours_is_still_one_line_with_the_value() -> None:
+    assert "\n" not in (line := told("s", "--key", "k", "--pair", "3", "x"))
+    assert line.startswith("--pair")
+    assert "'x'" in line
+
+
+def test_what_is_right_is_returned_and_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = parsed(lambda: tyro.cli(Asked, args=["s", "--key", "k", "--part", "30"]))
+    assert asked == Asked(place=Path("s"), key="k", part=30)
+    with pytest.raises(SystemExit) as end:
+        parsed(lambda: tyro.cli(Asked, args=["--help"]))
+    assert not end.value.code
+    assert "Folder of the dataset." in capsys.readouterr().out
+
+
+def test_every_command_line_is_read_through_it() -> None:
+    for path in (path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
+        text = path.read_text()
+        if "tyro.cli(" in text:
+            assert "parsed(lambda: " in text, path
+
+
+COMMANDS = [
+    ("-m", "preprocess", "wrong"),
+    ("-m", "preprocess", "shards", "--src", "a", "--size", "wrong"),
+    ("-m", "loader", "a", "--views", "wrong"),
+    ("-m", "loader", "explain", "a", "--sample", "b", "--seed", "wrong"),
+    ("-m", "loader.bench", "a", "--rounds", "wrong"),
+    ("-m", "train", "--gpus", "wrong"),
+    ("-m", "train", "figures", "--bogus", "wrong"),
+    ("-m", "train.report", "--part", "wrong"),
+    ("-m", "server", "--port", "wrong"),
+    ("-m", "server", "top", "--rum", "wrong"),
+    ("docker/cli.py", "wrong"),
+    ("docker/doctor.py", "--port", "wrong"),
+    ("docker/install.py", "--bogus", "wrong"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_each_command_tells_it_in_one_line(command: tuple[str, ...]) -> None:
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "wrong" in done.stderr
+
+
+def test_on_a_terminal_too() -> None:
+    """Where tyro writes in colours."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "server", "--port", "x"]
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"}, timeout=60, check=False
+        )
+        os.close(theirs)
+        assert done.returncode == 2
+        assert screen.read(4096) == b"error: --port x: it takes a whole number; python -m server --help says more\r\n"
