@@ -168,7 +168,7 @@ def test_parts_that_never_fit_become_the_largest_central_one() -> None:
     assert (set(y.tolist()), set(x.tolist()), set(height.tolist()), set(width.tolist())) == ({64}, {0}, {128}, {256})
 
 
-def test_offsets_are_exactly_33_values_and_uniform() -> None:
+def test_offsets_are_exactly_33_values_and_uniform() -> None:  # trap 6
     draws = plan.draws(0, 0, np.arange(200_000), 33)
     counts = np.zeros((33, 33, 2))
     np.add.at(counts, (draws.y, draws.x, draws.flip.astype(int)), 1)
@@ -200,7 +200,7 @@ def test_draws_depend_on_nothing_but_seed_epoch_and_id() -> None:
     assert not np.array_equal(plan.draws(6, 2, ids, 33).flip, whole.flip)
 
 
-def test_ten_views_are_corners_and_centre_then_mirrored() -> None:
+def test_ten_views_are_corners_and_centre_then_mirrored() -> None:  # trap 6
     views = plan.ten_views(33)
     corners = [(0, 0), (0, 32), (16, 16), (32, 0), (32, 32)]
     assert list(zip(views.y.tolist(), views.x.tolist(), strict=True)) == corners * 2

@@ -63,7 +63,7 @@ def test_keys(name: str, wnid: str | None, key: str) -> None:
     assert make_key(name, wnid) == key
 
 
-def test_labels_against_an_independent_reading(sample_source: Path) -> None:
+def test_labels_against_an_independent_reading(sample_source: Path) -> None:  # trap 16
     """Ids are not in wnid order, and labels are: read by tarfile and SciPy here, by our own code there."""
     with tarfile.open(sample_source / DEVKIT) as kit:
         files = {name: kit.extractfile(name) for name in (META, TRUTH)}

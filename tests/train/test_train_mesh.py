@@ -120,6 +120,31 @@ def sent(mesh: Mesh, wire: Wire) -> dict[tuple[str, str], int]:
     return dict(zip(names, totals.tolist(), strict=True))
 
 
+def summed_in_backward(mesh: Mesh, steps: int) -> list[float]:
+    """By step, the share of the gradients' bytes whose sum over the data axis was there when backward made the last."""
+    recipe = replace(RECIPE, width=1 / 4)
+    network = AlexNet(recipe, CLASSES, tower=mesh.tower)
+    gradients, found = GradientSum(network.parameters(), mesh.data), []
+
+    def look(_: Tensor) -> None:
+        begun = [(work.is_completed(), sent.nbytes) for work, sent, _ in gradients._pending]
+        if len(begun) == len(list(network.parameters())):
+            found.append(sum(done * size for done, size in begun) / sum(size for _, size in begun))
+
+    for name in ("weight", "bias"):  # of the layer whose gradients come last; these hooks follow GradientSum's
+        network.get_parameter(f"conv1.{name}").register_post_accumulate_grad_hook(look)
+    per_rank, rows = BATCH // mesh.world, BATCH // mesh.data.size
+    own = slice(mesh.rank * per_rank, (mesh.rank + 1) * per_rank)
+    positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
+    images, labels = (part[own] for part in whole_batch(0, torch.float32, recipe.crop))
+    for step in range(steps):
+        logits = network(gather(images, 0, mesh.tower), Draw(seed=0, step=step, rows=positions))
+        share_of_loss(mesh.tower.own(logits), labels, VALID).backward()  # type: ignore[no-untyped-call]
+        gradients.wait()
+        network.zero_grad()
+    return found
+
+
 def state(recipe: Recipe, **other: Any) -> State:
     fields = {"step": 3, "epoch": 0, "seed": 0, "classes": CLASSES, "dataset": "d" * 64, "loader": {"step": 3},
               "architecture": recipe.architecture}  # fmt: skip
@@ -153,6 +178,7 @@ def worker(rank: int, world: int, port: int, towers: int, folder: Path) -> None:
             "sent": sent(mesh, "float32"),
             "sent narrow": sent(mesh, "bfloat16"),
             "float16": three_steps(mesh, torch.float32, wire="float16"),
+            "summed": summed_in_backward(mesh, 10),
             "loaded": loaded(mesh, folder / "alone"),
             "saved": f"from-{world}-{towers}",
         }
@@ -224,6 +250,17 @@ def test_what_is_sent_equals_the_computed_bytes(ranks: list[dict[str, Any]]) -> 
             assert found.pop((row.what, "forward")) == row.forward * wide * BATCH, row.what
             assert found.pop((row.what, "backward"), 0) == row.backward * size * BATCH, row.what
         assert not found
+
+
+def test_gradients_are_summed_beside_backward(ranks: list[dict[str, Any]]) -> None:
+    """Dense layers, which hold most of the bytes, come first: on their way while the convolutions are at work.
+
+    A busy machine may hold one rank up, and then the other has to wait in the end: of ten steps one must show it.
+    """
+    if ("gradients", "backward") not in ranks[0]["sent"]:
+        return  # nothing to sum
+    assert all(len(rank["summed"]) == 10 for rank in ranks)
+    assert max(share for rank in ranks for share in rank["summed"]) > 0.5
 
 
 def test_16_bits_on_the_wire_stay_close(ranks: list[dict[str, Any]]) -> None:

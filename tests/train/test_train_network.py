@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loader import Loader
 from preprocess.errors import UserError
 from train.dropout import keep_mask
-from train.layers import conv1_padding, plan
+from train.layers import plan
 from train.network import AlexNet, Draw, weight_shapes
 from train.norm import cross_map_norm, within_map_norm
+from train.rank import training_config
 from train.recipes import CAFFE, OWT, RECIPES, RELEASED, TORCHVISION, Layer, Recipe, ceil_windows
+from train.scores import share_of_loss
 
 SMALL = replace(RELEASED, image_size=73, crop=64, width=1 / 16, batch=8)
 
@@ -52,12 +56,15 @@ def test_lrn_window_stays_in_its_tower() -> None:  # trap 3
 
 
 def test_conv1_overhangs_right_and_below() -> None:  # trap 4
-    assert conv1_padding(RELEASED) == (0, 3, 0, 3)
-    out = F.conv2d(F.pad(torch.ones(1, 3, 224, 224), conv1_padding(RELEASED)), torch.ones(1, 3, 11, 11), stride=4)[0, 0]
-    assert out.shape == (55, 55)
-    assert (out[0, 0], out[0, 54], out[54, 54]) == (363, 264, 192)
-    assert conv1_padding(TORCHVISION) == (2, 2, 2, 2)
-    assert conv1_padding(CAFFE) == (0, 0, 0, 0)
+    """Ones convolved with ones by the network's own conv1: how many inputs each window covers."""
+    for recipe, covered in ((RELEASED, (363, 264, 192)), (TORCHVISION, (243, 270, 300)), (CAFFE, (363, 363, 363))):
+        network = AlexNet(replace(recipe, width=1 / 16, input_scale=1.0), 10)
+        with torch.no_grad():
+            network.get_parameter("conv1.weight").fill_(1)
+            network.get_parameter("conv1.bias").zero_()
+            out = network._conv("conv1", torch.ones(1, 3, recipe.crop, recipe.crop))[0, 0]
+        assert out.shape == (55, 55)
+        assert (out[0, 0], out[0, 54], out[54, 54]) == covered
 
 
 @pytest.mark.parametrize(("order", "expected"), [("before", 51.86108), ("after", 55.35833)])
@@ -105,6 +112,19 @@ def test_first_responses_and_first_loss_are_of_the_expected_size() -> None:  # t
         logits = network(images, Draw(seed=0, step=0, rows=range(4)))
     assert responses.std().item() == pytest.approx(0.01 * 74.4 * math.sqrt(363), rel=0.05)
     assert 6.85 < -logits.log_softmax(1).mean().item() < 7.3  # the mean over all labels: four images have few
+
+
+def test_a_real_batch_begins_at_chance(sample_shards: Path) -> None:  # trap 10, trap 23
+    """The released data path and initialisation, on images of half the size."""
+    recipe = replace(RELEASED, image_size=128, crop=112)
+    network = AlexNet(recipe, 1000)
+    with Loader(sample_shards, "train", training_config(recipe, 0), device=torch.device("cpu")) as loader:
+        images, labels, _ = next(iter(loader))
+        with torch.no_grad():
+            responses = network._conv("conv1", images)
+            logits = network(images, Draw(seed=0, step=0, rows=range(recipe.batch)))
+        assert 8 < responses.std().item() < 20
+        assert 6.85 < share_of_loss(logits, labels, recipe.batch).item() < 7.3
 
 
 def test_parameters_and_initial_values() -> None:  # trap 11, trap 17
@@ -223,8 +243,15 @@ def test_dropout_acts_on_the_inputs_of_fc7_and_fc8_alone() -> None:  # trap 14
                 kept.__setitem__(layer, x), original(self, layer, x))[1])  # fmt: skip
             network(images, Draw(seed=0, step=0, rows=range(64)) if training else None)
     assert torch.equal(inputs[True]["fc6"], inputs[False]["fc6"])
-    zeros = (inputs[False]["fc7"] == 0).double().mean().item()
-    assert (inputs[True]["fc7"] == 0).double().mean().item() == pytest.approx(zeros + (1 - zeros) / 2, abs=0.02)
+    before = {"fc7": inputs[False]["fc7"], "fc8": network._dense("fc7", inputs[True]["fc7"]).relu()}
+    for layer, kept in before.items():
+        zeros = (kept == 0).double().mean().item()
+        assert 0.05 < zeros < 0.95
+        dropped = (inputs[True][layer] == 0).double().mean().item()
+        assert dropped == pytest.approx(zeros + (1 - zeros) / 2, abs=0.02)
+        alive = inputs[True][layer] != 0
+        if layer == "fc8":  # kept as they are: neither halved nor doubled
+            assert torch.equal(inputs[True][layer][alive], kept[alive])
 
 
 def test_masks_are_a_function_of_position_and_unit() -> None:

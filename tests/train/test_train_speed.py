@@ -1,24 +1,38 @@
-"""What makes training fast leaves it the same: compiled, in bfloat16; and the bench says what it promises."""
+"""What makes training fast leaves it the same: compiled, in bfloat16; the host does not wait for the device in a step;
+and the bench says what it promises."""
 
 from __future__ import annotations
 
+import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from loader import Loader
+from preprocess.events import EventWriter
 from train.__main__ import has_cpp_compiler
 from train.bench import torchvision_layout
+from train.interval import Interval, Signals
+from train.job import Job
+from train.loop import train_epoch
 from train.network import AlexNet, Draw
 from train.optim import Optimiser
+from train.parallel import GradientSum, Mesh
+from train.rank import training_config
 from train.recipes import RELEASED, SAMPLE, Recipe
+from train.saving import Saver
 from train.schedule import rates
 from train.scores import share_of_loss
+from train.stops import STOPS
 from train.update import update_ratios
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -68,6 +82,66 @@ def test_normalisation_is_in_float32_under_bfloat16() -> None:
     x = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(0)).mul(300).bfloat16()
     exact = network._lrn(x.double())
     torch.testing.assert_close(network._lrn(x).double(), exact, rtol=2**-8, atol=0)
+
+
+@pytest.fixture
+def own_signals() -> Iterator[Signals]:
+    before = {number: signal.getsignal(number) for number in STOPS}
+    yield Signals()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@contextmanager
+def one_interval(
+    folder: Path, shards: Path, signals: Signals, device: torch.device | None
+) -> Iterator[tuple[Job, Interval]]:
+    """A run about to begin, whose first epoch is all of one interval. Without a device: of tensors without values."""
+    recipe = replace(SAMPLE, width=1 / 16, batch=100)
+    events, network = EventWriter(folder / "rank-0.jsonl", attempt=1, rank=0), AlexNet(recipe, 10)
+    if device:
+        network.to(device)
+    mesh = Mesh(device=device or torch.device("cpu"))
+    with Loader(shards, "train", training_config(recipe, 0), device=mesh.device) as loader:
+        interval = Interval(mesh, loader, events, signals)
+        interval._length = len(loader) + 1
+        job = Job(
+            recipe=recipe, seed=0, shards=str(shards), folder=folder, mesh=mesh, network=network,
+            optimiser=Optimiser(network, recipe), gradients=GradientSum(network.parameters(), mesh.data),
+            loader=loader, events=events, signals=signals, saver=Saver(folder, events), save_every_s=0,
+            evaluates=False,
+        )  # fmt: skip
+        yield job, interval
+
+
+def test_nothing_is_read_from_the_device_before_the_interval_s_end(
+    tmp_path: Path, sample_shards: Path, own_signals: Signals
+) -> None:
+    """Whatever asks a tensor for its value (item, bool, tolist, a mask's size) raises. `Interval.close` is the first
+    to, after the last step."""
+    with FakeTensorMode(allow_non_fake_inputs=True), one_interval(tmp_path, sample_shards, own_signals, None) as made:
+        with pytest.raises(DataDependentOutputException) as raised:
+            train_epoch(*made)
+        assert made[0].step == len(made[0].loader) == 10
+    assert "close" in [entry.name for entry in raised.traceback]
+
+
+@pytest.mark.gpu
+def test_the_host_waits_for_the_gpu_at_the_interval_s_end_alone(
+    tmp_path: Path, sample_shards: Path, own_signals: Signals
+) -> None:
+    """torch raises at whatever of its own makes the host wait; what DALI waits for in its threads it does not see."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    with one_interval(tmp_path, sample_shards, own_signals, torch.device("cuda", 0)) as made:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with pytest.raises(RuntimeError, match="synchronizing") as raised:
+                train_epoch(*made)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert made[0].step == len(made[0].loader) == 10
+    assert "close" in [entry.name for entry in raised.traceback]
 
 
 def test_the_original_rule_is_as_fast_as_fused_sgd() -> None:
