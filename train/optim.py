@@ -7,8 +7,6 @@ from torch's usual form is a change of rate: the original goes on with its old v
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -22,31 +20,36 @@ class Optimiser:
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         self.parameters = dict(network.named_parameters())
         self._inside = recipe.velocity == "inside"
-        groups: dict[Kind, dict[str, Any]] = {}
-        for name, parameter in self.parameters.items():
-            empty: dict[str, Any] = {"params": [], "kind": _kind(name), "weight_decay": _decay(name, recipe)}
-            groups.setdefault(_kind(name), empty)["params"].append(parameter)
-        self._sgd = torch.optim.SGD(groups.values(), lr=1.0, momentum=recipe.momentum, fused=True)
+        self._terms = {name: (_kind(name), _decay(name, recipe)) for name in self.parameters}
+        self._sgd = torch.optim.SGD(self.parameters.values(), lr=1.0, momentum=recipe.momentum, fused=True)
+        self._group = self._sgd.param_groups[0]
         for parameter in self.parameters.values():
             # torch would start an absent buffer at the bare gradient, without the rate
             self._sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def step(self, rates: Rates) -> None:
         """Applies and clears the gradients."""
-        for group in self._sgd.param_groups:
-            rate = rates[group["kind"]]
-            group["lr"], group["dampening"] = (1.0, 1.0 - rate) if self._inside else (rate, 0.0)
-            if rate == 0:
-                for parameter in group["params"]:
-                    parameter.grad = None
+        together: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            kind, decay = self._terms[name]
+            if rates[kind] != 0:
+                together.setdefault((rates[kind], decay), []).append(parameter)
+        # a group costs the host a call and a GPU a kernel, whose start a small group does not repay: as few as may be
+        self._sgd.param_groups = [
+            self._group | {"params": own, "weight_decay": decay} | self._factors(rate)
+            for (rate, decay), own in together.items()
+        ]
         self._sgd.step()
-        self._sgd.zero_grad()
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def _factors(self, rate: float) -> dict[str, float]:
+        return {"lr": 1.0, "dampening": 1.0 - rate} if self._inside else {"lr": rate, "dampening": 0.0}
 
     def freeze(self, rates: Rates) -> None:
         """Switches off the gradients of what does not learn at these rates: backward then skips their work."""
-        for group in self._sgd.param_groups:
-            for parameter in group["params"]:
-                parameter.requires_grad_(rates[group["kind"]] != 0)
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(rates[self._terms[name][0]] != 0)
 
     @property
     def steps(self) -> dict[str, Tensor]:

@@ -44,9 +44,7 @@ def test_velocity_survives_a_drop_of_the_rate() -> None:  # trap 12
     drop, grads = [0.01, 0.01, 0.001, 0.001], [1.0, 1.0, 0.0, 0.0]
     released = Optimiser(One(), RELEASED)
     assert follow(released, grads, drop) == pytest.approx([0.989995, 0.970985550, 0.953876560, 0.938477991], abs=1e-9)
-    torchs = Optimiser(One(), TORCHVISION)
-    for group in torchs._sgd.param_groups:
-        group["weight_decay"] = 5e-4
+    torchs = Optimiser(One(), replace(TORCHVISION, weight_decay=5e-4))
     assert follow(torchs, grads, drop)[2:] == pytest.approx([0.969274214, 0.967733527], abs=1e-9)
     assert follow(Optimiser(One(), RELEASED), grads, [0.01] * 4)[2:] == pytest.approx(
         [0.953872190, 0.938465397], abs=1e-9
