@@ -21,7 +21,8 @@ from preprocess.dataset import read_index, read_manifest, read_stats
 BATCH = 256
 SHUFFLE = 1000  # samples in the shuffle buffers of libraries that have no other shuffle
 
-Files = Literal["usual", "fitted", "raw"]  # JPEG with the standard's Huffman tables; as `preprocess` writes it; pixels
+Files = Literal["usual", "fitted", "q90", "raw"]
+"""JPEG with the standard's Huffman tables; as `preprocess` writes it; as it does with --quality 90; pixels."""
 Batches = Iterator[torch.Tensor]
 Pixels = NDArray[np.uint8]
 

@@ -1,4 +1,4 @@
-"""The same images for all: a dataset's pictures once as peers usually have them, once in our codec's settings, once
+"""The same images for all: a dataset's pictures as peers usually have them, in our codec's settings, with fewer bytes,
 raw, and as files in class folders. Small datasets are gone over again until there are enough images."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from preprocess.dataset import (
 )
 
 IMAGES, PER_SHARD = 5120, 1024  # whole batches
-EXTENSION: dict[Files, str] = {"usual": "jpg", "fitted": "jpg", "raw": "ppm"}
+QUALITY = 90  # of the form that is named for it
 
 Sample = tuple[int, dict[str, bytes]]  # label, bytes in each form
 
@@ -48,13 +48,13 @@ def lay_out(shards: Path, scratch: Path, forms: set[Files]) -> None:
 
 
 def _samples(shards: Path) -> Iterator[Sample]:
-    """Both JPEGs are made of the same pixels with the same quality, so that they decode to the same."""
+    """All are made of the same pixels; the first two, with the same quality, decode to the same."""
     quality = read_manifest(shards).quality or 95
     for label, data in islice(encoded(shards), IMAGES):
         image = Image.open(io.BytesIO(data)).convert("RGB")
         raw = b"P6\n%d %d\n255\n" % image.size + image.tobytes()
         usual, fitted = (_jpeg(image, quality, fitted=fitted) for fitted in (False, True))
-        yield label, {"usual": usual, "fitted": fitted, "raw": raw}
+        yield label, {"usual": usual, "fitted": fitted, "q90": _jpeg(image, QUALITY, fitted=True), "raw": raw}
 
 
 def _jpeg(image: Image.Image, quality: int, *, fitted: bool) -> bytes:
@@ -64,7 +64,8 @@ def _jpeg(image: Image.Image, quality: int, *, fitted: bool) -> bytes:
 
 
 def _write(root: Path, form: Files, parts: list[list[Sample]], shards: Path) -> None:
-    manifest, extension, written = read_manifest(shards), EXTENSION[form], []
+    manifest, raw, written = read_manifest(shards), form == "raw", []
+    extension, quality = ("ppm", None) if raw else ("jpg", QUALITY if form == "q90" else manifest.quality)
     rows: list[tuple[int, int, int, int]] = []
     for number, part in enumerate(parts):
         path, lines = root / f"train-{number:05d}.tar", []
@@ -84,9 +85,8 @@ def _write(root: Path, form: Files, parts: list[list[Sample]], shards: Path) -> 
     shard, offset, size, label = np.array(rows).T
     index = Index(*(c.astype(t) for c, t in zip((shard, offset, size, label), ("i4", "i8", "i4", "i4"), strict=True)))
     split = Split(shards=tuple(written), index_sha256=write_index(root, "train", index), conversions={}, rejects={})
-    raw = form == "raw"
     made = replace(
-        manifest, splits={"train": split}, codec="raw" if raw else "jpeg", quality=None if raw else manifest.quality,
+        manifest, splits={"train": split}, codec="raw" if raw else "jpeg", quality=quality,
         stats_sha256=write_stats(root, read_stats(shards)), samples_per_shard=PER_SHARD,
     )  # fmt: skip
     (root / MANIFEST).write_bytes(made.to_json())

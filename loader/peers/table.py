@@ -32,6 +32,7 @@ PEERS: dict[str, Peer] = {
     "dataloader": Peer(workers.dataloader, ()),
     "imagefolder": Peer(workers.imagefolder, ("torchvision",)),
     "ours-fitted": Peer(ours.whole, (), "fitted"),
+    "ours-q90": Peer(ours.whole, (), "q90"),
     "ours-raw": Peer(ours.whole, (), "raw"),
     "ffcv-raw": Peer(threads.ffcv, ("ffcv",), "raw", threads.write_ffcv),
 }

@@ -17,7 +17,8 @@ from PIL import Image
 
 from loader import Loader, LoaderConfig
 from loader.peers.common import encoded
-from loader.peers.material import IMAGES, lay_out
+from loader.peers.material import IMAGES, QUALITY, lay_out
+from preprocess.dataset import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,15 +44,18 @@ def test_peers_and_stages_are_measured_in_one_run(sample_shards: Path) -> None:
 
 
 def test_the_images_are_the_same_in_every_form(sample_shards: Path, tmp_path: Path) -> None:
-    """Decoded by Pillow; standard and fitted Huffman tables differ in length alone."""
-    lay_out(sample_shards, tmp_path, {"usual", "fitted", "raw"})
+    """Decoded by Pillow; standard and fitted Huffman tables differ in length alone; quality 90 is near."""
+    lay_out(sample_shards, tmp_path, {"usual", "fitted", "q90", "raw"})
+    low = list(islice(encoded(tmp_path / "q90"), 0, IMAGES, 500))
     usual, fitted, raw = (list(islice(encoded(tmp_path / form), 0, IMAGES, 500)) for form in ("usual", "fitted", "raw"))
     originals = [data for _, data in islice(encoded(sample_shards), 1000)][::500]
     for row, ((label, a), (same, b), (_, c)) in enumerate(zip(usual, fitted, raw, strict=True)):
         assert label == same
-        assert len(b) < len(a)
+        assert len(low[row][1]) < 0.9 * len(b) < len(a)
+        assert np.abs(pixels(low[row][1]).astype(int) - pixels(a)).mean() < 4
         np.testing.assert_array_equal(pixels(a), pixels(b))
         np.testing.assert_array_equal(pixels(c), pixels(originals[row % 2]))
+    assert read_manifest(tmp_path / "q90").quality == QUALITY
     for form in ("usual", "fitted"):
         assert len(list((tmp_path / form).glob("*.idx"))) == 5
         with Loader(tmp_path / form, "train", LoaderConfig(batch_size=512, crop=112)) as loader:
