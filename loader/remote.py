@@ -7,6 +7,7 @@ while epochs run (`loader.cache`).
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from preprocess.dataset import MANIFEST, STATS, Manifest, index_name, read_manifest, require_split, write_durably
-from preprocess.errors import UserError
+from preprocess.errors import UserError, answered
 
 BLOCK = 8 << 20  # bytes of one request: what a broken connection costs at most
 TRIES = 7  # of a request, 0.1 s apart, then 0.2, 0.4 ...: 6 s in all
@@ -41,8 +42,11 @@ class Remote:
         from fsspec.core import url_to_fs
 
         self.url = url.rstrip("/")
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it tells several times what it raises in the end
         try:
-            self._files, self._path = url_to_fs(self.url)
+            self._files, self._path = answered(lambda: url_to_fs(self.url), f"{url} cannot be read")
+        except UserError:
+            raise
         except Exception as error:  # no such protocol or package, or one that connects already here
             raise UserError(f"{url} cannot be read: {_line(error)}") from None
 
@@ -104,7 +108,7 @@ def cache_folder(chosen: str | None) -> Path:
 
 def fetch_dataset(remote: Remote, cache: Path, split: str) -> Path:
     """The folder in the cache that holds the dataset's manifest, statistics and this split's index."""
-    text = remote.read(MANIFEST)
+    text = answered(lambda: remote.read(MANIFEST), f"{remote.url}/{MANIFEST} cannot be read")
     folder = cache / hashlib.sha256(text).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)

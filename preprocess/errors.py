@@ -11,7 +11,10 @@ import os
 import re
 import select
 import sys
+import threading
 from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import Future
 from itertools import pairwise
 from typing import TypeVar
 
@@ -19,6 +22,7 @@ USER_ERROR = 2
 PREEMPTED = 75  # EX_TEMPFAIL: batch schedulers requeue on it
 INTERRUPTED = 130
 UNREAD = 141  # as a program that SIGPIPE ended
+ANSWER_S = 30.0  # Google's library alone looks for credentials for 17 s where there are none
 Parsed = TypeVar("Parsed")
 COLOUR = re.compile("\x1b\\[[0-9;]*m")  # tyro's, on a terminal
 KINDS = {"INT": "a whole number", "FLOAT": "a number"}
@@ -67,6 +71,26 @@ def _unread() -> bool:
     for stream in (sys.stdout, sys.stderr):
         poll.register(stream.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def answered(ask: Callable[[], Parsed], asked: str) -> Parsed:
+    """What `ask` returns or raises; UserError if it does neither within ANSWER_S seconds, and then it is left alone.
+
+    For the first words with a server: libraries look for credentials and try again for minutes.
+    """
+    answer: Future[Parsed] = Future()
+
+    def wait() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=wait, daemon=True).start()
+    if not futures.wait([answer], ANSWER_S).done:
+        told = "look at the address, this machine's network, and the credentials if it wants any"
+        raise UserError(f"{asked}: no answer within {ANSWER_S:g} seconds; {told}")
+    return answer.result()
 
 
 def parsed(parse: Callable[[], Parsed]) -> Parsed:

@@ -6,13 +6,15 @@ range requests are asked; they list no folders, so that a source there is known 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Any, BinaryIO, NamedTuple
 
-from preprocess.errors import UserError
+from preprocess.errors import UserError, answered
 
 TRIES = 4
+ANSWERED: set[str] = set()  # servers and buckets that have said a word to this process
 READ_AHEAD = 4 << 20  # of a URL: archives are listed header by header, in order
 
 
@@ -33,14 +35,36 @@ def join(folder: str, name: str) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system for the URL, and its path there. UserError if the package for it is not installed."""
+    """fsspec's file system for the URL, and its path there. UserError if the package for it is not installed, or if
+    the server says nothing at all."""
     from fsspec.core import url_to_fs  # 0.1 s that local runs need not pay
 
+    server = "/".join(url.split("/")[:3])
     try:
+        if server not in ANSWERED:
+            answered(lambda: _first_words(url), f"cannot read {url}")
+            ANSWERED.add(server)
         fs, path = url_to_fs(url)
+    except UserError:
+        raise
     except Exception as error:  # no such protocol or package, or one that connects already here
         raise UserError(f"cannot open {url}: {' '.join(str(error).split())}") from None
     return fs, path
+
+
+def _first_words(url: str) -> None:
+    """Asks for anything. An answer of any kind will do: what is not there or not allowed is told where it is missed."""
+    from fsspec.core import url_to_fs
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it tells several times what it raises in the end
+    fs, path = url_to_fs(url)
+    try:
+        fs.info(path)
+    except FileNotFoundError as error:  # which over HTTP is also said of a server that cannot be reached
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+    except Exception:
+        return
 
 
 def is_file(place: str) -> bool:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -178,6 +179,15 @@ def test_what_is_missing_or_not_reachable_is_one_line(
         with pytest.raises(UserError, match=message) as caught:
             make(address, tmp_path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_says_nothing_is_one_line_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.errors.ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url, begun = f"http://127.0.0.1:{silent.getsockname()[1]}/x", time.monotonic()
+        with pytest.raises(UserError, match=f"{url}/manifest.json cannot be read: no answer within 0.5 seconds"):
+            make(url, tmp_path)
+        assert time.monotonic() - begun < 20
 
 
 def test_an_epoch_that_is_broken_off_ends_its_downloads(server: FaultyServer, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from preprocess.errors import UserError, answered
+from preprocess.sources import open_source
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEYS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -223,3 +226,21 @@ def test_urls_that_lead_nowhere_are_one_line(tmp_path: Path) -> None:
         assert code == 2
         assert text.count("\n") == 1, text
         assert url in text
+        assert "onnect" in text or "Protocol not known" in text
+
+
+def test_a_server_that_says_nothing_is_one_line_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.errors.ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        begun = time.monotonic()
+        with pytest.raises(UserError, match=f"cannot read {url}.* no answer within 0.5 seconds; look at"):
+            open_source(url)
+        assert time.monotonic() - begun < 20
+
+
+def test_a_server_that_answers_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.errors.ANSWER_S", 30.0)
+    assert answered(lambda: time.sleep(0.3) or "late", "x") == "late"
+    with pytest.raises(TimeoutError, match="its own"):
+        answered(lambda: (_ for _ in ()).throw(TimeoutError("its own")), "x")
