@@ -153,20 +153,20 @@ def crop_pipeline(feed: Feed, job: Job, threads: int, side: int, *, rows: int, l
             source=feed, num_outputs=inputs, batch=True, no_copy=True,
             dtype=[types.UINT8, types.INT32, types.INT32][:inputs], ndim=[3 if raw else 1, 1, 1][:inputs],
         )  # fmt: skip
-        images = cut(data, anchor, *(extent or [[side, side]]), raw=raw, device="cpu")
+        images = cut(data, anchor, *(extent or [[side, side]]), raw=raw)
         pipeline.set_outputs(resized(images, job))
     pipeline.build()
     return pipeline
 
 
-def cut(data: Any, anchor: Any, extent: Any, *, raw: bool, device: str) -> Any:
+def cut(data: Any, anchor: Any, extent: Any, *, raw: bool) -> Any:
     """DALI: uint8 HWC of the rectangle; of raw samples a slice, of JPEGs what is decoded at all."""
     from nvidia.dali import fn, types
 
     if raw:
         return fn.slice(data, start=anchor, shape=extent, axes=[0, 1])
     return fn.decoders.image_slice(
-        data, start=anchor, shape=extent, axes=[0, 1], device=device, output_type=types.RGB, adjust_orientation=False
+        data, start=anchor, shape=extent, axes=[0, 1], device="cpu", output_type=types.RGB, adjust_orientation=False
     )
 
 

@@ -1,9 +1,8 @@
 """Bytes to finished batches on a GPU, all in one DALI graph: decode, crop, mirror, mean, colour noise, layout.
 
 With device="cpu" the same graph runs on the CPU, where tests hold it against the reference; on a GPU it has yet to run.
-JPEGs go through `decoders.image_slice`, nvJPEG's ROI decode on CUDA cores and host; DALI's documentation has long said
-that the hardware decoder serves whole images alone. Whether whole images by hardware, then a slice, are quicker on a
-given GPU is to be measured there.
+JPEGs are decoded whole, then cut. Decoding a region spares little, as the bits before it have to be read anyway, and
+before its release 13.3 nvJPEG had the borders of interpolated regions wrong (CUDA 13.3 release notes).
 """
 
 from __future__ import annotations
@@ -17,10 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loader import plan
-from loader.decode import DEPTH, Feed, Runner, cut, encoded, rectangles, resized
+from loader.decode import DEPTH, Feed, Runner, encoded, rectangles, resized
 from loader.finish import colour_shift, scale
 from loader.work import Job, Work
 from preprocess.errors import UserError
+
+MIXED: dict[str, Any] = {  # what a decoder on the GPU is told; one on the CPU takes no notice
+    # libjpeg-turbo's chroma upsampling; nvJPEG's own repeats pixels, tens of levels away at the edges of 4:2:0 images
+    "jpeg_fancy_upsampling": True,
+    # Not the hardware engine: it rounds otherwise than CUDA cores, and DALI gives it the samples that stand first in a
+    # batch, so many as the first batch had: pixels would depend on the mesh and on where a run was resumed. What it
+    # would be worth is in `train.report`'s part 2.
+    "hw_decoder_load": 0.0,
+    # DALI ties its threads to the first cores otherwise, in every rank to the same
+    "affine": False,
+}
 
 
 def check_device(device: torch.device) -> None:
@@ -59,18 +69,20 @@ def to_torch(tensor: Any, job: Job) -> torch.Tensor:
 
 
 def finishing_pipeline(feed: Feed, job: Job, threads: int) -> Any:
-    """The graph, from `_inputs` to finished images."""
+    """The graph, from `_inputs` to finished images; built when it is first run."""
     from nvidia.dali import Pipeline, fn, types
 
-    device_id = job.device.index if job.device.type == "cuda" else None
     bytes_dims = 3 if job.manifest.codec == "raw" else 1
-    pipeline = Pipeline(batch_size=job.rows, num_threads=threads, device_id=device_id, prefetch_queue_depth=DEPTH)
+    pipeline = Pipeline(
+        batch_size=job.rows, num_threads=threads, device_id=job.device.index, prefetch_queue_depth=DEPTH
+    )
     with pipeline:
         if job.config.views == 10:  # evaluation: nothing differs between samples
             (data,) = fn.external_source(source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims)
             images = _whole(data, job)
+            crop = [job.config.crop] * 2
             done = fn.stack(
-                *(_finish(_cut(images, corner, job), corner, flip, None, job) for corner, flip in _views(job))
+                *(_finish(_cut(images, corner, crop), corner, flip, None, job) for corner, flip in _views(job))
             )
         else:
             kinds = [(types.UINT8, bytes_dims), (types.INT32, 0), (types.FLOAT, 3), (types.INT32, 1), (types.INT32, 1)]
@@ -78,16 +90,16 @@ def finishing_pipeline(feed: Feed, job: Job, threads: int) -> Any:
             data, flip, shift, anchor, *extent = fn.external_source(
                 source=feed, num_outputs=len(kinds), batch=True, dtype=[k for k, _ in kinds], ndim=[n for _, n in kinds]
             )
-            shift = shift.gpu() if device_id is not None else shift
+            shift = shift.gpu() if job.device.type == "cuda" else shift
             (shape,) = extent or [[job.config.crop] * 2]
-            done = _finish(_part(data, anchor, shape, job), anchor, flip, shift, job)
+            part = resized(_cut(_whole(data, job), anchor, shape), job)
+            done = _finish(part, anchor, flip, shift, job)
         pipeline.set_outputs(done)
-    pipeline.build()
     return pipeline
 
 
 def image_pipeline(feed: Feed, job: Job, threads: int) -> Any:
-    """A graph from bytes to whole images on the device, uint8 [S,S,3], that is fed when it is run."""
+    """A graph from bytes to whole images on the device, uint8 [S,S,3], that is fed when it is run, and built then."""
     from nvidia.dali import Pipeline, fn, types
 
     pipeline = Pipeline(
@@ -97,7 +109,6 @@ def image_pipeline(feed: Feed, job: Job, threads: int) -> Any:
     with pipeline:
         (data,) = fn.external_source(source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=1)
         pipeline.set_outputs(_whole(data, job))
-    pipeline.build()
     return pipeline
 
 
@@ -139,20 +150,13 @@ def _whole(data: Any, job: Job) -> Any:
     if job.manifest.codec == "raw":
         return data.gpu() if job.device.type == "cuda" else data
     device = "mixed" if job.device.type == "cuda" else "cpu"
-    return fn.decoders.image(data, device=device, output_type=types.RGB, adjust_orientation=False)
+    return fn.decoders.image(data, device=device, output_type=types.RGB, adjust_orientation=False, **MIXED)
 
 
-def _part(data: Any, anchor: Any, extent: Any, job: Job) -> Any:
-    """uint8 [crop,crop,3] on the job's device: the crop, or a part resized to it."""
-    on_gpu, raw = job.device.type == "cuda", job.manifest.codec == "raw"
-    pixels = cut(data.gpu() if raw and on_gpu else data, anchor, extent, raw=raw, device="mixed" if on_gpu else "cpu")
-    return resized(pixels, job)
-
-
-def _cut(images: Any, anchor: Any, job: Job) -> Any:
+def _cut(images: Any, anchor: Any, extent: Any) -> Any:
     from nvidia.dali import fn
 
-    return fn.slice(images, start=anchor, shape=[job.config.crop] * 2, axes=[0, 1])
+    return fn.slice(images, start=anchor, shape=extent, axes=[0, 1])
 
 
 def _views(job: Job) -> list[tuple[list[int], int]]:
@@ -168,7 +172,7 @@ def _finish(images: Any, anchor: Any, flip: Any, shift: Any, job: Job) -> Any:
     device = "gpu" if job.device.type == "cuda" else "cpu"
     crop, centre = job.config.crop, (job.positions - 1) // 2
     if job.config.mean == "offset":
-        mean = _cut(types.Constant(job.stats.mean, device=device), anchor, job)
+        mean = _cut(types.Constant(job.stats.mean, device=device), anchor, [crop] * 2)
         images = fn.cast(images, dtype=types.FLOAT) - mean
     images = fn.flip(images, horizontal=flip)
     if job.config.mean == "central":

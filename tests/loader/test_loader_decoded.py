@@ -241,7 +241,8 @@ def test_closing_frees_the_pixels(jpeg_dataset: Path) -> None:
 @pytest.mark.parametrize("place", ["device", "host"])
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_gpu_batches_are_those_without_it(jpeg_dataset: Path, name: str, place: str) -> None:
-    """Of raw samples exactly; of JPEGs as far as nvJPEG's region decoding equals its whole decoding."""
+    """To rounding: both decode whole images, by the same decoder, and differ in what finishes them. Beyond 128 levels
+    neighbours in bfloat16 are 1 apart."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if place == "device" and "area" in CASES[name]:
@@ -260,4 +261,4 @@ def test_on_a_gpu_batches_are_those_without_it(jpeg_dataset: Path, name: str, pl
                 assert a.images.stride() == b.images.stride()
                 worst = max(worst, float((a.images.float() - b.images.float()).abs().max()))
             print(f"{name}, {place}: at most {worst:.4f} levels")
-            assert worst < 3
+            assert worst <= (1 if "dtype" in CASES[name] else 1e-3)

@@ -193,6 +193,20 @@ def graph_of(job: Job) -> Iterator[tuple[Work, Any]]:
     source.close()
 
 
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+@pytest.mark.parametrize("name", [*CONFIGS, "resized parts"])
+def test_dali_accepts_the_graph_as_it_is_on_a_gpu(name: str, codec: str, request: pytest.FixtureRequest) -> None:
+    """Names and devices of operators, arguments and inputs: DALI checks them as it writes a graph down, anywhere."""
+    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    config = replace(CONFIGS.get(name, LoaderConfig(area=(0.08, 1.0))), batch_size=25, crop=CROP)
+    job = replace(job_of(root, config), device=torch.device("cuda"))
+    graphs = [gpu.finishing_pipeline] + ([gpu.image_pipeline] if codec == "jpeg" else [])
+    for graph in graphs:
+        written = graph(lambda: (), job, 2).serialize()
+        assert (b"jpeg_fancy_upsampling" in written) == (b"mixed" in written) == (codec == "jpeg")
+        assert b"gpu" in written
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
@@ -210,8 +224,11 @@ def test_on_a_gpu_batches_equal_those_of_the_cpu(name: str, codec: str, request:
             worst = max(worst, float(difference.max()))
             total.append(float(difference.mean()))
     print(f"{name}, {codec}: at most {worst:.4f} levels, {np.mean(total):.4f} in the mean")
-    assert np.mean(total) < (1.0 if codec == "jpeg" else 1e-4)  # nvJPEG's DCT and upsampling round otherwise
-    assert worst < (12 if codec == "jpeg" else 1e-3)
+    # The decoders' inverse DCTs may differ by a level of luma and of chroma, which colour conversion makes 1 + 1.77,
+    # and rounding of the interpolated chroma adds one. DALI's own test allows 1 in the mean. With chroma repeated
+    # instead of interpolated it would be 25 to 42 in every image, 5.5 in the mean (computed by NumPy).
+    assert np.mean(total) < (1.0 if codec == "jpeg" else 1e-4)
+    assert worst < (8 if codec == "jpeg" else 1e-3)
     del a, b
     assert torch.cuda.memory_allocated() == before
 
