@@ -81,7 +81,8 @@ def _alive(pid: int) -> bool:
 @pytest.fixture(scope="module")
 def whole(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
-    finish(start(runs, sample_shards, "--run", "whole", "--epochs", "2", "--save-probabilities"), 0)
+    out, err = finish(start(runs, sample_shards, "--run", "whole", "--epochs", "2", "--save-probabilities"), 0)
+    (runs / "whole" / "printed").write_text(out + err)
     return runs / "whole"
 
 
@@ -247,19 +248,27 @@ def test_a_terminal_that_hangs_up_or_quits_saves(
     assert err == f"{word}: saved at step {checkpoint.step_of(newest)}; give the same command to go on\n"
 
 
-def test_nohup_is_obeyed_and_only_this_machine_can_connect(whole: Path, sample_shards: Path) -> None:
-    run = whole.parent / "nohup"
+@pytest.fixture(scope="module")
+def pair(whole: Path, sample_shards: Path) -> Path:
+    """A run of two processes under nohup, hung up on; beside its events, the addresses that it listened on."""
+    run = whole.parent / "pair"
     process = start(
-        whole.parent, sample_shards, "--run", "nohup", "--epochs", "3", "--gpus", "2",
+        whole.parent, sample_shards, "--run", "pair", "--epochs", "3", "--gpus", "2",
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )  # fmt: skip
     wait_for(run, process, 1)
     pids = [process.pid, *(of_kind(run, "start", rank)[0]["pid"] for rank in (0, 1))]
     sockets = [one for pid in pids for one in psutil.Process(pid).net_connections("tcp") if one.status == "LISTEN"]
-    assert {one.laddr.ip for one in sockets} == {"127.0.0.1"}
+    (run / "listened").write_text("\n".join(one.laddr.ip for one in sockets))
     for pid in pids:
         os.kill(pid, signal.SIGHUP)
     finish(process, 0)
+    return run
+
+
+def test_nohup_is_obeyed_and_only_this_machine_can_connect(pair: Path) -> None:
+    assert of_kind(pair, "end")[-1]["outcome"] == "finished"
+    assert set((pair / "listened").read_text().split()) == {"127.0.0.1"}
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -320,15 +329,16 @@ def test_probabilities_are_saved_on_request(whole: Path) -> None:
     assert right == pytest.approx(ten["top1"], abs=1e-6)
 
 
-def test_logs_without_a_terminal_have_a_line_an_epoch(whole: Path, sample_shards: Path) -> None:
-    out, err = finish(start(whole.parent, sample_shards, "--run", "quiet", "--epochs", "1"), 0)
-    assert "\r" not in out + err
-    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("epoch")] == ["epoch 1/1"]
+def test_logs_without_a_terminal_have_a_line_an_epoch(whole: Path) -> None:
+    printed = (whole / "printed").read_text()
+    assert "\r" not in printed
+    assert [line.split(":")[0] for line in printed.splitlines() if line.startswith("epoch")] == [
+        "epoch 1/2",
+        "epoch 2/2",
+    ]
 
 
-def test_exchange_seconds_are_told_by_each_rank(whole: Path, sample_shards: Path) -> None:
-    finish(start(whole.parent, sample_shards, "--run", "pair", "--epochs", "1", "--gpus", "2"), 0)
+def test_exchange_seconds_are_told_by_each_rank(whole: Path, pair: Path) -> None:
     for rank in (0, 1):
-        steps = of_kind(whole.parent / "pair", "step", rank)
-        assert all(0 < step["exchange_s"] < step["wall_s"] for step in steps)
+        assert all(0 < step["exchange_s"] < step["wall_s"] for step in of_kind(pair, "step", rank))
     assert all(step["exchange_s"] == 0 for step in of_kind(whole, "step"))

@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from preprocess.errors import guard
 from preprocess.events import EventWriter
+from train.__main__ import main
 from train.agent import after_signal
 from train.launch import Launch, changes, choose_run, lock, records
 from train.options import parse
@@ -34,6 +37,24 @@ def train(runs: Path, shards: Path, *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(
         command(runs, shards, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
+
+
+Answered = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Answered]:
+    """What a command answers, asked in this process: another would take seconds to say the same."""
+
+    def ask(command: list[str]) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", command[2:])
+        code = guard(main)
+        return subprocess.CompletedProcess(command, code, *capsys.readouterr())
+
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    before = signal.getsignal(signal.SIGTERM)
+    yield ask
+    signal.signal(signal.SIGTERM, before)
 
 
 def of_kind(run: Path, kind: str, rank: int = 0) -> list[dict[str, Any]]:
@@ -198,9 +219,9 @@ def test_a_checkpoint_of_another_network_or_batch_is_refused(whole: tuple[Path, 
     ],
 )
 def test_user_errors_are_one_line(
-    tmp_path: Path, sample_shards: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+    tmp_path: Path, sample_shards: Path, arguments: tuple[str, ...], words: tuple[str, ...], answered: Answered
 ) -> None:
-    one_line(train(tmp_path, sample_shards, *arguments), *words)
+    one_line(answered(command(tmp_path, sample_shards, *arguments)), *words)
 
 
 def test_runs_are_numbered_and_unfinished_ones_taken_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
