@@ -24,6 +24,7 @@ from loader import plan, reference
 from loader.config import LoaderConfig, MeanForm, NoiseForm, Positions
 from loader.finish import colour_matrix, colour_shift, scale
 from loader.loader import Loader
+from loader.preview import write_picture
 from loader.source import Source
 from preprocess.dataset import Stats, read_manifest
 from preprocess.errors import UserError, parsed
@@ -40,7 +41,7 @@ Look = Literal["place", "shift", "input"]  # what is said above a picture; input
 class Explain:
     """Draws one image's way from the shard to the network, and where crops and colours fall over many epochs."""
 
-    shards: Annotated[Path, tyro.conf.Positional]
+    shards: Annotated[str, tyro.conf.Positional]
     """Folder of the dataset."""
     sample: str
     """Key of the image (n01440764_10026), or its id, a number that is no key."""
@@ -55,11 +56,15 @@ class Explain:
     noise: NoiseForm = "sqrt"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if "://" in self.shards:
+            raise UserError(f"{self.shards}: this reads local folders; copy the dataset first, or give its mount")
+
 
 def main(arguments: Sequence[str]) -> None:
     prog, told = "python -m loader explain", Explain.__doc__
     options = parsed(lambda: tyro.cli(Explain, args=arguments, prog=prog, description=told))
-    crop = options.crop or read_manifest(options.shards).image_size * 7 // 8
+    crop = options.crop or read_manifest(Path(options.shards)).image_size * 7 // 8
     config = LoaderConfig(
         batch_size=1, seed=options.seed, crop=crop, crop_positions=options.crop_positions,
         crop_chunk=options.crop_chunk, mean=options.mean, noise=options.noise,
@@ -173,10 +178,7 @@ def draw(loader: Loader, sample: int, offsets: NDArray[np.int64], out: Path) -> 
         parts: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1.75])
         _head(parts[0], loader, sample, image, offsets)
         _strips(parts[1], loader, sample, image)
-        try:
-            figure.savefig(out, dpi=110)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{out} cannot be written ({error}); name a .png file in an existing folder") from None
+        write_picture(out, lambda path: figure.savefig(path, dpi=110))
 
 
 def _head(figure: Any, loader: Loader, sample: int, image: Pixels, offsets: NDArray[np.int64]) -> None:

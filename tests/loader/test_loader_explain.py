@@ -50,6 +50,11 @@ def test_a_sample_is_found_by_key_and_by_id(dataset: Path) -> None:
                 explain.find(loader, wrong)
 
 
+def test_an_address_is_told() -> None:
+    with pytest.raises(UserError, match=r"s3://bucket/shards: this reads local folders; copy the dataset first"):
+        explain.main(["s3://bucket/shards", "--sample", "0"])
+
+
 def test_offsets_are_flat_and_colours_as_the_formula_says(dataset: Path) -> None:
     with Loader(dataset, "train", LoaderConfig(batch_size=1, crop=CROP)) as loader:
         offsets, normals = explain.many_draws(loader)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,10 +91,10 @@ def test_the_default_run_is_the_one_saved_last(run: Path, tmp_path: Path) -> Non
 
 def test_a_run_whose_dataset_is_gone_or_another_is_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name it with --shards"):
-        load(Saved(run=str(run), shards=tmp_path / "gone"))
+        load(Saved(run=str(run), shards=str(tmp_path / "gone")))
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="is no dataset"):
-        load(Saved(run=str(run), shards=tmp_path / "other"))
+        load(Saved(run=str(run), shards=str(tmp_path / "other")))
 
 
 def kernel(*colours: float) -> np.ndarray:
@@ -230,6 +234,59 @@ def test_a_training_image_is_nearest_to_itself(trained: Trained) -> None:
     assert seen == 1000
     assert by_layer.ids[:, 0].tolist() == by_pixels.ids[:, 0].tolist() == [5, 321]
     assert gallery.find(trained, pixels, "conv3", 100)[2] == 100
+
+
+# datasets at an address
+
+
+@pytest.fixture(params=["file", "http"])
+def address(request: pytest.FixtureRequest, sample_shards: Path, monkeypatch: pytest.MonkeyPatch,
+            tmp_path: Path) -> Iterator[str]:  # fmt: skip
+    """Of the dataset; the second server knows no ranges."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if request.param == "file":
+        yield f"file://{sample_shards}"
+        return
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(sample_shards))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_dataset_at_an_address_is_looked_at_the_same(
+    run: Path, trained: Trained, address: str, tmp_path: Path
+) -> None:
+    far = load(Saved(run=str(run), shards=address))
+    assert far.name(3) == trained.name(3)
+    asked = [0, 57, 199]
+    for one, other in zip(stored(far, "val", asked), stored(trained, "val", asked), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for name, looked in (("far", far), ("near", trained)):
+        features.write(looked, "fc8", "val", tmp_path / f"{name}.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "far.npy"), np.load(tmp_path / "near.npy"))
+    drawn = [
+        draw(Figures(run=str(run), shards=shards, out=tmp_path / name, only=("top5",)))[0].read_bytes()
+        for name, shards in (("a", address), ("b", None))
+    ]
+    assert drawn[0] == drawn[1]
+
+
+def test_images_that_are_gone_from_an_address_are_one_line(
+    run: Path, sample_shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(sample_shards, tmp_path / "shards")
+    far = load(Saved(run=str(run), shards=f"file://{tmp_path}/shards"))
+    (tmp_path / "shards" / "val-00000.tar").unlink()
+    with pytest.raises(UserError, match=r"file://.*/shards cannot be read: .*val-00000\.tar"):
+        stored(far, "val", [0])
 
 
 # features

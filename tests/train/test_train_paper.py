@@ -117,7 +117,7 @@ def test_a_network_learns_brightness_and_repeats_itself() -> None:
 def test_figure1_draws_and_does_not_train_again(
     shards32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = Figure1(shards=shards32, out=tmp_path, epochs=2, rates=(0.001,), images=300)
+    options = Figure1(shards=str(shards32), out=tmp_path, epochs=2, rates=(0.001,), images=300)
     lines = figure1(options)
     assert "relu did not reach 25% in 2 epochs" in lines[0]
     with Image.open(tmp_path / "figure1.png") as picture:
@@ -130,9 +130,18 @@ def test_figure1_draws_and_does_not_train_again(
     assert "not reached" not in capsys.readouterr().out
 
 
+def test_figure1_is_the_same_from_an_address(shards32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said = []
+    for name, shards in (("near", str(shards32)), ("far", f"file://{shards32}")):
+        figure1(Figure1(shards=shards, out=tmp_path / name, epochs=1, rates=(0.001,), images=300))
+        said.append((tmp_path / name / "figure1.json").read_text())
+    assert said[0] == said[1]
+
+
 def test_figure1_wants_small_images(sample_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"128-pixel images, figure 1 wants 32: make shards .* ARGS='--size 32'"):
-        figure1(Figure1(shards=sample_shards, out=tmp_path))
+        figure1(Figure1(shards=str(sample_shards), out=tmp_path))
 
 
 # ablations
@@ -163,7 +172,9 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 
 @pytest.mark.slow
-def test_ablation_trains_once_and_tabulates(ablated: tuple[Path, list[str]]) -> None:
+def test_ablation_trains_once_and_tabulates(
+    ablated: tuple[Path, list[str]], sample_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs, command = ablated
     folders = sorted(path for path in runs.iterdir() if path.name.startswith("ablate-"))
     assert [outcome(folder) for folder in folders] == ["finished"] * 2
@@ -171,7 +182,9 @@ def test_ablation_trains_once_and_tabulates(ablated: tuple[Path, list[str]]) -> 
     assert [recipe["pool"] for recipe in recipes] == ["separate", "overlapping"]
     assert recipes[0] | {"pool": "overlapping"} == recipes[1]
     sizes = [(folder / "rank-0.jsonl").stat().st_size for folder in folders]
-    again = python(*command)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(runs / "cache"))
+    far = f"file://{sample_shards}"  # the same dataset at an address: nothing is trained again
+    again = python(*(far if word == str(sample_shards) else word for word in command))
     assert again.returncode == 0, again.stderr
     assert [(folder / "rank-0.jsonl").stat().st_size for folder in folders] == sizes
     table = Path(again.stdout.strip().splitlines()[-1])
@@ -198,7 +211,7 @@ def test_wrong_ablations_are_told(wrong: dict[str, str], said: str) -> None:
 def test_what_is_off_already_is_not_switched(sample_shards: Path, tmp_path: Path, switch: str) -> None:
     whole = replace(RECIPES["owt"], image_size=128, crop=112)
     with pytest.raises(UserError, match=f"--fields {switch}: these settings have that off already"):
-        ablate(Ablate(shards=sample_shards, runs=tmp_path, recipe="owt", whole=whole, fields=switch))
+        ablate(Ablate(shards=str(sample_shards), runs=tmp_path, recipe="owt", whole=whole, fields=switch))
     assert not list(tmp_path.iterdir())
 
 
@@ -405,7 +418,7 @@ def test_the_recipe_fits_the_dataset(sample_shards: Path, shards32: Path) -> Non
 def test_the_report_holds_what_there_was_time_for(ablated: tuple[Path, list[str]], sample_shards: Path) -> None:
     runs = ablated[0]
     run = next(path for path in runs.iterdir() if "-whole-" in path.name)
-    options = Paper(shards=sample_shards, run=run.name, runs=runs, minutes=2, seeds="", recipe="sample")
+    options = Paper(shards=str(sample_shards), run=run.name, runs=runs, minutes=20, seeds="", recipe="sample")
     report = paper(options)
     text = report.read_text()
     assert report == run / "paper" / "report.md"

@@ -119,7 +119,7 @@ def test_published_weights_see_our_shards_as_torchvision_would(
     main([str(file), "--shards", str(shards)])
     right = float((expected.argmax(1) == labels).mean())
     assert f"centre view: top-1 {right:.3%}, top-5 100.000%" in capsys.readouterr().out
-    both = evaluated(network, Published(file=file, shards=shards, views=10))
+    both = evaluated(network, Published(file=file, shards=str(shards), views=10))
     assert both[1].top1 == pytest.approx(right)
     assert both[1].images == both[10].images == IMAGES
     assert both[10].nll != both[1].nll
@@ -158,6 +158,6 @@ def test_other_networks_and_files_are_one_line(file: Path, shards: Path, tmp_pat
     with pytest.raises(UserError, match=r"conv1.weight of shape \[1\], not \[64, 3, 11, 11\]"):
         load(tmp_path / "narrow.pth", RECIPE)
     with pytest.raises(UserError, match=r"tells 5 classes apart, .* has 3"):
-        evaluated(AlexNet(RECIPE, 5), Published(file=file, shards=shards))
+        evaluated(AlexNet(RECIPE, 5), Published(file=file, shards=str(shards)))
     with pytest.raises(UserError, match="has towers 1, this run 2"):
         to_torchvision(RELEASED, {})

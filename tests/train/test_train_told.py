@@ -10,10 +10,6 @@ from pathlib import Path
 import pytest
 
 from preprocess.dataset import read_manifest
-from preprocess.errors import UserError
-from train.launch import Launch
-from train.paper.saved import Saved
-from train.recipes import RELEASED
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -46,19 +42,6 @@ def test_output_that_nobody_reads_ends_quietly(command: str, sample_shards: Path
     finally:
         os.close(writer)
     assert (done.returncode in (1, 141), done.stderr) == (True, "")
-
-
-def test_a_run_that_read_an_address_wants_the_folder(tmp_path: Path) -> None:
-    from train.paper.trained import dataset_of
-
-    address = "https://data.example/shards"
-    launch = Launch(runs=str(tmp_path), run="a", shards=address, recipe_name="released", recipe=RELEASED, seed=0,
-                    attempt=1, tower_ranks=1, share_device=False)  # fmt: skip
-    with pytest.raises(UserError) as told:
-        dataset_of(Saved(runs=tmp_path), launch)
-    assert f"{address}, " in str(told.value)
-    assert "--shards FOLDER" in str(told.value)
-    assert dataset_of(Saved(runs=tmp_path, shards=tmp_path), launch) == tmp_path
 
 
 def test_a_wrong_init_from_is_told_before_there_is_a_run(sample_shards: Path, tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ VIEWS = 10
 class Ablate:
     """Trains with one part switched off at a time, several seeds each, and writes a table beside the paper's."""
 
-    shards: Path | None = None
-    """Always to be given: folder of the dataset; it needs a validation split."""
+    shards: str | None = None
+    """Always to be given: folder of the dataset, or its address; it needs a validation split."""
     fields: str = ",".join(SWITCHES)
     """What to switch off, one at a time, comma-separated."""
     seeds: str = "0,1"
@@ -89,8 +89,10 @@ def ablate(options: Ablate) -> Path:
     """Trains what is not trained yet and writes the table; its path."""
     if options.shards is None:
         raise UserError("ablate needs a dataset: --shards FOLDER")
-    manifest = read_manifest(options.shards)
-    require_split(options.shards, manifest, "val")
+    from loader import dataset_folder
+
+    manifest = read_manifest(dataset_folder(options.shards))
+    require_split(Path(options.shards), manifest, "val")
     stem = f"{options.recipe}-{manifest.hash[:8]}-{digest(options.whole)}"
     folder = options.out or options.runs / f"ablation-{stem}"
     found = train_all(options, stem, lambda found: write(folder, options, manifest, found))

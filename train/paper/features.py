@@ -18,7 +18,6 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from preprocess.dataset import read_index, require_split
 from preprocess.errors import UserError
 from train.layers import Plan, plan
 from train.options import command
@@ -70,7 +69,8 @@ def write(trained: Trained, layer: Layer, split: str, out: Path) -> tuple[int, i
     layers = plan(trained.recipe, trained.state.classes)
     if layer not in layers:
         raise UserError(f"--layer {layer}: this network has {', '.join(layers)}")
-    samples = require_split(trained.shards, trained.manifest, split).samples
+    index = trained.index(split)
+    samples = len(index.label)
     units = units_of(layers[layer])
     if (needed := 4 * samples * units) > (free := shutil.disk_usage(out.parent).free):
         raise UserError(f"{out} takes {needed / 1e6:,.1f} MB, {out.parent} has {free / 1e6:,.1f} left; make room")
@@ -80,8 +80,7 @@ def write(trained: Trained, layer: Layer, split: str, out: Path) -> tuple[int, i
         for ids, found in responses(trained, layer, split):
             rows[ids] = found.cpu().numpy()
         rows.flush()
-        labels = read_index(trained.shards, split).label.astype(np.int64)
-        np.savez(ids_path(out), ids=np.arange(samples), labels=labels)
+        np.savez(ids_path(out), ids=np.arange(samples), labels=index.label.astype(np.int64))
         os.replace(temporary, out)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror or error}); choose another OUT") from None
@@ -94,7 +93,7 @@ def responses(trained: Trained, layer: Layer, split: str) -> Iterator[tuple[np.n
     """Batch by batch: ids [b] and responses [b, units] of the samples in it, padding left out."""
     import torch
 
-    total = require_split(trained.shards, trained.manifest, split).samples
+    total = trained.manifest.splits[split].samples
     with torch.inference_mode(), tqdm(total=total, desc=f"{layer}, {split}", leave=False, disable=None) as bar:
         for images, _, ids in trained.split(split):
             real = ids >= 0

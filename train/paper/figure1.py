@@ -40,8 +40,8 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 class Figure1:
     """Trains a four-layer network with ReLU and with tanh until a training error, and draws the paper's figure 1."""
 
-    shards: Path
-    """Folder of a dataset of 32-pixel images."""
+    shards: str
+    """Folder of a dataset of 32-pixel images, or its address."""
     out: Path = Path("figure1")
     """Folder for figure1.png and figure1.json."""
     target: float = 0.25
@@ -76,13 +76,15 @@ def main(arguments: list[str]) -> None:
 
 def figure1(options: Figure1) -> list[str]:
     """Trains, draws and writes; the lines to print: the result and the paths."""
-    manifest = read_manifest(options.shards)
+    from loader import dataset_folder
+
+    manifest = read_manifest(dataset_folder(options.shards))
     if manifest.image_size != SIZE:
         raise UserError(
             f"{options.shards} holds {manifest.image_size}-pixel images, figure 1 wants {SIZE}: "
             f"make shards SRC=... OUT=shards{SIZE} ARGS='--size {SIZE}'"
         )
-    samples = min(options.images, require_split(options.shards, manifest, "train").samples)
+    samples = min(options.images, require_split(Path(options.shards), manifest, "train").samples)
     courses = train_all(options, manifest, samples)
     told = verdict(courses, options.target)
     from train.paper.plots import save, styled
@@ -143,7 +145,7 @@ def train_one(
     return course, True
 
 
-def whole_split(shards: Path, samples: int) -> tuple[Tensor, Tensor]:
+def whole_split(shards: str, samples: int) -> tuple[Tensor, Tensor]:
     """The first images [N,3,32,32], mean-subtracted, and labels [N], on the device."""
     import torch
 

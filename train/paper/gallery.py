@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from preprocess.dataset import read_index
 from train.paper.plots import BLUE, DARK, RED, bare
 from train.paper.trained import Pixels, Trained, stored, ten_views
 from train.recipes import Layer
@@ -31,7 +30,7 @@ CENTRE = 2  # of the ten views
 
 def choose(trained: Trained, count: int, seed: int) -> list[int]:
     """Validation samples, one of each class while there are classes left, by the seed."""
-    labels = read_index(trained.shards, "val").label
+    labels = trained.index("val").label
     order = np.random.default_rng(seed).permutation(len(labels))
     _, firsts = np.unique(labels[order], return_index=True)
     rest = np.setdiff1d(np.arange(len(order)), firsts)

@@ -30,8 +30,8 @@ SEARCHED = 2000  # training images among which nearest neighbours are looked for
 class Paper:
     """Trains, draws and tabulates what the machine can in the minutes given, into one report under the run."""
 
-    shards: Path
-    """Folder of the dataset."""
+    shards: str
+    """Folder of the dataset, or its address."""
     minutes: float = 60.0
     """Time for all of it; half of it at most goes to training."""
     run: str | None = None
@@ -42,8 +42,8 @@ class Paper:
     """Default: the first one that fits the images' size (sample for up to 10 classes)."""
     gpus: int | None = None
     """As `python -m train` takes it."""
-    shards32: Path | None = None
-    """Folder of a dataset of 32-pixel images, for figure 1."""
+    shards32: str | None = None
+    """A dataset of 32-pixel images, for figure 1."""
     sample: str = "0"
     """Key or id of the training image whose way through the loader is drawn."""
     ablate_epochs: int = 3
@@ -101,7 +101,9 @@ def main(arguments: list[str]) -> None:
 
 def paper(options: Paper) -> Path:
     """Does what is missing as far as the time goes; the report's path. It is renewed after each part."""
-    manifest = read_manifest(options.shards)
+    from loader import dataset_folder
+
+    manifest = read_manifest(dataset_folder(options.shards))
     name = options.recipe or fitting(manifest)
     run = options.runs / (options.run or f"paper-{name}-{manifest.hash[:8]}")
     if options.run and not (run / "checkpoints").is_dir():
@@ -134,7 +136,7 @@ def train(work: Work) -> Step:
     """Until it is finished or half of the time is over; then it is told to save itself."""
     options, told = work.options, outcome(work.run)
     if options.run is None and told not in ("finished", "diverged"):
-        command = ["train", "--shards", str(options.shards), "--runs", str(options.runs), "--run", work.run.name]
+        command = ["train", "--shards", options.shards, "--runs", str(options.runs), "--run", work.run.name]
         command += ["--recipe", work.recipe_name, "--port", "0", "--save-probabilities"]
         command += ["--gpus", str(options.gpus)] if options.gpus else []
         fault = timed(work.log("training"), command, TRAINING_SHARE * work.left)
@@ -170,19 +172,21 @@ def figures(work: Work) -> Step:
     fault = None
     if not all(png.exists() and png.stat().st_mtime >= saved.stat().st_mtime for png in pngs):
         command = ["train", "figures", "--run", work.run.name, "--runs", str(work.options.runs)]
-        command += ["--shards", str(work.options.shards), "--out", str(work.folder), "--search", str(SEARCHED)]
+        command += ["--shards", work.options.shards, "--out", str(work.folder), "--search", str(SEARCHED)]
         fault = timed(work.log("figures"), command, work.left)
     return Step(title="Figures of the run", state=fault or "done", lines=pictures(pngs))
 
 
 def explain(work: Work) -> Step:
-    png = work.folder / "explain.png"
+    title, png = "One image's way through the loader", work.folder / "explain.png"
+    if "://" in work.options.shards:
+        return Step(title=title, state="skipped: it reads local folders; copy the dataset, or give its mount")
     fault = None
     if not png.exists():
-        command = ["loader", "explain", str(work.options.shards), "--sample", work.options.sample, "--out", str(png)]
+        command = ["loader", "explain", work.options.shards, "--sample", work.options.sample, "--out", str(png)]
         command += ["--crop", str(work.recipe.crop), "--mean", work.recipe.mean, "--noise", work.recipe.noise]
         fault = timed(work.log("explain"), command, work.left)
-    return Step(title="One image's way through the loader", state=fault or "done", lines=pictures([png]))
+    return Step(title=title, state=fault or "done", lines=pictures([png]))
 
 
 def figure1(work: Work) -> Step:
@@ -197,7 +201,7 @@ def figure1(work: Work) -> Step:
     minutes = FIGURE1_SHARE * work.left / 60
     if minutes <= 0:
         return Step(title=title, state=f"skipped: {OVER}")
-    command = ["train", "figure1", "--shards", str(shards), "--out", str(work.folder), "--minutes", f"{minutes:.2f}"]
+    command = ["train", "figure1", "--shards", shards, "--out", str(work.folder), "--minutes", f"{minutes:.2f}"]
     fault = timed(work.log("figure1"), command, work.left)
     told = [line for line in said(work.log("figure1")).splitlines() if "training error" in line][-1:]
     return Step(title=title, state=fault or "done", lines=(*told, *pictures([work.folder / "figure1.png"])))
@@ -208,7 +212,7 @@ def ablation(work: Work) -> Step:
     if "val" not in work.manifest.splits:
         return Step(title=title, state="skipped: the dataset has no validation split")
     if work.left > 0:
-        command = ["train", "ablate", "--shards", str(work.options.shards), "--runs", str(work.options.runs)]
+        command = ["train", "ablate", "--shards", work.options.shards, "--runs", str(work.options.runs)]
         command += ["--recipe", work.recipe_name, "--epochs", str(work.options.ablate_epochs)]
         command += ["--seeds", work.options.seeds, "--out", str(work.folder), "--minutes", f"{work.left / 60:.2f}"]
         command += ["--gpus", str(work.options.gpus)] if work.options.gpus else []

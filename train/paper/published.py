@@ -40,8 +40,8 @@ class Published:
 
     file: Annotated[Path, tyro.conf.Positional]
     """For example alexnet-owt-7be5be79.pth."""
-    shards: Path
-    """Folder of the dataset: 256 px, as many classes as the file has."""
+    shards: str
+    """Folder of the dataset, or its address: 256 px, as many classes as the file has."""
     split: Literal["train", "val"] = "val"
     views: Literal[1, 10] = 1
     """1: the centre, as torchvision evaluates; 10: the paper's ten views too."""

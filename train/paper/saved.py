@@ -14,5 +14,5 @@ class Saved:
     """Name of the run, or its folder. Default: the one that was saved last."""
     runs: Path = Path("runs")
     """Folder of all runs."""
-    shards: Path | None = None
-    """Folder of the dataset it was trained on. Default: where it was then."""
+    shards: str | None = None
+    """Folder of the dataset it was trained on, or its address. Default: where it was then."""

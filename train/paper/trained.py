@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loader import Batch, Loader
+from loader import Batch, Loader, dataset_folder
 from preprocess.dataset import Index, Manifest, Stats, read_index, read_manifest, read_stats, require_split
 from preprocess.errors import UserError
 from preprocess.image import decode
@@ -65,7 +64,7 @@ class Trained:
     launch: Launch  # its last attempt
     state: State
     network: Tapped
-    shards: Path
+    shards: str  # folder or address
     manifest: Manifest
     stats: Stats
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -78,6 +77,11 @@ class Trained:
         """The class's first word; `class 812` for outputs beyond the dataset's classes."""
         classes = self.manifest.classes
         return classes[label].words.split(",")[0] if label < len(classes) else f"class {label}"
+
+    def index(self, split: str) -> Index:
+        """UserError if there is no such split."""
+        require_split(Path(self.shards), self.manifest, split)
+        return read_index(dataset_folder(self.shards, split), split)
 
     def split(self, split: str, views: int = 1) -> Iterator[Batch]:
         """One pass over a split in the order of ids, as evaluation sees it. UserError if there is no such split."""
@@ -107,7 +111,8 @@ def load(saved: Saved) -> Trained:
         )
     launch, state = last_launch(folder), checkpoint.read_state(found)
     shards = dataset_of(saved, launch)
-    manifest = read_manifest(shards)
+    small = dataset_folder(shards)
+    manifest = read_manifest(small)
     checkpoint.check_fits(
         found, state, architecture=launch.recipe.architecture, classes=state.classes, dataset=manifest.hash
     )
@@ -117,18 +122,14 @@ def load(saved: Saved) -> Trained:
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Trained(
         folder=folder, launch=launch, state=state, network=network, shards=shards, manifest=manifest,
-        stats=read_stats(shards), device=device,
+        stats=read_stats(small), device=device,
     )  # fmt: skip
 
 
-def dataset_of(saved: Saved, launch: Launch) -> Path:
-    """UserError where it is not in a folder of this machine: single images are read, by many small looks."""
-    if saved.shards is None and "://" in launch.shards:
-        raise UserError(
-            f"run {launch.folder} was trained on {launch.shards}, which is no folder; copy it, and give --shards FOLDER"
-        )
-    shards = saved.shards or Path(launch.shards)
-    if not shards.is_dir():
+def dataset_of(saved: Saved, launch: Launch) -> str:
+    """Folder or address. UserError where it is a folder that is not on this machine."""
+    shards = saved.shards or launch.shards
+    if "://" not in shards and not Path(shards).is_dir():
         raise UserError(f"run {launch.folder} was trained on {shards}, which is not there; name it with --shards")
     return shards
 
@@ -176,13 +177,19 @@ def ten_views(pixels: Pixels, recipe: Recipe, stats: Stats) -> NDArray[np.float3
 
 
 def stored(trained: Trained, split: str, samples: Sequence[int]) -> tuple[list[Pixels], list[int]]:
-    """Images of a dataset by id, as they are stored, and their labels."""
-    index = read_index(trained.shards, split)
-    shards = require_split(trained.shards, trained.manifest, split).shards
-    pixels = [decode(_bytes(trained.shards / shards[index.shard[sample]].name, index, sample)) for sample in samples]
-    return pixels, index.label[list(samples)].tolist()
+    """Images of a dataset by id, as they are stored, and their labels. Of an address, a request for each."""
+    from fsspec.core import url_to_fs
 
-
-def _bytes(path: Path, index: Index, sample: int) -> bytes:
-    with path.open("rb") as file:
-        return os.pread(file.fileno(), int(index.size[sample]), int(index.offset[sample]))
+    index = trained.index(split)
+    shards = trained.manifest.splits[split].shards
+    try:
+        files, root = url_to_fs(trained.shards.rstrip("/"))
+        found = []
+        for sample in samples:
+            path, first = f"{root}/{shards[index.shard[sample]].name}", int(index.offset[sample])
+            size = int(index.size[sample])
+            data = files.cat_file(path, start=first, end=first + size)
+            found.append(data if len(data) == size else data[first : first + size])  # a server that knows no ranges
+    except Exception as error:  # each protocol's library has errors of its own
+        raise UserError(f"{trained.shards} cannot be read: {' '.join(str(error).split())}") from None
+    return [decode(data) for data in found], index.label[list(samples)].tolist()
