@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # torch takes two seconds, which --help need not
 
 CLASSES = 1000
 PAIRS = 60  # of updates
+UNTIMED = 4  # batches that the loader may have ready when its round begins
 MATRIX = {"cuda": 8192, "cpu": 2048}  # rows and columns of the product that stands for the device's speed
 
 
@@ -71,6 +72,9 @@ def main(arguments: list[str]) -> None:
     )
     import torch
 
+    from train.parallel import full_float32
+
+    full_float32()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
         seconds = measure(options, device)
@@ -219,7 +223,7 @@ def one_round(contenders: dict[str, Step], steps: int, device: torch.device) -> 
     """Seconds per step of each. Batches that were made ready while others had their turn are taken first, untimed."""
     found = {}
     for name, step in contenders.items():
-        for _ in range(4 if name == "loader" else 1):
+        for _ in range(UNTIMED if name == "loader" else 1):
             step()
         wait(device)
         began = time.perf_counter()

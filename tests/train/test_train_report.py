@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -23,13 +25,18 @@ from train.network import AlexNet, Draw
 from train.optim import Optimiser
 from train.options import parse
 from train.paper.switches import SWITCHES
-from train.recipes import RECIPES, RELEASED, Recipe
+from train.parallel import full_float32
+from train.recipes import LAYERS, RECIPES, RELEASED, Recipe
 from train.report import whole
-from train.report.book import Book, OutOfTime, Result, described
-from train.report.correctness import SUBSAMPLINGS, counted, decoding
+from train.report.__main__ import alone
+from train.report.book import Book, OutOfTime, Result, described, failure
+from train.report.correctness import SUBSAMPLINGS, counted, decoding, output
 from train.report.live import trained
+from train.report.loading import LOADS
 from train.report.page import page
-from train.report.setting import Setting
+from train.report.plan import for_a_gpu
+from train.report.setting import Setting, sizes
+from train.report.stages import by_stage
 from train.schedule import rates
 from train.scores import share_of_loss
 
@@ -47,6 +54,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 def curve(recipe: Recipe, device: torch.device, steps: int, *, compiled: bool = False) -> list[float]:
     """Losses of a training whose first weights, batches and dropout masks are the same on every device."""
+    full_float32()
     network = AlexNet(recipe, 10).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
         network.compile_layers()
@@ -65,14 +73,15 @@ def curve(recipe: Recipe, device: torch.device, steps: int, *, compiled: bool = 
 
 @pytest.mark.parametrize("kind", [*SUBSAMPLINGS, "grey"])
 def test_two_decoders_agree(kind: str, device: torch.device) -> None:
-    """On a CPU DALI and Pillow, to the level; on a GPU nvJPEG and the CPU, whose chroma upsampling differs."""
+    """On a CPU DALI and Pillow, to the level; on a GPU nvJPEG and the CPU, which round otherwise: DALI's own test
+    allows a level in the mean. With chroma repeated instead of interpolated it would be 2.9 for 4:2:0."""
     found = decoding(kind, device)
     print(f"{device}, {kind}: {described({'result': found})}")
     assert found["region against whole, largest"] == 0 or device.type == "cuda"
     if device.type == "cpu":
         assert (found["largest difference, levels"], found["mean"]) == (0.0, 0.0)
     else:
-        assert float(str(found["mean"])) < 1.5
+        assert float(str(found["mean"])) < 1.0
 
 
 def test_a_device_s_losses_are_the_cpu_s(device: torch.device) -> None:
@@ -98,12 +107,12 @@ def test_compiled_equals_eager_on_a_gpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_a_checkpoint_goes_from_the_cpu_to_a_gpu_and_back(tmp_path: Path, sample_shards: Path) -> None:
-    """One run of four epochs on each in turn, ended after an epoch; the receipts of all say that it is one."""
+    """One run of twelve epochs on each in turn, ended after an epoch; the receipts of all say that it is one."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     for visible in ("", "0", ""):
         command = [sys.executable, "-m", "train", "--shards", str(sample_shards), "--runs", str(tmp_path), "--run", "a",
-                   "--port", "0", "--recipe", "sample", "--width", "0.25", "--epochs", "4", "--gpus", "1",
+                   "--port", "0", "--recipe", "sample", "--width", "0.25", "--epochs", "12", "--gpus", "1",
                    "--save-every", "0"]  # fmt: skip
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible}
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True)
@@ -137,12 +146,13 @@ def test_what_is_in_the_book_is_not_measured_again(tmp_path: Path, capsys: pytes
             raise RuntimeError("no such engine\nand more")
         return result(1.0, 3.0, 2.0)
 
-    for _ in range(2):
+    for names in (("bad", "good"), ("bad", "good", "late")):
         book = Book.opened(tmp_path / "report.json", {"cpu": "a"}, 100)
         book.begin()
-        for name in ("good", "bad"):
-            book.measure(2, name, "command", lambda n=name: measured(n))  # type: ignore[misc]
-    assert made == ["good", "bad", "bad"]
+        for book.again in (False, True):
+            for name in names:
+                book.measure(2, name, "command", lambda n=name: measured(n))  # type: ignore[misc]
+    assert made == ["bad", "good", "late", "bad"]  # what has not been tried comes before what failed
     said = capsys.readouterr().out
     assert "part 2, good: images/s 2 [1..3] (n = 3)" in said
     assert "part 2, bad: failed: no such engine\n" in said
@@ -159,14 +169,22 @@ def test_a_part_ends_with_its_time_and_another_machine_begins_anew(tmp_path: Pat
     other = Book.opened(tmp_path / "report.json", {"cpu": "b"}, 5)
     assert other.entries == {}
     assert other.mark != book.mark  # so that it takes none of the first one's trainings for its own
-    assert json.loads((tmp_path / "report.other.json").read_text())["machine"] == {"cpu": "a"}
+    (kept,) = tmp_path.glob("report-*.json")
+    assert json.loads(kept.read_text())["machine"] == {"cpu": "a"}
+    other.begin()
+    other.measure(2, "other", "", lambda: result(1.0), needs=1)
+    again = Book.opened(tmp_path / "report.json", {"cpu": "a", "commit": "another"}, 5)  # of the same code
+    assert list(again.entries["2"]) == ["short"]
+    assert again.machine["commit"] == "another"
+    assert list(Book.opened(tmp_path / "report.json", {"cpu": "b"}, 5).entries["2"]) == ["other"]
 
 
 def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> None:
     book = Book(path=tmp_path / "x.json", machine={"gpu": "none"}, seconds=1)
-    entry = {"command": "a | b", "wall_s": 1.0}
+    entry: dict[str, object] = {"command": "a | b", "wall_s": 1.0, "load": 0.5}
     ours, plain = {"images/s": [20.0, 30.0, 22.0]}, {"images/s": [10.0, 11.0, 12.0]}
     book.entries = {
+        "1": {"pytest a.py": entry | {"result": {"passed": 3.0, "failed": "test_a, test_b"}}},
         "3": {
             "ours, bfloat16, batch 32": entry | {"result": ours},
             "torchvision's layout, batch 32": entry | {"result": plain},
@@ -174,20 +192,31 @@ def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> Non
         },
         "4": {"jpeg, batch 32": entry | {"result": {"free ratio": [0.9, 1.0, 0.95], "agree": "no: input-bound"}}},
         "5": {
-            f"{name}, seed {seed}": entry | {"result": {"error top1_10view, %": 40.0 + up + seed,
+            f"{name}, seed {seed}": entry | {"result": {"error top1, %": 50.0, "error top1_10view, %": 40.0 + up + seed,
                                                         "error top5_10view, %": 18.0}}
-            for name, up in (("whole", 0), ("pooling 2x2 every 2", 0.5)) for seed in (0, 1)
+            for name, up, seeds in (("whole", 0, 2), ("pooling 2x2 every 2", 0.5, 3)) for seed in range(seeds)
         },
     }  # fmt: skip
+    book.entries["5"]["whole, seed 2"] = entry | {"error": "training diverged"}
+    book.entries["5"]["no dropout, seed 0"] = entry | {"result": {"note": "a run without validation images"}}
+    book.complete = ["1", "3"]
     book.entries["5"]["figures 3 and 4"] = entry | {"result": {"conv1": "figures/conv1.png"}}
-    text = page(copy.deepcopy(book))
-    assert "ours, bfloat16, batch 32, 2.00 times" in text
+    text = page(copy.deepcopy(book), {"2": ["hardware", "device"]})
+    assert "ours, bfloat16, batch 32, 2.00 times (goal of 2 met)" in text
     assert "Failed: update rule." in text
+    assert "Failed: pytest a.py." in text
+    assert "Failed: whole, seed 2." in text
+    assert "Best: jpeg, batch 32, 0.95 (goal of 0.99 missed)" in text
+    assert "Needs a GPU, not measured here: hardware; device." in text
     assert "does not agree for jpeg, batch 32" in text
-    assert "| pooling 2x2 every 2 | 2 | 41.0 [40.5..41.5] | 18.0 [18.0..18.0] | +0.5 | 0.4 / 0.3 |" in text
+    assert "| whole | 2 | 50.0 [50.0..50.0] | 40.5 [40.0..41.0] | 18.0 [18.0..18.0] |  |  |  |" in text
+    assert ("| pooling 2x2 every 2 | 3 | 50.0 [50.0..50.0] | 41.5 [40.5..42.5] | 18.0 [18.0..18.0] | "
+            "+0.5 [+0.5..+0.5], n = 2 | +0.0 [+0.0..+0.0], n = 2 | 0.4 / 0.3 |") in text  # fmt: skip
+    assert "| no dropout |" not in text
     assert "![conv1](figures/conv1.png)" in text
     assert "a \\| b" in text
-    assert text.count("Not measured: `python -m train.report --part") == 2
+    assert text.count("Not measured: `python -m train.report --part") == 1
+    assert text.count("Not complete: `python -m train.report --part") == 2
 
 
 @pytest.mark.parametrize("name", ["whole", *SWITCHES])
@@ -222,24 +251,37 @@ def test_figures_of_the_finished_run_are_in_the_page(tmp_path: Path, sample_shar
     pngs = book.entries["5"][whole.FIGURES]["result"]
     assert isinstance(pngs, dict)
     assert set(pngs) == {"conv1", "top5", "neighbours"}
-    assert all(f"]({png})" in page(book) and (tmp_path / png).stat().st_size > 1000 for png in pngs.values())
+    assert all(f"]({png})" in page(book, {}) and (tmp_path / png).stat().st_size > 1000 for png in pngs.values())
     assert not (tmp_path / "runs" / book.mark / "whole-0" / "checkpoints").exists()
 
 
 @pytest.mark.slow
-def test_report_measures_training_and_goes_on(tmp_path: Path, sample_shards: Path) -> None:
-    """Part 3 in two calls with little time each: the second adds to the first."""
+@pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_part_that_is_ended_keeps_what_it_has_and_goes_on(
+    told: signal.Signals, code: int, tmp_path: Path, sample_shards: Path
+) -> None:
+    """Part 3, ended at its second measurement; the next call, of little time, adds to it."""
     command = [sys.executable, "-m", "train.report", "--part", "3", "--out", str(tmp_path), "--shards",
-               str(sample_shards), "--seconds", "41"]  # fmt: skip
-    counts = []
-    for _ in range(2):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
-        assert done.returncode == 0, done.stderr
-        counts.append(len(json.loads((tmp_path / "report.json").read_text())["parts"]["3"]))
-    assert counts[1] > counts[0] >= 1
+               str(sample_shards)]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("part 3, "):
+                break
+        process.send_signal(told)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    first = json.loads((tmp_path / "report.json").read_text())["parts"]["3"]
+    assert "Not complete: `python -m train.report --part 3`" in (tmp_path / "report.md").read_text()
+    done = subprocess.run([*command, "--seconds", "30"], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    second = json.loads((tmp_path / "report.json").read_text())["parts"]["3"]
+    assert first.items() < second.items()
+    assert all("result" in entry for entry in second.values())
     text = (tmp_path / "report.md").read_text()
-    assert "## 3. Training alone" in text
     assert "TFLOP/s" in text
+    assert "ours, tf32" in text.partition("Needs a GPU, not measured here: ")[2]
 
 
 @pytest.mark.slow
@@ -270,6 +312,64 @@ def test_a_training_of_another_machine_is_not_taken_for_this_one_s(tmp_path: Pat
 def test_tests_that_are_not_there_have_not_passed() -> None:
     with pytest.raises(RuntimeError, match="no test was found"):
         counted(ET.fromstring("<testsuites><testsuite/></testsuites>"))
+
+
+def test_what_a_gpu_alone_could_measure_is_named(tmp_path: Path, sample_shards: Path) -> None:
+    """By the code that would measure it, asked for its names."""
+    setting = Setting(out=tmp_path, jpeg=sample_shards, raw=sample_shards, recipe=RECIPES["sample"], flags=(),
+                      **sizes(cuda=False, images=1000))  # fmt: skip
+    missing = for_a_gpu(setting)
+    assert set(missing) == {"1", "2", "3", "4", "5"}
+    assert {"limit: host to device, pinned (PCIe)", "limit: device memory, copied (HBM)", "decoded, device"} < set(
+        missing["2"]
+    )
+    assert sum("hw_decoder_load" in name for name in missing["2"]) == len(LOADS)
+    assert {"ours, tf32", "ours, bfloat16, compiled", "matrix product, tf32"} < set(missing["3"])
+    assert missing["4"] == []  # the same routes, at other sizes
+    assert missing["5"] == ["paper recipe"]
+    assert for_a_gpu(replace(setting, **sizes(cuda=True, images=1000))) == {}
+
+
+def test_shares_of_a_step_s_time_are_by_layer() -> None:
+    """Backward's too: without it the shares of layers would be less than half of the whole."""
+    with torch.random.fork_rng():
+        shares, seconds = by_stage(SMALL, torch.device("cpu"))
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["rest"] < 0.4
+    assert set(shares) >= {*LAYERS, "normalisation conv1", "pooling conv5", "activation fc7", "dropout 6", "update"}
+    assert seconds > 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"machine": {}, "parts": {"2": {"a": {}}}}', '{"parts": {}}', "\0"])
+def test_a_damaged_book_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(UserError, match=r"report.json cannot be read \(.+\); move it away to measure anew"):
+        Book.opened(tmp_path / "report.json", {"cpu": "a"}, 1)
+    assert (tmp_path / "report.json").read_text() == text
+
+
+def test_tests_that_fail_or_hang_are_failures_and_nothing_is_left_of_them(tmp_path: Path) -> None:
+    cases = """<testsuites><testsuite><testcase name="test_a[x]"><failure/></testcase><testcase name="test_b[x]">
+    <skipped message="needs a GPU"/></testcase><testcase name="test_b[y]"><skipped message="needs a GPU"/></testcase>
+    <testcase name="test_c"/></testsuite></testsuites>"""
+    found = counted(ET.fromstring(cases))
+    assert found == {"passed": 1.0, "skipped": 2.0, "failed": "test_a[x]", "not run": "test_b (needs a GPU)"}
+    assert failure({"result": found}) == "test_a[x]"
+    assert failure({"result": counted(ET.fromstring("<a><testcase name='test_c'/></a>"))}) is None
+    child = f"import subprocess, sys; subprocess.Popen(['sleep', '987']).wait(); open({str(tmp_path / 'a')!r}, 'w')"
+    with pytest.raises(OutOfTime):
+        output([sys.executable, "-c", child], 3, OutOfTime())
+    with pytest.raises(RuntimeError, match="not done in 1 s"):
+        output([sys.executable, "-c", child], 1, None)
+    assert not [one for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == ["sleep", "987"]]
+
+
+def test_two_reports_in_one_place_take_turns(tmp_path: Path) -> None:
+    alone(tmp_path / "report")
+    done = subprocess.run([sys.executable, "-m", "train.report", "--out", str(tmp_path / "report")], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "another report is being made there" in done.stderr
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

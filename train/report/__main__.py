@@ -7,6 +7,9 @@ without a GPU the CPU's part, on a smaller network.
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,30 +48,47 @@ def main(arguments: list[str] | None = None) -> int:
     options = parsed(lambda: tyro.cli(Report, args=arguments, prog="python -m train.report", description=__doc__))
     import torch
 
-    from train.report import correctness, free, loading, training, whole
-    from train.report.book import Book, OutOfTime
+    from train.paper.timed import leave
+    from train.report.book import Book, OutOfTime, failure, publish
     from train.report.machine import describe
     from train.report.page import page
+    from train.report.plan import PARTS, for_a_gpu
     from train.report.setting import about, prepare
 
+    signal.signal(signal.SIGTERM, leave)
+    alone(options.out)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     setting = prepare(options.out, device, shards=options.shards, src=options.src, size=options.size)
     book = Book.opened(options.out / "report.json", describe() | about(setting), options.seconds)
-    parts = {1: correctness.run, 2: loading.run, 3: training.run, 4: free.run, 5: whole.run}
-    for number in [options.part] if options.part else parts:
+    missing = for_a_gpu(setting)
+    for number in [options.part] if options.part else PARTS:
         book.begin()
-        book.unfinished = [part for part in book.unfinished if part != str(number)]
+        book.complete = [part for part in book.complete if part != str(number)]
         try:
-            parts[number](setting, book)
-            print(f"part {number} is complete", flush=True)
+            for book.again in (False, True):
+                PARTS[number](setting, book)
+            book.complete.append(str(number))
+            failed = [name for name, entry in book.entries[str(number)].items() if failure(entry)]
+            but = f", but failed: {', '.join(failed)}" if failed else ""
+            print(f"part {number} is complete{but}", flush=True)
         except OutOfTime:
-            book.unfinished.append(str(number))
             print(f"part {number}: its time is over; --part {number} goes on where it is", flush=True)
-        finally:
+        finally:  # however it ends
             book.write()
-            (options.out / "report.md").write_text(page(book))
+            publish(options.out / "report.md", page(book, missing))
     print(f"report: {options.out / 'report.md'}", flush=True)
     return 0
+
+
+def alone(out: Path) -> None:
+    """Until this process ends: two would disturb each other's measurements and overwrite each other's results."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        fcntl.flock(os.open(out, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--out {out}: another report is being made there; wait for it, or choose another") from None
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -12,8 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from preprocess.errors import UserError
+
 Value: TypeAlias = "float | str | list[float]"
 Result = dict[str, Value]
+Entry = dict[str, object]
+SHOWN_ALONE = "commit"  # of the machine's lines: results of one code under two commits are one book's
 
 
 class OutOfTime(Exception):
@@ -22,53 +26,81 @@ class OutOfTime(Exception):
 
 @dataclass(kw_only=True)
 class Book:
-    """Results by part and name. A name that is there is not measured again, unless it failed."""
+    """Results by part and name. What is there is not measured again; what failed is once a call, after all else."""
 
     path: Path
     seconds: float  # that a part may take
-    entries: dict[str, dict[str, dict[str, object]]] = field(default_factory=dict)
+    entries: dict[str, dict[str, Entry]] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
-    unfinished: list[str] = field(default_factory=list)  # parts whose time was over before they were
+    complete: list[str] = field(default_factory=list)  # parts of which everything has been tried
+    again: bool = False  # try what failed before this call
     ends: float = 0.0
+    tried: set[str] = field(default_factory=set)  # in this call's part
 
     @classmethod
     def opened(cls, path: Path, machine: dict[str, str], seconds: float) -> Book:
-        """The one at this path if it is of this machine and these versions, else an empty one."""
+        """The one of this machine, code and data, perhaps an empty one; another's is kept beside it by its mark."""
         book = cls(path=path, machine=machine, seconds=seconds)
         if path.exists():
-            raw = json.loads(path.read_text())
-            if raw["machine"] == machine:
-                book.entries, book.unfinished = raw["parts"], raw["unfinished"]
-            else:
-                path.rename(path.with_suffix(".other.json"))
-                print(f"{path} is of another machine or other versions: kept as {path.with_suffix('.other.json').name}")
+            there = book._read()
+            if there.mark == book.mark:
+                return there
+            os.replace(path, there._aside())
+            print(f"{path} is of another machine, code or data: kept as {there._aside().name}")
+        if book._aside().exists():
+            os.replace(book._aside(), path)
+            return book._read()
         return book
+
+    def _read(self) -> Book:
+        try:
+            raw = json.loads(self.path.read_text())
+            machine, entries, complete = dict(raw["machine"]), raw["parts"], list(raw.get("complete", []))
+            for entry in (entry for part in entries.values() for entry in part.values()):
+                described(entry), entry["command"], float(entry["load"]), float(entry["wall_s"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            why = f"{type(error).__name__} {error}".splitlines()[0]
+            raise UserError(f"{self.path} cannot be read ({why}); move it away to measure anew") from None
+        if _identity(machine) == _identity(self.machine):
+            machine = self.machine
+        return Book(path=self.path, seconds=self.seconds, entries=entries, machine=machine, complete=complete)
+
+    def _aside(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}-{self.mark}{self.path.suffix}")
 
     @property
     def mark(self) -> str:
-        """Differs where machine, versions or data do: runs of one book are not taken for another's."""
-        return hashlib.sha256(json.dumps(self.machine, sort_keys=True).encode()).hexdigest()[:8]
+        """Differs where machine, code or data do: runs of one book are not taken for another's."""
+        return hashlib.sha256(json.dumps(_identity(self.machine), sort_keys=True).encode()).hexdigest()[:8]
 
     def begin(self) -> None:
         """Of a part: its time starts."""
-        self.ends = time.monotonic() + self.seconds
+        self.ends, self.tried = time.monotonic() + self.seconds, set()
 
     @property
     def left(self) -> float:
         """Seconds that the part still has."""
         return self.ends - time.monotonic()
 
-    def measure(self, part: int, name: str, command: str, make: Callable[[], Result], *, needs: float = 10) -> None:
-        """Unless it is there. needs: seconds; OutOfTime where the part has fewer. An error is an entry too."""
+    def measure(
+        self, part: int, name: str, command: str, make: Callable[[], Result], *, needs: float = 10, stops: bool = False
+    ) -> None:
+        """Unless it is there. An error is an entry too.
+
+        needs: seconds at least; OutOfTime where the part has fewer, or fewer than its longest took so far. stops: it
+        ends with the part's time by itself.
+        """
         known = self.entries.setdefault(str(part), {})
-        if name in known and "error" not in known[name]:
+        if name in known and (name in self.tried or not (self.again and failure(known[name]))):
             return
-        if self.left < needs:
+        longest = 0.0 if stops else max((float(str(entry["wall_s"])) for entry in known.values()), default=0.0)
+        if self.left < max(needs, min(longest, 0.8 * self.seconds)):
             raise OutOfTime
-        began, entry = time.monotonic(), dict[str, object](command=command, load=round(os.getloadavg()[0], 1))
+        self.tried.add(name)
+        began, entry = time.monotonic(), Entry(command=command, load=round(os.getloadavg()[0], 1))
         try:
             entry |= {"result": make()}
-        except (RuntimeError, OSError, ValueError, AssertionError) as error:  # the others can still be measured
+        except (RuntimeError, OSError, ValueError, AssertionError, ImportError) as error:  # the others can be measured
             entry |= {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
         entry["wall_s"] = round(time.monotonic() - began, 1)
         known[name] = entry
@@ -76,14 +108,35 @@ class Book:
         print(f"part {part}, {name}: {described(entry)}", flush=True)
 
     def write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".tmp")
-        whole = {"machine": self.machine, "unfinished": self.unfinished, "parts": self.entries}
-        draft.write_text(json.dumps(whole, indent=1) + "\n")
-        os.replace(draft, self.path)
+        whole = {"machine": self.machine, "complete": self.complete, "parts": self.entries}
+        publish(self.path, json.dumps(whole, indent=1) + "\n")
 
 
-def described(entry: dict[str, object]) -> str:
+def publish(path: Path, text: str) -> None:
+    """By rename: whoever reads it, or ends this, finds one state or the other."""
+    draft = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text)
+        os.replace(draft, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _identity(machine: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in machine.items() if name != SHOWN_ALONE}
+
+
+def failure(entry: Entry) -> str | None:
+    """What went wrong, in words: it could not be measured, or tests of it failed."""
+    if "error" in entry:
+        return str(entry["error"])
+    result = entry["result"]
+    assert isinstance(result, dict)
+    return str(result["failed"]) if result.get("failed") else None
+
+
+def described(entry: Entry) -> str:
     """An entry's result in one line: medians with the extremes of n."""
     if "error" in entry:
         return f"failed: {entry['error']}"

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.report.book import Book, Result
+from train.report.book import Book, OutOfTime, Result
 from train.report.setting import Setting
 
 PART = 1
@@ -41,15 +44,16 @@ FILE_S = 400
 def run(setting: Setting, book: Book) -> None:
     for name in (*SUBSAMPLINGS, "grey"):
         against = "DALI mixed against DALI on the CPU" if setting.cuda else "DALI on the CPU against Pillow"
-        book.measure(PART, f"decoding, {name}", against, partial(decoding, name, setting.device))
+        make = partial(decoding, name, setting.device)
+        book.measure(PART, f"{against}, {name}", "train/report/correctness.py", make)
     for file in FILES:
         command = f"pytest -m gpu {file}"
-        book.measure(PART, command, command, partial(tested, file, "gpu", "", book), needs=60)
+        book.measure(PART, command, command, partial(tested, file, "gpu", "", book), needs=60, stops=True)
     if not setting.cuda:
         for file, names in TWINS:
             command = f"pytest -m 'not gpu and not slow' {file}" + (f" -k '{names}'" if names else "")
             make = partial(tested, file, "not gpu and not slow", names, book)
-            book.measure(PART, f"{file} without a GPU", command, make, needs=60)
+            book.measure(PART, f"{file} without a GPU", command, make, needs=60, stops=True)
 
 
 def tested(file: str, marks: str, names: str, book: Book) -> Result:
@@ -62,27 +66,42 @@ def tested(file: str, marks: str, names: str, book: Book) -> Result:
         report = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", file, "-m", marks, "-q", "-p", "no:cacheprovider"]
         command += ["-o", "junit_logging=system-out", f"--junit-xml={report}", *(["-k", names] if names else [])]
-        try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=min(book.left, FILE_S))
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"not done in {min(book.left, FILE_S):.0f} s") from None
+        said = output(command, min(book.left, FILE_S), OutOfTime() if book.left < FILE_S else None)
         if not report.exists():
-            said = done.stderr.strip() or done.stdout.strip() or f"pytest ended with {done.returncode} and no word"
-            raise RuntimeError(said.splitlines()[-1])
+            raise RuntimeError(said.strip().splitlines()[-1] if said.strip() else "pytest ended without a word")
         return counted(ET.parse(report).getroot())
 
 
+def output(command: list[str], seconds: float, over: Exception | None) -> str:
+    """What a command says. If it takes longer, it ends with all that it has started; `over`, or a RuntimeError."""
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as child:
+        try:
+            return child.communicate(timeout=seconds)[0]
+        except subprocess.TimeoutExpired:
+            raise (over or RuntimeError(f"not done in {seconds:.0f} s")) from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+
 def counted(root: Any) -> Result:
-    """From pytest's XML: how many passed, were skipped, failed; why; and what the tests measured."""
+    """From pytest's XML: how many passed; which failed, and which were skipped, why; and what the tests measured."""
     cases = list(root.iter("testcase"))
     if not cases:
         raise RuntimeError("no test was found")
     failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = [case.find("skipped").get("message", "") for case in cases if case.find("skipped") is not None]
+    skipped = [case for case in cases if case.find("skipped") is not None]
     found: Result = {"passed": float(len(cases) - len(failed) - len(skipped)), "skipped": float(len(skipped))}
     found["failed"] = ", ".join(failed) if failed else 0.0
-    if skipped:
-        found["because"] = ", ".join(sorted(set(skipped)))
+    reasons: dict[str, list[str]] = {}
+    for case in skipped:
+        names = reasons.setdefault(case.find("skipped").get("message", ""), [])
+        if (name := case.get("name").partition("[")[0]) not in names:
+            names.append(name)
+    if reasons:
+        found["not run"] = ", ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items())
     said = [line for case in cases for out in case.iter("system-out") for line in (out.text or "").splitlines()]
     lines = [line for line in said if line.strip() and not re.match(r"-+ Captured|-{5,}", line.strip())]
     return found | {"said": " | ".join(lines)} if lines else found
@@ -111,7 +130,7 @@ def encoded(image: NDArray[np.uint8], kind: str) -> bytes:
 
 
 def decoded(files: list[bytes], device: str, box: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:
-    """By DALI ("cpu", "mixed"), [n,S,S,3]: whole, or the square (y, x, side) alone."""
+    """By DALI ("cpu", "mixed"; as `loader.gpu` has it), [n,S,S,3]: whole, or the square (y, x, side) alone."""
     from nvidia.dali import Pipeline, fn, types
 
     data = [np.frombuffer(file, np.uint8) for file in files]
@@ -120,7 +139,14 @@ def decoded(files: list[bytes], device: str, box: tuple[int, int, int] | None = 
     with pipeline:
         source = fn.external_source(source=lambda: data, batch=True, dtype=types.UINT8, ndim=1)
         if box is None:
-            images = fn.decoders.image(source, device=device, output_type=types.RGB, adjust_orientation=False)
+            images = fn.decoders.image(
+                source,
+                device=device,
+                output_type=types.RGB,
+                adjust_orientation=False,
+                jpeg_fancy_upsampling=True,
+                hw_decoder_load=0.0,
+            )
         else:
             y, x, side = box
             images = fn.decoders.image_slice(
@@ -131,6 +157,8 @@ def decoded(files: list[bytes], device: str, box: tuple[int, int, int] | None = 
                 device=device,
                 output_type=types.RGB,
                 adjust_orientation=False,
+                jpeg_fancy_upsampling=True,
+                hw_decoder_load=0.0,
             )
         pipeline.set_outputs(images)
     pipeline.build()

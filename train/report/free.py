@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from loader import Loader
-from train.bench import Step, one_round, resident_batch, training_step
+from train.bench import UNTIMED, Step, one_round, resident_batch, training_step
 from train.gpu import WaitClock
 from train.rank import training_config
 from train.report.book import Book, Result
 from train.report.live import verdict
 from train.report.loading import fill
-from train.report.setting import Setting, steps_for
+from train.report.setting import Setting, rounds, steps_for
 
 PART = 4
 ROUTES = ("jpeg", "raw", "decoded")
@@ -52,7 +52,8 @@ def free(setting: Setting, route: str, batch: int) -> Result:
             for _ in range(3):
                 one()
         steps, runs, waits = steps_for(contenders["resident"], setting), [], []
-        for _ in range(setting.runs):
+        for _ in rounds(setting.runs):
+            source.began()
             runs.append(one_round(contenders, steps, setting.device))
             waits.append(source.waited() / runs[-1]["loader"])
         keeps = loader.keeps
@@ -80,20 +81,24 @@ class Watched:
     """Batches of epoch after epoch, and the seconds for which they kept training waiting."""
 
     def __init__(self, loader: Loader, device: torch.device) -> None:
-        self._batches, self._clock, self._asked = pairs(loader), WaitClock(device), 0
+        self._batches, self._clock, self._taken = pairs(loader), WaitClock(device), 0
 
     def take(self) -> tuple[Tensor, Tensor]:
         self._clock.asked()
         found = next(self._batches)
         self._clock.got()
-        self._asked += 1
+        self._taken += 1
+        if self._taken <= UNTIMED:
+            self._clock.forget()
         return found
 
+    def began(self) -> None:
+        """A round: its first batches, which `one_round` does not time, do not count."""
+        self._taken = 0
+
     def waited(self) -> float:
-        """Seconds a batch since this was last asked, or since the start. The device must have been waited for."""
-        seconds, batches = self._clock.take(), self._asked
-        self._asked = 0
-        return seconds / batches
+        """Seconds a batch of the round. The device must have been waited for."""
+        return self._clock.take() / (self._taken - UNTIMED)
 
 
 def pairs(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import PREEMPTED, USER_ERROR, UserError
+from train.paper.timed import end
 
 POLL_S = 0.5
 
@@ -32,18 +31,13 @@ def training(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "train", *arguments], stdout=file, stderr=subprocess.STDOUT, env=dict(os.environ)
+            [sys.executable, "-m", "train", *arguments], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             yield process
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(90)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                end(process)
 
 
 def verdict(arguments: tuple[str, ...], *, seconds: float, log: Path) -> dict[str, Any]:

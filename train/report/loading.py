@@ -18,7 +18,7 @@ from train.bench import wait
 from train.gpu import GpuMeter
 from train.rank import training_config
 from train.report.book import Book, Result
-from train.report.setting import Setting
+from train.report.setting import Setting, rounds
 from train.report.stock import Kind, stock
 
 PART = 2
@@ -37,10 +37,10 @@ def run(setting: Setting, book: Book) -> None:
             book.measure(PART, name, f"Loader, {route}", partial(loaded, setting, shards, config), needs=30)
     for threads in thread_counts():
         shards, config = routes(setting, middle, threads)["jpeg"]
-        name = f"jpeg, batch {middle}, {threads} threads"
+        name = f"jpeg, threads {threads}, batch {middle}"
         book.measure(PART, name, "Loader", partial(loaded, setting, shards, config), needs=30)
     for name, make_stock in stocks(setting, middle).items():
-        book.measure(PART, name, "a plain DALI pipeline, train/report/stock.py", make_stock, needs=30)
+        book.measure(PART, f"{name}, batch {middle}", "train/report/stock.py", make_stock, needs=30)
 
 
 def limits(device: torch.device) -> dict[str, Callable[[], Result]]:
@@ -111,7 +111,7 @@ def timed(batches: Iterator[Tensor], size: int, setting: Setting) -> Result:
     meter, rates, costs, engine = GpuMeter(setting.device), [], [], []
     for _ in itertools.islice(batches, 6):
         pass
-    for _ in range(setting.rounds):
+    for _ in rounds(setting.rounds):
         wait(setting.device)
         images, wall, cpu = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - wall < setting.round_s:
@@ -138,9 +138,13 @@ def stocks(setting: Setting, batch: int) -> dict[str, Callable[[], Result]]:
 
         return measured
 
-    found = {"DALI, decoded on the host": make("host", setting.jpeg), "DALI, raw": make("raw", setting.raw)}
+    found = {
+        "DALI's own reader, region decoded on the host": make("host", setting.jpeg),
+        "DALI's own reader, raw, cropped on the host": make("raw", setting.raw),
+    }
     if setting.cuda:
-        found["DALI, mixed, region alone"] = make("region", setting.jpeg)
+        found["DALI's own reader, region decoded by nvJPEG"] = make("region", setting.jpeg)
         for load in LOADS:
-            found[f"DALI, mixed, whole images, hw_decoder_load {load:g}"] = make("whole", setting.jpeg, load)
+            name = f"DALI's own reader, whole images by hardware, hw_decoder_load {load:g}"
+            found[name] = make("whole", setting.jpeg, load)
     return found

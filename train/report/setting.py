@@ -6,9 +6,10 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from train.bench import wait
 from train.recipes import RECIPES, Recipe
 
 TRIED = 2
+MOST_S = 60.0  # of a measurement's rounds: on a busy machine there are fewer, as their n says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +56,22 @@ def prepare(out: Path, device: torch.device, *, shards: Path | None, src: str | 
     crop = side * 7 // 8
     recipe = replace(RECIPES[name], image_size=side, crop=crop, width=width)
     flags = ("--recipe", name, "--image-size", str(side), "--crop", str(crop), "--width", str(width))
-    images = manifest.splits["train"].samples
-    wanted, free = ((128, 256, 512, 1024, 2048), (128, 512, 1024)) if cuda else ((32, 64), (32,))
     return Setting(
-        device=device, out=out, jpeg=jpeg, raw=raw, recipe=recipe, flags=flags,
-        batches=tuple(size for size in wanted if 4 * size <= images) or (max(2, images // 8 * 2),),
-        free_batches=tuple(size for size in free if 4 * size <= images) or (max(2, images // 8 * 2),),
-        rounds=5 if cuda else 3, round_s=2.0 if cuda else 1.0,
+        out=out, jpeg=jpeg, raw=raw, recipe=recipe, flags=flags,
+        **sizes(cuda=cuda, images=manifest.splits["train"].samples),
     )  # fmt: skip
+
+
+def sizes(*, cuda: bool, images: int) -> dict[str, Any]:
+    """Of a setting: what depends on the device, with batches that so many images fill."""
+    wanted, free = ((128, 256, 512, 1024, 2048), (128, 512, 1024)) if cuda else ((32, 64), (32,))
+    smallest = (max(2, images // 8 * 2),)
+    return {
+        "device": torch.device("cuda", 0) if cuda else torch.device("cpu"),
+        "batches": tuple(size for size in wanted if 4 * size <= images) or smallest,
+        "free_batches": tuple(size for size in free if 4 * size <= images) or smallest,
+        "rounds": 5 if cuda else 3, "round_s": 2.0 if cuda else 1.0,
+    }  # fmt: skip
 
 
 def about(setting: Setting) -> dict[str, str]:
@@ -81,6 +91,15 @@ def steps_for(step: Callable[[], object], setting: Setting) -> int:
         step()
     wait(setting.device)
     return max(TRIED, math.ceil(setting.round_s / ((time.perf_counter() - began) / TRIED)))
+
+
+def rounds(count: int) -> Iterator[int]:
+    """So many, or as many as begin within MOST_S, at least one."""
+    began = time.monotonic()
+    for number in range(count):
+        if number and time.monotonic() - began > MOST_S:
+            return
+        yield number
 
 
 def drawn(folder: Path) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from train.bench import (
     CLASSES,
@@ -21,16 +20,15 @@ from train.bench import (
     training_step,
 )
 from train.layers import plan
-from train.network import AlexNet
 from train.recipes import Recipe
 from train.report.book import Book, Result
-from train.report.setting import Setting, steps_for
+from train.report.setting import Setting, rounds, steps_for
+from train.report.stages import by_stage
 from train.summary import backward_macs
 from train.update import update_ratios
 
 PART = 3
-SLOWEST = 10  # operations
-PROFILED = 5  # steps
+ACCOUNT, SLOWEST = "where the time goes", 3  # layers
 PAIRS = 60  # of updates
 
 
@@ -65,8 +63,8 @@ def run(setting: Setting, book: Book) -> None:
         book.measure(PART, title, command, partial(plain, setting, batch), needs=30)
     book.measure(PART, "update rule", "update.update_ratios", partial(updates, setting), needs=20)
     for name in ("float32", "bfloat16"):
-        make = partial(slowest, setting, name, middle)
-        book.measure(PART, f"where the time goes, {name}, batch {middle}", "torch.profiler", make, needs=30)
+        make = partial(account, setting, name, middle)
+        book.measure(PART, f"{ACCOUNT}, {name}, batch {middle}", "torch.profiler, eager", make, needs=30)
 
 
 @contextmanager
@@ -82,10 +80,10 @@ def precision(tf32: bool) -> Iterator[None]:
 
 def seconds(step: Callable[[], object], setting: Setting) -> list[float]:
     """Per step, by round; compiling and finding the fastest algorithms is over before."""
-    for _ in range(3):
+    for _ in rounds(3):
         step()
     steps = steps_for(step, setting)
-    return [one_round({"": step}, steps, setting.device)[""] for _ in range(setting.rounds)]
+    return [one_round({"": step}, steps, setting.device)[""] for _ in rounds(setting.rounds)]
 
 
 def flops(recipe: Recipe) -> int:
@@ -143,49 +141,30 @@ def updates(setting: Setting) -> Result:
     return {"original rule over fused SGD": update_ratios(setting.recipe, setting.device, PAIRS)}
 
 
-def slowest(setting: Setting, compute: str, batch: int) -> Result:
-    """Shares of a step's time by operation and layer, the largest first: eager, forward and backward."""
-    from torch.autograd import DeviceType  # type: ignore[attr-defined]
-    from torch.profiler import ProfilerActivity, profile
+def account(setting: Setting, compute: str, batch: int) -> Result:
+    """Where a step's time goes: the slowest layers, and by kind of work. Eager, forward and backward.
 
+    On a GPU also how much of the time it works at all: the rest it waits for the host to tell it what to do.
+    """
     recipe = replace(setting.recipe, batch=batch, compute=compute)  # type: ignore[arg-type]
-    images, labels = resident_batch(recipe, setting.device)
-    step = training_step(recipe, setting.device, "off")
-    for _ in range(3):
-        step(images, labels)
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setting.cuda else [])
-    with profile(activities=activities, record_shapes=True) as profiled:
-        for _ in range(PROFILED):
-            step(images, labels)
-        if setting.cuda:
-            torch.cuda.synchronize()
-    events = [
-        (event.self_device_time_total if setting.cuda else event.self_cpu_time_total, event)
-        for event in profiled.key_averages(group_by_input_shape=True)
-        if event.device_type == DeviceType.CPU  # kernels have rows of their own beside the operations they belong to
-    ]
-    whole, layers = sum(took for took, _ in events), layers_by_weight(recipe)
-    found: dict[str, float] = {}
-    for took, event in events:
-        where = next((layers[tuple(s)] for s in event.input_shapes if tuple(s) in layers), None)
-        name = f"{event.key.removeprefix('aten::')} of {where}" if where else str(event.key.removeprefix("aten::"))
-        found[name] = found.get(name, 0.0) + took / whole
-    order = sorted(found, key=lambda name: -found[name])[:SLOWEST]
-    by_layer: dict[str, float] = {}
-    for name, share in found.items():
-        if " of " in name:
-            layer = name.rpartition(" of ")[2]
-            by_layer[layer] = by_layer.get(layer, 0.0) + share
-    three = sorted(by_layer, key=lambda layer: -by_layer[layer])[:3]
-    result: Result = {"slowest three layers": ", ".join(f"{layer} {by_layer[layer]:.0%}" for layer in three)}
-    return result | {"slowest operations": ", ".join(f"{name} {found[name]:.1%}" for name in order)}
+    with torch.random.fork_rng(devices=[]):
+        shares, busy = by_stage(recipe, setting.device)
+        kinds: dict[str, float] = {}
+        for stage, share in shares.items():
+            kinds[kind(stage)] = kinds.get(kind(stage), 0.0) + share
+        found: Result = {"slowest": told(shares, SLOWEST), "by kind": told(kinds, len(kinds))}
+        if not setting.cuda:
+            return found
+        step, still = training_step(recipe, setting.device, "off"), resident_batch(recipe, setting.device)
+        took = statistics.median(seconds(lambda: step(*still), setting))
+    return found | {"device busy, share of the time": min(1.0, busy / took)}
 
 
-def layers_by_weight(recipe: Recipe) -> dict[tuple[int, ...], str]:
-    """Shapes that a profiler sees as inputs, to layers; the same shape in two layers is named as both."""
-    found: dict[tuple[int, ...], str] = {}
-    for name, module in AlexNet(recipe, CLASSES).named_children():
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        for shape in {tuple(weight.shape), tuple(weight.t().shape) if weight.dim() == 2 else tuple(weight.shape)}:
-            found[shape] = f"{found[shape]}/{name}" if shape in found else name
-    return found
+def kind(stage: str) -> str:
+    first = stage.partition(" ")[0]
+    return "convolutions" if first.startswith("conv") else "dense layers" if first.startswith("fc") else first
+
+
+def told(shares: dict[str, float], most: int) -> str:
+    order = sorted(shares, key=lambda name: -shares[name])[:most]
+    return ", ".join(f"{name} {shares[name]:.1%}" for name in order)

@@ -32,7 +32,7 @@ def run(setting: Setting, book: Book) -> None:
             training(setting, book, name, seed)
             if (name, seed) == (WHOLE, SEEDS[0]):
                 command = "python -m train " + shlex.join(drawing(setting, book))
-                book.measure(PART, FIGURES, command, partial(figures, setting, book), needs=LEAST_S)
+                book.measure(PART, FIGURES, command, partial(figures, setting, book), needs=LEAST_S, stops=True)
     for seed in SEEDS if setting.cuda else ():
         training(setting, book, RECIPE, seed)
 
@@ -40,7 +40,8 @@ def run(setting: Setting, book: Book) -> None:
 def training(setting: Setting, book: Book, name: str, seed: int) -> None:
     told = SWITCHES[name].words if name in SWITCHES else name
     command = f"python -m train {' '.join(flags(setting, name))} --seed {seed}"
-    book.measure(PART, f"{told}, seed {seed}", command, partial(result, setting, book, name, seed), needs=LEAST_S)
+    make = partial(result, setting, book, name, seed)
+    book.measure(PART, f"{told}, seed {seed}", command, make, needs=LEAST_S, stops=True)
 
 
 def flags(setting: Setting, name: str) -> tuple[str, ...]:
