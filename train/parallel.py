@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -85,12 +86,10 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     """Joins the processes that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR and their kin) into a mesh.
 
     `towers` is the size of the tower axis where the world allows it; one process holds all of them. Collective.
-    float32 is float32 on a GPU too, where torch would round convolutions' factors to 10 bits (TF32). That one mesh
-    computes the same bits again is promised for CPUs alone: cuDNN chooses among kernels, some of which add up in any
-    order.
+    That one mesh computes the same bits again is promised for CPUs alone: cuDNN chooses among kernels, some of which
+    add up in any order.
     """
-    torch.backends.cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
+    full_float32()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     device = CPU
@@ -110,6 +109,17 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     return Mesh(
         rank=rank, world=world, local_world=local_world, device=device, data=data, tower=tower, meter=meter
     )  # fmt: skip
+
+
+def full_float32() -> None:
+    """float32 is float32 on a GPU too, where torch would round convolutions' factors to 10 bits (TF32)."""
+    with warnings.catch_warnings():
+        # torch 2.9 warns here of another interface, whose flags it then refuses to read by these names (its issue
+        # 179445), as its compiler does
+        warnings.filterwarnings("ignore", "Please use the new API")
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # the compiler's advice to use them all the same
 
 
 def _store(rank: int, world: int) -> dist.TCPStore:  # type: ignore[name-defined]

@@ -123,7 +123,7 @@ def test_every_argument_that_dali_gets_is_in_its_schema() -> None:
         "decoders.image_slice": "decoders__ImageSlice", "decoders.image_crop": "decoders__ImageCrop",
         "readers.webdataset": "readers__Webdataset", "crop_mirror_normalize": "CropMirrorNormalize",
         "random.uniform": "random__Uniform", "random.coin_flip": "random__CoinFlip", "crop": "Crop", "slice": "Slice",
-        "resize": "Resize", "flip": "Flip", "transpose": "Transpose", "stack": "Stack", "cast": "Cast",
+        "resize": "Resize", "flip": "Flip", "transpose": "Transpose", "stack": "Stack", "cast": "Cast", "pad": "Pad",
     }  # fmt: skip
     everywhere = {"device", "name", "bytes_per_sample_hint", "preserve"}
     of_python = {"external_source": {"source", "num_outputs", "batch", "no_copy", "dtype", "ndim"}}

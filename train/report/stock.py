@@ -67,6 +67,7 @@ def build(
         done = fn.crop_mirror_normalize(
             images, mirror=mirror, mean=list(MEAN), std=[1.0] * 3, dtype=types.FLOAT, output_layout="CHW"
         )
+        label = fn.pad(label)  # of 1 to 3 digits; a batch is one tensor
         pipeline.set_outputs(done, label.gpu() if on_gpu else label)
     pipeline.build()
     return pipeline
