@@ -219,6 +219,28 @@ def test_the_whole_forward_equals_torch_operators(order: str) -> None:
     torch.testing.assert_close(network(images), F.linear(x, p["fc8.weight"], p["fc8.bias"]), rtol=1e-10, atol=1e-12)
 
 
+def test_every_layer_s_gradient_equals_finite_differences() -> None:
+    """As the original's check-grads: each parameter moved along a random direction, masks and normalisations on."""
+    network = AlexNet(replace(SMALL, init="he", input_scale=1 / 64), 7).double()
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=generator) * 70
+    draw, labels, step = Draw(seed=0, step=0, rows=range(4)), torch.arange(4), 1e-6
+
+    def loss() -> Tensor:
+        return F.cross_entropy(network(images, draw), labels)
+
+    loss().backward()  # type: ignore[no-untyped-call]
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        direction = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+        with torch.no_grad():
+            ahead = (parameter.add_(direction, alpha=step), loss())[1]
+            behind = (parameter.sub_(direction, alpha=2 * step), loss())[1]
+            parameter.add_(direction, alpha=step)
+        slope = ((ahead - behind) / (2 * step)).item()
+        assert slope == pytest.approx((parameter.grad * direction).sum().item(), rel=1e-5, abs=1e-9), name
+
+
 def test_dropout_halves_at_test_and_never_doubles() -> None:  # trap 14
     network = AlexNet(SMALL, 10)
     x, draw = torch.ones(1000, 1000), Draw(seed=0, step=0, rows=range(1000))
