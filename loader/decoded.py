@@ -39,7 +39,8 @@ MISSING, THERE, SPOILT = 0, 1, 2
 def choose(config: LoaderConfig, manifest: Manifest, samples: int, device: torch.device, *, local_world: int) -> Place:
     """Where a split's pixels are kept. `auto`: on the device if they fit, else in the machine's memory, else nowhere.
 
-    The budget is `decoded_gb`, or a share of what is free now. local_world: ranks on this machine, which share it.
+    The budget is `decoded_gb`, or a share of what is free now. local_world: ranks on this machine; those on one device,
+    or all that use the machine's memory, share it.
     UserError: what was asked for is not possible.
     """
     if config.decoded == "none":
@@ -65,13 +66,13 @@ def choose(config: LoaderConfig, manifest: Manifest, samples: int, device: torch
 
 
 def _budget(config: LoaderConfig, place: Place, device: torch.device, local_world: int) -> float:
-    """Bytes, of one rank."""
+    """Bytes, of one rank: its part of what those have together who keep their pixels in the same memory."""
+    sharers = -(-local_world // torch.cuda.device_count()) if place == "device" else local_world
     if config.decoded_gb is not None:
-        return config.decoded_gb * 1e9
+        return config.decoded_gb * 1e9 / sharers
     if place == "device":
-        sharers = -(-local_world // torch.cuda.device_count())
         return DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] / sharers
-    return HOST_SHARE * available_bytes() / local_world
+    return HOST_SHARE * available_bytes() / sharers
 
 
 class Decoded:

@@ -57,8 +57,8 @@ class Options:
     decoded: Keep = "auto"
     """Keep decoded training images in the GPU's or the machine's memory; auto: where they fit. Batches are the same."""
     decoded_gb: float | None = None
-    """Most that they may take on each rank, in 10**9 bytes. Default: half of what is free on the GPU, or a quarter of
-    what is free on the machine."""
+    """Most that they may take of a GPU's or the machine's memory, in 10**9 bytes, shared by the ranks on it. Default:
+    half of what is free on the GPU, or a quarter on the machine."""
     save_every: float = 60.0
     """Seconds of training between checkpoints. The last step always gets one."""
     save_probabilities: bool = False

@@ -193,6 +193,20 @@ def test_auto_keeps_what_fits(jpeg_dataset: Path, raw_dataset: Path, monkeypatch
         assert choose(config, manifest, 101, CPU, local_world=ranks) == place
 
 
+@pytest.mark.parametrize(
+    ("ranks", "device", "host"), [(1, "device", "host"), (2, "device", "none"), (4, "none", "none")]
+)
+def test_ranks_in_one_memory_share_what_was_allowed(
+    ranks: int, device: str, host: str, jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two devices: four ranks are two on each. Each rank keeps pixels of its own."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    manifest, pixels = make(jpeg_dataset).manifest, 101 * 64 * 64 * 3
+    config = LoaderConfig(batch_size=12, crop=CROP, decoded="auto", decoded_gb=pixels / GB)
+    assert choose(config, manifest, 101, torch.device("cuda", 0), local_world=ranks) == device
+    assert choose(config, manifest, 101, CPU, local_world=ranks) == host
+
+
 @pytest.mark.parametrize(("version", "unlimited"), [(1, str(2**63 - 4096)), (2, "max")])
 def test_limits_of_containers_and_batch_jobs_count(
     version: int, unlimited: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
