@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
+from os import PathLike
 from typing import Literal
 
 import torch
@@ -32,6 +35,14 @@ CHOICES: dict[str, tuple[object, ...]] = {
 }
 
 MOST = {"batch_size": 1 << 20, "threads": 1024}
+WHOLE = ("batch_size", "seed", "crop", "crop_chunk", "window", "prefetch", "views", "threads", "noise_until")
+KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
+    "a whole number": (WHOLE, (Integral,)),
+    "a number": (("cache_gb", "decoded_gb"), (Real,)),
+    "True or False": (("augment", "channels_last"), (bool,)),
+    "the name of a folder": (("cache",), (str, PathLike)),
+}
+MAY_BE_NONE = ("threads", "noise_until", "decoded_gb", "cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +84,8 @@ class LoaderConfig:
     decoded         where whole decoded images are kept, so that an epoch decodes only what none before it did: on the
                     GPU ("device"), in this machine's memory ("host"), or nowhere ("none"). "auto": the first of these
                     that they fit into. Batches are the same. (`cache` holds shards, on a disk.)
-    decoded_gb      most that they may take, in units of 10**9 bytes, on each rank; None: half of the device's free
-                    memory, or a quarter of the machine's, shared by the ranks on it
+    decoded_gb      most that they may take of a device's or the machine's memory, in units of 10**9 bytes, shared by
+                    the ranks on it; None: half of what is free on the device, or a quarter on the machine
     """
 
     batch_size: int = 128
@@ -103,22 +114,20 @@ class LoaderConfig:
     decoded_gb: float | None = None
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         for name, allowed in CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise UserError(f"{name} is {value!r}; it may be {' or '.join(map(repr, allowed))}")
         for name in ("batch_size", "crop", "crop_chunk", "window", "threads", "prefetch"):
-            if (number := getattr(self, name)) is not None and not isinstance(number, Integral):
-                raise UserError(f"{name} is {number!r}; it must be a whole number")
-            if number is not None and number < 1:
+            if (number := getattr(self, name)) is not None and number < 1:
                 raise UserError(f"{name} is {number}; it must be at least 1")
             if number is not None and name in MOST and int(number) > MOST[name]:  # DALI would end the process
                 raise UserError(f"{name} is {number}; it may be at most {MOST[name]:,}")
-        if not self.cache_gb > 0:
-            raise UserError(f"cache_gb is {self.cache_gb}; it must be above 0")
-        if self.decoded_gb is not None and not self.decoded_gb > 0:
-            raise UserError(f"decoded_gb is {self.decoded_gb}; it must be above 0")
-        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**64:
-            raise UserError(f"seed is {self.seed}; it must be a whole number, at least 0 and below 2**64")
+        for name in ("cache_gb", "decoded_gb"):
+            if (size := getattr(self, name)) is not None and not 0 < size < math.inf:
+                raise UserError(f"{name} is {size}; it must be above 0")
+        if not 0 <= self.seed < 2**64:
+            raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**64")
         if self.noise_until is not None and self.noise_until < 0:
             raise UserError(f"noise_until is {self.noise_until}; it is an epoch, counted from 0")
         if self.views == 10 and self.augment:
@@ -126,6 +135,22 @@ class LoaderConfig:
         if self.bad_samples == "quarantine" and not self.augment:
             raise UserError("bad_samples='quarantine' is for training: an evaluation must see every sample once")
         self._check_resized_crop()
+
+    def _check_kinds(self) -> None:
+        """A word where a number belongs would be a TypeError somewhere, or train something else."""
+        for said, (names, kinds) in KINDS.items():
+            for name in names:
+                value = getattr(self, name)
+                if value is None and name in MAY_BE_NONE:
+                    continue
+                if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                    raise UserError(f"{name} is {value!r}; it must be {said}")
+        for name in ("area", "ratio"):
+            pair = getattr(self, name)
+            if pair is None and name == "area":
+                continue
+            if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(side, Real) for side in pair):
+                raise UserError(f"{name} is {pair!r}; it must be two numbers, the least and the most")
 
     def _check_resized_crop(self) -> None:
         if self.area is None:

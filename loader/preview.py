@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +30,20 @@ def draw_preview(loader: Loader, path: Path) -> int:
         sheet.paste(Image.fromarray(_pixels(loader, images[i].float().numpy(), int(ids[i]))), (left, top))
         words = loader.classes[int(labels[i])].words.split(",")[0]
         pen.text((left + 2, top + crop + 1), words[: crop // 6].encode("latin-1", "replace").decode("latin-1"), "black")
-    try:
-        sheet.save(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written ({error}); name a .png file in an existing folder") from None
+    write_picture(path, sheet.save)
     return len(shown)
+
+
+def write_picture(path: Path, save: Callable[[Path], object]) -> None:
+    """Whole or not at all: a picture that was there stays where the new one cannot be written (UserError)."""
+    part = path.parent / f"{path.stem}.tmp{path.suffix}"  # of that suffix: it says what format is meant
+    try:
+        save(part)
+        part.replace(path)
+    except (OSError, ValueError) as error:
+        with suppress(OSError):
+            part.unlink()
+        raise UserError(f"{path} cannot be written ({error}); name a .png file in a folder with room") from None
 
 
 def _pixels(loader: Loader, image: NDArray[np.float32], sample: int) -> NDArray[np.uint8]:

@@ -155,6 +155,8 @@ def read_manifest(root: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         way_out = f"make one with `make shards SRC=... OUT={root}`"
         raise UserError(f"{root} is no dataset: it has no {MANIFEST}; {way_out}") from None
+    except OSError as error:  # a folder of that name, no permission
+        raise UserError(f"{path} cannot be read ({error.strerror}); verify the copy, or its permissions") from None
     try:
         found = json.loads(text)["format"]
     except (ValueError, KeyError, TypeError):
@@ -237,7 +239,7 @@ def _write_npz(path: Path, arrays: dict[str, Any]) -> str:
 
 def _read_npz(path: Path, fields: tuple[str, ...]) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # NumPy leaves a damaged one open
             return {name: arrays[name] for name in fields}
     except FileNotFoundError:
         raise UserError(f"{path} is missing; make the shards again, or verify the copy") from None

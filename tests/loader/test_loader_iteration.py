@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import pickle
 import shutil
@@ -289,6 +290,11 @@ def test_a_shard_that_was_cut_short_or_is_missing_is_named(jpeg_dataset: Path, t
         ({"batch_size": 0}, "batch_size is 0"), ({"mean": "middle"}, "mean is 'middle'"), ({"seed": -1}, "seed is -1"),
         ({"views": 10}, "set augment=False"), ({"threads": 0}, "threads is 0"), ({"dtype": torch.int8}, "dtype is"),
         ({"batch_size": 64.0}, "batch_size is 64.0"), ({"seed": 1.5}, "seed is 1.5"), ({"crop": "48"}, "crop is '48'"),
+        ({"batch_size": "256"}, "batch_size is '256'; it must be a"), ({"threads": True}, "threads is True"),
+        ({"order": "fulll"}, "order is 'fulll'; it may be 'full' or"), ({"cache_gb": "2"}, "cache_gb is '2'"),
+        ({"decoded_gb": math.inf}, "decoded_gb is inf"), ({"noise_until": "3"}, "noise_until is '3'"),
+        ({"augment": "no"}, "augment is 'no'; it must be True or False"), ({"cache": 3}, "cache is 3; it must"),
+        ({"area": 0.5}, "area is 0.5; it must be two numbers"), ({"ratio": ("a", 1)}, r"ratio is \('a', 1\)"),
         ({"crop": 65}, "crop is 65; the images"), ({"batch_size": 13, "world": 2}, "be shared by 2 ranks"),
         ({"rank": 2, "world": 2}, "rank is 2"), ({"batch_size": 200, "remainder": "drop"}, "than one batch of 200"),
     ],
@@ -309,6 +315,23 @@ def test_no_such_split_or_dataset(jpeg_dataset: Path, tmp_path: Path) -> None:
 def test_a_configuration_crosses_processes() -> None:
     config = LoaderConfig(dtype=torch.bfloat16, seed=2**63)
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "stats.npz", "train.index.npz"])
+@pytest.mark.parametrize("harm", ["folder", "link to itself", "empty", "cut"])
+def test_what_is_no_file_of_a_dataset_is_one_line(jpeg_dataset: Path, tmp_path: Path, name: str, harm: str) -> None:
+    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "d"))
+    data = (root / name).read_bytes()
+    (root / name).unlink()
+    if harm == "folder":
+        (root / name).mkdir()
+    elif harm == "link to itself":
+        (root / name).symlink_to(name)
+    else:
+        (root / name).write_bytes(data[: len(data) // 2] if harm == "cut" else b"")
+    with pytest.raises(UserError, match=rf"{name} (is damaged|cannot be read|is not a manifest).*; ") as caught:
+        Loader(root, "train", LoaderConfig(batch_size=8, crop=24))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["stats.npz", "train.index.npz"])

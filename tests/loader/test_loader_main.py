@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,29 @@ def test_mistakes_are_one_line(sample_shards: Path, arguments: tuple[str, ...], 
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [("{shards}", "--preview"), ("explain", "{shards}", "--sample", "0", "--out")])
+def test_a_full_disk_is_one_line_and_the_old_picture_stays(
+    sample_shards: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """RLIMIT_FSIZE stands for the disk: writes fail in the same place."""
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
+
+    picture, filled = tmp_path / "picture.png", [argument.format(shards=sample_shards) for argument in command]
+    for before in (None, b"the picture of before"):
+        if before:
+            picture.write_bytes(before)
+        done = subprocess.run(
+            [sys.executable, "-m", "loader", *filled, picture], cwd=ROOT, capture_output=True, text=True, timeout=240,
+            preexec_fn=small_files, check=False,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert f"error: {picture} cannot be written (" in done.stderr
+        assert (picture.read_bytes() if before else list(tmp_path.iterdir())) == (before or [])
 
 
 def test_a_device_may_be_named_by_a_word(sample_shards: Path) -> None:
