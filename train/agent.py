@@ -62,9 +62,11 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
             "last_call_timeout": LAST_CALL_S,
         },
         monitor_interval=0.1, start_method="spawn", local_addr=_seat(meeting), logs_specs=DefaultLogsSpecs(),
-        shutdown_timeout=SHUTDOWN_S,
     )  # fmt: skip
-    if hasattr(config, "signals_to_handle"):  # torch 2.8 takes all four whatever one says
+    # torch 2.8 knows neither: it waits half as long, and acts on a hangup whatever it was started to ignore
+    if hasattr(config, "shutdown_timeout"):
+        config.shutdown_timeout = SHUTDOWN_S
+    if hasattr(config, "signals_to_handle"):
         config.signals_to_handle = ",".join(signal.Signals(number).name for number in heard())
     handlers = {number: signal.getsignal(number) for number in STOPS}
     try:

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig
 
 from preprocess.events import EventWriter
 from train import checkpoint
@@ -251,6 +252,8 @@ def test_a_terminal_that_hangs_up_or_quits_saves(
 @pytest.fixture(scope="module")
 def pair(whole: Path, sample_shards: Path) -> Path:
     """A run of two processes under nohup, hung up on; beside its events, the addresses that it listened on."""
+    if not hasattr(LaunchConfig(1, 1, 1), "signals_to_handle"):
+        pytest.skip("torch 2.8 acts on a hangup whatever it was started to ignore")
     run = whole.parent / "pair"
     process = start(
         whole.parent, sample_shards, "--run", "pair", "--epochs", "3", "--gpus", "2",
