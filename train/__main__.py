@@ -79,8 +79,8 @@ def main() -> int:
         with meeting.told():
             local = choose_world(options.gpus, present=present, share_device=options.share_device)
             check_world(options, local)
-            if options.compile == "on" and not present and not has_cpp_compiler():
-                raise UserError("--compile on needs a C++ compiler on a CPU: apt install g++, or leave it off")
+            if options.compile == "on":
+                check_compiler(present)
             if not (nodes.rank or options.shards):  # the page follows the shard stage
                 server = start_server(options)
             launch = follow(options, local, said) if nodes.rank else lead(options, local, meeting)
@@ -159,6 +159,16 @@ def follow(options: Options, local: int, plan: str) -> Launch:
     SEATS.append(seat)
     print(f"run: {launch.folder}; its status is at node 0", flush=True)
     return launch
+
+
+def check_compiler(present: int) -> None:
+    """UserError where torch could not compile."""
+    from train.gpu import lacks_for_compiling
+
+    if not present and not has_cpp_compiler():
+        raise UserError("--compile on needs a C++ compiler on a CPU: apt install g++, or leave it off")
+    if present and (lack := lacks_for_compiling()):
+        raise UserError(f"--compile on needs {lack}; or leave it off")
 
 
 def has_cpp_compiler() -> bool:

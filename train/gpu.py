@@ -1,16 +1,33 @@
-"""What a rank's GPU is doing, by NVIDIA's management library, read once an interval; and how long it stands idle for a
-batch, by events in its own stream."""
+"""What a rank's GPU is doing, by NVIDIA's management library, read once an interval; how long it stands idle for a
+batch, by events in its own stream; and whether torch can compile for it."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
+import sysconfig
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from train.events import GpuCounters
+
+
+def lacks_for_compiling() -> str | None:
+    """What torch lacks here to compile for a GPU, and where to get it; None: nothing.
+
+    Its kernels are Triton's, whose launchers are built in C, against Python's headers (triton/runtime/build.py).
+    """
+    if "CC" not in os.environ and not (shutil.which("gcc") or shutil.which("clang")):
+        return "a C compiler (apt install gcc)"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's own has no headers
+    if not Path(sysconfig.get_path("include", scheme), "Python.h").exists():
+        return "Python's headers (apt install python3-dev)"
+    return None
 
 
 class GpuMeter:

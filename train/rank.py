@@ -30,6 +30,7 @@ from preprocess.events import EventWriter
 from train import checkpoint, loop
 from train.agent import report_failure
 from train.events import Outcome, Start
+from train.gpu import lacks_for_compiling
 from train.interval import Signals
 from train.job import Job, resume
 from train.launch import BadSamples, Choice, Launch, attempts, lock
@@ -97,6 +98,10 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
         network.to(mesh.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compiles(launch.compile, mesh.device):
             network.compile_layers()
+        elif launch.compile == "auto" and mesh.device.type == "cuda" and mesh.rank == 0:
+            message = f"the network is not compiled, and slower for it: that takes {lacks_for_compiling()}"
+            events.write("warning", {"message": message})
+            print(f"warning: {message}", file=sys.stderr, flush=True)
         job = Job(
             recipe=recipe, seed=launch.seed, shards=launch.shards, folder=launch.folder, mesh=mesh, network=network,
             optimiser=Optimiser(network, recipe),
@@ -129,7 +134,7 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
 
 def compiles(choice: Choice, device: torch.device) -> bool:
     """Compiling takes a minute, which short runs on a CPU never earn back."""
-    return choice == "on" or (choice == "auto" and device.type == "cuda")
+    return choice == "on" or (choice == "auto" and device.type == "cuda" and lacks_for_compiling() is None)
 
 
 def too_large(job: Job) -> str:

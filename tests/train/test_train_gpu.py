@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from train.checkpoint import latest
-from train.gpu import GpuMeter, WaitClock
+from train.gpu import GpuMeter, WaitClock, lacks_for_compiling
 from train.launch import records
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -134,6 +135,15 @@ def test_a_gpu_tells_its_state_in_little_time() -> None:
     assert read["power_w"] is None or 1 < read["power_w"] < 2000
     print(f"a look at the GPU: {took * 1e3:.2f} ms")
     assert took < 0.1
+
+
+def test_what_compiling_for_a_gpu_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert lacks_for_compiling() == "a C compiler (apt install gcc)"
+    (tmp_path / "gcc").touch(0o755)
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    assert lacks_for_compiling() == (None if headers else "Python's headers (apt install python3-dev)")
 
 
 def needs(devices: int) -> None:
