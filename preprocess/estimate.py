@@ -82,7 +82,7 @@ def refuse_full_disk(out: Path, needed: int) -> None:
     there = sum(entry.stat().st_size for entry in os.scandir(out) if entry.is_file()) if out.is_dir() else 0
     if needed - there > free:
         raise UserError(
-            f"{out} needs about {(needed - there) / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free; "
+            f"{out} needs about {_size(needed - there)} and its disk has {_size(free)} free; "
             "choose another OUT or free some"
         )
 
@@ -92,6 +92,11 @@ def describe(cost: Estimate | None, workers: int) -> str:
         return f"no estimate: the decoder does not survive one of the first {TRIED} images; a run leaves it out"
     hours, minutes = divmod(round(cost.cpu_s / workers / 60), 60)
     return (
-        f"{cost.images:,} images: about {cost.bytes / 1e9:.2f} GB, {hours} h {minutes} min on {workers} workers "
+        f"{cost.images:,} images: about {_size(cost.bytes)}, {hours} h {minutes} min on {workers} workers "
         f"({1000 * cost.cpu_s / max(1, cost.images):.2f} CPU s per 1,000 images, measured here on {TRIED})"
     )
+
+
+def _size(count: int) -> str:
+    """44.0 GB, 3.1 MB: never 0.0 GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from PIL import Image as Pillow
 
 from preprocess import dataset
 from preprocess.errors import UserError
-from preprocess.estimate import Estimate, estimate, estimate_apart, refuse_full_disk
+from preprocess.estimate import Estimate, describe, estimate, estimate_apart, refuse_full_disk
 from preprocess.events import EventTail
 from preprocess.plan import shuffled
 from preprocess.shard import ShardTask
@@ -363,6 +364,15 @@ def test_dry_run_estimates_and_writes_nothing(sample_source: Path, small: Path, 
         open_source(str(sample_source)).splits["train"].item(row) for row in range(0, 1000, 20)))  # fmt: skip
     actual = sum(path.stat().st_size for path in small.glob("*.tar"))
     assert estimate(1200, train).bytes == pytest.approx(actual, rel=0.15)
+    told = re.search(r"about ([\d.]+) MB, ", done.stdout)
+    assert told
+    assert float(told[1]) > 1
+
+
+def test_sizes_are_told_in_a_unit_that_fits(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs about 1000000\.0 GB and its disk has [\d.]+ [GM]B free"):
+        refuse_full_disk(tmp_path, 10**15)
+    assert describe(Estimate(100, 3_100_000, 1.0), 1).startswith("100 images: about 3.1 MB, 0 h 0 min")
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
