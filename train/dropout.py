@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = 64  # units per hash
 
 
@@ -26,16 +27,20 @@ def keep_mask(*, seed: int, step: int, layer: int, rows: range, units: range, de
 
 
 def _scalar(*parts: int) -> int:
+    """The same hash of plain integers: on tensors the host would take longer for it than a GPU for the mask."""
     key = 0
     for part in parts:
-        key = int(_mix(torch.tensor(_signed((key + _GOLDEN * (part + 1)) % 2**64))))
-    return key
+        key = (key + _GOLDEN * (part + 1)) % 2**64
+        key = (key ^ key >> 30) * _FIRST % 2**64
+        key = (key ^ key >> 27) * _SECOND % 2**64
+        key ^= key >> 31
+    return _signed(key)
 
 
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser on int64 (products wrap; shifts are made logical): every output bit depends on all."""
-    x = (x ^ _logical_shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _logical_shift(x, 27)) * _signed(0x94D049BB133111EB)
+    x = (x ^ _logical_shift(x, 30)) * _signed(_FIRST)
+    x = (x ^ _logical_shift(x, 27)) * _signed(_SECOND)
     return x ^ _logical_shift(x, 31)
 
 

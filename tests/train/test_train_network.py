@@ -282,6 +282,8 @@ def test_masks_are_a_function_of_position_and_unit() -> None:
         return keep_mask(**key, rows=rows, units=units, device=torch.device("cpu"))
 
     whole = mask(range(128), range(4096))
+    for row, bits in zip(whole, ("01011101111110001110011111010100", "11000110100000000001111000111010"), strict=False):
+        assert "".join(str(bit) for bit in row[:32].int().tolist()) == bits  # runs that go on depend on them
     assert torch.equal(mask(range(64, 96), range(4096)), whole[64:96])
     assert torch.equal(mask(range(128), range(2048, 4096)), whole[:, 2048:])
     assert torch.equal(mask(range(5, 9), range(33, 101)), whole[5:9, 33:101])
