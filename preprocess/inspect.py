@@ -62,7 +62,8 @@ def inspect(config: InspectConfig) -> None:
 def _show_split(root: Path, manifest: Manifest, name: str) -> None:
     split = manifest.splits[name]
     size = sum(shard.bytes for shard in split.shards)
-    print(f"{name}: {split.samples:,} images in {len(split.shards):,} shards, {size / 1e6:,.1f} MB")
+    shards = "1 shard" if len(split.shards) == 1 else f"{len(split.shards):,} shards"
+    print(f"{name}: {split.samples:,} images in {shards}, {size / 1e6:,.1f} MB")
     for title, counts in (("converted", split.conversions), ("rejected", split.rejects)):
         print(f"  {title}: " + (", ".join(f"{count:,} {kind}" for kind, count in counts.items()) or "none"))
     images = np.bincount(dataset.read_index(root, name).label, minlength=len(manifest.classes))

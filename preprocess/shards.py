@@ -204,7 +204,8 @@ def summary(manifest: Manifest) -> str:
     """One line: "1000 train and 200 val images of 10 classes, 128 px, in 3 shards"."""
     counts = " and ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
     shards = sum(len(split.shards) for split in manifest.splits.values())
-    return f"{counts} images of {len(manifest.classes):,} classes, {manifest.image_size} px, in {shards:,} shards"
+    noun = "shard" if shards == 1 else "shards"
+    return f"{counts} images of {len(manifest.classes):,} classes, {manifest.image_size} px, in {shards:,} {noun}"
 
 
 def _refuse_inside(config: ShardsConfig) -> None:
