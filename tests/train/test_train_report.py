@@ -324,7 +324,7 @@ def test_what_a_gpu_alone_could_measure_is_named(tmp_path: Path, sample_shards: 
         missing["2"]
     )
     assert sum("hw_decoder_load" in name for name in missing["2"]) == len(LOADS)
-    assert {"ours, tf32", "ours, bfloat16, compiled", "matrix product, tf32"} < set(missing["3"])
+    assert {"ours, tf32", "ours, bfloat16, compiled", "matrix product, bfloat16"} < set(missing["3"])
     assert missing["4"] == []  # the same routes, at other sizes
     assert missing["5"] == ["paper recipe"]
     assert for_a_gpu(replace(setting, **sizes(cuda=True, images=1000))) == {}

@@ -17,7 +17,8 @@ from train.report.live import trained
 from train.report.setting import Setting
 
 PART = 5
-SEEDS = (0, 1, 2)
+SEEDS = {True: (0, 1, 2), False: (0, 1)}  # on a GPU, on a CPU
+FIRST = 0  # the seed of the training that figures are drawn of
 LEAST_S = 60.0  # a run is not begun for less
 WHOLE = "whole"
 RECIPE = "paper recipe"  # on a GPU: the paper's own, whole
@@ -27,13 +28,14 @@ PAPER = {switch.words: " / ".join(f"{points:g}" for points in switch.paper if po
 
 
 def run(setting: Setting, book: Book) -> None:
-    for seed in SEEDS:
+    seeds = SEEDS[setting.cuda]
+    for seed in seeds:
         for name in (WHOLE, *SWITCHES):
             training(setting, book, name, seed)
-            if (name, seed) == (WHOLE, SEEDS[0]):
+            if (name, seed) == (WHOLE, FIRST):
                 command = "python -m train " + shlex.join(drawing(setting, book))
                 book.measure(PART, FIGURES, command, partial(figures, setting, book), needs=LEAST_S, stops=True)
-    for seed in SEEDS if setting.cuda else ():
+    for seed in seeds if setting.cuda else ():
         training(setting, book, RECIPE, seed)
 
 
@@ -66,7 +68,7 @@ def result(setting: Setting, book: Book, name: str, seed: int) -> Result:
         done = finished(log)
         if done is None:
             raise RuntimeError("training ended without a result line")
-    if (name, seed) != (WHOLE, SEEDS[0]):  # figures are drawn of that one
+    if (name, seed) != (WHOLE, FIRST):  # figures are drawn of that one
         shutil.rmtree(folder / run_name / "checkpoints", ignore_errors=True)
     found: Result = dict(done)
     for top in ("top1", "top5"):
@@ -82,14 +84,14 @@ def runs(setting: Setting, book: Book) -> Path:
 
 
 def drawing(setting: Setting, book: Book) -> list[str]:
-    return ["figures", "--runs", str(runs(setting, book)), "--run", f"{WHOLE}-{SEEDS[0]}", "--shards",
+    return ["figures", "--runs", str(runs(setting, book)), "--run", f"{WHOLE}-{FIRST}", "--shards",
             str(setting.jpeg), "--out", str(setting.out / "figures"), "--search", str(SEARCHED),
             "--only", "conv1", "top5", "neighbours"]  # fmt: skip
 
 
 def figures(setting: Setting, book: Book) -> Result:
     """The paper's, of the whole network: by name the PNG, relative to the page. OutOfTime as for trainings."""
-    run_folder = runs(setting, book) / f"{WHOLE}-{SEEDS[0]}"
+    run_folder = runs(setting, book) / f"{WHOLE}-{FIRST}"
     if outcome(run_folder) != "finished":
         raise RuntimeError("the whole network's training did not come to its end")
     fault = timed(setting.out / "logs" / "figures.txt", ["train", *drawing(setting, book)], book.left)
