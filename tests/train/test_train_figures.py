@@ -149,6 +149,7 @@ def test_curves_leave_out_what_was_trained_again() -> None:
     kept = [record for record in curves.surviving(HISTORY) if record["kind"] == "step"]
     assert [(record["attempt"], record["step"]) for record in kept] == [(1, 2), (1, 4), (2, 6), (2, 8)]
     assert curves.by_epoch(kept, 4, "loss", "steps") == ([1.0, 2.0], [3.5, 1.5])
+    assert curves.by_epoch(kept[:3], 4, "loss", "steps") == ([1.0, 1.5], [3.5, 2.0])  # the second has only begun
 
 
 def test_marks_of_a_resumed_run() -> None:

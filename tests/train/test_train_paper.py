@@ -26,6 +26,7 @@ from train.paper.ablate import WHOLE, Ablate, ablate, as_arguments, digest, row
 from train.paper.cifar import Course, FourLayers, epochs
 from train.paper.ensemble import Ensemble, compare, load, tune
 from train.paper.figure1 import Figure1, fastest, figure1, verdict
+from train.paper.figures import CAPTIONS
 from train.paper.finetune import take_convolutions
 from train.paper.paper import Paper, fitting, paper
 from train.paper.switches import SWITCHES
@@ -95,7 +96,7 @@ def test_the_best_rate_of_each_decides_the_ratio() -> None:
     best = fastest(courses, "relu", 0.25)
     assert best is not None
     assert best.rate == 0.001
-    assert "tanh did not reach 25% in 3 epochs (60.0%); no ratio" in verdict(courses, 0.25)
+    assert "tanh did not reach 25% training error in 3 epochs (60.0%); no ratio" in verdict(courses, 0.25)
     courses.append(Course(activation="tanh", rate=0.002, errors=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.25]))
     assert "ratio 3.7" in verdict(courses, 0.25)  # 7 epochs against 1 + 0.55 / 0.6
 
@@ -119,7 +120,7 @@ def test_figure1_draws_and_does_not_train_again(
 ) -> None:
     options = Figure1(shards=str(shards32), out=tmp_path, epochs=2, rates=(0.001,), images=300)
     lines = figure1(options)
-    assert "relu did not reach 25% in 2 epochs" in lines[0]
+    assert "relu did not reach 25% training error in 2 epochs" in lines[0]
     with Image.open(tmp_path / "figure1.png") as picture:
         assert min(picture.size) > 300
     said = json.loads((tmp_path / "figure1.json").read_text())
@@ -425,6 +426,7 @@ def test_the_report_holds_what_there_was_time_for(ablated: tuple[Path, list[str]
     for png in ("conv1", "top5", "neighbours", "curves", "rates", "explain"):
         assert f"![{png}]({png}.png)" in text
         assert (report.parent / f"{png}.png").exists()
+        assert png == "explain" or CAPTIONS[png] in text  # type: ignore[index]
     assert "skipped: it wants 32-pixel images: make shards" in text
     assert "*failed with exit code 2: --seeds  must be whole numbers" in text  # of the ablation, told and gone on
     assert "| 1 CNN | 40.7 | 18.2 |" in text

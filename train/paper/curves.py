@@ -39,13 +39,18 @@ def surviving(records: Sequence[Record]) -> list[Record]:
 
 
 def by_epoch(steps: Sequence[Record], steps_per_epoch: int, key: str, weight: str) -> tuple[list[float], list[float]]:
-    """Ends of the epochs, and the means over each of a quantity that every interval has; a begun epoch counts too."""
+    """Ends of the epochs, of one that is under way the place it has come to, and the means over each of a quantity that
+    every interval has."""
     found: dict[int, list[tuple[float, float]]] = {}
+    ends: dict[int, float] = {}
     for record in steps:
         if record[key] is not None:
-            found.setdefault(math.ceil(record["step"] / steps_per_epoch), []).append((record[key], record[weight]))
-    ends = [float(epoch) for epoch in found]
-    return ends, [sum(value * n for value, n in pairs) / sum(n for _, n in pairs) for pairs in found.values()]
+            epoch = math.ceil(record["step"] / steps_per_epoch)
+            found.setdefault(epoch, []).append((record[key], record[weight]))
+            ends[epoch] = record["step"] / steps_per_epoch
+    return list(ends.values()), [
+        sum(value * n for value, n in pairs) / sum(n for _, n in pairs) for pairs in found.values()
+    ]
 
 
 def marks(records: Sequence[Record], recipe: Recipe, steps_per_epoch: int) -> list[Mark]:
@@ -96,9 +101,10 @@ def draw_curves(records: Sequence[Record], recipe: Recipe, steps_per_epoch: int,
     above.set_title(title, loc="left")
     ends, right = by_epoch(steps, steps_per_epoch, "top1", "images")
     below.plot(ends, [1 - share for share in right], "-", color=BLUE, label="training top-1")
-    for top, style in (("top1", "o-"), ("top5", "o--")):
+    for top, style, fill in (("top1", "o-", "full"), ("top5", "o--", "none")):
         errors = [1 - record[top] for record in evals]
-        below.plot(after, errors, style, color=RED, markersize=3, label=f"validation top-{top[-1]}")
+        look: Any = {"color": RED, "markersize": 4, "fillstyle": fill}
+        below.plot(after, errors, style, label=f"validation top-{top[-1]}", **look)
     for record in [record for record in kept if record["kind"] == "eval" and record["views"] > 1][-1:]:
         place = record["step"] / steps_per_epoch
         star: Any = {"color": RED, "markersize": 9, "clip_on": False}

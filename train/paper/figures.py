@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 Which = Literal["conv1", "top5", "neighbours", "curves", "rates"]
 NAMES: tuple[Which, ...] = get_args(Which)
+CAPTIONS: dict[Which, str] = {
+    "conv1": "Figure 3: conv1's kernels by tower. In the paper one tower's came out grey, the other's coloured; right, "
+    "the share of colour in each kernel. Kernels that look like noise have hardly been trained yet.",
+    "top5": "Figure 4, left: validation images with their class above and the five guesses below, the right one red.",
+    "neighbours": "Figure 4, right: validation images and the training images nearest to them in fc7, and by pixels.",
+    "curves": "Loss and errors over epochs; training's are means over augmented images with dropout.",
+    "rates": "Learning rates, and what happened when.",
+}
+"""What a reader of the picture is told."""
 GUESSED, QUERIES = 8, 5  # images, as in the paper
 
 

@@ -39,7 +39,7 @@ class Published:
     """Evaluates a state dict of torchvision's AlexNet through our shards and loader."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """For example alexnet-owt-7be5be79.pth."""
+    """A state dict, such as alexnet-owt-7be5be79.pth."""
     shards: str
     """Folder of the dataset, or its address: 256 px, as many classes as the file has."""
     split: Literal["train", "val"] = "val"
