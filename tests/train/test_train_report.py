@@ -349,11 +349,15 @@ def test_a_damaged_book_is_one_line(text: str, tmp_path: Path) -> None:
 
 
 def test_tests_that_fail_or_hang_are_failures_and_nothing_is_left_of_them(tmp_path: Path) -> None:
-    cases = """<testsuites><testsuite><testcase name="test_a[x]"><failure/></testcase><testcase name="test_b[x]">
+    cases = """<testsuites><testsuite><testcase name="test_a[x]"><failure message="m">a = 1
+E   assert
+E     no module
+    </failure></testcase><testcase name="test_b[x]">
     <skipped message="needs a GPU"/></testcase><testcase name="test_b[y]"><skipped message="needs a GPU"/></testcase>
     <testcase name="test_c"/></testsuite></testsuites>"""
     found = counted(ET.fromstring(cases))
-    assert found == {"passed": 1.0, "skipped": 2.0, "failed": "test_a[x]", "not run": "test_b (needs a GPU)"}
+    assert found == {"passed": 1.0, "skipped": 2.0, "failed": "test_a[x]", "why": "no module",
+                     "not run": "test_b (needs a GPU)"}  # fmt: skip
     assert failure({"result": found}) == "test_a[x]"
     assert failure({"result": counted(ET.fromstring("<a><testcase name='test_c'/></a>"))}) is None
     child = f"import subprocess, sys; subprocess.Popen(['sleep', '987']).wait(); open({str(tmp_path / 'a')!r}, 'w')"

@@ -87,14 +87,16 @@ def output(command: list[str], seconds: float, over: Exception | None) -> str:
 
 
 def counted(root: Any) -> Result:
-    """From pytest's XML: how many passed; which failed, and which were skipped, why; and what the tests measured."""
+    """From pytest's XML: how many passed; which failed or were skipped, and why; and what the tests measured."""
     cases = list(root.iter("testcase"))
     if not cases:
         raise RuntimeError("no test was found")
-    failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    failed = {case.get("name"): fault for case in cases for fault in (*case.iter("failure"), *case.iter("error"))}
     skipped = [case for case in cases if case.find("skipped") is not None]
     found: Result = {"passed": float(len(cases) - len(failed) - len(skipped)), "skipped": float(len(skipped))}
     found["failed"] = ", ".join(failed) if failed else 0.0
+    if failed:
+        found["why"] = " | ".join(dict.fromkeys(map(reason, failed.values())))
     reasons: dict[str, list[str]] = {}
     for case in skipped:
         names = reasons.setdefault(case.find("skipped").get("message", ""), [])
@@ -105,6 +107,12 @@ def counted(root: Any) -> Result:
     said = [line for case in cases for out in case.iter("system-out") for line in (out.text or "").splitlines()]
     lines = [line for line in said if line.strip() and not re.match(r"-+ Captured|-{5,}", line.strip())]
     return found | {"said": " | ".join(lines)} if lines else found
+
+
+def reason(fault: Any) -> str:
+    """pytest's last line on an error, or what it says of it at all."""
+    errors = [line.removeprefix("E").strip() for line in (fault.text or "").splitlines() if line.startswith("E ")]
+    return errors[-1] if errors else str(fault.get("message", "no word"))
 
 
 def photographs(count: int = 16, size: int = 256) -> list[NDArray[np.uint8]]:
