@@ -416,7 +416,9 @@ def test_the_recipe_fits_the_dataset(sample_shards: Path, shards32: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_report_holds_what_there_was_time_for(ablated: tuple[Path, list[str]], sample_shards: Path) -> None:
+def test_the_report_holds_what_there_was_time_for(
+    ablated: tuple[Path, list[str]], sample_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = ablated[0]
     run = next(path for path in runs.iterdir() if "-whole-" in path.name)
     options = Paper(shards=str(sample_shards), run=run.name, runs=runs, minutes=20, seeds="", recipe="sample")
@@ -434,3 +436,6 @@ def test_the_report_holds_what_there_was_time_for(ablated: tuple[Path, list[str]
     paper(replace(options, minutes=1e-9))
     assert (report.parent / "top5.png").stat().st_mtime_ns == drawn
     assert "Ablations\n\n*skipped: the minutes are over" in report.read_text()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(runs / "cache"))
+    paper(replace(options, shards=f"file://{sample_shards}", minutes=1e-9))
+    assert "*skipped: it reads local folders; copy the dataset" in report.read_text()

@@ -202,11 +202,10 @@ def figure1(work: Work) -> Step:
             f"it wants 32-pixel images: make shards SRC=... OUT=shards32 ARGS='--size {FIGURE1_SIZE}', then --shards32"
         )
         return Step(title=title, state=f"skipped: {why}")
-    minutes = FIGURE1_SHARE * work.left / 60
-    if minutes <= 0:
-        return Step(title=title, state=f"skipped: {OVER}")
-    command = ["train", "figure1", "--shards", shards, "--out", str(work.folder), "--minutes", f"{minutes:.2f}"]
-    fault = timed(work.log("figure1"), command, work.left)
+    minutes, fault = FIGURE1_SHARE * work.left / 60, f"skipped: {OVER}"
+    if minutes > 0:
+        command = ["train", "figure1", "--shards", shards, "--out", str(work.folder), "--minutes", f"{minutes:.2f}"]
+        fault = timed(work.log("figure1"), command, work.left) or ""
     lines = said(work.log("figure1")).splitlines()
     told = [line for line in lines if "training error" in line][-1:]
     short = any(cut in line for cut in ("skipped, --minutes", "time is over") for line in lines)
