@@ -219,7 +219,8 @@ def _write(folder: Path, arrays: Arrays, state: State) -> int:
             save_file(tensors, path)
         except SafetensorError as error:  # its word for a write that failed
             raise OSError(str(error)) from error
-        _sync_file(path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     write_durably(folder / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
     sums = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in sorted(FILES))
     write_durably(folder / SUMS, sums.encode())
@@ -228,14 +229,6 @@ def _write(folder: Path, arrays: Arrays, state: State) -> int:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _sync_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @torch.no_grad()

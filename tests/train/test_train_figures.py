@@ -97,6 +97,12 @@ def test_a_run_whose_dataset_is_gone_or_another_is_one_line(run: Path, tmp_path:
         load(Saved(run=str(run), shards=str(tmp_path / "other")))
 
 
+def test_what_is_looked_at_is_computed_in_full_float32(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch begins
+    load(Saved(run=str(run)))
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def kernel(*colours: float) -> np.ndarray:
     """[3,11,11]: a pattern, in these amounts of R, G and B."""
     pattern = np.random.default_rng(0).normal(size=(11, 11))

@@ -108,9 +108,11 @@ def test_the_recipe_has_torchvisions_names_and_shapes() -> None:
 
 @pytest.mark.slow
 def test_published_weights_see_our_shards_as_torchvision_would(
-    theirs: TorchvisionAlexNet, file: Path, shards: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    theirs: TorchvisionAlexNet, file: Path, shards: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     expected, labels = by_hand(theirs, shards)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch begins
     network, config = load(file, RECIPE), evaluation_config(RECIPE, 1, 1)
     with Loader(shards, "val", config) as loader, torch.inference_mode():
         own = [(network(images)[ids >= 0], ids[ids >= 0]) for images, _, ids in rescaled(loader, config, loader.stats)]
@@ -123,6 +125,7 @@ def test_published_weights_see_our_shards_as_torchvision_would(
     assert both[1].top1 == pytest.approx(right)
     assert both[1].images == both[10].images == IMAGES
     assert both[10].nll != both[1].nll
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_an_exported_state_dict_is_torchvisions(theirs: TorchvisionAlexNet) -> None:

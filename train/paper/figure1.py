@@ -77,7 +77,9 @@ def main(arguments: list[str]) -> None:
 def figure1(options: Figure1) -> list[str]:
     """Trains, draws and writes; the lines to print: the result and the paths."""
     from loader import dataset_folder
+    from train.parallel import full_float32
 
+    full_float32()
     manifest = read_manifest(dataset_folder(options.shards))
     if manifest.image_size != SIZE:
         raise UserError(

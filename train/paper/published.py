@@ -88,7 +88,9 @@ def evaluated(network: AlexNet, options: Published) -> dict[int, Scores]:
 
     from loader import Loader
     from train.evaluate import evaluation_config
+    from train.parallel import full_float32
 
+    full_float32()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     config = evaluation_config(network.recipe, options.views, 1)
     with Loader(options.shards, options.split, config, device=device) as loader:

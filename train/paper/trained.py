@@ -23,6 +23,7 @@ from train.evaluate import VIEWS, evaluation_config
 from train.launch import Launch, records
 from train.network import AlexNet
 from train.paper.saved import Saved
+from train.parallel import full_float32
 from train.recipes import Layer, Recipe
 from train.scores import average_views
 
@@ -116,6 +117,7 @@ def load(saved: Saved) -> Trained:
     checkpoint.check_fits(
         found, state, architecture=launch.recipe.architecture, classes=state.classes, dataset=manifest.hash
     )
+    full_float32()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     network = Tapped(launch.recipe, state.classes)
     network.load_state_dict(load_file(found / "network.safetensors"))
