@@ -188,8 +188,8 @@ def encoded(work: Work, job: Job) -> list[Any]:
 
 
 def rectangles(work: Work, *, whole: bool = False) -> list[NDArray[np.int32]]:
-    """What is decoded of each sample: corner (y, x) and, where they differ between samples, height and width,
-    int32 [n,2] each."""
+    """What is cut out of each sample, on a CPU while it is decoded: corner (y, x) and, where they differ between
+    samples, height and width, int32 [n,2] each."""
     corner = np.zeros((len(work.ids), 2)) if whole else np.stack([work.draws.y, work.draws.x], axis=1)
     places = [corner] if work.extents is None else [corner, work.extents]
     return [place.astype(np.int32) for place in places]
@@ -221,11 +221,13 @@ def crops_of(
 
 
 def undecodable(work: Work, job: Job) -> list[int]:
-    """Rows whose sample fails by itself, cut out as in the batch."""
+    """Rows whose sample fails by itself, of as much of it as the batch decodes: on a GPU that is always the whole."""
     if job.manifest.codec == "raw":
         return wrong_ppm(work, job)
-    whole = job.config.views == 10
+    whole = job.config.views == 10 or job.device.type == "cuda"
     side = job.manifest.image_size if whole else job.config.crop
+    if whole and work.extents is not None:
+        work = work._replace(extents=np.full_like(work.extents, side))
     inputs: list[Any] = [encoded(work, job), *rectangles(work, whole=whole)]
     pipeline, bad, row = None, [], 0
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from loader import Loader, LoaderConfig, gpu, plan, reference
-from loader.decode import Mender, Runner, crop_pipeline
+from loader.decode import Mender, Runner, crop_pipeline, undecodable
 from loader.finish import Crops, Finisher, colour_matrix, colour_shift, scale
 from loader.quarantine import Quarantine
 from loader.source import Source
@@ -190,6 +190,20 @@ def graph_of(job: Job) -> Iterator[tuple[Work, Any]]:
     quarantine = Quarantine(0, 101, allowed=False)
     reader = Reader(source, meter, quarantine)
     yield from gpu.decode_and_finish(reader.works(job), job, Runner(meter, Mender(reader, source, quarantine)), 2)
+    source.close()
+
+
+@pytest.mark.parametrize("area", [None, (0.05, 0.1)])
+def test_on_a_gpu_a_sample_is_tried_whole(jpeg_dataset: Path, area: tuple[float, float] | None) -> None:
+    """A file that lacks its end decodes as far as a part at its top needs it; a GPU decodes no parts."""
+    job = job_of(jpeg_dataset, LoaderConfig(batch_size=3, crop=16, area=area))
+    source = Source(job.root, job.manifest.splits["train"], job.index)
+    work = Reader(source, Meter(), Quarantine(0, 101, allowed=False)).read(job, np.arange(3))
+    work.parts[1] = work.parts[1][: len(work.parts[1]) * 9 // 10]
+    at_the_top = work.draws._replace(y=np.zeros_like(work.draws.y), x=np.zeros_like(work.draws.x))
+    work = work._replace(draws=at_the_top, extents=np.full((3, 2), 16) if area else None)
+    assert undecodable(work, job) == []
+    assert undecodable(work, replace(job, device=torch.device("cuda"))) == [1]
     source.close()
 
 
