@@ -125,7 +125,7 @@ class LoaderConfig:
                 raise UserError(f"{name} is {number}; it may be at most {MOST[name]:,}")
         for name in ("cache_gb", "decoded_gb"):
             if (size := getattr(self, name)) is not None and not 0 < size < math.inf:
-                raise UserError(f"{name} is {size}; it must be above 0")
+                raise UserError(f"{name} is {size}; it must be above 0, and finite")
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**64")
         if self.noise_until is not None and self.noise_until < 0:
