@@ -274,7 +274,7 @@ def test_a_part_that_is_ended_keeps_what_it_has_and_goes_on(
     assert "Traceback" not in said
     first = json.loads((tmp_path / "report.json").read_text())["parts"]["3"]
     assert "Not complete: `python -m train.report --part 3`" in (tmp_path / "report.md").read_text()
-    done = subprocess.run([*command, "--seconds", "30"], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = subprocess.run([*command, "--seconds", "45"], cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     second = json.loads((tmp_path / "report.json").read_text())["parts"]["3"]
     assert first.items() < second.items()
