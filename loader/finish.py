@@ -8,6 +8,7 @@ What it must equal is `loader.reference`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,9 +94,14 @@ class Finisher:
     def _fill(self, crops: Crops, out: torch.Tensor) -> None:
         shift = colour_shift(self._stats, self._config, self._epoch, crops.normals) * self._scale
         memory = out.permute(0, 2, 3, 1).flatten(2) if self._config.channels_last else out
-        fill = kernels()[self._config.channels_last]
-        fill(crops.pixels, crops.stride, crops.start, crops.flip, self._mean, *self._mean_region(crops),
-             shift.astype(np.float32), np.float32(self._scale), memory.numpy())  # fmt: skip
+        fill = partial(
+            kernels()[self._config.channels_last], crops.pixels, crops.stride, crops.start, crops.flip, self._mean,
+            *self._mean_region(crops), shift.astype(np.float32), np.float32(self._scale), memory.numpy(),
+        )  # fmt: skip
+        try:
+            fill()
+        except OSError:  # compiled, but a full disk would not keep it; nothing has run yet
+            fill()
 
     def _mean_region(self, crops: Crops) -> tuple[Ints, Ints, Ints]:
         """Which mean is subtracted from each crop (0: as it is, 1: mirrored), and the corner of its region there."""

@@ -48,10 +48,10 @@ def test_mistakes_are_one_line(sample_shards: Path, arguments: tuple[str, ...], 
 
 @pytest.mark.parametrize("command", [("{shards}", "--preview"), ("explain", "{shards}", "--sample", "0", "--out")])
 def test_a_full_disk_is_one_line_and_the_old_picture_stays(
-    sample_shards: Path, tmp_path: Path, command: tuple[str, ...]
+    sample_shards: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, command: tuple[str, ...]
 ) -> None:
-    """RLIMIT_FSIZE stands for the disk: writes fail in the same place. The first run has room: Numba and matplotlib
-    write caches, which a machine that never ran this lacks."""
+    """RLIMIT_FSIZE stands for the disk: writes fail in the same place, Numba's of what it compiled too. The first run
+    has room, for matplotlib's list of fonts as well, about which it would say a line of its own."""
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
@@ -59,9 +59,10 @@ def test_a_full_disk_is_one_line_and_the_old_picture_stays(
     picture, filled = tmp_path / "picture.png", [argument.format(shards=sample_shards) for argument in command]
     assert loader(*filled, picture).returncode == 0
     before = picture.read_bytes()
+    caches = {"PYTHONDONTWRITEBYTECODE": "1", "NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("numba"))}
     done = subprocess.run(
         [sys.executable, "-m", "loader", *filled, picture], cwd=ROOT, capture_output=True, text=True, timeout=240,
-        preexec_fn=small_files, check=False, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=small_files, check=False, env=os.environ | caches,
     )  # fmt: skip
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert f"error: {picture} cannot be written (" in done.stderr
