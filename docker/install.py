@@ -39,8 +39,9 @@ def main() -> int:
     parser.add_argument("--extra", action="store_true", help=f"also what optional features need: {EXTRA_LOCK.name}")
     options = parser.parse_args()
     venv: Path | None = options.venv
-    if sys.version_info < (3, 10):  # noqa: UP036 - this file is what tells users of an older one
-        return fail(f"Python {platform.python_version()} is too old; gratis needs 3.10 or later")
+    if sys.version_info < (3, 11):
+        needs = "the versions in requirements.lock need 3.11 or later: make PYTHON=python3.11"
+        return fail(f"Python {platform.python_version()} is too old; {needs}")
     python = Path(sys.executable) if venv is None else make_venv(venv)
     if python is None:
         return fail("this Python cannot make virtual environments; install Debian's package python3-venv")
