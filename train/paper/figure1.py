@@ -6,6 +6,9 @@ The paper's is CIFAR-10, 25 % training error, ReLU six times as fast. Both nonli
 weights and order of images (`train.paper.cifar` says what the paper leaves open and what was taken), and each the best
 of --rates: the one that needs the fewest epochs. Writes figure1.png and, with every training's errors, figure1.json.
 What is finished is not trained again: the JSON is read back.
+
+On the drawn sample (1,000 images of 10 classes, seed 0, n = 1) ReLU took 21.7 epochs at its best rate, 0.004, tanh 38.8
+at 0.032: 1.8 times. tanh's best rate is far above ReLU's, so a ratio at one rate (2.9 at 0.004) flatters ReLU.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ class Figure1:
     """Training error to be reached, a share."""
     epochs: int = 60
     """Most for each training."""
-    rates: tuple[float, ...] = (0.001, 0.002, 0.005, 0.0005)
+    rates: tuple[float, ...] = (0.001, 0.004, 0.016, 0.0005)
     """Learning rates, tried in this order, of which each nonlinearity gets its best."""
     images: int = 50_000
     """Of the training split, the first so many (they are kept in memory, 12 kB each)."""
