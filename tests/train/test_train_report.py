@@ -30,7 +30,7 @@ from train.recipes import LAYERS, RECIPES, RELEASED, Recipe
 from train.report import whole
 from train.report.__main__ import alone
 from train.report.book import Book, OutOfTime, Result, described, failure
-from train.report.correctness import SUBSAMPLINGS, counted, decoding, output
+from train.report.correctness import FILES, SUBSAMPLINGS, counted, decoding, output
 from train.report.live import trained
 from train.report.loading import LOADS
 from train.report.page import page
@@ -157,6 +157,30 @@ def test_what_is_in_the_book_is_not_measured_again(tmp_path: Path, capsys: pytes
     assert "part 2, good: images/s 2 [1..3] (n = 3)" in said
     assert "part 2, bad: failed: no such engine\n" in said
     assert json.loads((tmp_path / "report.json").read_text())["parts"]["2"]["bad"]["result"] == result(1.0, 3.0, 2.0)
+
+
+def test_a_defect_is_told_whole_and_a_mistake_ends_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = Book(path=tmp_path / "report.json", seconds=100)
+    book.begin()
+
+    def raises(error: Exception) -> Result:
+        raise error
+
+    book.measure(2, "defect", "", lambda: raises(KeyError("nvjpg")))
+    assert "Traceback" in capsys.readouterr().err
+    for error in (UserError("--shards is none"), OutOfTime()):
+        with pytest.raises(type(error)):
+            book.measure(2, "mistake", "", lambda error=error: raises(error))  # type: ignore[misc]
+    assert json.loads(book.path.read_text())["parts"] == {"2": book.entries["2"]}
+    assert book.entries["2"]["defect"]["error"] == "KeyError: 'nvjpg'"
+    assert list(book.entries["2"]) == ["defect"]
+
+
+def test_every_test_that_wants_a_gpu_is_in_the_report() -> None:
+    marked = {str(path.relative_to(ROOT)) for path in ROOT.glob("tests/*/test_*.py") if "mark.gpu" in path.read_text()}
+    assert marked == set(FILES)
 
 
 def test_a_part_ends_with_its_time_and_another_machine_begins_anew(tmp_path: Path) -> None:

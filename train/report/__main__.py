@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from train.paper.timed import leave
+    from train.parallel import full_float32
     from train.report.book import Book, OutOfTime, failure, publish
     from train.report.machine import describe
     from train.report.page import page
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, leave)
     alone(options.out)
+    full_float32()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     setting = prepare(options.out, device, shards=options.shards, src=options.src, size=options.size)
     book = Book.opened(options.out / "report.json", describe() | about(setting), options.seconds)

@@ -7,6 +7,7 @@ import json
 import os
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,11 @@ class Book:
             entry |= {"result": make()}
         except (RuntimeError, OSError, ValueError, AssertionError, ImportError) as error:  # the others can be measured
             entry |= {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
+        except (UserError, OutOfTime):
+            raise
+        except Exception as error:  # a defect, as a device never met before may show: they can all the same
+            traceback.print_exc()
+            entry |= {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         entry["wall_s"] = round(time.monotonic() - began, 1)
         known[name] = entry
         self.write()

@@ -31,7 +31,7 @@ PART = 1
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = (
     "tests/loader/test_loader_gpu.py", "tests/loader/test_loader_finish.py", "tests/loader/test_loader_decoded.py",
-    "tests/train/test_train_report.py", "tests/train/test_train_gpu.py",
+    "tests/train/test_train_report.py", "tests/train/test_train_speed.py", "tests/train/test_train_gpu.py",
 )  # fmt: skip
 TWINS = (
     ("tests/loader/test_loader_gpu.py", ""), ("tests/loader/test_loader_finish.py", "not resized"),
