@@ -87,9 +87,14 @@ def cpu() -> Iterator[Finding]:
 
 
 def python() -> Iterator[Finding]:
-    fits = sys.version_info >= (3, 10)
-    means = "new enough" if fits else "gratis needs 3.10 or later: give another one by PYTHON=..."
-    yield Finding("good" if fits else "bad", f"Python {platform.python_version()}", means)
+    present = sys.version_info[:2]
+    level: Level = "good" if present >= (3, 11) else "note" if present >= (3, 10) else "bad"
+    means = {
+        "good": "new enough",
+        "note": "gratis runs; make install needs 3.11 or later: give another one by PYTHON=...",
+        "bad": "gratis needs 3.10 or later: give another one by PYTHON=...",
+    }[level]
+    yield Finding(level, f"Python {platform.python_version()}", means)
 
 
 def pillow() -> Iterator[Finding]:

@@ -40,7 +40,7 @@ def main() -> int:
     options = parser.parse_args()
     venv: Path | None = options.venv
     if sys.version_info < (3, 11):
-        needs = "the versions in requirements.lock need 3.11 or later: make PYTHON=python3.11"
+        needs = "the versions in requirements.lock need 3.11 or later: make install PYTHON=python3.11"
         return fail(f"Python {platform.python_version()} is too old; {needs}")
     python = Path(sys.executable) if venv is None else make_venv(venv)
     if python is None:
