@@ -116,10 +116,12 @@ def test_a_network_learns_brightness_and_repeats_itself() -> None:
 
 
 def test_figure1_draws_and_does_not_train_again(
-    shards32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = Figure1(shards=str(shards32), out=tmp_path, epochs=2, rates=(0.001,), images=300)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch begins
     lines = figure1(options)
+    assert not torch.backends.cudnn.allow_tf32
     assert "relu did not reach 25% training error in 2 epochs" in lines[0]
     with Image.open(tmp_path / "figure1.png") as picture:
         assert min(picture.size) > 300
