@@ -51,7 +51,7 @@ class Figure1:
     """Training error to be reached, a share."""
     epochs: int = 60
     """Most for each training."""
-    rates: tuple[float, ...] = (0.001, 0.004, 0.016, 0.0005)
+    rates: tuple[float, ...] = (0.001, 0.004, 0.016, 0.032, 0.0005)
     """Learning rates, tried in this order, of which each nonlinearity gets its best."""
     images: int = 50_000
     """Of the training split, the first so many (they are kept in memory, 12 kB each)."""
