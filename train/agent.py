@@ -45,7 +45,7 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
     from torch.distributed.launcher import api
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    api.LocalElasticAgent = _agent()  # type: ignore[attr-defined]  # torchrun has no other door for it
+    api.LocalElasticAgent = _agent(launch)  # type: ignore[attr-defined]  # torchrun has no other door for it
     for name in list(logging.root.manager.loggerDict):  # each has a level of its own
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # we word failures ourselves
@@ -83,15 +83,19 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
     return End(code=0)
 
 
-def _agent() -> type[LocalElasticAgent]:
-    """torchrun's agent, which begins again after any failure, taught that a user's mistake would only be made again."""
+def _agent(launch: Launch) -> type[LocalElasticAgent]:
+    """torchrun's agent, which begins again after any failure, taught that a user's mistake would only be made again.
+
+    So would divergence: the same batches come after the same checkpoint.
+    """
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     class Agent(LocalElasticAgent):
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
             result: RunResult = super()._monitor_workers(worker_group)
-            if any(failure.exitcode == USER_ERROR for failure in result.failures.values()):
+            codes = {failure.exitcode for failure in result.failures.values()}
+            if USER_ERROR in codes or (codes and _end(launch).get("outcome") == "diverged"):
                 self._remaining_restarts = 0
             return result
 
@@ -107,17 +111,20 @@ def _seat(meeting: Meeting) -> str:
     return host if meeting.nodes.rank == 0 else f"{host}/{meeting.nodes.rank:06}"
 
 
+def _end(launch: Launch) -> dict[str, Any]:
+    """The attempt's own last record of its end; empty while there is none."""
+    ends = (one for one in records(launch.folder)[::-1] if one["kind"] == "end")
+    return next((one for one in ends if one.get("attempt", 0) >= launch.attempt), {})
+
+
 def after_signal(launch: Launch, number: int) -> End:
     """The attempt's end by its own last record, in case it finished or failed before it looked."""
-    history = records(launch.folder)
-    end: dict[str, Any] = next(
-        (one for one in history[::-1] if one["kind"] == "end" and one.get("attempt", 0) >= launch.attempt), {}
-    )
+    end = _end(launch)
     if end.get("outcome") == "finished":
         return End(code=0)
     if end.get("outcome") in ("diverged", "failed"):
         return End(code=1, line=f"error: {end['error']}")
-    saved = [one["step"] for one in history if one["kind"] == "checkpoint"][-1:]
+    saved = [one["step"] for one in records(launch.folder) if one["kind"] == "checkpoint"][-1:]
     where = f"saved at step {saved[0]}" if saved else "before the first checkpoint"
     word = "interrupted" if STOPS[number] == INTERRUPTED else "preempted"
     return End(code=STOPS[number], line=f"{word}: {where}; give the same command to go on")

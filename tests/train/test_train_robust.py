@@ -282,8 +282,10 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_divergence_stops_at_once_and_names_the_last_good_checkpoint(whole: Path, sample_shards: Path) -> None:
+    """And is not begun again, though a run may be after a loss."""
     arguments = ("--run", "wild", "--epochs", "9", "--rate", "1e4", "--warmup-steps", "0", "--scale-rate", "off")
-    _, err = finish(start(whole.parent, sample_shards, *arguments), 1)
+    _, err = finish(start(whole.parent, sample_shards, *arguments, "--max-restarts", "2"), 1)
+    assert len(of_kind(whole.parent / "wild", "start")) == 1
     end = of_kind(whole.parent / "wild", "end")[-1]
     assert end["outcome"] == "diverged"
     assert end["step"] < 40
