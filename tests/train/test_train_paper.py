@@ -268,6 +268,8 @@ def test_ensembles_of_different_images_are_refused(members: tuple[Path, torch.Te
         load(Ensemble(members=("r0", "r9"), runs=runs))
     with pytest.raises(UserError, match="at least two runs"):
         Ensemble(members=("r0",))
+    with pytest.raises(UserError, match="r0 is given twice"):
+        Ensemble(members=("r0", "r1", "r0"))
 
 
 # pretraining
@@ -419,11 +421,11 @@ def test_the_recipe_fits_the_dataset(sample_shards: Path, shards32: Path) -> Non
 
 @pytest.mark.slow
 def test_the_report_holds_what_there_was_time_for(
-    ablated: tuple[Path, list[str]], sample_shards: Path, monkeypatch: pytest.MonkeyPatch
+    ablated: tuple[Path, list[str]], sample_shards: Path, shards32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = ablated[0]
     run = next(path for path in runs.iterdir() if "-whole-" in path.name)
-    options = Paper(shards=str(sample_shards), run=run.name, runs=runs, minutes=20, seeds="", recipe="sample")
+    options = Paper(shards=str(sample_shards), run=run.name, runs=runs, minutes=20, gpus=3, recipe="sample")
     report = paper(options)
     text = report.read_text()
     assert report == run / "paper" / "report.md"
@@ -432,9 +434,15 @@ def test_the_report_holds_what_there_was_time_for(
         assert (report.parent / f"{png}.png").exists()
         assert png == "explain" or CAPTIONS[png] in text  # type: ignore[index]
     assert "skipped: it wants 32-pixel images: make shards" in text
-    assert "*failed with exit code 2: --seeds  must be whole numbers" in text  # of the ablation, told and gone on
+    assert "Ablations\n\n*failed with exit code 2: " in text  # three processes; told, and gone on
+    assert "towers come in pairs; take 2 or 4" in text
     assert "| 1 CNN | 40.7 | 18.2 |" in text
     drawn = (report.parent / "top5.png").stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"was trained on dataset \w{8}, .* is \w{8}: give the --shards"):
+        paper(replace(options, shards=str(shards32)))
+    assert report.read_text() == text
+    with pytest.raises(UserError, match="--seeds x must be whole numbers"):
+        replace(options, seeds="x")
     paper(replace(options, minutes=1e-9))
     assert (report.parent / "top5.png").stat().st_mtime_ns == drawn
     assert "Ablations\n\n*skipped: the minutes are over" in report.read_text()

@@ -48,6 +48,8 @@ class Ensemble:
     def __post_init__(self) -> None:
         if len(self.members) < 2:
             raise UserError("ensemble needs at least two runs that were trained with --save-probabilities")
+        if twice := [name for name in self.members if self.members.count(name) > 1]:
+            raise UserError(f"{twice[0]} is given twice; an ensemble is of different runs")
 
 
 @dataclass(frozen=True, kw_only=True)

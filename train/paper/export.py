@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ import tyro
 from preprocess.errors import UserError
 from train.options import command
 from train.paper.saved import Saved
+from train.paper.timed import leave
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,6 +65,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--format {options.format} needs {' and '.join(missing)}: make install ARGS=--extra")
     from train.paper.trained import load
 
+    signal.signal(signal.SIGTERM, leave)  # by way of what removes a half-written file
     trained = load(options)
     temporary = options.out.with_name(options.out.name + ".tmp")
     try:  # all write bytes, so that a full disk is an OSError: the libraries' own writers have other words for it

@@ -17,6 +17,7 @@ from preprocess.dataset import Manifest, read_manifest
 from preprocess.errors import UserError
 from train.launch import outcome, records
 from train.options import Name, command
+from train.paper.ablate import Ablate
 from train.paper.figures import CAPTIONS
 from train.paper.timed import OVER, leave, said, timed
 from train.recipes import RECIPES, Recipe
@@ -37,7 +38,7 @@ class Paper:
     minutes: float = 60.0
     """Time for all of it; half of it at most goes to training."""
     run: str | None = None
-    """A run that is there, to be reported as it is. Default: paper-<recipe>-<dataset>, trained here."""
+    """A run of these shards, to be reported as it is. Default: paper-<recipe>-<dataset>, trained here."""
     runs: Path = Path("runs")
     """Folder of all runs."""
     recipe: Name | None = None
@@ -58,6 +59,7 @@ class Paper:
             raise UserError(f"--minutes {self.minutes} must be above 0")
         if self.ablate_epochs < 1:
             raise UserError(f"--ablate-epochs {self.ablate_epochs} must be at least 1")
+        Ablate(seeds=self.seeds)  # checks them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +108,12 @@ def paper(options: Paper) -> Path:
     from loader import dataset_folder
 
     manifest = read_manifest(dataset_folder(options.shards))
+    if options.shards32:
+        read_manifest(dataset_folder(options.shards32))  # that it is there is known before an hour is spent
     name = options.recipe or fitting(manifest)
     run = options.runs / (options.run or f"paper-{name}-{manifest.hash[:8]}")
-    if options.run and not (run / "checkpoints").is_dir():
-        raise UserError(f"there is no run {options.run} with a checkpoint in {options.runs}; choose another --run")
+    if options.run:
+        require_run_of(run, manifest, options)
     ends = time.monotonic() + 60 * options.minutes
     work = Work(options=options, manifest=manifest, recipe_name=name, run=run, ends=ends)
     parts, steps = (train, figures, explain, figure1, ablation, tables), []
@@ -119,6 +123,19 @@ def paper(options: Paper) -> Path:
         print(f"  {steps[-1].title}: {steps[-1].state}", flush=True)
         report = write(work, steps)
     return report
+
+
+def require_run_of(run: Path, manifest: Manifest, options: Paper) -> None:
+    """UserError unless the run has a checkpoint and was trained on this dataset."""
+    if not (run / "checkpoints").is_dir():
+        raise UserError(f"there is no run {options.run} with a checkpoint in {options.runs}; choose another --run")
+    trained_on = [one["dataset"] for one in records(run) if one["kind"] == "start"][-1:]
+    if trained_on != [manifest.hash]:
+        other = trained_on[0][:8] if trained_on else "an unknown one"
+        raise UserError(
+            f"run {options.run} was trained on dataset {other}, {options.shards} is {manifest.hash[:8]}: "
+            "give the --shards it was trained on, or another --run"
+        )
 
 
 def fitting(manifest: Manifest) -> Name:
