@@ -60,7 +60,7 @@ def choose(config: LoaderConfig, manifest: Manifest, samples: int, device: torch
             return place
     if config.decoded != "auto":
         way_out = "raise decoded_gb" if config.decoded_gb else "set decoded_gb if it fits all the same"
-        most = f"{nbytes / 1e9:.1f} GB of pixels are more than the {free[places[0]] / 1e9:.1f} GB"
+        most = f"{nbytes / 1e9:.3g} GB of pixels are more than the {free[places[0]] / 1e9:.3g} GB"
         raise UserError(f"decoded={config.decoded!r}: {most} meant for them; {way_out}, or take decoded='auto'")
     return "none"
 

@@ -233,7 +233,7 @@ def test_limits_of_containers_and_batch_jobs_count(
     [
         ({"decoded": "disk"}, "decoded is 'disk'"),
         ({"decoded": "device"}, "decoded='device': the loader's device is cpu; take 'host' or 'auto'"),
-        ({"decoded": "host", "decoded_gb": 0.001}, "0.0 GB of pixels are more than the 0.0 GB meant for them; raise"),
+        ({"decoded": "host", "decoded_gb": 0.001}, " GB of pixels are more than the 0.001 GB meant for them; raise"),
         ({"decoded_gb": -1.0}, "decoded_gb is -1.0"),
     ],
 )
