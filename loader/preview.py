@@ -36,6 +36,9 @@ def draw_preview(loader: Loader, path: Path) -> int:
 
 def write_picture(path: Path, save: Callable[[Path], object]) -> None:
     """Whole or not at all: a picture that was there stays where the new one cannot be written (UserError)."""
+    advice = "name a .png file in an existing folder with room"
+    if not path.suffix:
+        raise UserError(f"{path} has no ending that says its format; {advice}")
     part = path.parent / f"{path.stem}.tmp{path.suffix}"  # of that suffix: it says what format is meant
     try:
         save(part)
@@ -43,7 +46,8 @@ def write_picture(path: Path, save: Callable[[Path], object]) -> None:
     except (OSError, ValueError) as error:
         with suppress(OSError):
             part.unlink()
-        raise UserError(f"{path} cannot be written ({error}); name a .png file in a folder with room") from None
+        why = getattr(error, "strerror", None) or error  # without the other path
+        raise UserError(f"{path} cannot be written ({why}); {advice}") from None
 
 
 def _pixels(loader: Loader, image: NDArray[np.float32], sample: int) -> NDArray[np.uint8]:

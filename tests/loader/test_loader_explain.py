@@ -96,4 +96,5 @@ def test_the_page_is_drawn_from_the_shards_that_preprocess_writes(sample_shards:
         [*command, "--out", str(tmp_path / "none" / "a.png")], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "name a .png file in an existing folder" in done.stderr
+    advice = "a.png cannot be written (No such file or directory); name a .png file in an existing folder with room\n"
+    assert done.stderr.endswith(advice)
