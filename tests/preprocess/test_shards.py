@@ -310,7 +310,7 @@ def test_another_source_is_refused_with_both_fingerprints(tmp_path: Path) -> Non
         (("--src", "{src}", "--workers", 0), "--workers 0"),
         (("--src", "{src}", "--size", 1), "--size 1"),
         (("--src", "{src}", "--out", ""), "--out is empty"),
-        (("--src", "{src}", "--out", "http://127.0.0.1:1/shards"), "cannot list http://127.0.0.1:1/shards"),
+        (("--src", "{src}", "--out", "http://127.0.0.1:1/shards"), "cannot open http://127.0.0.1:1/shards"),
     ],
 )
 def test_user_errors_are_one_line(tmp_path: Path, arguments: tuple[Any, ...], wanted: str) -> None:
