@@ -70,7 +70,7 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
         config.signals_to_handle = ",".join(signal.Signals(number).name for number in heard())
     handlers = {number: signal.getsignal(number) for number in STOPS}
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "train.rank", launch.to_json())
+        elastic_launch(config, sys.executable)("-u", "-m", "train.rank", launch.to_json(), str(os.getpid()))
     except SignalException as stopped:
         return after_signal(launch, stopped.sigval)
     except ChildFailedError as failed:

@@ -1,4 +1,5 @@
-"""One rank of a run, as torchrun's agent starts it: `python -m train.rank '<Launch as JSON>'`, RANK and its kin set.
+"""One rank of a run, as torchrun's agent starts it: `python -m train.rank '<Launch as JSON>' AGENT`, the latter its
+process id, with RANK and its kin set.
 
 Users start `python -m train`. Exit codes: 0 finished, 1 diverged or a defect, 2 user error, 75 preempted, 130
 interrupted.
@@ -51,7 +52,7 @@ EXIT: dict[Outcome, int] = {
 
 def main() -> int:
     signals = Signals()
-    end_with_parent()
+    end_with_parent(int(sys.argv[2]))
     launch = Launch.from_json(sys.argv[1])
     mesh = connect(launch.tower_ranks, share_device=launch.share_device)
     held = lock(launch.folder, os.getppid()) if mesh.rank == 0 else None
@@ -74,13 +75,15 @@ def this_attempt(launch: Launch, mesh: Mesh) -> int:
     return int(sum_over_world(torch.tensor([number], device=mesh.device)).item())
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """SIGTERM when the parent dies, kill -9 too: an orphan would train unseen, and hold the run against its successor.
 
     Linux alone can be asked for that; elsewhere nothing happens.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died while torch was being imported here, before anybody had asked
+            sys.exit(PREEMPTED)
 
 
 def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> int:

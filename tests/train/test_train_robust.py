@@ -234,6 +234,18 @@ def test_ranks_save_and_end_when_their_parent_is_killed(whole: Path, sample_shar
     assert checkpoint.latest(run / "checkpoints")
 
 
+def test_a_rank_whose_parent_was_killed_before_it_could_ask_does_not_begin(whole: Path, sample_shards: Path) -> None:
+    run = whole.parent / "foundling"
+    parent = start(whole.parent, sample_shards, "--run", run.name, "--epochs", "500")
+    agent = psutil.Process(parent.pid)
+    wait_until(lambda: any("train.rank" in child.cmdline() for child in agent.children()))
+    ranks = agent.children()
+    parent.kill()
+    parent.communicate()
+    assert not psutil.wait_procs(ranks, timeout=60)[1]
+    assert not of_kind(run, "start")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 75), (signal.SIGQUIT, 130)])
 def test_a_terminal_that_hangs_up_or_quits_saves(
     whole: Path, sample_shards: Path, number: signal.Signals, code: int
