@@ -435,7 +435,6 @@ def test_the_report_holds_what_there_was_time_for(
         assert png == "explain" or CAPTIONS[png] in text  # type: ignore[index]
     assert "skipped: it wants 32-pixel images: make shards" in text
     assert "Ablations\n\n*failed with exit code 2: " in text  # three processes; told, and gone on
-    assert "towers come in pairs; take 2 or 4" in text
     assert "| 1 CNN | 40.7 | 18.2 |" in text
     drawn = (report.parent / "top5.png").stat().st_mtime_ns
     with pytest.raises(UserError, match=r"was trained on dataset \w{8}, .* is \w{8}: give the --shards"):
