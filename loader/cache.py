@@ -12,6 +12,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -162,10 +163,13 @@ class Cache:
                     )
                 break
             except OSError as error:
-                if error.errno != errno.ENOSPC or not self._evict(part, lambda held: True, once=True):
+                with self._counting():
+                    freed = error.errno == errno.ENOSPC and self._evict(part, lambda held: True, once=True)
+                if not freed:
                     raise UserError(f"the cache {part.parent.parent} cannot hold {shard.name}: {error}") from None
         if good:
-            part.replace(path)
+            with self._counting():  # else who counts might see neither the part nor the shard
+                part.replace(path)
         else:
             part.unlink()
         return good
@@ -173,20 +177,25 @@ class Cache:
     def _make_room(self, part: Path, size: int) -> None:
         """Reserves it for a part. Only where processes at different places of an epoch share a cache that is too small
         for both is its limit passed."""
-        self._evict(part, lambda held: held + size > self._limit)
-        part.touch()
+        with self._counting():  # else two would take the same room
+            self._evict(part, lambda held: held + size > self._limit)
+            part.touch()
+
+    def _counting(self) -> AbstractContextManager[None]:
+        """What the cache holds changes under one lock of all its processes."""
+        return locked(self._folder.parent / "evict.lock")
 
     def _evict(self, part: Path, too_much: Callable[[int], bool], *, once: bool = False) -> bool:
-        """Removes what was used longest ago while there is too much beside `part`; whether anything went."""
+        """Removes what was used longest ago while there is too much beside `part`; whether anything went. The caller
+        is counting."""
         went = False
-        with locked(self._folder.parent / "evict.lock"):
-            files = [file for file in held_files(self._folder.parent) if file.path != part]
-            held, wanted = sum(file.bytes for file in files), self._wanted()
-            for file in files:
-                if not too_much(held) or (once and went):
-                    break
-                if file.path not in wanted and _remove(file.path):
-                    held, went = held - file.bytes, True
+        files = [file for file in held_files(self._folder.parent) if file.path != part]
+        held, wanted = sum(file.bytes for file in files), self._wanted()
+        for file in files:
+            if not too_much(held) or (once and went):
+                break
+            if file.path not in wanted and _remove(file.path):
+                held, went = held - file.bytes, True
         return went
 
     def _wanted(self) -> set[Path]:
