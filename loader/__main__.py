@@ -22,7 +22,8 @@ import tyro
 
 from loader import Batch, Loader, LoaderConfig
 from loader.preview import draw_preview
-from preprocess.errors import UserError, guard, parsed
+from preprocess.arguments import parsed
+from preprocess.errors import UserError, guard
 from preprocess.events import LoaderCounters
 
 TILES = 24  # of a preview

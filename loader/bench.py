@@ -34,8 +34,9 @@ from rich.table import Table
 from loader.peers.common import BATCH, Files, crop_of, tars_of
 from loader.peers.material import lay_out
 from loader.peers.table import PEERS, STAGES
+from preprocess.arguments import parsed
 from preprocess.dataset import read_manifest, require_split
-from preprocess.errors import UserError, guard, parsed
+from preprocess.errors import UserError, guard
 
 LIMITS = ("crop", "huffman")
 LIMIT_S = 2.0

@@ -26,8 +26,9 @@ from loader.finish import colour_matrix, colour_shift, scale
 from loader.loader import Loader
 from loader.preview import write_picture
 from loader.source import Source
+from preprocess.arguments import parsed
 from preprocess.dataset import Stats, read_manifest
-from preprocess.errors import UserError, parsed
+from preprocess.errors import UserError
 from preprocess.image import decode
 
 SHOWN = 10  # epochs, colour draws, views

@@ -20,8 +20,9 @@ from types import FrameType
 
 import tyro
 
+from preprocess.arguments import parsed
 from preprocess.bench import BenchConfig, bench
-from preprocess.errors import guard, parsed
+from preprocess.errors import guard
 from preprocess.index import IndexConfig, index
 from preprocess.inspect import InspectConfig, inspect
 from preprocess.sample import SampleConfig, make_sample

@@ -22,7 +22,8 @@ from typing import Annotated
 
 import tyro
 
-from preprocess.errors import UserError, guard, parsed
+from preprocess.arguments import parsed
+from preprocess.errors import UserError, guard
 from server.state import STALL_S
 
 LINGER_S = 600.0  # after a parent that was killed, the page still says what happened; then the port is free again

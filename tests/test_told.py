@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from preprocess.errors import UserError, parsed
+from preprocess.arguments import parsed
+from preprocess.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["preprocess", "loader", "train", "server"]

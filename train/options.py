@@ -12,7 +12,8 @@ from typing import Annotated, Literal, TypeVar, cast
 
 import tyro
 
-from preprocess.errors import UserError, parsed
+from preprocess.arguments import parsed
+from preprocess.errors import UserError
 from train.launch import BadSamples, Choice, Keep, Wire
 from train.nodes import ALONE, Nodes
 from train.recipes import RECIPES, RELEASED, Recipe

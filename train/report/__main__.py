@@ -17,7 +17,8 @@ from typing import Literal
 
 import tyro
 
-from preprocess.errors import UserError, guard, parsed
+from preprocess.arguments import parsed
+from preprocess.errors import UserError, guard
 
 
 @dataclass(frozen=True, kw_only=True)
