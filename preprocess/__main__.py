@@ -25,8 +25,9 @@ from preprocess.bench import BenchConfig, bench
 from preprocess.errors import guard
 from preprocess.index import IndexConfig, index
 from preprocess.inspect import InspectConfig, inspect
+from preprocess.merge import MergeConfig, merge
 from preprocess.sample import SampleConfig, make_sample
-from preprocess.shards import MergeConfig, ShardsConfig, make_shards, merge
+from preprocess.shards import ShardsConfig, make_shards
 from preprocess.verify import VerifyConfig, verify
 
 COMMANDS: dict[str, Callable[..., object]] = {

@@ -32,10 +32,9 @@ from preprocess.errors import UserError
 from preprocess.listing import Item, Listing
 from preprocess.plan import PLAN, tools
 from preprocess.progress import Progress
-from preprocess.reduce import publish
+from preprocess.reduce import publish, summary
 from preprocess.resharding import find_archives, grouped, idx_bytes, idx_line, list_archives
 from preprocess.shard import Receipt, read_receipt, refuse_unread, rejected, write_receipt
-from preprocess.shards import summary
 from preprocess.sources import Reader, Source
 from preprocess.stats import Accumulator
 from preprocess.store import WORK, LocalStore, publish_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,23 @@ def publish(store: Store, place: str, draft: Manifest, names: dict[str, list[str
     publish_bytes(store, dataset.MANIFEST, manifest.to_json())
     store.remove(WORK)
     return manifest
+
+
+def summary(manifest: Manifest) -> str:
+    """One line: "1000 train and 200 val images of 10 classes, 128 px, in 3 shards"."""
+    counts = " and ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
+    shards = sum(len(split.shards) for split in manifest.splits.values())
+    noun = "shard" if shards == 1 else "shards"
+    return f"{counts} images of {len(manifest.classes):,} classes, {manifest.image_size} px, in {shards:,} {noun}"
+
+
+def published(place: str, store: Store) -> Manifest:
+    """The manifest of a dataset that is there. UserError if it cannot be read."""
+    if not files.is_url(place):
+        return dataset.read_manifest(Path(place))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / dataset.MANIFEST).write_bytes(store.read(dataset.MANIFEST))
+        return dataset.read_manifest(Path(folder))
 
 
 def _receipts(store: Store, shards: list[str]) -> Iterator[Receipt]:

@@ -19,6 +19,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,6 +113,18 @@ def read_receipt(store: Store, shard: str) -> Receipt:
         images = facts.pop("images")
         sums = None if images is None else Sums(images, arrays["pixels"].astype(np.int64), arrays["products"])
         return Receipt(offset=arrays["offset"], size=arrays["size"], label=arrays["label"], sums=sums, **facts)
+
+
+def finished(store: Store, name: str, there: dict[str, int], receipts: dict[str, int]) -> int | None:
+    """How many files the finished shard rejected; None if it is not finished. there, receipts: what the store and its
+    work folder hold, name -> bytes."""
+    if PurePath(receipt_name(name)).name not in receipts or f"{name}.idx" not in there:
+        return None
+    try:
+        receipt = read_receipt(store, name)
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    return len(receipt.rejects) if there.get(f"{name}.tar") == receipt.bytes else None
 
 
 def refuse_unread(condemned: dict[int, str], position: int, item: Item) -> None:

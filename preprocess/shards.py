@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Literal
-
-import tyro
 
 from preprocess import dataset, files
 from preprocess.archives import PUBLISHED_MD5, check_md5
@@ -31,7 +28,6 @@ from preprocess.engines import Engine, run_by
 from preprocess.errors import UserError
 from preprocess.estimate import describe, estimate_apart, refuse_full_disk
 from preprocess.plan import (
-    PLAN,
     Plan,
     Slice,
     agree,
@@ -43,8 +39,8 @@ from preprocess.plan import (
     without_tools,
 )
 from preprocess.progress import Progress
-from preprocess.reduce import publish
-from preprocess.shard import read_receipt, receipt_name
+from preprocess.reduce import publish, published, summary
+from preprocess.shard import finished
 from preprocess.sources import Source, open_source
 from preprocess.store import WORK, Store, open_store
 
@@ -120,16 +116,6 @@ class ShardsConfig:
         return self.workers or len(os.sched_getaffinity(0))
 
 
-@dataclass(frozen=True, kw_only=True)
-class MergeConfig:
-    """Publishes the dataset whose shards the tasks of a batch scheduler have made."""
-
-    out: tyro.conf.Positional[str]
-    """Folder or URL of the dataset."""
-    max_rejects: int = 0
-    """Publish although up to so many files could not be used."""
-
-
 def make_shards(config: ShardsConfig) -> Manifest | None:
     """Makes what is missing of the dataset, publishes it, returns its manifest. A complete one is left as it is.
 
@@ -174,40 +160,6 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     return manifest
 
 
-def merge(config: MergeConfig) -> Manifest:
-    """The reduce alone. UserError naming shards that no task has finished yet."""
-    store = open_store(config.out)
-    if dataset.MANIFEST in store.sizes():
-        return _already(config.out, store)
-    if not store.sizes(WORK):  # before the claim, which would make the folder
-        raise UserError(f"{config.out} holds no work of any task; run the shards command's tasks first")
-    with claimed(config.out, store, shared=False):
-        if dataset.MANIFEST in store.sizes():  # another merge has published it since, and let the lock go
-            return _already(config.out, store)
-        try:
-            plan = Plan.from_json(store.read(PLAN))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{config.out} holds no work of any task; run the shards command's tasks first") from None
-        there, receipts = store.sizes(), store.sizes(WORK)
-        by_split = plan.shard_names()
-        names = [name for shards in by_split.values() for name in shards]
-        missing = [name for name in names if _finished(store, name, there, receipts) is None]
-        if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise UserError(f"{config.out} lacks {len(missing)} of {len(names)} shards: {shown}; run their tasks again")
-        manifest = publish(store, config.out, plan.draft, by_split, config.max_rejects)
-    print(f"{config.out}: {summary(manifest)}")
-    return manifest
-
-
-def summary(manifest: Manifest) -> str:
-    """One line: "1000 train and 200 val images of 10 classes, 128 px, in 3 shards"."""
-    counts = " and ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
-    shards = sum(len(split.shards) for split in manifest.splits.values())
-    noun = "shard" if shards == 1 else "shards"
-    return f"{counts} images of {len(manifest.classes):,} classes, {manifest.image_size} px, in {shards:,} {noun}"
-
-
 def _refuse_inside(config: ShardsConfig) -> None:
     """A source that grows by its own output would be another source in the next run."""
     if files.is_url(config.src) or files.is_url(config.out):
@@ -235,26 +187,11 @@ def _draft(config: ShardsConfig, source: Source) -> Manifest:
 
 
 def _leave(config: ShardsConfig, store: Store, wanted: Manifest) -> Manifest:
-    manifest = _published(config.out, store)
+    manifest = published(config.out, store)
     store.remove(WORK)  # of this run's claim, or of one that was killed after its last act but one
     refuse_other(config.out, without_tools(manifest), without_tools(wanted), "remove it, or choose another")
     print(f"{config.out} is already there: {summary(manifest)}")
     return manifest
-
-
-def _already(out: str, store: Store) -> Manifest:
-    manifest = _published(out, store)
-    store.remove(WORK)  # as above
-    print(f"{out} is already there: {summary(manifest)}")
-    return manifest
-
-
-def _published(out: str, store: Store) -> Manifest:
-    if not files.is_url(out):
-        return dataset.read_manifest(Path(out))
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / dataset.MANIFEST).write_bytes(store.read(dataset.MANIFEST))
-        return dataset.read_manifest(Path(folder))
 
 
 def _map(config: ShardsConfig, store: Store, source: Source, draft: Manifest) -> None:
@@ -265,7 +202,7 @@ def _map(config: ShardsConfig, store: Store, source: Source, draft: Manifest) ->
         if config.task_id is not None and number % (config.num_tasks or 1) != config.task_id:
             continue
         total += len(part.rows)
-        rejected = _finished(store, part.name, there, receipts)
+        rejected = finished(store, part.name, there, receipts)
         if rejected is None:
             missing.append(part)
         else:
@@ -278,14 +215,3 @@ def _map(config: ShardsConfig, store: Store, source: Source, draft: Manifest) ->
     with Progress(config.run_dir, total=total, done=done, rejects=rejects) as progress:
         for step in run_by(config.engine, tasks, workers):
             progress.add(step)
-
-
-def _finished(store: Store, name: str, there: dict[str, int], receipts: dict[str, int]) -> int | None:
-    """How many files the finished shard rejected; None if it is not finished."""
-    if Path(receipt_name(name)).name not in receipts or f"{name}.idx" not in there:
-        return None
-    try:
-        receipt = read_receipt(store, name)
-    except (OSError, ValueError, KeyError, EOFError):
-        return None
-    return len(receipt.rejects) if there.get(f"{name}.tar") == receipt.bytes else None

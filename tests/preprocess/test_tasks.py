@@ -18,7 +18,8 @@ import pytest
 from preprocess import dataset
 from preprocess.archives import DEVKIT, PUBLISHED_MD5, TRAIN, VAL, check_md5
 from preprocess.errors import UserError
-from preprocess.shards import MergeConfig, ShardsConfig, make_shards, merge
+from preprocess.merge import MergeConfig, merge
+from preprocess.shards import ShardsConfig, make_shards
 from preprocess.sources import open_source
 
 ROOT = Path(__file__).resolve().parent.parent.parent
