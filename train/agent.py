@@ -84,9 +84,11 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
 
 
 def _agent(launch: Launch) -> type[LocalElasticAgent]:
-    """torchrun's agent, which begins again after any failure, taught that a user's mistake would only be made again.
+    """torchrun's agent, which begins again after any failure, taught what is no loss.
 
-    So would divergence: the same batches come after the same checkpoint.
+    A user's mistake would only be made again, and so would divergence: the same batches come after the same checkpoint.
+    Ranks that were asked to stop have saved, on every machine, and stay stopped; unless they were asked because another
+    machine joins, which then waits at the door and is no restart of those that are counted.
     """
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -95,7 +97,10 @@ def _agent(launch: Launch) -> type[LocalElasticAgent]:
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
             result: RunResult = super()._monitor_workers(worker_group)
             codes = {failure.exitcode for failure in result.failures.values()}
-            if USER_ERROR in codes or (codes and _end(launch).get("outcome") == "diverged"):
+            if codes & set(STOPS.values()):
+                joins = worker_group.spec.rdzv_handler.num_nodes_waiting() > 0
+                self._remaining_restarts = self._remaining_restarts + 1 if joins else 0
+            elif USER_ERROR in codes or (codes and _end(launch).get("outcome") == "diverged"):
                 self._remaining_restarts = 0
             return result
 

@@ -102,6 +102,7 @@ class Pair:
 
     folder: Path
     parents: list[subprocess.Popen[str]]
+    again: Callable[[int], subprocess.Popen[str]]  # a machine's command, given once more
 
     def finish(self) -> list[tuple[int, str, str]]:
         """By node: exit code, what it printed, what it complained of."""
@@ -136,7 +137,11 @@ def start(cluster: Cluster, sample_shards: Path, tmp_path: Path) -> Iterator[Cal
         """`one`: what node 1 is told beside."""
         rdzv = rdzv or cluster.rdzv()
         common = ("--run", "r", "--gpus", "2", "--nnodes", "2", *arguments)
-        return Pair(tmp_path / "r", [parent(0, rdzv, *common), parent(1, rdzv, *common, *one)])
+
+        def again(node: int) -> subprocess.Popen[str]:
+            return parent(node, rdzv, *common, *(one if node else ()))
+
+        return Pair(tmp_path / "r", [again(0), again(1)], again)
 
     yield both
     for process in started:
@@ -224,12 +229,32 @@ def test_a_lost_machine_leaves_the_rest_to_go_on(start: Callable[..., Pair], alo
     same_end(pair.folder, alone)
 
 
+@pytest.mark.prove
+def test_a_machine_that_returns_is_taken_back(start: Callable[..., Pair]) -> None:
+    """2x2, 1x2, 2x2: the ranks are asked to stop for it, which is no end and takes none of the restarts."""
+    pair = start("--epochs", "500", "--nnodes", "1:2", "--max-restarts", "1")
+    pair.wait_for(3)
+    pair.kill_machine(1)
+    pair.wait_for(4, attempt=2)
+    pair.parents[1].communicate()
+    pair.parents[1] = pair.again(1)
+    pair.wait_for(5, attempt=3)
+    pair.parents[1].send_signal(signal.SIGTERM)
+    assert [end[0] for end in pair.finish()] == [75, 75]
+    assert [(one["attempt"], one["world"]) for one in of_kind(pair.folder, "start")] == [(1, 4), (2, 2), (3, 4)]
+    assert all(missing == duplicates == 0 for _, missing, duplicates in covered(pair.folder))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("node", "number", "code"), [(1, signal.SIGTERM, 75), (0, signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("node", "number", "code", "more"),
+    [(1, signal.SIGTERM, 75, ("--nnodes", "1:2", "--max-restarts", "2")), (0, signal.SIGINT, 130, ())],
+)
 def test_a_signal_to_one_machine_saves_on_all(
-    start: Callable[..., Pair], node: int, number: signal.Signals, code: int
+    start: Callable[..., Pair], node: int, number: signal.Signals, code: int, more: tuple[str, ...]
 ) -> None:
-    pair = start("--epochs", "200")
+    """And is no loss, after which ranks would begin again."""
+    pair = start("--epochs", "200", *more)
     pair.wait_for(2)
     pair.parents[node].send_signal(number)
     ends = pair.finish()
@@ -238,6 +263,7 @@ def test_a_signal_to_one_machine_saves_on_all(
     word = {75: "preempted", 130: "interrupted"}[code]
     assert [end[2] for end in ends] == [f"{word}: saved at step {saved}; give the same command to go on\n"] * 2
     assert of_kind(pair.folder, "end")[-1]["outcome"] == word
+    assert len(of_kind(pair.folder, "start")) == 1
 
 
 @pytest.mark.slow
