@@ -8,8 +8,9 @@ with Loader("shards", "train", LoaderConfig(batch_size=256)) as loader:
 
 from loader.batch import Batch
 from loader.config import LoaderConfig
+from loader.gpu import MIXED
 from loader.loader import Loader
 from loader.receipt import Coverage, coverage
-from loader.remote import dataset_folder
+from loader.remote import dataset_folder, read_pieces
 
-__all__ = ["Batch", "Coverage", "Loader", "LoaderConfig", "coverage", "dataset_folder"]
+__all__ = ["MIXED", "Batch", "Coverage", "Loader", "LoaderConfig", "coverage", "dataset_folder", "read_pieces"]

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
@@ -99,6 +99,23 @@ def dataset_folder(root: Path | str, split: str = "train", cache: str | None = N
     return fetch_dataset(Remote(str(root)), cache_folder(cache), split) if is_remote(root) else Path(root)
 
 
+def read_pieces(root: Path | str, pieces: Iterable[tuple[str, int, int]]) -> Iterator[bytes]:
+    """Pieces of a dataset's files, each (file, first byte, how many): of an address, a request for each. UserError if
+    one cannot be read."""
+    remote = Remote(str(root)) if is_remote(root) else None
+    for name, start, size in pieces:
+        if remote:
+            data = remote.read(name, start, size)
+            yield data if len(data) == size else data[start : start + size]  # a server that knows no ranges
+            continue
+        try:
+            with Path(root, name).open("rb") as file:
+                file.seek(start)
+                yield file.read(size)
+        except OSError as error:
+            raise UserError(f"{Path(root, name)} cannot be read: {error.strerror}; verify the dataset") from None
+
+
 def cache_folder(chosen: str | None) -> Path:
     """What was chosen, else `gratis` in the user's cache folder."""
     if chosen:
@@ -152,7 +169,7 @@ def _fetch_small(remote: Remote, folder: Path, name: str, sha256: str) -> None:
 
 
 def _index_sha256(remote: Remote, manifest: Manifest, split: str) -> str:
-    return require_split(Path(remote.url), manifest, split).index_sha256
+    return require_split(remote.url, manifest, split).index_sha256
 
 
 def _line(error: BaseException) -> str:

@@ -170,7 +170,7 @@ def read_manifest(root: Path) -> Manifest:
         raise UserError(f"{path} is damaged ({error}); make the shards again, or verify the copy") from None
 
 
-def require_split(root: Path, manifest: Manifest, split: str) -> Split:
+def require_split(root: Path | str, manifest: Manifest, split: str) -> Split:
     """The split's entry; UserError naming those that exist if it does not."""
     if split not in manifest.splits:
         raise UserError(f"{root} has no split {split!r}; it has {', '.join(sorted(manifest.splits))}")

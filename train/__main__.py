@@ -187,7 +187,7 @@ def manifest_of(shards: Path | str) -> Manifest:
 
 
 def check_dataset(shards: Path | str, manifest: Manifest, options: Options) -> None:
-    require_split(Path(shards), manifest, "train")
+    require_split(shards, manifest, "train")
     size, recipe = manifest.image_size, options.fields
     if size != recipe.image_size:
         fitting = " or ".join(name for name, other in RECIPES.items() if other.image_size == size)

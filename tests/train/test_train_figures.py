@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import safe_open
 
-from loader import Loader
+from loader import Loader, read_pieces
 from preprocess.errors import UserError
 from preprocess.image import decode
 from train.evaluate import evaluation_config
@@ -206,7 +206,7 @@ def test_predict_names_what_it_cannot_read_and_goes_on(run: Path, trained: Train
     done = python("-m", "train", "predict", *map(str, (odd, torn, missing, tmp_path, good)), "--run", str(run))
     assert done.returncode == 2
     told = done.stderr.splitlines()
-    assert [line.split(":")[0] for line in told[:-1]] == [str(path) for path in (odd, torn, missing, tmp_path)]
+    assert [line.split(":")[0] for line in told[:-1]] == [str(path) for path in (missing, tmp_path, odd, torn)]
     assert told[-1] == "error: 4 of 5 images could not be read"
     lines = done.stdout.splitlines()
     assert lines[1] == str(good)
@@ -214,6 +214,14 @@ def test_predict_names_what_it_cannot_read_and_goes_on(run: Path, trained: Train
     best = np.argsort(-probabilities)[:5].tolist()
     words = [trained.manifest.classes[label].words.split(",")[0] for label in best]
     assert lines[2:] == [f"  {probabilities[label]:6.1%}  {word}" for label, word in zip(best, words, strict=True)]
+
+
+def test_pictures_that_are_not_there_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    """Before it is noticed that there is no run either."""
+    done = python("-m", "train", "predict", str(tmp_path / "none.jpg"), "--runs", str(tmp_path / "nowhere"))
+    assert (done.returncode, done.stdout) == (2, "")
+    told = f"{tmp_path}/none.jpg: No such file or directory\nerror: 1 of 1 images could not be read\n"
+    assert done.stderr == told
 
 
 def test_predict_without_images_is_one_line() -> None:
@@ -272,6 +280,8 @@ def test_a_dataset_at_an_address_is_looked_at_the_same(
 ) -> None:
     far = load(Saved(run=str(run), shards=address))
     assert far.name(3) == trained.name(3)
+    with pytest.raises(UserError, match=f"{address} has no split 'test'"):
+        far.index("test")
     asked = [0, 57, 199]
     for one, other in zip(stored(far, "val", asked), stored(trained, "val", asked), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -285,6 +295,35 @@ def test_a_dataset_at_an_address_is_looked_at_the_same(
     assert drawn[0] == drawn[1]
 
 
+class Hiccups(Quiet):
+    """A server that has no time for every other request."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        Hiccups.asked += 1
+        if Hiccups.asked % 2:
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+
+def test_images_come_from_a_server_that_is_busy_now_and_then(trained: Trained, sample_shards: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hiccups, directory=str(sample_shards))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        split = trained.manifest.splits["val"]
+        index = trained.index("val")
+        places = [(split.shards[int(index.shard[n])].name, int(index.offset[n]), int(index.size[n])) for n in (0, 57)]
+        far = list(read_pieces(f"http://127.0.0.1:{server.server_address[1]}", places))
+        server.shutdown()
+        thread.join()
+    assert Hiccups.asked == 4
+    assert far == list(read_pieces(sample_shards, places))
+    for one, other in zip(map(decode, far), stored(trained, "val", [0, 57])[0], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_images_that_are_gone_from_an_address_are_one_line(
     run: Path, sample_shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -292,7 +331,7 @@ def test_images_that_are_gone_from_an_address_are_one_line(
     shutil.copytree(sample_shards, tmp_path / "shards")
     far = load(Saved(run=str(run), shards=f"file://{tmp_path}/shards"))
     (tmp_path / "shards" / "val-00000.tar").unlink()
-    with pytest.raises(UserError, match=r"file://.*/shards cannot be read: .*val-00000\.tar"):
+    with pytest.raises(UserError, match=r"file://.*/shards/val-00000\.tar cannot be read: "):
         stored(far, "val", [0])
 
 

@@ -39,18 +39,29 @@ class Predict(Saved):
 
 def main(arguments: list[str]) -> None:
     options = command(Predict, arguments, "predict")
-    from train.paper.trained import load
+    shown, there = 0, [path for path in options.images if opens(path)]
+    if there:
+        from train.paper.trained import load
 
-    trained = load(options)
-    print(f"run {trained.folder}, step {trained.state.step}: {trained.state.classes} classes, ten views", flush=True)
-    failed = 0
-    for path in options.images:
-        pixels = read(path, trained.manifest.image_size)
-        failed += pixels is None
-        if pixels is not None:
-            show(path, pixels, trained)
-    if failed:
+        trained = load(options)
+        state = trained.state
+        print(f"run {trained.folder}, step {state.step}: {state.classes} classes, ten views", flush=True)
+        for path in there:
+            if (pixels := read(path, trained.manifest.image_size)) is not None:
+                show(path, pixels, trained)
+                shown += 1
+    if failed := len(options.images) - shown:
         raise UserError(f"{failed} of {len(options.images)} images could not be read")
+
+
+def opens(path: Path) -> bool:
+    """Whether it does: asked before anything is loaded, and answered by a line if it does not."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        complain(path, error.strerror or str(error))
+        return False
+    return True
 
 
 def read(path: Path, size: int) -> Pixels | None:
@@ -61,8 +72,12 @@ def read(path: Path, size: int) -> Pixels | None:
         reason = str(reject)
     except OSError as error:
         reason = error.strerror or str(error)
-    print(f"{path}: {reason}", file=sys.stderr, flush=True)
+    complain(path, reason)
     return None
+
+
+def complain(path: Path, reason: str) -> None:
+    print(f"{path}: {reason}", file=sys.stderr, flush=True)
 
 
 def show(path: Path, pixels: Pixels, trained: Trained) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from loader import Batch, Loader, dataset_folder
+from loader import Batch, Loader, dataset_folder, read_pieces
 from preprocess.dataset import Index, Manifest, Stats, read_index, read_manifest, read_stats, require_split
 from preprocess.errors import UserError
 from preprocess.image import decode
@@ -81,7 +81,7 @@ class Trained:
 
     def index(self, split: str) -> Index:
         """UserError if there is no such split."""
-        require_split(Path(self.shards), self.manifest, split)
+        require_split(self.shards, self.manifest, split)
         return read_index(dataset_folder(self.shards, split), split)
 
     def split(self, split: str, views: int = 1) -> Iterator[Batch]:
@@ -180,18 +180,8 @@ def ten_views(pixels: Pixels, recipe: Recipe, stats: Stats) -> NDArray[np.float3
 
 def stored(trained: Trained, split: str, samples: Sequence[int]) -> tuple[list[Pixels], list[int]]:
     """Images of a dataset by id, as they are stored, and their labels. Of an address, a request for each."""
-    from fsspec.core import url_to_fs
-
     index = trained.index(split)
-    shards = trained.manifest.splits[split].shards
-    try:
-        files, root = url_to_fs(trained.shards.rstrip("/"))
-        found = []
-        for sample in samples:
-            path, first = f"{root}/{shards[index.shard[sample]].name}", int(index.offset[sample])
-            size = int(index.size[sample])
-            data = files.cat_file(path, start=first, end=first + size)
-            found.append(data if len(data) == size else data[first : first + size])  # a server that knows no ranges
-    except Exception as error:  # each protocol's library has errors of its own
-        raise UserError(f"{trained.shards} cannot be read: {' '.join(str(error).split())}") from None
-    return [decode(data) for data in found], index.label[list(samples)].tolist()
+    rows, shards = list(samples), trained.manifest.splits[split].shards
+    places = zip(index.shard[rows].tolist(), index.offset[rows].tolist(), index.size[rows].tolist(), strict=True)
+    pieces = read_pieces(trained.shards, [(shards[shard].name, offset, size) for shard, offset, size in places])
+    return [decode(data) for data in pieces], index.label[rows].tolist()
