@@ -54,6 +54,7 @@ class AlexNet(nn.Module):
         self.recipe, self.classes, self.tower, self.wire = recipe, classes, tower, wire
         self.plan = plan(recipe, classes)
         self.convolve: Callable[[Tensor], Tensor] = self._convolve
+        self._gather: Callable[..., Tensor] = gather
         self.groups = recipe.towers // tower.size  # towers in this process
         for number, (layer, shape) in enumerate(weight_shapes(recipe, classes).items()):
             weight, bias = _initial(recipe, layer, shape, (seed * SEEDS + number) % 2**63)
@@ -71,6 +72,8 @@ class AlexNet(nn.Module):
     def compile_layers(self) -> None:
         """Compiles the convolutions, where normalisation and pooling fuse. The dense layers are matrix products, and
         their masks depend on the step's number, for each of which the compiler would begin again."""
+        if self.tower.size > 1:  # the compiler breaks its graph at an exchange and goes on after it
+            self._gather = torch.compiler.disable(gather)  # type: ignore[no-untyped-call]
         self.convolve = torch.compile(self._convolve)
 
     def _convolve(self, images: Tensor) -> Tensor:
@@ -143,7 +146,7 @@ class AlexNet(nn.Module):
         """What the layer reads: both towers' features, or this rank's own."""
         if layer == "conv1" or self.plan[layer].groups > 1:
             return x
-        return gather(x, 1, self.tower, layer, self.wire)
+        return self._gather(x, 1, self.tower, layer, self.wire)
 
     def _parts(self, layer: Layer) -> int:
         return self.groups if self.plan[layer].groups > 1 else 1

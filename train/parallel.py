@@ -162,12 +162,6 @@ def gather(x: Tensor, dim: int, axis: Axis, what: str = "", wire: Wire = "float3
     """
     if axis.size == 1:
         return x
-    result: Tensor = _exchange(x, dim, axis, what, wire)
-    return result
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # the compiler breaks its graph here and goes on after it
-def _exchange(x: Tensor, dim: int, axis: Axis, what: str, wire: Wire) -> Tensor:
     result: Tensor = _Gather.apply(x, (dim, axis, what, wire))  # type: ignore[no-untyped-call]
     return result
 
