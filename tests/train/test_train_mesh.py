@@ -5,8 +5,10 @@ Real processes over gloo, started with the environment that torchrun gives.
 
 from __future__ import annotations
 
+import functools
 import math
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,8 +184,19 @@ def worker(rank: int, world: int, port: int, towers: int, folder: Path) -> None:
             "loaded": loaded(mesh, folder / "alone"),
             "saved": f"from-{world}-{towers}",
         }
+        assert "torch._dynamo" not in sys.modules  # the compiler: two seconds of the start, for nothing here
         torch.save(found, folder / f"rank-{world}-{towers}-{rank}.pt")
         disconnect()
+
+
+@functools.cache
+def one_process(dtype: torch.dtype, recipe: Recipe = RECIPE) -> dict[str, Any]:
+    return three_steps(Mesh(), dtype, recipe)
+
+
+@functools.cache
+def one_process_s_losses(dtype: torch.dtype, steps: int) -> list[float]:
+    return many_losses(Mesh(), dtype, steps)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +219,7 @@ def ranks(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, dict[s
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 def test_a_mesh_equals_one_process(ranks: list[dict[str, Any]], dtype: torch.dtype, tolerance: float) -> None:
     """Trap 19."""
-    one = three_steps(Mesh(), dtype)
+    one = one_process(dtype)
     assert sum(name.startswith("grad") for name in one) == 16
     for rank, found in enumerate(ranks):
         for name, expected in one.items():
@@ -219,14 +232,14 @@ def test_a_mesh_equals_one_process(ranks: list[dict[str, Any]], dtype: torch.dty
 @pytest.mark.parametrize(("name", "dtype", "tolerance"), [("ten", "float32", 1e-5), ("fifty", "float64", 1e-9)])
 def test_losses_stay_together(ranks: list[dict[str, Any]], name: str, dtype: str, tolerance: float) -> None:
     """Ten steps in float32, fifty in float64, dropout on."""
-    one = many_losses(Mesh(), getattr(torch, dtype), 10 if name == "ten" else 50)
+    one = one_process_s_losses(getattr(torch, dtype), 10 if name == "ten" else 50)
     assert len(set(one)) == len(one)
     for found in ranks:
         assert found[name] == pytest.approx(one, rel=tolerance)
 
 
 def test_no_communication_and_moved_exchanges_equal_one_process(ranks: list[dict[str, Any]]) -> None:
-    one = three_steps(Mesh(), torch.float64, LOCAL_FC6)
+    one = one_process(torch.float64, LOCAL_FC6)
     for found in ranks:
         for name, expected in one.items():
             difference = (found["local fc6"][name] - expected).abs().max().item()
@@ -264,7 +277,7 @@ def test_gradients_are_summed_beside_backward(ranks: list[dict[str, Any]]) -> No
 
 
 def test_16_bits_on_the_wire_stay_close(ranks: list[dict[str, Any]]) -> None:
-    one = three_steps(Mesh(), torch.float32)
+    one = one_process(torch.float32)
     for found in ranks:
         narrow = found["float16"]
         assert narrow["loss 2"].item() == pytest.approx(one["loss 2"].item(), rel=1e-2)
