@@ -23,15 +23,16 @@ from train.network import AlexNet
 from train.optim import Optimiser
 from train.options import parse
 from train.paper.ablate import WHOLE, Ablate, ablate, as_arguments, digest, row
-from train.paper.cifar import Course, FourLayers, epochs
+from train.paper.cifar import Course, Cut, FourLayers, Training
 from train.paper.ensemble import Ensemble, compare, load, tune
-from train.paper.figure1 import Figure1, fastest, figure1, verdict
+from train.paper.figure1 import Figure1, fastest, figure1, train_one, verdict
 from train.paper.figures import CAPTIONS
 from train.paper.finetune import take_convolutions
 from train.paper.paper import Paper, fitting, paper
 from train.paper.switches import SWITCHES
 from train.paper.tables import tables
 from train.paper.timed import timed
+from train.paper.written import alone
 from train.recipes import KEPT, RECIPES, RELEASED, SAMPLE, TINY, Recipe
 from train.schedule import rates
 from train.scores import score_sums, scores
@@ -56,14 +57,13 @@ def shards32(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def ablated(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Folder of runs after an ablation of one switch and one seed, and its command."""
+def ablated(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of runs after an ablation of one switch and one seed."""
     runs = tmp_path_factory.mktemp("runs")
-    command = ["train", "ablate", "--shards", str(sample_shards), "--runs", str(runs), "--fields", "overlap"]
-    command += ["--seeds", "0", "--gpus", "1", *QUICK]
-    done = python(*command)
+    done = python("train", "ablate", "--shards", str(sample_shards), "--runs", str(runs), "--fields", "overlap",
+                  "--seeds", "0", "--gpus", "1", *QUICK)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return runs, command
+    return runs
 
 
 # figure 1
@@ -101,18 +101,45 @@ def test_the_best_rate_of_each_decides_the_ratio() -> None:
     assert "ratio 3.7" in verdict(courses, 0.25)  # 7 epochs against 1 + 0.55 / 0.6
 
 
-def test_a_network_learns_brightness_and_repeats_itself() -> None:
-    labels = torch.arange(128) % 2
-    images = torch.randn(128, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 20
-    images += 160 * (labels[:, None, None, None] - 0.5)
+@pytest.fixture
+def brightness() -> tuple[torch.Tensor, torch.Tensor]:
+    """32 images of two classes, dark and bright."""
+    labels = torch.arange(32) % 2
+    images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 20
+    return images + 160 * (labels[:, None, None, None] - 0.5), labels
 
+
+def test_a_network_learns_brightness_and_repeats_itself(brightness: tuple[torch.Tensor, torch.Tensor]) -> None:
     def errors() -> list[float]:
-        course = epochs("relu", images, labels, rate=0.01, classes=2, seed=1)
+        course = Training("relu", *brightness, rate=0.01, classes=2, seed=1).epochs()
         return [error for error, _ in zip(course, range(6), strict=False)]
 
     first = errors()
     assert min(first) <= 0.25 < first[0]
     assert first == errors()
+
+
+def test_a_training_that_is_cut_goes_on_as_if_it_had_not_been(
+    brightness: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, path = Figure1(shards="", out=tmp_path, epochs=4, target=0.001), tmp_path / "relu.safetensors"
+
+    images, labels = brightness[0], torch.randint(0, 2, (32,), generator=torch.Generator().manual_seed(1))
+
+    def call(ends: float, path: Path = path) -> tuple[Course, bool, list[torch.Tensor]]:
+        training = Training("relu", images, labels, rate=0.01, classes=2, seed=1)
+        return *train_one(options, training, Cut.read(path, "terms"), ends), list(training.network.parameters())
+
+    calls = [call(0) for _ in range(4)]  # of an epoch each
+    assert [len(course.errors) for course, _, _ in calls] == [1, 2, 3, 4]
+    assert [whole for _, whole, _ in calls] == [False, False, False, True]
+    assert capsys.readouterr().out.count("stopped after epoch") == 3
+    course, whole, weights = call(float("inf"), tmp_path / "other.safetensors")
+    assert (course, whole) == calls[3][:2]
+    assert all(torch.equal(a, b) for a, b in zip(weights, calls[3][2], strict=True))
+    assert Cut.read(path, "other terms").errors == []
+    path.write_bytes(path.read_bytes()[:1000])
+    assert Cut.read(path, "terms").errors == []
 
 
 def test_figure1_draws_and_does_not_train_again(
@@ -140,6 +167,19 @@ def test_figure1_is_the_same_from_an_address(shards32: Path, tmp_path: Path, mon
         figure1(Figure1(shards=shards, out=tmp_path / name, epochs=1, rates=(0.001,), images=300))
         said.append((tmp_path / name / "figure1.json").read_text())
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rates": ()}, "--rates has no value; give learning rates, such as --rates 0.004 0.032"),
+        ({"rates": (0.1, float("nan"))}, "--rates nan must be a number above 0"),
+        ({"minutes": -1.0}, "--minutes -1 must be above 0; leave it out for as long as it takes"),
+    ],
+)
+def test_wrong_figures_are_told(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Figure1(shards="x", **wrong)  # type: ignore[arg-type]
 
 
 def test_figure1_wants_small_images(sample_shards: Path, tmp_path: Path) -> None:
@@ -176,9 +216,9 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 @pytest.mark.slow
 def test_ablation_trains_once_and_tabulates(
-    ablated: tuple[Path, list[str]], sample_shards: Path, monkeypatch: pytest.MonkeyPatch
+    ablated: Path, sample_shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs, command = ablated
+    runs = ablated
     folders = sorted(path for path in runs.iterdir() if path.name.startswith("ablate-"))
     assert [outcome(folder) for folder in folders] == ["finished"] * 2
     recipes = [records(folder)[0]["config"]["recipe"] for folder in folders]
@@ -186,11 +226,11 @@ def test_ablation_trains_once_and_tabulates(
     assert recipes[0] | {"pool": "overlapping"} == recipes[1]
     sizes = [(folder / "rank-0.jsonl").stat().st_size for folder in folders]
     monkeypatch.setenv("XDG_CACHE_HOME", str(runs / "cache"))
-    far = f"file://{sample_shards}"  # the same dataset at an address: nothing is trained again
-    again = python(*(far if word == str(sample_shards) else word for word in command))
-    assert again.returncode == 0, again.stderr
+    quick = replace(SAMPLE, width=0.0625, epochs=1, batch=100)  # what the command says
+    options = Ablate(shards=str(sample_shards), runs=runs, fields="overlap", seeds="0", recipe="sample", whole=quick)
+    # the same dataset at an address: nothing is trained again
+    table = ablate(replace(options, shards=f"file://{sample_shards}"))
     assert [(folder / "rank-0.jsonl").stat().st_size for folder in folders] == sizes
-    table = Path(again.stdout.strip().splitlines()[-1])
     assert "| pooling 2x2 every 2 | 1 |" in table.read_text()
     rows = json.loads((table.parent / "ablation.json").read_text())["rows"]
     last = [
@@ -198,8 +238,8 @@ def test_ablation_trains_once_and_tabulates(
     ]
     assert rows[1]["top1"] == pytest.approx([100 - 100 * last[0]["top1"]])
     assert rows[1]["top1_delta"] == pytest.approx([100 * (last[1]["top1"] - last[0]["top1"])])
-    out_of_time = python(*command[:-1], "50", "--minutes", "0.000000001")
-    assert out_of_time.stdout.count("skipped, it would end after --minutes") == 2
+    ablate(replace(options, whole=replace(quick, batch=50), minutes=1e-9))
+    assert capsys.readouterr().out.count("skipped, it would end after --minutes") == 2
 
 
 @pytest.mark.parametrize(
@@ -343,10 +383,8 @@ def test_a_step_moves_convolutions_by_a_tenth() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_another_ones_convolutions(
-    ablated: tuple[Path, list[str]], sample_shards: Path, tmp_path: Path
-) -> None:
-    source = next(path for path in ablated[0].iterdir() if "-whole-" in path.name)
+def test_a_run_begins_with_another_ones_convolutions(ablated: Path, sample_shards: Path, tmp_path: Path) -> None:
+    source = next(path for path in ablated.iterdir() if "-whole-" in path.name)
     command = ["train", "--shards", str(sample_shards), "--runs", str(tmp_path), "--port", "0", "--gpus", "2", *QUICK]
     done = python(*command, "--seed", "9", "--init-from", str(source), "--conv-rate", "0", "--run", "tuned")
     assert done.returncode == 0, done.stderr
@@ -421,9 +459,9 @@ def test_the_recipe_fits_the_dataset(sample_shards: Path, shards32: Path) -> Non
 
 @pytest.mark.slow
 def test_the_report_holds_what_there_was_time_for(
-    ablated: tuple[Path, list[str]], sample_shards: Path, shards32: Path, monkeypatch: pytest.MonkeyPatch
+    ablated: Path, sample_shards: Path, shards32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = ablated[0]
+    runs = ablated
     run = next(path for path in runs.iterdir() if "-whole-" in path.name)
     options = Paper(shards=str(sample_shards), run=run.name, runs=runs, minutes=20, gpus=3, recipe="sample")
     report = paper(options)
@@ -433,6 +471,7 @@ def test_the_report_holds_what_there_was_time_for(
         assert f"![{png}]({png}.png)" in text
         assert (report.parent / f"{png}.png").exists()
         assert png == "explain" or CAPTIONS[png] in text  # type: ignore[index]
+    assert text.count("    measured ") == 3  # rows of the colours' covariance
     assert "skipped: it wants 32-pixel images: make shards" in text
     assert "Ablations\n\n*failed with exit code 2: " in text  # three processes; told, and gone on
     assert "| 1 CNN | 40.7 | 18.2 |" in text
@@ -442,6 +481,11 @@ def test_the_report_holds_what_there_was_time_for(
     assert report.read_text() == text
     with pytest.raises(UserError, match="--seeds x must be whole numbers"):
         replace(options, seeds="x")
+    with (
+        alone(run / "paper", "the first"),
+        pytest.raises(UserError, match=rf"run {run.name}: another report is being made there; wait for it"),
+    ):
+        paper(options)
     paper(replace(options, minutes=1e-9))
     assert (report.parent / "top5.png").stat().st_mtime_ns == drawn
     assert "Ablations\n\n*skipped: the minutes are over" in report.read_text()

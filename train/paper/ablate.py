@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import signal
 import statistics
@@ -27,6 +28,7 @@ from train.launch import outcome, records
 from train.options import Fields, Name, read
 from train.paper.switches import SWITCHES
 from train.paper.timed import leave
+from train.paper.written import written
 from train.recipes import RECIPES, RELEASED, Recipe
 
 WHOLE = "whole"
@@ -59,18 +61,20 @@ class Ablate:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.switches if name not in SWITCHES]:
             raise UserError(f"--fields {unknown[0]!r} is none of {','.join(SWITCHES)}")
-        if not all(seed.strip().isdecimal() for seed in self.seeds.split(",")):
-            raise UserError(f"--seeds {self.seeds} must be whole numbers, comma-separated, such as 0,1,2")
+        seeds_of(self.seeds)
         if self.minutes is not None and not self.minutes > 0:
-            raise UserError(f"--minutes {self.minutes} must be above 0")
+            raise UserError(f"--minutes {self.minutes:g} must be above 0")
 
     @property
     def switches(self) -> list[str]:
         return list(dict.fromkeys(name.strip() for name in self.fields.split(",")))
 
-    @property
-    def each_seed(self) -> list[int]:
-        return list(dict.fromkeys(int(seed) for seed in self.seeds.split(",")))
+
+def seeds_of(text: str) -> list[int]:
+    """Of "0,1,2", each once. UserError for anything else."""
+    if not all(seed.strip().isdecimal() for seed in text.split(",")):
+        raise UserError(f"--seeds {text} must be whole numbers, comma-separated, such as 0,1,2")
+    return list(dict.fromkeys(int(seed) for seed in text.split(",")))
 
 
 Errors = tuple[float, float]  # top-1 and top-5, in per cent
@@ -113,14 +117,14 @@ def train_all(options: Ablate, stem: str, tell: Callable[[Found], object]) -> Fo
             raise UserError(f"--fields {name}: these settings have that off already; leave it out")
     found: Found = {name: {} for name in settings}
     ends = time.monotonic() + 60 * options.minutes if options.minutes else None
-    longest, total = 0.0, len(options.each_seed) * len(settings)
-    for number, (seed, name) in enumerate(((s, n) for s in options.each_seed for n in settings), 1):
+    planned, longest = list(itertools.product(seeds_of(options.seeds), settings)), 0.0
+    for number, (seed, name) in enumerate(planned, 1):
         run = f"ablate-{stem}-{name}-s{seed}"
         if outcome(options.runs / run) != "finished":
             if ends and time.monotonic() + longest > ends:
                 print(f"{run}: skipped, it would end after --minutes {options.minutes:g}", flush=True)
                 continue
-            print(f"{number} of {total}: {name}, seed {seed}", flush=True)
+            print(f"{number} of {len(planned)}: {name}, seed {seed}", flush=True)
             began = time.monotonic()
             launch(options, run, settings[name], seed)
             longest = max(longest, time.monotonic() - began)
@@ -172,19 +176,17 @@ def errors_of(folder: Path) -> Errors | None:
 def write(folder: Path, options: Ablate, manifest: Manifest, found: Found) -> Path:
     """Writes ablation.md and ablation.json; the path of the first."""
     rows = [row(name, found) for name in found]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        report = {
-            "dataset": manifest.hash, "train_images": manifest.splits["train"].samples,
-            "classes": len(manifest.classes), "image_size": manifest.image_size, "recipe": options.recipe,
-            "settings": dataclasses.asdict(options.whole), "rows": rows,
-        }  # fmt: skip
-        (folder / "ablation.json").write_text(json.dumps(report, indent=1) + "\n")
-        path = folder / "ablation.md"
-        path.write_text(markdown(rows, options, manifest))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from None
-    return path
+    report = {
+        "dataset": manifest.hash, "train_images": manifest.splits["train"].samples,
+        "classes": len(manifest.classes), "image_size": manifest.image_size, "recipe": options.recipe,
+        "settings": dataclasses.asdict(options.whole), "rows": rows,
+    }  # fmt: skip
+    for name, text in (
+        ("ablation.json", json.dumps(report, indent=1) + "\n"), ("ablation.md", markdown(rows, options, manifest)),
+    ):  # fmt: skip
+        with written(folder / name, "choose another --out") as draft:
+            draft.write_text(text)
+    return folder / "ablation.md"
 
 
 def row(name: str, found: Found) -> dict[str, object]:

@@ -9,13 +9,20 @@ no augmentation; and the rate is found separately for either nonlinearity.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from loader import Loader, LoaderConfig
+from train.paper.written import written
 
 SIZE = 32
 CHANNELS = (32, 32, 64)
@@ -70,27 +77,91 @@ class Course:
         return None
 
 
-def epochs(
-    activation: Activation, images: Tensor, labels: Tensor, *, rate: float, classes: int, seed: int
-) -> Iterator[float]:
-    """The training error of epoch after epoch; ends where the loss is no number. images and labels whole, in memory."""
-    network = FourLayers(activation, classes, seed).to(images.device)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    weights = [own for name, own in network.named_parameters() if name.endswith("weight")]
-    biases = [own for name, own in network.named_parameters() if name.endswith("bias")]
-    groups = [{"params": weights, "lr": rate}, {"params": biases, "lr": BIAS_RATE * rate}]
-    sgd = torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM)
-    order = torch.Generator().manual_seed(seed)
-    while True:
-        wrong = torch.zeros((), dtype=torch.int64, device=images.device)
-        for rows in torch.split(torch.randperm(len(images), generator=order), BATCH):
-            chosen = rows.to(images.device)
-            logits = network(images[chosen])
-            loss = F.cross_entropy(logits, labels[chosen])
-            loss.backward()  # type: ignore[no-untyped-call]
-            sgd.step()
-            sgd.zero_grad()
-            wrong += (logits.detach().argmax(1) != labels[chosen]).sum()
-        if not loss.isfinite():
-            return
-        yield wrong.item() / len(images)
+class Training:
+    """One network, images and labels whole in memory; it may be put down between two epochs and taken up again."""
+
+    def __init__(self, activation: Activation, images: Tensor, labels: Tensor, *, rate: float, classes: int, seed: int):
+        self.activation, self.rate = activation, rate
+        self.images, self.labels = images, labels
+        self.network = FourLayers(activation, classes, seed).to(images.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.named = dict(self.network.named_parameters())
+        groups = [
+            {"params": [own for name, own in self.named.items() if name.endswith(kind)], "lr": share * rate}
+            for kind, share in (("weight", 1.0), ("bias", BIAS_RATE))
+        ]
+        self.sgd = torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM)
+        self.order = torch.Generator().manual_seed(seed)
+
+    def epochs(self) -> Iterator[float]:
+        """The training error of epoch after epoch; ends where the loss is no number."""
+        while True:
+            wrong = torch.zeros((), dtype=torch.int64, device=self.images.device)
+            for rows in torch.split(torch.randperm(len(self.images), generator=self.order), BATCH):
+                chosen = rows.to(self.images.device)
+                logits = self.network(self.images[chosen])
+                loss = F.cross_entropy(logits, self.labels[chosen])
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.sgd.step()
+                self.sgd.zero_grad()
+                wrong += (logits.detach().argmax(1) != self.labels[chosen]).sum()
+            if not loss.isfinite():
+                return
+            yield wrong.item() / len(self.images)
+
+    def state(self) -> dict[str, Tensor]:
+        """After an epoch: weights, momenta, and the generator of the order."""
+        momenta = {f"{name}.momentum": self.sgd.state[own]["momentum_buffer"] for name, own in self.named.items()}
+        found = {name: own.detach() for name, own in self.named.items()} | momenta | {"order": self.order.get_state()}
+        return {name: own.cpu().contiguous() for name, own in found.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """What `state` returned. KeyError or RuntimeError where it is of another network."""
+        with torch.no_grad():
+            for name, own in self.named.items():
+                own.copy_(state[name])
+                self.sgd.state[own]["momentum_buffer"] = torch.empty_like(own).copy_(state[f"{name}.momentum"])
+        self.order.set_state(state["order"])
+
+
+@dataclass(kw_only=True)
+class Cut:
+    """A training that was not at its end: the file from which it goes on, its errors so far, and its state."""
+
+    path: Path
+    terms: str
+    errors: list[float] = field(default_factory=list)
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, terms: str) -> Cut:
+        """Empty where there is none, or one of other terms."""
+        try:
+            with safe_open(path, "pt") as file:
+                told = file.metadata()
+                if told["terms"] == terms:
+                    state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+                    return cls(path=path, terms=terms, errors=json.loads(told["errors"]), state=state)
+        except (OSError, SafetensorError):
+            pass
+        return cls(path=path, terms=terms)
+
+    def write(self, state: dict[str, Tensor]) -> None:
+        with written(self.path, "choose another --out") as draft:
+            draft.write_bytes(save(state, {"terms": self.terms, "errors": json.dumps(self.errors)}))
+
+
+def whole_split(shards: str, samples: int) -> tuple[Tensor, Tensor]:
+    """The first images [N,3,32,32], mean-subtracted, and labels [N], on the device."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    images = torch.empty(samples, 3, SIZE, SIZE, device=device, memory_format=torch.channels_last)
+    labels = torch.empty(samples, dtype=torch.int64)
+    config = LoaderConfig(batch_size=250, crop=SIZE, augment=False, decoded="none")
+    with Loader(shards, "train", config, device=device) as loader:
+        for batch in loader:
+            real = (batch.ids >= 0) & (batch.ids < samples)
+            images[batch.ids[real]] = batch.images[real.to(device)]
+            labels[batch.ids[real]] = batch.labels.cpu()[real]
+            if batch.ids[0] >= samples:  # in the order of ids: nothing of ours follows
+                break
+    return images, labels.to(device)

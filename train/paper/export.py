@@ -16,7 +16,6 @@ import io
 import json
 import logging
 import math
-import os
 import signal
 import warnings
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from preprocess.errors import UserError
 from train.options import command
 from train.paper.saved import Saved
 from train.paper.timed import leave
+from train.paper.written import written
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,14 +67,9 @@ def main(arguments: list[str]) -> None:
 
     signal.signal(signal.SIGTERM, leave)  # by way of what removes a half-written file
     trained = load(options)
-    temporary = options.out.with_name(options.out.name + ".tmp")
-    try:  # all write bytes, so that a full disk is an OSError: the libraries' own writers have other words for it
-        said = WRITE[options.format](trained, temporary)
-        os.replace(temporary, options.out)
-    except OSError as error:
-        raise UserError(f"{options.out} cannot be written ({error.strerror or error}); choose another OUT") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    # all write bytes, so that a full disk is an OSError: the libraries' own writers have other words for it
+    with written(options.out, "choose another OUT") as draft:
+        said = WRITE[options.format](trained, draft)
     print(f"{options.out}: {options.format}, {options.out.stat().st_size / 1e6:,.1f} MB, {said}")
 
 

@@ -7,7 +7,6 @@ response is said in train.paper.trained, `responses`.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from preprocess.errors import UserError
 from train.layers import Plan, plan
 from train.options import command
 from train.paper.saved import Saved
+from train.paper.written import written
 from train.recipes import Layer
 
 if TYPE_CHECKING:
@@ -74,18 +74,12 @@ def write(trained: Trained, layer: Layer, split: str, out: Path) -> tuple[int, i
     units = units_of(layers[layer])
     if (needed := 4 * samples * units) > (free := shutil.disk_usage(out.parent).free):
         raise UserError(f"{out} takes {needed / 1e6:,.1f} MB, {out.parent} has {free / 1e6:,.1f} left; make room")
-    temporary = out.with_suffix(".tmp")
-    try:
-        rows = np.lib.format.open_memmap(temporary, "w+", np.float32, (samples, units))
+    with written(out, "choose another OUT") as draft:
+        rows = np.lib.format.open_memmap(draft, "w+", np.float32, (samples, units))
         for ids, found in responses(trained, layer, split):
             rows[ids] = found.cpu().numpy()
         rows.flush()
         np.savez(ids_path(out), ids=np.arange(samples), labels=index.label.astype(np.int64))
-        os.replace(temporary, out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror or error}); choose another OUT") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return samples, units
 
 

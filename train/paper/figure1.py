@@ -5,7 +5,8 @@
 The paper's is CIFAR-10, 25 % training error, ReLU six times as fast. Both nonlinearities get the same network, initial
 weights and order of images (`train.paper.cifar` says what the paper leaves open and what was taken), and each the best
 of --rates: the one that needs the fewest epochs. Writes figure1.png and, with every training's errors, figure1.json.
-What is finished is not trained again: the JSON is read back.
+What is finished is not trained again: the JSON is read back. What --minutes or an interrupt has cut goes on after the
+last of its epochs that was whole, from a file beside them.
 
 On the drawn sample (1,000 images of 10 classes, seed 0, n = 1) ReLU took 21.7 epochs at its best rate, 0.004, tanh 38.8
 at 0.032: 1.8 times. tanh's best rate is far above ReLU's, so a ratio at one rate (2.9 at 0.004) flatters ReLU.
@@ -27,12 +28,13 @@ from tqdm import tqdm
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import UserError
 from train.options import command
+from train.paper.written import written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from train.paper.cifar import Course
+    from train.paper.cifar import Course, Cut, Training
 
 SIZE = 32
 Activation = Literal["relu", "tanh"]
@@ -56,7 +58,7 @@ class Figure1:
     images: int = 50_000
     """Of the training split, the first so many (they are kept in memory, 12 kB each)."""
     minutes: float | None = None
-    """Stop after so many; what is known by then is drawn."""
+    """Stop after so many; what is known by then is drawn, and the same command goes on. Default: until it is done."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,10 +67,12 @@ class Figure1:
         for name in ("epochs", "images"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least 1")
-        if not self.rates or not all(rate > 0 and math.isfinite(rate) for rate in self.rates):
-            raise UserError(f"--rates {' '.join(map(str, self.rates))} must be numbers above 0")
+        if not self.rates:
+            raise UserError("--rates has no value; give learning rates, such as --rates 0.004 0.032")
+        if wrong := [rate for rate in self.rates if not (rate > 0 and math.isfinite(rate))]:
+            raise UserError(f"--rates {wrong[0]:g} must be a number above 0")
         if self.minutes is not None and not self.minutes > 0:
-            raise UserError(f"--minutes {self.minutes} must be above 0")
+            raise UserError(f"--minutes {self.minutes:g} must be above 0; leave it out for as long as it takes")
 
 
 def main(arguments: list[str]) -> None:
@@ -102,72 +106,57 @@ def figure1(options: Figure1) -> list[str]:
 
 def train_all(options: Figure1, manifest: Manifest, samples: int) -> list[Course]:
     """Every nonlinearity at every rate, as far as the minutes go; the JSON is renewed after each that is whole."""
+    from train.paper.cifar import Course, Cut, Training, whole_split
+
     terms = {
         "dataset": manifest.hash, "images": samples, "target": options.target, "epochs": options.epochs,
         "seed": options.seed,
     }  # fmt: skip
     courses = finished(options.out / "figure1.json", terms)
-    images: tuple[Tensor, Tensor] | None = None
+    data: tuple[Tensor, Tensor] | None = None
     partial: list[Course] = []
     ends = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
     for rate, activation in itertools.product(options.rates, ACTIVATIONS):
         if any((course.activation, course.rate) == (activation, rate) for course in courses):
             continue
+        cut = Cut.read(options.out / f"{activation}-{rate:g}.safetensors", json.dumps(terms))
         if time.monotonic() >= ends:
             print(f"{activation} at rate {rate:g}: skipped, --minutes {options.minutes:g} are over", flush=True)
+            partial += [Course(activation=activation, rate=rate, errors=cut.errors)] if cut.errors else []
             continue
-        images = images or whole_split(options.shards, samples)
-        course, whole = train_one(options, activation, rate, (*images, len(manifest.classes)), ends)
+        images, labels = data = data or whole_split(options.shards, samples)
+        training = Training(activation, images, labels, rate=rate, classes=len(manifest.classes), seed=options.seed)
+        course, whole = train_one(options, training, cut, ends)
         (courses if whole else partial).append(course)
         write(options.out, terms, courses)
+        if whole:
+            cut.path.unlink(missing_ok=True)
     return courses + partial
 
 
-def train_one(
-    options: Figure1, activation: Activation, rate: float, data: tuple[Tensor, Tensor, int], ends: float
-) -> tuple[Course, bool]:
-    """Up to the target, the epochs or the end of time; False after the last of these: it may go on another day."""
-    from train.paper import cifar
+def train_one(options: Figure1, training: Training, cut: Cut, ends: float) -> tuple[Course, bool]:
+    """Up to the target, the epochs or the end of time; False after the last of these: it goes on another day."""
+    from train.paper.cifar import Course
 
-    errors: list[float] = []
-    with tqdm(total=options.epochs, desc=f"{activation}, rate {rate:g}", leave=False, disable=None) as bar:
-        images, labels, classes = data
-        for error in cifar.epochs(activation, images, labels, rate=rate, classes=classes, seed=options.seed):
+    if cut.state:
+        training.load(cut.state)
+    errors, activation, rate = cut.errors, training.activation, training.rate
+    name = f"{activation} at rate {rate:g}"
+    with tqdm(total=options.epochs, initial=len(errors), desc=name, leave=False, disable=None) as bar:
+        for error in training.epochs():
             errors.append(error)
             bar.update()
             bar.set_postfix_str(f"training error {error:.1%}")
             if error <= options.target or len(errors) == options.epochs:
                 break
+            cut.write(training.state())
             if time.monotonic() >= ends:
-                print(f"{activation} at rate {rate:g}: stopped in epoch {len(errors)}, time is over", flush=True)
-                return cifar.Course(activation=activation, rate=rate, errors=errors), False
-    course = cifar.Course(activation=activation, rate=rate, errors=errors)
+                print(f"{name}: stopped after epoch {len(errors)}, time is over", flush=True)
+                return Course(activation=activation, rate=rate, errors=errors), False
+    course = Course(activation=activation, rate=rate, errors=errors)
     reached, last = course.epochs_to(options.target), f"{errors[-1]:.1%}" if errors else "no number"
-    print(
-        f"{activation} at rate {rate:g}: " + (f"{reached:.1f} epochs" if reached else f"not reached ({last})"),
-        flush=True,
-    )
+    print(f"{name}: " + (f"{reached:.1f} epochs" if reached else f"not reached ({last})"), flush=True)
     return course, True
-
-
-def whole_split(shards: str, samples: int) -> tuple[Tensor, Tensor]:
-    """The first images [N,3,32,32], mean-subtracted, and labels [N], on the device."""
-    import torch
-
-    from loader import Loader, LoaderConfig
-
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    images = torch.empty(samples, 3, SIZE, SIZE, device=device, memory_format=torch.channels_last)
-    labels = torch.empty(samples, dtype=torch.int64)
-    config = LoaderConfig(batch_size=250, crop=SIZE, augment=False, decoded="none")
-    with Loader(shards, "train", config, device=device) as loader:
-        for batch in loader:
-            real = (batch.ids >= 0) & (batch.ids < samples)
-            images[batch.ids[real]] = batch.images[real.to(device)]
-            labels[batch.ids[real]] = batch.labels.cpu()[real]
-            if batch.ids[0] >= samples:  # in the order of ids: nothing of ours follows
-                break
-    return images, labels.to(device)
 
 
 def finished(path: Path, terms: dict[str, object]) -> list[Course]:
@@ -192,13 +181,8 @@ def write(folder: Path, terms: dict[str, object], courses: list[Course]) -> None
         "paper": "CIFAR-10, 25 %: ReLU six times as fast; the network is not published, see train.paper.cifar",
         "courses": [dataclasses.asdict(course) for course in courses],
     }  # fmt: skip
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "figure1.json.tmp"
-        temporary.write_text(json.dumps(said, indent=1) + "\n")
-        temporary.replace(folder / "figure1.json")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another --out") from None
+    with written(folder / "figure1.json", "choose another --out") as draft:
+        draft.write_text(json.dumps(said, indent=1) + "\n")
 
 
 def fastest(courses: list[Course], activation: Activation, target: float) -> Course | None:

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from preprocess.errors import UserError
+from train.paper.written import written
 
 BLUE, ORANGE, RED, GREEN = "#3b6fb6", "#d9822b", "#c0392b", "#3a8f5c"
 GREY, DARK = "#8a8a8a", "#444444"
@@ -26,15 +26,8 @@ def styled() -> Any:
 
 def save(figure: Figure, path: Path) -> Path:
     """Writes a PNG; UserError where that cannot be, with the one of before as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, dpi=DPI, format="png")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another folder") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(path, "choose another folder") as draft:
+        figure.savefig(draft, dpi=DPI, format="png")
     return path
 
 

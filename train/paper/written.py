@@ -1,0 +1,46 @@
+"""How a command's files come to be: whole, under one maker at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from preprocess.errors import UserError
+from train.launch import hold
+
+
+@contextmanager
+def written(path: Path, way_out: str) -> Iterator[Path]:
+    """A file to write, which is at `path` when the block has ended well; its folder is made.
+
+    Otherwise what was there stays, and nothing else is left. UserError with the way out where writing fails.
+    """
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        os.replace(draft, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); {way_out}") from None
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+
+
+@contextmanager
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Makes the folder and has it until the block's or the process's end; UserError, of `what`, if another has it.
+
+    Two would disturb each other's measurements and overwrite each other's results.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = hold(folder / "lock")
+    except OSError as error:
+        raise UserError(f"{what}: {folder} cannot be made ({error.strerror}); choose another") from None
+    if lock is None:
+        raise UserError(f"{what}: another report is being made there; wait for it, or choose another")
+    with lock:
+        yield
