@@ -29,6 +29,7 @@ from train.paper.figure1 import Figure1, fastest, figure1, train_one, verdict
 from train.paper.figures import CAPTIONS
 from train.paper.finetune import take_convolutions
 from train.paper.paper import Paper, fitting, paper
+from train.paper.parts import Work, train
 from train.paper.switches import SWITCHES
 from train.paper.tables import tables
 from train.paper.timed import timed
@@ -449,6 +450,28 @@ def test_a_command_that_fails_or_takes_too_long_is_said(tmp_path: Path) -> None:
     assert said.startswith("failed with exit code 2: --recipe nose is none of")
     assert (timed(tmp_path / "c.log", ["http.server", "--bind", "127.0.0.1", "0"], 1) or "").startswith("stopped after")
     assert (timed(tmp_path / "d.log", ["train"], 0) or "").startswith("skipped: the minutes are over")
+
+
+@pytest.mark.parametrize(
+    ("told", "run", "state"),
+    [
+        ("preempted", None, "stopped at step 3 of 20; the same command goes on"),
+        ("preempted", "a", "stopped at step 3 of 20"),  # a run that is named is reported as it is
+        ("diverged", None, "diverged at step 3 of 20"),
+        ("finished", None, "done"),
+    ],
+)
+def test_how_far_training_is_said(told: str, run: str | None, state: str, sample_shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    events = EventWriter(tmp_path / "a" / "rank-0.jsonl", attempt=1, rank=0)
+    events.write("start", {"epochs": 2, "steps_per_epoch": 10})
+    events.write("step", {"steps": 3}, epoch=0, step=3)
+    events.write("end", {"outcome": told, "error": None})
+    options = Paper(shards=str(sample_shards), runs=tmp_path, run=run)
+    work = Work(
+        options=options, manifest=read_manifest(sample_shards), recipe_name="sample", run=tmp_path / "a", ends=0
+    )
+    assert train(work).state == state
 
 
 def test_the_recipe_fits_the_dataset(sample_shards: Path, shards32: Path) -> None:

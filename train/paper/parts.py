@@ -70,9 +70,10 @@ def train(work: Work) -> Step:
         told = outcome(work.run)
         if not (work.run / "checkpoints").is_dir():
             return Step(title="Training", state=fault or "ended before its first checkpoint")
-    state = "done" if told == "finished" else so_far(work.run)
-    failed = f"{fault}; " if fault and OVER not in fault else ""
-    return Step(title="Training", state=failed + state, lines=errors(work.run))
+    states = [fault] if fault and OVER not in fault else []
+    states += ["done" if told == "finished" else so_far(work.run)]
+    states += ["the same command goes on"] if options.run is None and told not in ("finished", "diverged") else []
+    return Step(title="Training", state="; ".join(states), lines=errors(work.run))
 
 
 def so_far(run: Path) -> str:
@@ -81,7 +82,7 @@ def so_far(run: Path) -> str:
     told = {"preempted": "stopped", None: "unfinished"}.get(outcome(run), outcome(run))
     steps = max((record["step"] for record in records(run) if record["kind"] == "step"), default=0)
     total = starts[-1]["epochs"] * starts[-1]["steps_per_epoch"] if starts else 0
-    return f"{told} at step {steps:,} of {total:,}; the same command goes on"
+    return f"{told} at step {steps:,} of {total:,}"
 
 
 def errors(run: Path) -> tuple[str, ...]:
