@@ -7,8 +7,6 @@ without a GPU the CPU's part, on a smaller network.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -40,16 +38,26 @@ class Report:
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
-            raise UserError(f"--seconds {self.seconds} must be above 0")
+            raise UserError(f"--seconds {self.seconds:g} must be above 0")
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is not a folder; choose another")
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parsed(lambda: tyro.cli(Report, args=arguments, prog="python -m train.report", description=__doc__))
+    from train.paper.timed import leave
+    from train.paper.written import alone
+
+    signal.signal(signal.SIGTERM, leave)
+    with alone(options.out, f"--out {options.out}"):
+        print(f"report: {report(options)}", flush=True)
+    return 0
+
+
+def report(options: Report) -> Path:
+    """Measures what is asked for and missing; the page's path."""
     import torch
 
-    from train.paper.timed import leave
     from train.parallel import full_float32
     from train.report.book import Book, OutOfTime, failure, publish
     from train.report.machine import describe
@@ -57,13 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
     from train.report.plan import PARTS, for_a_gpu
     from train.report.setting import about, prepare
 
-    signal.signal(signal.SIGTERM, leave)
-    alone(options.out)
     full_float32()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     setting = prepare(options.out, device, shards=options.shards, src=options.src, size=options.size)
     book = Book.opened(options.out / "report.json", describe() | about(setting), options.seconds)
-    missing = for_a_gpu(setting)
+    missing, path = for_a_gpu(setting), options.out / "report.md"
     for number in [options.part] if options.part else PARTS:
         book.begin()
         book.complete = [part for part in book.complete if part != str(number)]
@@ -78,20 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"part {number}: its time is over; --part {number} goes on where it is", flush=True)
         finally:  # however it ends
             book.write()
-            publish(options.out / "report.md", page(book, missing))
-    print(f"report: {options.out / 'report.md'}", flush=True)
-    return 0
-
-
-def alone(out: Path) -> None:
-    """Until this process ends: two would disturb each other's measurements and overwrite each other's results."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        fcntl.flock(os.open(out, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"--out {out}: another report is being made there; wait for it, or choose another") from None
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be made: {error.strerror}") from None
+            publish(path, page(book, missing))
+    return path
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from preprocess.errors import UserError
+from train.paper.written import written
 
 Value: TypeAlias = "float | str | list[float]"
 Result = dict[str, Value]
@@ -119,14 +120,9 @@ class Book:
 
 
 def publish(path: Path, text: str) -> None:
-    """By rename: whoever reads it, or ends this, finds one state or the other."""
-    draft = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Whoever reads it, or ends this, finds one state or the other."""
+    with written(path, "make room, or choose another --out") as draft:
         draft.write_text(text)
-        os.replace(draft, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _identity(machine: dict[str, str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from loader import MIXED
 from train.report.book import Book, OutOfTime, Result
 from train.report.setting import Setting
 
@@ -38,6 +39,7 @@ TWINS = (
     ("tests/loader/test_loader_decoded.py", ""), ("tests/train/test_train_report.py", "not measures and not mistakes"),
 )  # fmt: skip
 SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}  # Pillow's numbers
+ALL = "all tests marked gpu"
 FILE_S = 400
 
 
@@ -46,25 +48,26 @@ def run(setting: Setting, book: Book) -> None:
         against = "DALI mixed against DALI on the CPU" if setting.cuda else "DALI on the CPU against Pillow"
         make = partial(decoding, name, setting.device)
         book.measure(PART, f"{against}, {name}", "train/report/correctness.py", make)
-    for file in FILES:
-        command = f"pytest -m gpu {file}"
-        book.measure(PART, command, command, partial(tested, file, "gpu", "", book), needs=60, stops=True)
+    for files in [(file,) for file in FILES] if setting.cuda else [FILES]:  # without one they are only counted
+        command = f"pytest -m gpu {' '.join(files)}"
+        make = partial(tested, files, "gpu", "", book)
+        book.measure(PART, command if setting.cuda else ALL, command, make, needs=60, stops=True)
     if not setting.cuda:
         for file, names in TWINS:
             command = f"pytest -m 'not gpu and not slow' {file}" + (f" -k '{names}'" if names else "")
-            make = partial(tested, file, "not gpu and not slow", names, book)
+            make = partial(tested, (file,), "not gpu and not slow", names, book)
             book.measure(PART, f"{file} without a GPU", command, make, needs=60, stops=True)
 
 
-def tested(file: str, marks: str, names: str, book: Book) -> Result:
-    """Outcomes of a file's tests, and the lines that they printed."""
+def tested(files: tuple[str, ...], marks: str, names: str, book: Book) -> Result:
+    """Outcomes of these files' tests, and the lines that they printed."""
     if importlib.util.find_spec("pytest") is None:
         raise RuntimeError("pytest is not installed")
-    if not (ROOT / file).exists():
-        raise RuntimeError(f"{file} is not here: reports on correctness are made from a checkout")
+    if gone := [file for file in files if not (ROOT / file).exists()]:
+        raise RuntimeError(f"{gone[0]} is not here: reports on correctness are made from a checkout")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
-        command = [sys.executable, "-m", "pytest", file, "-m", marks, "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *files, "-m", marks, "-q", "-p", "no:cacheprovider"]
         command += ["-o", "junit_logging=system-out", f"--junit-xml={report}", *(["-k", names] if names else [])]
         said = output(command, min(book.left, FILE_S), OutOfTime() if book.left < FILE_S else None)
         if not report.exists():
@@ -138,36 +141,20 @@ def encoded(image: NDArray[np.uint8], kind: str) -> bytes:
 
 
 def decoded(files: list[bytes], device: str, box: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:
-    """By DALI ("cpu", "mixed"; as `loader.gpu` has it), [n,S,S,3]: whole, or the square (y, x, side) alone."""
+    """By DALI ("cpu", "mixed"; told what the loader tells it), [n,S,S,3]: whole, or the square (y, x, side) alone."""
     from nvidia.dali import Pipeline, fn, types
 
     data = [np.frombuffer(file, np.uint8) for file in files]
+    told: dict[str, Any] = {"device": device, "output_type": types.RGB, "adjust_orientation": False, **MIXED}
     pipeline = Pipeline(batch_size=len(files), num_threads=2, device_id=0 if device == "mixed" else None,
                         prefetch_queue_depth=1, exec_pipelined=False, exec_async=False)  # fmt: skip
     with pipeline:
         source = fn.external_source(source=lambda: data, batch=True, dtype=types.UINT8, ndim=1)
         if box is None:
-            images = fn.decoders.image(
-                source,
-                device=device,
-                output_type=types.RGB,
-                adjust_orientation=False,
-                jpeg_fancy_upsampling=True,
-                hw_decoder_load=0.0,
-            )
+            images = fn.decoders.image(source, **told)
         else:
             y, x, side = box
-            images = fn.decoders.image_slice(
-                source,
-                start=[y, x],
-                shape=[side, side],
-                axes=[0, 1],
-                device=device,
-                output_type=types.RGB,
-                adjust_orientation=False,
-                jpeg_fancy_upsampling=True,
-                hw_decoder_load=0.0,
-            )
+            images = fn.decoders.image_slice(source, start=[y, x], shape=[side, side], axes=[0, 1], **told)
         pipeline.set_outputs(images)
     pipeline.build()
     (done,) = pipeline.run()

@@ -23,7 +23,7 @@ from train.report.stock import Kind, stock
 
 PART = 2
 COPIED = {"cuda": 1 << 30, "cpu": 1 << 28}  # bytes
-LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)  # share of a batch that the hardware decoder is given
+LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)  # share of a batch for the hardware decoder; CUDA cores do the rest
 FILL_S = 60.0  # that the first epoch of a decoded route may take, of which nothing is timed
 
 
@@ -97,7 +97,9 @@ def fill(loader: Loader) -> None:
     for _ in range(2):
         for _ in loader:
             if time.monotonic() - began > FILL_S:
-                raise RuntimeError(f"the split is not decoded once in {FILL_S:g} s; take fewer images")
+                raise RuntimeError(
+                    f"the split is not decoded once in {FILL_S:g} s; give --shards or --src of fewer images"
+                )
 
 
 def endless(loader: Loader) -> Iterator[Tensor]:
@@ -145,6 +147,6 @@ def stocks(setting: Setting, batch: int) -> dict[str, Callable[[], Result]]:
     if setting.cuda:
         found["DALI's own reader, region decoded by nvJPEG"] = make("region", setting.jpeg)
         for load in LOADS:
-            name = f"DALI's own reader, whole images by hardware, hw_decoder_load {load:g}"
+            name = f"DALI's own reader, whole images by nvJPEG, hw_decoder_load {load:g}"
             found[name] = make("whole", setting.jpeg, load)
     return found

@@ -95,13 +95,14 @@ def _speedup(results: dict[str, object]) -> list[str]:
              f"({_goal(found[best], 'speedup')})."]  # fmt: skip
     share = _get(results[best], "share of the matrix rate")
     if isinstance(share, float):
-        lines += [f"It reaches {share:.0%} of this machine's matrix rate. The rest went here:"]
-    for name, result in results.items():
-        if name.startswith("where the time goes"):
-            told = [str(_get(result, "by kind"))]
-            busy = _get(result, "device busy, share of the time")
-            told += [f"the device worked {busy:.0%} of the time"] if isinstance(busy, float) else []
-            lines += [f"{name.removeprefix('where the time goes, ')}, eager: {'; '.join(told)}."]
+        lines += [f"It reaches {share:.0%} of this machine's matrix rate."]
+    accounts = {name: result for name, result in results.items() if name.startswith("where the time goes")}
+    lines += ["The rest went here:"] if accounts else []
+    for name, result in accounts.items():
+        told = [str(_get(result, "by kind"))]
+        busy = _get(result, "device busy, share of the time")
+        told += [f"the device worked {busy:.0%} of the time"] if isinstance(busy, float) else []
+        lines += [f"{name.removeprefix('where the time goes, ')}, eager: {'; '.join(told)}."]
     return [" ".join(lines), ""]
 
 

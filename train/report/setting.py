@@ -19,6 +19,7 @@ from train.bench import wait
 from train.recipes import RECIPES, Recipe
 
 TRIED = 2
+DRAWN = {True: 820, False: 100}  # training images a class: on a GPU enough for its largest batch, on a CPU quick
 MOST_S = 60.0  # of a measurement's rounds: on a busy machine there are fewer, as their n says
 
 
@@ -45,7 +46,7 @@ def prepare(out: Path, device: torch.device, *, shards: Path | None, src: str | 
     """Datasets that are missing are made: from `src`, or of a drawn sample; raw ones from the JPEGs' shards."""
     cuda = device.type == "cuda"
     side = size or (256 if cuda else 128)
-    jpeg = shards or made(out / "data" / "jpeg", src or drawn(out / "data"), side, "jpeg")
+    jpeg = shards or made(out / "data" / "jpeg", src or drawn(out / "data", DRAWN[cuda]), side, "jpeg")
     manifest = read_manifest(jpeg)
     require_split(jpeg, manifest, "train")
     if manifest.codec != "jpeg":
@@ -102,9 +103,9 @@ def rounds(count: int) -> Iterator[int]:
         yield number
 
 
-def drawn(folder: Path) -> str:
-    source = folder / "source"
-    stage("sample", "--out", str(source))
+def drawn(folder: Path, each: int) -> str:
+    source = folder / f"source-{each}"
+    stage("sample", "--out", str(source), "--train-per-class", str(each))
     return str(source)
 
 
