@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader.finish import Crops
-from loader.header import begins_well
 from loader.quarantine import Quarantine
 from loader.source import Source
-from loader.work import Job, Meter, Reader, Work
+from loader.work import Job, Meter, Reader, Work, malformed
 from preprocess.errors import UserError
 
 DEPTH = 2  # batches inside DALI: one being decoded, one behind it
@@ -203,11 +202,11 @@ def wrong_ppm(work: Work, job: Job) -> list[int]:
     return [i for i, part in enumerate(work.parts) if len(part) != length or part[: len(header)].tobytes() != header]
 
 
-def wrong_beginnings(work: Work, job: Job) -> list[int]:
+def spoilt(work: Work, job: Job) -> list[int]:
     """Rows that need no decoder to be seen as spoilt."""
     if job.manifest.codec == "raw":
         return wrong_ppm(work, job)
-    return [row for row, part in enumerate(work.parts) if not begins_well(part, job.manifest.image_size)]
+    return malformed(work.parts, job.manifest.image_size)
 
 
 def crops_of(

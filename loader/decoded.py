@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loader import gpu
 from loader.config import LoaderConfig, Place
-from loader.decode import Runner, crop_pipeline, crops_of, decode, encoded, rectangles, undecodable, wrong_beginnings
+from loader.decode import Runner, crop_pipeline, crops_of, decode, encoded, rectangles, spoilt, undecodable
 from loader.finish import Crops
 from loader.memory import available_bytes
 from loader.source import Ids, Source
@@ -184,7 +184,7 @@ class Keeper:
 
     def _decode(self, work: Work, job: Job) -> tuple[NDArray[np.int64], Tensor]:
         """Rows that can be decoded whole, and their pixels, uint8 [n,S,S,3]; valid until the next call."""
-        rows = np.delete(np.arange(len(work.ids)), wrong_beginnings(work, job))
+        rows = np.delete(np.arange(len(work.ids)), spoilt(work, job))
         work = part_of(work, rows)
         if not len(rows):
             return rows, torch.empty(0)

@@ -94,14 +94,10 @@ class Finisher:
     def _fill(self, crops: Crops, out: torch.Tensor) -> None:
         shift = colour_shift(self._stats, self._config, self._epoch, crops.normals) * self._scale
         memory = out.permute(0, 2, 3, 1).flatten(2) if self._config.channels_last else out
-        fill = partial(
-            kernels()[self._config.channels_last], crops.pixels, crops.stride, crops.start, crops.flip, self._mean,
-            *self._mean_region(crops), shift.astype(np.float32), np.float32(self._scale), memory.numpy(),
+        kernels()[self._config.channels_last](
+            crops.pixels, crops.stride, crops.start, crops.flip, self._mean, *self._mean_region(crops),
+            shift.astype(np.float32), np.float32(self._scale), memory.numpy(),
         )  # fmt: skip
-        try:
-            fill()
-        except OSError:  # compiled, but a full disk would not keep it; nothing has run yet
-            fill()
 
     def _mean_region(self, crops: Crops) -> tuple[Ints, Ints, Ints]:
         """Which mean is subtracted from each crop (0: as it is, 1: mirrored), and the corner of its region there."""
@@ -123,15 +119,9 @@ _compiled: list[Callable[..., None]] = []
 def kernels() -> list[Callable[..., None]]:
     """The compiled passes for planes and for channels-last memory; the first call of either on a machine takes 1 s."""
     if not _compiled:
-        import numba
+        from loader.compiled import call, compiled
 
-        def compile_(function: Callable[..., None]) -> Any:
-            try:
-                return numba.njit(cache=True, nogil=True, fastmath=True)(function)
-            except RuntimeError:  # no folder that could hold the cache is writable
-                return numba.njit(nogil=True, fastmath=True)(function)
-
-        _compiled.extend([compile_(_fill_planes), compile_(_fill_channels_last)])
+        _compiled.extend(partial(call, compiled(fastmath=True)(fill)) for fill in (_fill_planes, _fill_channels_last))
     return _compiled
 
 
