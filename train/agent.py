@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR
@@ -19,10 +20,14 @@ from train.stops import STOPS, heard
 if TYPE_CHECKING:  # torch takes two seconds, which --help need not
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    from torch.distributed.launcher.api import LaunchConfig
 
 # What ranks get to save in after a signal, and then they are killed. They look for one after each interval of training
 # (a second, or a step if that takes longer) and before each batch of an evaluation.
 SHUTDOWN_S = 60
+# And when another of this machine's has failed: with gloo they fail too and at once, in NCCL's collectives they would
+# wait for ever, and hear of nothing meanwhile.
+ECHO_S = 5
 
 
 def report_failure(message: str) -> None:
@@ -39,38 +44,25 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
 
     Signals that reach this process are passed on, and the ranks save, unless they come to their own end first.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher import api
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     api.LocalElasticAgent = _agent(launch)  # type: ignore[attr-defined]  # torchrun has no other door for it
     for name in list(logging.root.manager.loggerDict):  # each has a level of its own
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # we word failures ourselves
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # until parallel.connect knows better; keeps torchrun from warning
-    nodes = meeting.nodes
     # torchrun would lend the ranks one store for all their beginnings, with the addresses of the dead in it and open to
     # every network of the machine
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    config = LaunchConfig(
-        min_nodes=nodes.least, max_nodes=nodes.most, nproc_per_node=local, rdzv_backend="c10d",
-        rdzv_endpoint=meeting.endpoint, run_id=f"{launch.run}-{launch.attempt}", max_restarts=nodes.max_restarts,
-        rdzv_configs={
-            "is_host": nodes.rank == 0, "join_timeout": round(nodes.join_timeout) + 2 * LAST_CALL_S,
-            "last_call_timeout": LAST_CALL_S,
-        },
-        monitor_interval=0.1, start_method="spawn", local_addr=_seat(meeting), logs_specs=DefaultLogsSpecs(),
-    )  # fmt: skip
-    # torch 2.8 knows neither: it waits half as long, and acts on a hangup whatever it was started to ignore
-    if hasattr(config, "shutdown_timeout"):
-        config.shutdown_timeout = SHUTDOWN_S
-    if hasattr(config, "signals_to_handle"):
-        config.signals_to_handle = ",".join(signal.Signals(number).name for number in heard())
     handlers = {number: signal.getsignal(number) for number in STOPS}
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "train.rank", launch.to_json(), str(os.getpid()))
+        with TemporaryDirectory(prefix="gratis-ranks-", ignore_cleanup_errors=True) as words:  # torchrun leaves its own
+            config = _config(launch, local, meeting, words)
+            elastic_launch(config, sys.executable)("-u", "-m", "train.rank", launch.to_json(), str(os.getpid()))
     except SignalException as stopped:
         return after_signal(launch, stopped.sigval)
     except ChildFailedError as failed:
@@ -81,6 +73,29 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
         for number, handler in handlers.items():  # torchrun leaves its own
             signal.signal(number, handler)
     return End(code=0)
+
+
+def _config(launch: Launch, local: int, meeting: Meeting, words: str) -> LaunchConfig:
+    """words: folder of the ranks' last."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    nodes = meeting.nodes
+    config = LaunchConfig(
+        min_nodes=nodes.least, max_nodes=nodes.most, nproc_per_node=local, rdzv_backend="c10d",
+        rdzv_endpoint=meeting.endpoint, run_id=f"{launch.run}-{launch.attempt}", max_restarts=nodes.max_restarts,
+        rdzv_configs={
+            "is_host": nodes.rank == 0, "join_timeout": round(nodes.join_timeout) + 2 * LAST_CALL_S,
+            "last_call_timeout": LAST_CALL_S,
+        },
+        monitor_interval=0.1, start_method="spawn", local_addr=_seat(meeting), logs_specs=DefaultLogsSpecs(words),
+    )  # fmt: skip
+    # torch 2.8 knows neither: it waits half as long, and acts on a hangup whatever it was started to ignore
+    if hasattr(config, "shutdown_timeout"):
+        config.shutdown_timeout = SHUTDOWN_S
+    if hasattr(config, "signals_to_handle"):
+        config.signals_to_handle = ",".join(signal.Signals(number).name for number in heard())
+    return config
 
 
 def _agent(launch: Launch) -> type[LocalElasticAgent]:
@@ -94,6 +109,18 @@ def _agent(launch: Launch) -> type[LocalElasticAgent]:
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
     class Agent(LocalElasticAgent):
+        def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+            started: dict[int, Any] = super()._start_workers(worker_group)
+            ranks = self._pcontext
+            assert ranks is not None
+            end = ranks.close
+
+            def close(death_sig: signal.Signals | None = None, timeout: int = ECHO_S) -> None:
+                end(death_sig, timeout)
+
+            ranks.close = close  # type: ignore[method-assign]  # who looks after them says no time when one has failed
+            return started
+
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
             result: RunResult = super()._monitor_workers(worker_group)
             codes = {failure.exitcode for failure in result.failures.values()}
@@ -137,8 +164,9 @@ def after_signal(launch: Launch, number: int) -> End:
 
 def _first(launch: Launch, failures: dict[int, ProcessFailure]) -> End:
     """How this machine's ranks ended, by the first that failed."""
+    began = min(one.timestamp for one in failures.values())
     ends = [
-        End(code=max(one.exitcode, 1), line=_last_words(rank, one), weight=_weight(one), t=_when(one))
+        End(code=max(one.exitcode, 1), line=_last_words(rank, one), weight=_weight(one, began), t=_when(one))
         for rank, one in failures.items()
     ]
     first = min(ends, key=lambda end: end.order)
@@ -146,9 +174,11 @@ def _first(launch: Launch, failures: dict[int, ProcessFailure]) -> End:
     return after_signal(launch, stops[first.code]) if first.code in stops else first
 
 
-def _weight(failure: ProcessFailure) -> int:
-    """Who was killed left no words, and the others' are about its absence. SIGTERM is the agent's, SIGABRT NCCL's."""
-    if failure.exitcode < 0 and -failure.exitcode not in (signal.SIGTERM, signal.SIGABRT):
+def _weight(failure: ProcessFailure, began: int) -> int:
+    """Who was killed left no words, and the others' are about its absence. SIGTERM is the agent's, SIGABRT NCCL's, and
+    so is SIGKILL the agent's that comes ECHO_S after the first failure, at `began` Unix seconds."""
+    agents = failure.exitcode == -signal.SIGKILL and failure.timestamp - began >= ECHO_S
+    if failure.exitcode < 0 and -failure.exitcode not in (signal.SIGTERM, signal.SIGABRT) and not agents:
         return 0
     return 1 if failure.exitcode == USER_ERROR else 2
 

@@ -72,13 +72,21 @@ def main(arguments: list[str]) -> None:
     )
     import torch
 
+    from train.memory import ran_out, too_large
     from train.parallel import full_float32
 
     full_float32()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
-        seconds = measure(options, device)
-        show(options, device, seconds, update_ratios(options.fields, device, PAIRS))
+        try:
+            seconds = measure(options, device)
+            ratios = update_ratios(options.fields, device, PAIRS)
+        except RuntimeError as error:
+            if device.type != "cuda" or not ran_out(error):
+                raise
+            size = torch.cuda.get_device_properties(device).total_memory
+            raise UserError(too_large(options.fields, CLASSES, size=size)) from None
+        show(options, device, seconds, ratios)
 
 
 def measure(options: Bench, device: torch.device) -> dict[str, list[float]]:

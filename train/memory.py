@@ -1,4 +1,4 @@
-"""How large a batch fits into a GPU, for the one line that says so when another did not."""
+"""What a GPU that has run out of memory means, and how large a batch fits into one, for the one line that says so."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from train.recipes import Recipe
 COPIES = 4  # of every parameter: itself, its gradient, its velocity, and narrow or scratch copies
 TRANSIENT = 1.5  # memory at the peak of backward over what forward keeps for it
 RESERVED = 2 << 30  # bytes: the context, the libraries' workspaces, the loader's batches
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether it is for want of a GPU's memory: torch has a class for that, cuBLAS, cuDNN and NCCL have words."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in told or "out of memory" in told
 
 
 def kept_bytes(recipe: Recipe, classes: int) -> tuple[float, int]:
@@ -35,3 +41,12 @@ def fitting_batch(recipe: Recipe, classes: int, *, world: int, towers: int, devi
     per_image, parameters = kept_bytes(recipe, classes)
     free = device_bytes - RESERVED - COPIES * parameters / towers
     return max(0, int(free / (TRANSIENT * per_image))) * world
+
+
+def too_large(recipe: Recipe, classes: int, *, size: int, world: int = 1, towers: int = 1, sharers: int = 1) -> str:
+    """That the recipe's batch does not fit, and which would; size: bytes of a GPU, which so many ranks share."""
+    fits = fitting_batch(recipe, classes, world=world, towers=towers, device_bytes=size // sharers)
+    # an estimate that this batch would fit has just been proved wrong
+    fits = min(fits, recipe.batch // 2) // world * world
+    way_out = f"about --batch {fits} fits" if fits else "take more GPUs, or a smaller --width"
+    return f"--batch {recipe.batch} on {world} does not fit into a GPU of {size / 2**30:.0f} GiB: {way_out}"

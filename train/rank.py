@@ -35,7 +35,7 @@ from train.gpu import lacks_for_compiling
 from train.interval import Signals
 from train.job import Job, resume
 from train.launch import BadSamples, Choice, Launch, attempts, lock
-from train.memory import fitting_batch
+from train.memory import ran_out, too_large
 from train.network import AlexNet
 from train.optim import Optimiser
 from train.paper.finetune import take_convolutions
@@ -96,36 +96,23 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
         local_world_size=mesh.local_world,
     )  # fmt: skip
     with loader:
-        classes = recipe.classes or len(loader.classes)
-        network = AlexNet(recipe, classes, tower=mesh.tower, seed=launch.seed, wire=launch.wire)
-        network.to(mesh.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if compiles(launch.compile, mesh.device):
-            network.compile_layers()
-        elif launch.compile == "auto" and mesh.device.type == "cuda" and mesh.rank == 0:
-            message = f"the network is not compiled, and slower for it: that takes {lacks_for_compiling()}"
-            events.write("warning", {"message": message})
-            print(f"warning: {message}", file=sys.stderr, flush=True)
-        job = Job(
-            recipe=recipe, seed=launch.seed, shards=launch.shards, folder=launch.folder, mesh=mesh, network=network,
-            optimiser=Optimiser(network, recipe),
-            gradients=GradientSum(network.parameters(), mesh.data, launch.wire), loader=loader, events=events,
-            signals=signals, saver=Saver(launch.folder, events), save_every_s=launch.save_every,
-            save_probabilities=launch.save_probabilities, evaluates="val" in loader.manifest.splits,
-        )  # fmt: skip
-        events.write("start", start_record(launch, job))
-        if resume(job):
-            said = f"resumed at step {job.step}, epoch {job.epoch + 1}"
-        else:
-            said = take_convolutions(Path(recipe.init_from), network) if recipe.init_from else ""
-        if said and mesh.rank == 0:
-            print(said, flush=True)
-        if not job.evaluates and mesh.rank == 0:
-            events.write("warning", {"message": "the dataset has no validation split: nothing is evaluated"})
         try:
+            job = assembled(launch, mesh, loader, events, signals)
+            begin(launch, job)
             outcome = loop.run(job)
-        except torch.OutOfMemoryError:
-            raise UserError(too_large(job)) from None
+        except RuntimeError as failed:
+            if mesh.device.type != "cuda" or not ran_out(failed):
+                raise
+            size = torch.cuda.get_device_properties(mesh.device).total_memory
+            sharers = -(-mesh.local_world // torch.cuda.device_count())  # ranks on this GPU
+            told = too_large(
+                recipe, recipe.classes or len(loader.classes), size=size, world=mesh.world, towers=mesh.tower.size,
+                sharers=sharers,
+            )  # fmt: skip
+            raise UserError(told) from None
         job.saver.close()
+        # nobody ends before the last checkpoint is written: to the agent a preempted rank has failed, and it ends all
+        sum_over_world(torch.zeros(1, device=mesh.device)).item()
     error = f"the loss is not finite at step {job.step}" if outcome == "diverged" else None
     if outcome == "finished" and job.saver.lost:  # such a run is not over: its weights are nowhere
         outcome, error = "failed", f"training is done, but {job.saver.lost}; mend that and give the same command again"
@@ -135,21 +122,45 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
     return EXIT[outcome]
 
 
+def assembled(launch: Launch, mesh: Mesh, loader: Loader, events: EventWriter, signals: Signals) -> Job:
+    """The job, at its first step."""
+    recipe = launch.recipe
+    network = AlexNet(
+        recipe, recipe.classes or len(loader.classes), tower=mesh.tower, seed=launch.seed, wire=launch.wire
+    )
+    network.to(mesh.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiles(launch.compile, mesh.device):
+        network.compile_layers()
+    elif launch.compile == "auto" and mesh.device.type == "cuda" and mesh.rank == 0:
+        message = f"the network is not compiled, and slower for it: that takes {lacks_for_compiling()}"
+        events.write("warning", {"message": message})
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+    return Job(
+        recipe=recipe, seed=launch.seed, shards=launch.shards, folder=launch.folder, mesh=mesh, network=network,
+        optimiser=Optimiser(network, recipe),
+        gradients=GradientSum(network.parameters(), mesh.data, launch.wire), loader=loader, events=events,
+        signals=signals, saver=Saver(launch.folder, events), save_every_s=launch.save_every,
+        save_probabilities=launch.save_probabilities, evaluates="val" in loader.manifest.splits,
+    )  # fmt: skip
+
+
+def begin(launch: Launch, job: Job) -> None:
+    """Says so, and goes to the latest checkpoint, or takes another network's convolutions. Collective."""
+    job.events.write("start", start_record(launch, job))
+    init_from = launch.recipe.init_from
+    if resume(job):
+        said = f"resumed at step {job.step}, epoch {job.epoch + 1}"
+    else:
+        said = take_convolutions(Path(init_from), job.network) if init_from else ""
+    if said and job.mesh.rank == 0:
+        print(said, flush=True)
+    if not job.evaluates and job.mesh.rank == 0:
+        job.events.write("warning", {"message": "the dataset has no validation split: nothing is evaluated"})
+
+
 def compiles(choice: Choice, device: torch.device) -> bool:
     """Compiling takes a minute, which short runs on a CPU never earn back."""
     return choice == "on" or (choice == "auto" and device.type == "cuda" and lacks_for_compiling() is None)
-
-
-def too_large(job: Job) -> str:
-    mesh, recipe = job.mesh, job.recipe
-    size = torch.cuda.get_device_properties(mesh.device).total_memory
-    sharers = -(-mesh.local_world // torch.cuda.device_count())  # ranks on this GPU
-    fits = fitting_batch(
-        recipe, job.network.classes, world=mesh.world, towers=mesh.tower.size, device_bytes=size // sharers
-    )
-    fits = min(fits, recipe.batch // 2)  # an estimate that this batch would fit has just been proved wrong
-    way_out = f"about --batch {fits} fits" if fits else "take more GPUs, or a smaller --width"
-    return f"--batch {recipe.batch} on {mesh.world} does not fit into a GPU of {size / 2**30:.0f} GiB: {way_out}"
 
 
 def training_config(recipe: Recipe, seed: int, bad_samples: BadSamples = "raise") -> LoaderConfig:

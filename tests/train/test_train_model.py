@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from preprocess.events import EventWriter
 from train.launch import Launch
 from train.layers import plan
-from train.memory import COPIES, RESERVED, TRANSIENT, fitting_batch, kept_bytes
+from train.memory import COPIES, RESERVED, TRANSIENT, fitting_batch, kept_bytes, ran_out, too_large
 from train.recipes import RELEASED
 from train.scaling import INFINIBAND, LATENCY_S, NVLINK, PCIE4, Link, predict
 from train.summary import FLOAT, exchanges
@@ -94,6 +95,31 @@ def test_memory_kept_for_backward_is_counted() -> None:
     inputs = 3 * 227**2 + 96 * 27**2 + 256 * 13**2 + 2 * 384 * 13**2 + 9216 + 2 * 4096
     norms = 3 * 96 * 55**2 + 2 * 3 * 256 * 27**2
     assert 4 * inputs < per_image < 3 * 4 * (inputs + norms)
+
+
+def test_a_batch_that_does_not_fit_is_told_with_one_that_would() -> None:
+    def told(gib: float, **fields: int) -> str:
+        recipe = replace(RELEASED, batch=fields.pop("batch", 8192))
+        return too_large(recipe, 1000, size=int(gib * 2**30), **fields)
+
+    line = told(16)
+    assert line.startswith("--batch 8192 on 1 does not fit into a GPU of 16 GiB: about --batch ")
+    fits = int(line.split()[-2])
+    per_image, parameters = kept_bytes(RELEASED, 1000)
+    assert RESERVED + COPIES * parameters + TRANSIENT * fits * per_image <= 16 * 2**30
+    assert int(told(16, sharers=2).split()[-2]) < fits
+    assert "on 6 does not fit into a GPU of 16 GiB: about --batch 48 fits" in told(16, batch=102, world=6)
+    assert told(1).endswith("take more GPUs, or a smaller --width")
+
+
+def test_other_libraries_words_for_no_memory_are_known() -> None:
+    for words, known in (
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ):
+        assert ran_out(RuntimeError(words)) is known
+    assert ran_out(torch.OutOfMemoryError("Tried to allocate 20.00 GiB"))
 
 
 def test_a_batch_that_fits() -> None:

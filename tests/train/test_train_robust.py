@@ -24,6 +24,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from preprocess.events import EventWriter
 from train import checkpoint
+from train.agent import ECHO_S
 from train.checkpoint import State
 from train.launch import records
 from train.network import AlexNet
@@ -117,16 +118,47 @@ def test_killed_anywhere_many_times(whole: Path, sample_shards: Path) -> None:
         killed_and_resumed(whole, sample_shards, f"killed-{seed}", worlds, random.Random(seed))
 
 
-def test_a_killed_rank_ends_all_and_is_named(whole: Path, sample_shards: Path) -> None:
-    run = whole.parent / "robbed"
-    process = start(whole.parent, sample_shards, "--run", "robbed", "--epochs", "50", "--gpus", "2")
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_killed_rank_ends_all_and_is_named(whole: Path, sample_shards: Path, tmp_path: Path, deaf: bool) -> None:
+    """deaf: the other rank hears nothing, of its peer nor of signals, as in a collective of NCCL's."""
+    run = whole.parent / f"robbed-{deaf}"
+    arguments = ("--run", run.name, "--epochs", "50", "--gpus", "2")
+    process = start(whole.parent, sample_shards, *arguments, env=os.environ | {"TMPDIR": str(tmp_path)})
     wait_for(run, process, 2)
+    pids = [of_kind(run, "start", rank)[0]["pid"] for rank in (0, 1)]
     began = time.monotonic()
-    os.kill(of_kind(run, "start", 1)[0]["pid"], signal.SIGKILL)
+    if deaf:
+        os.kill(pids[0], signal.SIGSTOP)
+    os.kill(pids[1], signal.SIGKILL)
     _, err = finish(process, 1)
     assert time.monotonic() - began < 20
     assert err.startswith("error: rank 1 was killed by SIGKILL"), err
-    assert of_kind(run, "end")[-1]["outcome"] == "failed"
+    assert [one["outcome"] for one in of_kind(run, "end")] == ([] if deaf else ["failed"])
+    assert not psutil.pid_exists(pids[0])
+    assert not [path for path in tmp_path.iterdir() if "torchelastic" in path.name or "gratis" in path.name]
+
+
+SLOW_DISK = """
+import os, time
+fsync = os.fsync
+os.fsync = lambda file: (time.sleep(1), fsync(file))
+"""
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_the_last_checkpoint_on_a_slow_disk(whole: Path, sample_shards: Path, tmp_path: Path) -> None:
+    """The one that has nothing to write would end first, and the agent would soon kill the one that has."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
+    run = whole.parent / "sluggish"
+    arguments = ("--run", run.name, "--epochs", "500", "--gpus", "2", "--save-every", "9999")
+    process = start(whole.parent, sample_shards, *arguments, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    wait_for(run, process, 2)
+    os.kill(of_kind(run, "start", 1)[0]["pid"], signal.SIGTERM)
+    _, err = finish(process, 75)
+    (saved,) = of_kind(run, "checkpoint")
+    assert saved["wall_s"] > ECHO_S
+    assert err == f"preempted: saved at step {saved['step']}; give the same command to go on\n"
+    assert checkpoint.undamaged(run / "checkpoints") == (checkpoint.of_step(run / "checkpoints", saved["step"]), [])
 
 
 def test_a_full_disk_costs_checkpoints_and_is_told_at_the_end(whole: Path, sample_shards: Path) -> None:

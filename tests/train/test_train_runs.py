@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from preprocess.errors import guard
 from preprocess.events import EventWriter
 from train.__main__ import main
-from train.agent import after_signal
+from train.agent import ECHO_S, _first, after_signal
 from train.launch import Launch, changes, choose_run, lock, records
 from train.options import parse
 from train.recipes import RECIPES, SAMPLE
@@ -283,6 +284,28 @@ def test_a_signal_answers_by_what_the_ranks_did(tmp_path: Path, outcome: str | N
         now.write("end", {"outcome": outcome, "error": "why" if code == 1 else None})
     end = after_signal(launch, signal.SIGTERM)
     assert (end.code, end.line) == (code, words)
+
+
+def test_the_first_failure_is_the_one_that_is_told(tmp_path: Path) -> None:
+    """A rank that hung in a collective is killed by the agent in the end: not that, but why it hung is the error."""
+    launch = Launch(
+        runs=str(tmp_path), run="r", shards="s", recipe_name="paper", recipe=RECIPES["paper"], seed=0, attempt=1,
+        tower_ranks=2, share_device=False,
+    )  # fmt: skip
+
+    def failed(rank: int, code: int, *, after: int, words: str = "") -> ProcessFailure:
+        file = tmp_path / f"{rank}.json"
+        told = json.dumps({"message": words, "timestamp": 1_000 + after, "t": 1_000.5 + after})
+        file.write_text(told) if words else file.unlink(missing_ok=True)
+        failure = ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file=str(file))
+        failure.timestamp = 1_000 + after
+        return failure
+
+    for code, words in ((2, "error: --batch 9 does not fit"), (1, "Traceback")):
+        hung = {0: failed(0, -9, after=ECHO_S), 1: failed(1, code, after=0, words=words)}
+        assert (_first(launch, hung).code, _first(launch, hung).line) == (code, words)
+    killed = {0: failed(0, 1, after=0, words="connection reset"), 1: failed(1, -9, after=0)}
+    assert "rank 1 was killed by SIGKILL" in _first(launch, killed).line
 
 
 def test_the_status_server_starts_after_the_dataset_was_checked(tmp_path: Path) -> None:
