@@ -43,6 +43,33 @@ def test_the_latest_is_never_replaced(tmp_path: Path, arrays: Arrays) -> None:
     assert found.stat().st_ino == inode
 
 
+def test_latest_is_flipped_last(tmp_path: Path, arrays: Arrays) -> None:
+    """It still names the one before when the new one cannot take its place."""
+    write(tmp_path, arrays, of_step(1))
+    (tmp_path / "step-00000002").write_text("no folder: none can be put there")
+    with pytest.raises(NotADirectoryError):
+        write(tmp_path, arrays, of_step(2))
+    assert (tmp_path / "latest").read_text() == "step-00000001"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_all_of_it_is_on_the_disk_before_latest_names_it(
+    tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def noted(file: int) -> None:
+        fsync(file)
+        synced.append(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write(tmp_path, arrays, of_step(1))
+    flipped = synced.index((tmp_path / "latest").stat().st_ino)
+    written = [tmp_path, *((tmp_path / "step-00000001" / name) for name in {*FILES, SUMS})]
+    assert {path.stat().st_ino for path in written} <= set(synced[:flipped])
+
+
 def test_a_missing_latest_falls_back_to_the_newest(tmp_path: Path, arrays: Arrays) -> None:
     assert latest(tmp_path) is None
     for step in (1, 2):
