@@ -398,7 +398,7 @@ def test_onnx_says_what_the_network_says(
 
 
 def test_torchscript_says_what_the_network_says(run: Path, trained: Trained, tmp_path: Path) -> None:
-    export(["--run", str(run), "--format", "torchscript", str(tmp_path / "a.pt")])
+    export(["--run", str(run), str(tmp_path / "a.pt")])
     code = """import sys, warnings; warnings.simplefilter("ignore")
 import numpy as np, torch
 told = {"classes": ""}
@@ -417,7 +417,7 @@ print(told["classes"].decode())"""
 
 
 def test_safetensors_hold_all(run: Path, trained: Trained, tmp_path: Path) -> None:
-    export(["--run", str(run), "--format", "safetensors", str(tmp_path / "a.safetensors")])
+    export(["--run", str(run), str(tmp_path / "a.safetensors")])
     with safe_open(tmp_path / "a.safetensors", framework="np") as file:
         assert set(file.keys()) == {"mean", *trained.network.state_dict()}
         np.testing.assert_array_equal(file.get_tensor("fc8.weight"), trained.network.state_dict()["fc8.weight"].numpy())
@@ -436,7 +436,9 @@ def test_an_export_that_differs_is_not_kept_quiet(trained: Trained) -> None:
 
 def test_exports_that_cannot_be_are_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has towers 1, this run 2: train --recipe torchvision"):
-        export(["--run", str(run), "--format", "torchvision", str(tmp_path / "a.pth")])
+        export(["--run", str(run), str(tmp_path / "a.pth")])
+    with pytest.raises(UserError, match=r"a\.foo ends as no format does \(\.onnx for onnx, .*give one with --format"):
+        export(["--run", str(run), str(tmp_path / "a.foo")])
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="name a file in an existing folder"):
         Export(out=tmp_path / "none" / "a.onnx")

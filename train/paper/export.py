@@ -1,4 +1,6 @@
-"""A trained network for other programs: `python -m train export --run R --format onnx alexnet.onnx`.
+"""A trained network for other programs: `python -m train export --run R alexnet.onnx`.
+
+The form is that of the file's ending (.onnx, .pt, .safetensors, .pth), unless --format names it:
 
 onnx, torchscript  take plain images, RGB, 0-255, float32 [n,3,crop,crop]: the subtraction of the mean image's centre is
                    inside. They return logits [n, classes]. The names of the classes and how to feed it are in the
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from train.paper.trained import Trained
 
 Format = Literal["onnx", "torchscript", "torchvision", "safetensors"]
+ENDINGS: dict[str, Format] = {
+    ".onnx": "onnx", ".pt": "torchscript", ".pth": "torchvision", ".safetensors": "safetensors",
+}  # fmt: skip
 TOLERANCE = 1e-4  # of logits, as a share of the largest
 TRIED = 3  # images; one more than the graph is traced with, so that it is seen to take any number
 TRACED = 2
@@ -51,26 +56,31 @@ class Export(Saved):
 
     out: Annotated[Path, tyro.conf.Positional]
     """File to write."""
-    format: Format = "onnx"
+    format: Format | None = None
+    """Default: as the file's name ends."""
 
     def __post_init__(self) -> None:
+        if self.format is None and self.out.suffix not in ENDINGS:
+            known = ", ".join(f"{ending} for {name}" for ending, name in ENDINGS.items())
+            raise UserError(f"{self.out} ends as no format does ({known}); give one with --format")
         if not self.out.parent.is_dir() or self.out.is_dir():
             raise UserError(f"{self.out} is a folder or in none; name a file in an existing folder")
 
 
 def main(arguments: list[str]) -> None:
     options = command(Export, arguments, "export")
-    missing = [name for name in NEEDS.get(options.format, ()) if importlib.util.find_spec(name) is None]
+    form = options.format or ENDINGS[options.out.suffix]
+    missing = [name for name in NEEDS.get(form, ()) if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--format {options.format} needs {' and '.join(missing)}: make install ARGS=--extra")
+        raise UserError(f"--format {form} needs {' and '.join(missing)}: make install ARGS=--extra")
     from train.paper.trained import load
 
     signal.signal(signal.SIGTERM, leave)  # by way of what removes a half-written file
     trained = load(options)
     # all write bytes, so that a full disk is an OSError: the libraries' own writers have other words for it
     with written(options.out, "choose another OUT") as draft:
-        said = WRITE[options.format](trained, draft)
-    print(f"{options.out}: {options.format}, {options.out.stat().st_size / 1e6:,.1f} MB, {said}")
+        said = WRITE[form](trained, draft)
+    print(f"{options.out}: {form}, {options.out.stat().st_size / 1e6:,.1f} MB, {said}")
 
 
 def _onnx(trained: Trained, path: Path) -> str:
