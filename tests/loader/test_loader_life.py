@@ -32,7 +32,7 @@ def make(root: Path, **options: Any) -> Loader:
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+        capture_output=True, text=True, timeout=240, check=False, cwd=ROOT,
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_a_child_process_loads_from_the_configuration(jpeg_dataset: Path, method
         pass
     child = multiprocessing.get_context(method).Process(target=in_child, args=(jpeg_dataset, loader.config))
     child.start()
-    child.join(60)
+    child.join(240)
     assert child.exitcode == 0
     assert sum(1 for _ in loader) == 9  # the parent goes on
 
@@ -147,6 +147,7 @@ def test_the_interpreter_ends_whatever_is_open(jpeg_dataset: Path, ending: str) 
 
 
 BUSY = 5  # times that a clock on the wall may show on a machine that others use
+IMPORTS_S = 3.6  # CPU seconds of the imports where the limits were set: a slower machine stretches limits as much
 
 
 def assert_first_batch_within(limit_s: float, root: Path, **options: Any) -> None:
@@ -154,15 +155,22 @@ def assert_first_batch_within(limit_s: float, root: Path, **options: Any) -> Non
     all threads hold the limit itself, on two cores they are more than the seconds that pass."""
     code = f"""
         import time, numba, torch, nvidia.dali.fn
+        imports = time.process_time()
         from loader import Loader, LoaderConfig
         wall, cpu = time.perf_counter(), time.process_time()
         batches = iter(Loader({str(root)!r}, "train", LoaderConfig(threads=2, **{options!r})))
         next(batches)
-        print(time.perf_counter() - wall, time.process_time() - cpu)
+        print(time.perf_counter() - wall, time.process_time() - cpu, imports)
     """
-    runs = [[float(number) for number in python(code).stdout.split()] for _ in range(3)]
-    wall, cpu = (min(column) for column in zip(*runs, strict=True))
-    print(f"first batch after {wall:.2f} s, {cpu:.2f} CPU s")
+    best: list[tuple[float, float]] = []
+    for _ in range(3):
+        wall, cpu, imports = (float(number) for number in python(code).stdout.split())
+        print(f"first batch after {wall:.2f} s, {cpu:.2f} CPU s; imports {imports:.2f} CPU s")
+        slowness = max(1.0, imports / IMPORTS_S)
+        best.append((wall / slowness, cpu / slowness))
+        if cpu < limit_s * slowness and wall < BUSY * limit_s * slowness:
+            return
+    wall, cpu = (min(column) for column in zip(*best, strict=True))
     assert cpu < limit_s
     assert wall < BUSY * limit_s
 

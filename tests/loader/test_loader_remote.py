@@ -218,7 +218,7 @@ def child(url: str, cache: Path) -> subprocess.Popen[str]:
 def test_processes_share_the_cache_and_fetch_each_shard_once(server: FaultyServer, tmp_path: Path) -> None:
     server.latency_s = 0.05
     processes = [child(server.url, tmp_path / "cache") for _ in range(3)]
-    answers = [process.communicate(timeout=60) for process in processes]
+    answers = [process.communicate(timeout=240) for process in processes]
     assert {out for out, _ in answers} == {answers[0][0]}, answers
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert {n for name, n in server.requests.items() if name.endswith(".tar")} == {1}
