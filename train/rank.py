@@ -165,8 +165,8 @@ def compiles(choice: Choice, device: torch.device) -> bool:
 
 def training_config(recipe: Recipe, seed: int, bad_samples: BadSamples = "raise") -> LoaderConfig:
     return LoaderConfig(
-        batch_size=recipe.batch, seed=seed, crop=recipe.crop, crop_positions=recipe.crop_positions,
-        crop_chunk=recipe.crop_chunk, mean=recipe.mean, noise=recipe.noise,
+        batch_size=recipe.batch, seed=seed, crop=recipe.crop, area=recipe.crop_area,
+        crop_positions=recipe.crop_positions, crop_chunk=recipe.crop_chunk, mean=recipe.mean, noise=recipe.noise,
         noise_until=noise_until(recipe), channels_last=True, dtype=getattr(torch, recipe.compute),
         bad_samples=bad_samples,
     )  # fmt: skip

@@ -325,6 +325,9 @@ def test_every_recipe_runs(name: str) -> None:
         ({"drops": (0.5, -1.0)}, "drops -1"),
         ({"noise_until": -1.0}, "noise-until -1"),
         ({"conv1_slow": math.nan}, "conv1-slow nan"),
+        ({"crop_area": (0.5, 1.5)}, "crop-area 0.5 1.5"),
+        ({"crop_area": (0.0, 1.0)}, "crop-area 0.0 1.0"),
+        ({"crop_area": (0.1, 1.0), "mean": "offset"}, "want --crop-chunk 1 and --mean central"),
     ],
 )
 def test_recipes_refuse_what_cannot_be(fields: dict[str, float], word: str) -> None:

@@ -77,7 +77,9 @@ def test_bfloat16_computes_narrow_and_keeps_float32_masters() -> None:
     assert narrow != wide
     assert narrow == pytest.approx(wide, rel=0.05)
     assert {p.dtype for p in network.parameters()} == {torch.float32}
+    before = [p.detach().clone() for p in network.parameters()]
     assert network(torch.zeros(2, 3, 64, 64)).dtype == torch.bfloat16
+    assert all(torch.equal(p, own) for p, own in zip(network.parameters(), before, strict=True))  # none was rounded
 
 
 def test_normalisation_is_in_float32_under_bfloat16() -> None:

@@ -48,6 +48,8 @@ def test_parameter_counts() -> None:
     assert parameters(replace(RELEASED, conv6=True)) == 61_555_304
     assert parameters(replace(RELEASED, conv6=True, classes=10_184)) == 99_182_152
     assert parameters(replace(RELEASED, without="conv4")) == 60_965_224 - 663_936
+    both = 384 * 256 * 9 + 384  # conv4 in conv3's place reads both towers
+    assert parameters(replace(RELEASED, without="conv3")) == 60_965_224 - 885_120 - 663_936 + both
     assert parameters(replace(RELEASED, exchange=("conv4", "fc6", "fc7"))) == 60_965_224 - 884_736 // 2 + 663_552
 
 
@@ -155,6 +157,7 @@ def test_every_disagreement_is_one_field() -> None:
     released = replace(RELEASED, image_size=73, crop=64, width=1 / 16)
     rows: list[tuple[str, dict[str, Any]]] = [
         ("tested", {"conv1_edge": "symmetric"}), ("data", {"crop_positions": "printed"}),
+        ("data", {"crop_area": (0.08, 1.0)}),
         ("data", {"crop_chunk": 32}), ("data", {"mean": "offset"}), ("data", {"noise": "printed"}),
         ("data", {"noise": "off"}), ("tested", {"lrn_alpha": 5e-4}), ("tested", {"lrn_k": 1.0}),
         ("tested", {"lrn_order": "after"}), ("tested", {"map_norm": False}), ("tested", {"lrn_across_towers": True}),
