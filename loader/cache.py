@@ -12,7 +12,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loader.remote import Remote, Stopped, locked
+from loader.remote import Helper, Remote, Stopped, locked
 from preprocess.dataset import Shard
 from preprocess.errors import UserError
 
@@ -53,7 +53,7 @@ class Cache:
         self._remote, self._folder, self._shards, self._limit = remote, folder, shards, limit
         self._moved = threading.Condition()
         self._stop = threading.Event()
-        self._fetchers: list[threading.Thread] = []
+        self._fetchers: list[Helper] = []
         self._uses: list[Use] = []
         self._step = self._next = 0
 
@@ -66,7 +66,7 @@ class Cache:
         self._join()
         with self._moved:
             self._uses, self._step, self._next = uses, first_step, 0
-        self._fetchers = [threading.Thread(target=self._fetch, name="loader-fetch", daemon=True)
+        self._fetchers = [Helper(target=self._fetch, name="loader-fetch", daemon=True)
                           for _ in range(min(FETCHERS, len(uses)))]  # fmt: skip
         for thread in self._fetchers:
             thread.start()
@@ -83,15 +83,12 @@ class Cache:
         shard = self._shards[number]
         path = self._folder / shard.name
         with locked(path.with_suffix(".lock"), self._stop):
-            for again in (False, True):
-                try:
+            bad = 0
+            while bad < 2:  # one that came well may be gone again: another process made room
+                with suppress(FileNotFoundError):
                     os.utime(path)
                     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except FileNotFoundError:
-                    if self._download(shard, path):
-                        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                if again:
-                    break
+                bad += not self._download(shard, path)
         raise UserError(f"{self._remote.url}/{shard.name} is not what the manifest says; copy the dataset there again")
 
     def stop(self) -> None:
@@ -183,7 +180,7 @@ class Cache:
 
     def _counting(self) -> AbstractContextManager[None]:
         """What the cache holds changes under one lock of all its processes."""
-        return locked(self._folder.parent / "evict.lock")
+        return locked(self._folder.parent / "evict.lock", self._stop)
 
     def _evict(self, part: Path, too_much: Callable[[int], bool], *, once: bool = False) -> bool:
         """Removes what was used longest ago while there is too much beside `part`; whether anything went. The caller

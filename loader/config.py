@@ -85,7 +85,8 @@ class LoaderConfig:
                     GPU ("device"), in this machine's memory ("host"), or nowhere ("none"). "auto": the first of these
                     that they fit into. Batches are the same. (`cache` holds shards, on a disk.)
     decoded_gb      most that they may take of a device's or the machine's memory, in units of 10**9 bytes, shared by
-                    the ranks on it; None: half of what is free on the device, or a quarter on the machine
+                    the ranks on it; None: half of what is free on the device when the loader is made, or a quarter on
+                    the machine. A second loader has a bound of its own: its configuration says how much
     """
 
     batch_size: int = 128

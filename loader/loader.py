@@ -51,8 +51,9 @@ class Loader:
 
     keeps: where decoded images are kept: what `LoaderConfig.decoded` came to.
 
-    UserError: no dataset, no such split, a damaged file, a crop larger than the images, a batch that the ranks cannot
-    share; during iteration, a shard that is not as published or a sample that cannot be decoded.
+    UserError: a root or config of another type, no dataset, no such split, a damaged file, a crop larger than the
+    images, a batch that the ranks cannot share; during iteration, a shard that is not as published or a sample that
+    cannot be decoded.
     """
 
     def __init__(
@@ -66,6 +67,10 @@ class Loader:
         device: torch.device | str = CPU,
         local_world_size: int | None = None,
     ) -> None:
+        if not isinstance(root, (str, os.PathLike)):
+            raise UserError(f"root is {root!r}; it must be a folder or an address")
+        if not isinstance(config, LoaderConfig):
+            raise UserError(f"config is {config!r}; it must be a LoaderConfig, as LoaderConfig(batch_size=256)")
         if not 0 <= rank < world_size:
             raise UserError(f"rank is {rank}; with world_size {world_size} it must be from 0 to {world_size - 1}")
         if config.batch_size % world_size:

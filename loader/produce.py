@@ -14,9 +14,11 @@ import weakref
 
 from loader.decoded import Decoded
 from loader.quarantine import Quarantine
-from loader.remote import Stopped
+from loader.remote import Helper, Stopped
 from loader.stages import Ready, Stages, source_of
 from loader.work import Job, Meter
+
+LOOK_S = 1.0  # between looks whether the thread that is waited for lives
 
 
 class Producer:
@@ -38,7 +40,7 @@ class Producer:
             self._free.put(slot)
         self._ticket = self._left = 0  # batches of this epoch that were not taken
         self._held: int | None = None  # the slot of the batch that the consumer has
-        self._thread: threading.Thread | None = None
+        self._thread: Helper | None = None
         _remember(self)
 
     @property
@@ -55,7 +57,7 @@ class Producer:
         assert self.idle
         assert not self.closed
         self._left, self._ticket = len(job.steps), self._ticket + 1
-        self._thread = threading.Thread(target=self._run, args=(job,), name="loader", daemon=True)
+        self._thread = Helper(target=self._run, args=(job,), name="loader", daemon=True)
         self._thread.start()
         return self._ticket
 
@@ -64,7 +66,7 @@ class Producer:
         if self.closed or self.idle or ticket != self._ticket:
             raise RuntimeError("this epoch was closed, or another one of the same loader has begun")
         with self._meter.time("wait_s"):
-            item = self._ready.get()
+            item = self._next()
         if isinstance(item, Ready):
             if self._held is not None:
                 self._free.put(self._held)
@@ -81,8 +83,7 @@ class Producer:
         """The consumer of an epoch goes: after its last batch all stays for the next epoch, before it all is closed."""
         if self.closed or self.idle or ticket != self._ticket:
             return
-        own = self._thread is threading.current_thread()  # garbage may be collected in any thread
-        if own or self._left or self._ready.get() is not None:
+        if _in_helper() or self._left or self._next() is not None:
             self.close()
         else:
             self._join()
@@ -94,12 +95,24 @@ class Producer:
         self.closed = True
         self._stages.stop()
         self._free.put(None)
-        if self._thread is not threading.current_thread():
+        if not _in_helper() or self.idle:  # else the thread closes them
             self._join()
             self._stages.close()
 
     def __del__(self) -> None:
         self.close()
+
+    def _next(self) -> Ready | BaseException | None:
+        """What the thread gives next. RuntimeError if there is none: a fork copies no thread."""
+        while True:
+            alive = self._thread is not None and self._thread.is_alive()
+            try:
+                return self._ready.get(timeout=LOOK_S if alive else 0)
+            except queue.Empty:
+                if not alive:
+                    raise RuntimeError(
+                        "the loader's thread is not here: was this process forked inside an epoch?"
+                    ) from None
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -127,6 +140,10 @@ class Producer:
         if slot is None or self.closed:
             raise Stopped
         return slot
+
+
+def _in_helper() -> bool:
+    return isinstance(threading.current_thread(), Helper)
 
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
@@ -22,13 +23,35 @@ from preprocess.errors import UserError, answered
 BLOCK = 8 << 20  # bytes of one request: what a broken connection costs at most
 TRIES = 7  # of a request, 0.1 s apart, then 0.2, 0.4 ...: 6 s in all
 PAUSE = 0.1
-POLL = 0.05  # seconds between looks at a lock that another holds
+POLL = 0.02  # seconds between looks at a lock that another holds, or at what is asked to stop
 
 T = TypeVar("T")
 
 
 class Stopped(Exception):
     """The epoch was ended while something waited."""
+
+
+class Helper(threading.Thread):
+    """One of a loader's own. Garbage, iterators too, may be collected in any thread, and one of these that waited for
+    the others might hold what they wait for."""
+
+
+def _answer(request: Callable[[], T], stop: threading.Event) -> T:
+    """Stopped on request: the one to the server, which may be silent for minutes, is then left to its library."""
+    answer: futures.Future[T] = futures.Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(request())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Helper(target=ask, name="loader-request", daemon=True).start()
+    while not futures.wait([answer], POLL).done:
+        if stop.is_set():
+            raise Stopped
+    return answer.result()
 
 
 def is_remote(root: Path | str) -> bool:
@@ -42,7 +65,10 @@ class Remote:
         from fsspec.core import url_to_fs
 
         self.url = url.rstrip("/")
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it tells several times what it raises in the end
+        if self.url.startswith(("gs://", "gcs://")) and not (log := logging.getLogger("gcsfs")).level:
+            log.setLevel(
+                logging.CRITICAL
+            )  # it tells several times what it raises in the end; a level of the user's stays
         try:
             self._files, self._path = answered(lambda: url_to_fs(self.url), f"{url} cannot be read")
         except UserError:
@@ -83,9 +109,11 @@ class Remote:
         waiting = stop or threading.Event()
         for attempt in range(TRIES):
             try:
-                return request()
+                return _answer(request, waiting)
             except (FileNotFoundError, PermissionError) as error:
                 raise UserError(f"{self.url}/{name} cannot be read: {_line(error)}") from None
+            except Stopped:
+                raise
             except Exception as error:  # each protocol's library has errors of its own
                 last = error
             if waiting.wait(PAUSE * 2**attempt):

@@ -305,6 +305,30 @@ def test_mistakes_are_one_line_that_names_the_value(jpeg_dataset: Path, options:
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_no_root_or_no_configuration_is_one_line(jpeg_dataset: Path) -> None:
+    wrong: list[tuple[Any, Any, str]] = [
+        (None, LoaderConfig(), "root is None; it must be a folder"), (3, LoaderConfig(), "root is 3"),
+        (jpeg_dataset, {"batch_size": 8}, "config is {'batch_size': 8}; it must be a LoaderConfig"),
+        (jpeg_dataset, None, "config is None"),
+    ]  # fmt: skip
+    for root, config, message in wrong:
+        with pytest.raises(UserError, match=message):
+            Loader(root, "train", config)
+    with pytest.raises(UserError, match="no split None"):
+        Loader(jpeg_dataset, None, LoaderConfig())  # type: ignore[arg-type]
+
+
+def test_a_closed_loader_goes_on_with_the_next_epoch(jpeg_dataset: Path) -> None:
+    with make(jpeg_dataset) as loader:
+        batches = iter(loader)
+        next(batches)
+    with pytest.raises(RuntimeError, match="closed"):
+        next(batches)
+    again = make(jpeg_dataset)
+    epoch(again)
+    assert same(epoch(loader), epoch(again))
+
+
 def test_no_such_split_or_dataset(jpeg_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no split 'val'; it has train"):
         Loader(jpeg_dataset, "val", LoaderConfig(crop=CROP))

@@ -1,0 +1,163 @@
+"""Nothing waits for what never comes: a silent server, a thread that a fork did not copy, itself."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from handmade import picture, write_dataset
+from serving import FaultyServer, Handler, faulty
+
+from loader import Loader, LoaderConfig
+from loader.cache import Cache
+from loader.remote import Helper, Remote, fetch_dataset, locked
+from preprocess.dataset import read_manifest
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
+
+
+@pytest.fixture
+def server(jpeg_dataset: Path) -> Iterator[FaultyServer]:
+    with faulty(jpeg_dataset) as server:
+        yield server
+
+
+def make(root: Path | str, **options: Any) -> Loader:
+    return Loader(root, "train", LoaderConfig(**({"batch_size": 12, "crop": 48, "threads": 1} | options)))
+
+
+def within(seconds: float, work: Any) -> None:
+    """In a thread, so that a hang is a failure and not the end of the tests."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive()
+
+
+def test_closing_does_not_wait_for_a_server_that_says_nothing(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent, answer = threading.Event(), Handler.do_GET
+
+    def asked(handler: Handler) -> None:
+        if handler.path.endswith(".tar"):
+            silent.wait(60)
+        answer(handler)
+
+    monkeypatch.setattr(Handler, "do_GET", asked)
+    loader = make(server.url, cache=str(tmp_path / "cache"))
+    batches = iter(loader)
+    try:
+        time.sleep(0.2)
+        within(10, loader.close)
+    finally:
+        silent.set()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(batches)
+
+
+def test_closing_does_not_wait_for_who_counts_the_cache(server: FaultyServer, tmp_path: Path) -> None:
+    """Another process, stopped while it held the lock."""
+    loader = make(server.url, cache=str(tmp_path))
+    with locked(tmp_path / "evict.lock"):
+        batches = iter(loader)
+        time.sleep(0.2)
+        within(10, loader.close)
+    with pytest.raises(RuntimeError, match="closed"):
+        next(batches)
+
+
+def test_an_iterator_that_is_collected_in_a_thread_of_the_loader_ends_it(server: FaultyServer, tmp_path: Path) -> None:
+    """Where the thread that fetches shards drops the last reference, it must not wait for itself."""
+    loader = make(server.url, cache=str(tmp_path))
+    ring: list[Any] = [iter(loader)]
+    next(ring[0])
+    ring.append(ring)
+    producer = loader._producer
+    assert producer is not None
+
+    def collects() -> None:
+        ring.clear()
+        gc.collect()
+
+    helper = Helper(target=collects, daemon=True)
+    cache = producer._stages._source._cache
+    assert cache is not None
+    cache._fetchers.append(helper)
+    helper.start()
+    helper.join(10)
+    assert not helper.is_alive()
+    assert producer.closed
+    within(10, loader.close)
+    assert sum(1 for _ in loader) == len(loader)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_inside_an_epoch_is_told_in_the_child(jpeg_dataset: Path) -> None:
+    """`take` would wait for a thread that no fork copies."""
+    loader = make(jpeg_dataset)
+    batches = iter(loader)
+    next(batches)
+    if (child := os.fork()) == 0:
+        try:
+            for _ in batches:
+                pass
+        except RuntimeError as error:
+            os._exit(0 if "forked inside an epoch" in str(error) else 1)
+        os._exit(2)
+    for _ in range(200):
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits")
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert sum(1 for _ in batches) == len(loader) - 1
+
+
+def test_a_shard_that_went_before_it_was_opened_is_fetched_again(tmp_path: Path) -> None:
+    """Another process made room for its own."""
+    root = write_dataset(tmp_path / "data", [picture(i) for i in range(20)])
+    with faulty(root) as server:
+        remote = Remote(server.url)
+        folder = fetch_dataset(remote, tmp_path / "cache", "train")
+        cache, gone = Cache(remote, folder, read_manifest(root).splits["train"].shards, 10**9), []
+        download = cache._download
+
+        def goes(shard: Any, path: Path) -> bool:
+            good = download(shard, path)
+            if not gone:
+                path.unlink()
+                gone.append(path)
+            return good
+
+        cache._download = goes  # type: ignore[method-assign]
+        file = cache.open(0)
+        assert os.pread(file, 1 << 30, 0) == (root / "train-00000.tar").read_bytes()
+        os.close(file)
+        assert server.requests["train-00000.tar"] == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "set_before", "after"),
+    [("https://x/y", logging.NOTSET, logging.NOTSET), ("gs://x/y", logging.NOTSET, logging.CRITICAL),
+     ("gs://x/y", logging.WARNING, logging.WARNING)],
+)  # fmt: skip
+def test_only_addresses_of_gs_quieten_its_library_and_not_against_the_user(
+    url: str, set_before: int, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logging.getLogger("gcsfs")
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (None, url))  # else credentials are looked for
+    monkeypatch.setattr(log, "level", set_before)
+    Remote(url)
+    assert log.level == after
