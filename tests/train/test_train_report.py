@@ -33,7 +33,7 @@ from train.report.book import Book, OutOfTime, Result, described, failure
 from train.report.correctness import FILES, SUBSAMPLINGS, counted, decoding, output
 from train.report.live import trained
 from train.report.loading import LOADS
-from train.report.page import page
+from train.report.page import page, summary
 from train.report.plan import for_a_gpu
 from train.report.setting import Setting, sizes
 from train.report.stages import by_stage
@@ -241,6 +241,19 @@ def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> Non
     assert "a \\| b" in text
     assert text.count("Not measured: `python -m train.report --part") == 1
     assert text.count("Not complete: `python -m train.report --part") == 2
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ([0.9, 0.98, 0.99], "0.98 (goal of 0.99 missed)"),
+        ([0.98, 0.99, 1.2], "0.99 (goal of 0.99 met)"),
+        ([0.9, 1.2, 2.0], "1.2 (above 1 the machine was busy: nothing is decided)"),
+    ],
+)
+def test_a_goal_is_not_met_by_noise(ratios: list[float], words: str) -> None:
+    found: dict[str, object] = {"free ratio": ratios, "agree": "yes"}
+    assert words in summary("4", {"jpeg, batch 32": {"result": found}})[0]
 
 
 @pytest.mark.parametrize("name", ["whole", *SWITCHES])

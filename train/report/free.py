@@ -25,6 +25,7 @@ from train.report.setting import Setting, rounds, steps_for
 PART = 4
 ROUTES = ("jpeg", "raw", "decoded")
 GOAL = 0.99
+NOISE = 0.05  # above 1: batches that are there cannot be slower than a loader's but by other work on the machine
 LIVE_S = 12.0
 WAIT_LIMIT = 0.05  # share of time lost at which the status page calls a run input-bound
 
@@ -68,7 +69,7 @@ def free(setting: Setting, route: str, batch: int) -> Result:
         "loader, images/s": [batch / one["loader"] for one in runs],
         "resident, images/s": [batch / one["resident"] for one in runs],
         "kept decoded": keeps,
-        "goal": "met" if ratio >= GOAL else f"below {GOAL}",
+        "goal": f"below {GOAL}" if ratio < GOAL else "met" if ratio <= 1 + NOISE else "undecided, the machine was busy",
         "waited in these runs, share": waits,
         "bottleneck": f"{bound}: the loader takes cores or memory from training" if shared else bound,
         "status, live": judged["text"],

@@ -59,6 +59,8 @@ def cell(text: str) -> str:
 
 def summary(part: str, entries: dict[str, Entry]) -> list[str]:
     """The lines of a part that people look for."""
+    from train.report.free import NOISE
+
     results = {name: entry["result"] for name, entry in entries.items() if isinstance(entry.get("result"), dict)}
     failed = [name for name, entry in entries.items() if failure(entry)]
     lines = [f"Failed: {', '.join(failed)}.", ""] if failed else []
@@ -69,7 +71,8 @@ def summary(part: str, entries: dict[str, Entry]) -> list[str]:
         best = max(ratios, key=lambda name: ratios[name])
         disagree = [name for name, result in results.items() if _get(result, "agree") != "yes"]
         agreed = f"does not agree for {', '.join(disagree)}" if disagree else "agrees with every one"
-        goal = _goal(ratios[best], "free ratio")
+        busy = ratios[best] > 1 + NOISE
+        goal = "above 1 the machine was busy: nothing is decided" if busy else _goal(ratios[best], "free ratio")
         lines += [f"Best: {best}, {number(ratios[best])} ({goal}). The status page's live verdict {agreed}.", ""]
     if part == "5" and results:
         lines += _deltas(results) + _pictures(results)
