@@ -21,6 +21,7 @@ from preprocess.events import EventWriter, LoaderCounters
 from train.events import End, GpuCounters, Start, Step
 
 ROOT = Path(__file__).resolve().parents[2]
+SLOW_S = 60.0  # what anything may take on a machine that others use
 WRITER = """
 import os, signal, sys
 from pathlib import Path
@@ -157,7 +158,7 @@ def serving(root: Path, *arguments: str, env: Mapping[str, str] | None = None) -
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            out, err = process.communicate(timeout=10)
+            out, err = process.communicate(timeout=SLOW_S)
         finally:
             process.kill()
         assert (process.returncode, out, err) == (0, "", "")
@@ -170,7 +171,7 @@ def get(url: str, **headers: str) -> tuple[int, bytes, Message]:
 
 def ask(request: urllib.request.Request) -> tuple[int, bytes, Message]:
     try:
-        with urllib.request.urlopen(request, timeout=15) as answer:
+        with urllib.request.urlopen(request, timeout=SLOW_S) as answer:
             return answer.status, answer.read(), answer.headers
     except urllib.error.HTTPError as error:
         with error:
@@ -188,7 +189,7 @@ def read_events(url: str, count: int, **headers: str) -> list[dict[str, str]]:
     request = urllib.request.Request(url, headers={key.replace("_", "-"): value for key, value in headers.items()})
     events: list[dict[str, str]] = []
     event: dict[str, str] = {}
-    with urllib.request.urlopen(request, timeout=15) as answer:
+    with urllib.request.urlopen(request, timeout=SLOW_S) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         while len(events) < count:
             line = answer.readline().decode().rstrip("\n")
@@ -201,9 +202,9 @@ def read_events(url: str, count: int, **headers: str) -> list[dict[str, str]]:
     return events
 
 
-def wait_for(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
+def wait_for(holds: Callable[[], bool], seconds: float = SLOW_S) -> bool:
     """Whether it comes to hold in time."""
     deadline = time.monotonic() + seconds
     while not (held := holds()) and time.monotonic() < deadline:
-        time.sleep(0.2)
+        time.sleep(0.05)
     return held

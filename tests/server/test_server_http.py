@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import shutil
 import signal
@@ -20,6 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -94,7 +96,7 @@ NAMES = ["nothing", "no run", "file", "..", ".", "../outside", "..%2foutside", "
 @pytest.mark.parametrize("name", NAMES)
 def test_other_names_are_not_found(site: tuple[str, Path], name: str) -> None:
     parts = urlsplit(site[0])
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     raw = name.replace(" ", "%20").replace("\\", "%5c")
     for path in (f"/status/{raw}", f"/events?run={raw}"):
         connection.request("GET", path)
@@ -125,33 +127,40 @@ def test_probes(site: tuple[str, Path], tmp_path: Path) -> None:
         )
         assert get_json(f"{url}/runs") == {"runs": []}
         run = RunWriter(tmp_path / "runs" / "a")
+
+        def becomes(ready: int, state: str) -> bool:
+            def is_so() -> bool:
+                code, body, _ = get(f"{url}/status")
+                return (get(f"{url}/readyz")[0], code) == (ready, 200) and json.loads(body)["state"] == state
+
+            return wait_for(is_so)
+
         run.start()
-        time.sleep(0.5)
-        assert (get(f"{url}/readyz")[0], get_json(f"{url}/status")["state"]) == (503, "starting")
+        assert becomes(503, "starting")
         run.step(10)
-        time.sleep(0.5)
-        assert (get(f"{url}/readyz")[0], get_json(f"{url}/status")["state"]) == (200, "running")
+        assert becomes(200, "running")
         long_ago = time.time() - 60
         os.utime(run.path / "rank-0.jsonl", (long_ago, long_ago))
-        time.sleep(0.5)
-        assert (get(f"{url}/readyz")[0], get_json(f"{url}/status")["state"]) == (503, "stalled")
+        assert becomes(503, "stalled")
 
 
 def test_the_server_outlives_the_trainer_and_a_deleted_run(tmp_path: Path) -> None:
     with serving(tmp_path) as url:
+
+        def state() -> str | None:
+            code, body, _ = get(f"{url}/status/a")
+            return json.loads(body)["state"] if code == 200 else None
+
         with writing(tmp_path / "a") as process:
-            time.sleep(0.5)
-            assert get_json(f"{url}/status/a")["state"] == "running"
+            assert wait_for(lambda: state() == "running")
             process.send_signal(signal.SIGKILL)
             process.wait()
-            time.sleep(0.5)
+            assert wait_for(lambda: state() == "crashed")
             status = get_json(f"{url}/status/a")
-            assert status["state"] == "crashed"
             assert status["ranks"][0]["state"] == "gone"
             assert status["images_per_s"]["trainer"] == 100.0
         shutil.rmtree(tmp_path / "a")
-        time.sleep(0.5)
-        assert get(f"{url}/status/a")[0] == 404
+        assert wait_for(lambda: get(f"{url}/status/a")[0] == 404)
         assert get(f"{url}/metrics")[0] == 200
 
 
@@ -176,7 +185,7 @@ def test_listeners_that_leave_in_the_middle_leave_no_trace(tmp_path: Path) -> No
         run.step(step)
     with serving(tmp_path) as url:
         for _ in range(40):
-            with urllib.request.urlopen(f"{url}/events", timeout=15) as stream:
+            with urllib.request.urlopen(f"{url}/events", timeout=60) as stream:
                 stream.readline()
 
 
@@ -184,7 +193,7 @@ def test_events_come_live_and_follow_the_newest_run(tmp_path: Path) -> None:
     first = RunWriter(tmp_path / "a")
     first.start()
     first.step(10)
-    with serving(tmp_path) as url, urllib.request.urlopen(f"{url}/events", timeout=15) as stream:
+    with serving(tmp_path) as url, urllib.request.urlopen(f"{url}/events", timeout=60) as stream:
 
         def until(text: bytes) -> None:
             deadline = time.monotonic() + 10
@@ -204,7 +213,7 @@ def test_event_clients_are_bounded_and_their_places_freed(tmp_path: Path) -> Non
     run = RunWriter(tmp_path / "a")
     run.start()
     with serving(tmp_path) as url:
-        clients = [urllib.request.urlopen(f"{url}/events", timeout=15) for _ in range(64)]
+        clients = [urllib.request.urlopen(f"{url}/events", timeout=60) for _ in range(64)]
         try:
             status, _, headers = get(f"{url}/events")
             assert (status, headers["retry-after"]) == (503, "10")
@@ -212,15 +221,15 @@ def test_event_clients_are_bounded_and_their_places_freed(tmp_path: Path) -> Non
         finally:
             for client in clients:
                 client.close()
-        deadline = time.monotonic() + 10
-        while True:
+
+        def free() -> bool:
             try:
-                read_events(f"{url}/events", 1)
-                break
+                return bool(read_events(f"{url}/events", 1))
             except urllib.error.HTTPError as error:
                 error.close()
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+                return False
+
+        assert wait_for(free)
 
 
 def test_metrics_parse_in_both_formats(site: tuple[str, Path]) -> None:
@@ -311,7 +320,7 @@ def test_nothing_but_reading_is_allowed(site: tuple[str, Path], method: str) -> 
 
 def test_head_is_get_without_the_body(site: tuple[str, Path]) -> None:
     parts = urlsplit(site[0])
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     for path in ("/status", "/runs", "/metrics", "/livez", "/", "/static/page.js", "/status/x", "/events", "/events"):
         connection.request("HEAD", path)
         answer = connection.getresponse()
@@ -357,7 +366,7 @@ def fails(*arguments: str, env: dict[str, str] | None = None) -> str:
     """The one line on stderr of a server that must not start."""
     clean = {key: value for key, value in os.environ.items() if key != "GRATIS_TOKEN"} | (env or {})
     command = [sys.executable, "-m", "server", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -383,28 +392,42 @@ def test_oversized_and_broken_requests(site: tuple[str, Path]) -> None:
     parts = urlsplit(site[0])
     for request in (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x00\xff\r\n\r\n",
                     b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n"):  # fmt: skip
-        with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+        with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
             connection.sendall(request)
             assert connection.recv(100).split()[1].startswith(b"4")
     assert get(f"{site[0]}/livez")[0] == 200
 
 
 def test_starts_and_stops_at_once(tmp_path: Path) -> None:
-    begin = time.perf_counter()
-    with serving(tmp_path) as url:
-        assert get(f"{url}/livez")[0] == 200
-        started = time.perf_counter() - begin
-        stream = urllib.request.urlopen(f"{url}/events", timeout=15)
-        begin = time.perf_counter()
-    assert time.perf_counter() - begin < 3
-    stream.close()
-    assert started < 5  # 0.7 s on an idle machine
-    print(f"up in {started:.2f} s")
+    """An open stream does not use up the three seconds that it may take to end: as quick as without, and in CPU time as
+    other processes are at work too."""
+
+    def stopping(*, stream: bool) -> float:
+        with serving(tmp_path) as url:
+            assert get(f"{url}/livez")[0] == 200
+            opened = urllib.request.urlopen(f"{url}/events", timeout=60) if stream else nullcontext()
+            begin = time.perf_counter()
+        seconds = time.perf_counter() - begin
+        with opened:
+            return seconds
+
+    before, longer = cpu_of_children(), []
+    while not longer or (len(longer) < 3 and longer[-1] >= 2):
+        longer.append(stopping(stream=True) - stopping(stream=False))
+    assert min(longer) < 2, longer
+    used = (cpu_of_children() - before) / 2 / len(longer)
+    print(f"{used:.2f} CPU s a start")
+    assert used < 5  # 0.7 on an idle machine
+
+
+def cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_top_in_a_pipe(site: tuple[str, Path]) -> None:
     command = [sys.executable, "-m", "server", "top", "--runs", str(site[1])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert "compute-bound" in done.stdout
     assert "500 images/s" in done.stdout
     assert "no run x in" in fails("top", f"--runs={site[1]}", "--run", "x")
@@ -441,7 +464,7 @@ def test_top_on_a_terminal(tmp_path: Path) -> None:
         assert wait_for(lambda: shows(b"input-bound") and shows(b"read 9")), said
         assert max(len(line) for line in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", said).decode().splitlines()) <= 100
         os.write(mine, b"\x03")
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
         assert shows(b"\x1b[?1049l")
         assert b"Traceback" not in said
     finally:
@@ -459,7 +482,8 @@ def test_picture(tmp_path: Path) -> None:
         assert get_json(f"{url}/status")["picture_t"] is None
         jpeg = b"\xff\xd8\xff" + b"x" * 1000
         path.write_bytes(jpeg)
-        time.sleep(0.5)
+        assert wait_for(lambda: get_json(f"{url}/status")["picture_t"] is not None)
+        assert wait_for(lambda: get(f"{url}/status/a/picture")[0] == 200)
         status, body, headers = get(f"{url}/status/a/picture")
         assert (status, body, headers["content-type"]) == (200, jpeg, "image/jpeg")
         assert get_json(f"{url}/status")["picture_t"] == pytest.approx(path.stat().st_mtime)
@@ -484,7 +508,7 @@ def test_the_last_words_arrive_although_the_server_ends(tmp_path: Path) -> None:
     run.start()
     run.step(10)
     with serving(tmp_path) as url:
-        stream = urllib.request.urlopen(f"{url}/events", timeout=15)
+        stream = urllib.request.urlopen(f"{url}/events", timeout=60)
         while b"id: a/1.10" not in stream.readline():
             pass
         run.step(20)
