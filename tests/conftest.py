@@ -65,4 +65,4 @@ def sample_shards(sample_source: Path) -> Path:
 
 
 def run(module: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, capture_output=True, timeout=600)
