@@ -35,7 +35,7 @@ def shards(src: object, out: object, *more: object, env: dict[str, str] | None =
     done = subprocess.run(
         [sys.executable, "-m", "preprocess", "shards", "--src", str(src), "--out", str(out), "--size", "32",
          "--samples-per-shard", "150", "--limit-per-class", "30", "--workers", "2", *map(str, more)],
-        cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
@@ -80,7 +80,7 @@ def in_s3(env: dict[str, str], code: str) -> str:
     """Runs code with `fs`, an s3fs file system, in a process of its own: its event loop warns at exit."""
     whole = f"import s3fs\nfs = s3fs.S3FileSystem()\n{code}"
     done = subprocess.run(
-        [sys.executable, "-c", whole], env=os.environ | env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", whole], env=os.environ | env, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -135,7 +135,7 @@ def test_two_runs_at_one_url(sample_source: Path, s3: dict[str, str], tmp_path: 
     bucket = f"two-{seeds[1]}"
     in_s3(s3, f"fs.mkdir('{bucket}')")
     both = [start(sample_source, f"s3://{bucket}/shards", s3, "--seed", seed) for seed in seeds]
-    texts = [process.communicate(timeout=120)[0] for process in both]
+    texts = [process.communicate(timeout=600)[0] for process in both]
     codes = [process.returncode for process in both]
     if seeds[0] == seeds[1]:
         assert codes == [0, 0], texts
@@ -144,7 +144,7 @@ def test_two_runs_at_one_url(sample_source: Path, s3: dict[str, str], tmp_path: 
         assert "another dataset" in texts[codes.index(2)]
     winner = seeds[codes.index(0)]
     alone = start(sample_source, str(tmp_path / "alone"), s3, "--seed", winner)
-    assert alone.wait(timeout=120) == 0
+    assert alone.wait(timeout=600) == 0
     alone.communicate()
     in_s3(s3, f"fs.get('{bucket}/shards', '{tmp_path}/copy', recursive=True)")
     assert contents(tmp_path / "copy") == contents(tmp_path / "alone")

@@ -205,7 +205,7 @@ def test_killed_runs_end_in_the_same_bytes(sample_source: Path, small: Path, tmp
         process = start(sample_source, out)
         time.sleep(rng.uniform(0.25, 2.5))
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         if (out / dataset.MANIFEST).exists() and not (out / WORK).exists():
             assert digests(out) == digests(small)
             shutil.rmtree(out)
@@ -221,7 +221,7 @@ def test_signals_end_in_one_line_and_the_work_is_kept(
     process = start(sample_source, out)
     wait_for_work(out)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.strip().endswith("interrupted")
@@ -242,7 +242,7 @@ def test_a_killed_worker_costs_nothing(sample_source: Path, small: Path, tmp_pat
     children = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     assert children
     children[0].kill()
-    assert process.communicate(timeout=60)[0]
+    assert process.communicate(timeout=120)[0]
     assert process.returncode == 0
     assert digests(out) == digests(small)
 
