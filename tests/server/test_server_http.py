@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import http.client
 import json
+import math
 import os
 import pty
 import re
@@ -119,7 +120,7 @@ def test_no_folders_or_configuration_in_any_answer(site: tuple[str, Path]) -> No
 def test_probes(site: tuple[str, Path], tmp_path: Path) -> None:
     for path in ("/livez", "/healthz", "/readyz"):
         assert get(site[0] + path)[0] == 200
-    with serving(tmp_path / "runs", "--stall-seconds", "5") as url:
+    with serving(tmp_path / "runs", "--stall-seconds", "3600") as url:
         assert get(f"{url}/livez")[0] == 200
         assert (get(f"{url}/readyz")[0], get(f"{url}/status")[:2]) == (
             503,
@@ -139,7 +140,7 @@ def test_probes(site: tuple[str, Path], tmp_path: Path) -> None:
         assert becomes(503, "starting")
         run.step(10)
         assert becomes(200, "running")
-        long_ago = time.time() - 60
+        long_ago = time.time() - 7200
         os.utime(run.path / "rank-0.jsonl", (long_ago, long_ago))
         assert becomes(503, "stalled")
 
@@ -399,8 +400,8 @@ def test_oversized_and_broken_requests(site: tuple[str, Path]) -> None:
 
 
 def test_starts_and_stops_at_once(tmp_path: Path) -> None:
-    """An open stream does not use up the three seconds that it may take to end: as quick as without, and in CPU time as
-    other processes are at work too."""
+    """An open stream does not use up the three seconds that it may take to end. One good try of three is enough, as
+    other processes are at work too; a start is measured in CPU time."""
 
     def stopping(*, stream: bool) -> float:
         with serving(tmp_path) as url:
@@ -411,11 +412,14 @@ def test_starts_and_stops_at_once(tmp_path: Path) -> None:
         with opened:
             return seconds
 
-    before, longer = cpu_of_children(), []
-    while not longer or (len(longer) < 3 and longer[-1] >= 2):
-        longer.append(stopping(stream=True) - stopping(stream=False))
+    before = cpu_of_children()
+    without, longer = [stopping(stream=False)], [math.inf]
+    while len(without) < 4 and (min(longer) >= 2 or min(without) >= 3):
+        longer.append(stopping(stream=True) - without[-1])
+        without.append(stopping(stream=False))
     assert min(longer) < 2, longer
-    used = (cpu_of_children() - before) / 2 / len(longer)
+    assert min(without) < 3, without
+    used = (cpu_of_children() - before) / (len(without) + len(longer) - 1)
     print(f"{used:.2f} CPU s a start")
     assert used < 5  # 0.7 on an idle machine
 
