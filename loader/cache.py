@@ -104,7 +104,8 @@ class Cache:
 
     def _join(self) -> None:
         for thread in self._fetchers:
-            thread.join()
+            if thread is not threading.current_thread():  # which may be the one that collects all this
+                thread.join()
         self._fetchers = []
 
     def _fetch(self) -> None:
@@ -160,9 +161,7 @@ class Cache:
                     )
                 break
             except OSError as error:
-                with self._counting():
-                    freed = error.errno == errno.ENOSPC and self._evict(part, lambda held: True, once=True)
-                if not freed:
+                if error.errno != errno.ENOSPC or not self._drop_one(part):
                     raise UserError(f"the cache {part.parent.parent} cannot hold {shard.name}: {error}") from None
         if good:
             with self._counting():  # else who counts might see neither the part nor the shard
@@ -177,6 +176,11 @@ class Cache:
         with self._counting():  # else two would take the same room
             self._evict(part, lambda held: held + size > self._limit)
             part.touch()
+
+    def _drop_one(self, part: Path) -> bool:
+        """Whether there was another file that could go."""
+        with self._counting():
+            return self._evict(part, lambda held: True, once=True)
 
     def _counting(self) -> AbstractContextManager[None]:
         """What the cache holds changes under one lock of all its processes."""

@@ -21,7 +21,7 @@ from loader.finish import colour_shift, scale
 from loader.work import Job, Work
 from preprocess.errors import UserError
 
-MIXED: dict[str, Any] = {  # what a decoder on the GPU is told; one on the CPU takes no notice
+GPU_DECODER: dict[str, Any] = {  # what a decoder on the GPU is told; one on the CPU takes no notice
     # libjpeg-turbo's chroma upsampling; nvJPEG's own repeats pixels, tens of levels away at the edges of 4:2:0 images
     "jpeg_fancy_upsampling": True,
     # Not the hardware engine: it rounds otherwise than CUDA cores, and DALI gives it the samples that stand first in a
@@ -150,7 +150,7 @@ def _whole(data: Any, job: Job) -> Any:
     if job.manifest.codec == "raw":
         return data.gpu() if job.device.type == "cuda" else data
     device = "mixed" if job.device.type == "cuda" else "cpu"
-    return fn.decoders.image(data, device=device, output_type=types.RGB, adjust_orientation=False, **MIXED)
+    return fn.decoders.image(data, device=device, output_type=types.RGB, adjust_orientation=False, **GPU_DECODER)
 
 
 def _cut(images: Any, anchor: Any, extent: Any) -> Any:

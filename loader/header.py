@@ -21,7 +21,8 @@ from loader.compiled import call, compiled, inner
 SOI, EOI, SOS, DQT, DNL, DRI, DHT, COMMENT = 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xC4, 0xFE
 SEQUENTIAL, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
 STANDARD = 0b11 | 0b11 << 16  # Huffman tables 0 and 1, which libjpeg-turbo has itself if frames are not progressive
-HUFFMAN, QUANTISATION, KIND, FRAME = range(4)  # tables defined so far, a bit each: Huffman's DC from 0, AC from 16
+# tables so far, a bit each: Huffman's DC from 0, AC from 16; all that were defined, and the good ones
+DEFINED, HUFFMAN, QUANTISATION, KIND, FRAME = range(5)
 
 
 def well_formed(image: NDArray[np.uint8], side: int) -> bool:
@@ -35,7 +36,7 @@ def _walk(data: Any, side: Any) -> Any:
     size, at = len(data), 2
     if size < 4 or data[0] != 0xFF or data[1] != SOI:
         return False
-    state = np.array([STANDARD, 0, 0, 0])
+    state = np.zeros(5, np.int64)
     while True:
         while at + 1 < size and data[at] == 0xFF and data[at + 1] == 0xFF:  # fill bytes
             at += 1
@@ -63,7 +64,6 @@ def _segment(data: Any, marker: Any, begin: Any, end: Any, side: Any, state: Any
     if marker in (SEQUENTIAL, EXTENDED, PROGRESSIVE):
         only = state[KIND] == 0
         state[KIND], state[FRAME] = marker, begin
-        state[HUFFMAN] &= ~STANDARD if marker == PROGRESSIVE else -1
         return only and _frame(data, begin, end, side)
     if marker == SOS:
         return state[KIND] != 0 and _band(data, begin, end, state) and _components(data, begin, end, state)
@@ -93,6 +93,7 @@ def _huffman(data: Any, at: Any, end: Any, state: Any) -> Any:
         if kind < 16:
             for k in range(at - count, at):
                 good = good and data[k] <= 15
+        state[DEFINED] |= 1 << kind
         state[HUFFMAN] = state[HUFFMAN] | 1 << kind if good else state[HUFFMAN] & ~(1 << kind)
     return at == end
 
@@ -146,6 +147,7 @@ def _components(data: Any, at: Any, end: Any, state: Any) -> Any:
     k, blocks = state[FRAME] + 6, np.int64(0)
     last = k + 3 * np.int64(data[k - 1])
     whole = state[KIND] != PROGRESSIVE
+    good = state[HUFFMAN] | (STANDARD & ~state[DEFINED]) if whole else state[HUFFMAN]
     direct = whole or (data[end - 3] == 0 and data[end - 1] < 16)
     other = whole or data[end - 3] > 0
     for place in range(at + 1, end - 3, 2):
@@ -154,9 +156,9 @@ def _components(data: Any, at: Any, end: Any, state: Any) -> Any:
         if k == last or data[k + 2] > 3 or not state[QUANTISATION] >> np.int64(data[k + 2]) & 1:
             return False
         factors, tables = np.int64(data[k + 1]), np.int64(data[place + 1])
-        if direct and not state[HUFFMAN] >> (tables >> 4) & 1:
+        if direct and not good >> (tables >> 4) & 1:
             return False
-        if other and not state[HUFFMAN] >> (16 + (tables & 15)) & 1:
+        if other and not good >> (16 + (tables & 15)) & 1:
             return False
         blocks += (factors >> 4) * (factors & 15)
         k += 3

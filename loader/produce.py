@@ -41,6 +41,8 @@ class Producer:
         self._ticket = self._left = 0  # batches of this epoch that were not taken
         self._held: int | None = None  # the slot of the batch that the consumer has
         self._thread: Helper | None = None
+        self._ends = threading.RLock()  # again, where what is collected under it closes
+        self._ended = False  # the thread will close nothing any more
         _remember(self)
 
     @property
@@ -56,7 +58,7 @@ class Producer:
         """The epoch's ticket, for `take`."""
         assert self.idle
         assert not self.closed
-        self._left, self._ticket = len(job.steps), self._ticket + 1
+        self._left, self._ticket, self._ended = len(job.steps), self._ticket + 1, False
         self._thread = Helper(target=self._run, args=(job,), name="loader", daemon=True)
         self._thread.start()
         return self._ticket
@@ -90,14 +92,17 @@ class Producer:
 
     def close(self) -> None:
         """Ends the thread and frees files, decoder and buffers. Batches that were taken stay valid."""
-        if self.closed:
-            return
-        self.closed = True
+        with self._ends:
+            if self.closed:
+                return
+            self.closed, ended = True, self.idle or self._ended
         self._stages.stop()
         self._free.put(None)
-        if not _in_helper() or self.idle:  # else the thread closes them
+        if not _in_helper():
             self._join()
-            self._stages.close()
+        elif not ended:
+            return  # the thread closes them
+        self._stages.close()
 
     def __del__(self) -> None:
         self.close()
@@ -130,7 +135,10 @@ class Producer:
         except BaseException as error:  # handed to the consumer, whatever it is
             last = error
         batches.close()
-        if self.closed:
+        with self._ends:
+            self._ended = True
+            mine = self.closed
+        if mine:
             self._stages.close()
         self._ready.put(last)
         last = None  # or its traceback and this frame would keep each other, and the buffers, alive

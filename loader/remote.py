@@ -65,10 +65,9 @@ class Remote:
         from fsspec.core import url_to_fs
 
         self.url = url.rstrip("/")
+        # it tells several times what it raises in the end; a level of the user's stays
         if self.url.startswith(("gs://", "gcs://")) and not (log := logging.getLogger("gcsfs")).level:
-            log.setLevel(
-                logging.CRITICAL
-            )  # it tells several times what it raises in the end; a level of the user's stays
+            log.setLevel(logging.CRITICAL)
         try:
             self._files, self._path = answered(lambda: url_to_fs(self.url), f"{url} cannot be read")
         except UserError:
@@ -134,14 +133,17 @@ def read_pieces(root: Path | str, pieces: Iterable[tuple[str, int, int]]) -> Ite
     for name, start, size in pieces:
         if remote:
             data = remote.read(name, start, size)
-            yield data if len(data) == size else data[start : start + size]  # a server that knows no ranges
-            continue
-        try:
-            with Path(root, name).open("rb") as file:
-                file.seek(start)
-                yield file.read(size)
-        except OSError as error:
-            raise UserError(f"{Path(root, name)} cannot be read: {error.strerror}; verify the dataset") from None
+            data = data if len(data) == size else data[start : start + size]  # of a server that knows no ranges
+        else:
+            try:
+                with Path(root, name).open("rb") as file:
+                    file.seek(start)
+                    data = file.read(size)
+            except OSError as error:
+                raise UserError(f"{Path(root, name)} cannot be read: {error.strerror}; verify the dataset") from None
+        if len(data) < size:
+            raise UserError(f"{str(root).rstrip('/')}/{name} ends inside a sample; verify the dataset")
+        yield data
 
 
 def cache_folder(chosen: str | None) -> Path:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import ast
-import io
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from handmade import SIZE, picture, rotten, write_dataset
-from nvidia.dali import Pipeline, fn, types
-from PIL import Image
+from handmade import picture, rotten, write_dataset
 
 from loader import Batch, Loader, LoaderConfig
-from loader.header import well_formed
 from preprocess.errors import UserError
 
 COUNT, BAD = 101, (17, 42, 43)
@@ -148,97 +143,6 @@ def test_a_name_that_rotted_with_its_sample_stays_one_line(tmp_path: Path) -> No
     with pytest.raises(UserError, match=rf"key a\?b\?\[31m\?, offset {offset}: cannot be decoded") as caught:
         epoch(make(root, batch_size=8, augment=False, bad_samples="raise"))
     assert str(caught.value).isprintable()
-
-
-def decoder() -> Callable[[bytes], bool]:
-    """DALI's, of one JPEG at a time: whether it decodes."""
-    current, pipeline = [np.empty(0, np.uint8)], []
-
-    def decodes(data: bytes) -> bool:
-        current[0] = np.frombuffer(data, np.uint8)
-        if not pipeline:
-            with Pipeline(1, 1, None, prefetch_queue_depth=1, exec_pipelined=False, exec_async=False) as made:
-                bytes_ = fn.external_source(lambda: [current[0]], batch=True, no_copy=True, dtype=types.UINT8)
-                made.set_outputs(fn.decoders.image(bytes_, device="cpu", adjust_orientation=False))
-            pipeline.append(made)
-        try:
-            return bool(pipeline[0].run()[0].at(0).shape == (SIZE, SIZE, 3))
-        except RuntimeError:
-            pipeline.clear()
-            return False
-
-    return decodes
-
-
-def accepted(data: bytes, side: int = SIZE) -> bool:
-    return well_formed(np.frombuffer(data, np.uint8).copy(), side)
-
-
-def jpeg(mode: str = "RGB", **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture(1)).convert(mode).save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-def segments(data: bytes) -> list[bytes]:
-    """The marker segments, and from the first scan on the rest."""
-    found, at = [data[:2]], 2
-    while data[at + 1] != 0xDA:
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        found, at = [*found, data[at:end]], end
-    return [*found, data[at:]]
-
-
-KINDS: dict[str, dict[str, Any]] = {
-    "as preprocess writes it": {"quality": 95, "subsampling": "4:2:0", "optimize": True},
-    "standard tables, restarts": {"quality": 75, "restart_marker_rows": 1},
-    "progressive": {"progressive": True},
-    "grey": {"mode": "L", "optimize": True},
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_of_a_header_is_seen_before_the_decoder_or_no_reason_for_it_to_give_up(kind: str) -> None:
-    """Every bit before the (first) scan: DALI may die of a batch that has what it gives up on."""
-    data, decodes = jpeg(**KINDS[kind]), decoder()
-    bits = 8 * (len(data) - len(segments(data)[-1]) + 14)
-    passed = 0
-    for bit in range(bits):
-        flipped = bytearray(data)
-        flipped[bit // 8] ^= 1 << bit % 8
-        if accepted(bytes(flipped)):
-            assert decodes(bytes(flipped)), (bit // 8, bit % 8)
-            passed += 1
-    print(f"{kind}: of {bits} flipped bits {bits - passed} are refused")
-    assert 0.4 < passed / bits < 0.9  # most bits are quantisation and symbols: other pixels
-
-
-def test_jpegs_of_others_are_taken() -> None:
-    decodes = decoder()
-    for kind in KINDS.values():
-        assert accepted(jpeg(**kind)), kind
-    plain = jpeg()
-    parts, exif = segments(plain), Image.Exif()
-    exif[0x0112] = 6
-    for others in (
-        jpeg(subsampling="4:4:4"), jpeg(mode="CMYK"), jpeg(exif=exif, comment="x", icc_profile=bytes(3000)),
-        plain + bytes(100), plain + b"\xff\xd8\xff", parts[0] + b"\xff\xff\xff" + b"".join(parts[1:]),
-        b"".join(part for part in parts if part[1] != 0xC4),  # as in Motion JPEG: the standard's own Huffman tables
-    ):  # fmt: skip
-        assert accepted(others)
-        assert decodes(others)
-    assert not accepted(plain, SIZE + 1)
-
-
-def test_a_jpeg_that_was_cut_or_overwritten_is_refused() -> None:
-    data, random = jpeg(quality=95), np.random.default_rng(0)
-    assert accepted(data)
-    assert not [at for at in range(len(data)) if accepted(data[:at])]
-    for at in range(0, 500, 20):
-        assert not accepted(data[:at] + random.bytes(512) + data[at + 512 :]), at
-    progressive = jpeg(progressive=True)
-    assert accepted(progressive)
-    assert not [at for at in range(len(progressive)) if accepted(progressive[:at])]
 
 
 def test_whether_a_cut_sample_is_bad_does_not_depend_on_the_crop(tmp_path: Path) -> None:

@@ -44,18 +44,19 @@ def within(seconds: float, work: Any) -> None:
 def test_closing_does_not_wait_for_a_server_that_says_nothing(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silent, answer = threading.Event(), Handler.do_GET
+    silent, reached, answer = threading.Event(), threading.Event(), Handler.do_GET
 
     def asked(handler: Handler) -> None:
         if handler.path.endswith(".tar"):
-            silent.wait(60)
+            reached.set()
+            silent.wait(120)
         answer(handler)
 
     monkeypatch.setattr(Handler, "do_GET", asked)
     loader = make(server.url, cache=str(tmp_path / "cache"))
     batches = iter(loader)
     try:
-        time.sleep(0.2)
+        assert reached.wait(60)
         within(10, loader.close)
     finally:
         silent.set()
@@ -68,7 +69,12 @@ def test_closing_does_not_wait_for_who_counts_the_cache(server: FaultyServer, tm
     loader = make(server.url, cache=str(tmp_path))
     with locked(tmp_path / "evict.lock"):
         batches = iter(loader)
-        time.sleep(0.2)
+        for _ in range(600):
+            if any(tmp_path.glob("*/*.tar.lock")) or any(tmp_path.glob("*/*-*.lock")):  # a shard's: its fetcher waits
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("no shard is asked for")
         within(10, loader.close)
     with pytest.raises(RuntimeError, match="closed"):
         next(batches)
@@ -97,6 +103,34 @@ def test_an_iterator_that_is_collected_in_a_thread_of_the_loader_ends_it(server:
     assert producer.closed
     within(10, loader.close)
     assert sum(1 for _ in loader) == len(loader)
+
+
+def test_an_iterator_that_is_collected_in_such_a_thread_at_its_end_leaves_no_file(jpeg_dataset: Path) -> None:
+    """The thread that makes the batches has made them all, and closes nothing any more."""
+
+    def shards_open() -> int:
+        places = (os.readlink(f"/proc/self/fd/{file}") for file in os.listdir("/proc/self/fd") if _there(file))
+        return sum(place.startswith(str(jpeg_dataset)) and place.endswith(".tar") for place in places)
+
+    loader = make(jpeg_dataset)
+    batches = [iter(loader)]
+    for _ in range(len(loader) - 1):
+        next(batches[0])
+    producer = loader._producer
+    assert producer is not None
+    thread = producer._thread
+    assert thread is not None
+    thread.join(60)
+    assert shards_open() > 0
+    helper = Helper(target=batches.clear, daemon=True)
+    helper.start()
+    helper.join(60)
+    assert producer.closed
+    assert shards_open() == 0
+
+
+def _there(file: str) -> bool:
+    return os.path.islink(f"/proc/self/fd/{file}")
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from loader import MIXED
+from loader import GPU_DECODER
 from train.report.book import Book, OutOfTime, Result
 from train.report.setting import Setting
 
@@ -145,7 +145,7 @@ def decoded(files: list[bytes], device: str, box: tuple[int, int, int] | None = 
     from nvidia.dali import Pipeline, fn, types
 
     data = [np.frombuffer(file, np.uint8) for file in files]
-    told: dict[str, Any] = {"device": device, "output_type": types.RGB, "adjust_orientation": False, **MIXED}
+    told: dict[str, Any] = {"device": device, "output_type": types.RGB, "adjust_orientation": False, **GPU_DECODER}
     pipeline = Pipeline(batch_size=len(files), num_threads=2, device_id=0 if device == "mixed" else None,
                         prefetch_queue_depth=1, exec_pipelined=False, exec_async=False)  # fmt: skip
     with pipeline:
