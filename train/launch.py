@@ -224,13 +224,19 @@ def lock(folder: Path, pid: int | None = None) -> TextIO:
 
 
 def hold(path: Path) -> TextIO | None:
-    """The file, locked while it is open and its process lives; None if another process has it."""
+    """The file, locked while it is open and its process lives; None if another process has it.
+
+    UserError where the file system has no locks (ENOLCK, ENOTSUP): nobody would be known to have it.
+    """
     file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):  # the two by which systems say that it is taken
         file.close()
         return None
+    except OSError as error:
+        file.close()
+        raise UserError(f"{path} cannot be locked ({error.strerror}); choose a folder on another disk") from None
     return file
 
 
