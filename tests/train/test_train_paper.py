@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -17,26 +19,27 @@ from preprocess.dataset import read_manifest
 from preprocess.errors import UserError
 from preprocess.events import EventWriter
 from train import checkpoint
-from train.launch import outcome, records
+from train.launch import Launch, outcome, records
 from train.layers import plan
 from train.network import AlexNet
 from train.optim import Optimiser
 from train.options import parse
-from train.paper.ablate import WHOLE, Ablate, ablate, as_arguments, digest, row
-from train.paper.cifar import Course, Cut, FourLayers, Training
+from train.paper.ablate import WHOLE, Ablate, ablate, as_arguments, digest, has, row
+from train.paper.cifar import Checkpoint, Course, FourLayers, Training
 from train.paper.ensemble import Ensemble, compare, load, tune
 from train.paper.figure1 import Figure1, fastest, figure1, train_one, verdict
 from train.paper.figures import CAPTIONS
 from train.paper.finetune import take_convolutions
-from train.paper.paper import Paper, fitting, paper
-from train.paper.parts import Work, train
+from train.paper.paper import Paper, fitting, of_run, paper
+from train.paper.parts import Work, explain, train, whole_of
 from train.paper.switches import SWITCHES
 from train.paper.tables import tables
 from train.paper.timed import timed
-from train.paper.written import alone
+from train.paper.trained import last_launch
 from train.recipes import KEPT, RECIPES, RELEASED, SAMPLE, TINY, Recipe
 from train.schedule import rates
 from train.scores import score_sums, scores
+from train.written import alone
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = replace(SAMPLE, width=0.0625)
@@ -64,6 +67,7 @@ def ablated(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     done = python("train", "ablate", "--shards", str(sample_shards), "--runs", str(runs), "--fields", "overlap",
                   "--seeds", "0", "--gpus", "1", *QUICK)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.splitlines()[-1]).name == "ablation.md"
     return runs
 
 
@@ -129,7 +133,7 @@ def test_a_training_that_is_cut_goes_on_as_if_it_had_not_been(
 
     def call(ends: float, path: Path = path) -> tuple[Course, bool, list[torch.Tensor]]:
         training = Training("relu", images, labels, rate=0.01, classes=2, seed=1)
-        return *train_one(options, training, Cut.read(path, "terms"), ends), list(training.network.parameters())
+        return *train_one(options, training, Checkpoint.read(path, "terms"), ends), list(training.network.parameters())
 
     calls = [call(0) for _ in range(4)]  # of an epoch each
     assert [len(course.errors) for course, _, _ in calls] == [1, 2, 3, 4]
@@ -138,9 +142,9 @@ def test_a_training_that_is_cut_goes_on_as_if_it_had_not_been(
     course, whole, weights = call(float("inf"), tmp_path / "other.safetensors")
     assert (course, whole) == calls[3][:2]
     assert all(torch.equal(a, b) for a, b in zip(weights, calls[3][2], strict=True))
-    assert Cut.read(path, "other terms").errors == []
+    assert Checkpoint.read(path, "other terms").errors == []
     path.write_bytes(path.read_bytes()[:1000])
-    assert Cut.read(path, "terms").errors == []
+    assert Checkpoint.read(path, "terms").errors == []
 
 
 def test_figure1_draws_and_does_not_train_again(
@@ -159,6 +163,13 @@ def test_figure1_draws_and_does_not_train_again(
     capsys.readouterr()
     assert figure1(options) == lines
     assert "not reached" not in capsys.readouterr().out
+    figure1(replace(options, target=0.2))  # no epoch's error depends on it
+    assert "not reached" not in capsys.readouterr().out
+    figure1(replace(options, epochs=3))  # goes on after the second
+    longer = json.loads((tmp_path / "figure1.json").read_text())["courses"]
+    assert [len(course["errors"]) for course in longer] == [3, 3]
+    figure1(replace(options, epochs=3, out=tmp_path / "anew"))
+    assert json.loads((tmp_path / "anew" / "figure1.json").read_text())["courses"] == longer
 
 
 def test_figure1_is_the_same_from_an_address(shards32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +231,7 @@ def test_ablation_trains_once_and_tabulates(
     ablated: Path, sample_shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = ablated
-    folders = sorted(path for path in runs.iterdir() if path.name.startswith("ablate-"))
+    folders = sorted(runs.glob("ablate-*"))
     assert [outcome(folder) for folder in folders] == ["finished"] * 2
     recipes = [records(folder)[0]["config"]["recipe"] for folder in folders]
     assert [recipe["pool"] for recipe in recipes] == ["separate", "overlapping"]
@@ -231,6 +242,7 @@ def test_ablation_trains_once_and_tabulates(
     options = Ablate(shards=str(sample_shards), runs=runs, fields="overlap", seeds="0", recipe="sample", whole=quick)
     # the same dataset at an address: nothing is trained again
     table = ablate(replace(options, shards=f"file://{sample_shards}"))
+    assert sorted(runs.glob("ablate-*")) == folders
     assert [(folder / "rank-0.jsonl").stat().st_size for folder in folders] == sizes
     assert "| pooling 2x2 every 2 | 1 |" in table.read_text()
     rows = json.loads((table.parent / "ablation.json").read_text())["rows"]
@@ -469,8 +481,9 @@ def test_how_far_training_is_said(told: str, run: str | None, state: str, sample
     events.write("end", {"outcome": told, "error": None})
     options = Paper(shards=str(sample_shards), runs=tmp_path, run=run)
     work = Work(
-        options=options, manifest=read_manifest(sample_shards), recipe_name="sample", run=tmp_path / "a", ends=0
-    )
+        options=options, manifest=read_manifest(sample_shards), recipe_name="sample", recipe=SAMPLE,
+        run=tmp_path / "a", ends=0,
+    )  # fmt: skip
     assert train(work).state == state
 
 
@@ -478,6 +491,48 @@ def test_the_recipe_fits_the_dataset(sample_shards: Path, shards32: Path) -> Non
     assert fitting(read_manifest(sample_shards)) == "sample"
     with pytest.raises(UserError, match="no recipe is for 32-pixel images; make shards with --size 128 or 256"):
         fitting(read_manifest(shards32))
+
+
+def started(run: Path, name: str, recipe: Recipe, dataset: str) -> None:
+    """A run with a checkpoint, as far as its folder and first event tell."""
+    (run / "checkpoints").mkdir(parents=True)
+    launch = Launch(runs=str(run.parent), run=run.name, shards="x", recipe_name=name, recipe=recipe, seed=0, attempt=1,
+                    tower_ranks=1, share_device=False)  # fmt: skip
+    config = json.loads(launch.to_json())
+    fields = {"recipe": name, "config": config, "dataset": dataset, "epochs": 2, "steps_per_epoch": 10}
+    EventWriter(run / "rank-0.jsonl", attempt=1, rank=0).write("start", fields)
+
+
+def test_a_named_run_is_reported_with_its_own_settings(sample_shards: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(sample_shards)
+    own = replace(TINY, crop=96, mean="offset", crop_positions="printed", lrn=False, map_norm=False, init_from="x")
+    started(tmp_path / "a", "tiny", own, manifest.hash)
+    options = Paper(shards=str(sample_shards), runs=tmp_path, run="a", minutes=0.001)
+    assert of_run(options, manifest) == "tiny"
+    work = Work(options=options, manifest=manifest, recipe_name="tiny", recipe=last_launch(tmp_path / "a").recipe,
+                run=tmp_path / "a", ends=0)  # fmt: skip
+    assert work.recipe == own
+    assert whole_of(work) == replace(own, init_from=None)  # epochs are 3 in both
+    chosen = replace(work, options=replace(options, recipe="sample"))
+    assert whole_of(chosen) == replace(SAMPLE, epochs=3)
+    assert [name for name in SWITCHES if not has(name, own)] == ["lrn"]
+
+
+def test_resized_crops_are_not_drawn_as_plain_ones(sample_shards: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPES["torchvision"], image_size=128, crop=112)
+    work = Work(options=Paper(shards=str(sample_shards), runs=tmp_path), manifest=read_manifest(sample_shards),
+                recipe_name="torchvision", recipe=recipe, run=tmp_path / "a", ends=0)  # fmt: skip
+    assert explain(work).state == "skipped: it draws plain crops, and this run trains on resized ones"
+    assert explain(replace(work, recipe=replace(recipe, crop_area=None))).state.startswith("skipped: the minutes are")
+
+
+def test_a_disk_without_locks_is_not_told_as_another_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(UserError, match=r"lock cannot be locked \(No locks available\)"), alone(tmp_path, "a"):
+        pass
 
 
 @pytest.mark.slow

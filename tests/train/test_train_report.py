@@ -25,10 +25,10 @@ from train.network import AlexNet, Draw
 from train.optim import Optimiser
 from train.options import parse
 from train.paper.switches import SWITCHES
-from train.paper.written import alone
 from train.parallel import full_float32
 from train.recipes import LAYERS, RECIPES, RELEASED, Recipe
 from train.report import whole
+from train.report.__main__ import Report, report
 from train.report.book import Book, OutOfTime, Result, described, failure
 from train.report.correctness import FILES, SUBSAMPLINGS, counted, decoding, output
 from train.report.live import trained
@@ -39,6 +39,7 @@ from train.report.setting import Setting, sizes
 from train.report.stages import by_stage
 from train.schedule import rates
 from train.scores import share_of_loss
+from train.written import alone
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -293,7 +294,9 @@ def test_figures_of_the_finished_run_are_in_the_page(tmp_path: Path, sample_shar
 
 
 @pytest.mark.slow
-def test_a_part_that_is_ended_keeps_what_it_has_and_goes_on(tmp_path: Path, sample_shards: Path) -> None:
+def test_a_part_that_is_ended_keeps_what_it_has_and_goes_on(
+    tmp_path: Path, sample_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Part 3, ended at its second measurement; the next call begins with that, and is ended in its turn."""
     command = [sys.executable, "-m", "train.report", "--part", "3", "--out", str(tmp_path), "--shards",
                str(sample_shards)]  # fmt: skip
@@ -315,6 +318,8 @@ def test_a_part_that_is_ended_keeps_what_it_has_and_goes_on(tmp_path: Path, samp
     assert "Not complete: `python -m train.report --part 3` goes on" in text
     assert "TFLOP/s" in text
     assert "ours, tf32" in text.partition("Needs a GPU, not measured here: ")[2]
+    report(Report(part=3, out=tmp_path, shards=sample_shards, seconds=1))
+    assert "its time is over; --part 3 goes on" in capsys.readouterr().out
 
 
 @pytest.mark.slow

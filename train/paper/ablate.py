@@ -28,8 +28,8 @@ from train.launch import outcome, records
 from train.options import Fields, Name, read
 from train.paper.switches import SWITCHES
 from train.paper.timed import leave
-from train.paper.written import written
 from train.recipes import RECIPES, RELEASED, Recipe
+from train.written import written
 
 WHOLE = "whole"
 VIEWS = 10
@@ -96,7 +96,7 @@ def ablate(options: Ablate) -> Path:
     from loader import dataset_folder
 
     manifest = read_manifest(dataset_folder(options.shards))
-    require_split(Path(options.shards), manifest, "val")
+    require_split(options.shards, manifest, "val")
     stem = f"{options.recipe}-{manifest.hash[:8]}-{digest(options.whole)}"
     folder = options.out or options.runs / f"ablation-{stem}"
     found = train_all(options, stem, lambda found: write(folder, options, manifest, found))
@@ -112,9 +112,8 @@ def digest(recipe: Recipe) -> str:
 def train_all(options: Ablate, stem: str, tell: Callable[[Found], object]) -> Found:
     """Seed by seed, so that what an early end leaves is whole comparisons. tell: after each run."""
     settings = {WHOLE: options.whole} | {name: SWITCHES[name].off(options.whole) for name in options.switches}
-    for name, recipe in settings.items():
-        if name != WHOLE and (recipe == options.whole or (name == "towers" and options.whole.towers == 1)):
-            raise UserError(f"--fields {name}: these settings have that off already; leave it out")
+    if off := [name for name in options.switches if not has(name, options.whole)]:
+        raise UserError(f"--fields {off[0]}: these settings have that off already; leave it out")
     found: Found = {name: {} for name in settings}
     ends = time.monotonic() + 60 * options.minutes if options.minutes else None
     planned, longest = list(itertools.product(seeds_of(options.seeds), settings)), 0.0
@@ -132,6 +131,11 @@ def train_all(options: Ablate, stem: str, tell: Callable[[Found], object]) -> Fo
             found[name][seed] = errors
             tell(found)
     return found
+
+
+def has(name: str, recipe: Recipe) -> bool:
+    """Is there something for the switch to turn off?"""
+    return SWITCHES[name].off(recipe) != recipe and not (name == "towers" and recipe.towers == 1)
 
 
 def launch(options: Ablate, run: str, recipe: Recipe, seed: int) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from loader import Loader, LoaderConfig
-from train.paper.written import written
+from train.written import written
 
 SIZE = 32
 CHANNELS = (32, 32, 64)
@@ -65,6 +65,7 @@ class Course:
     activation: Activation
     rate: float
     errors: list[float]
+    diverged: bool = False  # its loss was no number: there is no further epoch
 
     def epochs_to(self, target: float) -> float | None:
         """Epochs until the error is `target`, between two epochs by a straight line; None if it never is."""
@@ -116,7 +117,7 @@ class Training:
         return {name: own.cpu().contiguous() for name, own in found.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """What `state` returned. KeyError or RuntimeError where it is of another network."""
+        """What `state` returned."""
         with torch.no_grad():
             for name, own in self.named.items():
                 own.copy_(state[name])
@@ -125,8 +126,8 @@ class Training:
 
 
 @dataclass(kw_only=True)
-class Cut:
-    """A training that was not at its end: the file from which it goes on, its errors so far, and its state."""
+class Checkpoint:
+    """A training between two epochs: the file from which it goes on, its errors so far, and its state."""
 
     path: Path
     terms: str
@@ -134,15 +135,15 @@ class Cut:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, terms: str) -> Cut:
-        """Empty where there is none, or one of other terms."""
+    def read(cls, path: Path, terms: str) -> Checkpoint:
+        """Empty where there is none that can be read, or one of other terms: it begins anew."""
         try:
             with safe_open(path, "pt") as file:
-                told = file.metadata()
-                if told["terms"] == terms:
+                told = file.metadata() or {}
+                if told.get("terms") == terms:
                     state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
                     return cls(path=path, terms=terms, errors=json.loads(told["errors"]), state=state)
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, ValueError, KeyError):
             pass
         return cls(path=path, terms=terms)
 

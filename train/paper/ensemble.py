@@ -23,6 +23,7 @@ from rich.table import Table
 
 from preprocess.errors import UserError
 from train.options import command
+from train.written import written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,10 +76,8 @@ def main(arguments: list[str]) -> None:
     tuned = next(row.coefficients for row in rows if row.coefficients)
     print("coefficients: " + ", ".join(f"{m} {c:.3f}" for m, c in zip(options.members, tuned, strict=True)))
     if options.out:
-        try:
-            options.out.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"{options.out} cannot be written ({error.strerror}); choose another --out") from None
+        with written(options.out, "choose another --out") as draft:
+            draft.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
 
 def load(options: Ensemble) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ from preprocess.errors import UserError
 from train.options import command
 from train.paper.saved import Saved
 from train.paper.timed import leave
-from train.paper.written import written
+from train.written import written
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,8 +21,8 @@ from preprocess.errors import UserError
 from train.layers import Plan, plan
 from train.options import command
 from train.paper.saved import Saved
-from train.paper.written import written
 from train.recipes import Layer
+from train.written import written
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,8 @@
 The paper's is CIFAR-10, 25 % training error, ReLU six times as fast. Both nonlinearities get the same network, initial
 weights and order of images (`train.paper.cifar` says what the paper leaves open and what was taken), and each the best
 of --rates: the one that needs the fewest epochs. Writes figure1.png and, with every training's errors, figure1.json.
-What is finished is not trained again: the JSON is read back. What --minutes or an interrupt has cut goes on after the
-last of its epochs that was whole, from a file beside them.
+What is finished is not trained again: the JSON is read back. What --minutes, --epochs or an interrupt has ended goes on
+after the last of its epochs that was whole, from a file beside them.
 
 On the drawn sample (1,000 images of 10 classes, seed 0, n = 1) ReLU took 21.7 epochs at its best rate, 0.004, tanh 38.8
 at 0.032: 1.8 times. tanh's best rate is far above ReLU's, so a ratio at one rate (2.9 at 0.004) flatters ReLU.
@@ -28,13 +28,13 @@ from tqdm import tqdm
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import UserError
 from train.options import command
-from train.paper.written import written
+from train.written import written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from train.paper.cifar import Course, Cut, Training
+    from train.paper.cifar import Checkpoint, Course, Training
 
 SIZE = 32
 Activation = Literal["relu", "tanh"]
@@ -93,7 +93,7 @@ def figure1(options: Figure1) -> list[str]:
             f"{options.shards} holds {manifest.image_size}-pixel images, figure 1 wants {SIZE}: "
             f"make shards SRC=... OUT=shards{SIZE} ARGS='--size {SIZE}'"
         )
-    samples = min(options.images, require_split(Path(options.shards), manifest, "train").samples)
+    samples = min(options.images, require_split(options.shards, manifest, "train").samples)
     courses = train_all(options, manifest, samples)
     told = verdict(courses, options.target)
     from train.paper.plots import save, styled
@@ -106,61 +106,72 @@ def figure1(options: Figure1) -> list[str]:
 
 def train_all(options: Figure1, manifest: Manifest, samples: int) -> list[Course]:
     """Every nonlinearity at every rate, as far as the minutes go; the JSON is renewed after each that is whole."""
-    from train.paper.cifar import Course, Cut, Training, whole_split
+    from train.paper.cifar import Checkpoint, Course, Training, whole_split
 
-    terms = {
-        "dataset": manifest.hash, "images": samples, "target": options.target, "epochs": options.epochs,
-        "seed": options.seed,
-    }  # fmt: skip
-    courses = finished(options.out / "figure1.json", terms)
+    terms: dict[str, object] = {"dataset": manifest.hash, "images": samples, "seed": options.seed}
+    courses = [course for course in stored(options.out / "figure1.json", terms) if ended(options, course)]
     data: tuple[Tensor, Tensor] | None = None
     partial: list[Course] = []
     ends = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
     for rate, activation in itertools.product(options.rates, ACTIVATIONS):
         if any((course.activation, course.rate) == (activation, rate) for course in courses):
             continue
-        cut = Cut.read(options.out / f"{activation}-{rate:g}.safetensors", json.dumps(terms))
+        checkpoint = Checkpoint.read(options.out / f"{activation}-{rate:g}.safetensors", json.dumps(terms))
+        before = Course(activation=activation, rate=rate, errors=checkpoint.errors)
+        if ended(options, before):  # by this call's --target and --epochs
+            courses.append(before)
+            write(options, terms, courses)
+            continue
         if time.monotonic() >= ends:
             print(f"{activation} at rate {rate:g}: skipped, --minutes {options.minutes:g} are over", flush=True)
-            partial += [Course(activation=activation, rate=rate, errors=cut.errors)] if cut.errors else []
+            partial += [before] if before.errors else []
             continue
         images, labels = data = data or whole_split(options.shards, samples)
         training = Training(activation, images, labels, rate=rate, classes=len(manifest.classes), seed=options.seed)
-        course, whole = train_one(options, training, cut, ends)
+        course, whole = train_one(options, training, checkpoint, ends)
         (courses if whole else partial).append(course)
-        write(options.out, terms, courses)
-        if whole:
-            cut.path.unlink(missing_ok=True)
+        write(options, terms, courses)
+        if whole and (course.diverged or course.epochs_to(options.target)):  # else more --epochs would go on with it
+            checkpoint.path.unlink(missing_ok=True)
     return courses + partial
 
 
-def train_one(options: Figure1, training: Training, cut: Cut, ends: float) -> tuple[Course, bool]:
+def train_one(options: Figure1, training: Training, checkpoint: Checkpoint, ends: float) -> tuple[Course, bool]:
     """Up to the target, the epochs or the end of time; False after the last of these: it goes on another day."""
     from train.paper.cifar import Course
 
-    if cut.state:
-        training.load(cut.state)
-    errors, activation, rate = cut.errors, training.activation, training.rate
-    name = f"{activation} at rate {rate:g}"
+    if checkpoint.state:
+        training.load(checkpoint.state)
+    errors, activation, rate = checkpoint.errors, training.activation, training.rate
+    name, diverged = f"{activation} at rate {rate:g}", False
     with tqdm(total=options.epochs, initial=len(errors), desc=name, leave=False, disable=None) as bar:
         for error in training.epochs():
             errors.append(error)
             bar.update()
             bar.set_postfix_str(f"training error {error:.1%}")
-            if error <= options.target or len(errors) == options.epochs:
+            if error <= options.target:
                 break
-            cut.write(training.state())
+            checkpoint.write(training.state())
+            if len(errors) == options.epochs:
+                break
             if time.monotonic() >= ends:
                 print(f"{name}: stopped after epoch {len(errors)}, time is over", flush=True)
                 return Course(activation=activation, rate=rate, errors=errors), False
-    course = Course(activation=activation, rate=rate, errors=errors)
+        else:  # the loss is no number
+            diverged = True
+    course = Course(activation=activation, rate=rate, errors=errors, diverged=diverged)
     reached, last = course.epochs_to(options.target), f"{errors[-1]:.1%}" if errors else "no number"
     print(f"{name}: " + (f"{reached:.1f} epochs" if reached else f"not reached ({last})"), flush=True)
     return course, True
 
 
-def finished(path: Path, terms: dict[str, object]) -> list[Course]:
-    """What an earlier call with the same terms has trained to the end."""
+def ended(options: Figure1, course: Course) -> bool:
+    """Is nothing left to train? An epoch's error depends on neither --target nor --epochs, so both may change."""
+    return course.diverged or course.epochs_to(options.target) is not None or len(course.errors) >= options.epochs
+
+
+def stored(path: Path, terms: dict[str, object]) -> list[Course]:
+    """What an earlier call with the same terms has trained to its end."""
     from train.paper.cifar import Course
 
     try:
@@ -170,18 +181,19 @@ def finished(path: Path, terms: dict[str, object]) -> list[Course]:
         return []
 
 
-def write(folder: Path, terms: dict[str, object], courses: list[Course]) -> None:
-    target = float(str(terms["target"]))
+def write(options: Figure1, terms: dict[str, object], courses: list[Course]) -> None:
     found = {
-        name: (best.epochs_to(target) if (best := fastest(courses, name, target)) else None) for name in ACTIVATIONS
+        name: (best.epochs_to(options.target) if (best := fastest(courses, name, options.target)) else None)
+        for name in ACTIVATIONS
     }
     relu, tanh = (found[name] for name in ACTIVATIONS)
     said = {
-        "terms": terms, "epochs_to_target": found, "ratio": tanh / relu if relu and tanh else None,
+        "terms": terms, "target": options.target, "epochs": options.epochs, "epochs_to_target": found,
+        "ratio": tanh / relu if relu and tanh else None,
         "paper": "CIFAR-10, 25 %: ReLU six times as fast; the network is not published, see train.paper.cifar",
         "courses": [dataclasses.asdict(course) for course in courses],
     }  # fmt: skip
-    with written(folder / "figure1.json", "choose another --out") as draft:
+    with written(options.out / "figure1.json", "choose another --out") as draft:
         draft.write_text(json.dumps(said, indent=1) + "\n")
 
 

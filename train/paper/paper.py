@@ -18,10 +18,10 @@ from preprocess.errors import UserError
 from train.launch import records
 from train.options import Name, command
 from train.paper.ablate import seeds_of
-from train.paper.parts import PARTS, Step, Work
+from train.paper.parts import PARTS, PartResult, Work
 from train.paper.timed import leave
-from train.paper.written import alone, written
 from train.recipes import RECIPES
+from train.written import alone, written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,8 @@ class Paper:
     runs: Path = Path("runs")
     """Folder of all runs."""
     recipe: Name | None = None
-    """Default: --run's, else the first one that fits the images' size (sample for up to 10 classes)."""
+    """Default: --run's with the settings it has, else the first one that fits the images' size (sample for up to 10
+    classes). Beside --run: the ablations' alone."""
     gpus: int | None = None
     """As `python -m train` takes it."""
     shards32: str | None = None
@@ -66,6 +67,7 @@ def main(arguments: list[str]) -> None:
 def paper(options: Paper) -> Path:
     """Does what is missing as far as the time goes; the report's path. It is renewed after each part."""
     from loader import dataset_folder
+    from train.paper.trained import last_launch
 
     manifest = read_manifest(dataset_folder(options.shards))
     if options.shards32:
@@ -74,14 +76,15 @@ def paper(options: Paper) -> Path:
     name = options.recipe or own or fitting(manifest)
     run = options.runs / (options.run or f"paper-{name}-{manifest.hash[:8]}")
     ends = time.monotonic() + 60 * options.minutes
-    work = Work(options=options, manifest=manifest, recipe_name=name, run=run, ends=ends)
-    steps: list[Step] = []
+    recipe = last_launch(run).recipe if options.run else RECIPES[name]
+    work = Work(options=options, manifest=manifest, recipe_name=name, recipe=recipe, run=run, ends=ends)
+    results: list[PartResult] = []
     with alone(work.folder, f"run {run.name}"):
         for number, part in enumerate(PARTS, 1):
             print(f"{number} of {len(PARTS)}: {part.__name__}, {max(0, work.left) / 60:.0f} minutes left", flush=True)
-            steps.append(part(work))
-            print(f"  {steps[-1].title}: {steps[-1].state}", flush=True)
-            report = write(work, steps)
+            results.append(part(work))
+            print(f"  {results[-1].title}: {results[-1].state}", flush=True)
+            report = write(work, results)
     return report
 
 
@@ -114,7 +117,7 @@ def fitting(manifest: Manifest) -> Name:
     )
 
 
-def write(work: Work, steps: list[Step]) -> Path:
+def write(work: Work, results: list[PartResult]) -> Path:
     """report.md: what was measured on what, then every part with its state."""
     splits = {name: split.samples for name, split in work.manifest.splits.items()}
     data = ", ".join(f"{count:,} {name}" for name, count in splits.items())
@@ -124,9 +127,9 @@ def write(work: Work, steps: list[Step]) -> Path:
         "which smaller originals were enlarged; what is of other data says so. The paper's numbers are on ILSVRC at "
         "256 px (1.2 million images of 1,000 classes), 90 epochs: a target for that dataset, not for another.", "",
     ]  # fmt: skip
-    for step in steps:
-        lines += [f"## {step.title}", "", f"*{step.state}*", ""]
-        for line in step.lines:
+    for result in results:
+        lines += [f"## {result.title}", "", f"*{result.state}*", ""]
+        for line in result.lines:
             lines += [line, ""]
     path = work.folder / "report.md"
     with written(path, "make room, or choose other --runs") as draft:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocess.dataset import Manifest
 from train.launch import outcome, records
 from train.options import Name
+from train.paper.ablate import as_arguments, has
 from train.paper.figures import CAPTIONS
+from train.paper.switches import SWITCHES
 from train.paper.timed import OVER, said, timed
 from train.recipes import RECIPES, Recipe
 
@@ -25,7 +27,7 @@ SEARCHED = 2000  # training images among which nearest neighbours are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class PartResult:
     """What became of one part. lines: Markdown for the report."""
 
     title: str
@@ -35,11 +37,15 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What every part needs. ends: when the minutes are over, on time.monotonic's clock."""
+    """What every part needs. ends: when the minutes are over, on time.monotonic's clock.
+
+    recipe: the run's own settings, which began as those of the name; of a run that is yet to be, the name's.
+    """
 
     options: Paper
     manifest: Manifest
     recipe_name: Name
+    recipe: Recipe
     run: Path
     ends: float
 
@@ -54,12 +60,8 @@ class Work:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    @property
-    def recipe(self) -> Recipe:
-        return RECIPES[self.recipe_name]
 
-
-def train(work: Work) -> Step:
+def train(work: Work) -> PartResult:
     """Until it is finished or half of the time is over; then it is told to save itself."""
     options, told, fault = work.options, outcome(work.run), None
     if options.run is None and told not in ("finished", "diverged"):
@@ -69,11 +71,11 @@ def train(work: Work) -> Step:
         fault = timed(work.log("training"), command, TRAINING_SHARE * work.left)
         told = outcome(work.run)
         if not (work.run / "checkpoints").is_dir():
-            return Step(title="Training", state=fault or "ended before its first checkpoint")
+            return PartResult(title="Training", state=fault or "ended before its first checkpoint")
     states = [fault] if fault and OVER not in fault else []
     states += ["done" if told == "finished" else so_far(work.run)]
     states += ["the same command goes on"] if options.run is None and told not in ("finished", "diverged") else []
-    return Step(title="Training", state="; ".join(states), lines=errors(work.run))
+    return PartResult(title="Training", state="; ".join(states), lines=errors(work.run))
 
 
 def so_far(run: Path) -> str:
@@ -95,36 +97,39 @@ def errors(run: Path) -> tuple[str, ...]:
     )
 
 
-def figures(work: Work) -> Step:
+def figures(work: Work) -> PartResult:
     """Drawn anew where the run has gone on since."""
     saved = work.run / "checkpoints" / "latest"
     pngs = {work.folder / f"{name}.png": caption for name, caption in CAPTIONS.items()}
     if not saved.exists():
-        return Step(title="Figures of the run", state="skipped: the run has no checkpoint yet")
+        return PartResult(title="Figures of the run", state="skipped: the run has no checkpoint yet")
     fault = None
     if not all(png.exists() and png.stat().st_mtime >= saved.stat().st_mtime for png in pngs):
         command = ["train", "figures", "--run", work.run.name, "--runs", str(work.options.runs)]
         command += ["--shards", work.options.shards, "--out", str(work.folder), "--search", str(SEARCHED)]
         fault = timed(work.log("figures"), command, work.left)
-    return Step(title="Figures of the run", state=fault or "done", lines=pictures(pngs))
+    return PartResult(title="Figures of the run", state=fault or "done", lines=pictures(pngs))
 
 
-def explain(work: Work) -> Step:
+def explain(work: Work) -> PartResult:
     title, png = "One image's way through the loader", work.folder / "explain.png"
     if "://" in work.options.shards:
-        return Step(title=title, state="skipped: it reads local folders; copy the dataset, or give its mount")
+        return PartResult(title=title, state="skipped: it reads local folders; copy the dataset, or give its mount")
+    if work.recipe.crop_area:
+        return PartResult(title=title, state="skipped: it draws plain crops, and this run trains on resized ones")
     fault = None
     if not png.exists():
         command = ["loader", "explain", work.options.shards, "--sample", work.options.sample, "--out", str(png)]
         command += ["--crop", str(work.recipe.crop), "--mean", work.recipe.mean, "--noise", work.recipe.noise]
+        command += ["--crop-positions", work.recipe.crop_positions, "--crop-chunk", str(work.recipe.crop_chunk)]
         fault = timed(work.log("explain"), command, work.left)
     lines = pictures({png: EXPLAINED})
     if lines and not fault:  # what it has printed: offsets and colours, measured and in theory
         lines += ("\n".join(f"    {line}" for line in said(work.log("explain")).splitlines()[1:-1]),)
-    return Step(title=title, state=fault or "done", lines=lines)
+    return PartResult(title=title, state=fault or "done", lines=lines)
 
 
-def figure1(work: Work) -> Step:
+def figure1(work: Work) -> PartResult:
     title, shards = "Figure 1", work.options.shards32
     if shards is None and work.manifest.image_size == FIGURE1_SIZE:
         shards = work.options.shards
@@ -132,7 +137,7 @@ def figure1(work: Work) -> Step:
         why = (
             f"it wants 32-pixel images: make shards SRC=... OUT=shards32 ARGS='--size {FIGURE1_SIZE}', then --shards32"
         )
-        return Step(title=title, state=f"skipped: {why}")
+        return PartResult(title=title, state=f"skipped: {why}")
     minutes, fault = FIGURE1_SHARE * work.left / 60, f"skipped: {OVER}"
     if minutes > 0:
         command = ["train", "figure1", "--shards", shards, "--out", str(work.folder), "--minutes", f"{minutes:.2f}"]
@@ -141,16 +146,18 @@ def figure1(work: Work) -> Step:
     told = [line for line in lines if "training error" in line][-1:]
     short = any(cut in line for cut in ("skipped, --minutes", "time is over") for line in lines)
     state = fault or (f"in part: {OVER}" if short else "done")
-    return Step(title=title, state=state, lines=(*told, *pictures({work.folder / "figure1.png": FIGURE1})))
+    return PartResult(title=title, state=state, lines=(*told, *pictures({work.folder / "figure1.png": FIGURE1})))
 
 
-def ablation(work: Work) -> Step:
+def ablation(work: Work) -> PartResult:
     title, table = "Ablations", work.folder / "ablation.md"
     if "val" not in work.manifest.splits:
-        return Step(title=title, state="skipped: the dataset has no validation split")
+        return PartResult(title=title, state="skipped: the dataset has no validation split")
     if work.left > 0:
         command = ["train", "ablate", "--shards", work.options.shards, "--runs", str(work.options.runs)]
-        command += ["--recipe", work.recipe_name, "--epochs", str(work.options.ablate_epochs)]
+        whole = whole_of(work)
+        command += ["--recipe", work.recipe_name, *as_arguments(whole, RECIPES[work.recipe_name])]
+        command += ["--fields", ",".join(name for name in SWITCHES if has(name, whole))]
         command += ["--seeds", work.options.seeds, "--out", str(work.folder), "--minutes", f"{work.left / 60:.2f}"]
         command += ["--gpus", str(work.options.gpus)] if work.options.gpus else []
         fault = timed(work.log("ablation"), command, work.left)
@@ -158,13 +165,19 @@ def ablation(work: Work) -> Step:
         fault = f"skipped: {OVER}"
     skipped = "skipped, it would" in said(work.log("ablation"))
     state = fault or (f"in part: {OVER}" if skipped else "done")
-    return Step(title=title, state=state, lines=(table.read_text(),) if table.exists() else ())
+    return PartResult(title=title, state=state, lines=(table.read_text(),) if table.exists() else ())
 
 
-def tables(work: Work) -> Step:
-    from train.paper.tables import tables as written
+def whole_of(work: Work) -> Recipe:
+    """The ablations' whole network: with the run's settings, but from new weights, which fit every switch."""
+    recipe = RECIPES[work.options.recipe] if work.options.recipe else work.recipe
+    return replace(recipe, epochs=work.options.ablate_epochs, init_from=None, conv_rate=1.0)
 
-    return Step(title="Beside the paper's tables", state="done", lines=(written(work.options.runs),))
+
+def tables(work: Work) -> PartResult:
+    from train.paper.tables import tables as table_of
+
+    return PartResult(title="Beside the paper's tables", state="done", lines=(table_of(work.options.runs),))
 
 
 def pictures(pngs: dict[Path, str]) -> tuple[str, ...]:

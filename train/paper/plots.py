@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from train.paper.written import written
+from train.written import written
 
 BLUE, ORANGE, RED, GREEN = "#3b6fb6", "#d9822b", "#c0392b", "#3a8f5c"
 GREY, DARK = "#8a8a8a", "#444444"

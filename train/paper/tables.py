@@ -17,6 +17,7 @@ from preprocess.errors import UserError
 from train.launch import outcome, records
 from train.options import command
 from train.recipes import RECIPES
+from train.written import written
 
 CLASSES, VALIDATION, TRAINING = 1000, 50_000, 1_281_167  # of ILSVRC2012
 
@@ -86,10 +87,8 @@ def main(arguments: list[str]) -> None:
     if options.out is None:
         print(text, end="")
         return
-    try:
-        options.out.write_text(text)
-    except OSError as error:
-        raise UserError(f"{options.out} cannot be written ({error.strerror}); choose another --out") from None
+    with written(options.out, "choose another --out") as draft:
+        draft.write_text(text)
     print(options.out)
 
 

@@ -46,7 +46,7 @@ class Report:
 def main(arguments: list[str] | None = None) -> int:
     options = parsed(lambda: tyro.cli(Report, args=arguments, prog="python -m train.report", description=__doc__))
     from train.paper.timed import leave
-    from train.paper.written import alone
+    from train.written import alone
 
     signal.signal(signal.SIGTERM, leave)
     with alone(options.out, f"--out {options.out}"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from preprocess.errors import UserError
-from train.paper.written import written
+from train.written import written
 
 Value: TypeAlias = "float | str | list[float]"
 Result = dict[str, Value]

@@ -15,7 +15,8 @@ from train.launch import hold
 def written(path: Path, way_out: str) -> Iterator[Path]:
     """A file to write, which is at `path` when the block has ended well; its folder is made.
 
-    Otherwise what was there stays, and nothing else is left. UserError with the way out where writing fails.
+    Otherwise what was there stays and the draft is removed; only a kill, or a disk that fails then too, leaves it
+    (<name>.tmp), for the next writer to overwrite. UserError with the way out where writing fails.
     """
     draft = path.with_name(path.name + ".tmp")
     try:
