@@ -1,0 +1,37 @@
+"""What several tests of the paper's parts begin with, made once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def shards32(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("small") / "shards32"
+    done = python("preprocess", "shards", "--src", str(sample_source), "--out", str(out), "--size", "32")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def ablated(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of runs after an ablation of one switch and one seed."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = python("train", "ablate", "--shards", str(sample_shards), "--runs", str(runs), "--fields", "overlap",
+                  "--seeds", "0", "--gpus", "1", "--recipe", "sample", "--width", "0.0625", "--epochs", "1", "--batch",
+                  "100")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.splitlines()[-1]).name == "ablation.md"
+    return runs

@@ -1,0 +1,86 @@
+"""Ablations: the switches, and the table of differences seed by seed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from preprocess.errors import UserError
+from train.launch import outcome, records
+from train.layers import plan
+from train.options import parse
+from train.paper.ablate import WHOLE, Ablate, ablate, as_arguments, digest, row
+from train.paper.switches import SWITCHES
+from train.recipes import RECIPES, RELEASED, SAMPLE
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("name", ["released", "tiny", "paper"])
+def test_a_switched_recipe_is_what_its_options_say(name: str, switch: str) -> None:
+    switched = SWITCHES[switch].off(replace(RECIPES[name], epochs=7, exchange=()))
+    arguments = ["--shards", "x", "--recipe", name, *as_arguments(switched, RECIPES[name])]
+    assert parse(arguments).fields == switched
+    assert digest(switched) != digest(RECIPES[name])
+
+
+def test_the_one_column_network_is_the_authors_own() -> None:
+    one = SWITCHES["towers"].off(RELEASED)
+    assert sum(own.parameters for own in plan(one, 1000).values()) == 59_798_312  # specification, section 3
+    lrn = SWITCHES["lrn"].off(RELEASED)
+    assert (lrn.lrn, lrn.map_norm) == (False, False)
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    found = {WHOLE: {0: (50.0, 20.0), 1: (40.0, 10.0)}, "lrn": {0: (52.0, 20.5), 1: (41.0, 11.5), 2: (90.0, 90.0)}}
+    own = row("lrn", found)
+    assert own["top1_delta"] == [2, 1]
+    assert own["top5_delta"] == [0.5, 1.5]
+    assert own["seeds"] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_ablation_trains_once_and_tabulates(
+    ablated: Path, sample_shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = ablated
+    folders = sorted(runs.glob("ablate-*"))
+    assert [outcome(folder) for folder in folders] == ["finished"] * 2
+    recipes = [records(folder)[0]["config"]["recipe"] for folder in folders]
+    assert [recipe["pool"] for recipe in recipes] == ["separate", "overlapping"]
+    assert recipes[0] | {"pool": "overlapping"} == recipes[1]
+    sizes = [(folder / "rank-0.jsonl").stat().st_size for folder in folders]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(runs / "cache"))
+    quick = replace(SAMPLE, width=0.0625, epochs=1, batch=100)  # what the command says
+    options = Ablate(shards=str(sample_shards), runs=runs, fields="overlap", seeds="0", recipe="sample", whole=quick)
+    # the same dataset at an address: nothing is trained again
+    table = ablate(replace(options, shards=f"file://{sample_shards}"))
+    assert sorted(runs.glob("ablate-*")) == folders
+    assert [(folder / "rank-0.jsonl").stat().st_size for folder in folders] == sizes
+    assert "| pooling 2x2 every 2 | 1 |" in table.read_text()
+    rows = json.loads((table.parent / "ablation.json").read_text())["rows"]
+    last = [
+        next(r for r in reversed(records(folder)) if r["kind"] == "eval" and r["views"] == 10) for folder in folders
+    ]
+    assert rows[1]["top1"] == pytest.approx([100 - 100 * last[0]["top1"]])
+    assert rows[1]["top1_delta"] == pytest.approx([100 * (last[1]["top1"] - last[0]["top1"])])
+    ablate(replace(options, whole=replace(quick, batch=50), minutes=1e-9))
+    assert capsys.readouterr().out.count("skipped, it would end after --minutes") == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [({"fields": "lrn,nose"}, "'nose' is none of"), ({"seeds": "0,x"}, "0,x must be whole numbers")]
+)
+def test_wrong_ablations_are_told(wrong: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Ablate(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("switch", ["lrn", "towers"])
+def test_what_is_off_already_is_not_switched(sample_shards: Path, tmp_path: Path, switch: str) -> None:
+    whole = replace(RECIPES["owt"], image_size=128, crop=112)
+    with pytest.raises(UserError, match=f"--fields {switch}: these settings have that off already"):
+        ablate(Ablate(shards=str(sample_shards), runs=tmp_path, recipe="owt", whole=whole, fields=switch))
+    assert not list(tmp_path.iterdir())

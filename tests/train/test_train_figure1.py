@@ -1,0 +1,140 @@
+"""Figure 1: the small network, its training that goes on where it ended, and the drawing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from preprocess.errors import UserError
+from train.paper.cifar import Checkpoint, Course, FourLayers, Training
+from train.paper.figure1 import Figure1, fastest, figure1, train_one, verdict
+
+
+def test_four_layers_are_those_of_the_small_cuda_convnet_net() -> None:
+    network = FourLayers("relu", 10, 0)
+    assert sum(one.numel() for one in network.parameters()) == 89_578  # 2,432 + 25,632 + 51,264 + 10,250
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    same = FourLayers("tanh", 10, 0)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), same.parameters(), strict=True))
+
+
+def test_epochs_to_a_target_are_read_off_between_two_epochs() -> None:
+    def reached(*errors: float) -> float | None:
+        return Course(activation="relu", rate=0.001, errors=list(errors)).epochs_to(0.25)
+
+    assert reached(0.8, 0.5, 0.3, 0.2) == pytest.approx(3.5)
+    assert reached(0.25) == 1
+    assert reached(0.8, 0.26) is None
+    assert reached() is None
+
+
+def test_the_best_rate_of_each_decides_the_ratio() -> None:
+    courses = [
+        Course(activation="relu", rate=0.001, errors=[0.8, 0.2]),
+        Course(activation="relu", rate=0.002, errors=[0.5, 0.4, 0.3]),
+        Course(activation="tanh", rate=0.001, errors=[0.8, 0.7, 0.6]),
+    ]
+    best = fastest(courses, "relu", 0.25)
+    assert best is not None
+    assert best.rate == 0.001
+    assert "tanh did not reach 25% training error in 3 epochs (60.0%); no ratio" in verdict(courses, 0.25)
+    courses.append(Course(activation="tanh", rate=0.002, errors=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.25]))
+    assert "ratio 3.7" in verdict(courses, 0.25)  # 7 epochs against 1 + 0.55 / 0.6
+
+
+@pytest.fixture
+def brightness() -> tuple[torch.Tensor, torch.Tensor]:
+    """32 images of two classes, dark and bright."""
+    labels = torch.arange(32) % 2
+    images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 20
+    return images + 160 * (labels[:, None, None, None] - 0.5), labels
+
+
+def test_a_network_learns_brightness_and_repeats_itself(brightness: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def errors() -> list[float]:
+        course = Training("relu", *brightness, rate=0.01, classes=2, seed=1).epochs()
+        return [error for error, _ in zip(course, range(6), strict=False)]
+
+    first = errors()
+    assert min(first) <= 0.25 < first[0]
+    assert first == errors()
+
+
+def test_a_training_that_is_cut_goes_on_as_if_it_had_not_been(
+    brightness: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, path = Figure1(shards="", out=tmp_path, epochs=4, target=0.001), tmp_path / "relu.safetensors"
+
+    images, labels = brightness[0], torch.randint(0, 2, (32,), generator=torch.Generator().manual_seed(1))
+
+    def call(ends: float, path: Path = path) -> tuple[Course, bool, list[torch.Tensor]]:
+        training = Training("relu", images, labels, rate=0.01, classes=2, seed=1)
+        return *train_one(options, training, Checkpoint.read(path, "terms"), ends), list(training.network.parameters())
+
+    calls = [call(0) for _ in range(4)]  # of an epoch each
+    assert [len(course.errors) for course, _, _ in calls] == [1, 2, 3, 4]
+    assert [whole for _, whole, _ in calls] == [False, False, False, True]
+    assert capsys.readouterr().out.count("stopped after epoch") == 3
+    course, whole, weights = call(float("inf"), tmp_path / "other.safetensors")
+    assert (course, whole) == calls[3][:2]
+    assert all(torch.equal(a, b) for a, b in zip(weights, calls[3][2], strict=True))
+    assert Checkpoint.read(path, "other terms").errors == []
+    path.write_bytes(path.read_bytes()[:1000])
+    assert Checkpoint.read(path, "terms").errors == []
+
+
+def test_figure1_draws_and_does_not_train_again(
+    shards32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Figure1(shards=str(shards32), out=tmp_path, epochs=2, rates=(0.001,), images=300)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch begins
+    lines = figure1(options)
+    assert not torch.backends.cudnn.allow_tf32
+    assert "relu did not reach 25% training error in 2 epochs" in lines[0]
+    with Image.open(tmp_path / "figure1.png") as picture:
+        assert min(picture.size) > 300
+    said = json.loads((tmp_path / "figure1.json").read_text())
+    assert [len(course["errors"]) for course in said["courses"]] == [2, 2]
+    assert all(0.5 < error <= 1 for course in said["courses"] for error in course["errors"])
+    capsys.readouterr()
+    assert figure1(options) == lines
+    assert "not reached" not in capsys.readouterr().out
+    figure1(replace(options, target=0.2))  # no epoch's error depends on it
+    assert "not reached" not in capsys.readouterr().out
+    figure1(replace(options, epochs=3))  # goes on after the second
+    longer = json.loads((tmp_path / "figure1.json").read_text())["courses"]
+    assert [len(course["errors"]) for course in longer] == [3, 3]
+    figure1(replace(options, epochs=3, out=tmp_path / "anew"))
+    assert json.loads((tmp_path / "anew" / "figure1.json").read_text())["courses"] == longer
+
+
+def test_figure1_is_the_same_from_an_address(shards32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said = []
+    for name, shards in (("near", str(shards32)), ("far", f"file://{shards32}")):
+        figure1(Figure1(shards=shards, out=tmp_path / name, epochs=1, rates=(0.001,), images=300))
+        said.append((tmp_path / name / "figure1.json").read_text())
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rates": ()}, "--rates has no value; give learning rates, such as --rates 0.004 0.032"),
+        ({"rates": (0.1, float("nan"))}, "--rates nan must be a number above 0"),
+        ({"minutes": -1.0}, "--minutes -1 must be above 0; leave it out for as long as it takes"),
+    ],
+)
+def test_wrong_figures_are_told(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Figure1(shards="x", **wrong)  # type: ignore[arg-type]
+
+
+def test_figure1_wants_small_images(sample_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"128-pixel images, figure 1 wants 32: make shards .* ARGS='--size 32'"):
+        figure1(Figure1(shards=str(sample_shards), out=tmp_path))
