@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,7 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
 
 
 def _config(launch: Launch, local: int, meeting: Meeting, words: str) -> LaunchConfig:
-    """words: folder of the ranks' last."""
+    """words: folder for the ranks' error files."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -90,9 +91,7 @@ def _config(launch: Launch, local: int, meeting: Meeting, words: str) -> LaunchC
         },
         monitor_interval=0.1, start_method="spawn", local_addr=_seat(meeting), logs_specs=DefaultLogsSpecs(words),
     )  # fmt: skip
-    # torch 2.8 knows neither: it waits half as long, and acts on a hangup whatever it was started to ignore
-    if hasattr(config, "shutdown_timeout"):
-        config.shutdown_timeout = SHUTDOWN_S
+    # torch 2.8 has no such field: it acts on a hangup whatever it was started to ignore
     if hasattr(config, "signals_to_handle"):
         config.signals_to_handle = ",".join(signal.Signals(number).name for number in heard())
     return config
@@ -107,6 +106,7 @@ def _agent(launch: Launch) -> type[LocalElasticAgent]:
     """
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     class Agent(LocalElasticAgent):
         def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -115,17 +115,20 @@ def _agent(launch: Launch) -> type[LocalElasticAgent]:
             assert ranks is not None
             end = ranks.close
 
-            def close(death_sig: signal.Signals | None = None, timeout: int = ECHO_S) -> None:
-                end(death_sig, timeout)
+            def close(death_sig: signal.Signals | None = None, timeout: int = 0) -> None:
+                # torch's times differ by version; who names no signal has seen a rank fail
+                end(death_sig, SHUTDOWN_S if death_sig else ECHO_S)
 
-            ranks.close = close  # type: ignore[method-assign]  # who looks after them says no time when one has failed
+            ranks.close = close  # type: ignore[method-assign]
             return started
 
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
             result: RunResult = super()._monitor_workers(worker_group)
             codes = {failure.exitcode for failure in result.failures.values()}
             if codes & set(STOPS.values()):
-                joins = worker_group.spec.rdzv_handler.num_nodes_waiting() > 0
+                joins = False
+                with suppress(RendezvousError):  # node 0 may have ended, and its store with it
+                    joins = worker_group.spec.rdzv_handler.num_nodes_waiting() > 0
                 self._remaining_restarts = self._remaining_restarts + 1 if joins else 0
             elif USER_ERROR in codes or (codes and _end(launch).get("outcome") == "diverged"):
                 self._remaining_restarts = 0

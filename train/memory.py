@@ -43,10 +43,17 @@ def fitting_batch(recipe: Recipe, classes: int, *, world: int, towers: int, devi
     return max(0, int(free / (TRANSIENT * per_image))) * world
 
 
-def too_large(recipe: Recipe, classes: int, *, size: int, world: int = 1, towers: int = 1, sharers: int = 1) -> str:
-    """That the recipe's batch does not fit, and which would; size: bytes of a GPU, which so many ranks share."""
-    fits = fitting_batch(recipe, classes, world=world, towers=towers, device_bytes=size // sharers)
+def too_large(
+    recipe: Recipe, classes: int, *, size: int, world: int | None = None, towers: int = 1, sharers: int = 1
+) -> str:
+    """That the recipe's batch does not fit, and which would; size: bytes of a GPU, which so many ranks share.
+
+    world: the processes that the batch is split over; None where one has it all, and more GPUs would not help.
+    """
+    split = world or 1
+    fits = fitting_batch(recipe, classes, world=split, towers=towers, device_bytes=size // sharers)
     # an estimate that this batch would fit has just been proved wrong
-    fits = min(fits, recipe.batch // 2) // world * world
-    way_out = f"about --batch {fits} fits" if fits else "take more GPUs, or a smaller --width"
-    return f"--batch {recipe.batch} on {world} does not fit into a GPU of {size / 2**30:.0f} GiB: {way_out}"
+    fits = min(fits, recipe.batch // 2) // split * split
+    way_out = f"about --batch {fits} fits" if fits else f"take {'more GPUs, or ' if world else ''}a smaller --width"
+    on = f" on {world}" if world else ""
+    return f"--batch {recipe.batch}{on} does not fit into a GPU of {size / 2**30:.0f} GiB: {way_out}"

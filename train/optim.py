@@ -7,6 +7,8 @@ from torch's usual form is a change of rate: the original goes on with its old v
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
@@ -44,7 +46,7 @@ class Optimiser:
                 own: list[Tensor] = [self.parameters[name] for name in names]
                 lr, dampening = (1.0, 1.0 - rate) if self._inside else (rate, 0.0)
                 sgd(
-                    own, [one.grad for one in own if one.grad is not None], [self.steps[name] for name in names],
+                    own, cast(list[Tensor], [one.grad for one in own]), [self.steps[name] for name in names],
                     fused=True, weight_decay=decay, momentum=self._momentum, lr=lr, dampening=dampening,
                     nesterov=False, maximize=False,
                 )  # fmt: skip

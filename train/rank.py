@@ -63,6 +63,8 @@ def main() -> int:
     except BaseException as error:
         events.write("end", {"outcome": "failed", "error": str(error).split("\n")[0] or type(error).__name__})
         raise
+    # nobody ends before all have written what they have to: to the agent a preempted rank has failed, and it ends all
+    sum_over_world(torch.zeros(1, device=mesh.device)).item()
     disconnect()
     if held:
         held.close()
@@ -76,14 +78,22 @@ def this_attempt(launch: Launch, mesh: Mesh) -> int:
 
 
 def end_with_parent(parent: int) -> None:
-    """SIGTERM when the parent dies, kill -9 too: an orphan would train unseen, and hold the run against its successor.
+    """A signal when the parent dies, kill -9 too: an orphan would train unseen, and hold the run against its successor.
 
+    SIGTERM, so that all save and end; SIGKILL where the other machines go on without this one, as after a power cut.
     Linux alone can be asked for that; elsewhere nothing happens.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        others_go_on = int(os.environ.get("GROUP_RANK", "0")) > 0 and restarts_left() > 0  # without node 0 nobody does
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL if others_go_on else signal.SIGTERM)
         if os.getppid() != parent:  # it died while torch was being imported here, before anybody had asked
             sys.exit(PREEMPTED)
+
+
+def restarts_left() -> int:
+    """How often torchrun's agents would still begin again."""
+    most, begun = (os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("MAX_RESTARTS", "RESTART_COUNT"))
+    return int(most) - int(begun)
 
 
 def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> int:
@@ -111,8 +121,6 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
             )  # fmt: skip
             raise UserError(told) from None
         job.saver.close()
-        # nobody ends before the last checkpoint is written: to the agent a preempted rank has failed, and it ends all
-        sum_over_world(torch.zeros(1, device=mesh.device)).item()
     error = f"the loss is not finite at step {job.step}" if outcome == "diverged" else None
     if outcome == "finished" and job.saver.lost:  # such a run is not over: its weights are nowhere
         outcome, error = "failed", f"training is done, but {job.saver.lost}; mend that and give the same command again"
@@ -145,7 +153,7 @@ def assembled(launch: Launch, mesh: Mesh, loader: Loader, events: EventWriter, s
 
 
 def begin(launch: Launch, job: Job) -> None:
-    """Says so, and goes to the latest checkpoint, or takes another network's convolutions. Collective."""
+    """Records the start, and goes to the latest checkpoint, or takes another network's convolutions. Collective."""
     job.events.write("start", start_record(launch, job))
     init_from = launch.recipe.init_from
     if resume(job):

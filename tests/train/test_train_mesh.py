@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import socket
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from train.schedule import rates
 from train.scores import share_of_loss
 from train.summary import exchanges
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 CLASSES = 101  # odd: the second tower holds one class fewer
 BATCH = 8
 RECIPE = replace(RELEASED, image_size=73, crop=64, width=1 / 16, batch=BATCH, init="he", input_scale=1 / 64, rate=0.05)
@@ -339,6 +341,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
     assert checkpoint.latest(tmp_path) == tmp_path / "step-00000001"
+
+
+def test_a_rank_does_not_import_the_compiler() -> None:
+    """Which would take two seconds of each rank's start; the workers above hold it for what a run goes through."""
+    words = "import sys, train.rank; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words], cwd=ROOT, timeout=240, check=False).returncode == 0
 
 
 def test_how_many_processes() -> None:

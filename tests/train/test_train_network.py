@@ -17,6 +17,7 @@ from train.dropout import keep_mask
 from train.layers import plan
 from train.network import AlexNet, Draw, weight_shapes
 from train.norm import cross_map_norm, within_map_norm
+from train.parallel import Axis
 from train.rank import training_config
 from train.recipes import CAFFE, OWT, RECIPES, RELEASED, TORCHVISION, Layer, Recipe, ceil_windows
 from train.scores import share_of_loss
@@ -333,3 +334,29 @@ def test_every_recipe_runs(name: str) -> None:
 def test_recipes_refuse_what_cannot_be(fields: dict[str, float], word: str) -> None:
     with pytest.raises(UserError, match=word):
         replace(RELEASED, **fields)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_tower_s_rank_is_compiled_around_its_exchanges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two towers, whose peer has the same features. The compiler sees no collective, and changes nothing."""
+    from torch._dynamo.testing import CompileCounter  # two seconds, which the other tests need not
+
+    traced: list[bool] = []
+
+    def doubled(x: Tensor, dim: int, *_: object) -> Tensor:
+        traced.append(torch.compiler.is_compiling())
+        return torch.cat([x, x], dim)
+
+    counter, compiler = CompileCounter(), torch.compile
+    monkeypatch.setattr("train.network.gather", doubled)
+    monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend=counter))
+    network = AlexNet(replace(SMALL, init="he", input_scale=1 / 64), 5, tower=Axis(size=2, index=0))
+    images, draw = torch.randn(2, 3, 64, 64) * 70, Draw(seed=0, step=0, rows=range(2))
+    with torch.no_grad():
+        expected = network(images, draw)
+        exchanges = len(traced)
+        network.compile_layers()
+        assert torch.equal(network(images, draw), expected)
+    assert exchanges == 5  # before conv3 and fc6 to fc8, and the logits
+    assert traced == [False] * 2 * exchanges
+    assert counter.frame_count >= 2  # before conv3 and after

@@ -116,9 +116,10 @@ class Pair:
 
         until(reached)
 
-    def kill_machine(self, node: int) -> None:
-        """As a power cut would: nobody gets to say a word."""
-        pids = [of_kind(self.folder, "start", rank)[-1]["pid"] for rank in (2 * node, 2 * node + 1)]
+    def kill_machine(self, node: int, *, agent_alone: bool = False) -> None:
+        """As a power cut would: nobody gets to say a word. An agent alone takes its ranks with it."""
+        ranks = () if agent_alone else (2 * node, 2 * node + 1)
+        pids = [of_kind(self.folder, "start", rank)[-1]["pid"] for rank in ranks]
         for pid in [self.parents[node].pid, *pids]:
             os.kill(pid, signal.SIGKILL)
 
@@ -215,11 +216,12 @@ def test_two_machines_equal_one_process(start: Callable[..., Pair], alone: Path)
 
 
 @pytest.mark.slow
-def test_a_lost_machine_leaves_the_rest_to_go_on(start: Callable[..., Pair], alone: Path) -> None:
+@pytest.mark.parametrize("agent_alone", [False, True])
+def test_a_lost_machine_leaves_the_rest_to_go_on(start: Callable[..., Pair], alone: Path, agent_alone: bool) -> None:
     """Elastic, 2x2 to 1x2: from the last checkpoint, with no sample lost or repeated."""
     pair = start("--nnodes", "1:2", "--max-restarts", "2")
     pair.wait_for(3)
-    pair.kill_machine(1)
+    pair.kill_machine(1, agent_alone=agent_alone)
     (code, out, err), _ = pair.finish()
     assert (code, err) == (0, "")
     assert re.search(r"^resumed at step \d+", out, re.MULTILINE)

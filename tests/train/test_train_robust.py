@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import random
@@ -29,6 +30,7 @@ from train.checkpoint import State
 from train.launch import records
 from train.network import AlexNet
 from train.optim import Optimiser
+from train.rank import PR_SET_PDEATHSIG, end_with_parent
 from train.recipes import SAMPLE
 from train.saving import Saver
 
@@ -138,26 +140,32 @@ def test_a_killed_rank_ends_all_and_is_named(whole: Path, sample_shards: Path, t
     assert not [path for path in tmp_path.iterdir() if "torchelastic" in path.name or "gratis" in path.name]
 
 
-SLOW_DISK = """
+SLOW_DISK = f"""
 import os, time
-fsync = os.fsync
+from preprocess.events import EventWriter
+fsync, write = os.fsync, EventWriter.write
 os.fsync = lambda file: (time.sleep(1), fsync(file))
+def slowly(self, kind, *fields, **more):
+    time.sleep({ECHO_S + 1} if kind == "end" and self._common["rank"] == 0 else 0)
+    write(self, kind, *fields, **more)
+EventWriter.write = slowly
 """
 
 
 @pytest.mark.slow
-def test_ranks_wait_for_the_last_checkpoint_on_a_slow_disk(whole: Path, sample_shards: Path, tmp_path: Path) -> None:
+def test_ranks_wait_for_what_is_written_last_on_a_slow_disk(whole: Path, sample_shards: Path, tmp_path: Path) -> None:
     """The one that has nothing to write would end first, and the agent would soon kill the one that has."""
     (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
     run = whole.parent / "sluggish"
     arguments = ("--run", run.name, "--epochs", "500", "--gpus", "2", "--save-every", "9999")
-    process = start(whole.parent, sample_shards, *arguments, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    process = start(whole.parent, sample_shards, *arguments, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     wait_for(run, process, 2)
     os.kill(of_kind(run, "start", 1)[0]["pid"], signal.SIGTERM)
     _, err = finish(process, 75)
     (saved,) = of_kind(run, "checkpoint")
     assert saved["wall_s"] > ECHO_S
     assert err == f"preempted: saved at step {saved['step']}; give the same command to go on\n"
+    assert [end["outcome"] for end in of_kind(run, "end")] == ["preempted"]
     assert checkpoint.undamaged(run / "checkpoints") == (checkpoint.of_step(run / "checkpoints", saved["step"]), [])
 
 
@@ -264,6 +272,26 @@ def test_ranks_save_and_end_when_their_parent_is_killed(whole: Path, sample_shar
     parent.communicate()
     assert of_kind(run, "end")[-1]["outcome"] == "preempted"
     assert checkpoint.latest(run / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("node", "restarts", "begun", "number"),
+    [(0, 0, 0, signal.SIGTERM), (1, 2, 1, signal.SIGKILL), (1, 2, 2, signal.SIGTERM), (0, 2, 0, signal.SIGTERM)],
+)
+def test_an_orphan_is_asked_to_save_unless_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, node: int, restarts: int, begun: int, number: signal.Signals
+) -> None:
+    """`restarts` of which as many have begun; without node 0 nobody goes on."""
+    for name, value in (("GROUP_RANK", node), ("TORCHELASTIC_MAX_RESTARTS", restarts)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(begun))
+    kernel, asked = ctypes.CDLL(None), ctypes.c_int()
+    try:
+        end_with_parent(os.getppid())
+        kernel.prctl(2, ctypes.byref(asked))  # PR_GET_PDEATHSIG
+    finally:
+        kernel.prctl(PR_SET_PDEATHSIG, 0)
+    assert asked.value == number
 
 
 def test_a_rank_whose_parent_was_killed_before_it_could_ask_does_not_begin(whole: Path, sample_shards: Path) -> None:

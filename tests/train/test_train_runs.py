@@ -12,16 +12,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from preprocess.errors import guard
 from preprocess.events import EventWriter
 from train.__main__ import main
-from train.agent import ECHO_S, _first, after_signal
+from train.agent import ECHO_S, SHUTDOWN_S, _agent, _first, after_signal
 from train.launch import Launch, changes, choose_run, lock, records
 from train.options import parse
 from train.recipes import RECIPES, SAMPLE
@@ -260,6 +264,15 @@ def test_other_settings_begin_another_run_unless_it_is_named(tmp_path: Path) -> 
     assert changes(tmp_path / "none", recipe, 7) == {}
 
 
+def launched(tmp_path: Path) -> Launch:
+    """A second attempt, in a folder that is there."""
+    (tmp_path / "r").mkdir()
+    return Launch(
+        runs=str(tmp_path), run="r", shards="s", recipe_name="paper", recipe=RECIPES["paper"], seed=0, attempt=2,
+        tower_ranks=2, share_device=False,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("outcome", "code", "words"),
     [
@@ -272,11 +285,7 @@ def test_other_settings_begin_another_run_unless_it_is_named(tmp_path: Path) -> 
 )
 def test_a_signal_answers_by_what_the_ranks_did(tmp_path: Path, outcome: str | None, code: int, words: str) -> None:
     """One may come when there is no more to stop; an earlier attempt's end says nothing of this one's."""
-    launch = Launch(
-        runs=str(tmp_path), run="r", shards="s", recipe_name="paper", recipe=RECIPES["paper"], seed=0, attempt=2,
-        tower_ranks=2, share_device=False,
-    )  # fmt: skip
-    launch.folder.mkdir()
+    launch = launched(tmp_path)
     before, now = (EventWriter(launch.folder / "rank-0.jsonl", attempt=attempt, rank=0) for attempt in (1, 2))
     before.write("checkpoint", {"path": "p", "bytes": 1, "wall_s": 0.1}, step=8)
     before.write("end", {"outcome": "diverged", "error": "earlier"})
@@ -288,10 +297,7 @@ def test_a_signal_answers_by_what_the_ranks_did(tmp_path: Path, outcome: str | N
 
 def test_the_first_failure_is_the_one_that_is_told(tmp_path: Path) -> None:
     """A rank that hung in a collective is killed by the agent in the end: not that, but why it hung is the error."""
-    launch = Launch(
-        runs=str(tmp_path), run="r", shards="s", recipe_name="paper", recipe=RECIPES["paper"], seed=0, attempt=1,
-        tower_ranks=2, share_device=False,
-    )  # fmt: skip
+    launch = launched(tmp_path)
 
     def failed(rank: int, code: int, *, after: int, words: str = "") -> ProcessFailure:
         file = tmp_path / f"{rank}.json"
@@ -306,6 +312,62 @@ def test_the_first_failure_is_the_one_that_is_told(tmp_path: Path) -> None:
         assert (_first(launch, hung).code, _first(launch, hung).line) == (code, words)
     killed = {0: failed(0, 1, after=0, words="connection reset"), 1: failed(1, -9, after=0)}
     assert "rank 1 was killed by SIGKILL" in _first(launch, killed).line
+
+
+def failing(exitcode: int) -> RunResult:
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=exitcode, error_file="none")
+    return RunResult(state=WorkerState.FAILED, failures={1: failure})
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "outcome", "waiting", "left"),
+    [
+        (-9, None, 0, 2),  # a loss: torchrun takes one of them when it begins again
+        (1, "failed", 0, 2),
+        (75, "preempted", 0, 0),
+        (130, "interrupted", 0, 0),
+        (75, "preempted", 1, 3),  # for another machine: one more, which beginning again takes
+        (2, None, 0, 0),
+        (1, "diverged", 0, 0),
+    ],
+)
+def test_which_ends_begin_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, exitcode: int, outcome: str | None, waiting: int, left: int
+) -> None:
+    """With two restarts left. When node 0's store is gone, nobody waits."""
+
+    def gone() -> int:
+        raise RendezvousConnectionError
+
+    launch = launched(tmp_path)
+    if outcome:
+        EventWriter(launch.folder / "rank-0.jsonl", attempt=2, rank=0).write("end", {"outcome": outcome})
+    monkeypatch.setattr(LocalElasticAgent, "_monitor_workers", lambda *_: failing(exitcode))
+    kind = _agent(launch)
+    for asked, expected in ((lambda: waiting, left), (gone, 0 if left == 3 else left)):
+        agent = kind.__new__(kind)
+        agent._remaining_restarts = 2
+        spec = SimpleNamespace(rdzv_handler=SimpleNamespace(num_nodes_waiting=asked))
+        assert agent._monitor_workers(SimpleNamespace(spec=spec)).failures[1].exitcode == exitcode  # type: ignore[arg-type]
+        assert agent._remaining_restarts == expected
+
+
+def test_ranks_have_a_minute_to_save_and_seconds_when_another_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever time the agent names: torch 2.8 names none after a signal."""
+    asked: list[tuple[Any, int]] = []
+    ranks = SimpleNamespace(close=lambda death_sig, timeout: asked.append((death_sig, timeout)))
+    monkeypatch.setattr(LocalElasticAgent, "_start_workers", lambda *_: {})
+    kind = _agent(launched(tmp_path))
+    agent: Any = kind.__new__(kind)
+    agent._pcontext = ranks
+    agent._start_workers(None)
+    close: Any = ranks.close
+    close()
+    close(signal.SIGTERM)
+    close(signal.SIGTERM, 30)
+    assert asked == [(None, ECHO_S), (signal.SIGTERM, SHUTDOWN_S), (signal.SIGTERM, SHUTDOWN_S)]
 
 
 def test_the_status_server_starts_after_the_dataset_was_checked(tmp_path: Path) -> None:
