@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -20,10 +21,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loader.remote import Helper, Remote, Stopped, locked
+from loader.remote import FOLDER, Helper, Remote, Stopped, locked
 from preprocess.dataset import Shard
 from preprocess.errors import UserError
 
+PART = re.compile(r".*\.([0-9]+)\.part")
 FETCHERS = 3  # downloads at a time, beside one that the reader waits for
 
 
@@ -86,6 +88,8 @@ class Cache:
             bad = 0
             while bad < 2:  # one that came well may be gone again: another process made room
                 with suppress(FileNotFoundError):
+                    if path.stat().st_size != shard.bytes:  # after a power cut, or by another hand
+                        path.unlink()
                     os.utime(path)
                     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 bad += not self._download(shard, path)
@@ -159,6 +163,7 @@ class Cache:
                     good = self._remote.download(
                         shard.name, file, size=shard.bytes, sha256=shard.sha256, stop=self._stop
                     )
+                    os.fsync(file.fileno())
                 break
             except OSError as error:
                 if error.errno != errno.ENOSPC or not self._drop_one(part):
@@ -214,16 +219,17 @@ class Held(NamedTuple):
 
 
 def held_files(cache: Path) -> list[Held]:
-    """All shards and parts of shards, of any dataset, those used longest ago first."""
+    """All shards and parts of shards, of any dataset, those used longest ago first. Whatever else a user keeps in that
+    folder is none of them."""
     found = []
     for path in cache.glob("*/*"):
-        if path.suffix in (".tar", ".part"):
+        part = PART.fullmatch(path.name)
+        if FOLDER.fullmatch(path.parent.name) and (part or path.suffix == ".tar"):
             try:
                 status = path.stat()
             except FileNotFoundError:  # another process was quicker
                 continue
-            size = int(path.suffixes[-2][1:]) if path.suffix == ".part" else status.st_size
-            found.append(Held(status.st_mtime, size, path))
+            found.append(Held(status.st_mtime, int(part[1]) if part else status.st_size, path))
     return sorted(found)
 
 

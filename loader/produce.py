@@ -78,6 +78,8 @@ class Producer:
         if item is not None:
             self.close()
             raise item
+        if self.closed:  # meanwhile, by a signal's handler
+            raise RuntimeError("this epoch was closed while it waited for a batch")
         self._join()
         return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -20,6 +21,7 @@ from typing import BinaryIO, TypeVar
 from preprocess.dataset import MANIFEST, STATS, Manifest, index_name, read_manifest, require_split, write_durably
 from preprocess.errors import UserError, answered
 
+FOLDER = re.compile("[0-9a-f]{16}")  # of a dataset in the cache: its manifest's hash, shortened
 BLOCK = 8 << 20  # bytes of one request: what a broken connection costs at most
 TRIES = 7  # of a request, 0.1 s apart, then 0.2, 0.4 ...: 6 s in all
 PAUSE = 0.1
@@ -78,10 +80,14 @@ class Remote:
     def read(self, name: str, start: int = 0, size: int | None = None, *, stop: threading.Event | None = None) -> bytes:
         """A file, or `size` bytes of it. UserError if it is not there, or after TRIES errors; Stopped on request."""
         end = None if size is None else start + size
-        data: bytes = self._try(
-            name, lambda: self._files.cat_file(f"{self._path}/{name}", start=start or None, end=end), stop
-        )
-        return data
+
+        def request() -> bytes:
+            data: bytes = self._files.cat_file(f"{self._path}/{name}", start=start or None, end=end)
+            if size is not None and len(data) < size:  # a page that says something else, of a server without ranges
+                raise OSError(f"{len(data):,} bytes came where {size:,} were asked for")
+            return data
+
+        return self._try(name, request, stop)
 
     def download(self, name: str, file: BinaryIO, *, size: int, sha256: str, stop: threading.Event) -> bool:
         """Appends to a file what it lacks of `size` bytes; whether the whole then has that sha256."""
@@ -96,8 +102,6 @@ class Remote:
             block = self.read(name, have, min(BLOCK, size - have), stop=stop)
             if len(block) == size and have:  # a server that knows no ranges sends the whole
                 block = block[have:]
-            if not block:
-                return False
             file.write(block)
             digest.update(block)
             have += len(block)
@@ -115,7 +119,7 @@ class Remote:
                 raise
             except Exception as error:  # each protocol's library has errors of its own
                 last = error
-            if waiting.wait(PAUSE * 2**attempt):
+            if attempt < TRIES - 1 and waiting.wait(PAUSE * 2**attempt):
                 raise Stopped
         raise UserError(f"{self.url}/{name} cannot be read, after {TRIES} attempts: {_line(last)}")
 
@@ -160,7 +164,7 @@ def fetch_dataset(remote: Remote, cache: Path, split: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock"):
-            if not (folder / MANIFEST).exists():
+            if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != text:
                 write_durably(folder / MANIFEST, text)
             manifest = read_manifest(folder)
             _fetch_small(remote, folder, STATS, manifest.stats_sha256)

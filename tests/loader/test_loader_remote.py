@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 from handmade import picture, write_dataset
-from serving import FaultyServer, faulty, free_port, nginx, nginx_binary, served
+from serving import FaultyServer, Handler, faulty, free_port, nginx, nginx_binary, served
 
 from loader import Batch, Loader, LoaderConfig
 from loader.cache import Use, held_files, uses_of
@@ -110,6 +110,53 @@ def test_the_cache_is_bounded_and_the_oldest_go_first(server: FaultyServer, jpeg
     assert most <= limit
     assert "train-00010.tar" in left
     assert "train-00000.tar" not in left
+
+
+def test_what_else_lies_in_the_cache_folder_is_not_touched(server: FaultyServer, tmp_path: Path) -> None:
+    others = [tmp_path / "backups" / "thesis.tar", tmp_path / "downloads" / "movie.part", tmp_path / "own.tar"]
+    for other in others:
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(bytes(300_000))
+        os.utime(other, (1e9, 1e9))
+    sizes = [shard.bytes for shard in read_manifest(server.folder).splits["train"].shards]
+    with make(server.url, tmp_path, augment=False, cache_gb=5e-9 * max(sizes)) as loader:
+        assert len(epoch(loader)) == len(loader)
+    assert all(other.stat().st_size == 300_000 for other in others)
+
+
+def test_what_was_spoilt_in_the_cache_is_fetched_again(
+    server: FaultyServer, jpeg_dataset: Path, tmp_path: Path
+) -> None:
+    with make(server.url, tmp_path) as loader:
+        epoch(loader)
+    shard = cached(tmp_path)[2]
+    os.truncate(shard, 500)
+    (shard.parent / "manifest.json").write_text("{")
+    with make(server.url, tmp_path) as loader:
+        assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path)))
+
+
+def test_a_page_that_comes_for_a_shard_is_told(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a login, say, with 200: it was put into the shard again and again, until that was long enough."""
+    asked, answer = [], Handler.do_GET
+
+    def page(handler: Handler) -> None:
+        if not handler.path.endswith(".tar"):
+            answer(handler)
+            return
+        asked.append(handler.path)
+        handler.send_response(200)
+        handler.send_header("Content-Length", "18")
+        handler.end_headers()
+        handler.wfile.write(b"<html>log in</html>"[:18])
+
+    monkeypatch.setattr(Handler, "do_GET", page)
+    monkeypatch.setattr("loader.remote.PAUSE", 0.001)
+    with make(server.url, tmp_path) as loader, pytest.raises(UserError, match=r"18 bytes came where [0-9,]+ were"):
+        epoch(loader)
+    assert len(asked) < 100
 
 
 def test_an_epoch_that_ends_in_padding_alone_is_followed_by_another(tmp_path: Path) -> None:

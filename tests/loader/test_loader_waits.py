@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -62,6 +63,20 @@ def test_closing_does_not_wait_for_a_server_that_says_nothing(
         silent.set()
     with pytest.raises(RuntimeError, match="closed"):
         next(batches)
+
+
+def test_an_epoch_that_a_signal_closes_while_it_waits_does_not_seem_whole(server: FaultyServer, tmp_path: Path) -> None:
+    loader = make(server.url, cache=str(tmp_path))
+    server.latency_s = 5
+    before = signal.signal(signal.SIGALRM, lambda *_: loader.close())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(RuntimeError, match="closed while it waited"):
+            list(loader)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        server.latency_s = 0
 
 
 def test_closing_does_not_wait_for_who_counts_the_cache(server: FaultyServer, tmp_path: Path) -> None:
