@@ -106,11 +106,21 @@ def test_figure1_draws_and_does_not_train_again(
     assert "not reached" not in capsys.readouterr().out
     figure1(replace(options, target=0.2))  # no epoch's error depends on it
     assert "not reached" not in capsys.readouterr().out
-    figure1(replace(options, epochs=3))  # goes on after the second
+    # a third epoch goes on after the second: what is known where there is no time for it says so
+    assert "relu did not reach 25% training error in 2 epochs" in figure1(replace(options, epochs=3, minutes=1e-9))[0]
+    figure1(replace(options, epochs=3))
     longer = json.loads((tmp_path / "figure1.json").read_text())["courses"]
     assert [len(course["errors"]) for course in longer] == [3, 3]
     figure1(replace(options, epochs=3, out=tmp_path / "anew"))
     assert json.loads((tmp_path / "anew" / "figure1.json").read_text())["courses"] == longer
+
+
+def test_a_training_that_diverged_is_over(shards32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = Figure1(shards=str(shards32), out=tmp_path, epochs=2, rates=(1e30,), images=300)
+    for times in (1, 0):
+        figure1(options)
+        assert capsys.readouterr().out.count("relu at rate 1e+30: not reached (no number)") == times
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["tanh-1e+30.safetensors"]
 
 
 def test_figure1_is_the_same_from_an_address(shards32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
