@@ -16,7 +16,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -34,10 +33,10 @@ from train.meeting import Meeting, meet
 from train.nodes import check_shared, differing
 from train.options import Options, common_terms, parse
 from train.recipes import RECIPES
+from train.status import start_server
 from train.tensorboard import mirrored
 
 SAMPLE = Path("sample")
-FIRST_PORT, PORTS = 8000, 100
 SEATS: list[TextIO] = []  # locks that are held while this process lives
 COMMANDS = {
     "summary": "train.summary",
@@ -65,10 +64,11 @@ def main() -> int:
     if command and command[0] in COMMANDS:
         importlib.import_module(COMMANDS[command[0]]).main(arguments)
         return 0
-    signal.signal(signal.SIGTERM, _terminate)
-    options = parse(sys.argv[1:])
-    nodes, server = options.nodes, None
+    server: subprocess.Popen[bytes] | None = None
     try:
+        signal.signal(signal.SIGTERM, _terminate)
+        options = parse(sys.argv[1:])
+        nodes = options.nodes
         if nodes.most > 1:  # torch's C++ warns of every address without a name, and of every peer that is gone
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         import torch
@@ -82,10 +82,10 @@ def main() -> int:
             if options.compile == "on":
                 check_compiler(present)
             if not (nodes.rank or options.shards):  # the page follows the shard stage
-                server = start_server(options)
+                server = start_server(options.runs, options.port)
             launch = follow(options, local, said) if nodes.rank else lead(options, local, meeting)
             if not (nodes.rank or server):  # last: all that users get wrong is known by now
-                server = start_server(options)
+                server = start_server(options.runs, options.port)
         meeting.begin()
         if local > 1 and not present:
             towers = ", one tower each" if local * nodes.most == options.tower_ranks == options.fields.towers else ""
@@ -225,33 +225,6 @@ def prepare_sample(size: int, run: Path) -> Path:
 
 def _stage(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "preprocess", *arguments], check=True)
-
-
-def start_server(options: Options) -> subprocess.Popen[bytes] | None:
-    if options.port == 0:
-        return None
-    port = options.port or next((p for p in range(FIRST_PORT, FIRST_PORT + PORTS) if _free(p)), None)
-    if port is None or not _free(port):
-        raise UserError(f"--port {port or FIRST_PORT} is taken; choose another, or 0 for no status server")
-    if options.port is None and port != FIRST_PORT:
-        print(f"port {FIRST_PORT} is taken, the status server uses {port}", flush=True)
-    options.runs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "server", "--runs", str(options.runs), "--port", str(port)]
-    command += ["--parent", str(os.getpid())]
-    # a session of its own: ctrl-C in the terminal must not end it before the last events are served
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    print(f"status: http://127.0.0.1:{port}", flush=True)
-    return server
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def _terminate(_: int, __: FrameType | None) -> None:

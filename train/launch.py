@@ -28,6 +28,8 @@ Choice = Literal["auto", "on", "off"]
 Wire = Literal["float32", "bfloat16", "float16"]
 BadSamples = Literal["raise", "quarantine"]
 Keep = Literal["auto", "device", "host", "none"]
+STARTER = "starter"  # locked by the command, from before there are ranks, who lock `lock`
+RESERVED: list[TextIO] = []  # held while this process lives
 OVER = ("finished", "diverged")  # outcomes after which a run's name is not taken up again by itself
 
 
@@ -89,18 +91,16 @@ def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
 
 def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
     """Names the run and says so."""
-    try:
-        options.runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--runs {options.runs} cannot be made ({error.strerror}); choose another") from None
+    check_size(options.fields, len(manifest.classes))
     name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
-    folder, recipe = options.runs / name, options.fields
+    while not reserve(folder := options.runs / name):  # another command was quicker
+        name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
+    recipe = options.fields
     if recipe.init_from and not resumes:  # one that goes on has begun with it
         from train.paper.finetune import fitting
 
         fitting(Path(recipe.init_from), recipe, recipe.classes or len(manifest.classes))
     print(f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""), flush=True)
-    check_size(options.fields, len(manifest.classes))
     images = manifest.splits["train"].samples
     if options.fields.batch > images:
         print(f"--batch {options.fields.batch} is more than the {images} training images: an epoch is one step of all")
@@ -113,6 +113,20 @@ def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
         save_every=options.save_every,
         save_probabilities=options.save_probabilities,
     )  # fmt: skip
+
+
+def reserve(folder: Path) -> bool:
+    """Whether the run is this process's while it lives; its first rank has a lock of its own, later. UserError where
+    nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = hold(folder / STARTER)
+        if file:
+            RESERVED.append(file)
+            sign(file, os.getpid())
+    except OSError as error:
+        raise UserError(f"--runs {folder.parent} cannot hold a run ({error.strerror}); choose another") from None
+    return file is not None
 
 
 def check_size(recipe: Recipe, classes: int) -> None:
@@ -130,8 +144,8 @@ def named(options: Options) -> tuple[str, bool]:
     """The run that was named, and does it resume. Settings may change, but not those that decide who comes when."""
     name = options.run or ""
     folder = options.runs / name
-    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", name):
-        raise UserError(f"--run {name!r} must be a plain name of letters, digits, '.', '_', '+' and '-'")
+    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,127}", name):
+        raise UserError(f"--run {name!r} must be a plain name of at most 128 letters, digits, '.', '_', '+' and '-'")
     if user := in_use(folder):
         raise UserError(f"run {folder} is in use by {user}; choose another --run, or end it")
     if outcome(folder) == "finished":
@@ -216,11 +230,15 @@ def lock(folder: Path, pid: int | None = None) -> TextIO:
     file = hold(folder / "lock")
     if file is None:
         raise UserError(f"run {folder} is in use by {in_use(folder)}; choose another --run, or end it")
+    sign(file, pid or os.getpid())
+    return file
+
+
+def sign(file: TextIO, pid: int) -> None:
     with suppress(OSError):  # a full disk: others then learn less
         file.truncate(0)
-        file.write(f"process {pid or os.getpid()} on {socket.gethostname()}\n")
+        file.write(f"process {pid} on {socket.gethostname()}\n")
         file.flush()
-    return file
 
 
 def hold(path: Path) -> TextIO | None:
@@ -242,10 +260,10 @@ def hold(path: Path) -> TextIO | None:
 
 def in_use(folder: Path) -> str | None:
     """Who has locked the run, in words; None if nobody has."""
-    if not (folder / "lock").exists():
-        return None
-    file = hold(folder / "lock")
-    if file:
-        file.close()
-        return None
-    return (folder / "lock").read_text().strip() or "a living process"
+    for path in (folder / "lock", folder / STARTER):
+        if path.exists():
+            file = hold(path)
+            if file is None:
+                return path.read_text().strip() or "a living process"
+            file.close()
+    return None

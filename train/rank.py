@@ -50,6 +50,10 @@ EXIT: dict[Outcome, int] = {
 }  # fmt: skip
 
 
+class Refused(UserError):
+    """The run's checkpoint is of other settings than were given."""
+
+
 def main() -> int:
     signals = Signals()
     end_with_parent(int(sys.argv[2]))
@@ -60,6 +64,8 @@ def main() -> int:
     events = EventWriter(launch.folder / f"rank-{mesh.rank}.jsonl", attempt=launch.attempt, rank=mesh.rank)
     try:
         code = work(launch, mesh, events, signals)
+    except Refused:  # nothing is on record of this attempt: the run stays what it was
+        raise
     except BaseException as error:
         events.write("end", {"outcome": "failed", "error": str(error).split("\n")[0] or type(error).__name__})
         raise
@@ -153,10 +159,14 @@ def assembled(launch: Launch, mesh: Mesh, loader: Loader, events: EventWriter, s
 
 
 def begin(launch: Launch, job: Job) -> None:
-    """Records the start, and goes to the latest checkpoint, or takes another network's convolutions. Collective."""
+    """Goes to the latest checkpoint, or takes another network's convolutions, and records the start. Collective."""
+    try:
+        resumed = resume(job)
+    except UserError as error:
+        raise Refused(str(error)) from None
     job.events.write("start", start_record(launch, job))
     init_from = launch.recipe.init_from
-    if resume(job):
+    if resumed:
         said = f"resumed at step {job.step}, epoch {job.epoch + 1}"
     else:
         said = take_convolutions(Path(init_from), job.network) if init_from else ""

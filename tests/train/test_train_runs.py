@@ -7,10 +7,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,13 +24,14 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
-from preprocess.errors import guard
+from preprocess.errors import PREEMPTED, UserError, guard
 from preprocess.events import EventWriter
 from train.__main__ import main
 from train.agent import ECHO_S, SHUTDOWN_S, _agent, _first, after_signal
-from train.launch import Launch, changes, choose_run, lock, records
+from train.launch import RESERVED, Launch, changes, choose_run, lock, records, reserve
 from train.options import parse
 from train.recipes import RECIPES, SAMPLE
+from train.status import start_server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("--recipe", "sample", "--width", "0.0625", "--epochs", "2", "--batch", "100", "--port", "0")
@@ -197,6 +200,7 @@ def test_a_checkpoint_of_another_network_or_batch_is_refused(whole: tuple[Path, 
         other.mkdir()
         os.symlink(run / "checkpoints", other / "checkpoints")
         one_line(train(run.parent, sample_shards, "--run", other.name, option, value), *words)
+        assert records(other) == []  # the run is what it was, and goes on by its own settings
 
 
 @pytest.mark.parametrize(
@@ -209,6 +213,7 @@ def test_a_checkpoint_of_another_network_or_batch_is_refused(whole: tuple[Path, 
         (("--crop", "200"), ("200", "128")),
         (("--shards", "/nonexistent"), ("/nonexistent", "manifest.json")),
         (("--run", "a/b"), ("a/b",)),
+        (("--run", "a" * 300), ("aaa", "128")),
         (("--classes", "5"), ("--classes 5", "10")),
         (("--exchange", "fc8"), ("fc8",)),
         (("--pool", "separate", "--crop", "40"), ("--crop 40",)),
@@ -244,6 +249,10 @@ def test_runs_are_numbered_and_unfinished_ones_taken_up(tmp_path: Path, capsys: 
         assert choose_run(tmp_path, "s-0") == ("s-0-2", False)
     told = capsys.readouterr().out
     assert told.startswith(f"run {tmp_path}/s-0-1 is in use by process {os.getpid()} on ")
+    assert reserve(tmp_path / "s-0-1")  # by a command that has no ranks yet
+    assert not reserve(tmp_path / "s-0-1")
+    assert choose_run(tmp_path, "s-0") == ("s-0-2", False)
+    RESERVED.pop().close()
     assert choose_run(tmp_path, "s-0") == ("s-0-1", True)
     wrote("s-0-1", {"kind": "end", "outcome": "finished"})
     wrote("s-0-10", {"kind": "end", "outcome": "diverged"})
@@ -376,6 +385,42 @@ def test_the_status_server_starts_after_the_dataset_was_checked(tmp_path: Path) 
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     one_line(process, "nope")
     assert "status:" not in process.stdout
+
+
+def test_a_signal_before_training_is_answered_as_in_it(
+    tmp_path: Path, sample_shards: Path, answered: Answered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.__main__.parse", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert answered(command(tmp_path, sample_shards)).returncode == PREEMPTED
+
+
+def test_the_server_of_a_command_that_was_killed_makes_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def listens() -> None:
+        for _ in range(600):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return
+            time.sleep(0.1)
+        pytest.fail("no server")
+
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    command = [sys.executable, "-m", "server", "--runs", str(tmp_path), "--port", str(port), "--parent", str(gone.pid)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as orphan:
+        listens()
+        new = start_server(tmp_path, port)
+        assert new is not None
+        with new:
+            assert orphan.poll() is not None
+            listens()
+            with pytest.raises(UserError, match=f"--port {port} is taken"):  # its command lives
+                start_server(tmp_path, port)
+            assert new.poll() is None
+            new.terminate()
 
 
 def test_a_launch_survives_its_journey_as_json() -> None:

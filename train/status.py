@@ -1,0 +1,61 @@
+"""The status server beside a run: a process of its own, which outlives the command where that is killed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from preprocess.errors import UserError
+
+FIRST_PORT, PORTS = 8000, 100
+
+
+def start_server(runs: Path, chosen: int | None) -> subprocess.Popen[bytes] | None:
+    """Serves the runs of a folder at a port: the chosen one, None: the first that is free, 0: not at all. UserError if
+    another process has it."""
+    if chosen == 0:
+        return None
+    _end_orphans(runs)
+    port = chosen or next((p for p in range(FIRST_PORT, FIRST_PORT + PORTS) if _free(p)), None)
+    if port is None or not _free(port):
+        raise UserError(f"--port {port or FIRST_PORT} is taken; choose another, or 0 for no status server")
+    if chosen is None and port != FIRST_PORT:
+        print(f"port {FIRST_PORT} is taken, the status server uses {port}", flush=True)
+    runs.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "server", "--runs", str(runs), "--port", str(port)]
+    command += ["--parent", str(os.getpid())]
+    # a session of its own: ctrl-C in the terminal must not end it before the last events are served
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    print(f"status: http://127.0.0.1:{port}", flush=True)
+    return server
+
+
+def _end_orphans(runs: Path) -> None:
+    """Of a command that was killed the server stays for a while. This one shows the same runs, perhaps at its port."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ValueError):
+            if process.uids().real != os.getuid():
+                continue
+            words = process.cmdline()
+            if words[1:3] != ["-m", "server"] or "--parent" not in words or "--runs" not in words:
+                continue
+            left = process.ppid() != int(words[words.index("--parent") + 1])
+            if left and Path(process.cwd(), words[words.index("--runs") + 1]).resolve() == runs.resolve():
+                process.terminate()
+                process.wait(10)
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
