@@ -81,6 +81,9 @@ def _no_choice(match: re.Match[str], _: list[str], __: Hints) -> str:
 
 
 def _no_value(match: re.Match[str], _: list[str], hints: Hints) -> str:
+    if several := re.match(r"no type matching \{None\}\|\{(.*?)\} could be instantiated from (\[.*?\])\.", match[2]):
+        given = " ".join(re.findall(r"'(.*?)'", several[2]))
+        return f"{match[1]} {given}: it takes {several[1]}" if given else f"{match[1]} has no value"
     kind = hints[0][1].rpartition(" ")[2].removeprefix("{None}|") if hints else ""
     value = re.search(r"from \['(.*?)'\]|: '(.*)'$", match[2])
     if value and kind in KINDS:

@@ -31,6 +31,7 @@ class Asked:
     part: Literal[1, 2, 30] | None = None
     codec: Literal["jpeg", "raw"] = "jpeg"
     pair: tuple[int, int] = field(default=(1, 2))
+    places: tuple[Path, Path] | None = None
     ratio_of_the_images: float = 1.0
 
 
@@ -55,6 +56,8 @@ def told(*arguments: str) -> str:
         ("s --key k --part 3", "--part 3: it may be 1 or 2 or 30"),
         ("s --key k --codec bmp", "--codec bmp: it may be jpeg or raw"),
         ("s --key k --ratio-of-images 3", "not understood: --ratio-of-images, 3; did you mean --ratio-of-the-images?"),
+        ("s --key k --places", "--places has no value"),
+        ("s --key k --places a", "--places a: it takes PATH PATH"),
         ("s --key k --xyz 3", "not understood: --xyz, 3"),
         ("s t --key k", "not understood: t"),
     ],
