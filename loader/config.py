@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -34,15 +35,21 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "dtype": (torch.float32, torch.float16, torch.bfloat16),
 }
 
-MOST = {"batch_size": 1 << 20, "threads": 1024}
+MOST = {"batch_size": 1 << 20, "threads": 1024, "crop_chunk": 1 << 40}
 WHOLE = ("batch_size", "seed", "crop", "crop_chunk", "window", "prefetch", "views", "threads", "noise_until")
 KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
-    "a whole number": (WHOLE, (Integral,)),
     "a number": (("cache_gb", "decoded_gb"), (Real,)),
     "True or False": (("augment", "channels_last"), (bool,)),
     "the name of a folder": (("cache",), (str, PathLike)),
 }
 MAY_BE_NONE = ("threads", "noise_until", "decoded_gb", "cache")
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number as Python's: NumPy's would overflow, and no JSON holds them. UserError for anything else."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise UserError(f"{name} is {value!r}; it must be a whole number")
+    return operator.index(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +124,13 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         self._check_kinds()
         for name, allowed in CHOICES.items():
-            if (value := getattr(self, name)) not in allowed:
+            value = getattr(self, name)
+            if not any(isinstance(value, type(one)) and value == one for one in allowed):  # an array equals in places
                 raise UserError(f"{name} is {value!r}; it may be {' or '.join(map(repr, allowed))}")
         for name in ("batch_size", "crop", "crop_chunk", "window", "threads", "prefetch"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise UserError(f"{name} is {number}; it must be at least 1")
-            if number is not None and name in MOST and int(number) > MOST[name]:  # DALI would end the process
+            if number is not None and name in MOST and number > MOST[name]:  # DALI would end the process
                 raise UserError(f"{name} is {number}; it may be at most {MOST[name]:,}")
         for name in ("cache_gb", "decoded_gb"):
             if (size := getattr(self, name)) is not None and not 0 < size < math.inf:
@@ -139,6 +147,9 @@ class LoaderConfig:
 
     def _check_kinds(self) -> None:
         """A word where a number belongs would be a TypeError somewhere, or train something else."""
+        for name in WHOLE:
+            if (value := getattr(self, name)) is not None or name not in MAY_BE_NONE:
+                object.__setattr__(self, name, whole(name, value))
         for said, (names, kinds) in KINDS.items():
             for name in names:
                 value = getattr(self, name)

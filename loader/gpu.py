@@ -33,12 +33,21 @@ GPU_DECODER: dict[str, Any] = {  # what a decoder on the GPU is told; one on the
 }
 
 
-def check_device(device: torch.device) -> None:
-    """UserError for one that no batch can come to."""
+def device_of(named: object) -> torch.device:
+    """The device that is meant, with its number; UserError for one that no batch can come to."""
+    if not isinstance(named, (str, torch.device)):
+        raise UserError(f"device is {named!r}; it must be cpu or cuda")
+    try:
+        device = torch.device(named)
+    except RuntimeError:
+        raise UserError(f"device is {named}; it must be cpu or cuda") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device is {device}; it must be cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= (present := torch.cuda.device_count()):
         raise UserError(f"device is {device}; torch sees {present} CUDA devices here")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def decode_and_finish(

@@ -19,19 +19,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from loader import plan
 from loader.batch import Batch
-from loader.config import LoaderConfig, Place
+from loader.config import LoaderConfig, Place, whole
 from loader.decoded import Decoded, choose
-from loader.gpu import check_device
+from loader.gpu import device_of
+from loader.opening import open_dataset
 from loader.produce import Producer
 from loader.quarantine import Quarantine
 from loader.receipt import Coverage, coverage
 from loader.remote import Remote, cache_folder, fetch_dataset, is_remote
 from loader.work import Job, Meter
-from preprocess.dataset import ImageClass, Manifest, Stats, read_index, read_manifest, read_stats, require_split
+from preprocess.dataset import ImageClass, Manifest, Stats
 from preprocess.errors import UserError
 from preprocess.events import LoaderCounters
 
 CPU = torch.device("cpu")
+EPOCHS = 1 << 32  # a word of the generator's counter
 
 
 class Loader:
@@ -69,31 +71,32 @@ class Loader:
     ) -> None:
         if not isinstance(root, (str, os.PathLike)):
             raise UserError(f"root is {root!r}; it must be a folder or an address")
+        if root == "":  # would be the folder that one happens to stand in
+            raise UserError("root is empty; name the folder or address of a dataset")
         if not isinstance(config, LoaderConfig):
             raise UserError(f"config is {config!r}; it must be a LoaderConfig, as LoaderConfig(batch_size=256)")
+        rank, world_size = whole("rank", rank), whole("world_size", world_size)
+        if world_size < 1:
+            raise UserError(f"world_size is {world_size}; it must be at least 1")
         if not 0 <= rank < world_size:
             raise UserError(f"rank is {rank}; with world_size {world_size} it must be from 0 to {world_size - 1}")
         if config.batch_size % world_size:
             raise UserError(f"batch_size {config.batch_size} cannot be shared by {world_size} ranks; choose a multiple")
-        if not 1 <= (local := world_size if local_world_size is None else local_world_size) <= world_size:
+        local = world_size if local_world_size is None else whole("local_world_size", local_world_size)
+        if not 1 <= local <= world_size:
             raise UserError(f"local_world_size is {local}; with world_size {world_size} it must be 1 to {world_size}")
         self.split, self.config, self._local = split, config, local
         self._remote = Remote(str(root)) if is_remote(root) else None
         self.root = fetch_dataset(self._remote, cache_folder(config.cache), split) if self._remote else Path(root)
-        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
-        check_device(self.device)
-        if self.device.type == "cuda" and self.device.index is None:
-            self.device = torch.device("cuda", torch.cuda.current_device())
-        self.manifest: Manifest = read_manifest(self.root)
-        samples = require_split(self.root, self.manifest, split).samples
+        self.rank, self.world_size, self.device = rank, world_size, device_of(device)
+        self.manifest: Manifest
+        self.stats: Stats
+        fetched = self._remote is not None
+        self.manifest, self.stats, self._index = open_dataset(self.root, split, root, fetched=fetched)
+        self.root = self.root.absolute()  # shards are opened later, from wherever the process stands then
         if config.crop > self.manifest.image_size:
             raise UserError(f"crop is {config.crop}; the images of {root} have {self.manifest.image_size} px a side")
-        self.stats: Stats = read_stats(self.root)
-        self._index = read_index(self.root, split)
-        if len(self._index.label) != samples:
-            raise UserError(
-                f"the {split} index of {root} has {len(self._index.label)} samples, not {samples}; verify it"
-            )
+        samples = self.num_samples
         if not len(self):
             raise UserError(
                 f"split {split} of {root} has {samples} samples, less than one batch of {config.batch_size}"
@@ -163,11 +166,13 @@ class Loader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next `iter()` continues there, with any number of ranks. UserError if the state is of other batches."""
+        if not isinstance(state, Mapping):
+            raise UserError(f"the saved loader state is {state!r}; it must be what state_dict() gave")
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise UserError(f"the saved loader state has {name} {state.get(name)!r}, this loader {value!r}")
-        epoch, step = state.get("epoch"), state.get("step")
-        if not (isinstance(epoch, int) and isinstance(step, int)) or epoch < 0 or not 0 <= step <= len(self):
+        epoch, step = (whole(f"the saved loader state's {name}", state.get(name)) for name in ("epoch", "step"))
+        if not 0 <= epoch < EPOCHS or not 0 <= step <= len(self):
             raise UserError(f"the saved loader state is at epoch {epoch}, step {step}, of {len(self)} steps an epoch")
         self.close()
         self._begin = self._at = (epoch, step) if step < len(self) else (epoch + 1, 0)

@@ -19,12 +19,14 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from reprlib import repr as shortened
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preprocess.errors import UserError
+from preprocess.typed import check_types
 
 FORMAT = 1
 READABLE_FORMATS = (FORMAT,)  # a reader accepts its own format and the one before, once there is one
@@ -112,7 +114,11 @@ class Manifest:
             name: Split(**(split | {"shards": tuple(Shard(**s) for s in split["shards"])}))
             for name, split in raw["splits"].items()
         }
-        return cls(**raw)
+        manifest = cls(**raw)
+        check_types(manifest)
+        if manifest.codec not in EXTENSIONS or manifest.image_size < 1:
+            raise ValueError(f"images of {manifest.image_size} px in codec {shortened(manifest.codec)}")
+        return manifest
 
     @property
     def hash(self) -> str:
@@ -159,6 +165,10 @@ def read_manifest(root: Path) -> Manifest:
         raise UserError(f"{path} cannot be read ({error.strerror}); verify the copy, or its permissions") from None
     try:
         found = json.loads(text)["format"]
+    except RecursionError:
+        raise UserError(
+            f"{path} is damaged (brackets within brackets); make the shards again, or verify the copy"
+        ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not a manifest; make the shards again, or verify the copy") from None
     if found not in READABLE_FORMATS:
@@ -172,7 +182,7 @@ def read_manifest(root: Path) -> Manifest:
 
 def require_split(root: Path | str, manifest: Manifest, split: str) -> Split:
     """The split's entry; UserError naming those that exist if it does not."""
-    if split not in manifest.splits:
+    if not isinstance(split, str) or split not in manifest.splits:
         raise UserError(f"{root} has no split {split!r}; it has {', '.join(sorted(manifest.splits))}")
     return manifest.splits[split]
 
@@ -182,9 +192,14 @@ def write_index(root: Path, split: str, index: Index) -> str:
     return _write_npz(root / index_name(split), index._asdict())
 
 
-def read_index(root: Path, split: str) -> Index:
-    """The split's index; UserError if its file is missing or is no index."""
-    return Index(**_read_npz(root / index_name(split), Index._fields))
+def read_index(root: Path, split: str, sha256: str | None = None) -> Index:
+    """The split's index; UserError if its file is missing, is no index, or has another sum than the manifest's, where
+    that is given: an index of other shards would feed wrong labels, and nobody would know."""
+    path = root / index_name(split)
+    index = Index(**_read_npz(path, Index._fields, sha256))
+    if any(rows.shape != (index.label.size,) or rows.dtype.kind != "i" for rows in index):
+        raise UserError(f"{path} is damaged (not rows of whole numbers); make the shards again, or verify the copy")
+    return index
 
 
 def write_stats(root: Path, stats: Stats) -> str:
@@ -192,18 +207,22 @@ def write_stats(root: Path, stats: Stats) -> str:
     return _write_npz(root / STATS, stats._asdict())
 
 
-def read_stats(root: Path) -> Stats:
-    """The training split's statistics; UserError if their file is missing or holds something else."""
-    arrays = _read_npz(root / STATS, Stats._fields)
+def read_stats(root: Path, sha256: str | None = None) -> Stats:
+    """The training split's statistics; UserError if their file is missing, holds something else, or has another sum
+    than the manifest's, where that is given."""
+    arrays = _read_npz(root / STATS, Stats._fields, sha256)
+    side = arrays["mean"].shape[:1]
+    shapes = {"mean": (*side, *side, 3), "eigenvalues": (3,), "eigenvectors": (3, 3), "num_images": ()}
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape or arrays[name].dtype.kind != ("i" if name == "num_images" else "f"):
+            told = f"{name} is {arrays[name].dtype} {arrays[name].shape}"
+            raise UserError(f"{root / STATS} is damaged ({told}); make the shards again, or verify the copy")
     return Stats(**(arrays | {"num_images": int(arrays["num_images"])}))
 
 
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-        return digest.hexdigest()
+        return _sha256(file)
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -237,11 +256,23 @@ def _write_npz(path: Path, arrays: dict[str, Any]) -> str:
     return sha256_file(path)
 
 
-def _read_npz(path: Path, fields: tuple[str, ...]) -> dict[str, Any]:
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_npz(path: Path, fields: tuple[str, ...], sha256: str | None) -> dict[str, Any]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # NumPy leaves a damaged one open
-            return {name: arrays[name] for name in fields}
+        with path.open("rb") as file:  # of the very bytes that are read; NumPy leaves a damaged file open
+            if sha256 is not None and _sha256(file) != sha256:
+                way_out = "copy the dataset again, or make the shards again"
+                raise UserError(f"{path} is not the one the manifest names (its sha256 differs); {way_out}")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in fields}
     except FileNotFoundError:
         raise UserError(f"{path} is missing; make the shards again, or verify the copy") from None
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}); make the shards again, or verify the copy") from None

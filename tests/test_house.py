@@ -19,6 +19,7 @@ CONTRACTS = {
         "preprocess.errors",
         "preprocess.events",
         "preprocess.image",
+        "preprocess.typed",
     },
     "loader": {"loader"},
     "train": {"train.events"},
@@ -30,6 +31,7 @@ STDLIB_AND = {
     "preprocess/events.py": set(),
     "preprocess/errors.py": set(),
     "preprocess/image.py": {"numpy", "PIL"},
+    "preprocess/typed.py": set(),
     "train/events.py": set(),
 }
 TORCH_FREE = ["preprocess", "server"]

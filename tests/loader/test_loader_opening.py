@@ -1,0 +1,162 @@
+"""What the loader reads beside the shards: another dataset's, a damaged or an odd one is told in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from handmade import picture, write_dataset
+
+from loader import Loader, LoaderConfig
+from preprocess.dataset import Index, Manifest, Stats, read_index, read_manifest, read_stats, write_index, write_stats
+from preprocess.errors import UserError
+
+CONFIG = LoaderConfig(batch_size=8, crop=24, threads=1)
+
+
+@pytest.fixture
+def root(jpeg_dataset: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(jpeg_dataset, tmp_path / "d"))
+
+
+def refused(root: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Loader(root, "train", CONFIG)
+    assert "\n" not in str(caught.value)
+
+
+def publish(root: Path, **fields: Any) -> None:
+    """The manifest with other fields; `index_sha256` is the training split's."""
+    manifest = read_manifest(root)
+    if "index_sha256" in fields:
+        train = replace(manifest.splits["train"], index_sha256=fields.pop("index_sha256"))
+        fields["splits"] = {"train": train}
+    (root / "manifest.json").write_bytes(replace(manifest, **fields).to_json())
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+@pytest.mark.parametrize("name", ["stats.npz", "train.index.npz"])
+def test_an_index_or_statistics_of_another_dataset_are_not_trained_from(tmp_path: Path, codec: str, name: str) -> None:
+    """Of the same number and sizes of images, in another order: raw samples then lie at the same places."""
+    pictures = [picture(i) for i in range(20)]
+    root = write_dataset(tmp_path / "one", pictures, codec=codec)
+    other = write_dataset(tmp_path / "other", [picture(i) for i in range(50, 70)], codec=codec)
+    if name == "train.index.npz":
+        index = read_index(root, "train")
+        write_index(other, "train", index._replace(label=index.label[::-1].copy()))
+    Loader(root, "train", CONFIG)
+    shutil.copy(other / name, root / name)
+    refused(root, rf"^{re.escape(str(root / name))} is not the one the manifest names .*; copy the dataset again, or")
+
+
+INDICES: dict[str, Callable[[Index], Index]] = {
+    "shards from 0 to 99": lambda rows: rows._replace(shard=np.where(np.arange(101) == 40, 99, rows.shard)),
+    "shards from -1 to": lambda rows: rows._replace(shard=rows.shard - 1),
+    "offsets from -5 to": lambda rows: rows._replace(offset=np.where(np.arange(101) == 40, -5, rows.offset)),
+    "sizes from 0 to": lambda rows: rows._replace(size=rows.size - rows.size.min()),
+    "labels from 0 to 7": lambda rows: rows._replace(label=rows.label + (rows.label == 6)),
+    "not rows of whole numbers": lambda rows: rows._replace(offset=rows.offset[:50]),
+    "not rows of whole .*": lambda rows: rows._replace(offset=rows.offset.astype(np.float64)),  # type: ignore[arg-type]
+    "not rows of .* numbers": lambda rows: rows._replace(size=rows.size[:, None]),
+    "not rows .* numbers": lambda rows: rows._replace(label=np.array(3)),
+}
+
+
+@pytest.mark.parametrize("told", INDICES)
+def test_an_odd_index_is_one_line_also_where_the_manifest_names_it(root: Path, told: str) -> None:
+    publish(root, index_sha256=write_index(root, "train", INDICES[told](read_index(root, "train"))))
+    refused(root, rf"train\.index\.npz is damaged \({told}.*; make the shards again")
+
+
+STATISTICS: dict[str, Callable[[Stats], Stats]] = {
+    r"mean is float32 \(32, 64, 3\)": lambda stats: stats._replace(mean=stats.mean[:32]),
+    r"eigenvectors is float64 \(2, 3\)": lambda stats: stats._replace(eigenvectors=stats.eigenvectors[:2]),
+    r"num_images is int64 \(3,\)": lambda stats: stats._replace(num_images=np.arange(3)),  # type: ignore[arg-type]
+    "mean image of 32 px, the manifest images of 64 px": lambda stats: stats._replace(mean=stats.mean[:32, :32]),
+}
+
+
+@pytest.mark.parametrize("told", STATISTICS)
+def test_odd_statistics_are_one_line_also_where_the_manifest_names_them(root: Path, told: str) -> None:
+    publish(root, stats_sha256=write_stats(root, STATISTICS[told](read_stats(root))))
+    refused(root, rf"stats\.npz (is damaged \(|has a ){told}.*; make the shards again")
+
+
+def test_an_archive_of_one_array_is_no_index(root: Path) -> None:
+    with (root / "train.index.npz").open("wb") as file:
+        np.save(file, np.arange(3))
+    with pytest.raises(UserError, match=r"train\.index\.npz is damaged"):
+        read_index(root, "train")
+
+
+def of_first_shard(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda raw: raw["splits"]["train"]["shards"][0].__setitem__(name, value)
+
+
+MANIFESTS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "image_size is '64'": lambda raw: raw.update(image_size="64"),
+    "image_size is True": lambda raw: raw.update(image_size=True),
+    "images of 0 px": lambda raw: raw.update(image_size=0),
+    "codec 'webp'": lambda raw: raw.update(codec="webp"),
+    "samples is '10'": of_first_shard("samples", "10"),
+    "bytes is 1.5": of_first_shard("bytes", 1.5),
+    "tools is {'a': 1}": lambda raw: raw.update(tools={"a": 1}),
+    "words is None": lambda raw: raw["classes"][0].update(words=None),
+    "quality is 'high": lambda raw: raw.update(quality="high " * 1000),
+}
+
+
+@pytest.mark.parametrize("told", MANIFESTS)
+def test_a_manifest_of_odd_types_is_one_line(root: Path, told: str) -> None:
+    raw = json.loads((root / "manifest.json").read_bytes())
+    MANIFESTS[told](raw)
+    (root / "manifest.json").write_text(json.dumps(raw))
+    refused(root, rf"manifest\.json is damaged \(.*{re.escape(told)}.{{,80}}; make the shards again")
+
+
+def test_a_manifest_of_brackets_is_one_line(root: Path) -> None:
+    (root / "manifest.json").write_text("[" * 100_000)
+    refused(root, r"manifest\.json is damaged")
+
+
+def test_a_manifest_survives_its_json(root: Path) -> None:
+    manifest = replace(read_manifest(root), quality=None, tools={"dali": "1"})
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "stats.npz", "train.index.npz"])
+@pytest.mark.parametrize("harm", ["folder", "link to itself", "empty", "cut"])
+def test_what_is_no_file_of_a_dataset_is_one_line(jpeg_dataset: Path, tmp_path: Path, name: str, harm: str) -> None:
+    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "d"))
+    data = (root / name).read_bytes()
+    (root / name).unlink()
+    if harm == "folder":
+        (root / name).mkdir()
+    elif harm == "link to itself":
+        (root / name).symlink_to(name)
+    else:
+        (root / name).write_bytes(data[: len(data) // 2] if harm == "cut" else b"")
+    with pytest.raises(
+        UserError, match=rf"{name} (is damaged|is not the one|cannot be read|is not a manifest).*; "
+    ) as caught:
+        Loader(root, "train", LoaderConfig(batch_size=8, crop=24))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["stats.npz", "train.index.npz"])
+def test_a_flipped_byte_in_an_index_or_the_statistics_is_one_line(
+    jpeg_dataset: Path, tmp_path: Path, name: str
+) -> None:
+    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "d"))
+    data = bytearray((root / name).read_bytes())
+    data[len(data) // 3] ^= 0x40
+    (root / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{name} is not the one the manifest names"):
+        Loader(root, "train", LoaderConfig(batch_size=8, crop=24))
