@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from preprocess import files
+from preprocess import dataset, files
 from preprocess.errors import UserError
+from preprocess.plan import PLAN, Plan
 from preprocess.store import WORK, Store
 
 UNFINISHED = re.compile(r"(train|val)(-\d{5,}\.(tar|idx)|\.index\.npz)|stats\.npz|rejects\.jsonl")
@@ -50,11 +51,45 @@ def _locked(out: Path, shared: bool) -> Iterator[None]:
         os.close(lock)
 
 
+def foreign(store: Store) -> str | None:
+    """The first file in OUT that has a name of ours though no plan lies there: somebody else's, or None.
+
+    Every run writes its plan before its first shard, and its manifest before the plan goes. Whoever calls this and then
+    looks for the manifest takes no run of ours, not even one that ends meanwhile, for somebody else.
+    """
+    names = sorted(name for name in store.sizes() if UNFINISHED.fullmatch(name))
+    return names[0] if names and PLAN not in _work(store) else None
+
+
+def refuse_foreign(place: str, name: str | None) -> None:
+    """UserError for a name that `foreign` has found."""
+    if name:
+        told = "no unfinished run of this command has written it, and the dataset's files would replace such ones"
+        raise UserError(f"{place} holds {name}: {told}; choose another OUT, or move them away")
+
+
 def discard(store: Store) -> None:
-    """Removes what unfinished runs left behind, and their plan. The lock stays."""
-    for name in store.sizes(WORK):
-        if name != "lock":
-            store.remove(f"{WORK}/{name}")
-    for name in store.sizes():
-        if UNFINISHED.fullmatch(name):
+    """Removes what an unfinished run left behind: what its plan names, and the plan last, so that a discard that was
+    interrupted is known for one. The lock stays, and without a plan all that lies beside the work folder."""
+    if PLAN in _work(store):
+        planned = _planned(store)
+        for name in store.sizes():
+            if UNFINISHED.fullmatch(name) if planned is None else name in planned:
+                store.remove(name)
+    for name in sorted(_work(store), key=lambda name: name == PLAN):
+        if name != f"{WORK}/lock":
             store.remove(name)
+
+
+def _work(store: Store) -> list[str]:
+    return [f"{WORK}/{name}" for name in store.sizes(WORK)]
+
+
+def _planned(store: Store) -> set[str] | None:
+    """All that the plan's run may have written beside the work folder; None if it is another version's."""
+    try:
+        shards = Plan.from_json(store.read(PLAN)).shard_names()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    tars = {f"{name}.{kind}" for names in shards.values() for name in names for kind in ("tar", "idx")}
+    return tars | {dataset.index_name(split) for split in shards} | {dataset.STATS, dataset.REJECTS}

@@ -137,7 +137,8 @@ def refuse_unread(condemned: dict[int, str], position: int, item: Item) -> None:
 
 def rejected(split: str, item: Item, reject: image.Reject) -> dict[str, str]:
     """The file's line in rejects.jsonl."""
-    return {"split": split, "key": item.key, "file": item.name, "kind": reject.kind, "reason": reject.reason}
+    folder = f"{PurePath(item.container).name}/" if item.offset < 0 else ""  # classes may hold files of one name
+    return {"split": split, "key": item.key, "file": folder + item.name, "kind": reject.kind, "reason": reject.reason}
 
 
 class ShardWriter:

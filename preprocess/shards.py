@@ -22,7 +22,7 @@ from typing import Literal
 
 from preprocess import dataset, files
 from preprocess.archives import PUBLISHED_MD5, check_md5
-from preprocess.claim import claimed, discard
+from preprocess.claim import claimed, discard, foreign, refuse_foreign
 from preprocess.dataset import Manifest
 from preprocess.engines import Engine, run_by
 from preprocess.errors import UserError
@@ -76,7 +76,8 @@ class ShardsConfig:
     check_md5: bool = False
     """Hold the ILSVRC2012 archives against their published md5 sums first."""
     discard: bool = False
-    """Remove unfinished work of other settings from OUT first. Never touches a published dataset."""
+    """Remove unfinished work of other settings from OUT first. Never touches a published dataset, or
+    files of others."""
     dry_run: bool = False
     """Write nothing: say what it would cost in disk and time, measured on a few images."""
     task_id: int | None = None
@@ -127,8 +128,10 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     source = open_source(config.src).limited(config.limit_classes, config.limit_per_class)
     plan = Plan(draft=_draft(config, source), counts={split: len(part) for split, part in source.splits.items()})
     store = open_store(config.out)
+    stranger = foreign(store)
     if dataset.MANIFEST in store.sizes():
         return _leave(config, store, plan.draft)
+    refuse_foreign(config.out, stranger)
     for line in source.skipped:
         print(line, file=sys.stderr)
     if not pillow_name().startswith("pillow-simd"):

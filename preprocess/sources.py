@@ -62,7 +62,15 @@ class Source:
 
 
 def open_source(root: str) -> Source:
-    """Lists the source at `root`. Raises UserError naming what is missing, empty or contradictory."""
+    """Lists the source at `root`. Raises UserError naming what is missing, unreadable, empty or contradictory."""
+    try:
+        return _open(root)
+    except OSError as error:  # of a local one; servers' are told already
+        told = f"cannot read {error.filename or root}: {error.strerror or error}"
+        raise UserError(f"{told}; mend that, or its permissions, or give another SRC") from None
+
+
+def _open(root: str) -> Source:
     if not files.is_url(root) and not files.is_folder(root):
         raise UserError(
             f"no such folder: {root}; SRC is a folder with the ILSVRC2012 archives, train/<class>/* or WebDataset tars"

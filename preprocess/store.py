@@ -72,9 +72,12 @@ class LocalStore:
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         place = self.root / folder
-        if not place.is_dir():
+        if not os.path.isdir(place):  # Path.is_dir raises where it may not look
             return {}
-        return {entry.name: entry.size for entry in files.entries(str(place)) if not entry.is_folder}
+        try:
+            return {entry.name: entry.size for entry in files.entries(str(place)) if not entry.is_folder}
+        except PermissionError as error:
+            raise UserError(f"cannot list {place}: {error.strerror}; mend that, or choose another OUT") from None
 
     def remove(self, name: str) -> None:
         if name == WORK:

@@ -81,18 +81,31 @@ def _findings(root: Path, sample: int, manifest: Manifest) -> Iterator[str]:
         index = dataset.read_index(root, name)
         sound = []
         for number, shard in enumerate(tqdm(split.shards, name, unit="shard", delay=2.0, leave=False)):
-            found = list(_shard(root, number, shard, index))
+            found = list(_readable(shard.name, _shard(root, number, shard, index)))
             yield from found
             if not found:
                 sound.append(number)
         wanted = -(-sample * split.samples // total)
         rows = np.flatnonzero(np.isin(index.shard, sound))
         rows = rows[shuffled(len(rows), manifest.seed, "verify")[:wanted]]
-        yield from _decode(root, split, index, rows, side)
+        yield from _readable(name, _decode(root, split, index, rows, side))
+
+
+def _readable(name: str, findings: Iterator[str]) -> Iterator[str]:
+    """The findings; and one more that ends them where a file, `name` unless the system names it, cannot be read."""
+    try:
+        yield from findings
+    except OSError as error:
+        path = Path(error.filename or name)
+        yield f"{path.name} cannot be read ({error.strerror or error}); mend its permissions, or its disk"
 
 
 def _file(path: Path, sha256: str) -> Iterator[str]:
-    if not path.is_file():
+    return _readable(path.name, _published(path, sha256))
+
+
+def _published(path: Path, sha256: str) -> Iterator[str]:
+    if not path.exists():
         yield f"{path.name} is missing"
     elif dataset.sha256_file(path) != sha256:
         yield f"{path.name} is not the file that was published: its sha256 differs"
@@ -124,7 +137,7 @@ def _shard(root: Path, number: int, shard: Shard, index: Index) -> Iterator[str]
     if not len(lines) == rows.sum() == shard.samples:
         yield f"{shard.name} holds {len(lines)} samples, the index {rows.sum()}, the manifest {shard.samples}"
     idx = path.with_suffix(".idx")
-    if not idx.is_file() or idx.read_bytes() != idx_bytes(lines):
+    if not idx.exists() or idx.read_bytes() != idx_bytes(lines):
         yield f"{idx.name} is missing or does not fit {shard.name}: plain DALI readers would feed wrong labels from it"
 
 

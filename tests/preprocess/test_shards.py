@@ -262,7 +262,7 @@ def test_rejects_fail_the_run_unless_permitted(tmp_path: Path) -> None:
     (src / "train/b/5.jpg").write_bytes((src / "train/b/5.jpg").read_bytes()[:400])
     failed = shards(src, out, "--max-rejects", 1)
     assert failed.returncode == 2
-    assert "3.jpg" in failed.stderr
+    assert "train/a/3.jpg (empty)" in failed.stderr
     assert "--max-rejects 2" in failed.stderr
     assert not (out / dataset.MANIFEST).exists()
     made = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}

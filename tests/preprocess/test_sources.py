@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import shutil
 import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -301,3 +305,35 @@ def test_refuses_a_member_larger_than_its_tar(sample_source: Path, tmp_path: Pat
     data[124:136] = b"00077777777\0"
     data[148:156] = b"%06o\0 " % (sum(data[:148]) + sum(data[156:512]) + 8 * 32)
     assert "cut short" in refusal(with_archive(sample_source, tmp_path / "s", VAL, bytes(data)))
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("closed", [".", "train", "train/b"])
+def test_a_folder_that_may_not_be_read_is_told(closed: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
+        os.chmod(folder, 0o755)
+        src = Path(folder) / "src"
+        for label in ("a", "b"):
+            (src / "train" / label).mkdir(parents=True)
+            (src / "train" / label / "1.jpg").write_bytes(b"1")
+        open_source(str(src))
+        (src / closed).chmod(0)
+        with unprivileged(), pytest.raises(UserError) as told:
+            open_source(str(src))
+        (src / closed).chmod(0o755)
+    assert str(told.value) == f"cannot read {src / closed}: Permission denied; {MEND}"
+
+
+MEND = "mend that, or its permissions, or give another SRC"

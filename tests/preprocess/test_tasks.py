@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,10 +18,12 @@ import pytest
 
 from preprocess import dataset
 from preprocess.archives import DEVKIT, PUBLISHED_MD5, TRAIN, VAL, check_md5
+from preprocess.claim import discard, foreign
 from preprocess.errors import UserError
 from preprocess.merge import MergeConfig, merge
 from preprocess.shards import ShardsConfig, make_shards
 from preprocess.sources import open_source
+from preprocess.store import LocalStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -112,12 +115,71 @@ def test_refuses_half_a_task(more: dict[str, int]) -> None:
 def test_unfinished_work_is_discarded_on_request(sample_source: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "o"
     make_shards(config(sample_source, out, task_id=0, num_tasks=2, seed=5))
-    (out / "mine.txt").write_text("kept")
+    mine = (out / "mine.txt", out / "train-90000.tar")  # the plan knows neither
+    for path in mine:
+        path.write_text("kept")
     with pytest.raises(UserError, match="--discard"):
         make_shards(config(sample_source, out))
     make_shards(config(sample_source, out, discard=True))
-    (out / "mine.txt").unlink()
+    for path in mine:
+        assert path.read_text() == "kept"
+        path.unlink()
     assert digests(out) == digests(whole)
+
+
+def test_a_discard_that_was_killed_is_known_for_ours(sample_source: Path, whole: Path, tmp_path: Path) -> None:
+    class Killed(LocalStore):
+        left = 0
+
+        def remove(self, name: str) -> None:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            super().remove(name)
+
+    out, kills = tmp_path / "o", 0
+    make_shards(config(sample_source, out, task_id=0, num_tasks=2, seed=5))
+    for store in [Killed(str(out)) for _ in range(100)]:
+        store.left = 2
+        try:
+            discard(store)
+        except KeyboardInterrupt:
+            kills += 1
+            assert foreign(store) is None
+        else:
+            break
+    assert kills > 3
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["lock"]
+    make_shards(config(sample_source, out))
+    assert digests(out) == digests(whole)
+
+
+@pytest.mark.parametrize("name", ["train-00000.tar", "val-123456.idx", "stats.npz", "train.index.npz", "rejects.jsonl"])
+def test_files_of_others_stay_as_they_are(sample_source: Path, tmp_path: Path, name: str) -> None:
+    """WebDataset tars are named like ours, and a folder of them is no dataset of ours."""
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / name).write_text("somebody else's")
+    (out / "notes").write_text("too")
+    before = digests(out)
+    for more in ({}, {"discard": True}, {"dry_run": True}, {"task_id": 1, "num_tasks": 2}):
+        with pytest.raises(UserError, match=f"o holds {name}: .*; choose another OUT, or move them away"):
+            make_shards(config(sample_source, out, **more))
+        assert digests(out) == before  # which would not read a work folder
+    discard(LocalStore(str(out)))
+    assert digests(out) == before
+
+
+def test_files_of_others_at_a_url_stay_as_they_are(sample_source: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    place = fsspec.filesystem("memory")
+    place.pipe_file("/bucket/train-00003.tar", b"somebody else's")
+    for discarding in (False, True):
+        wanted = dataclasses.replace(config(sample_source, Path("o"), discard=discarding), out="memory://bucket")
+        with pytest.raises(UserError, match=r"memory://bucket holds train-00003\.tar: "):
+            make_shards(wanted)
+    assert place.find("/bucket") == ["/bucket/train-00003.tar"]
+    assert place.cat_file("/bucket/train-00003.tar") == b"somebody else's"
 
 
 def test_a_published_dataset_is_never_discarded(sample_source: Path, whole: Path) -> None:

@@ -104,8 +104,20 @@ def unreadable_picture(root: Path) -> str:
     return f"{path.name}: sample 0"
 
 
+def folder_for(name: str) -> Callable[[Path], str]:
+    """A folder in a file's place: what no user, not even root, may read."""
+
+    def damage(root: Path) -> str:
+        (root / name).unlink()
+        (root / name).mkdir()
+        return f"{name} cannot be read (Is a directory)"
+
+    return damage
+
+
 DAMAGE = [flip_a_bit, cut_an_archive, lose_an_archive, swap_shards, stale_idx, garbled_idx, stale_index,
-          other_statistics, unreadable_picture]  # fmt: skip
+          other_statistics, unreadable_picture, folder_for("train-00000.idx"), folder_for("train.index.npz"),
+          folder_for("stats.npz")]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
