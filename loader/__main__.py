@@ -84,7 +84,7 @@ def _loader(options: Measure) -> Loader:
 
     if options.device != "cpu" and not torch.cuda.is_available():
         raise UserError(f"--device {options.device}, but there is no GPU here; take --device cpu")
-    crop = options.crop or read_manifest(Path(options.shards)).image_size * 7 // 8
+    crop = read_manifest(Path(options.shards)).image_size * 7 // 8 if options.crop is None else options.crop
     config = LoaderConfig(
         batch_size=TILES if options.preview else options.batch_size, seed=options.seed, crop=crop,
         augment=options.views == 1, views=options.views, order=options.order, threads=options.threads,

@@ -29,7 +29,7 @@ from loader.source import Source
 from preprocess.arguments import parsed
 from preprocess.dataset import Stats, read_manifest
 from preprocess.errors import UserError
-from preprocess.image import decode
+from preprocess.image import Reject, decode_or_reject
 
 SHOWN = 10  # epochs, colour draws, views
 DRAWS = 200_000  # for the heat map and the covariance, at least
@@ -65,33 +65,47 @@ class Explain:
 def main(arguments: Sequence[str]) -> None:
     prog, told = "python -m loader explain", Explain.__doc__
     options = parsed(lambda: tyro.cli(Explain, args=arguments, prog=prog, description=told))
-    crop = options.crop or read_manifest(Path(options.shards)).image_size * 7 // 8
+    crop = read_manifest(Path(options.shards)).image_size * 7 // 8 if options.crop is None else options.crop
     config = LoaderConfig(
         batch_size=1, seed=options.seed, crop=crop, crop_positions=options.crop_positions,
         crop_chunk=options.crop_chunk, mean=options.mean, noise=options.noise,
     )  # fmt: skip
     with Loader(options.shards, options.split, config) as loader:
         sample = find(loader, options.sample)
+        image = read(loader, sample)
         offsets, normals = many_draws(loader)
         report(loader, offsets, normals)
-        draw(loader, sample, offsets, options.out)
+        draw(loader, sample, image, offsets, options.out)
     print(options.out)
 
 
 def find(loader: Loader, wanted: str) -> int:
-    """The id of a key, by the shards' own lists; of a number that is no key, itself. UserError if there is none."""
+    """The id of a key, by the shards' own lists; of a number that is no key, itself. UserError if there is none, or if
+    a list is damaged."""
     first = 0
     for shard in loader.manifest.splits[loader.split].shards:
-        listed = (loader.root / shard.name).with_suffix(".idx")
-        for row, line in enumerate(listed.read_text().splitlines()[1:] if listed.exists() else []):
-            if Path(line.split()[3]).stem == wanted:
-                return first + row
+        keys = _keys((loader.root / shard.name).with_suffix(".idx"))
+        if wanted in keys:
+            return first + keys.index(wanted)
         first += shard.samples
     if wanted.isdecimal() and int(wanted) < loader.num_samples:
         return int(wanted)
     raise UserError(
         f"--sample {wanted}: split {loader.split} has no such key, and its ids go from 0 to {loader.num_samples - 1}"
     )
+
+
+def _keys(listed: Path) -> list[str]:
+    """The keys of a shard's .idx in order; none where there is no such file."""
+    try:
+        return [Path(line.split()[3]).stem for line in listed.read_text(encoding="utf-8").splitlines()[1:]]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        reason = error.strerror
+    except (UnicodeDecodeError, IndexError):
+        reason = "it is no index of a shard"
+    raise UserError(f"{listed} cannot be read ({reason}); verify the copy of the dataset")
 
 
 class Shown(NamedTuple):
@@ -110,9 +124,18 @@ class Shown(NamedTuple):
 
 
 def read(loader: Loader, sample: int) -> Pixels:
-    """The image as it is stored, uint8 [S,S,3]."""
+    """The image as it is stored, uint8 [S,S,3]. UserError if it is damaged."""
+    side = loader.manifest.image_size
     with closing(Source(loader.root, loader.manifest.splits[loader.split], loader.job(0).index)) as source:
-        return decode(source.read(np.array([sample]))[0][0].tobytes())
+        try:
+            image = decode_or_reject(source.read(np.array([sample]))[0][0].tobytes())
+        except Reject as reject:
+            reason = reject.reason
+        else:
+            if image.shape == (side, side, 3):
+                return image
+            reason = f"it is of shape {image.shape}, not {(side, side, 3)}"
+        raise UserError(f"{source.describe(sample)} does not decode ({reason}); verify the copy of the dataset")
 
 
 def presented(loader: Loader, image: Pixels, draws: plan.Draws, row: int, *, colour: bool) -> Shown:
@@ -172,8 +195,7 @@ def report(loader: Loader, offsets: NDArray[np.int64], normals: Floats) -> None:
     print(f"  largest difference {off:.2%} of the largest entry, n = {len(normals):,}")
 
 
-def draw(loader: Loader, sample: int, offsets: NDArray[np.int64], out: Path) -> None:
-    image = read(loader, sample)
+def draw(loader: Loader, sample: int, image: Pixels, offsets: NDArray[np.int64], out: Path) -> None:
     with rc_context({"font.size": 8, "axes.titlesize": 8}):
         figure = Figure(figsize=(13, 10.6), layout="constrained")
         parts: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1.75])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +99,43 @@ def test_the_page_is_drawn_from_the_shards_that_preprocess_writes(sample_shards:
         explain.main([*command[4:], "--out", str(tmp_path / "none" / "a.png")])
     assert str(said.value).endswith(advice)
     assert "\n" not in str(said.value)
+
+
+def garbled(listed: Path) -> None:
+    listed.write_bytes(listed.read_bytes()[:100] + b"\xff\xfe")
+
+
+def cut(listed: Path) -> None:
+    listed.write_text("v1.2 1\njpg 0 1\n")
+
+
+def folder(listed: Path) -> None:
+    listed.unlink()
+    listed.mkdir()
+
+
+@pytest.mark.parametrize("damage", [garbled, cut, folder])
+def test_a_damaged_list_is_told(sample_shards: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    root = shutil.copytree(sample_shards, tmp_path / "copy")
+    damage(root / "train-00001.idx")
+    with pytest.raises(UserError, match=r"train-00001\.idx cannot be read \(.*\); verify the copy of the dataset"):
+        explain.main([str(root), "--sample", "no such key"])
+
+
+@pytest.mark.parametrize("spoilt", [b"\0" * 64, b"\xff\xd8\xff\xd9"])
+def test_a_damaged_image_is_told_first(
+    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoilt: bytes
+) -> None:
+    root = shutil.copytree(sample_shards, tmp_path / "copy")
+    with (root / "train-00000.tar").open("r+b") as file:
+        file.seek(int(np.load(root / "train.index.npz")["offset"][0]))
+        file.write(spoilt)
+    with pytest.raises(UserError, match=r"train-00000\.tar, key .* does not decode \(.*\); verify the copy"):
+        explain.main([str(root), "--sample", "0", "--out", str(tmp_path / "a.png")])
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("option", "wrong"), [("--crop", "0"), ("--crop", "-1"), ("--crop-chunk", str(10**30))])
+def test_numbers_out_of_range_are_told(sample_shards: Path, option: str, wrong: str) -> None:
+    with pytest.raises(UserError, match=f"is {wrong}; it m(ust|ay) be at (least|most)"):
+        explain.main([str(sample_shards), "--sample", "0", option, wrong])

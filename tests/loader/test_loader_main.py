@@ -53,6 +53,7 @@ def test_a_preview_is_drawn(sample_shards: Path, tmp_path: Path) -> None:
         (("{shards}", "--preview", "p.png", "--views", "10"), "one view of each image"),
         (("{shards}", "--preview", "p"), "p has no ending that says its format; name a .png file"),
         (("{shards}", "--threads", "100000"), "threads is 100000; it may be at most 1,024"),
+        (("{shards}", "--crop", "0"), "crop is 0; it must be at least 1"),
         (("{shards}", "--batch-size", "1000000000000"), "batch_size is 1000000000000; it may be at most 1,048,576"),
         (("http://127.0.0.1:1/shards",), "http://127.0.0.1:1/shards: this reads local folders"),
     ],
