@@ -81,8 +81,8 @@ class Trained:
 
     def index(self, split: str) -> Index:
         """UserError if there is no such split."""
-        require_split(self.shards, self.manifest, split)
-        return read_index(dataset_folder(self.shards, split), split)
+        entry = require_split(self.shards, self.manifest, split)
+        return read_index(dataset_folder(self.shards, split), split, entry.index_sha256)
 
     def split(self, split: str, views: int = 1) -> Iterator[Batch]:
         """One pass over a split in the order of ids, as evaluation sees it. UserError if there is no such split."""
@@ -124,7 +124,7 @@ def load(saved: Saved) -> Trained:
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Trained(
         folder=folder, launch=launch, state=state, network=network, shards=shards, manifest=manifest,
-        stats=read_stats(small), device=device,
+        stats=read_stats(small, manifest.stats_sha256), device=device,
     )  # fmt: skip
 
 
