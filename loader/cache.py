@@ -80,8 +80,11 @@ class Cache:
             self._moved.notify_all()
             return {use.shard for use in self._uses if use.last >= step}
 
-    def open(self, number: int) -> int:
-        """A file descriptor of a shard, which is fetched first if it is not there. UserError; Stopped on request."""
+    def open(self, number: int, *, ahead: bool = False) -> int:
+        """A file descriptor of a shard, which is fetched first if it is not there. UserError; Stopped on request.
+
+        On a full disk a shard that is wanted now takes the place of others that were fetched ahead.
+        """
         shard = self._shards[number]
         path = self._folder / shard.name
         with locked(path.with_suffix(".lock"), self._stop):
@@ -92,7 +95,7 @@ class Cache:
                         path.unlink()
                     os.utime(path)
                     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                bad += not self._download(shard, path)
+                bad += not self._download(shard, path, ahead=ahead)
         raise UserError(f"{self._remote.url}/{shard.name} is not what the manifest says; copy the dataset there again")
 
     def stop(self) -> None:
@@ -115,7 +118,7 @@ class Cache:
     def _fetch(self) -> None:
         while (use := self._take()) is not None:
             try:
-                os.close(self.open(use.shard))
+                os.close(self.open(use.shard, ahead=True))
             except (UserError, Stopped, OSError):
                 return  # the reader meets the same and says it
 
@@ -153,7 +156,7 @@ class Cache:
                 "raise it, or choose order='window' with a smaller window"
             )
 
-    def _download(self, shard: Shard, path: Path) -> bool:
+    def _download(self, shard: Shard, path: Path, *, ahead: bool) -> bool:
         """Whether the shard is there now, as published; else nothing of it is left. The caller holds its lock."""
         part = path.with_suffix(f".{shard.bytes}.part")  # its name says what it will take
         while True:
@@ -166,7 +169,7 @@ class Cache:
                     os.fsync(file.fileno())
                 break
             except OSError as error:
-                if error.errno != errno.ENOSPC or not self._drop_one(part):
+                if error.errno != errno.ENOSPC or not self._drop_one(part, spare=ahead):
                     raise UserError(f"the cache {part.parent.parent} cannot hold {shard.name}: {error}") from None
         if good:
             with self._counting():  # else who counts might see neither the part nor the shard
@@ -182,32 +185,35 @@ class Cache:
             self._evict(part, lambda held: held + size > self._limit)
             part.touch()
 
-    def _drop_one(self, part: Path) -> bool:
-        """Whether there was another file that could go."""
+    def _drop_one(self, part: Path, *, spare: bool) -> bool:
+        """Whether there was another file that could go. spare: none that this epoch still wants."""
         with self._counting():
-            return self._evict(part, lambda held: True, once=True)
+            return self._evict(part, lambda held: True, once=True, spare=spare)
 
     def _counting(self) -> AbstractContextManager[None]:
         """What the cache holds changes under one lock of all its processes."""
         return locked(self._folder.parent / "evict.lock", self._stop)
 
-    def _evict(self, part: Path, too_much: Callable[[int], bool], *, once: bool = False) -> bool:
-        """Removes what was used longest ago while there is too much beside `part`; whether anything went. The caller
-        is counting."""
+    def _evict(self, part: Path, too_much: Callable[[int], bool], *, once: bool = False, spare: bool = True) -> bool:
+        """Removes what was used longest ago while there is too much beside `part`, then, if not spared, what is wanted
+        last; whether anything went. The caller is counting."""
         went = False
-        files = [file for file in held_files(self._folder.parent) if file.path != part]
-        held, wanted = sum(file.bytes for file in files), self._wanted()
-        for file in files:
+        files = {file.path: file for file in held_files(self._folder.parent) if file.path != part}
+        held, wanted = sum(file.bytes for file in files.values()), self._wanted()
+        order = [path for path in files if path not in wanted]
+        order += [] if spare else [path for path in reversed(wanted) if path in files]
+        for path in order:
             if not too_much(held) or (once and went):
                 break
-            if file.path not in wanted and _remove(file.path):
-                held, went = held - file.bytes, True
+            if _remove(path):
+                held, went = held - files[path].bytes, True
         return went
 
-    def _wanted(self) -> set[Path]:
+    def _wanted(self) -> list[Path]:
+        """Of the shards that were asked for, those still of use; by first use."""
         with self._moved:
             uses = self._uses[: self._next]
-            return {self._folder / self._shards[use.shard].name for use in uses if use.last >= self._step}
+            return [self._folder / self._shards[use.shard].name for use in uses if use.last >= self._step]
 
 
 class Held(NamedTuple):

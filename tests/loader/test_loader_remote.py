@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -26,8 +27,8 @@ from handmade import picture, write_dataset
 from serving import FaultyServer, Handler, faulty, free_port, nginx, nginx_binary, served
 
 from loader import Batch, Loader, LoaderConfig
-from loader.cache import Use, held_files, uses_of
-from loader.remote import locked
+from loader.cache import Cache, Use, held_files, uses_of
+from loader.remote import Remote, fetch_dataset, locked
 from preprocess.dataset import read_manifest
 from preprocess.errors import UserError
 
@@ -316,6 +317,31 @@ def test_a_full_disk_is_made_room_on_and_then_said(server: FaultyServer, jpeg_da
             epoch(loader)
     finally:
         subprocess.run(["umount", "-l", str(mounted)], check=True)
+
+
+def test_on_a_full_disk_what_is_read_now_takes_the_place_of_what_comes_later(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fetcher of the third shard found the disk full, another then had room for the ninth, which fills it again."""
+    remote = Remote(server.url)
+    folder = fetch_dataset(remote, tmp_path, "train")
+    shards = read_manifest(server.folder).splits["train"].shards
+    cache = Cache(remote, folder, shards, 10**9)
+    cache._uses, cache._next = [Use(shard, shard, shard) for shard in range(9)], 9
+    later = folder / shards[8].name
+    later.write_bytes(bytes(shards[8].bytes))
+    download = remote.download
+
+    def full(name: str, file: Any, **terms: Any) -> bool:
+        if later.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return download(name, file, **terms)
+
+    monkeypatch.setattr(remote, "download", full)
+    with pytest.raises(UserError, match=r"cannot hold train-00002"):
+        cache.open(2, ahead=True)
+    os.close(cache.open(2))
+    assert not later.exists()
 
 
 @pytest.mark.slow
