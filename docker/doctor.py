@@ -30,7 +30,6 @@ IMAGENET = 1_331_167  # images, both splits
 CUDA_13_DRIVER = 580  # the first that runs CUDA 13, which the wheels of torch and DALI are built with
 VEX_256_0F38 = b"\xc4\xe2\x7d"  # the prefix of AVX2 instructions such as vpmovzxbw: absent from an SSE-only build
 ASK_TORCH = "import torch as t; print(t.__version__, t.version.cuda, t.cuda.device_count())"
-UNFINISHED = re.compile(r"(train|val)(-\d{5,}\.(tar|idx)|\.index\.npz)|stats\.npz|rejects\.jsonl")
 
 Level = Literal["good", "note", "bad"]
 
@@ -197,7 +196,7 @@ class Leftover:
 
 def old_runs(runs: Path) -> Iterator[Leftover]:
     for events in sorted(runs.glob("*/rank-0.jsonl")):
-        if not locked(events.parent / "lock"):
+        if not any(locked(events.parent / name) for name in ("lock", "starter")):  # train.launch
             yield leftover(events.parent, f"run, {outcome(events)}", events)
     for events in sorted(runs.glob("*/shards.jsonl")):  # no lock tells whether one that has no end still lives
         if not (events.parent / "rank-0.jsonl").exists() and (end := outcome(events)) != "broken off":
@@ -206,8 +205,8 @@ def old_runs(runs: Path) -> Iterator[Leftover]:
 
 def abandoned(folders: list[Path]) -> Iterator[Leftover]:
     for folder in folders:
-        work = folder / ".work"
-        if work.is_dir() and not (folder / "manifest.json").exists() and not locked(work / "lock"):
+        work = folder / ".work"  # without a plan it is no work of the shards command, and the tars are somebody's own
+        if (work / "plan.json").is_file() and not (folder / "manifest.json").exists() and not locked(work / "lock"):
             yield leftover(folder, "shards begun and not finished (the command that began them goes on)", work)
 
 
@@ -246,16 +245,28 @@ def remove(asked: list[Path], left: list[Leftover]) -> int:
             return 2
         target = known.pop(path.resolve())
         if (path / ".work").is_dir():  # the folder may hold other things: only what the shard stage wrote goes
+            for name in planned(path / ".work" / "plan.json"):
+                (path / name).unlink(missing_ok=True)
             shutil.rmtree(path / ".work")
-            for file in path.iterdir():
-                if UNFINISHED.fullmatch(file.name):
-                    file.unlink()
             if not any(path.iterdir()):
                 path.rmdir()
         else:
             shutil.rmtree(path)
         print(f"removed {target}")
     return 0
+
+
+def planned(plan: Path) -> Iterator[str]:
+    """The files that the shards command may have written by its plan (preprocess.plan); none if it cannot be read."""
+    try:
+        said = json.loads(plan.read_text())
+        shards = {split: -(-count // said["draft"]["samples_per_shard"]) for split, count in said["counts"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    yield from ("stats.npz", "rejects.jsonl")
+    for split, count in shards.items():
+        yield f"{split}.index.npz"
+        yield from (f"{split}-{number:05d}.{kind}" for number in range(count) for kind in ("tar", "idx"))
 
 
 def version(name: str) -> str | None:

@@ -35,7 +35,7 @@ GPU_DECODER: dict[str, Any] = {  # what a decoder on the GPU is told; one on the
 
 def device_of(named: object) -> torch.device:
     """The device that is meant, with its number; UserError for one that no batch can come to."""
-    if not isinstance(named, (str, torch.device)):
+    if isinstance(named, bool) or not isinstance(named, (str, int, torch.device)):
         raise UserError(f"device is {named!r}; it must be cpu or cuda")
     try:
         device = torch.device(named)

@@ -84,7 +84,7 @@ class Remote:
         def request() -> bytes:
             data: bytes = self._files.cat_file(f"{self._path}/{name}", start=start or None, end=end)
             if size is not None and len(data) < size:  # a page that says something else, of a server without ranges
-                raise OSError(f"{len(data):,} bytes came where {size:,} were asked for")
+                raise OSError(f"{len(data):,} bytes came where {size:,} were asked for; copy the dataset there again")
             return data
 
         return self._try(name, request, stop)

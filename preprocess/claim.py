@@ -68,6 +68,12 @@ def refuse_foreign(place: str, name: str | None) -> None:
         raise UserError(f"{place} holds {name}: {told}; choose another OUT, or move them away")
 
 
+def refuse_others(store: Store, place: str, plan: Plan) -> None:
+    """UserError for a file that the plan names, in a folder where nothing has been made by it."""
+    taken = sorted(names_of(plan) & store.sizes().keys())
+    refuse_foreign(place, taken[0] if taken else None)
+
+
 def discard(store: Store) -> None:
     """Removes what an unfinished run left behind: what its plan names, and the plan last, so that a discard that was
     interrupted is known for one. The lock stays, and without a plan all that lies beside the work folder."""
@@ -86,10 +92,14 @@ def _work(store: Store) -> list[str]:
 
 
 def _planned(store: Store) -> set[str] | None:
-    """All that the plan's run may have written beside the work folder; None if it is another version's."""
     try:
-        shards = Plan.from_json(store.read(PLAN)).shard_names()
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return names_of(Plan.from_json(store.read(PLAN)))
+    except (ValueError, KeyError, TypeError, AttributeError):  # another version's
         return None
+
+
+def names_of(plan: Plan) -> set[str]:
+    """All that the plan's run may write beside the work folder."""
+    shards = plan.shard_names()
     tars = {f"{name}.{kind}" for names in shards.values() for name in names for kind in ("tar", "idx")}
     return tars | {dataset.index_name(split) for split in shards} | {dataset.STATS, dataset.REJECTS}

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
@@ -274,5 +275,5 @@ def _read_npz(path: Path, fields: tuple[str, ...], sha256: str | None) -> dict[s
                 return {name: arrays[name] for name in fields}
     except FileNotFoundError:
         raise UserError(f"{path} is missing; make the shards again, or verify the copy") from None
-    except (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}); make the shards again, or verify the copy") from None

@@ -22,7 +22,7 @@ from typing import Literal
 
 from preprocess import dataset, files
 from preprocess.archives import PUBLISHED_MD5, check_md5
-from preprocess.claim import claimed, discard, foreign, refuse_foreign
+from preprocess.claim import claimed, discard, foreign, refuse_foreign, refuse_others
 from preprocess.dataset import Manifest
 from preprocess.engines import Engine, run_by
 from preprocess.errors import UserError
@@ -146,6 +146,7 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
             return _leave(config, store, plan.draft)
         if config.discard:
             discard(store)
+            refuse_others(store, config.out, plan)
         if cost and not files.is_url(config.out):
             refuse_full_disk(Path(config.out), cost.bytes)
         agree(store, config.out, plan)

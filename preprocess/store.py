@@ -76,6 +76,8 @@ class LocalStore:
             return {}
         try:
             return {entry.name: entry.size for entry in files.entries(str(place)) if not entry.is_folder}
+        except FileNotFoundError:  # it went meanwhile: another process has published
+            return {}
         except PermissionError as error:
             raise UserError(f"cannot list {place}: {error.strerror}; mend that, or choose another OUT") from None
 

@@ -48,6 +48,7 @@ class Job:
     )  # all ranks', before a resume
     errors: list[float] = field(default_factory=list)  # on the validation split, after each complete epoch
     unsaved_s: float = 0.0
+    warnings: list[str] = field(default_factory=list)  # to be recorded once the attempt is
 
 
 def all_seen(job: Job) -> Tensor:
@@ -80,7 +81,7 @@ def save(job: Job) -> None:
 
 def resume(job: Job) -> bool:
     """Goes to the latest whole checkpoint's step, if there is one; UserError if it is of something else. Collective."""
-    found = agreed(job.folder, job.mesh, job.events)
+    found = agreed(job.folder, job.mesh, job.warnings)
     if found is None:
         return False
     state = checkpoint.read_state(found)

@@ -93,8 +93,12 @@ def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
     """Names the run and says so."""
     check_size(options.fields, len(manifest.classes))
     name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
-    while not reserve(folder := options.runs / name):  # another command was quicker
-        name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
+    for _ in range(100):
+        if reserve(folder := options.runs / name):
+            break
+        name, resumes = named(options) if options.run is not None else unnamed(options, manifest)  # one was quicker
+    else:  # on some file systems every lock seems taken
+        raise UserError(f"{folder / STARTER} cannot be locked; choose --runs on another disk")
     recipe = options.fields
     if recipe.init_from and not resumes:  # one that goes on has begun with it
         from train.paper.finetune import fitting
@@ -260,7 +264,7 @@ def hold(path: Path) -> TextIO | None:
 
 def in_use(folder: Path) -> str | None:
     """Who has locked the run, in words; None if nobody has."""
-    for path in (folder / "lock", folder / STARTER):
+    for path in (folder / STARTER, folder / "lock"):  # looking takes a lock for a moment, which rank 0 might miss
         if path.exists():
             file = hold(path)
             if file is None:

@@ -138,7 +138,7 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
 
 def assembled(launch: Launch, mesh: Mesh, loader: Loader, events: EventWriter, signals: Signals) -> Job:
     """The job, at its first step."""
-    recipe = launch.recipe
+    recipe, warnings = launch.recipe, list[str]()
     network = AlexNet(
         recipe, recipe.classes or len(loader.classes), tower=mesh.tower, seed=launch.seed, wire=launch.wire
     )
@@ -146,15 +146,14 @@ def assembled(launch: Launch, mesh: Mesh, loader: Loader, events: EventWriter, s
     if compiles(launch.compile, mesh.device):
         network.compile_layers()
     elif launch.compile == "auto" and mesh.device.type == "cuda" and mesh.rank == 0:
-        message = f"the network is not compiled, and slower for it: that takes {lacks_for_compiling()}"
-        events.write("warning", {"message": message})
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        warnings.append(f"the network is not compiled, and slower for it: that takes {lacks_for_compiling()}")
+        print(f"warning: {warnings[0]}", file=sys.stderr, flush=True)
     return Job(
         recipe=recipe, seed=launch.seed, shards=launch.shards, folder=launch.folder, mesh=mesh, network=network,
         optimiser=Optimiser(network, recipe),
         gradients=GradientSum(network.parameters(), mesh.data, launch.wire), loader=loader, events=events,
         signals=signals, saver=Saver(launch.folder, events), save_every_s=launch.save_every,
-        save_probabilities=launch.save_probabilities, evaluates="val" in loader.manifest.splits,
+        save_probabilities=launch.save_probabilities, evaluates="val" in loader.manifest.splits, warnings=warnings,
     )  # fmt: skip
 
 
@@ -165,6 +164,8 @@ def begin(launch: Launch, job: Job) -> None:
     except UserError as error:
         raise Refused(str(error)) from None
     job.events.write("start", start_record(launch, job))
+    for message in job.warnings:
+        job.events.write("warning", {"message": message})
     init_from = launch.recipe.init_from
     if resumed:
         said = f"resumed at step {job.step}, epoch {job.epoch + 1}"

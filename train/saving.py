@@ -18,7 +18,7 @@ from train.checkpoint import Arrays, State
 from train.parallel import Mesh, sum_over_world
 
 
-def agreed(run: Path, mesh: Mesh, events: EventWriter) -> Path | None:
+def agreed(run: Path, mesh: Mesh, warnings: list[str]) -> Path | None:
     """The run's latest undamaged checkpoint; a warning for each damaged one. Collective.
 
     As rank 0 sees it: ranks that read different ones would go on as a chimera.
@@ -27,7 +27,7 @@ def agreed(run: Path, mesh: Mesh, events: EventWriter) -> Path | None:
     if mesh.rank == 0:
         found, damaged = checkpoint.undamaged(folder)
         for line in damaged:
-            events.write("warning", {"message": line})
+            warnings.append(line)
             print(f"warning: {line}", file=sys.stderr, flush=True)
         step = checkpoint.step_of(found) if found else -1
     step = int(sum_over_world(torch.tensor([step if mesh.rank == 0 else 0], device=mesh.device)))

@@ -27,7 +27,10 @@ def start_server(runs: Path, chosen: int | None) -> subprocess.Popen[bytes] | No
         raise UserError(f"--port {port or FIRST_PORT} is taken; choose another, or 0 for no status server")
     if chosen is None and port != FIRST_PORT:
         print(f"port {FIRST_PORT} is taken, the status server uses {port}", flush=True)
-    runs.mkdir(parents=True, exist_ok=True)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--runs {runs} cannot be made ({error.strerror}); choose another") from None
     command = [sys.executable, "-m", "server", "--runs", str(runs), "--port", str(port)]
     command += ["--parent", str(os.getpid())]
     # a session of its own: ctrl-C in the terminal must not end it before the last events are served
@@ -39,8 +42,9 @@ def start_server(runs: Path, chosen: int | None) -> subprocess.Popen[bytes] | No
 def _end_orphans(runs: Path) -> None:
     """Of a command that was killed the server stays for a while. This one shows the same runs, perhaps at its port."""
     for process in psutil.process_iter():
-        with suppress(psutil.Error, ValueError):
-            if process.uids().real != os.getuid():
+        with suppress(psutil.Error, OSError, ValueError, LookupError):
+            elsewhere = os.stat(f"/proc/{process.pid}/ns/pid").st_ino != os.stat("/proc/self/ns/pid").st_ino
+            if elsewhere or process.uids().real != os.getuid():  # a container's process numbers are others
                 continue
             words = process.cmdline()
             if words[1:3] != ["-m", "server"] or "--parent" not in words or "--runs" not in words:

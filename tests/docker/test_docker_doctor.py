@@ -87,6 +87,10 @@ def test_old_runs_are_listed_and_removed_on_request(tmp_path: Path) -> None:
         ]  # fmt: skip
         assert "finished" in listed[0]
         assert "broken off" in listed[1]
+        (finished / "starter").touch()
+        with (finished / "starter").open() as starter:  # a command that is about to begin with it
+            fcntl.flock(starter, fcntl.LOCK_EX)
+            assert "runs/sample-1" not in doctor(tmp_path).stdout
         refused = doctor(tmp_path, "--remove", "runs/sample-3")
         assert (refused.returncode, living.is_dir()) == (2, True)
     removed = doctor(tmp_path, "--remove", "runs/sample-2")
@@ -134,6 +138,19 @@ def test_abandoned_shards_are_those_of_a_killed_stage(tmp_path: Path, sample_sou
     assert "shards begun" not in meanwhile
     time.sleep(1)  # its workers end by themselves
     assert f"left  {out.name}: shards begun and not finished" in doctor(tmp_path).stdout
-    (out / "notes.txt").write_text("mine")
+    mine = [out / "notes.txt", out / "train-90000.tar"]
+    for path in mine:
+        path.write_text("mine")
     assert doctor(tmp_path, "--remove", "shards").returncode == 0
-    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    assert sorted(out.iterdir()) == mine
+
+
+def test_tars_of_somebody_else_are_no_abandoned_shards(tmp_path: Path) -> None:
+    """What an index command leaves behind that was killed: it writes beside tars that it does not own."""
+    tars = tmp_path / "shards"
+    (tars / ".work").mkdir(parents=True)
+    (tars / ".work" / "lock").touch()
+    (tars / "train-00000.tar").write_text("mine")
+    assert "shards begun" not in doctor(tmp_path).stdout
+    assert doctor(tmp_path, "--remove", "shards").returncode == 2
+    assert (tars / "train-00000.tar").read_text() == "mine"

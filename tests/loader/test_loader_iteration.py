@@ -174,7 +174,7 @@ def test_a_device_that_is_not_there_is_one_line(jpeg_dataset: Path, device: str)
         Loader(jpeg_dataset, "train", LoaderConfig(crop=CROP), device=torch.device(device))
 
 
-@pytest.mark.parametrize("device", ["foo", None, 3])
+@pytest.mark.parametrize("device", ["foo", None, 3.5, True])
 def test_what_is_no_device_is_one_line(jpeg_dataset: Path, device: Any) -> None:
     with pytest.raises(UserError, match=f"^device is {device}; it must be cpu or cuda$"):
         Loader(jpeg_dataset, "train", LoaderConfig(crop=CROP), device=device)

@@ -127,6 +127,16 @@ def test_unfinished_work_is_discarded_on_request(sample_source: Path, whole: Pat
     assert digests(out) == digests(whole)
 
 
+def test_after_a_discard_too_no_file_of_others_is_written_over(sample_source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    make_shards(config(sample_source, out, task_id=0, num_tasks=2))
+    mine = out / "train-00030.tar"  # which smaller shards would come to
+    mine.write_text("kept")
+    with pytest.raises(UserError, match=r"holds train-00030\.tar"):
+        make_shards(dataclasses.replace(config(sample_source, out, discard=True), samples_per_shard=1))
+    assert mine.read_text() == "kept"
+
+
 def test_a_discard_that_was_killed_is_known_for_ours(sample_source: Path, whole: Path, tmp_path: Path) -> None:
     class Killed(LocalStore):
         left = 0

@@ -14,6 +14,8 @@ from preprocess.errors import UserError
 from train.paper.cifar import Checkpoint, Course, FourLayers, Training
 from train.paper.figure1 import Figure1, fastest, figure1, train_one, verdict
 
+TERMS = '{"rate": 1}'
+
 
 def test_four_layers_are_those_of_the_small_cuda_convnet_net() -> None:
     network = FourLayers("relu", 10, 0)
@@ -74,7 +76,7 @@ def test_a_training_that_is_cut_goes_on_as_if_it_had_not_been(
 
     def call(ends: float, path: Path = path) -> tuple[Course, bool, list[torch.Tensor]]:
         training = Training("relu", images, labels, rate=0.01, classes=2, seed=1)
-        return *train_one(options, training, Checkpoint.read(path, "terms"), ends), list(training.network.parameters())
+        return *train_one(options, training, Checkpoint.read(path, TERMS), ends), list(training.network.parameters())
 
     calls = [call(0) for _ in range(4)]  # of an epoch each
     assert [len(course.errors) for course, _, _ in calls] == [1, 2, 3, 4]
@@ -83,9 +85,10 @@ def test_a_training_that_is_cut_goes_on_as_if_it_had_not_been(
     course, whole, weights = call(float("inf"), tmp_path / "other.safetensors")
     assert (course, whole) == calls[3][:2]
     assert all(torch.equal(a, b) for a, b in zip(weights, calls[3][2], strict=True))
-    assert Checkpoint.read(path, "other terms").errors == []
+    assert Checkpoint.read(path, '{"rate": 2}').errors == []
+    assert Checkpoint.read(path, "{}").errors == course.errors  # of a version that said more
     path.write_bytes(path.read_bytes()[:1000])
-    assert Checkpoint.read(path, "terms").errors == []
+    assert Checkpoint.read(path, TERMS).errors == []
 
 
 def test_figure1_draws_and_does_not_train_again(

@@ -140,10 +140,11 @@ class Checkpoint:
         try:
             with safe_open(path, "pt") as file:
                 told = file.metadata() or {}
-                if told.get("terms") == terms:
+                said = json.loads(told.get("terms", "{}"))
+                if said | json.loads(terms) == said:  # earlier versions said more
                     state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
                     return cls(path=path, terms=terms, errors=json.loads(told["errors"]), state=state)
-        except (OSError, SafetensorError, ValueError, KeyError):
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             pass
         return cls(path=path, terms=terms)
 

@@ -171,12 +171,12 @@ def ended(options: Figure1, course: Course) -> bool:
 
 
 def stored(path: Path, terms: dict[str, object]) -> list[Course]:
-    """What an earlier call with the same terms has trained to its end."""
+    """What an earlier call with the same terms has trained to its end; earlier versions said more (--target, --epochs)."""
     from train.paper.cifar import Course
 
     try:
         said = json.loads(path.read_text())
-        return [Course(**course) for course in said["courses"]] if said["terms"] == terms else []
+        return [Course(**course) for course in said["courses"]] if said["terms"] | terms == said["terms"] else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

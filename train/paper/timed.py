@@ -13,7 +13,7 @@ from types import FrameType
 
 from preprocess.errors import PREEMPTED
 
-GRACE_S = 60.0  # for training to save itself after SIGTERM
+GRACE_S = 75.0  # for training to save itself after SIGTERM: its agent gives ranks a minute
 OVER = "the minutes are over; the same command goes on"
 
 
