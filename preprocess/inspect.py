@@ -53,7 +53,7 @@ def inspect(config: InspectConfig) -> None:
     )
     for name in manifest.splits:
         _show_split(root, manifest, name)
-    stats = dataset.read_stats(root)
+    stats = dataset.read_stats(root, manifest.stats_sha256)
     _show_stats(stats)
     if config.png is not None:
         _draw(config, root, config.png, manifest, stats)
@@ -66,7 +66,7 @@ def _show_split(root: Path, manifest: Manifest, name: str) -> None:
     print(f"{name}: {split.samples:,} images in {shards}, {size / 1e6:,.1f} MB")
     for title, counts in (("converted", split.conversions), ("rejected", split.rejects)):
         print(f"  {title}: " + (", ".join(f"{count:,} {kind}" for kind, count in counts.items()) or "none"))
-    images = np.bincount(dataset.read_index(root, name).label, minlength=len(manifest.classes))
+    images = np.bincount(dataset.read_index(root, name, split.index_sha256).label, minlength=len(manifest.classes))
     order = np.argsort(images, kind="stable")
     print(f"  per class: {images.min():,} to {images.max():,}, median {np.median(images):,.0f}")
     if images.min() < images.max():
@@ -100,8 +100,8 @@ def _draw(config: InspectConfig, root: Path, folder: Path, manifest: Manifest, s
         pictures.draw_mean(stats, folder / "mean.png")
         pictures.draw_components(stats, _cosines(stats), folder / "components.png")
         counts = {
-            name: np.bincount(dataset.read_index(root, name).label, minlength=len(manifest.classes))
-            for name in manifest.splits
+            name: np.bincount(dataset.read_index(root, name, split.index_sha256).label, minlength=len(manifest.classes))
+            for name, split in manifest.splits.items()
         }
         pictures.draw_classes(counts, folder / "classes.png")
         if config.src is not None:
@@ -113,7 +113,7 @@ def _draw(config: InspectConfig, root: Path, folder: Path, manifest: Manifest, s
 
 def _pairs(root: Path, manifest: Manifest, src: str) -> list[tuple[bytes, NDArray[np.uint8]]]:
     """Some training images, spread by the seed, and the source files they came from."""
-    index = dataset.read_index(root, "train")
+    index = dataset.read_index(root, "train", manifest.splits["train"].index_sha256)
     shards = manifest.splits["train"].shards
     rows = shuffled(len(index.label), manifest.seed, "montage")[:SHOWN]
     keys = [_key(root, shards[index.shard[row]].name, int(index.offset[row])) for row in rows]

@@ -171,7 +171,7 @@ def ended(options: Figure1, course: Course) -> bool:
 
 
 def stored(path: Path, terms: dict[str, object]) -> list[Course]:
-    """What an earlier call with the same terms has trained to its end; earlier versions said more (--target, --epochs)."""
+    """What an earlier call with the same terms has trained to its end; earlier versions said more (--epochs too)."""
     from train.paper.cifar import Course
 
     try:

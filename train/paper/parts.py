@@ -13,7 +13,7 @@ from train.options import Name
 from train.paper.ablate import as_arguments, has
 from train.paper.figures import CAPTIONS
 from train.paper.switches import SWITCHES
-from train.paper.timed import OVER, said, timed
+from train.paper.timed import OVER, first_line, said, timed
 from train.recipes import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -117,11 +117,11 @@ def explain(work: Work) -> PartResult:
         return PartResult(title=title, state="skipped: it reads local folders; copy the dataset, or give its mount")
     if work.recipe.crop_area:
         return PartResult(title=title, state="skipped: it draws plain crops, and this run trains on resized ones")
+    command = ["loader", "explain", work.options.shards, "--sample", work.options.sample, "--out", str(png)]
+    command += ["--crop", str(work.recipe.crop), "--mean", work.recipe.mean, "--noise", work.recipe.noise]
+    command += ["--crop-positions", work.recipe.crop_positions, "--crop-chunk", str(work.recipe.crop_chunk)]
     fault = None
-    if not png.exists():
-        command = ["loader", "explain", work.options.shards, "--sample", work.options.sample, "--out", str(png)]
-        command += ["--crop", str(work.recipe.crop), "--mean", work.recipe.mean, "--noise", work.recipe.noise]
-        command += ["--crop-positions", work.recipe.crop_positions, "--crop-chunk", str(work.recipe.crop_chunk)]
+    if not png.exists() or first_line(command) not in said(work.log("explain")):  # as another call drew it
         fault = timed(work.log("explain"), command, work.left)
     lines = pictures({png: EXPLAINED})
     if lines and not fault:  # what it has printed: offsets and colours, measured and in theory

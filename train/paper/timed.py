@@ -26,7 +26,7 @@ def timed(path: Path, command: list[str], seconds: float) -> str | None:
         return f"skipped: {OVER}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as output:
-        output.write(f"python -m {shlex.join(command)}\n")
+        output.write(first_line(command))
         output.flush()
         # a session of its own: at the end of the time all that it has started is told
         child = subprocess.Popen(
@@ -45,6 +45,11 @@ def timed(path: Path, command: list[str], seconds: float) -> str | None:
     lines = said(path).strip().splitlines()
     last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
     return f"failed with exit code {code}: {last.removeprefix('error: ')}"
+
+
+def first_line(command: list[str]) -> str:
+    """Of its log."""
+    return f"python -m {shlex.join(command)}\n"
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
