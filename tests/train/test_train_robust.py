@@ -311,7 +311,10 @@ def test_a_terminal_that_hangs_up_or_quits_saves(
     whole: Path, sample_shards: Path, number: signal.Signals, code: int
 ) -> None:
     run = whole.parent / number.name
-    process = start(whole.parent, sample_shards, "--run", run.name, "--epochs", "500", "--save-every", "9999")
+    process = start(
+        whole.parent, sample_shards, "--run", run.name, "--epochs", "500", "--save-every", "9999",
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests themselves may run under nohup
+    )  # fmt: skip
     wait_for(run, process, 2)
     process.send_signal(number)
     _, err = finish(process, code)
