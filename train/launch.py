@@ -92,18 +92,18 @@ def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
 def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
     """Names the run and says so."""
     check_size(options.fields, len(manifest.classes))
-    name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
-    for _ in range(100):
-        if reserve(folder := options.runs / name):
+    recipe = options.fields
+    for _ in range(100):  # until no other command was quicker
+        name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
+        folder = options.runs / name
+        if recipe.init_from and not resumes:  # one that goes on has begun with it
+            from train.paper.finetune import fitting
+
+            fitting(Path(recipe.init_from), recipe, recipe.classes or len(manifest.classes))
+        if reserve(folder):
             break
-        name, resumes = named(options) if options.run is not None else unnamed(options, manifest)  # one was quicker
     else:  # on some file systems every lock seems taken
         raise UserError(f"{folder / STARTER} cannot be locked; choose --runs on another disk")
-    recipe = options.fields
-    if recipe.init_from and not resumes:  # one that goes on has begun with it
-        from train.paper.finetune import fitting
-
-        fitting(Path(recipe.init_from), recipe, recipe.classes or len(manifest.classes))
     print(f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""), flush=True)
     images = manifest.splits["train"].samples
     if options.fields.batch > images:

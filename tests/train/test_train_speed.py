@@ -66,6 +66,7 @@ def losses(recipe: Recipe, steps: int, *, compiled: bool = False) -> tuple[list[
 def test_compiled_equals_eager() -> None:
     """Dropout on, several steps: nothing is compiled anew for a step's number."""
     eager, _ = losses(SMALL, 4)
+    torch._dynamo.reset()  # what other tests compiled of the same functions
     with torch._dynamo.config.patch(error_on_recompile=True):
         found, _ = losses(SMALL, 4, compiled=True)
     assert found == pytest.approx(eager, rel=1e-4)
