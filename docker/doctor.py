@@ -196,7 +196,7 @@ class Leftover:
 
 def old_runs(runs: Path) -> Iterator[Leftover]:
     for events in sorted(runs.glob("*/rank-0.jsonl")):
-        if not any(locked(events.parent / name) for name in ("lock", "starter")):  # train.launch
+        if not any(locked(events.parent / name) for name in ("starter", "lock")):  # train.locks
             yield leftover(events.parent, f"run, {outcome(events)}", events)
     for events in sorted(runs.glob("*/shards.jsonl")):  # no lock tells whether one that has no end still lives
         if not (events.parent / "rank-0.jsonl").exists() and (end := outcome(events)) != "broken off":

@@ -27,8 +27,9 @@ from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import PREEMPTED, UserError, guard
 from train.agent import start_ranks
 from train.closing import show
-from train.launch import Launch, choose_world, hold, plan
+from train.launch import Launch, choose_world, plan
 from train.layers import plan as plan_layers
+from train.locks import hold
 from train.meeting import Meeting, meet
 from train.nodes import check_shared, differing
 from train.options import Options, common_terms, parse

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
-import os
 import re
-import socket
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
@@ -19,6 +15,7 @@ from preprocess.dataset import Manifest
 from preprocess.errors import UserError
 from preprocess.events import EventTail
 from train import layers
+from train.locks import STARTER, in_use, reserve
 from train.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -28,8 +25,6 @@ Choice = Literal["auto", "on", "off"]
 Wire = Literal["float32", "bfloat16", "float16"]
 BadSamples = Literal["raise", "quarantine"]
 Keep = Literal["auto", "device", "host", "none"]
-STARTER = "starter"  # locked by the command, from before there are ranks, who lock `lock`
-RESERVED: list[TextIO] = []  # held while this process lives
 OVER = ("finished", "diverged")  # outcomes after which a run's name is not taken up again by itself
 
 
@@ -117,20 +112,6 @@ def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
         save_every=options.save_every,
         save_probabilities=options.save_probabilities,
     )  # fmt: skip
-
-
-def reserve(folder: Path) -> bool:
-    """Whether the run is this process's while it lives; its first rank has a lock of its own, later. UserError where
-    nothing can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = hold(folder / STARTER)
-        if file:
-            RESERVED.append(file)
-            sign(file, os.getpid())
-    except OSError as error:
-        raise UserError(f"--runs {folder.parent} cannot hold a run ({error.strerror}); choose another") from None
-    return file is not None
 
 
 def check_size(recipe: Recipe, classes: int) -> None:
@@ -223,51 +204,3 @@ def outcome(folder: Path) -> str | None:
     """How the last attempt ended; None if it did not say, or there was none."""
     last = records(folder)[-1:]
     return last[0].get("outcome") if last and last[0]["kind"] == "end" else None
-
-
-def lock(folder: Path, pid: int | None = None) -> TextIO:
-    """Marks the run as in use for as long as the returned file is open and its process lives; UserError if it is.
-
-    pid: whom others are told to end; this process unless said.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = hold(folder / "lock")
-    if file is None:
-        raise UserError(f"run {folder} is in use by {in_use(folder)}; choose another --run, or end it")
-    sign(file, pid or os.getpid())
-    return file
-
-
-def sign(file: TextIO, pid: int) -> None:
-    with suppress(OSError):  # a full disk: others then learn less
-        file.truncate(0)
-        file.write(f"process {pid} on {socket.gethostname()}\n")
-        file.flush()
-
-
-def hold(path: Path) -> TextIO | None:
-    """The file, locked while it is open and its process lives; None if another process has it.
-
-    UserError where the file system has no locks (ENOLCK, ENOTSUP): nobody would be known to have it.
-    """
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # the two by which systems say that it is taken
-        file.close()
-        return None
-    except OSError as error:
-        file.close()
-        raise UserError(f"{path} cannot be locked ({error.strerror}); choose a folder on another disk") from None
-    return file
-
-
-def in_use(folder: Path) -> str | None:
-    """Who has locked the run, in words; None if nobody has."""
-    for path in (folder / STARTER, folder / "lock"):  # looking takes a lock for a moment, which rank 0 might miss
-        if path.exists():
-            file = hold(path)
-            if file is None:
-                return path.read_text().strip() or "a living process"
-            file.close()
-    return None

@@ -34,7 +34,8 @@ from train.events import Outcome, Start
 from train.gpu import lacks_for_compiling
 from train.interval import Signals
 from train.job import Job, resume
-from train.launch import BadSamples, Choice, Launch, attempts, lock
+from train.launch import BadSamples, Choice, Launch, attempts
+from train.locks import lock
 from train.memory import ran_out, too_large
 from train.network import AlexNet
 from train.optim import Optimiser

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from preprocess.errors import UserError
-from train.launch import hold
+from train.locks import hold
 
 
 @contextmanager

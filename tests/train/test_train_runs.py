@@ -28,7 +28,8 @@ from preprocess.errors import PREEMPTED, UserError, guard
 from preprocess.events import EventWriter
 from train.__main__ import main
 from train.agent import ECHO_S, SHUTDOWN_S, _agent, _first, after_signal
-from train.launch import RESERVED, Launch, changes, choose_run, lock, records, reserve
+from train.launch import Launch, changes, choose_run, records
+from train.locks import RESERVED, lock, reserve
 from train.options import parse
 from train.recipes import RECIPES, SAMPLE
 from train.status import start_server
@@ -258,6 +259,13 @@ def test_runs_are_numbered_and_unfinished_ones_taken_up(tmp_path: Path, capsys: 
     wrote("s-0-10", {"kind": "end", "outcome": "diverged"})
     (tmp_path / "s-0-²").mkdir()  # a digit to Python, but no number
     assert choose_run(tmp_path, "s-0") == ("s-0-11", False)
+
+
+def test_a_rank_that_finds_its_run_locked_is_told_by_whom_and_not_of_its_own_command(tmp_path: Path) -> None:
+    """An orphan of a command that was killed may still be saving where the next command's ranks begin."""
+    assert reserve(tmp_path / "r")
+    with RESERVED.pop(), lock(tmp_path / "r", 7), pytest.raises(UserError, match="r is in use by process 7 on "):
+        lock(tmp_path / "r")
 
 
 def test_other_settings_begin_another_run_unless_it_is_named(tmp_path: Path) -> None:
