@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from preprocess.dataset import MANIFEST, STATS, Manifest, index_name, read_manifest, require_split, write_durably
-from preprocess.errors import UserError, answered
+from preprocess.errors import UserError, answered, asking
 
 FOLDER = re.compile("[0-9a-f]{16}")  # of a dataset in the cache: its manifest's hash, shortened
 BLOCK = 8 << 20  # bytes of one request: what a broken connection costs at most
@@ -40,16 +40,8 @@ class Helper(threading.Thread):
 
 
 def _answer(request: Callable[[], T], stop: threading.Event) -> T:
-    """Stopped on request: the one to the server, which may be silent for minutes, is then left to its library."""
-    answer: futures.Future[T] = futures.Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(request())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    Helper(target=ask, name="loader-request", daemon=True).start()
+    """Stopped on request: the one to the server is then left to its library."""
+    answer = asking(request, Helper)
     while not futures.wait([answer], POLL).done:
         if stop.is_set():
             raise Stopped

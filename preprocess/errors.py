@@ -67,20 +67,27 @@ def _unread() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def answered(ask: Callable[[], Answer], asked: str) -> Answer:
-    """What `ask` returns or raises; UserError if it does neither within ANSWER_S seconds, and then it is left alone.
-
-    For the first words with a server: libraries look for credentials and try again for minutes.
-    """
+def asking(ask: Callable[[], Answer], thread: type[threading.Thread] = threading.Thread) -> Future[Answer]:
+    """What `ask` is to return or raise, in a thread of that class: a server may be silent for minutes, and whoever will
+    not wait so long leaves it alone."""
     answer: Future[Answer] = Future()
 
     def wait() -> None:
         try:
             answer.set_result(ask())
-        except Exception as error:
+        except BaseException as error:
             answer.set_exception(error)
 
-    threading.Thread(target=wait, daemon=True).start()
+    thread(target=wait, daemon=True).start()
+    return answer
+
+
+def answered(ask: Callable[[], Answer], asked: str) -> Answer:
+    """What `ask` returns or raises; UserError if it does neither within ANSWER_S seconds, and then it is left alone.
+
+    For the first words with a server: libraries look for credentials and try again for minutes.
+    """
+    answer = asking(ask)
     if not futures.wait([answer], ANSWER_S).done:
         told = "look at the address, this machine's network, and the credentials if it wants any"
         raise UserError(f"{asked}: no answer within {ANSWER_S:g} seconds; {told}")
