@@ -12,7 +12,8 @@ from pathlib import Path
 from preprocess import dataset, files
 from preprocess.errors import UserError
 from preprocess.plan import PLAN, Plan
-from preprocess.store import WORK, Store
+from preprocess.shard import BLOCK, OWNER
+from preprocess.store import WORK, LocalStore, Store
 
 UNFINISHED = re.compile(r"(train|val)(-\d{5,}\.(tar|idx)|\.index\.npz)|stats\.npz|rejects\.jsonl")
 
@@ -43,22 +44,42 @@ def _locked(out: Path, shared: bool) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another OUT") from None
     try:
-        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # the two by which systems say that it is taken
+            raise UserError(f"another process is making shards in {out}; wait for it, or choose another OUT") from None
+        except OSError as error:  # a file system without locks
+            raise UserError(f"{out} cannot be locked ({error.strerror}); choose an OUT on another disk") from None
         yield
-    except BlockingIOError:
-        raise UserError(f"another process is making shards in {out}; wait for it, or choose another OUT") from None
     finally:
         os.close(lock)
 
 
-def foreign(store: Store) -> str | None:
+def foreign(store: Store, plan: Plan) -> str | None:
     """The first file in OUT that has a name of ours though no plan lies there: somebody else's, or None.
 
     Every run writes its plan before its first shard, and its manifest before the plan goes. Whoever calls this and then
-    looks for the manifest takes no run of ours, not even one that ends meanwhile, for somebody else.
+    looks for the manifest takes no run of ours, not even one that ends meanwhile, for somebody else. What `plan` made
+    is ours where somebody has removed the manifest, too.
     """
     names = sorted(name for name in store.sizes() if UNFINISHED.fullmatch(name))
-    return names[0] if names and PLAN not in _work(store) else None
+    if not names or PLAN in _work(store) or (names_of(plan).issuperset(names) and _ours(store, names)):
+        return None
+    return names[0]
+
+
+def _ours(store: Store, names: list[str]) -> bool:
+    """Whether there are tars among them, and our writer has signed each. Not at a URL, where looking takes long."""
+    tars = [store.root / name for name in names if name.endswith(".tar")] if isinstance(store, LocalStore) else []
+    return bool(tars) and all(map(_signed, tars))
+
+
+def _signed(tar: Path) -> bool:
+    with contextlib.suppress(OSError):
+        if tar.is_file():
+            with tar.open("rb") as file:
+                return file.read(BLOCK)[265:297].rstrip(b"\0") == OWNER.encode()  # USTAR's uname
+    return False
 
 
 def refuse_foreign(place: str, name: str | None) -> None:
@@ -71,7 +92,7 @@ def refuse_foreign(place: str, name: str | None) -> None:
 def refuse_others(store: Store, place: str, plan: Plan) -> None:
     """UserError for a file that the plan names, in a folder where nothing has been made by it."""
     taken = sorted(names_of(plan) & store.sizes().keys())
-    refuse_foreign(place, taken[0] if taken else None)
+    refuse_foreign(place, None if not taken or _ours(store, taken) else taken[0])
 
 
 def discard(store: Store) -> None:

@@ -50,8 +50,7 @@ class ShardsConfig:
     """Makes a dataset of size x size images from the official archives, class folders or WebDataset tars."""
 
     src: str = ""
-    """Always to be given: folder or URL (s3, gs, http) with the ILSVRC2012 archives, train/<class>/* and perhaps
-    val/<class>/*, or WebDataset tars. Read in place."""
+    """Required: folder or URL (s3, gs, http) with the ILSVRC2012 archives, train/<class>/* or WebDataset tars."""
     out: str = "shards"
     """Folder or URL of the dataset. Interrupted work in it is resumed."""
     workers: int | None = None
@@ -76,8 +75,7 @@ class ShardsConfig:
     check_md5: bool = False
     """Hold the ILSVRC2012 archives against their published md5 sums first."""
     discard: bool = False
-    """Remove unfinished work of other settings from OUT first. Never touches a published dataset, or
-    files of others."""
+    """Remove unfinished work of other settings from OUT first; never a published dataset, or files of others."""
     dry_run: bool = False
     """Write nothing: say what it would cost in disk and time, measured on a few images."""
     task_id: int | None = None
@@ -128,7 +126,7 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     source = open_source(config.src).limited(config.limit_classes, config.limit_per_class)
     plan = Plan(draft=_draft(config, source), counts={split: len(part) for split, part in source.splits.items()})
     store = open_store(config.out)
-    stranger = foreign(store)
+    stranger = foreign(store, plan)
     if dataset.MANIFEST in store.sizes():
         return _leave(config, store, plan.draft)
     refuse_foreign(config.out, stranger)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,6 +23,7 @@ from preprocess.archives import DEVKIT, PUBLISHED_MD5, TRAIN, VAL, check_md5
 from preprocess.claim import discard, foreign
 from preprocess.errors import UserError
 from preprocess.merge import MergeConfig, merge
+from preprocess.plan import PLAN, Plan
 from preprocess.shards import ShardsConfig, make_shards
 from preprocess.sources import open_source
 from preprocess.store import LocalStore
@@ -149,13 +152,14 @@ def test_a_discard_that_was_killed_is_known_for_ours(sample_source: Path, whole:
 
     out, kills = tmp_path / "o", 0
     make_shards(config(sample_source, out, task_id=0, num_tasks=2, seed=5))
+    plan = Plan.from_json((out / PLAN).read_bytes())
     for store in [Killed(str(out)) for _ in range(100)]:
         store.left = 2
         try:
             discard(store)
         except KeyboardInterrupt:
             kills += 1
-            assert foreign(store) is None
+            assert foreign(store, plan) is None
         else:
             break
     assert kills > 3
@@ -178,6 +182,40 @@ def test_files_of_others_stay_as_they_are(sample_source: Path, tmp_path: Path, n
         assert digests(out) == before  # which would not read a work folder
     discard(LocalStore(str(out)))
     assert digests(out) == before
+
+
+@pytest.mark.parametrize("discards", [False, True])
+def test_a_dataset_without_its_manifest_is_made_again(
+    sample_source: Path, whole: Path, tmp_path: Path, discards: bool
+) -> None:
+    """If all of it is this command's: one tar of somebody else's, or of another plan, and nothing is touched."""
+    out = Path(shutil.copytree(whole, tmp_path / "o"))
+    (out / dataset.MANIFEST).unlink()
+    again = config(sample_source, out, discard=discards)
+    for name, data in (("train-00001.tar", (out / "val-00000.tar").read_bytes().replace(b"gratis", b"\0" * 6)),
+                       ("train-90000.tar", (out / "train-00001.tar").read_bytes())):  # fmt: skip
+        before = digests(out)
+        kept = (out / name).read_bytes() if (out / name).exists() else None
+        (out / name).write_bytes(data)
+        with pytest.raises(UserError, match=r"o holds .*; choose another OUT, or move them away"):
+            make_shards(again)
+        (out / name).unlink() if kept is None else (out / name).write_bytes(kept)
+        assert digests(out) == before
+    make_shards(again)
+    assert digests(out) == digests(whole)
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EACCES])
+def test_a_disk_without_locks_is_one_line(
+    sample_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    told = {errno.ENOLCK: r"o cannot be locked \(No locks available\)", errno.EACCES: "another process is making"}
+    with pytest.raises(UserError, match=told[error]):
+        make_shards(config(sample_source, tmp_path / "o"))
 
 
 def test_files_of_others_at_a_url_stay_as_they_are(sample_source: Path) -> None:
