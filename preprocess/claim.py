@@ -15,6 +15,7 @@ from preprocess.plan import PLAN, Plan
 from preprocess.shard import BLOCK, OWNER
 from preprocess.store import WORK, LocalStore, Store
 
+INDEXING = f"{WORK}/indexing"  # an index command has begun to write beside the work folder
 UNFINISHED = re.compile(r"(train|val)(-\d{5,}\.(tar|idx)|\.index\.npz)|stats\.npz|rejects\.jsonl")
 
 
@@ -95,6 +96,16 @@ def refuse_others(store: Store, place: str, plan: Plan) -> None:
     refuse_foreign(place, None if not taken or _ours(store, taken) else taken[0])
 
 
+def refuse_unindexed(store: LocalStore, names: set[str]) -> None:
+    """UserError for one of these files if no index has left it, neither a whole one nor one that was broken off."""
+    taken = sorted(names & store.sizes().keys())
+    if taken and not (store.root / INDEXING).exists():
+        try:
+            dataset.read_index(store.root, "train")
+        except UserError:
+            refuse_foreign(str(store.root), taken[0])
+
+
 def discard(store: Store) -> None:
     """Removes what an unfinished run left behind: what its plan names, and the plan last, so that a discard that was
     interrupted is known for one. The lock stays, and without a plan all that lies beside the work folder."""
@@ -121,6 +132,10 @@ def _planned(store: Store) -> set[str] | None:
 
 def names_of(plan: Plan) -> set[str]:
     """All that the plan's run may write beside the work folder."""
-    shards = plan.shard_names()
-    tars = {f"{name}.{kind}" for names in shards.values() for name in names for kind in ("tar", "idx")}
-    return tars | {dataset.index_name(split) for split in shards} | {dataset.STATS, dataset.REJECTS}
+    return names_in(plan.shard_names())
+
+
+def names_in(shards: dict[str, list[str]]) -> set[str]:
+    """All files of a dataset of these shards (by split, without .tar) but the manifest."""
+    files = {f"{name}.{kind}" for names in shards.values() for name in names for kind in ("tar", "idx")}
+    return files | {dataset.index_name(split) for split in shards} | {dataset.STATS, dataset.REJECTS}

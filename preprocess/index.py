@@ -7,7 +7,7 @@ The loader reads images that are square, of one size, RGB or greyscale JPEG (or 
 with a class number (preprocess.resharding says where it is looked for). Other images are no matter of an index: the
 tars are refused, and `make shards SRC=TARS` makes them so. Every image is decoded once, for the statistics, and because
 one that no decoder takes would end an epoch: such are refused beyond --max-rejects, else left out of the index. An .idx
-beside a tar is written anew.
+beside a tar, or another file of a dataset's names, is written over if an index has left it: else it is refused.
 The decoder here is Pillow's libjpeg-turbo. Files of other encoders may be odd enough for training's to refuse what it
 took; the loader names such a sample, and its `bad_samples="quarantine"` goes on without it.
 """
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from preprocess import dataset, files, image
 from preprocess.archives import members
-from preprocess.claim import claimed
+from preprocess.claim import INDEXING, claimed, names_in, refuse_unindexed
 from preprocess.dataset import Manifest, read_manifest
 from preprocess.errors import UserError
 from preprocess.listing import Item, Listing
@@ -108,17 +108,20 @@ def index(config: IndexConfig) -> Manifest:
         for split, listing in source.splits.items()
         for k, (place, name) in enumerate(named[split].items())
     )
-    store = LocalStore(str(out))
+    store, names = LocalStore(str(out)), {split: list(places.values()) for split, places in named.items()}
+    tars = {f"{name}.tar" for shards in names.values() for name in shards} if out.resolve() == root.resolve() else set()
+    refuse_unindexed(store, names_in(names) - tars)
     with claimed(str(out), store, shared=False):
         try:
             _map(config, tasks, source)
+            publish_bytes(store, INDEXING, b"")
             for places in named.values():
                 for place, name in places.items():
                     _lay_out(store, place, name)
-            names = {split: list(places.values()) for split, places in named.items()}
             manifest = publish(store, str(out), _draft(source, size, codec), names, config.max_rejects)
-        finally:
-            store.remove(WORK)  # nothing of it is resumed: a tar may be another one by then
+        finally:  # of the work itself nothing is resumed: a tar may be another one by then
+            if not (out / INDEXING).exists():
+                store.remove(WORK)
     print(f"{out}: {summary(manifest)}")
     return manifest
 
@@ -246,6 +249,8 @@ def _lay_out(store: LocalStore, place: str, name: str) -> None:
     (store.root / WORK / f"{name}.idx").replace(store.root / f"{name}.idx")
     link, tar = store.root / f"{name}.tar", Path(place).resolve()
     if link.resolve() != tar:
+        if link.is_symlink():  # of an earlier index, to another tar
+            link.unlink()
         link.symlink_to(os.path.relpath(tar, store.root.resolve()))
 
 

@@ -196,6 +196,42 @@ def test_verify_finds_a_swapped_label(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "00000.tar: 000000000.jpg has another size or label" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["00000.idx", "stats.npz", "train.index.npz", "rejects.jsonl"])
+def test_files_of_others_beside_the_tars_stay_as_they_are(tmp_path: Path, name: str) -> None:
+    root = tars(tmp_path / "t")
+    (root / name).write_text("somebody else's")
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"t holds {name}: .*; choose another OUT, or move them away"):
+            index(IndexConfig(tars=str(root), workers=1))
+        assert sorted(path.name for path in root.iterdir()) == sorted(["00000.tar", "00001.tar", "val-000.tar", name])
+    index(IndexConfig(tars=str(root), out=str(tmp_path / "o"), workers=1))
+    assert (root / name).read_text() == "somebody else's"
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "val-00000.tar").write_text("too")
+    with pytest.raises(UserError, match=r"p holds val-00000\.tar: "):
+        index(IndexConfig(tars=str(root), out=str(tmp_path / "p"), workers=1))
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_an_index_left_is_no_obstacle_to_the_next(tmp_path: Path, elsewhere: bool) -> None:
+    """Broken off, or published and its manifest removed: both also where the tars are others by now."""
+    root, out = tars(tmp_path / "t"), tmp_path / ("o" if elsewhere else "t")
+    archive(root / "00002.tar", [*by_img2dataset(range(15, 17)), ("torn.jpg", picture(99)[:700]), ("torn.cls", b"4")])
+    config = IndexConfig(tars=str(root), out=str(out), workers=1)
+    with pytest.raises(UserError, match="1 truncated"):
+        index(config)
+    assert (out / dataset.REJECTS).exists()
+    (root / "00000.tar").rename(root / "00003.tar")
+    (root / "00002.tar").unlink()
+    assert index(config).splits["train"].samples == 12
+    verify(VerifyConfig(shards=str(out)))
+    (out / dataset.MANIFEST).unlink()
+    archive(root / "000.tar", by_img2dataset(range(17, 21)))
+    assert index(config).splits["train"].samples == 16
+    verify(VerifyConfig(shards=str(out)))
+    assert not (out / ".work").exists()
+
+
 def test_a_dataset_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tars(tmp_path / "t")
     first = index(IndexConfig(tars=str(root), workers=1))
