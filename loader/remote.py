@@ -18,7 +18,16 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from preprocess.dataset import MANIFEST, STATS, Manifest, index_name, read_manifest, require_split, write_durably
+from preprocess.dataset import (
+    MANIFEST,
+    STATS,
+    Manifest,
+    at_once,
+    index_name,
+    read_manifest,
+    require_split,
+    write_durably,
+)
 from preprocess.errors import UserError, answered, asking
 
 FOLDER = re.compile("[0-9a-f]{16}")  # of a dataset in the cache: its manifest's hash, shortened
@@ -132,7 +141,7 @@ def read_pieces(root: Path | str, pieces: Iterable[tuple[str, int, int]]) -> Ite
             data = data if len(data) == size else data[start : start + size]  # of a server that knows no ranges
         else:
             try:
-                with Path(root, name).open("rb") as file:
+                with open(Path(root, name), "rb", opener=at_once) as file:
                     file.seek(start)
                     data = file.read(size)
             except OSError as error:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader.cache import Cache, uses_of
-from preprocess.dataset import Index, Split
+from preprocess.dataset import Index, Split, at_once
 from preprocess.errors import UserError
 
 Ids = NDArray[np.int64]
@@ -95,7 +95,7 @@ class Source:
         expected = self._shards[shard]
         path = self._root / expected.name
         try:
-            file = self._cache.open(shard) if self._cache else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = self._cache.open(shard) if self._cache else at_once(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); verify the copy of the dataset") from None
         if (found := os.fstat(file).st_size) != expected.bytes:

@@ -40,7 +40,7 @@ SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.tar", re.ASCII)  # `shards` writes tr
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar of samples: its file name in the dataset's folder, and what must be found there.
+    """One tar of samples: its file name in the dataset's folder, and what must be found there. sha256: hexadecimal.
 
     ValueError for other names: a manifest may come from a server, and readers write files of these names to a cache.
     """
@@ -104,6 +104,7 @@ class Manifest:
     stats_sha256: str
 
     def to_json(self) -> bytes:
+        """The bytes of manifest.json: equal manifests give equal ones."""
         return (json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
 
     @classmethod
@@ -128,7 +129,8 @@ class Manifest:
 
 
 class Index(NamedTuple):
-    """One row per sample, in id order: position of the image's bytes in its shard, and its label."""
+    """One row per sample, in id order, all [samples]: its shard (a position in the split's), the image's first byte
+    there and its size in bytes, and its label (a position in the manifest's classes)."""
 
     shard: NDArray[np.int32]
     offset: NDArray[np.int64]
@@ -158,7 +160,8 @@ def read_manifest(root: Path) -> Manifest:
     """The dataset's manifest; UserError if `root` holds none, or one of a format that this version does not read."""
     path = root / MANIFEST
     try:
-        text = path.read_bytes()
+        with open(path, "rb", opener=at_once) as file:
+            text = file.read()
     except (FileNotFoundError, NotADirectoryError):
         way_out = f"make one with `make shards SRC=... OUT={root}`"
         raise UserError(f"{root} is no dataset: it has no {MANIFEST}; {way_out}") from None
@@ -221,8 +224,14 @@ def read_stats(root: Path, sha256: str | None = None) -> Stats:
     return Stats(**(arrays | {"num_images": int(arrays["num_images"])}))
 
 
+def at_once(path: str | Path, flags: int) -> int:
+    """An opener for `open`: a pipe in a file's place is found empty, where else its writer would be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
+    """Of the whole file, hexadecimal."""
+    with open(path, "rb", opener=at_once) as file:
         return _sha256(file)
 
 
@@ -266,7 +275,7 @@ def _sha256(file: BinaryIO) -> str:
 
 def _read_npz(path: Path, fields: tuple[str, ...], sha256: str | None) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:  # of the very bytes that are read; NumPy leaves a damaged file open
+        with open(path, "rb", opener=at_once) as file:  # the very bytes that are read; NumPy leaves a damaged one open
             if sha256 is not None and _sha256(file) != sha256:
                 way_out = "copy the dataset again, or make the shards again"
                 raise UserError(f"{path} is not the one the manifest names (its sha256 differs); {way_out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,10 +17,12 @@ import pytest
 from handmade import picture, write_dataset
 from serving import FaultyServer, Handler, faulty
 
-from loader import Loader, LoaderConfig
+from loader import Loader, LoaderConfig, read_pieces
 from loader.cache import Cache
 from loader.remote import Helper, Remote, fetch_dataset, locked
 from preprocess.dataset import read_manifest
+from preprocess.errors import UserError
+from preprocess.verify import VerifyConfig, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
 
@@ -63,6 +66,28 @@ def test_closing_does_not_wait_for_a_server_that_says_nothing(
         silent.set()
     with pytest.raises(RuntimeError, match="closed"):
         next(batches)
+
+
+@pytest.mark.parametrize("name", ["train-00001.tar", "manifest.json", "stats.npz", "train.index.npz"])
+def test_a_pipe_in_a_file_s_place_is_one_line(jpeg_dataset: Path, tmp_path: Path, name: str) -> None:
+    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "d"))
+    (root / name).unlink()
+    os.mkfifo(root / name)
+
+    def reads() -> None:
+        for read, words in (
+            (lambda: list(make(root)), name),
+            (lambda: list(read_pieces(root, [(name, 0, 1)])), name),
+            (lambda: verify(VerifyConfig(shards=str(root))), "finding|manifest"),
+        ):
+            with pytest.raises(UserError, match=words) as caught:
+                read()
+            told.append(str(caught.value))
+
+    told: list[str] = []
+    within(30, reads)
+    assert len(told) == 3
+    assert not any("\n" in line for line in told)
 
 
 def test_an_epoch_that_a_signal_closes_while_it_waits_does_not_seem_whole(server: FaultyServer, tmp_path: Path) -> None:
