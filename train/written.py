@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,9 +17,10 @@ def written(path: Path, way_out: str) -> Iterator[Path]:
     """A file to write, which is at `path` when the block has ended well; its folder is made.
 
     Otherwise what was there stays and the draft is removed; only a kill, or a disk that fails then too, leaves it
-    (<name>.tmp), for the next writer to overwrite. UserError with the way out where writing fails.
+    (<name>.<8 digits>.tmp). Of two writers at once the later one's stays. UserError with the way out where writing
+    fails.
     """
-    draft = path.with_name(path.name + ".tmp")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield draft

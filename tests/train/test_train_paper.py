@@ -23,7 +23,7 @@ from train.paper.tables import tables
 from train.paper.timed import timed
 from train.paper.trained import last_launch
 from train.recipes import RECIPES, RELEASED, SAMPLE, TINY, Recipe
-from train.written import alone
+from train.written import alone, written
 
 
 def finished(runs: Path, name: str, recipe: Recipe, sizes: tuple[int, int, int], top1: float) -> None:
@@ -130,6 +130,17 @@ def test_resized_crops_are_not_drawn_as_plain_ones(sample_shards: Path, tmp_path
                 recipe_name="torchvision", recipe=recipe, run=tmp_path / "a", ends=0)  # fmt: skip
     assert explain(work).state == "skipped: it draws plain crops, and this run trains on resized ones"
     assert explain(replace(work, recipe=replace(recipe, crop_area=None))).state.startswith("skipped: the minutes are")
+
+
+def test_two_who_write_one_file_at_once_do_not_touch_each_other_s_draft(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with written(path, "") as first:
+        first.write_text("first")
+        with written(path, "") as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_disk_without_locks_is_not_told_as_another_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def _torchvision(trained: Trained, path: Path) -> str:
     buffer = io.BytesIO()
     torch.save(to_torchvision(trained.recipe, state), buffer)
     path.write_bytes(buffer.getvalue())
-    beside = path.with_name(path.name.removesuffix(".tmp")).with_suffix(".mean.npy")
+    beside = path.with_suffix("").with_suffix("").with_suffix(".mean.npy")  # a draft's name has two endings more
     np.save(beside, central_mean(trained).numpy())
     return f"feed it RGB 0-255 float32 [n,3,{trained.recipe.crop},{trained.recipe.crop}] minus {beside}"
 
