@@ -50,7 +50,11 @@ class Stages:
         self._runner, self._resizer = Runner(meter, self._mender), Runner(meter, self._mender)
         self._keeper = Keeper(decoded, source, self._reader, meter, threads) if decoded else None
         self._ring: dict[int, torch.Tensor] = {}
-        self._stream = torch.cuda.Stream(job.device) if job.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream: Any = None
+        if job.device.type == "cuda":
+            self._stream = torch.cuda.Stream(job.device)  # type: ignore[no-untyped-call]
+            # the store's memory may have been that of a tensor which the consumer's stream is not done with
+            self._stream.wait_stream(torch.cuda.current_stream(job.device))
 
     def batches(self, job: Job, slot: Slot) -> Generator[Ready, None, None]:
         """Each batch takes a slot before it is written; one that has come back is written again."""
@@ -59,9 +63,13 @@ class Stages:
             yield ready
             done += 1
         if done < len(job.steps):  # the last step has no sample for this rank
-            number = slot()
-            labels, ids = _rows(job, np.empty(0, np.int64))
-            yield Ready(Batch(_blank(job), labels.to(job.device), ids), 0, None, number)
+            number, none = slot(), np.empty(0, np.int64)
+            if self._stream is None:
+                batch, copied = Batch(_blank(job), *_rows(job, none)), None
+            else:
+                with torch.cuda.stream(self._stream):
+                    batch, copied = _to_device(job, none, _blank(job), self._stream)
+            yield Ready(batch, 0, copied, number)
 
     def stop(self) -> None:
         """Ends a wait for a server. For any thread."""

@@ -1,5 +1,5 @@
-"""What a rank's GPU is doing, by NVIDIA's management library, read once an interval; how long it stands idle for a
-batch, by events in its own stream; and whether torch can compile for it."""
+"""A rank's device; what it is doing, by NVIDIA's management library, read once an interval; how long it stands idle
+for a batch, by events in its own stream; and whether torch can compile for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,26 @@ from typing import Any
 
 import torch
 
+from preprocess.errors import UserError
 from train.events import GpuCounters
+
+CPU = torch.device("cpu")
+
+
+def device_of(local_rank: int) -> torch.device:
+    """A rank's, made current. UserError for GPUs that torch counts, by the driver's library, and cannot use: training
+    would go on without them, a hundred times as long."""
+    present = torch.cuda.device_count()
+    if not present:
+        return CPU
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"this machine's {present} GPUs cannot be used by torch {torch.__version__} (its warning says why): "
+            "`make doctor` tells what fits; CUDA_VISIBLE_DEVICES= in front of the command trains on the CPU"
+        )
+    device = torch.device("cuda", local_rank % present)
+    torch.cuda.set_device(device)
+    return device
 
 
 def lacks_for_compiling() -> str | None:

@@ -10,13 +10,13 @@ from train.recipes import Recipe
 
 COPIES = 4  # of every parameter: itself, its gradient, its velocity, and narrow or scratch copies
 TRANSIENT = 1.5  # memory at the peak of backward over what forward keeps for it
+WORDS = ("ALLOC_FAILED", "out of memory", "CUDA allocation failed", "bytes on device")  # the last two are DALI's
 RESERVED = 2 << 30  # bytes: the context, the libraries' workspaces, the loader's batches
 
 
 def ran_out(error: RuntimeError) -> bool:
-    """Whether it is for want of a GPU's memory: torch has a class for that, cuBLAS, cuDNN and NCCL have words."""
-    told = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in told or "out of memory" in told
+    """Whether it is for want of a GPU's memory: torch has a class for that, cuBLAS, cuDNN, NCCL and DALI have words."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in WORDS)
 
 
 def kept_bytes(recipe: Recipe, classes: int) -> tuple[float, int]:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from train.gpu import CPU, device_of
 from train.launch import Wire
 from train.nodes import listening
 
@@ -68,7 +69,6 @@ class Axis:
 
 
 ALONE = Axis()
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,7 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     full_float32()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    device = CPU
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
+    device = device_of(local_rank)
     torch.set_num_threads(max(1, cores() // local_world))
     # NCCL refuses two ranks on one device; gloo carries GPU tensors through the host
     backend = "nccl" if device.type == "cuda" and not share_device else "gloo"
@@ -139,18 +136,20 @@ def cores() -> int:
 
 
 def _axes(rank: int, world: int, towers: int, meter: Meter) -> tuple[Axis, Axis]:
-    mesh = dist.device_mesh.DeviceMesh(
-        "cuda" if dist.get_backend() == "nccl" else "cpu",
-        torch.arange(world).view(world // towers, towers),
-        mesh_dim_names=("data", "tower"),
-    )
-    sizes = {"data": world // towers, "tower": towers}
-    index = {"data": rank // towers, "tower": rank % towers}
-    data, tower = (
-        Axis(size=sizes[name], index=index[name], group=mesh.get_group(name), meter=meter) if sizes[name] > 1 else ALONE
-        for name in ("data", "tower")
-    )
-    return data, tower
+    """Groups of the world's backend. DeviceMesh's may be of another: before torch 2.13 an axis of the whole world gets
+    NCCL wherever there is a GPU, though the world has gloo, because NCCL refuses ranks that share a device."""
+    ranks = torch.arange(world).view(world // towers, towers)
+
+    def axis(size: int, index: int, members: list[list[int]]) -> Axis:
+        if size == 1:
+            return ALONE
+        group = dist.group.WORLD
+        if size < world:
+            group, _ = dist.new_subgroups_by_enumeration(members)  # type: ignore[no-untyped-call]
+        return Axis(size=size, index=index, group=group, meter=meter)
+
+    data = axis(world // towers, rank // towers, ranks.T.tolist())
+    return data, axis(towers, rank % towers, ranks.tolist())
 
 
 def gather(x: Tensor, dim: int, axis: Axis, what: str = "", wire: Wire = "float32") -> Tensor:

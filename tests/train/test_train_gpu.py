@@ -10,15 +10,20 @@ import subprocess
 import sys
 import sysconfig
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
+from preprocess.errors import UserError
 from train.checkpoint import latest
-from train.gpu import GpuMeter, WaitClock, lacks_for_compiling
+from train.gpu import GpuMeter, WaitClock, device_of, lacks_for_compiling
 from train.launch import records
+from train.network import AlexNet, Draw
+from train.recipes import RECIPES
+from train.scores import average_views, share_of_loss
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -149,6 +154,34 @@ def test_what_compiling_for_a_gpu_lacks_is_said(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "gcc").touch(0o755)
     headers = Path(sysconfig.get_path("include"), "Python.h").exists()
     assert lacks_for_compiling() == (None if headers else "Python's headers (apt install python3-dev)")
+
+
+def test_gpus_that_torch_cannot_use_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a driver that is too old, or before NVSwitch is up: the driver's library counts them all the same."""
+    assert device_of(0).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with pytest.raises(UserError, match=r"this machine's 8 GPUs cannot be used by torch .*CUDA_VISIBLE_DEVICES="):
+        device_of(0)
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_s_tensors_are_all_on_the_network_s_device(name: str, compute: Literal["float32", "bfloat16"]) -> None:
+    """On torch's device without values, where an operation with another device's tensor is an error as on a GPU. Fused
+    kernels there want gradients in the layout of their parameters."""
+    recipe, device = replace(RECIPES[name], width=1 / 16, compute=compute), torch.device("meta")
+    network = AlexNet(recipe, 10).to(device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.empty(8, 3, recipe.crop, recipe.crop, device=device).to(memory_format=torch.channels_last)
+    logits = network(images, Draw(seed=0, step=0, rows=range(8)))
+    loss = share_of_loss(logits, torch.zeros(8, dtype=torch.int64, device=device), 8)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for own in network.parameters():
+        assert own.grad is not None
+        assert (own.grad.device, own.grad.stride()) == (device, own.stride())
+    with torch.inference_mode():
+        assert average_views(network(images), 2).device == device
 
 
 def needs(devices: int) -> None:

@@ -118,6 +118,9 @@ def test_other_libraries_words_for_no_memory_are_known() -> None:
     for words, known in (
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
         ("CUDA error: out of memory", True),
+        ("Critical error in pipeline:\nError in GPU operator `nvidia.dali.fn.cast`\nCUDA allocation failed", True),
+        ("Critical error when building pipeline:\nCan't allocate 402653184 bytes on device 0.", True),
+        ("Can't allocate 402653184 bytes on host.", False),
         ("CUDA error: an illegal memory access was encountered", False),
     ):
         assert ran_out(RuntimeError(words)) is known
