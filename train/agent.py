@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 
-from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR
+from preprocess.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
 from train.launch import Launch, records
+from train.locks import hold
 from train.meeting import LAST_CALL_S, End, Meeting
 from train.stops import STOPS, heard
 
@@ -29,6 +32,7 @@ SHUTDOWN_S = 60
 # And when another of this machine's has failed: with gloo they fail too and at once, in NCCL's collectives they would
 # wait for ever, and hear of nothing meanwhile.
 ECHO_S = 5
+WORDS = "gratis-ranks-"  # folders in the temporary one
 
 
 def report_failure(message: str) -> None:
@@ -38,6 +42,23 @@ def report_failure(message: str) -> None:
         print(message, file=sys.stderr)
         return
     Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time()), "t": time.time()}))
+
+
+@contextmanager
+def folder_for_words() -> Iterator[str]:
+    """A folder for the ranks' error files while the block lasts; torchrun would leave its own. Those of launchers that
+    were killed go first. Not in the run's folder: its disk may be full when there is most to say."""
+    for left in Path(gettempdir()).glob(f"{WORDS}*"):
+        with suppress(OSError, UserError):
+            status = left.lstat()  # one that is a moment old may not be locked yet
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > 60 and (held := hold(left / "lock")):
+                with held:
+                    shutil.rmtree(left)
+    with TemporaryDirectory(prefix=WORDS, ignore_cleanup_errors=True) as words, ExitStack() as stack:
+        with suppress(UserError):  # no locks there: it is never taken for a dead one's
+            if held := hold(Path(words, "lock")):
+                stack.enter_context(held)
+        yield words
 
 
 def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
@@ -61,7 +82,7 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     handlers = {number: signal.getsignal(number) for number in STOPS}
     try:
-        with TemporaryDirectory(prefix="gratis-ranks-", ignore_cleanup_errors=True) as words:  # torchrun leaves its own
+        with folder_for_words() as words:
             config = _config(launch, local, meeting, words)
             elastic_launch(config, sys.executable)("-u", "-m", "train.rank", launch.to_json(), str(os.getpid()))
     except SignalException as stopped:

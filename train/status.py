@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import psutil
 from preprocess.errors import UserError
 
 FIRST_PORT, PORTS = 8000, 100
+CHOSEN: list[socket.socket] = []  # held while this process lives
 
 
 def start_server(runs: Path, chosen: int | None) -> subprocess.Popen[bytes] | None:
@@ -22,7 +26,7 @@ def start_server(runs: Path, chosen: int | None) -> subprocess.Popen[bytes] | No
     if chosen == 0:
         return None
     _end_orphans(runs)
-    port = chosen or next((p for p in range(FIRST_PORT, FIRST_PORT + PORTS) if _free(p)), None)
+    port = chosen or next((p for p in range(FIRST_PORT, FIRST_PORT + PORTS) if _free(p) and _choose(p)), None)
     if port is None or not _free(port):
         raise UserError(f"--port {port or FIRST_PORT} is taken; choose another, or 0 for no status server")
     if chosen is None and port != FIRST_PORT:
@@ -36,7 +40,17 @@ def start_server(runs: Path, chosen: int | None) -> subprocess.Popen[bytes] | No
     # a session of its own: ctrl-C in the terminal must not end it before the last events are served
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     print(f"status: http://127.0.0.1:{port}", flush=True)
+    again = shlex.join(command[:-2])  # without this parent
+    threading.Thread(target=_tell_loss, args=(server, again), name="status", daemon=True).start()
     return server
+
+
+def _tell_loss(server: subprocess.Popen[bytes], again: str) -> None:
+    """Says when the server is lost; one that was asked to end is not."""
+    code = server.wait()
+    if code not in (0, -signal.SIGTERM):
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        print(f"warning: the status server {how}; training goes on: {again} shows it", file=sys.stderr, flush=True)
 
 
 def _end_orphans(runs: Path) -> None:
@@ -63,3 +77,15 @@ def _free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def _choose(port: int) -> bool:
+    """False if another command of this machine has chosen the port: its server may be about to listen there."""
+    mark = socket.socket(socket.AF_UNIX)
+    try:
+        mark.bind(f"\0gratis-status-{port}")  # no file: the system forgets it with the process
+    except OSError:
+        mark.close()
+        return False
+    CHOSEN.append(mark)
+    return True

@@ -1,0 +1,99 @@
+"""What a command has beside its run: the status server, and a folder for its ranks' last words."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from train import status
+from train.agent import folder_for_words
+from train.locks import hold
+from train.status import start_server
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _ports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if each test were a command of its own, at ports that are free."""
+    monkeypatch.chdir(ROOT)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        monkeypatch.setattr(status, "FIRST_PORT", probe.getsockname()[1])
+    monkeypatch.setattr(status, "CHOSEN", [])
+    yield
+    for mark in status.CHOSEN:
+        mark.close()
+
+
+def listens(port: int) -> None:
+    for _ in range(600):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    pytest.fail("no server")
+
+
+def ended(server: subprocess.Popen[bytes] | None, number: int) -> None:
+    assert server is not None
+    server.send_signal(number)
+    server.wait(60)
+
+
+def test_two_commands_at_once_take_two_ports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second looks before the first's server listens."""
+    servers = [start_server(tmp_path / name, None) for name in "ab"]
+    try:
+        ports = [int(port) for port in re.findall(r"status: http://127\.0\.0\.1:(\d+)", capsys.readouterr().out)]
+        assert len(set(ports)) == 2
+        for port in ports:
+            listens(port)
+    finally:
+        for server in servers:
+            ended(server, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_is_lost_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int) -> None:
+    server = start_server(tmp_path, None)
+    listens(status.FIRST_PORT)
+    ended(server, number)
+    for thread in threading.enumerate():
+        if thread.name == "status":
+            thread.join(60)
+    told = capfd.readouterr().err
+    if number == signal.SIGTERM:  # as the command itself ends it
+        assert told == ""
+    else:
+        assert re.fullmatch(r"warning: the status server was killed by SIGKILL; .* -m server .* shows it\n", told)
+
+
+def test_words_of_launchers_that_were_killed_go_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed, living, begun = (tmp_path / f"gratis-ranks-{name}" for name in ("killed", "living", "begun"))
+    other = tmp_path / "other"
+    for folder in (killed, living, begun, other):
+        (folder / "attempt").mkdir(parents=True)
+        if folder != begun:
+            (folder / "lock").touch()
+            os.utime(folder, (0, 0))
+    held = hold(living / "lock")
+    assert held is not None
+    with held, folder_for_words() as words:
+        assert Path(words).parent == tmp_path
+        os.utime(words, (0, 0))
+        with folder_for_words() as more:
+            assert {path.name for path in tmp_path.iterdir()} == {
+                living.name, begun.name, other.name, Path(words).name, Path(more).name,
+            }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, begun.name, other.name}
