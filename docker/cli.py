@@ -17,7 +17,7 @@ COMMANDS = {  # what is typed -> module to run, its first arguments, what for
     "inspect": ("preprocess", ["inspect"], "say what a dataset holds"),
     "preprocess": ("preprocess", [], "any other command of that stage"),
     "bench": ("loader", [], "measure the loader on a dataset, or draw what it yields"),
-    "train": ("train", [], "train AlexNet"),
+    "train": ("train", [], "train AlexNet; figures, predictions, the paper: see its --help"),
     "status": ("server", [], "serve the status of all runs"),
     "top": ("server", ["top"], "the same in a terminal"),
     "doctor": ("gratis.doctor", [], "say what this machine has, and what that means"),

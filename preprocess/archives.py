@@ -30,8 +30,7 @@ PUBLISHED_MD5 = {
 BLOCK = 512
 MD5_CHUNK = 8 << 20
 
-
-Skip = Callable[[str, str], None]  # name, reason
+Skip = Callable[[str, str], None]  # told of what is no image: name, reason
 
 
 class Member(NamedTuple):
@@ -51,9 +50,7 @@ class Synset(NamedTuple):
     images: int
 
 
-def members(
-    archive: files.Bytes, path: str, skip: Callable[[str, str], None], start: int, end: int
-) -> Iterator[Member]:
+def members(archive: files.Bytes, path: str, skip: Skip, start: int, end: int) -> Iterator[Member]:
     """The regular files of the tar in bytes [start, end) of the archive; skip(name, reason) is told of all else.
 
     Plain headers, which is all the official archives have, are read directly: 4 us each where tarfile takes 25, a
@@ -129,7 +126,7 @@ def _plain(header: bytes) -> tuple[str, int] | None:
     return name, size
 
 
-def _careful_members(path: str, file: BinaryIO, skip: Callable[[str, str], None], end: int) -> Iterator[Member]:
+def _careful_members(path: str, file: BinaryIO, skip: Skip, end: int) -> Iterator[Member]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:

@@ -35,7 +35,7 @@ from preprocess.shard import ShardWriter
 from preprocess.stats import Accumulator
 
 TIMES = 3  # the longer of the two runs
-TABLED = 100
+TABLED = 100  # as --judged says
 GRID = (  # quality, subsampling, tables fitted to the image, progressive
     (95, "4:4:4", True, False), (95, "4:2:0", False, False), (95, "4:2:0", True, False), (95, "4:2:0", True, True),
     (90, "4:4:4", True, False), (90, "4:2:0", False, False), (90, "4:2:0", True, False), (85, "4:2:0", True, False),
@@ -54,7 +54,7 @@ class BenchConfig:
     """Alternating rounds over all tools; medians are shown."""
     workers: int = 2
     judged: int = 500
-    """Photographs for PSNR, spread over all. The tables of steps and codecs take TABLED of them."""
+    """Photographs for PSNR, spread over all. The tables of steps and codecs take 100 of them."""
 
     def __post_init__(self) -> None:
         for name in ("rounds", "workers", "judged"):

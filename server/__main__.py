@@ -57,7 +57,7 @@ class ServeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TopConfig:
-    """What `python -m server top` is asked for. Raises UserError."""
+    """Shows the status of a run in a terminal, until ctrl-C."""
 
     runs: Path = Path("runs")
     """Folder of the runs."""

@@ -3,7 +3,7 @@
 Checks the configuration, prepares what is missing, checks the dataset, starts the status server, runs one process per
 device under torchrun's agent, and closes with a table.
 Exit codes: 2 user error, 75 preempted (requeue), 130 interrupted.
-Beside training: `python -m train summary`, `python -m train bench`, `python -m train scaling`.
+Beside training: `python -m train NAME` for each name in `train.options.COMMANDS`.
 """
 
 from __future__ import annotations
@@ -32,28 +32,13 @@ from train.layers import plan as plan_layers
 from train.locks import hold
 from train.meeting import Meeting, meet
 from train.nodes import check_shared, differing
-from train.options import Options, common_terms, parse
+from train.options import COMMANDS, Options, common_terms, parse
 from train.recipes import RECIPES
 from train.status import start_server
 from train.tensorboard import mirrored
 
 SAMPLE = Path("sample")
 SEATS: list[TextIO] = []  # locks that are held while this process lives
-COMMANDS = {
-    "summary": "train.summary",
-    "bench": "train.bench",
-    "scaling": "train.scaling",
-    "figures": "train.paper.figures",
-    "predict": "train.paper.predict",
-    "export": "train.paper.export",
-    "features": "train.paper.features",
-    "evaluate-published": "train.paper.published",
-    "figure1": "train.paper.figure1",
-    "ablate": "train.paper.ablate",
-    "ensemble": "train.paper.ensemble",
-    "tables": "train.paper.tables",
-    "paper": "train.paper.paper",
-}  # beside training: the module whose main(arguments) it is; imported on demand, so that --help stays quick
 
 
 class _Terminated(BaseException):

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 from preprocess.errors import UserError
 from train.launch import Choice
 from train.layers import plan
-from train.options import Fields, Name, read
-from train.recipes import RELEASED, Recipe
+from train.options import Fields, read
+from train.recipes import RELEASED, Recipe, RecipeName
 from train.summary import backward_macs
 from train.update import update_ratios
 
@@ -48,7 +48,7 @@ class Bench:
 
     shards: Path | None = None
     """Folder of the dataset. Without it the loader is left out."""
-    recipe: Name = "released"
+    recipe: RecipeName = "released"
     """Where the fields below begin."""
     compile: Choice = "auto"
     """As in training: on for a GPU."""

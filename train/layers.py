@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from preprocess.errors import UserError
-from train.recipes import Layer, Recipe, ceil_windows
+from train.recipes import Layer, Recipe
 
 CONV1, CONV1_STRIDE = 11, 4
 CONVS: tuple[Layer, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -44,6 +44,11 @@ class Plan:
     def macs(self) -> int:
         """Multiplications per image, forward."""
         return math.prod(self.weight) * self.side**2
+
+
+def ceil_windows(size: int, kernel: int, stride: int) -> int:
+    """How many windows cover `size` pixels when the last may hang over the edge (the original's rule; trap 21)."""
+    return 1 + math.ceil((size - kernel) / stride)
 
 
 def pooling(recipe: Recipe) -> tuple[int, int]:

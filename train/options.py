@@ -16,10 +16,24 @@ from preprocess.arguments import parsed
 from preprocess.errors import UserError
 from train.launch import BadSamples, Choice, Keep, Wire
 from train.nodes import ALONE, Nodes
-from train.recipes import RECIPES, RELEASED, Recipe
+from train.recipes import RECIPES, RELEASED, Recipe, RecipeName
 
 LAST_PORT = 65535
-Name = Literal["released", "paper", "owt", "torchvision", "caffe", "sample", "tiny"]
+COMMANDS = {
+    "summary": "train.summary",
+    "bench": "train.bench",
+    "scaling": "train.scaling",
+    "figures": "train.paper.figures",
+    "predict": "train.paper.predict",
+    "export": "train.paper.export",
+    "features": "train.paper.features",
+    "evaluate-published": "train.paper.published",
+    "figure1": "train.paper.figure1",
+    "ablate": "train.paper.ablate",
+    "ensemble": "train.paper.ensemble",
+    "tables": "train.paper.tables",
+    "paper": "train.paper.paper",
+}  # beside training: the module whose main(arguments) it is; imported on demand, so that --help stays quick
 Fields = tyro.conf.OmitArgPrefixes[Annotated[Recipe, tyro.conf.arg(name="")]]  # its fields, without a prefix
 Machines = tyro.conf.OmitArgPrefixes[Annotated[Nodes, tyro.conf.arg(name="")]]
 Chosen = TypeVar("Chosen")
@@ -33,7 +47,7 @@ class Options:
     """Folder of the dataset, or its address (https://, s3://, gs://). Without it a sample is drawn under ./sample."""
     gpus: int | None = None
     """Processes on a machine, one per GPU; a pair holds one network. Default: the largest even number, else 1."""
-    recipe: Name = "released"
+    recipe: RecipeName = "released"
     """Where the fields below begin. Default: sample without --shards, else released."""
     run: str | None = None
     """Name of the run. Default: <recipe>-<dataset>-<n>; an unfinished one is resumed."""
@@ -58,8 +72,7 @@ class Options:
     decoded: Keep = "auto"
     """Keep decoded training images in the GPU's or the machine's memory; auto: where they fit. Batches are the same."""
     decoded_gb: float | None = None
-    """Most that they may take of a GPU's or the machine's memory, in 10**9 bytes, shared by the ranks on it. Default:
-    half of what is free on the GPU, or a quarter on the machine."""
+    """Most that they may take there, all ranks, in 10**9 bytes. Default: half of a GPU's free, else a quarter."""
     save_every: float = 60.0
     """Seconds of training between checkpoints. The last step always gets one."""
     save_probabilities: bool = False
@@ -98,18 +111,28 @@ def common_terms(options: Options, local: int) -> dict[str, object]:
 
 
 def parse(arguments: list[str]) -> Options:
-    fallback: Name = "released" if _value(arguments, "--shards") else "sample"
-    return read(lambda name, recipe: Options(recipe=name, fields=recipe), arguments, fallback, "python -m train")
+    fallback: RecipeName = "released" if _value(arguments, "--shards") else "sample"
+    beside = f"{Options.__doc__} Beside training: `python -m train NAME`, where NAME is {', '.join(COMMANDS)}."
+    return read(
+        lambda name, recipe: Options(recipe=name, fields=recipe), arguments, fallback, "python -m train", beside
+    )
 
 
-def read(make: Callable[[Name, Recipe], Chosen], arguments: list[str], fallback: Name, prog: str) -> Chosen:
-    """Two passes: the recipe's name decides the defaults that the rest is read against."""
+def read(
+    make: Callable[[RecipeName, Recipe], Chosen],
+    arguments: list[str],
+    fallback: RecipeName,
+    prog: str,
+    told: str | None = None,
+) -> Chosen:
+    """Two passes: the recipe's name decides the defaults that the rest is read against. told: in --help, in place of
+    the options' docstring."""
     asked = _value(arguments, "--recipe")
-    name = cast(Name, asked or fallback)
+    name = cast(RecipeName, asked or fallback)
     if name not in RECIPES:
         raise UserError(f"--recipe {name} is none of {', '.join(RECIPES)}")
     default = make(name, RECIPES[name])
-    return parsed(lambda: tyro.cli(type(default), default=default, args=arguments, prog=prog))
+    return parsed(lambda: tyro.cli(type(default), default=default, args=arguments, prog=prog, description=told))
 
 
 def command(kind: type[Chosen], arguments: list[str], name: str) -> Chosen:

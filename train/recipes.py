@@ -21,7 +21,11 @@ ONES: tuple[Layer, ...] = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")  # 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Defaults are `released`: configuration #145, whose logged errors equal the paper's tables digit for digit."""
+    """Defaults are `released`: configuration #145, whose logged errors equal the paper's tables digit for digit.
+
+    UserError where a count is below 1, a share of the run outside [0, 1], a rate, scale or deviation negative or not
+    finite, or where fields contradict each other.
+    """
 
     # data path
     image_size: int = 256
@@ -54,7 +58,7 @@ class Recipe:
     towers: Literal[1, 2] = 2
     """Columns that exchange features where `exchange` says; each may have a process of its own."""
     exchange: tuple[Layer, ...] = ("conv3", "conv6", "fc6", "fc7")
-    """Layers that read both towers, beside fc8, which always does. None: the towers meet in the softmax alone."""
+    """Layers that read both towers, beside fc8, which always does. No value: the towers meet in the softmax alone."""
     conv6: bool = False
     """A sixth convolution after the last pooling, as the authors' networks for larger label sets had."""
     without: Literal["none", "conv3", "conv4", "conv5"] = "none"
@@ -88,8 +92,9 @@ class Recipe:
     init_std: tuple[float, float, float, float, float, float, float, float] = (
         0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01,
     )  # fmt: skip
+    """Standard deviations of the weights of conv1 to conv5 and fc6 to fc8; conv6 takes conv5's."""
     bias_init: float = 1.0
-    """Of conv2, conv4, conv5, fc6 and fc7; the others start at 0."""
+    """Of conv2, conv4 to conv6, fc6 and fc7; the others start at 0."""
     dropout: Literal["original", "inverted", "off"] = "original"
     """Halve at test (original) or double in training (inverted): not the same dynamics at equal rates."""
     dropout_place: Literal["after", "before"] = "after"
@@ -123,9 +128,9 @@ class Recipe:
     # schedule; marks are shares of the run, so that they stretch with `epochs`
     epochs: int = 90
     """Passes over the training split."""
+    # dexp250: #170, the best scheduled run on record; plateau: the paper's, three times at most
     schedule: Literal["steps", "dexp250", "cosine", "plateau"] = "steps"
-    """/10 at `drops`; four steps down to 1/250 (#170, the best scheduled run on record); half a cosine; or /10 up to
-    three times when the validation error has not improved for `patience` epochs (paper)."""
+    """/10 at `drops`; four steps down to 1/250; half a cosine; /10 after `patience` epochs without a better error."""
     patience: int = 3
     """Epochs without a better validation error after which `plateau` divides the rate."""
     drops: tuple[float, ...] = (25 / 90, 51 / 90, 79 / 90)
@@ -137,7 +142,7 @@ class Recipe:
     conv1_frozen: float | None = 72 / 90
     """Share of the run from which conv1 stays as it is."""
     warmup_steps: int = 0
-    """Over which all rates grow linearly from nothing."""
+    """Steps over which all rates grow linearly from nothing."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "crop", "crop_chunk", "batch", "hidden", "epochs", "rate_batch", "patience"):
@@ -257,8 +262,4 @@ RECIPES: dict[str, Recipe] = {
     "released": RELEASED, "paper": PAPER, "owt": OWT, "torchvision": TORCHVISION, "caffe": CAFFE, "sample": SAMPLE,
     "tiny": TINY,
 }  # fmt: skip
-
-
-def ceil_windows(size: int, kernel: int, stride: int) -> int:
-    """How many windows cover `size` pixels when the last may hang over the edge (the original's rule; trap 21)."""
-    return 1 + math.ceil((size - kernel) / stride)
+RecipeName = Literal["released", "paper", "owt", "torchvision", "caffe", "sample", "tiny"]  # of RECIPES; for options

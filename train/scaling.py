@@ -37,8 +37,8 @@ from rich.table import Table
 from preprocess.errors import UserError
 from train.launch import Launch, records
 from train.layers import plan
-from train.options import Fields, Name, read
-from train.recipes import RELEASED, Recipe
+from train.options import Fields, read
+from train.recipes import RELEASED, Recipe, RecipeName
 from train.summary import CLASSES, FLOAT, backward_macs, exchanges
 
 REACHED = 0.8  # of a link's nominal bandwidth
@@ -109,7 +109,7 @@ class Scaling:
     """With --measured: the link's nominal gigabytes per second and direction."""
     latency_us: float = 20.0
     """With --measured: of one collective."""
-    recipe: Name = "released"
+    recipe: RecipeName = "released"
     """Where the fields below begin."""
     fields: Fields = RELEASED
 
@@ -121,7 +121,7 @@ class Scaling:
 
 
 def main(arguments: list[str]) -> None:
-    def make(name: Name, fields: Recipe) -> Scaling:
+    def make(name: RecipeName, fields: Recipe) -> Scaling:
         return Scaling(recipe=name, fields=fields)
 
     options = read(make, arguments, "released", "python -m train scaling")

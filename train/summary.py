@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from train.layers import Plan, plan
-from train.options import Fields, Name, read
-from train.recipes import RELEASED, Layer, Recipe
+from train.options import Fields, read
+from train.recipes import RELEASED, Layer, Recipe, RecipeName
 
 FLOAT = 4  # bytes
 WIDTH = 100  # columns: narrower cuts numbers
@@ -66,7 +66,7 @@ def backward_macs(layers: dict[Layer, Plan]) -> int:
 class Summary:
     """Describes a recipe's network: layers, shapes, parameters, multiplications, and what crosses between towers."""
 
-    recipe: Name = "released"
+    recipe: RecipeName = "released"
     """Where the fields below begin."""
     fields: Fields = RELEASED
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor
 from loader import Loader
 from preprocess.errors import UserError
 from train.dropout import keep_mask
-from train.layers import plan
+from train.layers import ceil_windows, plan
 from train.network import AlexNet, Draw, weight_shapes
 from train.norm import cross_map_norm, within_map_norm
 from train.parallel import Axis
 from train.rank import training_config
-from train.recipes import CAFFE, OWT, RECIPES, RELEASED, TORCHVISION, Layer, Recipe, ceil_windows
+from train.recipes import CAFFE, OWT, RECIPES, RELEASED, TORCHVISION, Layer, Recipe, RecipeName
 from train.scores import share_of_loss
 
 SMALL = replace(RELEASED, image_size=73, crop=64, width=1 / 16, batch=8)
@@ -297,6 +298,10 @@ def test_masks_are_a_function_of_position_and_unit() -> None:
         assert means.std().item() == pytest.approx(0.5 / math.sqrt(whole.shape[dim]), rel=0.15)
     assert (whole[:-1] == whole[1:]).double().mean().item() == pytest.approx(0.5, abs=0.005)
     assert (whole[:, :-64] == whole[:, 64:]).double().mean().item() == pytest.approx(0.5, abs=0.005)
+
+
+def test_every_recipe_may_be_asked_for() -> None:
+    assert get_args(RecipeName) == tuple(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)

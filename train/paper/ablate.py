@@ -25,10 +25,10 @@ from pathlib import Path
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import UserError
 from train.launch import outcome, records
-from train.options import Fields, Name, read
+from train.options import Fields, read
 from train.paper.switches import SWITCHES
 from train.paper.timed import leave
-from train.recipes import RECIPES, RELEASED, Recipe
+from train.recipes import RECIPES, RELEASED, Recipe, RecipeName
 from train.written import written
 
 WHOLE = "whole"
@@ -40,7 +40,7 @@ class Ablate:
     """Trains with one part switched off at a time, several seeds each, and writes a table beside the paper's."""
 
     shards: str | None = None
-    """Always to be given: folder of the dataset, or its address; it needs a validation split."""
+    """Required: folder of the dataset, or its address; it needs a validation split."""
     fields: str = ",".join(SWITCHES)
     """What to switch off, one at a time, comma-separated."""
     seeds: str = "0,1"
@@ -52,9 +52,8 @@ class Ablate:
     gpus: int | None = None
     """As `python -m train` takes it."""
     minutes: float | None = None
-    """Begin no run that would, judging by the longest so far, end after so many minutes. Default: as long as it takes.
-    The same command later goes on."""
-    recipe: Name = "released"
+    """Begin no run that, going by the longest so far, ends later; the same command goes on. Default: all of them."""
+    recipe: RecipeName = "released"
     """Where the recipe's fields below begin."""
     whole: Fields = RELEASED
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from preprocess.dataset import Manifest, read_manifest
 from preprocess.errors import UserError
 from train.launch import records
-from train.options import Name, command
+from train.options import command
 from train.paper.ablate import seeds_of
 from train.paper.parts import PARTS, PartResult, Work
 from train.paper.timed import leave
-from train.recipes import RECIPES
+from train.recipes import RECIPES, RecipeName
 from train.written import alone, written
 
 
@@ -36,9 +36,8 @@ class Paper:
     """A run of these shards, to be reported as it is. Default: paper-<recipe>-<dataset>, trained here."""
     runs: Path = Path("runs")
     """Folder of all runs."""
-    recipe: Name | None = None
-    """Default: --run's with the settings it has, else the first one that fits the images' size (sample for up to 10
-    classes). Beside --run: the ablations' alone."""
+    recipe: RecipeName | None = None
+    """Default: --run's with its settings, else the first for that image size. Beside --run: the ablations' alone."""
     gpus: int | None = None
     """As `python -m train` takes it."""
     shards32: str | None = None
@@ -88,7 +87,7 @@ def paper(options: Paper) -> Path:
     return report
 
 
-def of_run(options: Paper, manifest: Manifest) -> Name:
+def of_run(options: Paper, manifest: Manifest) -> RecipeName:
     """The recipe of --run. UserError unless the run has a checkpoint and was trained on this dataset."""
     run = options.runs / str(options.run)
     if not (run / "checkpoints").is_dir():
@@ -100,14 +99,14 @@ def of_run(options: Paper, manifest: Manifest) -> Name:
             f"run {options.run} was trained on dataset {other}, {options.shards} is {manifest.hash[:8]}: "
             "give the --shards it was trained on, or another --run"
         )
-    name: Name = starts[-1]["recipe"]
+    name: RecipeName = starts[-1]["recipe"]
     return name
 
 
-def fitting(manifest: Manifest) -> Name:
+def fitting(manifest: Manifest) -> RecipeName:
     """The recipe for images of this size; UserError if there is none."""
     few = len(manifest.classes) <= 10
-    order: tuple[Name, ...] = ("released", "sample", "tiny") if few else ("released", "tiny")
+    order: tuple[RecipeName, ...] = ("released", "sample", "tiny") if few else ("released", "tiny")
     for name in order:
         if RECIPES[name].image_size == manifest.image_size:
             return name

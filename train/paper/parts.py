@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from preprocess.dataset import Manifest
 from train.launch import outcome, records
-from train.options import Name
 from train.paper.ablate import as_arguments, has
 from train.paper.figures import CAPTIONS
 from train.paper.switches import SWITCHES
 from train.paper.timed import OVER, first_line, said, timed
-from train.recipes import RECIPES, Recipe
+from train.recipes import RECIPES, Recipe, RecipeName
 
 if TYPE_CHECKING:
     from train.paper.paper import Paper
@@ -44,7 +43,7 @@ class Work:
 
     options: Paper
     manifest: Manifest
-    recipe_name: Name
+    recipe_name: RecipeName
     recipe: Recipe
     run: Path
     ends: float
