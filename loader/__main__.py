@@ -42,13 +42,16 @@ class Measure:
     views: Literal[1, 10] = 1
     """10: evaluation's ten views."""
     order: Literal["full", "window"] = "full"
+    """window: shards are shuffled, then samples within each run of 8 shards."""
     threads: int | None = None
     """Of the decoder. Default: one per core that this process may use."""
     batches: int = 26
     """In each round."""
     rounds: int = 5
+    """Of which the medians and extremes are printed."""
     seed: int = 0
     device: str = "cpu"
+    """cpu or cuda."""
     preview: Path | None = None
     """Draw augmented, un-normalised images with their class names to this file, and measure nothing."""
 
@@ -70,7 +73,8 @@ def main() -> int:
 
         explain.main(sys.argv[2:])
         return 0
-    options = parsed(lambda: tyro.cli(Measure, prog="python -m loader", description=Measure.__doc__))
+    told = f"{Measure.__doc__} Beside it: `python -m loader explain`, one image's way through the loader."
+    options = parsed(lambda: tyro.cli(Measure, prog="python -m loader", description=told))
     with _loader(options) as loader:
         if options.preview:
             print(f"{options.preview}: {draw_preview(loader, options.preview)} images")

@@ -54,6 +54,7 @@ class Bench:
     scratch: Path | None = None
     """Folder for a new folder of up to 4 GB with the images in all peers' formats. Default: the system's."""
     rounds: int = 5
+    """In each, every peer is measured once."""
     batches: int = 26
     """Of 256 images, in each measurement."""
     threads: int | None = None

@@ -46,10 +46,12 @@ class Loader:
     under way (what waits is closed before, and made again on demand); a spawned process makes its own from the
     configuration, which can be pickled.
 
-    root: a folder, or an address (https://, s3://, gs://: what fsspec reads), whose shards then come through a cache
-    on this machine (`LoaderConfig.cache`).
-
-    local_world_size: how many of the ranks run on this machine and so share its cores; None: all of them.
+    root                a folder, or an address (https://, s3://, gs://: what fsspec reads), whose shards then come
+                        through a cache on this machine (`LoaderConfig.cache`)
+    split               one that the manifest names: "train", mostly "val" too
+    rank, world_size    this rank gets rows [rank * b, (rank + 1) * b) of each global batch, b = batch_size / world_size
+    device              where images and labels come to lie: the CPU, or a CUDA device
+    local_world_size    how many of the ranks run on this machine and so share its cores; None: all of them
 
     keeps: where decoded images are kept: what `LoaderConfig.decoded` came to.
 

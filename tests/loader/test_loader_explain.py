@@ -13,7 +13,7 @@ import pytest
 from handmade import SIZE, picture, write_dataset
 from PIL import Image
 
-from loader import Loader, LoaderConfig, explain, plan
+from loader import Loader, LoaderConfig, drawing, explain, plan
 from preprocess.errors import UserError
 from preprocess.image import decode
 
@@ -34,7 +34,7 @@ def test_a_presentation_is_the_loaders(dataset: Path, mean: str) -> None:
         for row in range(5):
             sample = int(ids[row])
             draws = plan.draws(3, 0, np.array([sample]), SIZE - CROP + 1)
-            shown = explain.presented(loader, explain.read(loader, sample), draws, 0, colour=True)
+            shown = drawing.presented(loader, explain.read(loader, sample), draws, 0, colour=True)
             np.testing.assert_allclose(shown.input, images[row].numpy(), atol=1e-3)
             back = shown.input * 1.1 - shown.shift[:, None, None]  # of the crop itself, mean subtracted
             assert abs(back).max() < 256
@@ -61,7 +61,7 @@ def test_offsets_are_flat_and_colours_as_the_formula_says(dataset: Path) -> None
     with Loader(dataset, "train", LoaderConfig(batch_size=1, crop=CROP)) as loader:
         offsets, normals = explain.many_draws(loader)
         positions = SIZE - CROP + 1
-        counts = explain.histogram(offsets, positions)
+        counts = drawing.histogram(offsets, positions)
         assert counts.shape == (positions, positions)
         assert counts.sum() == len(offsets) >= explain.DRAWS
         assert counts[3, 11] == ((offsets[:, 0] == 3) & (offsets[:, 1] == 11)).sum()
