@@ -27,7 +27,7 @@ def draw_preview(loader: Loader, path: Path) -> int:
     pen = ImageDraw.Draw(sheet)
     for place, i in enumerate(shown):
         left, top = place % COLUMNS * crop, place // COLUMNS * (crop + CAPTION)
-        sheet.paste(Image.fromarray(_pixels(loader, images[i].float().numpy(), int(ids[i]))), (left, top))
+        sheet.paste(Image.fromarray(_pixels(loader, images[i].float().cpu().numpy(), int(ids[i]))), (left, top))
         words = loader.classes[int(labels[i])].words.split(",")[0]
         pen.text((left + 2, top + crop + 1), words[: crop // 6].encode("latin-1", "replace").decode("latin-1"), "black")
     write_picture(path, sheet.save)
