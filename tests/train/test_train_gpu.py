@@ -25,6 +25,7 @@ from train.network import AlexNet, Draw
 from train.recipes import RECIPES
 from train.scores import average_views, share_of_loss
 
+EAGER = ("--compile", "off")  # compiling takes most of so short a run, which others are only held against
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -223,7 +224,7 @@ def test_a_run_on_a_device(tmp_path: Path, sample_shards: Path) -> None:
 @pytest.mark.slow
 def test_a_pair_that_shares_a_device_follows_one_process(tmp_path: Path, sample_shards: Path) -> None:
     needs(1)
-    (one,) = trained(tmp_path, sample_shards, "one", "--gpus", "1")
+    (one,) = trained(tmp_path, sample_shards, "one", "--gpus", "1", *EAGER)
     pair = trained(tmp_path, sample_shards, "pair", "--gpus", "2", "--share-device")
     assert len(pair) == 2
     assert nll(pair[0]) == pytest.approx(nll(one), rel=0.02)
@@ -235,7 +236,7 @@ def test_a_pair_that_shares_a_device_follows_one_process(tmp_path: Path, sample_
 def test_two_devices_follow_one(tmp_path: Path, sample_shards: Path, towers: str) -> None:
     """Over NCCL, which carries the devices' tensors alone: ids, sums and probabilities among them."""
     needs(2)
-    (one,) = trained(tmp_path, sample_shards, "one", "--gpus", "1")
+    (one,) = trained(tmp_path, sample_shards, "one", "--gpus", "1", *EAGER)
     two = trained(tmp_path, sample_shards, "two", "--gpus", "2", "--tower-ranks", towers)
     assert [own[0]["device"] for own in two] == ["cuda:0", "cuda:1"]
     assert nll(two[0]) == pytest.approx(nll(one), rel=0.02)
