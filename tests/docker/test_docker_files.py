@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
@@ -31,12 +31,6 @@ def tool(name: str, package: str) -> str:
 def check(*command: str | Path) -> None:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=DOCKER, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def compose() -> dict[str, Any]:
@@ -150,7 +144,7 @@ def test_commands_are_understood(name: str, tmp_path: Path) -> None:
     """With nothing mounted they complain of that, in one line, and not of their flags."""
     moved = [word.replace("/src", "/no/src").replace("/gratis", str(tmp_path)) for word in commands()[name]]
     moved = [re.sub(r"\$\{GPUS:-(\d)\}", r"\1", word) for word in moved]
-    here = {"$(JOB_COMPLETION_INDEX)": "0", "gratis-0.gratis:29400": f"127.0.0.1:{unused_port()}"}
+    here = {"$(JOB_COMPLETION_INDEX)": "0", "gratis-0.gratis:29400": f"127.0.0.1:{free_port()}"}
     moved = [here.get(word, word) for word in moved]
     done = subprocess.run([sys.executable, *moved], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2

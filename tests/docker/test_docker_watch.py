@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ports import free_port
 
 from preprocess.events import EventWriter, LoaderCounters, ShardProgress
 from train.events import End, Eval, GpuCounters, Step
@@ -62,12 +62,6 @@ class Run:
     def end(self, outcome: str) -> None:
         for writer in self.writers:
             writer.write("end", End(outcome=outcome, error=None))  # type: ignore[typeddict-item]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -52,7 +52,6 @@ def write_dataset(
     *,
     codec: str = "jpeg",
     per_shard: int = 10,
-    sorted_labels: bool = False,
 ) -> Path:
     root.mkdir(parents=True)
     count = len(images)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import assert_same, epoch
 from handmade import rotten
 from PIL import Image
 
@@ -26,18 +27,6 @@ CROP, EPOCHS = 48, 3
 def make(root: Path, *, rank: int = 0, world: int = 1, **options: Any) -> Loader:
     config = LoaderConfig(**({"batch_size": 12, "crop": CROP, "threads": 2} | options))
     return Loader(root, "train", config, rank=rank, world_size=world)
-
-
-def epoch(loader: Loader) -> list[Batch]:
-    return [Batch(*(tensor.clone() for tensor in batch)) for batch in loader]
-
-
-def assert_same(a: list[Batch], b: list[Batch]) -> None:
-    assert len(a) == len(b)
-    for one, two in zip(a, b, strict=True):
-        for x, y in zip(one, two, strict=True):
-            assert torch.equal(x, y)
-            assert x.stride() == y.stride()
 
 
 CASES: dict[str, dict[str, Any]] = {

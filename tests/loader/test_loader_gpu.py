@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from batches import epoch
 from handmade import rotten
 
 from loader import Batch, Loader, LoaderConfig
@@ -33,10 +34,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def make(root: Path, device: torch.device, **options: Any) -> Loader:
     config = LoaderConfig(**({"batch_size": 12, "crop": CROP, "threads": 2} | options))
     return Loader(root, "train", config, device=device)
-
-
-def epoch(loader: Loader) -> list[Batch]:
-    return [Batch(*(tensor.cpu().clone() for tensor in batch)) for batch in loader]
 
 
 def assert_close(a: list[Batch], b: list[Batch], levels: float) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import epoch
 from handmade import rotten
 
 from loader import Batch, Loader, LoaderConfig, coverage
@@ -27,11 +28,6 @@ COUNT, CROP = 101, 48
 def make(root: Path, *, rank: int = 0, world: int = 1, batch_size: int = 12, **options: Any) -> Loader:
     config = LoaderConfig(**({"batch_size": batch_size, "crop": CROP, "threads": 1} | options))
     return Loader(root, "train", config, rank=rank, world_size=world)
-
-
-def epoch(loader: Loader) -> list[Batch]:
-    """A whole epoch, copied out of the buffers."""
-    return [Batch(*(tensor.clone() for tensor in batch)) for batch in loader]
 
 
 def merged(ranks: list[list[Batch]]) -> list[Batch]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import epoch
 from handmade import picture, rotten, write_dataset
 
 from loader import Batch, Loader, LoaderConfig
@@ -23,10 +24,6 @@ COUNT, BAD = 101, (17, 42, 43)
 def make(root: Path, *, rank: int = 0, world: int = 1, **options: Any) -> Loader:
     config = LoaderConfig(**({"batch_size": 12, "crop": 48, "threads": 1, "bad_samples": "quarantine"} | options))
     return Loader(root, "train", config, rank=rank, world_size=world)
-
-
-def epoch(loader: Loader) -> list[Batch]:
-    return [Batch(*(tensor.clone() for tensor in batch)) for batch in loader]
 
 
 def flat(batches: list[Batch]) -> list[torch.Tensor]:

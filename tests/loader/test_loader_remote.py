@@ -22,9 +22,10 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-import torch
+from batches import assert_same, epoch
 from handmade import picture, write_dataset
-from serving import FaultyServer, Handler, faulty, free_port, nginx, nginx_binary, served
+from ports import free_port
+from serving import FaultyServer, Handler, faulty, nginx, nginx_binary, served
 
 from loader import Batch, Loader, LoaderConfig
 from loader.cache import Cache, Use, held_files, uses_of
@@ -45,16 +46,6 @@ def server(jpeg_dataset: Path) -> Iterator[FaultyServer]:
 def make(root: Path | str, cache: Path, *, rank: int = 0, world_size: int = 1, **options: Any) -> Loader:
     config = {"batch_size": 12, "crop": 48, "threads": 1, "cache": str(cache)} | options
     return Loader(root, "train", LoaderConfig(**config), rank=rank, world_size=world_size)
-
-
-def epoch(loader: Loader) -> list[Batch]:
-    return [Batch(*(tensor.clone() for tensor in batch)) for batch in loader]
-
-
-def assert_same(found: list[Batch], expected: list[Batch]) -> None:
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def cached(cache: Path) -> list[Path]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from small import python
 
 from preprocess.errors import UserError
 from train import checkpoint
@@ -18,15 +17,8 @@ from train.paper.finetune import take_convolutions
 from train.recipes import KEPT, RECIPES, SAMPLE, Recipe
 from train.schedule import rates
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = replace(SAMPLE, width=0.0625)
 QUICK = ("--recipe", "sample", "--width", "0.0625", "--epochs", "1", "--batch", "100")
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
 
 
 def saved(folder: Path, recipe: Recipe, classes: int) -> AlexNet:

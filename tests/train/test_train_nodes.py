@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,31 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from safetensors.torch import load_file
+from small import ROOT, command, of_kind
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from preprocess.errors import UserError
 from train.__main__ import check_world
-from train.launch import records
 from train.meeting import End, Meeting, meet
 from train.nodes import Nodes
 from train.options import parse
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-QUICK = (
-    "--recipe",
-    "sample",
-    "--width",
-    "0.0625",
-    "--epochs",
-    "2",
-    "--batch",
-    "100",
-    "--port",
-    "0",
-    "--save-every",
-    "0",
-)
 LAST = "checkpoints/step-00000020/network.safetensors"
 LONG = 240.0  # far more than anything here takes
 
@@ -54,13 +39,7 @@ class Cluster:
     host: str  # of node 0, as both see it
 
     def rdzv(self) -> str:
-        return f"{self.host}:{unused_port()}"
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        return f"{self.host}:{free_port()}"
 
 
 def has_networks() -> bool:
@@ -130,8 +109,8 @@ def start(cluster: Cluster, sample_shards: Path, tmp_path: Path) -> Iterator[Cal
 
     def parent(node: int, rdzv: str, *arguments: str) -> subprocess.Popen[str]:
         own = ("--node-rank", str(node), "--rdzv", rdzv)
-        command = [*cluster.prefixes[node], *train(tmp_path, sample_shards, *own, *arguments)]
-        started.append(subprocess.Popen(command, cwd=ROOT, text=True, stdout=-1, stderr=-1, start_new_session=True))
+        typed = [*cluster.prefixes[node], *train(tmp_path, sample_shards, *own, *arguments)]
+        started.append(subprocess.Popen(typed, cwd=ROOT, text=True, stdout=-1, stderr=-1, start_new_session=True))
         return started[-1]
 
     def both(*arguments: str, one: tuple[str, ...] = (), rdzv: str = "") -> Pair:
@@ -152,11 +131,7 @@ def start(cluster: Cluster, sample_shards: Path, tmp_path: Path) -> Iterator[Cal
 
 
 def train(runs: Path, shards: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "train", "--runs", str(runs), "--shards", str(shards), *QUICK, *arguments]
-
-
-def of_kind(run: Path, kind: str, rank: int = 0) -> list[dict[str, Any]]:
-    return [record for record in records(run, rank) if record["kind"] == kind]
+    return command(runs, shards, "--save-every", "0", *arguments)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -305,7 +280,7 @@ def nodes(rdzv: str, rank: int = 0) -> Nodes:
 def test_a_machine_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """From both sides, within the time that was given for it."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    port = unused_port()
+    port = free_port()
     with pytest.raises(UserError, match=r"no node 0 answered within 0.5 s.*refused"):
         meet(nodes(f"127.0.0.1:{port}", 1))
     meeting = meet(nodes(f"127.0.0.1:{port}"))

@@ -10,7 +10,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,28 +20,26 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import ROOT, command, of_kind
 from torch.distributed.launcher.api import LaunchConfig
 
 from preprocess.events import EventWriter
 from train import checkpoint
 from train.agent import ECHO_S
 from train.checkpoint import State
-from train.launch import records
 from train.network import AlexNet
 from train.optim import Optimiser
 from train.rank import PR_SET_PDEATHSIG, end_with_parent
 from train.recipes import SAMPLE
 from train.saving import Saver
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-QUICK = ("--recipe", "sample", "--width", "0.0625", "--batch", "100", "--port", "0", "--save-every", "0")
 LAST = "checkpoints/step-00000020/network.safetensors"  # of two epochs
 
 
 def start(runs: Path, shards: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "train", "--runs", str(runs), "--shards", str(shards), *QUICK, *arguments]
     return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=-1, stderr=-1, start_new_session=True, **options
+        command(runs, shards, "--save-every", "0", *arguments), cwd=ROOT, text=True, stdout=-1, stderr=-1,
+        start_new_session=True, **options,
     )  # fmt: skip
 
 
@@ -50,10 +47,6 @@ def finish(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
     out, err = process.communicate(timeout=240)
     assert process.returncode == code, err
     return out, err
-
-
-def of_kind(run: Path, kind: str, rank: int = 0) -> list[dict[str, Any]]:
-    return [record for record in records(run, rank) if record["kind"] == kind]
 
 
 def wait_for(run: Path, process: subprocess.Popen[str], step: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from small import ROOT, command, of_kind
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -30,16 +31,9 @@ from train.__main__ import main
 from train.agent import ECHO_S, SHUTDOWN_S, _agent, _first, after_signal
 from train.launch import Launch, changes, choose_run, records
 from train.locks import RESERVED, lock, reserve
-from train.options import parse
+from train.options import COMMANDS, parse
 from train.recipes import RECIPES, SAMPLE
 from train.status import start_server
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-QUICK = ("--recipe", "sample", "--width", "0.0625", "--epochs", "2", "--batch", "100", "--port", "0")
-
-
-def command(runs: Path, shards: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "train", "--runs", str(runs), "--shards", str(shards), *QUICK, *arguments]
 
 
 def train(runs: Path, shards: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -64,10 +58,6 @@ def answered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     before = signal.getsignal(signal.SIGTERM)
     yield ask
     signal.signal(signal.SIGTERM, before)
-
-
-def of_kind(run: Path, kind: str, rank: int = 0) -> list[dict[str, Any]]:
-    return [record for record in records(run, rank) if record["kind"] == kind]
 
 
 def one_line(process: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -459,3 +449,4 @@ def test_help_lists_what_a_user_may_set() -> None:
     ).stdout
     for flag in ("--shards", "--gpus", "--recipe", "--epochs", "--run", "--runs", "--port", "--seed", "--lrn-order"):
         assert re.search(rf"{flag}\b", shown), flag
+    assert set(COMMANDS) <= set(re.findall(r"[\w-]+", shown.partition("options")[0]))
