@@ -136,20 +136,23 @@ def cores() -> int:
 
 
 def _axes(rank: int, world: int, towers: int, meter: Meter) -> tuple[Axis, Axis]:
-    """Groups of the world's backend. DeviceMesh's may be of another: before torch 2.13 an axis of the whole world gets
-    NCCL wherever there is a GPU, though the world has gloo, because NCCL refuses ranks that share a device."""
+    """Of a DeviceMesh of groups that have the world's backend. Left to make its own, it gives an axis of the whole
+    world NCCL before torch 2.13 wherever there is a GPU, though ranks that share a device have gloo."""
+    if world == 1:
+        return ALONE, ALONE
     ranks = torch.arange(world).view(world // towers, towers)
-
-    def axis(size: int, index: int, members: list[list[int]]) -> Axis:
-        if size == 1:
-            return ALONE
-        group = dist.group.WORLD
-        if size < world:
-            group, _ = dist.new_subgroups_by_enumeration(members)  # type: ignore[no-untyped-call]
-        return Axis(size=size, index=index, group=group, meter=meter)
-
-    data = axis(world // towers, rank // towers, ranks.T.tolist())
-    return data, axis(towers, rank % towers, ranks.tolist())
+    groups = [
+        dist.new_subgroups_by_enumeration(members)[0]  # type: ignore[no-untyped-call]
+        for members in (ranks.T.tolist(), ranks.tolist())
+    ]
+    mesh = dist.device_mesh.DeviceMesh.from_group(
+        groups, "cuda" if dist.get_backend() == "nccl" else "cpu", ranks, mesh_dim_names=("data", "tower")
+    )
+    data, tower = (
+        Axis(size=size, index=index, group=mesh.get_group(name), meter=meter) if size > 1 else ALONE
+        for name, size, index in (("data", world // towers, rank // towers), ("tower", towers, rank % towers))
+    )
+    return data, tower
 
 
 def gather(x: Tensor, dim: int, axis: Axis, what: str = "", wire: Wire = "float32") -> Tensor:
