@@ -136,8 +136,8 @@ def cores() -> int:
 
 
 def _axes(rank: int, world: int, towers: int, meter: Meter) -> tuple[Axis, Axis]:
-    """Of a DeviceMesh of groups that have the world's backend. Left to make its own, it gives an axis of the whole
-    world NCCL before torch 2.13 wherever there is a GPU, though ranks that share a device have gloo."""
+    """Of a DeviceMesh of groups that have the world's backend. Left to make its own, in versions between torch 2.8 and
+    2.11 it gives an axis of the whole world NCCL wherever there is a GPU, though ranks that share one have gloo."""
     if world == 1:
         return ALONE, ALONE
     ranks = torch.arange(world).view(world // towers, towers)
