@@ -49,7 +49,7 @@ test: $(INSTALLED) ## run every test. ARGS
 prove: $(INSTALLED) ## the long forms of the slow tests: minutes to hours. ARGS
 	@$(PY) -m pytest -m prove $(ARGS)
 
-check: $(INSTALLED) ## linters, types, every test
+check: $(INSTALLED) ## linters, types, every test. ARGS
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m pytest $(ARGS)
 
 clean: ## remove .venv, the drawn sample with its shards, builds and caches; ./shards and ./runs stay
