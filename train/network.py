@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -69,12 +70,27 @@ class AlexNet(nn.Module):
         convolve = self._convolve if draw is None else self.convolve
         return self._classify(convolve(images), draw)
 
-    def compile_layers(self) -> None:
+    def compile_layers(self, otherwise: Callable[[str], None] | None = None) -> None:
         """Compiles the convolutions, where normalisation and pooling fuse. The dense layers are matrix products, and
-        their masks depend on the step's number, for each of which the compiler would begin again."""
+        their masks depend on the step's number, for each of which the compiler would begin again.
+
+        otherwise: is told why, should the compiler give up at the first step, and the layers run as they are. Without
+        it what the compiler raises is the step's error.
+        """
         if self.tower.size > 1:  # the compiler breaks its graph at an exchange and goes on after it
             self._gather = torch.compiler.disable(gather)  # type: ignore[no-untyped-call]
-        self.convolve = torch.compile(self._convolve)
+        compiled = torch.compile(self._convolve)
+        self.convolve = partial(self._tried, compiled, otherwise) if otherwise else compiled
+
+    def _tried(self, compiled: Callable[[Tensor], Tensor], otherwise: Callable[[str], None], images: Tensor) -> Tensor:
+        from torch._dynamo.exc import TorchDynamoException  # two seconds of start, where nothing is compiled
+
+        try:
+            return compiled(images)
+        except TorchDynamoException as error:
+            otherwise(str(error).split("\n")[0])
+        self.convolve = self._convolve
+        return self._convolve(images)
 
     def _convolve(self, images: Tensor) -> Tensor:
         x = images.to(torch.bfloat16) if self.recipe.compute == "bfloat16" else images

@@ -144,11 +144,17 @@ def assembled(launch: Launch, mesh: Mesh, loader: Loader, events: EventWriter, s
         recipe, recipe.classes or len(loader.classes), tower=mesh.tower, seed=launch.seed, wire=launch.wire
     )
     network.to(mesh.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def slower(why: str) -> str:
+        told = f"the network is not compiled, and slower for it: {why}"
+        print(f"warning: {told}", file=sys.stderr, flush=True)
+        return told
+
     if compiles(launch.compile, mesh.device):
-        network.compile_layers()
+        given_up = (lambda why: events.write("warning", {"message": slower(why)})) if launch.compile == "auto" else None
+        network.compile_layers(given_up)
     elif launch.compile == "auto" and mesh.device.type == "cuda" and mesh.rank == 0:
-        warnings.append(f"the network is not compiled, and slower for it: that takes {lacks_for_compiling()}")
-        print(f"warning: {warnings[0]}", file=sys.stderr, flush=True)
+        warnings.append(slower(f"that takes {lacks_for_compiling()}"))
     return Job(
         recipe=recipe, seed=launch.seed, shards=launch.shards, folder=launch.folder, mesh=mesh, network=network,
         optimiser=Optimiser(network, recipe),

@@ -72,6 +72,23 @@ def test_compiled_equals_eager() -> None:
     assert found == pytest.approx(eager, rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_layers_that_the_compiler_gives_up_on_run_as_they_are() -> None:
+    """Here for want of a compiler; on a GPU there are more reasons."""
+    import torch._inductor.config
+
+    images, draw, told = torch.ones(2, 3, 64, 64), Draw(seed=0, step=0, rows=range(2)), list[str]()
+    torch._dynamo.reset()  # what other tests compiled of the same functions
+    with torch._inductor.config.patch({"cpp.cxx": ("/nowhere",), "force_disable_caches": True}):
+        network = AlexNet(SMALL, 10)
+        network.compile_layers(told.append)
+        for _ in range(2):
+            assert torch.equal(network(images, draw), AlexNet(SMALL, 10)(images, draw))
+    (why,) = told
+    assert "No working C++ compiler found" in why
+
+
 def test_bfloat16_computes_narrow_and_keeps_float32_masters() -> None:
     wide, _ = losses(SMALL, 10)
     narrow, network = losses(replace(SMALL, compute="bfloat16"), 10)
