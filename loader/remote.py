@@ -22,12 +22,11 @@ from preprocess.dataset import (
     MANIFEST,
     STATS,
     Manifest,
-    at_once,
     index_name,
     read_manifest,
     require_split,
-    write_durably,
 )
+from preprocess.durable import at_once, write_durably
 from preprocess.errors import UserError, answered, asking
 
 FOLDER = re.compile("[0-9a-f]{16}")  # of a dataset in the cache: its manifest's hash, shortened

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loader.cache import Cache, uses_of
-from preprocess.dataset import Index, Split, at_once
+from preprocess.dataset import Index, Split
+from preprocess.durable import at_once
 from preprocess.errors import UserError
 
 Ids = NDArray[np.int64]

@@ -14,18 +14,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from preprocess.durable import at_once, durably, sha256_file, sha256_rest
 from preprocess.errors import UserError
 from preprocess.typed import check_types
 
@@ -224,59 +224,17 @@ def read_stats(root: Path, sha256: str | None = None) -> Stats:
     return Stats(**(arrays | {"num_images": int(arrays["num_images"])}))
 
 
-def at_once(path: str | Path, flags: int) -> int:
-    """An opener for `open`: a pipe in a file's place is found empty, where else its writer would be waited for."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def sha256_file(path: Path) -> str:
-    """Of the whole file, hexadecimal."""
-    with open(path, "rb", opener=at_once) as file:
-        return _sha256(file)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes by rename after fsync: after a crash the path holds the whole old content or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the renames inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _write_npz(path: Path, arrays: dict[str, Any]) -> str:
     # np.savez stamps its members with the same constant date, so equal arrays give equal bytes
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with durably(path) as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
     return sha256_file(path)
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _read_npz(path: Path, fields: tuple[str, ...], sha256: str | None) -> dict[str, Any]:
     try:
         with open(path, "rb", opener=at_once) as file:  # the very bytes that are read; NumPy leaves a damaged one open
-            if sha256 is not None and _sha256(file) != sha256:
+            if sha256 is not None and sha256_rest(file) != sha256:
                 way_out = "copy the dataset again, or make the shards again"
                 raise UserError(f"{path} is not the one the manifest names (its sha256 differs); {way_out}")
             file.seek(0)

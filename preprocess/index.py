@@ -28,6 +28,7 @@ from preprocess import dataset, files, image
 from preprocess.archives import members
 from preprocess.claim import INDEXING, claimed, names_in, refuse_unindexed
 from preprocess.dataset import Manifest, read_manifest
+from preprocess.durable import sha256_file
 from preprocess.errors import UserError
 from preprocess.listing import Item, Listing
 from preprocess.plan import PLAN, tools
@@ -218,7 +219,7 @@ def _look(task: IndexTask, begin: Callable[[int], None], report: Report) -> Rece
         size=np.array([item.size for item in good], np.int32),
         label=np.array([item.label for item in good], np.int32),
         bytes=os.path.getsize(task.tar),
-        sha256=dataset.sha256_file(Path(task.tar)),
+        sha256=sha256_file(Path(task.tar)),
         conversions={},
         rejects=rejects,
         sums=statistics.sums() if statistics else None,

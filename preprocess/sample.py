@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from preprocess.archives import DEVKIT, META, TRAIN, TRUTH, VAL
-from preprocess.dataset import sync_folder, write_durably
+from preprocess.durable import sync_folder, write_durably
 from preprocess.errors import UserError
 from preprocess.shapes import CLASSES, draw
 

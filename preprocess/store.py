@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from preprocess import files
-from preprocess.dataset import sync_folder
+from preprocess.durable import sync_folder
 from preprocess.errors import UserError
 
 WORK = ".work"  # beside the dataset until it is published: receipts, the plan, what is being written

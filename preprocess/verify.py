@@ -21,6 +21,7 @@ from tqdm import tqdm
 from preprocess import dataset, files, image
 from preprocess.archives import Member
 from preprocess.dataset import Index, Manifest, Shard, Split
+from preprocess.durable import sha256_file
 from preprocess.errors import UserError
 from preprocess.plan import shuffled
 from preprocess.resharding import Group, grouped, idx_bytes, idx_line, label_of
@@ -107,7 +108,7 @@ def _file(path: Path, sha256: str) -> Iterator[str]:
 def _published(path: Path, sha256: str) -> Iterator[str]:
     if not path.exists():
         yield f"{path.name} is missing"
-    elif dataset.sha256_file(path) != sha256:
+    elif sha256_file(path) != sha256:
         yield f"{path.name} is not the file that was published: its sha256 differs"
 
 

@@ -16,6 +16,7 @@ CONTRACTS = {
     "preprocess": {
         "preprocess.arguments",
         "preprocess.dataset",
+        "preprocess.durable",
         "preprocess.errors",
         "preprocess.events",
         "preprocess.image",
@@ -28,6 +29,7 @@ CONTRACTS = {
 STDLIB_AND = {
     "preprocess/arguments.py": set(),
     "preprocess/dataset.py": {"numpy"},
+    "preprocess/durable.py": set(),
     "preprocess/events.py": set(),
     "preprocess/errors.py": set(),
     "preprocess/image.py": {"numpy", "PIL"},

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from preprocess.dataset import sha256_file, sync_folder, write_durably
+from preprocess.durable import sha256_file, sync_folder, write_durably
 from preprocess.errors import UserError
 from train.network import AlexNet, weight_shapes
 from train.optim import Optimiser

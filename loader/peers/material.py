@@ -21,10 +21,10 @@ from preprocess.dataset import (
     Split,
     read_manifest,
     read_stats,
-    sha256_file,
     write_index,
     write_stats,
 )
+from preprocess.durable import sha256_file
 
 IMAGES, PER_SHARD = 5120, 1024  # whole batches
 QUALITY = 90  # of the form that is named for it

@@ -23,10 +23,10 @@ from preprocess.dataset import (
     Stats,
     read_index,
     read_manifest,
-    sha256_file,
     write_index,
     write_stats,
 )
+from preprocess.durable import sha256_file
 
 SIZE, CLASSES = 64, 7
 

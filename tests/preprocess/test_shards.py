@@ -27,6 +27,7 @@ import webdataset
 from PIL import Image as Pillow
 
 from preprocess import dataset
+from preprocess.durable import sha256_file
 from preprocess.errors import UserError
 from preprocess.estimate import Estimate, describe, estimate, estimate_apart, refuse_full_disk
 from preprocess.events import EventTail
@@ -97,8 +98,8 @@ def test_index_points_at_the_samples(small: Path, split: str) -> None:
         assert index.label[row] == label
     assert row + 1 == len(index.label) == entry.samples
     assert [shard.sha256 for shard in entry.shards] == [hashlib.sha256(blob).hexdigest() for blob in blobs]
-    assert entry.index_sha256 == dataset.sha256_file(small / dataset.index_name(split))
-    assert manifest.stats_sha256 == dataset.sha256_file(small / dataset.STATS)
+    assert entry.index_sha256 == sha256_file(small / dataset.index_name(split))
+    assert manifest.stats_sha256 == sha256_file(small / dataset.STATS)
 
 
 def test_nothing_but_the_dataset_remains(small: Path) -> None:

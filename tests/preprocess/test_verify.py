@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from preprocess import dataset
+from preprocess.durable import write_durably
 from preprocess.errors import UserError
 from preprocess.inspect import InspectConfig, inspect
 from preprocess.shard import ShardWriter
@@ -100,7 +101,7 @@ def unreadable_picture(root: Path) -> str:
         split, shards=(shard, *split.shards[1:]), index_sha256=dataset.write_index(root, "val", index)
     )
     changed = dataclasses.replace(manifest, splits=manifest.splits | {"val": split})
-    dataset.write_durably(root / dataset.MANIFEST, changed.to_json())
+    write_durably(root / dataset.MANIFEST, changed.to_json())
     return f"{path.name}: sample 0"
 
 
@@ -193,7 +194,7 @@ def test_a_wrong_size_in_the_manifest_is_one_finding(
 ) -> None:
     root = shutil.copytree(sample_shards, tmp_path / "copy")
     manifest = dataset.read_manifest(root)
-    dataset.write_durably(root / dataset.MANIFEST, dataclasses.replace(manifest, image_size=96).to_json())
+    write_durably(root / dataset.MANIFEST, dataclasses.replace(manifest, image_size=96).to_json())
     with pytest.raises(UserError, match=": 1 finding;"):
         verify(VerifyConfig(shards=str(root)))
     assert "manifest.json says images of 96 px, the statistics are of 128 px" in capsys.readouterr().out
