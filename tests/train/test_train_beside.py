@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -15,21 +16,21 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from ports import free_port
+from small import ROOT
 
+from preprocess.errors import UserError
 from train import status
 from train.agent import folder_for_words
 from train.locks import hold
 from train.status import start_server
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(autouse=True)
 def _ports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if each test were a command of its own, at ports that are free."""
     monkeypatch.chdir(ROOT)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        monkeypatch.setattr(status, "FIRST_PORT", probe.getsockname()[1])
+    monkeypatch.setattr(status, "FIRST_PORT", free_port())
     monkeypatch.setattr(status, "CHOSEN", [])
     yield
     for mark in status.CHOSEN:
@@ -76,6 +77,23 @@ def test_a_server_that_is_lost_is_told(tmp_path: Path, capfd: pytest.CaptureFixt
         assert told == ""
     else:
         assert re.fullmatch(r"warning: the status server was killed by SIGKILL; .* -m server .* shows it\n", told)
+
+
+def test_the_server_of_a_command_that_was_killed_makes_way(tmp_path: Path) -> None:
+    port = status.FIRST_PORT
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    command = [sys.executable, "-m", "server", "--runs", str(tmp_path), "--port", str(port), "--parent", str(gone.pid)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as orphan:
+        listens(port)
+        new = start_server(tmp_path, port)
+        assert orphan.poll() is not None
+        listens(port)
+        with pytest.raises(UserError, match=f"--port {port} is taken"):  # its command lives
+            start_server(tmp_path, port)
+        assert new is not None
+        assert new.poll() is None
+        ended(new, signal.SIGTERM)
 
 
 def test_words_of_launchers_that_were_killed_go_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

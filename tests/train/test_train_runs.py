@@ -7,12 +7,10 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +31,6 @@ from train.launch import Launch, changes, choose_run, records
 from train.locks import RESERVED, lock, reserve
 from train.options import COMMANDS, parse
 from train.recipes import RECIPES, SAMPLE
-from train.status import start_server
 
 
 def train(runs: Path, shards: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -390,35 +387,6 @@ def test_a_signal_before_training_is_answered_as_in_it(
 ) -> None:
     monkeypatch.setattr("train.__main__.parse", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert answered(command(tmp_path, sample_shards)).returncode == PREEMPTED
-
-
-def test_the_server_of_a_command_that_was_killed_makes_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def listens() -> None:
-        for _ in range(600):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                return
-            time.sleep(0.1)
-        pytest.fail("no server")
-
-    with subprocess.Popen(["true"]) as gone:
-        pass
-    command = [sys.executable, "-m", "server", "--runs", str(tmp_path), "--port", str(port), "--parent", str(gone.pid)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as orphan:
-        listens()
-        new = start_server(tmp_path, port)
-        assert new is not None
-        with new:
-            assert orphan.poll() is not None
-            listens()
-            with pytest.raises(UserError, match=f"--port {port} is taken"):  # its command lives
-                start_server(tmp_path, port)
-            assert new.poll() is None
-            new.terminate()
 
 
 def test_a_launch_survives_its_journey_as_json() -> None:
