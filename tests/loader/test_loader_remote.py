@@ -14,7 +14,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,6 @@ from preprocess.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
-
-
-@pytest.fixture
-def server(jpeg_dataset: Path) -> Iterator[FaultyServer]:
-    with faulty(jpeg_dataset) as server:
-        yield server
 
 
 def make(root: Path | str, cache: Path, *, rank: int = 0, world_size: int = 1, **options: Any) -> Loader:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,6 @@ from preprocess.errors import UserError
 from preprocess.verify import VerifyConfig, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
-
-
-@pytest.fixture
-def server(jpeg_dataset: Path) -> Iterator[FaultyServer]:
-    with faulty(jpeg_dataset) as server:
-        yield server
 
 
 def make(root: Path | str, **options: Any) -> Loader:
