@@ -134,9 +134,6 @@ def _open(root: Path) -> Source:
     classes, splits, skipped = list_archives(str(root), found, unique=False)  # no key is written
     for line in skipped:
         print(line)
-    for split, listing in splits.items():
-        if not len(listing):
-            raise UserError(f"{root}: the tars of the split {split} hold no images")
     return Source(classes=classes, splits=splits, skipped=skipped)
 
 

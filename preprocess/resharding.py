@@ -74,6 +74,8 @@ def list_archives(
         for place in tqdm(places, f"listing {split}", unit="tar", delay=2.0, leave=False):
             builders[split].containers.append(place)
             largest = max(largest, _list_archive(place, builders[split]))
+        if not len(builders[split]):
+            raise UserError(f"{root}: the tars of the split {split} hold no images; fill or remove them")
     classes = _classes(root, largest)
     wnids = tuple(entry.wnid for entry in classes)
     for builder in builders.values():

@@ -16,7 +16,7 @@ from preprocess import files, resharding
 from preprocess.archives import DEVKIT, TRAIN, VAL, Synset, members, read_devkit
 from preprocess.dataset import ImageClass
 from preprocess.errors import UserError
-from preprocess.listing import Item, Listing, ListingBuilder
+from preprocess.listing import IMAGE_NAME, Item, Listing, ListingBuilder
 
 QUIET_S = 2.0  # a progress bar appears for what takes longer
 
@@ -58,6 +58,9 @@ class Source:
                 labels = listing.label[order]
                 rows = np.sort(order[np.arange(len(order)) - np.searchsorted(labels, labels) < per_class])
             splits[split] = listing.take(rows)
+            if not len(rows):  # classes are cut, as each is listed with an image at least
+                way_out = f"with {int(listing.label.min()) + 1} there is one; or take {split} out of SRC"
+                raise UserError(f"--limit-classes {classes} leaves no image of the split {split}; {way_out}")
         return Source(classes=kept, splits=splits, skipped=self.skipped)
 
 
@@ -172,7 +175,10 @@ def _open_folders(root: str) -> Source:
     wnids = tuple(_folders(files.join(root, "train")))
     if not wnids:
         train = files.join(root, "train")
-        raise UserError(f"{train} has no class folders; expected {train}/<class>/<image>")
+        raise UserError(f"{train} has no class folders{_but(train)}; expected {train}/<class>/<image>")
+    for wnid in wnids:
+        if wnid != wnid.encode(errors="replace").decode():  # surrogates, which no manifest can hold
+            raise UserError(f"{files.join(root, 'train')} holds a class folder named {wnid!r}: no UTF-8; rename it")
     splits, skipped = {}, []
     for split in ("train", "val"):
         if files.is_folder(files.join(root, split)):
@@ -186,7 +192,16 @@ def _open_folders(root: str) -> Source:
 
 def _list_folders(root: str, builder: ListingBuilder) -> None:
     labels = {wnid: label for label, wnid in enumerate(builder.wnids)}
-    for wnid in tqdm(_folders(root), "listing", delay=QUIET_S, leave=False):
+    classes = _folders(root)
+    if not classes:
+        way_out = "sort the images into class folders as train's, or rename it to go without"
+        official = f"(the labels of the official images are in {DEVKIT}: SRC may hold the archives themselves)"
+        raise UserError(f"{root} has no class folders{_but(root)}; {way_out} {official}")
+    loose = [entry.name for entry in files.entries(root) if not entry.is_folder and IMAGE_NAME.fullmatch(entry.name)]
+    if loose:
+        more = f" and {len(loose) - 1:,} more" if len(loose) > 1 else ""
+        builder.skipped.append(f"skipped {root}: {loose[0]!r}{more}: in no class folder")
+    for wnid in tqdm(classes, "listing", delay=QUIET_S, leave=False):
         folder = files.join(root, wnid)
         if wnid not in labels:
             raise UserError(f"{folder} has no counterpart in train; remove it or add the class there")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -178,6 +179,46 @@ def test_says_what_lies_there_instead(tmp_path: Path) -> None:
     (tmp_path / "texts/train/b").mkdir()
     (tmp_path / "texts/train/b/notes.txt").write_text("none")
     assert "train/b holds no images but notes.txt; fill" in refusal(tmp_path / "texts")
+
+
+@pytest.mark.parametrize(("there", "told"), [
+    ([], "val has no class folders, nor anything else; sort the images"),
+    (["1.jpg", "2.jpg"], "val has no class folders but 1.jpg, 2.jpg; sort the images into class folders as train's, or "
+     f"rename it to go without (the labels of the official images are in {DEVKIT}"),
+    (["notes.txt"], "val has no class folders but notes.txt; "),
+])  # fmt: skip
+def test_a_validation_split_without_classes_is_told_before_a_shard(tmp_path: Path, there: list[str], told: str) -> None:
+    src, out = folders(tmp_path / "src", "train/a/1.jpg", *(f"val/{name}" for name in there)), tmp_path / "out"
+    (src / "val").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=re.escape(told)):
+        make_shards(ShardsConfig(src=str(src), out=str(out), size=16, workers=1))
+    assert not out.exists()
+
+
+def test_a_limit_that_empties_a_split_is_told(tmp_path: Path) -> None:
+    source = open_source(str(folders(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/b/1.jpg")))
+    with pytest.raises(UserError, match=r"--limit-classes 1 leaves no image of the split val; with 2 there is one"):
+        source.limited(1, None)
+    assert len(source.limited(2, None).splits["val"]) == 1
+
+
+def test_images_beside_class_folders_are_skipped_with_a_line(tmp_path: Path) -> None:
+    source = open_source(str(folders(tmp_path, "train/a/1.jpg", "train/x.jpg", "train/y.png", "val/a/2.jpg")))
+    assert source.skipped == (f"skipped {tmp_path / 'train'}: 'x.jpg' and 1 more: in no class folder",)
+    assert len(source.splits["train"]) == 1
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_tars_without_images_are_told(tmp_path: Path, split: str) -> None:
+    for name in ("train", "val"):
+        image = [] if name == split else [("1.jpg", jpeg())]
+        (tmp_path / f"{name}.tar").write_bytes(tar([*image, ("1.cls", b"0")]))
+    assert f"the tars of the split {split} hold no images; fill or remove them" in refusal(tmp_path)
+
+
+def test_a_class_folder_in_no_encoding_is_told(tmp_path: Path) -> None:
+    folders(tmp_path, "train/a/1.jpg", "train/\udce9t\udce9/1.jpg")
+    assert r"train holds a class folder named '\udce9t\udce9': no UTF-8; rename it" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("out", ["src", "src/shards", "src/../src/train/x", "link"])
