@@ -34,7 +34,7 @@ def options_of(room: str) -> set[str]:
 
 
 def flags(words: str) -> set[str]:
-    return set(re.findall(r"(?<!\S)'?(--[a-z][a-z0-9-]*)", words))
+    return set(re.findall(r"(?<!\S)'?(--[a-z][a-z0-9-]*)", words)) - {"--help"}
 
 
 def test_commands_were_found() -> None:
