@@ -77,13 +77,18 @@ class AlexNet(nn.Module):
         otherwise: is told why, should the compiler give up at the first step, and the layers run as they are. Without
         it what the compiler raises is the step's error.
         """
+        from torch._functorch import config as functorch  # two seconds of start, where nothing is compiled
+
         if self.tower.size > 1:  # the compiler breaks its graph at an exchange and goes on after it
             self._gather = torch.compiler.disable(gather)  # type: ignore[no-untyped-call]
         compiled = torch.compile(self._convolve)
         self.convolve = partial(self._tried, compiled, otherwise) if otherwise else compiled
+        if otherwise and hasattr(functorch, "force_non_lazy_backward_lowering"):
+            # what is wrong with backward's code is an error of forward's then, and not of backward itself
+            functorch.force_non_lazy_backward_lowering = True
 
     def _tried(self, compiled: Callable[[Tensor], Tensor], otherwise: Callable[[str], None], images: Tensor) -> Tensor:
-        from torch._dynamo.exc import TorchDynamoException  # two seconds of start, where nothing is compiled
+        from torch._dynamo.exc import TorchDynamoException
 
         try:
             return compiled(images)

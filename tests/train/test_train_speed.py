@@ -74,19 +74,36 @@ def test_compiled_equals_eager() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_layers_that_the_compiler_gives_up_on_run_as_they_are() -> None:
-    """Here for want of a compiler; on a GPU there are more reasons."""
+@pytest.mark.parametrize("lacks", ["a compiler", "backward"])
+def test_layers_that_the_compiler_gives_up_on_run_as_they_are(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU there are more reasons."""
+    import torch._functorch.config
     import torch._inductor.config
+    from torch._inductor.lowering import lowerings
 
+    def no_way(*_: object, **__: object) -> None:
+        raise NotImplementedError("no code for this")
+
+    changed: dict[str, object] = {"force_disable_caches": True}
+    if lacks == "a compiler":
+        changed["cpp.cxx"] = ("/nowhere",)
+    elif not has_cpp_compiler():
+        pytest.skip("torch compiles forward by a C++ compiler (apt install g++)")
+    else:
+        for name in [name for name in lowerings if "_backward" in str(name)]:
+            monkeypatch.setitem(lowerings, name, no_way)
+    recipe = replace(SMALL, lrn=False, map_norm=False)
     images, draw, told = torch.ones(2, 3, 64, 64), Draw(seed=0, step=0, rows=range(2)), list[str]()
     torch._dynamo.reset()  # what other tests compiled of the same functions
-    with torch._inductor.config.patch({"cpp.cxx": ("/nowhere",), "force_disable_caches": True}):
-        network = AlexNet(SMALL, 10)
+    with torch._inductor.config.patch(changed), torch._functorch.config.patch(force_non_lazy_backward_lowering=False):
+        network = AlexNet(recipe, 10)
         network.compile_layers(told.append)
         for _ in range(2):
-            assert torch.equal(network(images, draw), AlexNet(SMALL, 10)(images, draw))
+            logits = network(images, draw)
+            assert torch.equal(logits, AlexNet(recipe, 10)(images, draw))
+            logits.sum().backward()
     (why,) = told
-    assert "No working C++ compiler found" in why
+    assert ("No working C++ compiler found" if lacks == "a compiler" else "no code for this") in why
 
 
 def test_bfloat16_computes_narrow_and_keeps_float32_masters() -> None:
