@@ -54,7 +54,8 @@ def whole(name: str, value: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """A plain value: picklable, comparable, the same on every rank.
+    """A plain value: picklable, comparable, the same on every rank. UserError, when it is made, for a value of another
+    type or out of its range, or one that contradicts another.
 
     batch_size      of all ranks together, so that the loss curve does not depend on their number
     seed            of order and augmentation, 0 <= seed < 2**64
