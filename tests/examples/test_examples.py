@@ -29,6 +29,7 @@ def one_thread() -> Iterator[None]:
 def test_a_plain_loop_trains_a_resnet(sample_shards: Path) -> None:
     """The README's example, with shards, size and number of epochs put in: the loss falls below chance's 2.3."""
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(example.strip().splitlines()) <= 14
     example = example.replace("from torchvision.models import resnet18\n", "")
     example = example.replace('"shards"', repr(str(sample_shards))).replace("range(90)", "range(4)")
     example = example.replace("batch_size=256", "batch_size=50, crop=96").replace("lr=0.1", "lr=0.05")

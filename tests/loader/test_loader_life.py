@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
 import textwrap
@@ -201,18 +200,3 @@ def test_cores_are_shared_by_the_ranks_of_one_machine(jpeg_dataset: Path, monkey
     assert threads(world_size=16, local_world_size=8) == 2
     with pytest.raises(UserError, match="local_world_size is 5; with world_size 4"):
         threads(world_size=4, local_world_size=5)
-
-
-def test_the_readme_example_trains(jpeg_dataset: Path) -> None:
-    """The very lines, with shards, network and number of epochs put in."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (example,) = [block for block in blocks if "LoaderConfig" in block]
-    assert len(example.strip().splitlines()) <= 14
-    example = example.replace("from torchvision.models import resnet18\n", "")  # not in this environment
-    example = re.sub(r"model = .*", "model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(7))", example)
-    example = example.replace('"shards"', repr(str(jpeg_dataset))).replace("range(90)", "range(2)")
-    example = re.sub(r"LoaderConfig\(.*?\)", "LoaderConfig(batch_size=24, crop=48)", example)
-    names: dict[str, Any] = {}
-    exec(example, names)
-    assert all(torch.isfinite(weights).all() for weights in names["model"].parameters())
-    assert names["loader"].state_dict()["epoch"] == 2
