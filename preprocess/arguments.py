@@ -35,7 +35,8 @@ def parsed(parse: Callable[[], Parsed]) -> Parsed:
         if not end.code:  # --help
             raise
     else:
-        sys.stderr.write(said.getvalue())
+        if warnings := said.getvalue():  # on a terminal that is gone, writing nothing fails too
+            sys.stderr.write(warnings)
         return found
     box, columns = io.StringIO(), os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "100000"

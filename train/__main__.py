@@ -26,6 +26,7 @@ from typing import TextIO
 from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import PREEMPTED, UserError, guard
 from train.agent import start_ranks
+from train.children import import_ours
 from train.closing import show
 from train.launch import Launch, choose_world, plan
 from train.layers import plan as plan_layers
@@ -33,6 +34,7 @@ from train.locks import hold
 from train.meeting import Meeting, meet
 from train.nodes import check_shared, differing
 from train.options import COMMANDS, Options, common_terms, parse
+from train.output import lose_unwritable
 from train.recipes import RECIPES
 from train.status import start_server
 from train.tensorboard import mirrored
@@ -46,6 +48,7 @@ class _Terminated(BaseException):
 
 
 def main() -> int:
+    import_ours()
     command, arguments = sys.argv[1:2], sys.argv[2:]
     if command and command[0] in COMMANDS:
         importlib.import_module(COMMANDS[command[0]]).main(arguments)
@@ -54,6 +57,7 @@ def main() -> int:
     try:
         signal.signal(signal.SIGTERM, _terminate)
         options = parse(sys.argv[1:])
+        lose_unwritable()
         nodes = options.nodes
         if nodes.most > 1:  # torch's C++ warns of every address without a name, and of every peer that is gone
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -101,12 +101,12 @@ def finish_epoch(job: Job, reports: list[Report]) -> Scores | None:
     job.seen_before = job.seen_before[:0]
     last = job.epoch == job.recipe.epochs
     scores = validate(job) if job.evaluates and not last else None  # the last is covered by the ten views
+    if scores is None or math.isfinite(scores.nll):
+        save_if_due(job, now=last)
     if job.mesh.rank == 0:
         against = f", validation top-1 {scores.top1:.1%}" if scores else ""
         steps, images = sum(report.steps for report in reports), sum(report.images for report in reports)
         loss = sum(report.loss * report.steps for report in reports) / steps
         top1 = sum(report.top1 * report.images for report in reports) / images
         tqdm.write(f"epoch {job.epoch}/{job.recipe.epochs}: loss {loss:.3f}, training top-1 {top1:.1%}{against}")
-    if scores is None or math.isfinite(scores.nll):
-        save_if_due(job, now=last)
     return scores

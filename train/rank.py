@@ -39,6 +39,7 @@ from train.locks import lock
 from train.memory import ran_out, too_large
 from train.network import AlexNet
 from train.optim import Optimiser
+from train.output import lose_unwritable
 from train.paper.finetune import take_convolutions
 from train.parallel import GradientSum, Mesh, connect, disconnect, sum_over_world
 from train.recipes import Recipe
@@ -57,6 +58,7 @@ class Refused(UserError):
 
 def main() -> int:
     signals = Signals()
+    lose_unwritable()
     end_with_parent(int(sys.argv[2]))
     launch = Launch.from_json(sys.argv[1])
     mesh = connect(launch.tower_ranks, share_device=launch.share_device)

@@ -51,7 +51,8 @@ def answered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         code = guard(main)
         return subprocess.CompletedProcess(command, code, *capsys.readouterr())
 
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    for name, value in {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": "", "PYTHONSAFEPATH": ""}.items():
+        monkeypatch.setenv(name, value)  # main sets them for its children
     before = signal.getsignal(signal.SIGTERM)
     yield ask
     signal.signal(signal.SIGTERM, before)

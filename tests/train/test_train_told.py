@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ports import free_port
+from small import command, of_kind
 
 from preprocess.dataset import read_manifest
 
@@ -55,3 +58,32 @@ def test_a_wrong_init_from_is_told_before_there_is_a_run(sample_shards: Path, tm
     assert done.stderr.count("\n") == 1
     assert "run:" not in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", ["reader", "terminal"])
+def test_training_goes_on_where_nobody_reads_it(sample_shards: Path, tmp_path: Path, gone: str) -> None:
+    """EPIPE and EIO: all that is said is lost, the run is not."""
+    ours, theirs = pty.openpty() if gone == "terminal" else os.pipe()
+    os.close(ours)
+    done = subprocess.run(command(tmp_path, sample_shards, "--run", "unheard", "--gpus", "1"), cwd=ROOT, stdout=theirs,
+                          stderr=theirs, stdin=subprocess.DEVNULL, timeout=240, check=False)  # fmt: skip
+    os.close(theirs)
+    run = tmp_path / "unheard"
+    assert [record["outcome"] for record in of_kind(run, "end")] == ["finished"]
+    assert of_kind(run, "checkpoint")[-1]["step"] == 20
+    assert done.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before, the current folder comes first")
+def test_modules_of_the_user_s_own_are_in_nobody_s_way(sample_shards: Path, tmp_path: Path) -> None:
+    for package in ("preprocess", "loader", "train", "server"):
+        (tmp_path / f"{package}.py").write_text("open('taken', 'a').write(__name__)\n")
+    own = ("--run", "own", "--gpus", "1", "--epochs", "1", "--port", str(free_port()))
+    words = command(tmp_path / "runs", sample_shards, *own)[1:]
+    done = subprocess.run([sys.executable, "-P", *words], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=240, check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "taken").exists()
+    assert of_kind(tmp_path / "runs" / "own", "end")[0]["outcome"] == "finished"
