@@ -236,7 +236,7 @@ def _pixels(task: IndexTask, item: Item, data: bytes) -> NDArray[np.uint8]:
 
 def _idx(place: str, offsets: set[int]) -> bytes:
     with files.Bytes(place) as archive:
-        found = grouped(members(archive, place, lambda name, reason: None, 0, archive.size))
+        found = grouped(place, members(archive, place, lambda name, reason: None, 0, archive.size))
         lines = [idx_line(group) for group in found if group.picture and group.picture.offset in offsets]
     return idx_bytes(lines)
 

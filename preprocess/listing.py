@@ -1,12 +1,14 @@
 """Listing: what a split consists of and where each file's bytes lie. 14 million samples fit in a gigabyte.
 
 A row is one file: an archive member (container = the tar, offset in it) or a file of a class folder (container = the
-folder, offset -1). Keys are derived from names when they are needed.
+folder, offset -1). Keys are derived from names when they are needed; where files of different paths would share one,
+each of them has a hash of its path behind it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
 from array import array
@@ -22,6 +24,7 @@ from preprocess.errors import UserError
 IMAGE_NAME = re.compile(r"(?s).*\.(jpe?g|png|gif|bmp|webp|tiff?|ppm)", re.IGNORECASE)
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 LONGEST_KEY = 90  # a USTAR name has 100 bytes
+HASH = 16  # hexadecimal digits: a million files may share a key
 
 
 class Item(NamedTuple):
@@ -52,6 +55,7 @@ class Listing:
     label: NDArray[np.int32]
     names: bytes | bytearray
     name_end: NDArray[np.int64]
+    shared: NDArray[np.bool_]  # another file has the same key by its name alone
 
     def __len__(self) -> int:
         return len(self.label)
@@ -61,6 +65,8 @@ class Listing:
         label = int(self.label[row])
         key = make_key(name, None if self.official else self.wnids[label])
         container = self.containers[self.container[row]]
+        if self.shared[row]:
+            key = distinguished(key, container, name)
         return Item(container, name, int(self.offset[row]), int(self.size[row]), label, key)
 
     def take(self, rows: NDArray[np.int64]) -> Listing:
@@ -75,6 +81,7 @@ class Listing:
             label=self.label[rows],
             names=names,
             name_end=np.cumsum(self.name_end[rows] - start[rows]),
+            shared=self.shared[rows],
         )
 
 
@@ -116,7 +123,8 @@ class ListingBuilder:
         self._name_end.append(len(self._names))
 
     def build(self, *, unique: bool = True) -> Listing:
-        """UserError where two files would share a key, unless keys are not to be used (unique=False)."""
+        """The listing, with a key of its own for every file, unless keys are not to be used (unique=False). UserError
+        where two of official archives would share one, or two of one path."""
         listing = Listing(
             wnids=self.wnids,
             official=self.official,
@@ -127,10 +135,9 @@ class ListingBuilder:
             label=np.asarray(self._label, np.int32),
             names=self._names,
             name_end=np.asarray(self._name_end, np.int64),
+            shared=np.zeros(len(self), np.bool_),
         )
-        for one, other in _equal_pairs(np.asarray(self._key_hash, np.int64)) if unique else ():
-            _refuse_clash(listing.item(one), listing.item(other))
-        return listing
+        return _distinct(listing, np.asarray(self._key_hash, np.int64)) if unique else listing
 
 
 def objection(name: str, key: str) -> str | None:
@@ -152,6 +159,28 @@ def make_key(name: str, wnid: str | None) -> str:
     return UNSAFE.sub("_", stem if wnid is None or stem.startswith(wnid) else f"{wnid}_{stem}")
 
 
+def distinguished(key: str, container: str, name: str) -> str:
+    """A key that others share, with the path's hash: of archive or folder and name, so that SRC may be moved."""
+    path = f"{os.path.basename(container)}/{name}".encode("utf-8", "surrogateescape")
+    return f"{key[: LONGEST_KEY - HASH - 1]}_{hashlib.sha256(path).hexdigest()[:HASH]}"
+
+
+def _distinct(listing: Listing, hashes: NDArray[np.int64]) -> Listing:
+    """The listing with distinct keys. hashes: of the keys by name alone, by row; changed here."""
+    shared = np.zeros(len(listing), np.bool_)
+    for one, other in _equal_pairs(hashes):
+        if listing.item(one).key == listing.item(other).key:
+            shared[one] = shared[other] = True  # so all that share one, whatever their order
+    if not shared.any():
+        return listing
+    listing = dataclasses.replace(listing, shared=shared)
+    for row in np.flatnonzero(shared).tolist():
+        hashes[row] = hash(listing.item(row).key)
+    for one, other in _equal_pairs(hashes):
+        _refuse_clash(listing.item(one), listing.item(other))
+    return listing
+
+
 def _equal_pairs(hashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Neighbours in sorted order that are equal: true clashes are among them, whoever else is."""
     order = np.argsort(hashes, kind="stable")
@@ -162,4 +191,6 @@ def _equal_pairs(hashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 def _refuse_clash(one: Item, other: Item) -> None:
     if one.key == other.key:
-        raise UserError(f"two files would share the key {one.key!r}: {one.source} and {other.source}; rename one")
+        raise UserError(
+            f"two files would share the key {one.key!r}: {one.source} and {other.source}; rename or remove one"
+        )

@@ -4,7 +4,8 @@
     SRC/*.tar                   val*.tar and validation*.tar are the split "val", all others "train"
     SRC/train/*.tar, SRC/val/*.tar
 
-A sample's members lie side by side and share what precedes the name's first dot. Its label is its `.cls` member, or
+A sample's members lie side by side and share what precedes the name's first dot. Its image is the only one among them,
+or the only one without a further dot in its extension: `x.jpg` beside `x.depth.png`. Its label is its `.cls` member, or
 "label" in its `.json` (img2dataset writes such with save_additional_columns=["label"]).
 
 Such tars are either sharded again (`python -m preprocess shards`) or, if their images are square and of one size
@@ -67,7 +68,8 @@ def find_archives(root: str) -> Found:
 def list_archives(
     root: str, found: Found, *, unique: bool = True
 ) -> tuple[tuple[ImageClass, ...], dict[str, Listing], tuple[str, ...]]:
-    """Classes, a listing by split, and what was skipped. Keys are kept as they are; unique: two alike are an error."""
+    """Classes, a listing by split, and what was skipped. Keys are the members' names;
+    unique: but for those that several share."""
     builders = {split: ListingBuilder((), official=True) for split in found}
     largest = -1
     for split, places in found.items():
@@ -88,7 +90,7 @@ def _list_archive(place: str, builder: ListingBuilder) -> int:
     """Adds the archive's samples; their largest label."""
     largest = -1
     with files.Bytes(place) as archive:
-        for group in grouped(members(archive, place, builder.skip, 0, archive.size)):
+        for group in grouped(place, members(archive, place, builder.skip, 0, archive.size)):
             if group.picture is None:
                 builder.skip(group.key, "it has no image")
                 continue
@@ -98,11 +100,18 @@ def _list_archive(place: str, builder: ListingBuilder) -> int:
     return largest
 
 
-def grouped(found: Iterable[Member]) -> Iterator[Group]:
-    """An archive's members by sample."""
+def grouped(place: str, found: Iterable[Member]) -> Iterator[Group]:
+    """The members of the archive at `place` by sample. UserError for one of several images, none of them before others,
+    whatever their order."""
     for key, parts in groupby(found, lambda member: _key(member.name)):
         listed = list(parts)
-        yield Group(key, listed, next((member for member in listed if IMAGE_NAME.fullmatch(member.name)), None))
+        images = [member for member in listed if IMAGE_NAME.fullmatch(member.name)]
+        plain = [member for member in images if "." not in _extension(member.name)] if len(images) > 1 else images
+        if len(plain) != 1 and images:
+            shown = " and ".join(sorted(os.path.basename(member.name)[:200] for member in images)[:2])
+            way_out = "leave one, or name one by the sample's name and .jpg alone"
+            raise UserError(f"{place}: the sample {key[:200]!r} has {len(images)} images, {shown}; {way_out}")
+        yield Group(key, listed, plain[0] if plain else None)
 
 
 def label_of(archive: files.Bytes, place: str, group: Group) -> int:
@@ -118,7 +127,7 @@ def label_of(archive: files.Bytes, place: str, group: Group) -> int:
 def idx_line(group: Group) -> str:
     """The sample's line in DALI's index: extension, offset, size and name of each member, between blanks."""
     fields = (
-        f"{os.path.basename(name).partition('.')[2]} {offset} {size} {name}"
+        f"{_extension(name)} {offset} {size} {name}"
         for name, offset, size in ((re.sub(r"\s", "_", part.name), part.offset, part.size) for part in group.parts)
     )
     return " ".join(fields) + "\n"
@@ -134,9 +143,13 @@ def _key(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
+def _extension(name: str) -> str:
+    return os.path.basename(name).partition(".")[2]
+
+
 def _labels(archive: files.Bytes, parts: list[Member]) -> Iterator[object]:
     for member in parts:
-        extension = os.path.basename(member.name).partition(".")[2]
+        extension = _extension(member.name)
         if extension not in ("cls", "json") or member.size > LONGEST_LABEL:
             continue
         text = archive.read(member.offset, member.size)

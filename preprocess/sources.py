@@ -43,6 +43,8 @@ class Source:
             for column in (listing.label, listing.size, listing.name_end):
                 digest.update(column.astype(column.dtype.newbyteorder("<")).tobytes())
             digest.update(listing.names)
+            for row in np.flatnonzero(listing.shared).tolist():  # these keys come from the archives' names too
+                digest.update(listing.item(row).key.encode())
         return digest.hexdigest()
 
     def limited(self, classes: int | None, per_class: int | None) -> Source:

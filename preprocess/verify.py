@@ -126,7 +126,7 @@ def _shard(root: Path, number: int, shard: Shard, index: Index) -> Iterator[str]
     expected = dict(zip(index.offset[rows].tolist(), np.flatnonzero(rows).tolist(), strict=True))
     lines = []
     with tarfile.open(path) as tar, files.Bytes(str(path)) as archive:
-        for group in grouped(Member(m.name, m.offset_data, m.size) for m in tar if m.isreg()):
+        for group in grouped(str(path), (Member(m.name, m.offset_data, m.size) for m in tar if m.isreg())):
             if group.picture is None or group.picture.offset not in expected:
                 continue  # tars of others may hold what was left out of the index
             row = expected.pop(group.picture.offset)

@@ -231,10 +231,44 @@ def test_refuses_to_write_into_the_source(tmp_path: Path, out: str) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_refuses_two_files_for_one_key(tmp_path: Path) -> None:
-    line = refusal(folders(tmp_path, "train/a/x.jpg", "train/a/x.png"))
-    assert "x.jpg" in line
-    assert "x.png" in line
+def keys(root: Path) -> dict[str, str]:
+    """By place in the source."""
+    train = open_source(str(root)).splits["train"]
+    return {os.path.relpath(item.source, root): item.key for item in map(train.item, range(len(train)))}
+
+
+@pytest.mark.parametrize("paths", [
+    [f"train/{label}/{name}.jpg" for label in range(12) for name in range(12)],  # 1/12 and 12/... begin alike
+    ["train/n1/n10_1.jpg", "train/n10/n10_1.jpg", "train/n10/1.jpg"],
+    ["train/a/x.jpg", "train/a/x.png", "train/a/photo (1).jpg", "train/a/photo [1].jpg"],
+    [f"train/動物/{name}.jpg" for name in "猫犬鳥"],
+    [f"train/a/{'x' * 87}{name}.jpg" for name in "猫犬鳥"],
+])  # fmt: skip
+def test_files_of_different_paths_have_different_keys(tmp_path: Path, paths: list[str]) -> None:
+    """Only those that would share one are changed, all of them, and not by where SRC lies or what else is in it."""
+    found = keys(folders(tmp_path / "one", *paths))
+    assert len(set(found.values())) == len(paths)
+    plain = [make_key(Path(path).name, Path(path).parent.name) for path in found]
+    for key, by_name in zip(found.values(), plain, strict=True):
+        assert key == by_name if plain.count(by_name) == 1 else key.startswith(by_name[:73] + "_")
+        assert len(key) <= 90
+    assert keys(folders(tmp_path / "other", *reversed(paths))) == found
+    with_more = keys(folders(tmp_path / "other", "train/zz/more.jpg"))
+    assert with_more == found | {"train/zz/more.jpg": "zz_more"}
+
+
+def test_tars_may_share_names_and_have_folders(tmp_path: Path) -> None:
+    """Each numbers its samples from 0; the keys and the fingerprint follow the tars' names where those decide them."""
+    for name in ("00000", "00001"):
+        members = [(f"{folder}/{k}.{kind}", jpeg() if kind == "jpg" else b"1") for folder in "ab" for k in range(2)
+                   for kind in ("jpg", "cls")]  # fmt: skip
+        (tmp_path / f"{name}.tar").write_bytes(tar([*members, (f"only{name}.jpg", jpeg()), (f"only{name}.cls", b"0")]))
+    found, before = keys(tmp_path), open_source(str(tmp_path)).fingerprint
+    assert len(set(found.values())) == 10
+    assert found["00000.tar:only00000.jpg"] == "only00000"
+    assert re.fullmatch("1_[0-9a-f]{16}", found["00001.tar:b/1.jpg"])
+    (tmp_path / "00001.tar").rename(tmp_path / "00002.tar")
+    assert open_source(str(tmp_path)).fingerprint != before
 
 
 @pytest.mark.parametrize("name", [TRAIN, VAL, DEVKIT])

@@ -314,6 +314,15 @@ def test_tars_of_others_are_read(whole: Path, tmp_path: Path) -> None:
     assert wnids == sorted(wnids)
 
 
+def test_a_sample_s_image_is_the_one_named_plainly(tmp_path: Path) -> None:
+    """As a mask lies beside it, before or behind; the only one may be named as it likes."""
+    samples = [("depth.png", "cls", "jpg"), ("jpg", "cls", "seg.png"), ("cls", "left.JPG")]
+    files = [(f"{k}.{kind}", b"1") for k, kinds in enumerate(samples) for kind in kinds]
+    archive(tmp_path / "x.tar", files)
+    train = open_source(str(tmp_path)).splits["train"]
+    assert [train.item(row).name for row in range(3)] == ["0.jpg", "1.jpg", "2.left.JPG"]
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -323,7 +332,12 @@ def test_tars_of_others_are_read(whole: Path, tmp_path: Path) -> None:
         ([("a.jpg", b"x"), ("a.cls", b"100000")], "'100000'"),
         ([("a.jpg", b"x"), ("a.json", b'{"label": true}')], "'True'"),
         ([("a.jpg", b"x"), ("a.json", b"[" * 60_000)], "no label"),
-        ([("a.jpg", b"x"), ("a.cls", b"1"), ("b.jpg", b"x"), ("b.cls", b"1"), ("a.jpg", b"y"), ("a.cls", b"2")], "'a'"),
+        (
+            [("a.jpg", b"x"), ("a.cls", b"1"), ("b.jpg", b"x"), ("b.cls", b"1"), ("a.jpg", b"y"), ("a.cls", b"2")],
+            "share the key 'a_",
+        ),
+        ([("a.jpg", b"x"), ("a.png", b"y"), ("a.cls", b"1")], "sample 'a' has 2 images, a.jpg and a.png; leave one"),
+        ([("a.1.png", b"y"), ("a.0.png", b"x"), ("a.cls", b"1")], "2 images, a.0.png and a.1.png; leave one, or name"),
     ],
 )
 def test_refuses_tars_without_labels_or_with_a_key_twice(
