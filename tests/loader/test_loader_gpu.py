@@ -17,6 +17,7 @@ from batches import epoch
 from handmade import rotten
 
 from loader import Batch, Loader, LoaderConfig
+from loader.preview import draw_preview
 from preprocess.errors import UserError
 
 CROP, COUNT, LEAK_EPOCHS = 48, 101, 20
@@ -143,3 +144,8 @@ def test_a_padded_last_batch_is_zeros_on_any_device(jpeg_dataset: Path, device: 
         last = epoch(loader)[-1]
     assert last.ids.tolist()[5:] == [-1] * 7
     assert np.count_nonzero(last.images[5:].numpy()) == 0
+
+
+def test_a_preview_is_drawn_of_a_device_s_batches(jpeg_dataset: Path, tmp_path: Path, device: torch.device) -> None:
+    with make(jpeg_dataset, device) as loader:
+        assert draw_preview(loader, tmp_path / "preview.png") == 12
