@@ -20,7 +20,7 @@ NOWHERE: Place = (-1, -1)
 async def stream(
     runs: Runs, name: str | None, last_id: str | None, closing: Callable[[], bool]
 ) -> AsyncIterator[ServerSentEvent]:
-    """Events of the run `name`, or of whichever is the newest, until it is deleted or the server closes.
+    """Events of the run `name`, or of whichever is the newest, until it, or all are deleted, or the server closes.
 
     `status` events hold a RunStatus and have no id. `interval` events hold an Interval; their id is run, attempt and
     step, and a client that comes back with it as Last-Event-ID is sent what it missed alone.
@@ -30,7 +30,7 @@ async def stream(
         if over := closing():  # training ends its server right after its last words: they are still to be read
             await asyncio.sleep(FRESH_S)
         view = await run_in_threadpool(runs.view, name)
-        if view is None and name is not None:
+        if view is None and (name is not None or shown):
             return
         if view is not None:
             if view.status.name != shown:

@@ -6,14 +6,15 @@ import { draw, OVER } from "./parts.js";
 
 const MOST = 1500; // points kept; beyond, the older half loses every second one
 const get = (id) => document.getElementById(id);
-let status = null, intervals = [], received = 0, source = null, due = false, lost = null;
+let status = null, intervals = [], received = 0, source = null, due = false, lost = null, missing = false, again = 0;
 
 function show(which) {
   for (const id of ["login", "empty", "page"]) get(id).hidden = id !== which;
 }
 
 function chosen() {
-  return decodeURIComponent(location.hash.replace(/^#run=|^#/, ""));
+  const name = location.hash.replace(/^#run=|^#/, "");
+  try { return decodeURIComponent(name); } catch { return name; } // typed by hand
 }
 
 function redraw() {
@@ -30,8 +31,10 @@ function redraw() {
 
 function tick() {
   const notice = get("notice");
-  notice.hidden = lost === null;
-  if (lost !== null && status && OVER.includes(status.state)) {
+  notice.hidden = lost === null && !missing;
+  if (missing) {
+    notice.textContent = `There is no run “${chosen()}” here: it was deleted, renamed, or never was.` + (status ? " What is shown is from before." : "");
+  } else if (lost !== null && status && OVER.includes(status.state)) {
     notice.textContent = "The run has ended and its status server has closed. “make serve” shows it again.";
   } else if (lost !== null) {
     notice.textContent = `The status server does not answer since ${new Date(lost).toLocaleTimeString()}. What is shown is from before; trying again.`;
@@ -51,7 +54,11 @@ function take(interval) {
 function listen() {
   source?.close();
   source = new EventSource(chosen() ? `events?run=${encodeURIComponent(chosen())}` : "events");
-  source.addEventListener("open", () => { lost = null; tick(); });
+  source.addEventListener("open", () => {
+    if (lost !== null) list(); // what was shown may be gone
+    lost = null;
+    tick();
+  });
   source.addEventListener("status", (event) => {
     const next = JSON.parse(event.data);
     if (next.name !== status?.name) { intervals = []; list(); }
@@ -63,7 +70,7 @@ function listen() {
   source.addEventListener("error", () => {
     lost ??= Date.now();
     tick();
-    if (source.readyState === EventSource.CLOSED) setTimeout(begin, 3000);
+    if (source.readyState === EventSource.CLOSED) later();
   });
 }
 
@@ -74,8 +81,16 @@ async function list() {
   const option = (value, label) => element("option", value === chosen() ? { value, selected: "" } : { value }, label);
   const newest = option("", runs.length ? `newest (${runs[0].name})` : "newest");
   get("runs").replaceChildren(newest, ...runs.map((one) => option(one.name, `${one.name} · ${one.state}`)));
-  if (!runs.length && !status) { show("empty"); get("state").textContent = "no run"; }
+  missing = chosen() !== "" && !runs.some((one) => one.name === chosen());
+  if (!missing && !runs.length) status = null;
+  if (!status && !runs.length) { show("empty"); get("age").textContent = ""; document.title = "gratis"; }
+  if (!status && (missing || !runs.length)) get("state").textContent = "no run";
   return answer.status;
+}
+
+function later() {
+  clearTimeout(again);
+  again = setTimeout(begin, 3000);
 }
 
 async function begin() {
@@ -83,12 +98,13 @@ async function begin() {
   try {
     const code = await list();
     if (code === 401) return show("login");
-    listen();
+    if (!missing) return listen();
+    lost = null; // the server answers
   } catch {
     lost ??= Date.now();
-    tick();
-    setTimeout(begin, 3000);
   }
+  tick();
+  later();
 }
 
 get("enter").addEventListener("submit", (event) => {
@@ -97,6 +113,6 @@ get("enter").addEventListener("submit", (event) => {
   begin();
 });
 get("runs").addEventListener("change", () => { location.hash = get("runs").value ? `run=${encodeURIComponent(get("runs").value)}` : ""; });
-addEventListener("hashchange", () => { status = null; intervals = []; begin(); });
+addEventListener("hashchange", () => { status = null; intervals = []; show(null); begin(); });
 setInterval(tick, 1000);
 begin();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -133,3 +134,30 @@ def test_the_page_asks_for_the_token_and_reconnects(tmp_path: Path) -> None:
             page.wait("document.querySelector('#notice').hidden", 20)
             run.step(20)
             page.wait("document.querySelector('#tiles').textContent.includes('20step of 200')", 20)
+
+
+def test_the_page_says_that_a_run_is_gone_and_not_the_server(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    for name in ("one", "two"):
+        run = RunWriter(root / name)
+        run.start()
+        run.step(10)
+    notice = "!document.querySelector('#notice').hidden && document.querySelector('#notice').textContent"
+    with serving(root) as url, chromium(tmp_path / "profile") as page:
+        page.open(f"{url}/#run=never")
+        page.wait(f"({notice} || '').startsWith('There is no run “never” here')")
+        page.run("location.hash = '#100%'")
+        page.wait(f"({notice} || '').startsWith('There is no run “100%” here')")
+        page.run("location.hash = '#run=one'")
+        page.wait("document.querySelector('#state').textContent == 'running'")
+        page.wait("document.querySelector('#notice').hidden")
+        assert page.console == []
+        shutil.rmtree(root / "one")
+        page.wait(f"({notice} || '').startsWith('There is no run “one” here')", 20)
+        page.run("location.hash = ''")
+        page.wait("document.querySelector('#state').textContent == 'running'")
+        shutil.rmtree(root / "two")
+        page.wait("!document.querySelector('#empty').hidden", 20)
+        page.wait("document.querySelector('#notice').hidden", 20)
+        RunWriter(root / "three").start()
+        page.wait("!document.querySelector('#page').hidden", 20)
