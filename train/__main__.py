@@ -49,9 +49,8 @@ class _Terminated(BaseException):
 
 def main() -> int:
     import_ours()
-    command, arguments = sys.argv[1:2], sys.argv[2:]
-    if command and command[0] in COMMANDS:
-        importlib.import_module(COMMANDS[command[0]]).main(arguments)
+    if sys.argv[1:] and not sys.argv[1].startswith("-"):
+        beside_training(sys.argv[1], sys.argv[2:])
         return 0
     server: subprocess.Popen[bytes] | None = None
     try:
@@ -95,6 +94,13 @@ def main() -> int:
         if server:
             server.terminate()
             server.wait()
+
+
+def beside_training(name: str, arguments: list[str]) -> None:
+    """One of `COMMANDS`. UserError where none has that name."""
+    if name not in COMMANDS:
+        raise UserError(f"not understood: {name}; beside training there are {', '.join(COMMANDS)}")
+    importlib.import_module(COMMANDS[name]).main(arguments)
 
 
 def check_world(options: Options, local: int) -> None:

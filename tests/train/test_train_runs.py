@@ -412,6 +412,10 @@ def test_the_recipe_s_name_decides_the_defaults(arguments: list[str], recipe: st
     assert (options.recipe, options.fields) == (recipe, dataclasses.replace(RECIPES[recipe], epochs=epochs))
 
 
+def test_a_command_that_is_none_is_told_which_there_are(answered: Answered) -> None:
+    one_line(answered([sys.executable, "-m", "train", "figurs"]), "not understood: figurs", "figures, predict")
+
+
 def test_help_lists_what_a_user_may_set() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "train", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
