@@ -15,6 +15,7 @@ from preprocess.errors import UserError
 from preprocess.image import Reject
 from preprocess.shard import ShardTask, make_sample_bytes
 from preprocess.sources import Reader
+from preprocess.workers import UNBEGUN
 
 TRIED = 48  # images: 0.15 s, and a mean size within some 5 %
 PATIENCE_S = 60.0
@@ -52,10 +53,13 @@ def estimate_apart(images: int, tried: ShardTask) -> Estimate | None:
     apart = context.Process(target=_estimate_into, args=(theirs, images, tried), daemon=True)
     apart.start()
     theirs.close()
+    begun, answer = False, None
     try:
-        answer: Estimate | UserError | None = ours.recv() if ours.poll(PATIENCE_S) else None
+        begun = ours.recv() if ours.poll(PATIENCE_S) else True
+        answer = ours.recv() if ours.poll(PATIENCE_S) else None
     except EOFError:
-        answer = None
+        if not begun:
+            raise UserError(UNBEGUN) from None
     finally:
         apart.kill()
         apart.join()
@@ -69,6 +73,7 @@ def _estimate_into(pipe: Connection, images: int, tried: ShardTask) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(int(PATIENCE_S))
+    pipe.send(True)
     try:
         pipe.send(estimate(images, tried))
     except OSError as error:

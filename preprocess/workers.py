@@ -29,6 +29,11 @@ from preprocess.errors import UserError
 IMAGE_SECONDS = 60.0
 MEMORY = 8 << 30  # address space of a worker: an image of the largest permitted size needs 1 GB
 STRIKES = 2
+NOT_BEGUN = -2  # in the place of a position
+UNBEGUN = (
+    "worker processes end before they begin, for the reason above; in a script of your own the call belongs under "
+    "`if __name__ == '__main__':`, as each of them imports it"
+)
 REPORT_S = 0.2
 
 
@@ -86,8 +91,10 @@ def run_tasks(tasks: Iterable[Task], workers: int, kept: list[Worker] | None = N
             for place, worker in enumerate(pool):
                 yield worker.step()
                 cause = worker.cause_of_death()
+                if cause:
+                    yield worker.step()  # what it said in between
                 if cause and worker.task:
-                    again.append(_after_death(worker.task, worker.position, cause, strikes))
+                    again.append(_after_death(worker.task, worker, cause, strikes))
                     yield worker.taken_back()
                 if cause:
                     worker.stop()
@@ -98,12 +105,15 @@ def run_tasks(tasks: Iterable[Task], workers: int, kept: list[Worker] | None = N
                 pool.pop().stop()
 
 
-def _after_death(task: Task, position: int, cause: str, strikes: Counter[tuple[str, int]]) -> Task:
+def _after_death(task: Task, worker: Worker, cause: str, strikes: Counter[tuple[str, int]]) -> Task:
+    position = worker.position
     strikes[task.name, position] += 1
     if strikes[task.name, position] < STRIKES:
         return task
+    if position == NOT_BEGUN:
+        raise UserError(UNBEGUN)
     if position < 0:
-        raise UserError(f"workers died {STRIKES} times outside any image of {task.name}; is the machine out of memory?")
+        raise UserError(f"workers died {STRIKES} times outside any image of {task.name}: {worker.last_words()}")
     return task.condemn(position, cause)
 
 
@@ -113,13 +123,14 @@ class Worker:
     def __init__(self) -> None:
         context = mp.get_context("spawn")  # a fork would copy whatever threads and locks the parent holds
         self._at = context.RawArray("d", 2)  # position in the shard, and when it was begun (monotonic seconds)
-        self._at[0] = -1
+        self._at[0] = NOT_BEGUN
         self._pipe, theirs = context.Pipe()
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one worker, one core
         self._process = context.Process(target=_work, args=(theirs, self._at, os.getpid()), daemon=True)
         self._process.start()
         theirs.close()
         self._sums = Step()
+        self._words = ""
         self.task: Task | None = None
 
     @property
@@ -145,6 +156,8 @@ class Worker:
                     raise UserError(value)
                 if kind == "finished":
                     self.task = None
+                elif kind == "died":
+                    self._words = value
                 else:
                     total = total.plus(value)
         self._sums = self._sums.plus(total)
@@ -160,6 +173,11 @@ class Worker:
         busy = self.task is not None and self.position >= 0
         return "hung" if busy and time.monotonic() - self._at[1] > IMAGE_SECONDS else None
 
+    def last_words(self) -> str:
+        """Why it is dead."""
+        code = self._process.exitcode or 0
+        return self._words or (f"signal {-code}; is the machine out of memory?" if code < 0 else f"exit code {code}")
+
     def stop(self) -> None:
         self._process.kill()
         self._process.join()
@@ -168,9 +186,11 @@ class Worker:
 
 def _work(pipe: Connection, at: Any, parent: int) -> None:
     """A worker's life: tasks from the pipe until the parent is gone."""
+    at[0] = -1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group: the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # of a batch scheduler, or `ulimit -v`
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
     counts, last = Step(), time.monotonic()
 
     def begin(position: int) -> None:
@@ -201,5 +221,8 @@ def _work(pipe: Connection, at: Any, parent: int) -> None:
             except OSError as error:
                 pipe.send(("failed", f"{task.name}: {error}; what is finished stays: mend that and run it again"))
                 return
+            except Exception as error:
+                pipe.send(("died", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+                raise
             flush()
             pipe.send(("finished", None))

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
+import resource
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +21,9 @@ from preprocess.errors import UserError
 from preprocess.listing import Item
 from preprocess.shard import ShardTask, read_receipt
 from preprocess.store import WORK, open_store
-from preprocess.workers import Step, run_tasks
+from preprocess.workers import Report, Step, run_tasks
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Deadly(str):
@@ -73,3 +81,64 @@ def test_kept_processes_serve_the_next_call(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2\.jpg"):
         list(run_tasks(planned[1:2], 1, kept))
     assert kept == []
+
+
+@dataclass(frozen=True)
+class Dying:
+    """Work that ends outside any image, by an exception or a signal."""
+
+    name: str
+    fate: str
+
+    def make(self, begin: Callable[[int], None], report: Report) -> None:
+        if self.fate == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ArithmeticError(self.fate)
+
+    def condemn(self, position: int, cause: str) -> Dying:
+        raise AssertionError(position)
+
+
+@pytest.mark.parametrize(("fate", "told"), [
+    ("two and two", "ArithmeticError: two and two"), ("killed", "signal 9; is the machine out of memory?"),
+])  # fmt: skip
+def test_why_workers_died_is_told(fate: str, told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        list(run_tasks([Dying("train-00003", fate)], 1))
+    assert str(caught.value) == f"workers died 2 times outside any image of train-00003: {told}"
+
+
+def test_a_limit_below_the_workers_own_is_kept(tmp_path: Path) -> None:
+    """As a batch scheduler sets one; the image is still made."""
+    planned = tasks(tmp_path, "2.jpg")[:1]
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    program = (
+        "import sys, pickle; from preprocess.workers import run_tasks\n"
+        "if __name__ == '__main__': print(sum(s.images for s in run_tasks(pickle.load(sys.stdin.buffer), 1)))"
+    )
+    (tmp_path / "run.py").write_text(program)
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -v {6 << 20}; exec {sys.executable} {tmp_path / 'run.py'}"],
+        input=pickle.dumps(planned), env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (b"3\n", b"")
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
+    """Each worker imports it, and would start workers."""
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Pillow.new("RGB", (40, 30)).save(tmp_path / "train" / "a" / "1.jpg")
+    config = f"ShardsConfig(src={str(tmp_path)!r}, out={str(tmp_path) + '-out'!r}, size=16)"
+    script = tmp_path / "script.py"
+    script.write_text(f"from preprocess.shards import *\nmake_shards({config})\n")
+    done = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"UserError: {workers.UNBEGUN}\n")
+    assert not (tmp_path.parent / f"{tmp_path.name}-out").exists()
