@@ -15,17 +15,18 @@ import json
 import os
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from re import fullmatch
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from preprocess.durable import sha256_file, sync_folder, write_durably
+from preprocess.durable import at_once, sha256_file, sync_folder, write_durably
 from preprocess.errors import UserError
 from train.network import AlexNet, weight_shapes
 from train.optim import Optimiser
@@ -36,6 +37,7 @@ FORMAT = 1
 KEEP = 2
 LATEST = "latest"
 SUMS = "SHA256SUMS"
+ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)  # no such file
 FILES = {"network.safetensors", "optimiser.safetensors", "progress.safetensors", "state.json"}
 
 
@@ -97,10 +99,7 @@ def write(folder: Path, arrays: Arrays, state: State) -> int:
 
 def latest(folder: Path) -> Path | None:
     """The checkpoint that `latest` names; if there is none of that name, the newest; None before the first."""
-    try:
-        name = (folder / LATEST).read_text().strip()  # an editor ends it with a newline
-    except FileNotFoundError:
-        name = ""
+    name = _read(folder / LATEST).strip()  # an editor ends it with a newline
     if fullmatch(r"step-[0-9]{8,}", name) and (folder / name).is_dir():
         return folder / name
     whole = sorted(state.parent for state in folder.glob("step-????????/state.json"))
@@ -142,19 +141,27 @@ def undamaged(folder: Path) -> tuple[Path | None, list[str]]:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with its files, by the sums that were written with them; None if nothing is. Reads all of them."""
     try:
-        lines = (checkpoint / SUMS).read_text().splitlines()
+        lines = _read(checkpoint / SUMS).splitlines()
         sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
         if sums.keys() != FILES:
             return f"{SUMS} does not name its files"
         wrong = [name for name, expected in sorted(sums.items()) if sha256_file(checkpoint / name) != expected]
-    except (OSError, ValueError) as error:
-        return f"{SUMS}: {error}" if isinstance(error, ValueError) else str(error)
+    except OSError as error:
+        if not isinstance(error, ABSENT):  # it may be whole
+            raise unreadable(error) from None
+        return str(error)
     return f"{wrong[0]} is not what was written" if wrong else None
 
 
 def read_state(checkpoint: Path) -> State:
     try:
-        return State(**json.loads((checkpoint / "state.json").read_text()))
+        state = State(**json.loads((checkpoint / "state.json").read_text()))
+        for name, hint in get_type_hints(State).items():
+            if type(value := getattr(state, name)) is not (get_origin(hint) or hint):
+                raise TypeError(f"{name} is {value!r}")
+        if state.format != FORMAT:
+            raise ValueError(f"format {state.format}")
+        return state
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{checkpoint} is no checkpoint of this version ({error}); point its `{LATEST}` at an older one, "
@@ -189,6 +196,22 @@ def load(checkpoint: Path, network: AlexNet, optimiser: Optimiser) -> Tensor:
         raise UserError(f"{checkpoint} is damaged ({error}); point its `{LATEST}` at an older one") from None
 
 
+def _read(path: Path) -> str:
+    """Its text; empty if it is no file. UserError where it cannot be read."""
+    try:
+        with open(path, errors="replace", opener=at_once) as file:
+            return file.read(1 << 16)
+    except ABSENT:
+        return ""
+    except OSError as error:
+        raise unreadable(error) from None
+
+
+def unreadable(error: OSError) -> UserError:
+    return UserError(f"{error.filename or 'a checkpoint'} cannot be read ({error.strerror}): not known to be damaged, "
+                     "and left as it is; mend that, or choose another --run")  # fmt: skip
+
+
 def shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
     """Of the whole network's parameters, by name."""
     with safe_open(checkpoint / "network.safetensors", framework="pt") as file:
@@ -219,12 +242,19 @@ def _write(folder: Path, arrays: Arrays, state: State) -> int:
             save_file(tensors, path)
         except SafetensorError as error:  # its word for a write that failed
             raise OSError(str(error)) from error
+        share(path)
         with path.open("rb") as file:
             os.fsync(file.fileno())
     write_durably(folder / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
     sums = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in sorted(FILES))
     write_durably(folder / SUMS, sums.encode())
     return _size(folder)
+
+
+def share(path: Path) -> None:
+    """Gives a file of safetensors', which are their owner's alone (0600), the mode that the umask gives others."""
+    with suppress(OSError):  # some file systems have no modes
+        path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _size(folder: Path) -> int:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from loader import Batch, Loader
+from train.checkpoint import share
 from train.evaluate import Kept, evaluate, evaluation_config, whole_probabilities
 from train.events import Outcome
 from train.interval import check_there
@@ -53,7 +54,8 @@ def report_evaluation(job: Job, views: int, *, keep: bool = False) -> Scores:
     if kept:
         probabilities = whole_probabilities(kept, loader.num_samples, mesh)
         if mesh.rank == 0:
-            save_file(probabilities, job.folder / "probabilities.safetensors")
+            save_file(probabilities, path := job.folder / "probabilities.safetensors")
+            share(path)
     if mesh.rank == 0:
         for count, scores in found.items():
             fields = {"views": count, **dataclasses.asdict(scores), "wall_s": wall_s}

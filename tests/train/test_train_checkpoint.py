@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shutil
 import subprocess
@@ -161,3 +163,60 @@ def test_a_deleted_run_does_not_come_back_as_its_checkpoint(tmp_path: Path, arra
     with pytest.raises(FileNotFoundError):
         write(tmp_path / "run" / "checkpoints", arrays, of_step(1))
     assert not (tmp_path / "run").exists()
+
+
+def test_its_files_have_the_mode_that_the_umask_gives(tmp_path: Path, arrays: Arrays) -> None:
+    before = os.umask(0o027)
+    try:
+        write(tmp_path / "new", arrays, of_step(1))
+    finally:
+        os.umask(before)
+    found = latest(tmp_path / "new")
+    assert found
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in found.iterdir()} == dict.fromkeys(
+        [*FILES, SUMS], "0o640"
+    )
+
+
+@pytest.mark.parametrize("fault", [errno.EACCES, errno.EIO])
+def test_what_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    for step in (1, 2):
+        write(tmp_path, arrays, of_step(step))
+    wanted, look = str(tmp_path / "step-00000002" / "network.safetensors"), os.open
+
+    def failing(path: str | Path, flags: int, mode: int = 0o777, **rest: int | None) -> int:
+        if str(path) == wanted:
+            raise OSError(fault, os.strerror(fault), str(path))
+        return look(path, flags, mode, **rest)
+
+    with monkeypatch.context() as patched:  # to root, every file can be read
+        patched.setattr(os, "open", failing)
+        with pytest.raises(UserError, match=rf"{wanted} cannot be read \({os.strerror(fault)}\)"):
+            undamaged(tmp_path)
+    assert undamaged(tmp_path) == (tmp_path / "step-00000002", [])
+
+
+@pytest.mark.parametrize("odd", ["bytes", "folder", "pipe"])
+def test_a_latest_that_is_no_text_falls_back_to_the_newest(tmp_path: Path, arrays: Arrays, odd: str) -> None:
+    write(tmp_path, arrays, of_step(1))
+    path = tmp_path / "latest"
+    path.unlink()
+    {"bytes": lambda: path.write_bytes(b"\xff\xfe"), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[odd]()
+    assert latest(tmp_path) == tmp_path / "step-00000001"
+
+
+def test_a_latest_that_goes_in_a_circle_is_told(tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to("latest")
+    with pytest.raises(UserError, match="latest cannot be read"):
+        latest(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"format": 99}, {"architecture": []}, {"step": "x"}, {"errors": 1}])
+def test_a_state_of_another_version_is_one_line(tmp_path: Path, arrays: Arrays, wrong: dict[str, object]) -> None:
+    write(tmp_path, arrays, of_step(1))
+    path = tmp_path / "step-00000001" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(UserError, match=rf"no checkpoint of this version \({next(iter(wrong))}"):
+        read_state(path.parent)
