@@ -128,10 +128,10 @@ def boxes(  # noqa: PLR0917
 
 
 def _largest(size: int, ratio: tuple[float, float], count: int) -> tuple[Ids, Ids]:
-    """Height and width [n] of the largest part of a square whose ratio is the nearest to 1 in the range."""
+    """Height and width [n] of the largest part of a square whose ratio is the nearest to 1 in the range; 1 at least."""
     nearest = min(max(1.0, ratio[0]), ratio[1])
     height, width = min(size, round(size / nearest)), min(size, round(size * nearest))
-    return np.full(count, height), np.full(count, width)
+    return np.full(count, max(1, height)), np.full(count, max(1, width))
 
 
 def stand_in(seed: int, epoch: int, sample: int, count: int, attempt: int) -> int:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from batches import assert_same, epoch
-from handmade import rotten
+from handmade import picture, rotten, write_dataset
 from PIL import Image
 
 from loader import Batch, Loader, LoaderConfig, decoded, gpu, memory
 from loader.decoded import Decoded, choose
-from preprocess.dataset import read_index
+from preprocess.dataset import read_index, read_stats
 from preprocess.errors import UserError
 
 CROP, EPOCHS = 48, 3
@@ -54,6 +54,19 @@ def test_batches_are_the_same_to_the_bit(name: str, codec: str, request: pytest.
         if number and "drop" not in name:  # what an epoch leaves out comes in another one
             assert (counters["bytes_read"], counters["read_s"]) == (0, 0.0)
             assert counters["decode_s"] == 0 or "area" in CASES[name]
+
+
+@pytest.mark.parametrize("ratio", [(100.0, 100.0), (0.01, 0.01)])
+def test_slivers_of_a_small_image_are_the_same(tmp_path: Path, ratio: tuple[float, float]) -> None:
+    """A part that never fits is the largest central one, which has a row or column at least."""
+    root = write_dataset(tmp_path / "small", [picture(number, 40) for number in range(30)])
+    options = {"area": (0.9, 1.0), "ratio": ratio, "crop": 32, "noise": "off"}
+    found = epoch(make(root, **options))
+    assert_same(epoch(make(root, **options, decoded="host")), found)
+    mean = read_stats(root).mean[4:36, 4:36].transpose(2, 0, 1)
+    for image, sample in zip(found[0].images.numpy() + mean, found[0].ids.tolist(), strict=True):
+        middle = picture(sample, 40)[19] if ratio[0] > 1 else picture(sample, 40)[:, 19]
+        assert abs(image.mean() - middle.mean()) < 5
 
 
 def test_ranks_decode_what_they_have_not_had(jpeg_dataset: Path) -> None:

@@ -168,6 +168,15 @@ def test_parts_that_never_fit_become_the_largest_central_one() -> None:
     assert (set(y.tolist()), set(x.tolist()), set(height.tolist()), set(width.tolist())) == ({64}, {0}, {128}, {256})
 
 
+@pytest.mark.parametrize("size", [1, 8, 40, 64])
+@pytest.mark.parametrize("ratio", [(100.0, 100.0), (0.005, 0.01), (50.0, 80.0)])
+def test_parts_of_any_ratio_have_a_pixel(size: int, ratio: tuple[float, float]) -> None:
+    y, x, height, width = plan.boxes(0, 0, np.arange(50), size, (0.9, 1.0), ratio)
+    assert min(y.min(), x.min()) >= 0
+    assert min(height.min(), width.min()) >= 1
+    assert max((y + height).max(), (x + width).max()) <= size
+
+
 def test_offsets_are_exactly_33_values_and_uniform() -> None:  # trap 6
     draws = plan.draws(0, 0, np.arange(200_000), 33)
     counts = np.zeros((33, 33, 2))
