@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocess.errors import UserError
-from train.launch import Choice
+from train.choices import Choice
 from train.layers import plan
 from train.options import Fields, read
 from train.recipes import RELEASED, Recipe, RecipeName

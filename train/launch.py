@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -15,16 +15,13 @@ from preprocess.dataset import Manifest
 from preprocess.errors import UserError
 from preprocess.events import EventTail
 from train import layers
+from train.choices import BadSamples, Choice, Keep, Wire
 from train.locks import STARTER, in_use, reserve
 from train.recipes import Recipe
 
 if TYPE_CHECKING:
     from train.options import Options
 
-Choice = Literal["auto", "on", "off"]
-Wire = Literal["float32", "bfloat16", "float16"]
-BadSamples = Literal["raise", "quarantine"]
-Keep = Literal["auto", "device", "host", "none"]
 OVER = ("finished", "diverged")  # outcomes after which a run's name is not taken up again by itself
 
 

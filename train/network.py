@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preprocess.errors import UserError
+from train.choices import Wire
 from train.dropout import keep_mask
-from train.launch import Wire
 from train.layers import plan, pooling
 from train.norm import cross_map_norm, within_map_norm
 from train.parallel import ALONE, Axis, gather, gather_rows

@@ -14,7 +14,7 @@ import tyro
 
 from preprocess.arguments import parsed
 from preprocess.errors import UserError
-from train.launch import BadSamples, Choice, Keep, Wire
+from train.choices import BadSamples, Choice, Keep, Wire
 from train.nodes import ALONE, Nodes
 from train.recipes import RECIPES, RELEASED, Recipe, RecipeName
 

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from train.choices import Wire
 from train.gpu import CPU, device_of
-from train.launch import Wire
 from train.nodes import listening
 
 

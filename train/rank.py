@@ -30,11 +30,12 @@ from loader import Loader, LoaderConfig
 from preprocess.events import EventWriter
 from train import checkpoint, loop
 from train.agent import report_failure
+from train.choices import BadSamples, Choice
 from train.events import Outcome, Start
 from train.gpu import lacks_for_compiling
 from train.interval import Signals
 from train.job import Job, resume
-from train.launch import BadSamples, Choice, Launch, attempts
+from train.launch import Launch, attempts
 from train.locks import lock
 from train.memory import ran_out, too_large
 from train.network import AlexNet

@@ -22,7 +22,8 @@ from torch import Tensor
 from preprocess.errors import UserError
 from train import checkpoint
 from train.checkpoint import State
-from train.launch import Wire, choose_world
+from train.choices import Wire
+from train.launch import choose_world
 from train.network import AlexNet, Draw, weight_shapes
 from train.optim import Optimiser
 from train.parallel import (
