@@ -6,7 +6,9 @@ the page cache does not count as this process's memory. It copies 32 KB per imag
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,13 +17,12 @@ from numpy.typing import NDArray
 
 from loader.cache import Cache, uses_of
 from preprocess.dataset import Index, Split
-from preprocess.durable import at_once
+from preprocess.durable import at_once, open_files
 from preprocess.errors import UserError
 
 Ids = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
-OPEN_FILES = 256  # at a time; the usual limit of a process is 1024
 HEADER = 512  # of a tar member, directly before its bytes; the name is its first 100 bytes
 
 
@@ -31,6 +32,7 @@ class Source:
     def __init__(self, root: Path, split: Split, index: Index, cache: Cache | None = None) -> None:
         self._root, self._shards, self._index, self._cache = root, split.shards, index, cache
         self._files: OrderedDict[int, int] = OrderedDict()
+        self._most = open_files()
 
     def begin(self, order: Ids, batch_size: int, first_step: int) -> None:
         """Of an epoch: shards on a server are now fetched in this order."""
@@ -87,8 +89,8 @@ class Source:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        if len(self._files) >= OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
+        if len(self._files) >= self._most:
+            self._close_oldest()
         self._files[shard] = self._open(shard)
         return self._files[shard]
 
@@ -96,10 +98,26 @@ class Source:
         expected = self._shards[shard]
         path = self._root / expected.name
         try:
-            file = self._cache.open(shard) if self._cache else at_once(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = self._descriptor(shard, path)
         except OSError as error:
+            if error.errno == errno.EMFILE:
+                limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+                told = f"this process has its {limit} files open; raise that limit (`ulimit -n 4096`)"
+                raise UserError(f"{path} cannot be opened: {told}") from None
             raise UserError(f"{path} cannot be read ({error.strerror}); verify the copy of the dataset") from None
         if (found := os.fstat(file).st_size) != expected.bytes:
             os.close(file)
             raise UserError(f"{path} has {found} bytes, not {expected.bytes}; verify the copy of the dataset")
         return file
+
+    def _descriptor(self, shard: int, path: Path) -> int:
+        while True:
+            try:
+                return self._cache.open(shard) if self._cache else at_once(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._files:
+                    raise
+                self._close_oldest()  # others in this process have taken the rest
+
+    def _close_oldest(self) -> None:
+        os.close(self._files.popitem(last=False)[1])

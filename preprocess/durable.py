@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+OPEN_FILES = 256  # the usual limit of a process is 1024
 
 
 @contextmanager
@@ -43,6 +46,12 @@ def sync_folder(folder: Path) -> None:
 def at_once(path: str | Path, flags: int) -> int:
     """An opener for `open`: a pipe in a file's place is found empty, where else its writer would be waited for."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def open_files() -> int:
+    """How many files a reader of many should hold open: 256, or a quarter of what this process may have."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return OPEN_FILES if limit == resource.RLIM_INFINITY else max(1, min(OPEN_FILES, limit // 4))
 
 
 def sha256_file(path: Path) -> str:

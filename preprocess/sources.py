@@ -15,6 +15,7 @@ from tqdm import tqdm
 from preprocess import files, resharding
 from preprocess.archives import DEVKIT, TRAIN, VAL, Synset, members, read_devkit
 from preprocess.dataset import ImageClass
+from preprocess.durable import open_files
 from preprocess.errors import UserError
 from preprocess.listing import IMAGE_NAME, Item, Listing, ListingBuilder
 
@@ -97,10 +98,11 @@ def _open(root: str) -> Source:
 
 
 class Reader:
-    """Reads items' bytes. Keeps local archives open; class folders' files are opened one by one."""
+    """Reads items' bytes. Keeps local archives open, of many the last; class folders' files are opened one by one."""
 
     def __init__(self) -> None:
         self._archives: dict[str, int] = {}
+        self._most = open_files()
 
     def read(self, item: Item) -> bytes:
         if files.is_url(item.container):
@@ -111,6 +113,8 @@ class Reader:
             with open(os.path.join(item.container, item.name), "rb") as file:
                 return file.read()
         if item.container not in self._archives:
+            if len(self._archives) >= self._most:
+                os.close(self._archives.pop(next(iter(self._archives))))
             self._archives[item.container] = os.open(item.container, os.O_RDONLY | os.O_CLOEXEC)
         return os.pread(self._archives[item.container], item.size, item.offset)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ import pytest
 from handmade import picture, write_dataset
 
 from loader import Loader, LoaderConfig
+from loader.source import Source
 from preprocess.dataset import Index, Manifest, Stats, read_index, read_manifest, read_stats, write_index, write_stats
+from preprocess.durable import open_files
 from preprocess.errors import UserError
 
 CONFIG = LoaderConfig(batch_size=8, crop=24, threads=1)
@@ -160,3 +165,43 @@ def test_a_flipped_byte_in_an_index_or_the_statistics_is_one_line(
     (root / name).write_bytes(data)
     with pytest.raises(UserError, match=rf"{name} is not the one the manifest names"):
         Loader(root, "train", LoaderConfig(batch_size=8, crop=24))
+
+
+@contextmanager
+def files_left(number: int) -> Iterator[None]:
+    """So many files can still be opened in this process."""
+    before, lowest = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
+    os.close(lowest)
+    handles = [os.open("/dev/null", os.O_RDONLY) for _ in range(number)]  # there may be gaps
+    limit = max([lowest - 1, *handles]) + 1
+    for handle in handles:
+        os.close(handle)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_process_with_few_files_left_reads_all_shards(jpeg_dataset: Path) -> None:
+    """And one that has none left says so."""
+    index, split = read_index(jpeg_dataset, "train"), read_manifest(jpeg_dataset).splits["train"]
+    assert len(split.shards) == 11
+    ids = np.arange(100, -1, -1)
+    whole = Source(jpeg_dataset, split, index)
+    expected = [part.tobytes() for part in whole.read(ids)[0]]
+    whole.close()
+    source = Source(jpeg_dataset, split, index)
+    with files_left(2):
+        assert [part.tobytes() for part in source.read(ids)[0]] == expected
+        source.close()
+    with files_left(0), pytest.raises(UserError) as caught:
+        source.read(ids)
+    assert re.search(r"0010.tar cannot be opened: this process has its \d+ files open; raise that", str(caught.value))
+
+
+def test_a_small_limit_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {1024: 256, 1 << 20: 256, resource.RLIM_INFINITY: 256, 64: 16, 3: 1}
+    for limit, most in limits.items():
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        assert open_files() == most

@@ -216,6 +216,17 @@ def test_tars_without_images_are_told(tmp_path: Path, split: str) -> None:
     assert f"the tars of the split {split} hold no images; fill or remove them" in refusal(tmp_path)
 
 
+def test_of_many_tars_some_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(9):
+        (tmp_path / f"{k}.tar").write_bytes(tar([(f"{k}.jpg", jpeg(k)), (f"{k}.cls", b"0")]))
+    train = open_source(str(tmp_path)).splits["train"]
+    monkeypatch.setattr("preprocess.sources.open_files", lambda: 3)
+    reader, before = Reader(), len(os.listdir("/proc/self/fd"))
+    for row in [*range(9), 8, 0, 4]:
+        assert reader.read(train.item(row)) == jpeg(row)
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+
+
 def test_a_class_folder_in_no_encoding_is_told(tmp_path: Path) -> None:
     folders(tmp_path, "train/a/1.jpg", "train/\udce9t\udce9/1.jpg")
     assert r"train holds a class folder named '\udce9t\udce9': no UTF-8; rename it" in refusal(tmp_path)
