@@ -14,6 +14,7 @@ import io
 import json
 import multiprocessing as mp
 import os
+import signal
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,10 @@ def _write(config: SampleConfig) -> None:
     val = [val[k] for k in np.random.Generator(np.random.Philox(config.seed)).permutation(len(val))]
     jobs = [(config.seed, number, label) for number, label in enumerate(train + val)]
     workers = config.workers or len(os.sched_getaffinity(0))
-    with mp.get_context("spawn").Pool(workers) as pool:
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group: the parent decides
+    started = mp.get_context("spawn").Pool(workers)
+    signal.signal(signal.SIGINT, heard)
+    with started as pool:
         drawn = pool.imap(_draw, jobs, chunksize=16)
         pictures = list(tqdm(drawn, "drawing", total=len(jobs), unit="img", delay=2.0, leave=False))
     ids = _ilsvrc_ids(config.seed)

@@ -18,13 +18,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
 from preprocess.dataset import Manifest, read_manifest, require_split
-from preprocess.errors import PREEMPTED, UserError, guard
+from preprocess.errors import INTERRUPTED, PREEMPTED, UserError, guard
 from train.agent import start_ranks
 from train.children import import_ours
 from train.closing import show
@@ -35,11 +35,13 @@ from train.meeting import Meeting, meet
 from train.nodes import check_shared, differing
 from train.options import COMMANDS, Options, common_terms, parse
 from train.output import lose_unwritable
+from train.paper.timed import end
 from train.recipes import RECIPES
 from train.status import start_server
 from train.tensorboard import mirrored
 
 SAMPLE = Path("sample")
+STAGE_S = 5.0  # for the sample and shard stages to end after ctrl-C, before they are asked to
 SEATS: list[TextIO] = []  # locks that are held while this process lives
 
 
@@ -220,7 +222,20 @@ def prepare_sample(size: int, run: Path) -> Path:
 
 
 def _stage(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "preprocess", *arguments], check=True)
+    """CalledProcessError if it fails; ctrl-C reaches it too, and its word on that is enough."""
+    stage = subprocess.Popen([sys.executable, "-m", "preprocess", *arguments])
+    try:
+        code = stage.wait()
+    except KeyboardInterrupt:
+        with suppress(subprocess.TimeoutExpired):
+            stage.wait(STAGE_S)
+        end(stage)
+        code = INTERRUPTED
+    except _Terminated:
+        end(stage)
+        raise
+    if code:
+        raise subprocess.CalledProcessError(code, stage.args)
 
 
 def _terminate(_: int, __: FrameType | None) -> None:

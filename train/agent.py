@@ -64,7 +64,8 @@ def folder_for_words() -> Iterator[str]:
 def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
     """Runs `local` processes of train.rank on this machine under torchrun's agent; how they ended.
 
-    Signals that reach this process are passed on, and the ranks save, unless they come to their own end first.
+    The first signal that reaches this process is passed on, and the ranks save, unless they come to their own end
+    first; from then on it hears no other.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -86,6 +87,7 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
             config = _config(launch, local, meeting, words)
             elastic_launch(config, sys.executable)("-u", "-m", "train.rank", launch.to_json(), str(os.getpid()))
     except SignalException as stopped:
+        handlers = dict.fromkeys(handlers, signal.SIG_IGN)  # this process ends now, and its exit code is to tell how
         return after_signal(launch, stopped.sigval)
     except ChildFailedError as failed:
         return _first(launch, failed.failures)
@@ -95,6 +97,17 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
         for number, handler in handlers.items():  # torchrun leaves its own
             signal.signal(number, handler)
     return End(code=0)
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """While the block lasts, no signal stops this process but SIGKILL."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _config(launch: Launch, local: int, meeting: Meeting, words: str) -> LaunchConfig:
@@ -138,7 +151,11 @@ def _agent(launch: Launch) -> type[LocalElasticAgent]:
 
             def close(death_sig: signal.Signals | None = None, timeout: int = 0) -> None:
                 # torch's times differ by version; who names no signal has seen a rank fail
-                end(death_sig, SHUTDOWN_S if death_sig else ECHO_S)
+                if death_sig is None:
+                    end(None, ECHO_S)
+                else:
+                    with deaf():  # torch would leave the ranks to themselves, and say what they had saved by then
+                        end(death_sig, SHUTDOWN_S)
 
             ranks.close = close  # type: ignore[method-assign]
             return started
@@ -182,8 +199,11 @@ def after_signal(launch: Launch, number: int) -> End:
         return End(code=1, line=f"error: {end['error']}")
     saved = [one["step"] for one in records(launch.folder) if one["kind"] == "checkpoint"][-1:]
     where = f"saved at step {saved[0]}" if saved else "before the first checkpoint"
-    word = "interrupted" if STOPS[number] == INTERRUPTED else "preempted"
-    return End(code=STOPS[number], line=f"{word}: {where}; give the same command to go on")
+    word = end.get("outcome") or ("interrupted" if STOPS[number] == INTERRUPTED else "preempted")
+    return End(
+        code=INTERRUPTED if word == "interrupted" else PREEMPTED,
+        line=f"{word}: {where}; give the same command to go on",
+    )
 
 
 def _first(launch: Launch, failures: dict[int, ProcessFailure]) -> End:

@@ -158,6 +158,28 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_stopped(
         assert (other[key] - tensor).norm() <= tolerance * tensor.norm(), key
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "outcome", "code"), [(signal.SIGTERM, "preempted", 75), (signal.SIGINT, "interrupted", 130)]
+)
+def test_who_signals_again_and_again_is_told_what_was_saved(
+    whole: tuple[Path, str], sample_shards: Path, number: signal.Signals, outcome: str, code: int
+) -> None:
+    """Others than the first do not cut short what it asked for."""
+    runs, name = whole[0].parent, f"again-{code}"
+    more = ("--run", name, "--epochs", "50", "--save-every", "9999")
+    process = subprocess.Popen(command(runs, sample_shards, *more), cwd=ROOT, text=True, stdout=-1, stderr=-1)
+    wait_for(runs / name, "step", process)
+    for _ in range(4):
+        process.send_signal(number)
+        time.sleep(0.1)
+    _, words = process.communicate(timeout=60)
+    saved = [record["step"] for record in of_kind(runs / name, "checkpoint")]
+    assert words == f"{outcome}: saved at step {saved[-1]}; give the same command to go on\n"
+    assert [record["outcome"] for record in of_kind(runs / name, "end")] == [outcome]
+    assert process.returncode == code
+
+
 def test_a_batch_larger_than_the_dataset_is_one_step_of_all(whole: tuple[Path, str], sample_shards: Path) -> None:
     """Filled up with rows that count nowhere: the weights are those of a batch as large as the dataset."""
     runs = whole[0].parent
@@ -286,6 +308,7 @@ def launched(tmp_path: Path) -> Launch:
         ("failed", 1, "error: why"),
         ("preempted", 75, "preempted: saved at step 8; give the same command to go on"),
         (None, 75, "preempted: saved at step 8; give the same command to go on"),
+        ("interrupted", 130, "interrupted: saved at step 8; give the same command to go on"),
     ],
 )
 def test_a_signal_answers_by_what_the_ranks_did(tmp_path: Path, outcome: str | None, code: int, words: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,20 @@ def test_modules_of_the_user_s_own_are_in_nobody_s_way(sample_shards: Path, tmp_
     assert (done.returncode, done.stderr) == (0, "")
     assert not (tmp_path / "taken").exists()
     assert of_kind(tmp_path / "runs" / "own", "end")[0]["outcome"] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_while_the_sample_is_drawn_is_one_word(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """A terminal's ctrl-C reaches all of the group; the parent alone is sent SIGTERM."""
+    process = subprocess.Popen([sys.executable, "-m", "train", "--port", "0"], cwd=tmp_path, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                               start_new_session=True)  # fmt: skip
+    while not any(tmp_path.glob("sample/source")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1.5)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert [line for line in words.splitlines() if line and not line.startswith("drawing")] == ["interrupted"]
