@@ -22,7 +22,7 @@ import tyro
 
 from preprocess.arguments import parsed
 from preprocess.bench import BenchConfig, bench
-from preprocess.errors import guard
+from preprocess.errors import UserError, guard
 from preprocess.index import IndexConfig, index
 from preprocess.inspect import InspectConfig, inspect
 from preprocess.merge import MergeConfig, merge
@@ -73,8 +73,15 @@ def _in_slurm_array(config: ShardsConfig) -> ShardsConfig:
     task, count = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_ARRAY_TASK_COUNT")
     if config.task_id is not None or not task or not count or config.dry_run:
         return config
-    first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))  # --array=1-64 counts from 1
-    return dataclasses.replace(config, task_id=int(task) - first, num_tasks=int(count))
+    tasks = int(count)
+    first, step = (int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", least)) for name, least in (("MIN", 0), ("STEP", 1)))
+    last = int(os.environ.get("SLURM_ARRAY_TASK_MAX", first + (tasks - 1) * step))
+    if last != first + (tasks - 1) * step:  # --array=1,3,7: nobody knows who is who
+        numbers = f"SLURM_ARRAY_TASK_COUNT={tasks} numbers from {first} to {last} by SLURM_ARRAY_TASK_STEP={step}"
+        raise UserError(
+            f"the array has gaps ({numbers}): take --array=0-{tasks - 1}, or give --task-id and --num-tasks"
+        )
+    return dataclasses.replace(config, task_id=(int(task) - first) // step, num_tasks=tasks)  # 1-64, or 0-6:2
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

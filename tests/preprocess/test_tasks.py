@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from preprocess import dataset
+from preprocess.__main__ import _in_slurm_array
 from preprocess.archives import DEVKIT, PUBLISHED_MD5, TRAIN, VAL, check_md5
 from preprocess.claim import discard, foreign
 from preprocess.errors import UserError
@@ -75,6 +77,33 @@ def test_slurm_s_array_is_understood(sample_source: Path, whole: Path, tmp_path:
     done = subprocess.run([sys.executable, "-m", "preprocess", "merge", str(out)], cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 0
     assert digests(out) == digests(whole)
+
+
+@pytest.mark.parametrize(("numbers", "number", "task"), [
+    (range(1, 5), 1, 0), (range(1, 5), 4, 3), (range(0, 7, 2), 2, 1), (range(0, 7, 2), 6, 3), (range(5, 6), 5, 0),
+])  # fmt: skip
+def test_tasks_of_an_array_are_numbered_from_0(
+    numbers: range, number: int, task: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_array(monkeypatch, numbers, number, numbers.step)
+    found = _in_slurm_array(ShardsConfig(src="s"))
+    assert (found.task_id, found.num_tasks) == (task, len(numbers))
+
+
+@pytest.mark.parametrize("number", [1, 3, 7])
+def test_an_array_with_gaps_is_told(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_array(monkeypatch, [1, 3, 7], number, 1)
+    with pytest.raises(UserError, match=r"gaps \(SLURM_ARRAY_TASK_COUNT=3 numbers from 1 to 7 .*take --array=0-2, or"):
+        _in_slurm_array(ShardsConfig(src="s"))
+    given = ShardsConfig(src="s", task_id=1, num_tasks=9)
+    assert _in_slurm_array(given) == given
+
+
+def in_array(monkeypatch: pytest.MonkeyPatch, numbers: Sequence[int], number: int, step: int) -> None:
+    """The variables that sbatch documents for the tasks of `--array`."""
+    of = {"ID": number, "COUNT": len(numbers), "MIN": min(numbers), "MAX": max(numbers), "STEP": step}
+    for name, value in of.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
 
 
 def test_one_task_of_one_publishes(sample_source: Path, whole: Path, tmp_path: Path) -> None:
