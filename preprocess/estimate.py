@@ -96,12 +96,15 @@ def describe(cost: Estimate | None, workers: int) -> str:
     if cost is None:
         return f"no estimate: the decoder does not survive one of the first {TRIED} images; a run leaves it out"
     hours, minutes = divmod(round(cost.cpu_s / workers / 60), 60)
+    images = f"{cost.images:,} {'image' if cost.images == 1 else 'images'}"
+    rate = f"{1000 * cost.cpu_s / max(1, cost.images):.2f} CPU s per 1,000 images"
     return (
-        f"{cost.images:,} images: about {_size(cost.bytes)}, {hours} h {minutes} min on {workers} workers "
-        f"({1000 * cost.cpu_s / max(1, cost.images):.2f} CPU s per 1,000 images, measured here on {TRIED})"
+        f"{images}: about {_size(cost.bytes)}, {hours} h {minutes} min on {workers} "
+        f"{'worker' if workers == 1 else 'workers'} ({rate}, measured here on {min(TRIED, cost.images)})"
     )
 
 
 def _size(count: int) -> str:
-    """44.0 GB, 3.1 MB: never 0.0 GB."""
-    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
+    """44.0 GB, 3.1 MB, 4.2 kB: never 0.0 of anything but nothing."""
+    size, unit = next(((size, unit) for size, unit in ((1e9, "GB"), (1e6, "MB")) if count >= size), (1e3, "kB"))
+    return f"{count / size:.1f} {unit}"

@@ -49,9 +49,12 @@ def publish(store: Store, place: str, draft: Manifest, names: dict[str, list[str
 def summary(manifest: Manifest) -> str:
     """One line: "1000 train and 200 val images of 10 classes, 128 px, in 3 shards"."""
     counts = " and ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
-    shards = sum(len(split.shards) for split in manifest.splits.values())
-    noun = "shard" if shards == 1 else "shards"
-    return f"{counts} images of {len(manifest.classes):,} classes, {manifest.image_size} px, in {shards:,} {noun}"
+    images = "image" if sum(split.samples for split in manifest.splits.values()) == 1 else "images"
+    classes = "class" if len(manifest.classes) == 1 else "classes"
+    count = sum(len(split.shards) for split in manifest.splits.values())
+    shards = "shard" if count == 1 else "shards"
+    size = manifest.image_size
+    return f"{counts} {images} of {len(manifest.classes):,} {classes}, {size} px, in {count:,} {shards}"
 
 
 def published(place: str, store: Store) -> Manifest:

@@ -154,7 +154,7 @@ def _labels(archive: files.Bytes, parts: list[Member]) -> Iterator[object]:
             continue
         text = archive.read(member.offset, member.size)
         try:
-            value = json.loads(text)  # of a .cls too: digits are JSON
+            value = int(text) if extension == "cls" and text.strip().isdigit() else json.loads(text)  # 03 is no JSON
         except (ValueError, RecursionError):
             value = text.decode(errors="replace")
         if extension == "cls":

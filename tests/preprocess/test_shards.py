@@ -374,6 +374,9 @@ def test_sizes_are_told_in_a_unit_that_fits(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs about 1000000\.0 GB and its disk has [\d.]+ [GM]B free"):
         refuse_full_disk(tmp_path, 10**15)
     assert describe(Estimate(100, 3_100_000, 1.0), 1).startswith("100 images: about 3.1 MB, 0 h 0 min")
+    one = describe(Estimate(1, 4_200, 0.01), 1)
+    assert one.startswith("1 image: about 4.2 kB, 0 h 0 min on 1 worker (")
+    assert one.endswith("measured here on 1)")
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

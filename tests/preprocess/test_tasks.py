@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from preprocess import dataset
 from preprocess.__main__ import _in_slurm_array
@@ -343,6 +344,20 @@ def test_tars_of_others_are_read(whole: Path, tmp_path: Path) -> None:
     assert wnids == sorted(wnids)
 
 
+@pytest.mark.parametrize("text", [b"3", b"03", b"3\n", b" 0003 "])
+def test_a_label_is_digits(tmp_path: Path, text: bytes) -> None:
+    archive(tmp_path / "x.tar", [("a.jpg", b"x"), ("a.cls", text)])
+    assert open_source(str(tmp_path)).splits["train"].label.tolist() == [3]
+
+
+def test_one_is_told_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "src" / "train" / "a"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(folder / "1.png")
+    make_shards(ShardsConfig(src=str(tmp_path / "src"), out=str(tmp_path / "o"), size=16, workers=1))
+    assert capsys.readouterr().out.endswith("o: 1 train image of 1 class, 16 px, in 1 shard\n")
+
+
 def test_a_sample_s_image_is_the_one_named_plainly(tmp_path: Path) -> None:
     """As a mask lies beside it, before or behind; the only one may be named as it likes."""
     samples = [("depth.png", "cls", "jpg"), ("jpg", "cls", "seg.png"), ("cls", "left.JPG")]
@@ -357,6 +372,7 @@ def test_a_sample_s_image_is_the_one_named_plainly(tmp_path: Path) -> None:
     [
         ([("a.jpg", b"x")], "no label"),
         ([("a.jpg", b"x"), ("a.cls", b"cat")], "'cat'"),
+        ([("a.jpg", b"x"), ("a.cls", b"9" * 5000)], "'99999"),
         ([("a.jpg", b"x"), ("a.cls", b"-1")], "'-1'"),
         ([("a.jpg", b"x"), ("a.cls", b"100000")], "'100000'"),
         ([("a.jpg", b"x"), ("a.json", b'{"label": true}')], "'True'"),
