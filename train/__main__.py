@@ -23,8 +23,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from preprocess.dataset import Manifest, read_manifest, require_split
 from preprocess.errors import INTERRUPTED, PREEMPTED, UserError, guard
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    # the imports take a second, and `guard` is not there yet
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(INTERRUPTED)))
+
+from preprocess.dataset import Manifest, read_manifest, require_split
 from train.agent import start_ranks
 from train.children import import_ours
 from train.closing import show
@@ -243,4 +248,6 @@ def _terminate(_: int, __: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(guard(main))

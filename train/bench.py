@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # torch takes two seconds, which --help need not
 
 CLASSES = 1000
 PAIRS = 60  # of updates
+LEAST_CROP = 63  # of which torchvision's layout leaves a pixel after its last pool
 UNTIMED = 4  # batches that the loader may have ready when its round begins
 MATRIX = {"cuda": 8192, "cpu": 2048}  # rows and columns of the product that stands for the device's speed
 
@@ -61,6 +62,10 @@ class Bench:
         for name in ("steps", "rounds"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least 1")
+        if self.fields.crop < LEAST_CROP:
+            raise UserError(
+                f"--crop {self.fields.crop}: the baseline, torchvision's layout, takes {LEAST_CROP} or more"
+            )
 
 
 Step = Callable[[], object]

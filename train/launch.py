@@ -185,11 +185,15 @@ def changes(folder: Path, recipe: Recipe, seed: int) -> dict[str, str]:
 
 
 def records(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
-    """A rank's whole history."""
-    tail = EventTail(folder / f"rank-{rank}.jsonl")
+    """A rank's whole history. UserError where its file is none, or cannot be read."""
+    path = folder / f"rank-{rank}.jsonl"
+    tail = EventTail(path)
     found: list[dict[str, Any]] = []
-    while block := tail.read():
-        found += block
+    try:
+        while block := tail.read():
+            found += block
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); choose another --run") from None
     return found
 
 

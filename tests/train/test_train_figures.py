@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -222,6 +223,19 @@ def test_pictures_that_are_not_there_are_told_before_anything_is_loaded(tmp_path
     assert (done.returncode, done.stdout) == (2, "")
     told = f"{tmp_path}/none.jpg: No such file or directory\nerror: 1 of 1 images could not be read\n"
     assert done.stderr == told
+
+
+def test_what_is_no_file_or_too_large_is_told_before_it_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "large.jpg").touch()
+    os.truncate(tmp_path / "large.jpg", 200 << 30)  # of holes
+    done = python("-m", "train", "predict", str(tmp_path / "pipe.jpg"), str(tmp_path / "large.jpg"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"{tmp_path}/pipe.jpg: not a regular file\n"
+        f"{tmp_path}/large.jpg: 214,748,364,800 bytes; the limit is 67,108,864\n"
+        "error: 2 of 2 images could not be read\n"
+    )
 
 
 def test_predict_without_images_is_one_line() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -160,6 +162,27 @@ def test_other_networks_and_files_are_one_line(file: Path, shards: Path, tmp_pat
     torch.save(narrow, tmp_path / "narrow.pth")
     with pytest.raises(UserError, match=r"conv1.weight of shape \[1\], not \[64, 3, 11, 11\]"):
         load(tmp_path / "narrow.pth", RECIPE)
+    whole = torch.load(file, weights_only=True)
+    bias = whole["classifier.6.bias"]
+    for wrong, words in (
+        ({1: bias}, "odd.pth holds no state dict: names with tensors"),
+        ({"classifier.6.bias": bias[0]}, r"fc8.bias of shape \[\]"),
+        ({"classifier.6.bias": bias[:0]}, r"fc8.bias of shape \[0\]"),
+        ({"classifier.6.bias": bias.long()}, "classifier.6.bias is torch.int64"),
+        ({"classifier.6.bias": bias.to_sparse()}, "classifier.6.bias is torch.float32, torch.sparse_coo"),
+        ({"classifier.6.bias": bias.to("meta")}, "on meta, not plain floats"),
+        ({"classifier.6.bias": bias * math.nan}, "classifier.6.bias is not finite"),
+        ({"classifier.6.bias": 3}, "classifier.6.bias is a int"),
+    ):
+        torch.save(whole | wrong, tmp_path / "odd.pth")
+        with pytest.raises(UserError, match=words):
+            load(tmp_path / "odd.pth", RECIPE)
+    (tmp_path / "bytes.pth").write_bytes(b"\x80\x02.")
+    with pytest.raises(UserError, match="no state dict that can be read without"):
+        load(tmp_path / "bytes.pth", RECIPE)
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(UserError, match="no regular file"):
+        load(tmp_path / "pipe.pth", RECIPE)
     with pytest.raises(UserError, match=r"tells 5 classes apart, .* has 3"):
         evaluated(AlexNet(RECIPE, 5), Published(file=file, shards=str(shards)))
     with pytest.raises(UserError, match="has towers 1, this run 2"):

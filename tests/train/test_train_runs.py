@@ -446,3 +446,23 @@ def test_help_lists_what_a_user_may_set() -> None:
     for flag in ("--shards", "--gpus", "--recipe", "--epochs", "--run", "--runs", "--port", "--seed", "--lrn-order"):
         assert re.search(rf"{flag}\b", shown), flag
     assert set(COMMANDS) <= set(re.findall(r"[\w-]+", shown.partition("options")[0]))
+
+
+def test_events_that_are_a_folder_are_one_line(tmp_path: Path, sample_shards: Path, answered: Answered) -> None:
+    (tmp_path / "odd" / "rank-0.jsonl").mkdir(parents=True)
+    one_line(answered(command(tmp_path, sample_shards, "--run", "odd")), "odd/rank-0.jsonl cannot be read")
+
+
+def test_ctrl_c_while_it_imports_is_one_line(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "train", "--help"], cwd=ROOT, stdout=-1, stderr=-1
+    )
+    said = b""
+    while b"train.recipes" not in said:
+        assert process.stderr
+        said = process.stderr.readline()
+        assert said
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=60)
+    assert [line for line in words.splitlines() if not line.startswith(b"import time:")] == [b"interrupted"]
+    assert process.returncode == 130

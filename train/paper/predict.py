@@ -6,6 +6,8 @@ five classes of the highest mean probability. A file that is no picture costs on
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
+from preprocess.durable import at_once
 from preprocess.errors import UserError
-from preprocess.image import Reject, to_image
+from preprocess.image import MAX_BYTES, Reject, to_image
 from train.options import command
 from train.paper.saved import Saved
 
@@ -30,7 +33,7 @@ class Predict(Saved):
     """Prints the five most probable classes of your own image files."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files: JPEG, PNG, GIF, BMP, WebP, TIFF, PPM."""
+    """Image files: JPEG, PNG, GIF, BMP, TIFF, PPM; WebP where Pillow was built with it."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -57,11 +60,18 @@ def main(arguments: list[str]) -> None:
 def opens(path: Path) -> bool:
     """Whether it does: asked before anything is loaded, and answered by a line if it does not."""
     try:
-        path.open("rb").close()
+        with open(path, "rb", opener=at_once) as file:
+            found = os.fstat(file.fileno())
     except OSError as error:
         complain(path, error.strerror or str(error))
         return False
-    return True
+    if not stat.S_ISREG(found.st_mode):
+        complain(path, "not a regular file")
+    elif found.st_size > MAX_BYTES:  # before it is in memory
+        complain(path, f"{found.st_size:,} bytes; the limit is {MAX_BYTES:,}")
+    else:
+        return True
+    return False
 
 
 def read(path: Path, size: int) -> Pixels | None:

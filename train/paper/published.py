@@ -10,7 +10,7 @@ with its own resizing and without JPEG between.
 from __future__ import annotations
 
 import dataclasses
-import pickle
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,21 +65,40 @@ def load(file: Path, recipe: Recipe) -> AlexNet:
     from train.network import AlexNet
     from train.paper.deployed import from_torchvision
 
+    if not file.is_file():
+        raise UserError(f"{file} is not there, or no regular file")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{file} is not there") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it takes the file for
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # anything may come of bytes that are no pickle
         raise UserError(f"{file} is no state dict that can be read without running code from it") from None
-    if not (isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())):
+    if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
         raise UserError(f"{file} holds no state dict: names with tensors")
-    weights = from_torchvision(state)
-    network = AlexNet(recipe, len(weights["fc8.bias"]))
+    for name, value in state.items():
+        if wrong := unfit(value):
+            raise UserError(f"{file} holds no state dict of numbers: {name} is {wrong}")
+    try:
+        weights = from_torchvision(state)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    network = AlexNet(recipe, max([1, *weights["fc8.weight"].shape[:1]]))
     for name, own in network.state_dict().items():
         if own.shape != weights[name].shape:
             raise UserError(f"{file} has {name} of shape {list(weights[name].shape)}, not {list(own.shape)}")
     network.load_state_dict(weights)
     return network
+
+
+def unfit(value: object) -> str | None:
+    """Why it cannot be a network's weights; None if it can."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    if value.layout != torch.strided or value.is_meta or not value.is_floating_point():
+        return f"{value.dtype}, {value.layout} on {value.device}, not plain floats"
+    return None if value.float().isfinite().all() else "not finite"
 
 
 def evaluated(network: AlexNet, options: Published) -> dict[int, Scores]:
