@@ -30,7 +30,7 @@ def test_a_plain_loop_trains_a_resnet(sample_shards: Path) -> None:
     """The README's example, with shards, size and number of epochs put in: the loss falls below chance's 2.3."""
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(example.strip().splitlines()) <= 14
-    example = example.replace("from torchvision.models import resnet18\n", "")
+    example = re.sub("from torchvision.models import resnet18.*\n", "", example)
     example = example.replace('"shards"', repr(str(sample_shards))).replace("range(90)", "range(4)")
     example = example.replace("batch_size=256", "batch_size=50, crop=96").replace("lr=0.1", "lr=0.05")
     losses: list[float] = []
@@ -46,6 +46,20 @@ def test_a_plain_loop_trains_a_resnet(sample_shards: Path) -> None:
     print(f"loss {sum(losses[:5]) / 5:.2f} at first, {sum(losses[-5:]) / 5:.2f} at last")
     assert len(losses) == 80
     assert sum(losses[-5:]) / 5 < 1.9
+
+
+@pytest.mark.parametrize(("remainder", "empty"), [("pad", [2, 3]), ("drop", [])])
+def test_ranks_without_a_row(remainder: Any, empty: list[int], sample_shards: Path) -> None:
+    """What the README says of an epoch's last batch, and why the Lightning example leaves it out."""
+    config, without = LoaderConfig(batch_size=300, crop=8, remainder=remainder), []
+    for rank in range(4):
+        with Loader(sample_shards, "train", config, rank=rank, world_size=4) as loader:
+            for batch in loader:
+                loss = torch.nn.functional.cross_entropy(batch.images.mean((2, 3)).repeat(1, 4), batch.labels)
+        if loss.isnan():
+            without.append(rank)
+    assert without == empty
+    assert 'remainder="drop"' in (ROOT / "tests/examples/with_lightning.py").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:The `srun` command is available:UserWarning")

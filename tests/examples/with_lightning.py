@@ -26,4 +26,4 @@ def train(shards, trainer, config, module, checkpoint=None):
 
 
 if __name__ == "__main__":
-    train("shards", lightning.Trainer(max_epochs=90), LoaderConfig(batch_size=256), Classifier(1000))
+    train("shards", lightning.Trainer(max_epochs=90), LoaderConfig(batch_size=256, remainder="drop"), Classifier(1000))
