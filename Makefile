@@ -4,8 +4,9 @@ PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 
-# $(call flag,--name,VARIABLE): the flag, if the variable was given
-flag = $(if $($(2)),$(1) '$($(2))')
+# $(call quoted,TEXT): one word of the shell. $(call flag,--name,VARIABLE): the flag, if the variable was given
+quoted = '$(subst ','\'',$(1))'
+flag = $(if $($(2)),$(1) $(call quoted,$($(2))))
 
 .PHONY: help install train paper shards serve top bench report doctor test prove check clean
 
@@ -25,7 +26,7 @@ paper: $(INSTALLED) ## the paper on SHARDS in an hour: training, figures, ablati
 	@$(PY) -m train paper $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--run,RUN) $(ARGS)
 
 shards: $(INSTALLED) ## resize images to 256x256 and write shards and statistics. SRC OUT WORKERS CODEC ENGINE ARGS
-	@$(PY) -m preprocess shards $(call flag,--src,SRC) --out '$(or $(OUT),shards)' $(call flag,--workers,WORKERS) $(call flag,--codec,CODEC) $(call flag,--engine,ENGINE) $(ARGS)
+	@$(PY) -m preprocess shards $(call flag,--src,SRC) --out $(call quoted,$(or $(OUT),shards)) $(call flag,--workers,WORKERS) $(call flag,--codec,CODEC) $(call flag,--engine,ENGINE) $(ARGS)
 
 serve: $(INSTALLED) ## serve the status of all runs, finished ones too. PORT ARGS
 	@$(PY) -m server --runs runs $(call flag,--port,PORT) $(ARGS)
@@ -34,8 +35,8 @@ top: $(INSTALLED) ## the status in a terminal. RUN ARGS
 	@$(PY) -m server top --runs runs $(call flag,--run,RUN) $(ARGS)
 
 bench: $(INSTALLED) ## measure the loader, and with SRC the shard stage, beside their peers. SHARDS SRC PEERS ARGS
-	@$(PY) -m loader.bench '$(or $(SHARDS),sample/shards)' $(ARGS)
-	@$(if $(SRC),$(PY) -m preprocess bench --src '$(SRC)' $(call flag,--peers,PEERS))
+	@$(PY) -m loader.bench $(call quoted,$(or $(SHARDS),sample/shards)) $(ARGS)
+	@$(if $(SRC),$(PY) -m preprocess bench $(call flag,--src,SRC) $(call flag,--peers,PEERS))
 
 report: $(INSTALLED) ## prove and measure on this machine what is claimed, in five parts. PART SHARDS SRC OUT ARGS
 	@$(PY) -m train.report $(call flag,--part,PART) $(call flag,--shards,SHARDS) $(call flag,--src,SRC) $(call flag,--out,OUT) $(ARGS)

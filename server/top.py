@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -49,11 +50,12 @@ def top(root: Path, name: str | None, stall_s: float) -> None:
 
 def screen(run: RunStatus) -> RenderableType:
     head = Text.assemble(
-        (run.name, "bold"), "  ", (run.state, f"bold {COLOURS[run.state]}"), f"  {run.reason}", overflow="fold"
-    )
-    verdict = Text.assemble((run.verdict.kind, "bold"), "  ", run.verdict.text)
+        (plain(run.name), "bold"), "  ", (run.state, f"bold {COLOURS[run.state]}"), f"  {plain(run.reason)}",
+        overflow="fold",
+    )  # fmt: skip
+    verdict = Text.assemble((run.verdict.kind, "bold"), "  ", plain(run.verdict.text))
     parts: list[RenderableType] = [head, verdict, _numbers(run), *_shards(run), _ranks(run)]
-    parts += [Text(f"! {warning}", "yellow") for warning in run.warnings[-3:]]
+    parts += [Text(f"! {plain(warning)}", "yellow") for warning in run.warnings[-3:]]
     return Panel(Group(*parts), title="gratis")
 
 
@@ -97,7 +99,7 @@ def _ranks(run: RunStatus) -> Table:
         table.add_row(
             str(rank.rank),
             rank.state,
-            rank.device or "",
+            Text(plain(rank.device or "")),
             f"{rank.step:,}",
             number(rank.images_per_s.loader),
             number(rank.images_per_s.trainer),
@@ -106,6 +108,11 @@ def _ranks(run: RunStatus) -> Table:
             f"{stage} {shares[stage]:.0%}" if shares[stage] else "",
         )
     return table
+
+
+def plain(text: str) -> str:
+    """What files say, without what a terminal would act on: control characters as Python writes them."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
 def number(value: float | None, unit: str = "", digits: int = 0) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pty
+import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -114,6 +116,13 @@ def test_each_command_tells_it_in_one_line(command: tuple[str, ...]) -> None:
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert "wrong" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_hands_a_name_on_as_it_is() -> None:
+    words = ["make", "-n", "INSTALLED=", "SRC=it's", "OUT=a 'b' $$c", "shards"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert shlex.split(said)[4:] == ["--src", "it's", "--out", "a 'b' $c"]
 
 
 def test_on_a_terminal_too() -> None:

@@ -19,7 +19,10 @@ WORDS = {
 
 
 def show(launch: Launch) -> None:
-    """Prints the table, and as the last line `result key=value ...`; nan where there was nothing to measure."""
+    """Prints the table, and as the last line `result key=value ...`.
+
+    Where there was nothing to measure the table has a dash, and the line not the key.
+    """
     found = result(launch)
     table = Table(title=launch.run)
     table.add_column("")

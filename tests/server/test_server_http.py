@@ -437,6 +437,16 @@ def test_top_in_a_pipe(site: tuple[str, Path]) -> None:
     assert "no run x in" in fails("top", f"--runs={site[1]}", "--run", "x")
 
 
+def test_top_shows_what_files_say_and_does_not_do_it(tmp_path: Path) -> None:
+    run = RunWriter(tmp_path / "runs" / "odd")
+    run.start()
+    run.writers[0].write("warning", {"message": "\x1b[2Jgone\x07 \x9b31m"})
+    command = [sys.executable, "-m", "server", "top", "--runs", str(tmp_path / "runs")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert "\\x1b[2Jgone\\x07 \\x9b31m" in done.stdout
+    assert not {"\x1b", "\x07", "\x9b"} & set(done.stdout)
+
+
 def test_top_on_a_terminal(tmp_path: Path) -> None:
     """On a real one of 100 columns: it fills the screen, follows the run, and gives the screen back on ctrl-C."""
     run = RunWriter(tmp_path / "a", world=2)

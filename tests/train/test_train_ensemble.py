@@ -62,3 +62,7 @@ def test_ensembles_of_different_images_are_refused(members: tuple[Path, torch.Te
         Ensemble(members=("r0",))
     with pytest.raises(UserError, match="r0 is given twice"):
         Ensemble(members=("r0", "r1", "r0"))
+    (runs / "same").symlink_to("r0")
+    for twice in (str(runs / "r0"), str(runs / "r0" / "probabilities.safetensors"), "same"):
+        with pytest.raises(UserError, match="are one run"):
+            load(Ensemble(members=("r0", "r1", twice), runs=runs))

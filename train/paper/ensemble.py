@@ -86,9 +86,11 @@ def load(options: Ensemble) -> tuple[Tensor, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    found = []
+    found, members = [], dict[Path, str]()
     for member in options.members:
         path = file_of(member, options.runs)
+        if (same := members.setdefault(path.resolve(), member)) != member:
+            raise UserError(f"{same} and {member} are one run; an ensemble is of different ones")
         try:
             stored = load_file(path)
             found.append((path, stored["labels"], stored["probabilities"].double()))

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from train.paper.deployed import Deployed
     from train.paper.trained import Trained
 
+TRACES = "traced and compared with the original, which takes minutes on a slow machine"
+DOING = {"onnx": TRACES, "torchscript": TRACES, "torchvision": "renamed", "safetensors": "copied"}
 Format = Literal["onnx", "torchscript", "torchvision", "safetensors"]
 ENDINGS: dict[str, Format] = {
     ".onnx": "onnx", ".pt": "torchscript", ".pth": "torchvision", ".safetensors": "safetensors",
@@ -77,6 +79,7 @@ def main(arguments: list[str]) -> None:
 
     signal.signal(signal.SIGTERM, leave)  # by way of what removes a half-written file
     trained = load(options)
+    print(f"run {trained.folder}, step {trained.state.step}: {DOING[form]}", flush=True)
     # all write bytes, so that a full disk is an OSError: the libraries' own writers have other words for it
     with written(options.out, "choose another OUT") as draft:
         said = WRITE[form](trained, draft)
