@@ -68,8 +68,7 @@ def find_archives(root: str) -> Found:
 def list_archives(
     root: str, found: Found, *, unique: bool = True
 ) -> tuple[tuple[ImageClass, ...], dict[str, Listing], tuple[str, ...]]:
-    """Classes, a listing by split, and what was skipped. Keys are the members' names;
-    unique: but for those that several share."""
+    """Classes, a listing by split, and what was skipped. unique: every sample has a key of its own."""
     builders = {split: ListingBuilder((), official=True) for split in found}
     largest = -1
     for split, places in found.items():
@@ -101,8 +100,8 @@ def _list_archive(place: str, builder: ListingBuilder) -> int:
 
 
 def grouped(place: str, found: Iterable[Member]) -> Iterator[Group]:
-    """The members of the archive at `place` by sample. UserError for one of several images, none of them before others,
-    whatever their order."""
+    """The members of the archive at `place` by sample. UserError for a sample of several images of which not one alone
+    is plainly named; their order decides nothing."""
     for key, parts in groupby(found, lambda member: _key(member.name)):
         listed = list(parts)
         images = [member for member in listed if IMAGE_NAME.fullmatch(member.name)]
