@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
@@ -140,6 +140,7 @@ def _agent(launch: Launch) -> type[LocalElasticAgent]:
     """
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     class Agent(LocalElasticAgent):
@@ -150,12 +151,10 @@ def _agent(launch: Launch) -> type[LocalElasticAgent]:
             end = ranks.close
 
             def close(death_sig: signal.Signals | None = None, timeout: int = 0) -> None:
-                # torch's times differ by version; who names no signal has seen a rank fail
-                if death_sig is None:
-                    end(None, ECHO_S)
-                else:
-                    with deaf():  # torch would leave the ranks to themselves, and say what they had saved by then
-                        end(death_sig, SHUTDOWN_S)
+                # torch's times differ by version; who names no signal has seen a rank fail. Once this process was
+                # signalled, another would have torch leave the ranks to themselves, and say what they had saved by then
+                with deaf() if isinstance(sys.exc_info()[1], SignalException) else nullcontext():
+                    end(death_sig, SHUTDOWN_S if death_sig else ECHO_S)
 
             ranks.close = close  # type: ignore[method-assign]
             return started

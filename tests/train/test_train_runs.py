@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from small import ROOT, command, of_kind
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
@@ -396,6 +397,26 @@ def test_ranks_have_a_minute_to_save_and_seconds_when_another_failed(
     close(signal.SIGTERM)
     close(signal.SIGTERM, 30)
     assert asked == [(None, ECHO_S), (signal.SIGTERM, SHUTDOWN_S), (signal.SIGTERM, SHUTDOWN_S)]
+
+
+def test_signals_are_heard_while_ranks_end_unless_one_is_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks end for a restart too, and a signal that comes then is the first."""
+    heard: list[bool] = []
+    ranks = SimpleNamespace(close=lambda *_: heard.append(signal.getsignal(signal.SIGTERM) != signal.SIG_IGN))
+    monkeypatch.setattr(LocalElasticAgent, "_start_workers", lambda *_: {})
+    kind = _agent(launched(tmp_path))
+    agent: Any = kind.__new__(kind)
+    agent._pcontext = ranks
+    agent._start_workers(None)
+    close: Any = ranks.close
+    before = signal.getsignal(signal.SIGTERM)
+    close(signal.SIGTERM)
+    try:
+        raise SignalException("", signal.SIGTERM)
+    except SignalException:
+        close(signal.SIGTERM)
+    assert heard == [True, False]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_status_server_starts_after_the_dataset_was_checked(tmp_path: Path) -> None:
