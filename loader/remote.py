@@ -144,7 +144,9 @@ def read_pieces(root: Path | str, pieces: Iterable[tuple[str, int, int]]) -> Ite
                     file.seek(start)
                     data = file.read(size)
             except OSError as error:
-                raise UserError(f"{Path(root, name)} cannot be read: {error.strerror}; verify the dataset") from None
+                raise UserError(
+                    f"{Path(root, name)} cannot be read: {error.strerror or error}; verify the dataset"
+                ) from None
         if len(data) < size:
             raise UserError(f"{str(root).rstrip('/')}/{name} ends inside a sample; verify the dataset")
         yield data

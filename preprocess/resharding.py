@@ -108,7 +108,7 @@ def grouped(place: str, found: Iterable[Member]) -> Iterator[Group]:
         plain = [member for member in images if "." not in _extension(member.name)] if len(images) > 1 else images
         if len(plain) != 1 and images:
             shown = " and ".join(sorted(os.path.basename(member.name)[:200] for member in images)[:2])
-            way_out = "leave one, or name one by the sample's name and .jpg alone"
+            way_out = "leave one, or give the others a further extension (x.mask.png)"
             raise UserError(f"{place}: the sample {key[:200]!r} has {len(images)} images, {shown}; {way_out}")
         yield Group(key, listed, plain[0] if plain else None)
 

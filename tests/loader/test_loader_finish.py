@@ -223,7 +223,8 @@ def test_dali_accepts_the_graph_as_it_is_on_a_gpu(name: str, codec: str, request
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_finishes_decoded_images_stays_on_their_device(jpeg_dataset: Path, name: str) -> None:
-    """On torch's device without values, where an operation with another device's tensor is an error as on a GPU."""
+    """On torch's device without values, where an operation with another device's tensor is an error as on a GPU, but
+    for one in place."""
     config, device = replace(CONFIGS[name], batch_size=25, crop=CROP), torch.device("meta")
     job, ids = job_of(jpeg_dataset, config), torch.arange(25)
     store, mean = torch.empty(101, SIZE, SIZE, 3, dtype=torch.uint8), torch.from_numpy(job.stats.mean)

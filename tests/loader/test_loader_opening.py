@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -170,6 +171,7 @@ def test_a_flipped_byte_in_an_index_or_the_statistics_is_one_line(
 @contextmanager
 def files_left(number: int) -> Iterator[None]:
     """So many files can still be opened in this process."""
+    gc.collect()  # what it would close meanwhile makes room
     before, lowest = resource.getrlimit(resource.RLIMIT_NOFILE), os.dup(0)
     os.close(lowest)
     handles = [os.open("/dev/null", os.O_RDONLY) for _ in range(number)]  # there may be gaps

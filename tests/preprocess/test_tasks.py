@@ -382,7 +382,7 @@ def test_a_sample_s_image_is_the_one_named_plainly(tmp_path: Path) -> None:
             "share the key 'a_",
         ),
         ([("a.jpg", b"x"), ("a.png", b"y"), ("a.cls", b"1")], "sample 'a' has 2 images, a.jpg and a.png; leave one"),
-        ([("a.1.png", b"y"), ("a.0.png", b"x"), ("a.cls", b"1")], "2 images, a.0.png and a.1.png; leave one, or name"),
+        ([("a.1.png", b"y"), ("a.0.png", b"x"), ("a.cls", b"1")], "2 images, a.0.png and a.1.png; leave one, or give"),
     ],
 )
 def test_refuses_tars_without_labels_or_with_a_key_twice(
