@@ -71,10 +71,14 @@ def collect(network: AlexNet, optimiser: Optimiser, seen: Tensor, *, writer: boo
 def write(folder: Path, arrays: Arrays, state: State) -> int:
     """Writes a checkpoint and makes it the latest; returns its bytes. No torch but arrays: for any thread.
 
-    OSError (a full disk) leaves the previous checkpoint the latest and nothing of this one.
+    OSError (a full disk, a `latest` that cannot be read) leaves the previous checkpoint the latest, nothing of this.
     """
     target = of_step(folder, state.step)
-    if latest(folder) == target:  # to replace it would leave, for a moment, no latest at all
+    try:
+        there = latest(folder) == target
+    except UserError as error:
+        raise OSError(str(error)) from None  # what Saver survives
+    if there:  # to replace it would leave, for a moment, no latest at all
         return _size(target)
     folder.mkdir(exist_ok=True)  # not its parent: a run that was deleted must not come back as its last checkpoint
     temporary = folder / f"{target.name}.tmp"

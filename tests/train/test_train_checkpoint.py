@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from preprocess.errors import UserError
+from preprocess.events import EventWriter
 from train import checkpoint
 from train.checkpoint import FILES, SUMS, Arrays, State, latest, read_state, undamaged, write
 from train.network import AlexNet
 from train.optim import Optimiser
 from train.recipes import SAMPLE
+from train.saving import Saver
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +213,25 @@ def test_a_latest_that_goes_in_a_circle_is_told(tmp_path: Path) -> None:
     (tmp_path / "latest").symlink_to("latest")
     with pytest.raises(UserError, match="latest cannot be read"):
         latest(tmp_path)
+
+
+def test_training_goes_on_where_latest_cannot_be_read_while_saving(
+    tmp_path: Path, arrays: Arrays, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "latest").symlink_to("latest")
+    saver = Saver(tmp_path, EventWriter(tmp_path / "rank-0.jsonl", attempt=1, rank=0))
+    saver.begin(arrays, of_step(1))
+    saver.settle()
+    assert saver.lost
+    assert "latest cannot be read" in saver.lost
+    assert capsys.readouterr().err == f"warning: {saver.lost}\n"
+    (folder / "latest").unlink()
+    saver.begin(arrays, of_step(2))
+    saver.close()
+    assert saver.lost is None
+    assert steps(folder) == [2]
 
 
 @pytest.mark.parametrize("wrong", [{"format": 99}, {"architecture": []}, {"step": "x"}, {"errors": 1}])
