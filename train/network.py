@@ -15,6 +15,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from preprocess.errors import UserError
 from train.choices import Wire
@@ -74,28 +75,20 @@ class AlexNet(nn.Module):
         """Compiles the convolutions, where normalisation and pooling fuse. The dense layers are matrix products, and
         their masks depend on the step's number, for each of which the compiler would begin again.
 
-        otherwise: is told why, should the compiler give up at the first step, and the layers run as they are. Without
+        otherwise: is told why, once, should the compiler give up on some of them, which then run as they are. Without
         it what the compiler raises is the step's error.
         """
         from torch._functorch import config as functorch  # two seconds of start, where nothing is compiled
 
         if self.tower.size > 1:  # the compiler breaks its graph at an exchange and goes on after it
             self._gather = torch.compiler.disable(gather)  # type: ignore[no-untyped-call]
-        compiled = torch.compile(self._convolve)
-        self.convolve = partial(self._tried, compiled, otherwise) if otherwise else compiled
+        if otherwise:
+            self.convolve = torch.compile(self._convolve, backend=partial(_tried, _once(otherwise)))
+        else:
+            self.convolve = torch.compile(self._convolve)
         if otherwise and hasattr(functorch, "force_non_lazy_backward_lowering"):
             # what is wrong with backward's code is an error of forward's then, and not of backward itself
             functorch.force_non_lazy_backward_lowering = True
-
-    def _tried(self, compiled: Callable[[Tensor], Tensor], otherwise: Callable[[str], None], images: Tensor) -> Tensor:
-        from torch._dynamo.exc import TorchDynamoException
-
-        try:
-            return compiled(images)
-        except TorchDynamoException as error:
-            otherwise(str(error).split("\n")[0])
-        self.convolve = self._convolve
-        return self._convolve(images)
 
     def _convolve(self, images: Tensor) -> Tensor:
         x = images.to(torch.bfloat16) if self.recipe.compute == "bfloat16" else images
@@ -196,6 +189,29 @@ class AlexNet(nn.Module):
         """The whole network's tensor of which `own`, like the parameter `name`, is this rank's chunk. Collective."""
         layer = cast(Layer, name.split(".", maxsplit=1)[0])
         return gather_rows(own, weight_shapes(self.recipe, self.classes)[layer][0], self.tower)
+
+
+def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Hears the first reason alone: what one graph lacks, the next lacks too."""
+    told = list[str]()
+
+    def first(why: str) -> None:
+        if not told:
+            told.append(why)
+            tell(why)
+
+    return first
+
+
+def _tried(otherwise: Callable[[str], None], graph: GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+    """One graph, compiled or as it is: what went before it, an exchange perhaps, is not done again."""
+    from torch._dynamo.backends.registry import lookup_backend
+
+    try:
+        return lookup_backend("inductor")(graph, inputs)
+    except Exception as error:  # of many kinds, which torch itself wraps whole
+        otherwise(str(error).split("\n")[0])
+        return graph.forward
 
 
 class _Weights(nn.Module):
