@@ -150,7 +150,8 @@ def assembled(launch: Launch, mesh: Mesh, loader: Loader, events: EventWriter, s
 
     def slower(why: str) -> str:
         told = f"the network is not compiled, and slower for it: {why}"
-        print(f"warning: {told}", file=sys.stderr, flush=True)
+        if mesh.rank == 0:  # the others lack what it lacks; each has its event
+            print(f"warning: {told}", file=sys.stderr, flush=True)
         return told
 
     if compiles(launch.compile, mesh.device):
