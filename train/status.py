@@ -27,7 +27,7 @@ def start_server(runs: Path, chosen: int | None) -> subprocess.Popen[bytes] | No
         return None
     _end_orphans(runs)
     port = chosen or next((p for p in range(FIRST_PORT, FIRST_PORT + PORTS) if _free(p) and _choose(p)), None)
-    if port is None or not _free(port):
+    if port is None or not _free(port) or (chosen and not _choose(port)):
         raise UserError(f"--port {port or FIRST_PORT} is taken; choose another, or 0 for no status server")
     if chosen is None and port != FIRST_PORT:
         print(f"port {FIRST_PORT} is taken, the status server uses {port}", flush=True)
