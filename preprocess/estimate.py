@@ -33,20 +33,22 @@ class Estimate(NamedTuple):
 
 def estimate(images: int, tried: ShardTask) -> Estimate:
     """From the first TRIED items of a task, which are a random draw of the split, as the plan is shuffled."""
-    reader, sizes = Reader(), []
+    sizes = []
     begun = time.process_time()
-    for item in tried.items[:TRIED]:
-        try:
-            sizes.append(len(make_sample_bytes(reader.read(item), tried)))
-        except Reject:
-            continue
+    with Reader() as reader:
+        for item in tried.items[:TRIED]:
+            try:
+                sizes.append(len(make_sample_bytes(reader.read(item), tried)))
+            except Reject:
+                continue
     spent = time.process_time() - begun
     mean = sum(sizes) / max(1, len(sizes)) + TAR_OVERHEAD
     return Estimate(images, int(mean * images * MARGIN), spent / max(1, len(tried.items[:TRIED])) * images)
 
 
 def estimate_apart(images: int, tried: ShardTask) -> Estimate | None:
-    """The same in a process of its own; None if a file among the tried crashes or hangs the decoder."""
+    """The same in a process of its own; None if a file among the tried crashes or hangs the decoder, or if
+    the process is killed or does not begin within PATIENCE_S."""
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     # no pool: a pool's process outlives a parent that is killed, and holds its terminal
@@ -55,10 +57,12 @@ def estimate_apart(images: int, tried: ShardTask) -> Estimate | None:
     theirs.close()
     begun, answer = False, None
     try:
-        begun = ours.recv() if ours.poll(PATIENCE_S) else True
-        answer = ours.recv() if ours.poll(PATIENCE_S) else None
+        if ours.poll(PATIENCE_S):
+            begun = ours.recv()
+            answer = ours.recv() if ours.poll(PATIENCE_S) else None
     except EOFError:
-        if not begun:
+        apart.join(1)
+        if not begun and (apart.exitcode or 0) >= 0:  # what was killed, for memory perhaps, costs the estimate alone
             raise UserError(UNBEGUN) from None
     finally:
         apart.kill()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from preprocess.errors import UserError, answered
@@ -100,8 +101,10 @@ def _entry(found: os.DirEntry[str]) -> Entry:
 
 
 def open_file(place: str) -> BinaryIO:
-    """A seekable file. UserError where a server serves whole files only."""
+    """A seekable file. UserError where a server serves whole files only, and for a pipe."""
     if not is_url(place):
+        if Path(place).is_fifo():  # whose writer would be waited for
+            raise UserError(f"{place} is a pipe, no file; remove it, or put the file in its place")
         return open(place, "rb")
     fs, path = filesystem(place)
     try:

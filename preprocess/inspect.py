@@ -118,13 +118,14 @@ def _pairs(root: Path, manifest: Manifest, src: str) -> list[tuple[bytes, NDArra
     rows = shuffled(len(index.label), manifest.seed, "montage")[:SHOWN]
     keys = [_key(root, shards[index.shard[row]].name, int(index.offset[row])) for row in rows]
     items = _find(src, set(keys))
-    reader, pairs = Reader(), []
-    for row, key in zip(rows, keys, strict=True):
-        if key not in items:
-            raise UserError(f"{src} has no file for {key!r}: it is not this dataset's source; give the right --src")
-        shard = shards[index.shard[row]].name
-        data = pictures.member(root, shard, int(index.offset[row]), int(index.size[row]))
-        pairs.append((reader.read(items[key]), image.decode(data)))
+    pairs = []
+    with Reader() as reader:
+        for row, key in zip(rows, keys, strict=True):
+            if key not in items:
+                raise UserError(f"{src} has no file for {key!r}: it is not this dataset's source; give the right --src")
+            shard = shards[index.shard[row]].name
+            data = pictures.member(root, shard, int(index.offset[row]), int(index.size[row]))
+            pairs.append((reader.read(items[key]), image.decode(data)))
     return pairs
 
 

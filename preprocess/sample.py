@@ -82,8 +82,10 @@ def _write(config: SampleConfig) -> None:
     jobs = [(config.seed, number, label) for number, label in enumerate(train + val)]
     workers = config.workers or len(os.sched_getaffinity(0))
     heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group: the parent decides
-    started = mp.get_context("spawn").Pool(workers)
-    signal.signal(signal.SIGINT, heard)
+    try:
+        started = mp.get_context("spawn").Pool(workers)
+    finally:
+        signal.signal(signal.SIGINT, heard)
     with started as pool:
         drawn = pool.imap(_draw, jobs, chunksize=16)
         pictures = list(tqdm(drawn, "drawing", total=len(jobs), unit="img", delay=2.0, leave=False))

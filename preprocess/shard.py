@@ -91,9 +91,9 @@ def make_shard(task: ShardTask, begin: Callable[[int], None], report: Report) ->
     store = open_store(task.out)
     with store.staging() as folder:
         made = folder / temporary(f"{task.name}.tar")
-        with made.open("wb") as file:
+        with made.open("wb") as file, Reader() as reader:
             writer = ShardWriter(file, EXTENSIONS[task.codec])
-            receipt = _fill(task, writer, begin, report)
+            receipt = _fill(task, reader, writer, begin, report)
             begin(-1)
         index = f"v1.2 {len(writer.lines)}\n" + "".join(writer.lines)
         publish_bytes(store, f"{task.name}.idx", index.encode())
@@ -182,8 +182,9 @@ class ShardWriter:
         self.bytes += len(data)
 
 
-def _fill(task: ShardTask, writer: ShardWriter, begin: Callable[[int], None], report: Report) -> Receipt:
-    reader = Reader()
+def _fill(
+    task: ShardTask, reader: Reader, writer: ShardWriter, begin: Callable[[int], None], report: Report
+) -> Receipt:
     statistics = Accumulator(task.size) if task.split == "train" else None
     conversions: Counter[str] = Counter()
     rejects: list[dict[str, str]] = []

@@ -98,7 +98,8 @@ def _open(root: str) -> Source:
 
 
 class Reader:
-    """Reads items' bytes. Keeps local archives open, of many the last; class folders' files are opened one by one."""
+    """Reads items' bytes. Keeps local archives open until its block ends, of many the last; class folders' files are
+    opened one by one."""
 
     def __init__(self) -> None:
         self._archives: dict[str, int] = {}
@@ -117,6 +118,13 @@ class Reader:
                 os.close(self._archives.pop(next(iter(self._archives))))
             self._archives[item.container] = os.open(item.container, os.O_RDONLY | os.O_CLOEXEC)
         return os.pread(self._archives[item.container], item.size, item.offset)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._archives:
+            os.close(self._archives.popitem()[1])
 
 
 def _open_archives(root: str) -> Source:

@@ -110,7 +110,7 @@ def _after_death(task: Task, worker: Worker, cause: str, strikes: Counter[tuple[
     strikes[task.name, position] += 1
     if strikes[task.name, position] < STRIKES:
         return task
-    if position == NOT_BEGUN:
+    if position == NOT_BEGUN and not worker.killed:
         raise UserError(UNBEGUN)
     if position < 0:
         raise UserError(f"workers died {STRIKES} times outside any image of {task.name}: {worker.last_words()}")
@@ -172,6 +172,10 @@ class Worker:
             return "crashed"
         busy = self.task is not None and self.position >= 0
         return "hung" if busy and time.monotonic() - self._at[1] > IMAGE_SECONDS else None
+
+    @property
+    def killed(self) -> bool:
+        return (self._process.exitcode or 0) < 0
 
     def last_words(self) -> str:
         """Why it is dead."""

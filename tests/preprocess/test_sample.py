@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import resource
+import signal
 import subprocess
 import sys
 import tarfile
@@ -41,6 +43,19 @@ def test_counts_sizes_and_greyscale(sample_source: Path) -> None:
     pictures = [Pillow.open(io.BytesIO(reader.read(train.item(row)))) for row in range(0, 1000, 5)]
     assert len({picture.size for picture in pictures}) > 150
     assert {picture.mode for picture in pictures} == {"RGB", "L"}
+
+
+def test_ctrl_c_is_heard_again_where_no_process_could_start(tmp_path: Path) -> None:
+    make_sample(SampleConfig(out=tmp_path / "a", train_per_class=1, val_per_class=1, workers=1))  # imports all it needs
+    before, (soft, hard) = signal.getsignal(signal.SIGINT), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(UserError, match="Too many open files"):
+            make_sample(SampleConfig(out=tmp_path / "b", train_per_class=1, val_per_class=1, workers=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        heard = signal.signal(signal.SIGINT, before)
+    assert heard == before
 
 
 def test_mean_colour_says_nothing() -> None:

@@ -19,9 +19,12 @@ from scipy.io import loadmat
 
 from preprocess.archives import DEVKIT, META, TRAIN, TRUTH, VAL
 from preprocess.errors import UserError
+from preprocess.estimate import estimate
 from preprocess.listing import make_key
+from preprocess.shard import ShardTask
 from preprocess.shards import ShardsConfig, make_shards
 from preprocess.sources import Reader, open_source
+from preprocess.store import WORK
 
 
 def jpeg(level: int = 100) -> bytes:
@@ -216,15 +219,41 @@ def test_tars_without_images_are_told(tmp_path: Path, split: str) -> None:
     assert f"the tars of the split {split} hold no images; fill or remove them" in refusal(tmp_path)
 
 
+def descriptors() -> set[str]:
+    """Archives that this process holds open."""
+    links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+    return {f"{link} {os.readlink(link)}" for link in links if os.path.lexists(link) and ".tar" in os.readlink(link)}
+
+
 def test_of_many_tars_some_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for k in range(9):
         (tmp_path / f"{k}.tar").write_bytes(tar([(f"{k}.jpg", jpeg(k)), (f"{k}.cls", b"0")]))
     train = open_source(str(tmp_path)).splits["train"]
     monkeypatch.setattr("preprocess.sources.open_files", lambda: 3)
-    reader, before = Reader(), len(os.listdir("/proc/self/fd"))
-    for row in [*range(9), 8, 0, 4]:
-        assert reader.read(train.item(row)) == jpeg(row)
-    assert len(os.listdir("/proc/self/fd")) == before + 3
+    before = descriptors()
+    for _ in range(2):
+        with Reader() as reader:
+            for row in [*range(9), 8, 0, 4]:
+                assert reader.read(train.item(row)) == jpeg(row)
+            assert len(descriptors() - before) == 3
+        assert descriptors() == before
+
+
+def test_a_shard_leaves_no_archive_open(tmp_path: Path) -> None:
+    """As one worker makes many."""
+    (tmp_path / "x.tar").write_bytes(tar([("1.jpg", jpeg()), ("1.cls", b"0")]))
+    items = (open_source(str(tmp_path)).splits["train"].item(0),)
+    task = ShardTask(out=str(tmp_path / "o"), split="train", number=0, items=items, size=16, codec="jpeg", quality=90)
+    (tmp_path / "o" / WORK).mkdir(parents=True)
+    before = descriptors()
+    task.make(lambda position: None, lambda *counts: None)
+    estimate(1, task)
+    assert descriptors() == before
+
+
+def test_a_pipe_among_tars_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    assert f"{tmp_path / 'x.tar'} is a pipe, no file; remove it" in refusal(tmp_path)
 
 
 def test_a_class_folder_in_no_encoding_is_told(tmp_path: Path) -> None:
@@ -256,7 +285,7 @@ def keys(root: Path) -> dict[str, str]:
     [f"train/a/{'x' * 87}{name}.jpg" for name in "猫犬鳥"],
 ])  # fmt: skip
 def test_files_of_different_paths_have_different_keys(tmp_path: Path, paths: list[str]) -> None:
-    """Only those that would share one are changed, all of them, and not by where SRC lies or what else is in it."""
+    """Only those that would share one are changed, all of them, and not by SRC's place nor by files that share none."""
     found = keys(folders(tmp_path / "one", *paths))
     assert len(set(found.values())) == len(paths)
     plain = [make_key(Path(path).name, Path(path).parent.name) for path in found]

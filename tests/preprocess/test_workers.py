@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import multiprocessing as mp
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -108,10 +108,23 @@ def test_why_workers_died_is_told(fate: str, told: str) -> None:
     assert str(caught.value) == f"workers died 2 times outside any image of train-00003: {told}"
 
 
+class Untimely(Dying):
+    """Work whose worker is killed while it still starts, as for memory."""
+
+    def __reduce__(self) -> tuple[type[Dying], tuple[str, str]]:
+        for process in mp.active_children():
+            process.kill()
+        return Dying, (self.name, self.fate)
+
+
+def test_a_worker_killed_before_it_begins_is_told_as_killed() -> None:
+    with pytest.raises(UserError, match=r"train-00003: signal 9; is the machine out of memory\?$"):
+        list(run_tasks([Untimely("train-00003", "")], 1))
+
+
 def test_a_limit_below_the_workers_own_is_kept(tmp_path: Path) -> None:
     """As a batch scheduler sets one; the image is still made."""
     planned = tasks(tmp_path, "2.jpg")[:1]
-    before = resource.getrlimit(resource.RLIMIT_AS)
     program = (
         "import sys, pickle; from preprocess.workers import run_tasks\n"
         "if __name__ == '__main__': print(sum(s.images for s in run_tasks(pickle.load(sys.stdin.buffer), 1)))"
@@ -122,7 +135,6 @@ def test_a_limit_below_the_workers_own_is_kept(tmp_path: Path) -> None:
         input=pickle.dumps(planned), env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == (b"3\n", b"")
-    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
