@@ -80,7 +80,8 @@ class IndexTask:
     condemned: dict[int, str] = field(default_factory=dict)
 
     def make(self, begin: Callable[[int], None], report: Report) -> None:
-        receipt = _look(self, begin, report)
+        with Reader() as reader:
+            receipt = _look(self, reader, begin, report)
         begin(-1)
         store = LocalStore(self.out)
         publish_bytes(store, f"{WORK}/{self.name}.idx", _idx(self.tar, set(receipt.offset.tolist())))
@@ -162,7 +163,8 @@ def _first(source: Source, root: Path) -> tuple[int, str]:
         item = listing.item(row)
         try:
             refuse_unread({}, row, item)
-            kind, width, height, _ = image.probe(Reader().read(item))
+            with Reader() as reader:
+                kind, width, height, _ = image.probe(reader.read(item))
         except image.Reject:
             continue
         codec = next((codec for codec, name in KINDS.items() if kind == name), None)
@@ -192,9 +194,9 @@ def _map(config: IndexConfig, tasks: Iterable[IndexTask], source: Source) -> Non
             progress.add(step)
 
 
-def _look(task: IndexTask, begin: Callable[[int], None], report: Report) -> Receipt:
+def _look(task: IndexTask, reader: Reader, begin: Callable[[int], None], report: Report) -> Receipt:
     """Decodes every image, hashes the tar."""
-    reader, good = Reader(), []
+    good: list[Item] = []
     statistics = Accumulator(task.size) if task.split == "train" else None
     rejects: list[dict[str, str]] = []
     for position, item in enumerate(task.items):
