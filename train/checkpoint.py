@@ -167,6 +167,8 @@ def read_state(checkpoint: Path) -> State:
             raise ValueError(f"format {state.format}")
         return state
     except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, OSError) and not isinstance(error, ABSENT):
+            raise unreadable(error) from None
         raise UserError(
             f"{checkpoint} is no checkpoint of this version ({error}); point its `{LATEST}` at an older one, "
             "or choose another --run"
@@ -197,6 +199,8 @@ def load(checkpoint: Path, network: AlexNet, optimiser: Optimiser) -> Tensor:
             seen: Tensor = file.get_tensor("seen")
             return seen
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and not isinstance(error, ABSENT):
+            raise unreadable(error, checkpoint) from None  # safetensors' errors name no file
         raise UserError(f"{checkpoint} is damaged ({error}); point its `{LATEST}` at an older one") from None
 
 
@@ -211,9 +215,11 @@ def _read(path: Path) -> str:
         raise unreadable(error) from None
 
 
-def unreadable(error: OSError) -> UserError:
-    return UserError(f"{error.filename or 'a checkpoint'} cannot be read ({error.strerror}): not known to be damaged, "
-                     "and left as it is; mend that, or choose another --run")  # fmt: skip
+def unreadable(error: OSError, where: Path | str = "a checkpoint") -> UserError:
+    return UserError(
+        f"{error.filename or where} cannot be read ({error.strerror or error}): not known to be damaged, and left as "
+        f"it is; mend that, point its `{LATEST}` at an older one, or choose another --run"
+    )
 
 
 def shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:

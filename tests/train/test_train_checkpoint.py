@@ -200,6 +200,20 @@ def test_what_cannot_be_read_is_not_called_damaged(
     assert undamaged(tmp_path) == (tmp_path / "step-00000002", [])
 
 
+def test_neither_state_nor_weights_that_cannot_be_read_are_called_damaged(tmp_path: Path, arrays: Arrays) -> None:
+    write(tmp_path, arrays, of_step(1))
+    found = tmp_path / "step-00000001"
+    (found / "state.json").unlink()
+    (found / "state.json").symlink_to("state.json")  # in a circle; to root, every file can be read
+    with pytest.raises(UserError, match=r"state.json cannot be read \(.*\): not known to be damaged"):
+        read_state(found)
+    (found / "network.safetensors").unlink()
+    (found / "network.safetensors").mkdir()  # an error without a file's name, as all of safetensors' are
+    network = AlexNet(replace(SAMPLE, width=1 / 16), 5)
+    with pytest.raises(UserError, match=rf"^{found} cannot be read \(.*os error.*\): .*point its `latest` at"):
+        checkpoint.load(found, network, Optimiser(network, SAMPLE))
+
+
 @pytest.mark.parametrize("odd", ["bytes", "folder", "pipe"])
 def test_a_latest_that_is_no_text_falls_back_to_the_newest(tmp_path: Path, arrays: Arrays, odd: str) -> None:
     write(tmp_path, arrays, of_step(1))
