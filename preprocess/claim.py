@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from preprocess import dataset, files
+from preprocess.dataset import Manifest
 from preprocess.errors import UserError
 from preprocess.plan import PLAN, Plan
 from preprocess.shard import BLOCK, OWNER
@@ -56,31 +57,14 @@ def _locked(out: Path, shared: bool) -> Iterator[None]:
         os.close(lock)
 
 
-def foreign(store: Store, plan: Plan) -> str | None:
-    """The first file in OUT that has a name of ours though no plan lies there: somebody else's, or None.
+def foreign(store: Store) -> list[str]:
+    """The files in OUT, sorted, that have names of ours though no plan lies there.
 
     Every run writes its plan before its first shard, and its manifest before the plan goes. Whoever calls this and then
-    looks for the manifest takes no run of ours, not even one that ends meanwhile, for somebody else. What `plan` made
-    is ours where somebody has removed the manifest, too.
+    looks for the manifest takes no run of ours, not even one that ends meanwhile, for somebody else.
     """
     names = sorted(name for name in store.sizes() if UNFINISHED.fullmatch(name))
-    if not names or PLAN in _work(store) or (names_of(plan).issuperset(names) and _ours(store, names)):
-        return None
-    return names[0]
-
-
-def _ours(store: Store, names: list[str]) -> bool:
-    """Whether there are tars among them, and our writer has signed each. Not at a URL, where looking takes long."""
-    tars = [store.root / name for name in names if name.endswith(".tar")] if isinstance(store, LocalStore) else []
-    return bool(tars) and all(map(_signed, tars))
-
-
-def _signed(tar: Path) -> bool:
-    with contextlib.suppress(OSError):
-        if tar.is_file():
-            with tar.open("rb") as file:
-                return file.read(BLOCK)[265:297].rstrip(b"\0") == OWNER.encode()  # USTAR's uname
-    return False
+    return [] if PLAN in _work(store) else names
 
 
 def refuse_foreign(place: str, name: str | None) -> None:
@@ -90,20 +74,58 @@ def refuse_foreign(place: str, name: str | None) -> None:
         raise UserError(f"{place} holds {name}: {told}; choose another OUT, or move them away")
 
 
-def refuse_others(store: Store, place: str, plan: Plan) -> None:
-    """UserError for a file that the plan names, in a folder where nothing has been made by it."""
-    taken = sorted(names_of(plan) & store.sizes().keys())
-    refuse_foreign(place, None if not taken or _ours(store, taken) else taken[0])
+def refuse_others(store: Store, place: str, plan: Plan, taken: list[str]) -> None:
+    """UserError for one of these files, which lie there without a plan, unless they are what a dataset leaves whose
+    manifest was removed: the plan names them all, there are tars among them, our writer has signed each, and codec and
+    size are the plan's. Quality, seed and source are not looked for: one that differs in these alone is made anew by
+    the plan. At a URL, where looking takes long, nothing is ours.
+    """
+    planned, local = names_of(plan), store if isinstance(store, LocalStore) else None
+    if local is None or not any(name.endswith(".tar") for name in taken):
+        others = taken
+    else:
+        others = [name for name in taken if name not in planned or not _ours(local.root / name, plan.draft)]
+    refuse_foreign(place, others[0] if others else None)
+
+
+def _ours(path: Path, draft: Manifest) -> bool:
+    """Whether this draft's run may have written the file: a tar by its first header, the statistics by their size. All
+    others go with the tars."""
+    with contextlib.suppress(OSError, UserError):
+        if path.name == dataset.STATS:
+            return len(dataset.read_stats(path.parent).mean) == draft.image_size
+        if path.suffix != ".tar":
+            return True
+        if path.is_file():
+            with path.open("rb") as file:
+                head = file.read(BLOCK)
+            name, owner = head[:100].rstrip(b"\0"), head[265:297].rstrip(b"\0")  # USTAR's name and uname
+            return owner == OWNER.encode() and name.endswith(f".{dataset.EXTENSIONS[draft.codec]}".encode())
+    return False
 
 
 def refuse_unindexed(store: LocalStore, names: set[str]) -> None:
-    """UserError for one of these files if no index has left it, neither a whole one nor one that was broken off."""
+    """UserError for one of these files if no index has left it, neither a whole one nor one that was broken off. What
+    an index leaves of tars are links: one that is none is refused in any case."""
     taken = sorted(names & store.sizes().keys())
+    tars = [name for name in taken if name.endswith(".tar") and not (store.root / name).is_symlink()]
+    refuse_foreign(str(store.root), tars[0] if tars else None)
     if taken and not (store.root / INDEXING).exists():
         try:
             dataset.read_index(store.root, "train")
         except UserError:
             refuse_foreign(str(store.root), taken[0])
+
+
+def surplus(store: LocalStore, names: set[str]) -> list[str]:
+    """What an earlier index has left in OUT, a folder apart from the tars, beside the files of these names: links to
+    tars, their .idx, and the index of a split that is no more. Call it after `refuse_unindexed`."""
+    there = store.sizes()
+    if not names & there.keys():  # no index was here
+        return []
+    links = [n for n in there if UNFINISHED.fullmatch(n) and n.endswith(".tar") and (store.root / n).is_symlink()]
+    indices = {f"{link[:-4]}.idx" for link in links} | {dataset.index_name(link.partition("-")[0]) for link in links}
+    return sorted((indices.union(links) & there.keys()) - names)
 
 
 def discard(store: Store) -> None:

@@ -7,7 +7,8 @@ The loader reads images that are square, of one size, RGB or greyscale JPEG (or 
 with a class number (preprocess.resharding says where it is looked for). Other images are no matter of an index: the
 tars are refused, and `make shards SRC=TARS` makes them so. Every image is decoded once, for the statistics, and because
 one that no decoder takes would end an epoch: such are refused beyond --max-rejects, else left out of the index. An .idx
-beside a tar, or another file of a dataset's names, is written over if an index has left it: else it is refused.
+beside a tar, or another file of a dataset's names, is written over if an index has left it: else it is refused. In OUT
+a tar that is no link is always refused, and links of an earlier index to tars that are no more go.
 The decoder here is Pillow's libjpeg-turbo. Files of other encoders may be odd enough for training's to refuse what it
 took; the loader names such a sample, and its `bad_samples="quarantine"` goes on without it.
 """
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from preprocess import dataset, files, image
 from preprocess.archives import members
-from preprocess.claim import INDEXING, claimed, names_in, refuse_unindexed
+from preprocess.claim import INDEXING, claimed, names_in, refuse_unindexed, surplus
 from preprocess.dataset import Manifest, read_manifest
 from preprocess.durable import sha256_file
 from preprocess.errors import UserError
@@ -111,8 +112,9 @@ def index(config: IndexConfig) -> Manifest:
         for k, (place, name) in enumerate(named[split].items())
     )
     store, names = LocalStore(str(out)), {split: list(places.values()) for split, places in named.items()}
-    tars = {f"{name}.tar" for shards in names.values() for name in shards} if out.resolve() == root.resolve() else set()
-    refuse_unindexed(store, names_in(names) - tars)
+    apart, written = out.resolve() != root.resolve(), names_in(names)
+    refuse_unindexed(store, written if apart else {name for name in written if not name.endswith(".tar")})
+    old = surplus(store, written) if apart else []
     with claimed(str(out), store, shared=False):
         try:
             _map(config, tasks, source)
@@ -120,6 +122,8 @@ def index(config: IndexConfig) -> Manifest:
             for places in named.values():
                 for place, name in places.items():
                     _lay_out(store, place, name)
+            for name in old:  # before the manifest, which says that nothing is left to do
+                store.remove(name)
             manifest = publish(store, str(out), _draft(source, size, codec), names, config.max_rejects)
         finally:  # of the work itself nothing is resumed: a tar may be another one by then
             if not (out / INDEXING).exists():

@@ -22,7 +22,7 @@ from typing import Literal
 
 from preprocess import dataset, files
 from preprocess.archives import PUBLISHED_MD5, check_md5
-from preprocess.claim import claimed, discard, foreign, refuse_foreign, refuse_others
+from preprocess.claim import claimed, discard, foreign, names_of, refuse_others
 from preprocess.dataset import Manifest
 from preprocess.engines import Engine, run_by
 from preprocess.errors import UserError
@@ -126,10 +126,10 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     source = open_source(config.src).limited(config.limit_classes, config.limit_per_class)
     plan = Plan(draft=_draft(config, source), counts={split: len(part) for split, part in source.splits.items()})
     store = open_store(config.out)
-    stranger = foreign(store, plan)
+    taken = foreign(store)
     if dataset.MANIFEST in store.sizes():
         return _leave(config, store, plan.draft)
-    refuse_foreign(config.out, stranger)
+    refuse_others(store, config.out, plan, taken)
     for line in source.skipped:
         print(line, file=sys.stderr)
     if not pillow_name().startswith("pillow-simd"):
@@ -144,7 +144,7 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
             return _leave(config, store, plan.draft)
         if config.discard:
             discard(store)
-            refuse_others(store, config.out, plan)
+            refuse_others(store, config.out, plan, sorted(names_of(plan) & store.sizes().keys()))
         if cost and not files.is_url(config.out):
             refuse_full_disk(Path(config.out), cost.bytes)
         agree(store, config.out, plan)

@@ -212,6 +212,16 @@ def test_files_of_others_beside_the_tars_stay_as_they_are(tmp_path: Path, name: 
         index(IndexConfig(tars=str(root), out=str(tmp_path / "p"), workers=1))
 
 
+def check_published(out: Path, *, alone: bool) -> None:
+    """A sound dataset, and alone in its folder; not where the tars lie, as an .idx there may be somebody else's."""
+    verify(VerifyConfig(shards=str(out)))
+    assert not (out / ".work").exists()
+    splits = dataset.read_manifest(out).splits
+    made = {"manifest.json", "rejects.jsonl", "stats.npz"} | {f"{split}.index.npz" for split in splits}
+    made |= {shard.name[:-4] + kind for split in splits.values() for shard in split.shards for kind in (".tar", ".idx")}
+    assert {path.name for path in out.iterdir()} == made or not alone
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_what_an_index_left_is_no_obstacle_to_the_next(tmp_path: Path, elsewhere: bool) -> None:
     """Broken off, or published and its manifest removed: both also where the tars are others by now."""
@@ -224,12 +234,35 @@ def test_what_an_index_left_is_no_obstacle_to_the_next(tmp_path: Path, elsewhere
     (root / "00000.tar").rename(root / "00003.tar")
     (root / "00002.tar").unlink()
     assert index(config).splits["train"].samples == 12
-    verify(VerifyConfig(shards=str(out)))
+    check_published(out, alone=elsewhere)
     (out / dataset.MANIFEST).unlink()
     archive(root / "000.tar", by_img2dataset(range(17, 21)))
+    (root / "val-000.tar").unlink()
     assert index(config).splits["train"].samples == 16
-    verify(VerifyConfig(shards=str(out)))
-    assert not (out / ".work").exists()
+    check_published(out, alone=elsewhere)
+
+
+def test_a_dataset_of_real_tars_is_not_written_over(tmp_path: Path) -> None:
+    """Its index is readable, as one of `index` would be, but of tars an index leaves links alone."""
+    root, out = tars(tmp_path / "t"), tmp_path / "o"
+    archive(out / "train-00000.tar", by_img2dataset(range(30, 33)))
+    index(IndexConfig(tars=str(out), workers=1))
+    (out / dataset.MANIFEST).unlink()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"o holds train-00000\.tar: .*; choose another OUT, or move them away"):
+            index(IndexConfig(tars=str(root), out=str(out), workers=1))
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_links_of_somebody_else_stay(tmp_path: Path) -> None:
+    root, out = tars(tmp_path / "t"), tmp_path / "o"
+    out.mkdir()
+    (out / "train-00007.tar").symlink_to(root / "00000.tar")
+    (out / "train-00007.idx").write_text("theirs")
+    index(IndexConfig(tars=str(root), out=str(out), workers=1))
+    assert (out / "train-00007.tar").is_symlink()
+    assert (out / "train-00007.idx").read_text() == "theirs"
 
 
 def test_a_dataset_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

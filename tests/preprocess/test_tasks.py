@@ -26,7 +26,6 @@ from preprocess.archives import DEVKIT, PUBLISHED_MD5, TRAIN, VAL, check_md5
 from preprocess.claim import discard, foreign
 from preprocess.errors import UserError
 from preprocess.merge import MergeConfig, merge
-from preprocess.plan import PLAN, Plan
 from preprocess.shards import ShardsConfig, make_shards
 from preprocess.sources import open_source
 from preprocess.store import LocalStore
@@ -182,14 +181,13 @@ def test_a_discard_that_was_killed_is_known_for_ours(sample_source: Path, whole:
 
     out, kills = tmp_path / "o", 0
     make_shards(config(sample_source, out, task_id=0, num_tasks=2, seed=5))
-    plan = Plan.from_json((out / PLAN).read_bytes())
     for store in [Killed(str(out)) for _ in range(100)]:
         store.left = 2
         try:
             discard(store)
         except KeyboardInterrupt:
             kills += 1
-            assert foreign(store, plan) is None
+            assert foreign(store) == []
         else:
             break
     assert kills > 3
@@ -218,7 +216,7 @@ def test_files_of_others_stay_as_they_are(sample_source: Path, tmp_path: Path, n
 def test_a_dataset_without_its_manifest_is_made_again(
     sample_source: Path, whole: Path, tmp_path: Path, discards: bool
 ) -> None:
-    """If all of it is this command's: one tar of somebody else's, or of another plan, and nothing is touched."""
+    """Of the same names, size and codec, and signed. One tar that is not, or one too many, and nothing is touched."""
     out = Path(shutil.copytree(whole, tmp_path / "o"))
     (out / dataset.MANIFEST).unlink()
     again = config(sample_source, out, discard=discards)
@@ -230,6 +228,11 @@ def test_a_dataset_without_its_manifest_is_made_again(
         with pytest.raises(UserError, match=r"o holds .*; choose another OUT, or move them away"):
             make_shards(again)
         (out / name).unlink() if kept is None else (out / name).write_bytes(kept)
+        assert digests(out) == before
+    before = digests(out)
+    for other, name in (({"size": 16}, "stats.npz"), ({"codec": "raw"}, "train-00000.tar")):
+        with pytest.raises(UserError, match=rf"o holds {name}: .*; choose another OUT, or move them away"):
+            make_shards(dataclasses.replace(again, **other))
         assert digests(out) == before
     make_shards(again)
     assert digests(out) == digests(whole)
