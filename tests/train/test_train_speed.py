@@ -106,6 +106,34 @@ def test_layers_that_the_compiler_gives_up_on_run_as_they_are(lacks: str, monkey
     assert ("No working C++ compiler found" if lacks == "a compiler" else "no code for this") in why
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="torch compiles for CPUs by a C++ compiler (apt install g++)")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_an_exchange_before_what_cannot_be_compiled_is_not_done_again() -> None:
+    """The other tower would not join in it."""
+    import torch._inductor.config as inductor
+
+    exchanged, told = list[str](), list[str]()
+
+    def exchange(x: Tensor, _dim: int, _tower: object, layer: str, _wire: str) -> Tensor:
+        exchanged.append(layer)
+        inductor.cpp.cxx = ("/nowhere",)  # the compiler is lost after the first graph
+        return x
+
+    images, draw = torch.ones(2, 3, 64, 64), Draw(seed=0, step=0, rows=range(2))
+    recipe = replace(SMALL, lrn=False, map_norm=False)
+    torch._dynamo.reset()  # what other tests compiled of the same functions
+    with torch.no_grad(), inductor.patch({"force_disable_caches": True, "cpp.cxx": inductor.cpp.cxx}):
+        network = AlexNet(recipe, 10)
+        network._gather = torch.compiler.disable(exchange)
+        network.compile_layers(told.append)
+        logits = network(images, draw)
+        torch.testing.assert_close(logits, AlexNet(recipe, 10)(images, draw))
+    assert exchanged == ["conv3", "fc6", "fc7", "fc8"]
+    (why,) = told
+    assert "No working C++ compiler found" in why
+
+
 def test_bfloat16_computes_narrow_and_keeps_float32_masters() -> None:
     wide, _ = losses(SMALL, 10)
     narrow, network = losses(replace(SMALL, compute="bfloat16"), 10)
