@@ -106,7 +106,7 @@ def test_layers_that_the_compiler_gives_up_on_run_as_they_are(lacks: str, monkey
     assert ("No working C++ compiler found" if lacks == "a compiler" else "no code for this") in why
 
 
-@pytest.mark.slow
+@pytest.mark.prove  # twenty seconds of a compiler
 @pytest.mark.skipif(not has_cpp_compiler(), reason="torch compiles for CPUs by a C++ compiler (apt install g++)")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_an_exchange_before_what_cannot_be_compiled_is_not_done_again() -> None:
