@@ -20,7 +20,8 @@ NOWHERE: Place = (-1, -1)
 async def stream(
     runs: Runs, name: str | None, last_id: str | None, closing: Callable[[], bool]
 ) -> AsyncIterator[ServerSentEvent]:
-    """Events of the run `name`, or of whichever is the newest, until it, or all are deleted, or the server closes.
+    """Events of the run `name`, or of whichever is the newest, until it (or, unnamed, every run) is deleted or
+    the server closes.
 
     `status` events hold a RunStatus and have no id. `interval` events hold an Interval; their id is run, attempt and
     step, and a client that comes back with it as Last-Event-ID is sent what it missed alone.

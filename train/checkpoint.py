@@ -262,7 +262,7 @@ def _write(folder: Path, arrays: Arrays, state: State) -> int:
 
 
 def share(path: Path) -> None:
-    """Gives a file of safetensors', which are their owner's alone (0600), the mode that the umask gives others."""
+    """Gives a file of safetensors', which are their owner's alone (0600), what its folder lets others do."""
     with suppress(OSError):  # some file systems have no modes
         path.chmod(path.parent.stat().st_mode & 0o666)
 

@@ -382,18 +382,23 @@ def test_which_ends_begin_again(
         assert agent._remaining_restarts == expected
 
 
+def closing(ranks: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """How our agent ends ranks that it has started."""
+    monkeypatch.setattr(LocalElasticAgent, "_start_workers", lambda *_: {})
+    kind = _agent(launched(tmp_path))
+    agent: Any = kind.__new__(kind)
+    agent._pcontext = ranks
+    agent._start_workers(None)
+    return ranks.close
+
+
 def test_ranks_have_a_minute_to_save_and_seconds_when_another_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever time the agent names: torch 2.8 names none after a signal."""
     asked: list[tuple[Any, int]] = []
     ranks = SimpleNamespace(close=lambda death_sig, timeout: asked.append((death_sig, timeout)))
-    monkeypatch.setattr(LocalElasticAgent, "_start_workers", lambda *_: {})
-    kind = _agent(launched(tmp_path))
-    agent: Any = kind.__new__(kind)
-    agent._pcontext = ranks
-    agent._start_workers(None)
-    close: Any = ranks.close
+    close = closing(ranks, tmp_path, monkeypatch)
     close()
     close(signal.SIGTERM)
     close(signal.SIGTERM, 30)
@@ -404,12 +409,7 @@ def test_signals_are_heard_while_ranks_end_unless_one_is_why(tmp_path: Path, mon
     """Ranks end for a restart too, and a signal that comes then is the first."""
     heard: list[bool] = []
     ranks = SimpleNamespace(close=lambda *_: heard.append(signal.getsignal(signal.SIGTERM) != signal.SIG_IGN))
-    monkeypatch.setattr(LocalElasticAgent, "_start_workers", lambda *_: {})
-    kind = _agent(launched(tmp_path))
-    agent: Any = kind.__new__(kind)
-    agent._pcontext = ranks
-    agent._start_workers(None)
-    close: Any = ranks.close
+    close = closing(ranks, tmp_path, monkeypatch)
     before = {number: signal.getsignal(number) for number in STOPS}
     close(signal.SIGTERM)
     try:
