@@ -1,6 +1,7 @@
-# gratis: every target is a line over a Python entry point that has --help. `make help` lists them.
+# gratis: `make X` is `gratis X`, and every one has --help. `make help` lists them.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+GRATIS := .venv/bin/gratis
 PY := .venv/bin/python
 INSTALLED := .venv/installed
 
@@ -8,41 +9,43 @@ INSTALLED := .venv/installed
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $($(2)),$(1) $(call quoted,$($(2))))
 
-.PHONY: help install train paper shards serve top bench report doctor test prove check clean
+.PHONY: help install train paper shards status top bench report doctor quick test prove check clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(INSTALLED): requirements.lock docker/install.py
+$(INSTALLED): requirements.lock pyproject.toml docker/install.py
 	@$(PYTHON) docker/install.py --venv .venv
 
 install: ## make .venv and install the locked dependencies, or what is missing of them. ARGS=--extra
 	@$(PYTHON) docker/install.py --venv .venv $(ARGS)
 
 train: $(INSTALLED) ## train AlexNet; without SHARDS on a sample drawn here. SHARDS GPUS RECIPE EPOCHS RUN PORT, NNODES NODE_RANK RDZV ARGS
-	@$(PY) -m train $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--epochs,EPOCHS) $(call flag,--run,RUN) $(call flag,--port,PORT) $(call flag,--nnodes,NNODES) $(call flag,--node-rank,NODE_RANK) $(call flag,--rdzv,RDZV) $(ARGS)
+	@$(GRATIS) train $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--epochs,EPOCHS) $(call flag,--run,RUN) $(call flag,--port,PORT) $(call flag,--nnodes,NNODES) $(call flag,--node-rank,NODE_RANK) $(call flag,--rdzv,RDZV) $(ARGS)
 
 paper: $(INSTALLED) ## the paper on SHARDS in an hour: training, figures, ablations, tables, one report. SHARDS GPUS RECIPE RUN ARGS
-	@$(PY) -m train paper $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--run,RUN) $(ARGS)
+	@$(GRATIS) paper $(call flag,--shards,SHARDS) $(call flag,--gpus,GPUS) $(call flag,--recipe,RECIPE) $(call flag,--run,RUN) $(ARGS)
 
 shards: $(INSTALLED) ## resize images to 256x256 and write shards and statistics. SRC OUT WORKERS CODEC ENGINE ARGS
-	@$(PY) -m preprocess shards $(call flag,--src,SRC) --out $(call quoted,$(or $(OUT),shards)) $(call flag,--workers,WORKERS) $(call flag,--codec,CODEC) $(call flag,--engine,ENGINE) $(ARGS)
+	@$(GRATIS) shards $(call flag,--src,SRC) --out $(call quoted,$(or $(OUT),shards)) $(call flag,--workers,WORKERS) $(call flag,--codec,CODEC) $(call flag,--engine,ENGINE) $(ARGS)
 
-serve: $(INSTALLED) ## serve the status of all runs, finished ones too. PORT ARGS
-	@$(PY) -m server --runs runs $(call flag,--port,PORT) $(ARGS)
+status: $(INSTALLED) ## serve the status of all runs, finished ones too. PORT ARGS
+	@$(GRATIS) status $(call flag,--port,PORT) $(ARGS)
 
 top: $(INSTALLED) ## the status in a terminal. RUN ARGS
-	@$(PY) -m server top --runs runs $(call flag,--run,RUN) $(ARGS)
+	@$(GRATIS) top $(call flag,--run,RUN) $(ARGS)
 
-bench: $(INSTALLED) ## measure the loader, and with SRC the shard stage, beside their peers. SHARDS SRC PEERS ARGS
-	@$(PY) -m loader.bench $(call quoted,$(or $(SHARDS),sample/shards)) $(ARGS)
-	@$(if $(SRC),$(PY) -m preprocess bench $(call flag,--src,SRC) $(call flag,--peers,PEERS))
+bench: $(INSTALLED) ## measure WHAT (loader, shards, train) beside its peers. WHAT SHARDS SRC PEERS ARGS
+	@$(GRATIS) bench $(or $(WHAT),loader) $(if $(WHAT),,$(call quoted,$(or $(SHARDS),sample/shards))) $(call flag,--src,SRC) $(call flag,--peers,PEERS) $(ARGS)
 
 report: $(INSTALLED) ## prove and measure on this machine what is claimed, in five parts. PART SHARDS SRC OUT ARGS
-	@$(PY) -m train.report $(call flag,--part,PART) $(call flag,--shards,SHARDS) $(call flag,--src,SRC) $(call flag,--out,OUT) $(ARGS)
+	@$(GRATIS) report $(call flag,--part,PART) $(call flag,--shards,SHARDS) $(call flag,--src,SRC) $(call flag,--out,OUT) $(ARGS)
 
 doctor: ## what this machine has and what it means; leftovers. ARGS
-	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) docker/doctor.py $(ARGS)
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m gratis doctor $(ARGS)
+
+quick: $(INSTALLED) ## the pure tests: nothing is started, under a minute. ARGS
+	@$(PY) -m pytest -m "not starts and not slow" $(ARGS)
 
 test: $(INSTALLED) ## run every test. ARGS
 	@$(PY) -m pytest $(ARGS)

@@ -1,8 +1,9 @@
-"""Installs the locked dependencies: `python3 docker/install.py [--venv .venv] [--extra]`. Standard library alone.
+"""Installs the locked dependencies: `python3 docker/install.py [--venv .venv] [--extra]`. Standard
+library alone.
 
-Does what is missing and nothing else, so it can be called again at any time: after a failed download it goes on, and
-after `apt install libjpeg-dev` it puts pillow-simd where it had to put Pillow. The Dockerfile runs the same file.
-"""
+Does what is missing and nothing else, so it can be called again at any time: after a failed
+download it goes on, and after `apt install libjpeg-dev` it puts pillow-simd where it had to put
+Pillow. The Dockerfile runs the same file."""
 
 from __future__ import annotations
 
@@ -22,8 +23,10 @@ LOCK = ROOT / "requirements.lock"
 EXTRA_LOCK = ROOT / "requirements-extra.lock"
 STAMP = "installed"  # in the environment: newer than the lock means complete
 HEADERS = "python3-dev libjpeg-dev zlib1g-dev"
-BESIDE_PILLOW = ("matplotlib==",)  # their metadata asks for Pillow by name, which pip would lay over pillow-simd
-VEX_256_0F38 = b"\xc4\xe2\x7d"  # the prefix of AVX2 instructions such as vpmovzxbw: absent from an SSE-only build
+# their metadata asks for Pillow by name, which pip would lay over pillow-simd
+BESIDE_PILLOW = ("matplotlib==",)
+# the prefix of AVX2 instructions such as vpmovzxbw: absent from an SSE-only build
+VEX_256_0F38 = b"\xc4\xe2\x7d"
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,26 +37,43 @@ class Parser(argparse.ArgumentParser):
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--venv", type=Path, help="virtual environment to make or complete; default: the running Python"
+        "--venv",
+        type=Path,
+        help="virtual environment to make or complete; default: the running Python",
     )
-    parser.add_argument("--extra", action="store_true", help=f"also what optional features need: {EXTRA_LOCK.name}")
+    parser.add_argument(
+        "--extra", action="store_true", help=f"also what optional features need: {EXTRA_LOCK.name}"
+    )
     options = parser.parse_args()
     venv: Path | None = options.venv
     if sys.version_info < (3, 11):
-        needs = "the versions in requirements.lock need 3.11 or later: make install PYTHON=python3.11"
+        needs = (
+            "the versions in requirements.lock need 3.11 or later: make install PYTHON=python3.11"
+        )
         return fail(f"Python {platform.python_version()} is too old; {needs}")
     python = Path(sys.executable) if venv is None else make_venv(venv)
     if python is None:
-        return fail("this Python cannot make virtual environments; install Debian's package python3-venv")
+        return fail(
+            "this Python cannot make virtual environments; install Debian's package python3-venv"
+        )
     lines = LOCK.read_text().splitlines()
     pillow = next(line for line in lines if line.startswith("pillow-simd=="))
     beside = [line for line in lines if line.startswith(BESIDE_PILLOW)]
     if not install_locked(python, beside, leave_out=[pillow, *beside]):
-        return fail("a package could not be installed (pip's words are above); mend that and try again")
+        return fail(
+            "a package could not be installed (pip's words are above); mend that and try again"
+        )
     if not install_pillow(python, pillow):
         return fail("neither pillow-simd nor Pillow could be installed (pip's words are above)")
-    if options.extra and not pip(python, "optional packages", ["install", "-r", str(EXTRA_LOCK), "-c", str(LOCK)]):
-        return fail("an optional package could not be installed (pip's words are above); everything else is there")
+    if options.extra and not pip(
+        python, "optional packages", ["install", "-r", str(EXTRA_LOCK), "-c", str(LOCK)]
+    ):
+        return fail(
+            "an optional package could not be installed (pip's words are above); everything else "
+            "is there"
+        )
+    if (ROOT / "pyproject.toml").exists() and not install_ours(python):
+        return fail("gratis itself could not be installed (pip's words are above)")
     if venv is not None:
         (venv / STAMP).write_text(LOCK.read_text())
     return 0
@@ -65,7 +85,8 @@ def fail(message: str) -> int:
 
 
 def make_venv(venv: Path) -> Path | None:
-    """The environment's Python; None if this Python lacks venv or ensurepip, as Debian's does until told otherwise."""
+    """The environment's Python; None if this Python lacks venv or ensurepip, as Debian's does until
+    told otherwise."""
     python = venv / "bin" / "python"
     if not (venv / "bin" / "pip").exists():
         if importlib.util.find_spec("ensurepip") is None:
@@ -78,32 +99,68 @@ def make_venv(venv: Path) -> Path | None:
 
 def install_locked(python: Path, beside: list[str], leave_out: list[str]) -> bool:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
-        wanted.writelines(line + "\n" for line in LOCK.read_text().splitlines() if line not in leave_out)
+        wanted.writelines(
+            line + "\n" for line in LOCK.read_text().splitlines() if line not in leave_out
+        )
         wanted.flush()
         everything = pip(python, "dependencies", ["install", "-r", wanted.name])
     return everything and pip(python, "what draws figures", ["install", "--no-deps", *beside])
 
 
+def install_ours(python: Path) -> bool:
+    """This checkout as it is, so that edits take effect: the package `gratis` and the command of
+    that name."""
+    editable = ["install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
+    return pip(python, "gratis", editable)
+
+
 def install_pillow(python: Path, simd: str) -> bool:
-    """pillow-simd with AVX2 where the CPU has it, else Pillow of the same version, saying so once."""
+    """pillow-simd with AVX2 where the CPU has it, else Pillow of the same version, saying so
+    once."""
     if installed(python, simd):
         return True
     compiler = "cc -mavx2" if "avx2" in cpu_flags() else "cc"
     with tempfile.TemporaryDirectory() as folder:
-        # no cache: pip keys a wheel it built by name alone and would bring back one compiled with other flags
-        build = ["wheel", "--no-cache-dir", "--no-deps", "--no-binary", "pillow-simd", "-w", folder, simd]
-        built = pip(python, f"{simd}, compiled by {compiler}", build, env={"CC": compiler}, show_failure=False)
+        # no cache: pip keys a wheel it built by name alone and would bring back one compiled with
+        # other flags
+        build = [
+            "wheel",
+            "--no-cache-dir",
+            "--no-deps",
+            "--no-binary",
+            "pillow-simd",
+            "-w",
+            folder,
+            simd,
+        ]
+        built = pip(
+            python,
+            f"{simd}, compiled by {compiler}",
+            build,
+            env={"CC": compiler},
+            show_failure=False,
+        )
         if built:
             # both packages lay the same files, so the other one has to leave first
-            subprocess.run([str(python), "-m", "pip", "uninstall", "-qy", "pillow"], capture_output=True)
-            built = pip(python, simd, ["install", "--no-index", "--no-deps", *map(str, Path(folder).glob("*.whl"))])
+            subprocess.run(
+                [str(python), "-m", "pip", "uninstall", "-qy", "pillow"], capture_output=True
+            )
+            built = pip(
+                python,
+                simd,
+                ["install", "--no-index", "--no-deps", *map(str, Path(folder).glob("*.whl"))],
+            )
     if built:
         if "avx2" in compiler and VEX_256_0F38 not in extension(python).read_bytes():
-            print("note: pillow-simd was compiled without AVX2; resizing takes about twice the time", file=sys.stderr)
+            print(
+                "note: pillow-simd was compiled without AVX2; resizing takes about twice the time",
+                file=sys.stderr,
+            )
         return True
     plain = simd.replace("pillow-simd", "pillow").split(".post")[0]
     print(
-        f"note: pillow-simd could not be compiled here; {plain} takes its place (same pixels, slower shards).\n"
+        f"note: pillow-simd could not be compiled here; {plain} takes its place (same pixels, "
+        f"slower shards).\n"
         f"      For the fast one: apt install gcc {HEADERS}, then `make install`.",
         file=sys.stderr,
     )
@@ -112,14 +169,20 @@ def install_pillow(python: Path, simd: str) -> bool:
 
 def installed(python: Path, requirement: str) -> bool:
     name, version = requirement.split("==")
-    code = f"from importlib.metadata import version as v; raise SystemExit(v({name!r}) != {version!r})"
+    code = (
+        f"from importlib.metadata import version as v; raise SystemExit(v({name!r}) != {version!r})"
+    )
     return subprocess.run([str(python), "-c", code], capture_output=True).returncode == 0
 
 
 def extension(python: Path) -> Path:
     """Where Pillow's compiled core is."""
     code = "import importlib.util as u; print(u.find_spec('PIL._imaging').origin)"
-    return Path(subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+    return Path(
+        subprocess.run(
+            [str(python), "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    )
 
 
 def cpu_flags() -> set[str]:
@@ -130,12 +193,29 @@ def cpu_flags() -> set[str]:
 
 
 def pip(
-    python: Path, what: str, arguments: list[str], env: dict[str, str] | None = None, *, show_failure: bool = True
+    python: Path,
+    what: str,
+    arguments: list[str],
+    env: dict[str, str] | None = None,
+    *,
+    show_failure: bool = True,
 ) -> bool:
     """Runs a pip command, showing one moving line; on failure the end of what pip said."""
-    command = [str(python), "-m", "pip", *arguments, "--disable-pip-version-check", "--progress-bar", "off"]
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        *arguments,
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "off",
+    ]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(env or {})}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **(env or {})},
     )
     assert process.stdout is not None
     said = list(shown(process.stdout, what))
@@ -145,7 +225,8 @@ def pip(
 
 
 def shown(lines: Iterator[str], what: str) -> Iterator[str]:
-    """Passes pip's lines on and shows the newest: rewritten in place on a terminal, else the milestones alone."""
+    """Passes pip's lines on and shows the newest: rewritten in place on a terminal, else the
+    milestones alone."""
     terminal = sys.stdout.isatty()
     print(f"installing {what}", flush=True)
     for line in lines:

@@ -1,4 +1,9 @@
-"""The house holds: who may import whom, empty package files, and what the top level is."""
+"""The house: one import name, who may import whom, and what the top level is.
+
+The law has two clauses. A file of the ground floor (`gratis/*.py`) imports the standard library,
+NumPy and the ground floor. A file of a room imports the ground floor, its own room, the public
+names of the room before it, and the libraries that are the room's.
+"""
 
 from __future__ import annotations
 
@@ -6,89 +11,116 @@ import ast
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ["preprocess", "loader", "train", "server"]  # data flows from left to right
-CONTRACTS = {
-    "preprocess": {
-        "preprocess.arguments",
-        "preprocess.dataset",
-        "preprocess.durable",
-        "preprocess.errors",
-        "preprocess.events",
-        "preprocess.image",
-        "preprocess.typed",
-    },
-    "loader": {"loader"},
-    "train": {"train.events"},
-    "server": set(),
+ROOMS = ["preprocess", "loader", "train", "server"]
+# the ground floor's only other imports: the two libraries that a file of it is about, where it uses
+# them (gratis.image decodes with Pillow, gratis.addresses opens URLs with fsspec, the command line
+# is tyro's), and what the verbs and the public names are loaded from when they are asked for
+ABOUT = {
+    "image.py": {"PIL"},
+    "addresses.py": {"fsspec", "aiohttp"},
+    "command_line.py": {"tyro"},
+    "memory.py": {"psutil"},
+    "output.py": {"_typeshed"},
+    "__init__.py": {"gratis.loader"},
 }
-STDLIB_AND = {
-    "preprocess/arguments.py": set(),
-    "preprocess/dataset.py": {"numpy"},
-    "preprocess/durable.py": set(),
-    "preprocess/events.py": set(),
-    "preprocess/errors.py": set(),
-    "preprocess/image.py": {"numpy", "PIL"},
-    "preprocess/typed.py": set(),
-    "train/events.py": set(),
-}
-TORCH_FREE = ["preprocess", "server"]
+PUBLIC = {"train": {"gratis.loader"}}  # of other rooms, by room
+TORCH_FREE = ["", "preprocess", "server"]  # the ground floor and these rooms
 
 
-def sources(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+def ours() -> list[Path]:
+    return sorted((ROOT / "gratis").rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
-    """Every module a file imports, at its top or in a function; `from a import b` is a.b where that is a module."""
-    found = set()
+def imported(path: Path) -> Iterator[str]:
+    """Every module a file imports, at its top or in a function; `from a import b` is a.b where
+    that is a module."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             base = node.module or ""
-            found |= {f"{base}.{a.name}" if (ROOT / base.replace(".", "/") / f"{a.name}.py").exists() else base
-                      for a in node.names}  # fmt: skip
-    return found
+            for alias in node.names:
+                inside = ROOT / base.replace(".", "/") / alias.name
+                is_module = inside.with_suffix(".py").exists() or inside.is_dir()
+                yield f"{base}.{alias.name}" if is_module else base
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_imports_go_left_and_through_contracts(package: str) -> None:
-    for path in sources(package):
-        for module in imported(path):
-            other = module.split(".")[0]
-            if other not in PACKAGES or other == package:
-                continue
-            assert PACKAGES.index(other) < PACKAGES.index(package), f"{path} imports {module}, to its right"
-            assert module in CONTRACTS[other], f"{path} imports {module}, which is no contract"
+def place(module: str) -> str:
+    """The room of one of our modules; empty for the ground floor."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else ""
 
 
-@pytest.mark.parametrize("name", STDLIB_AND)
-def test_contract_modules_are_light(name: str) -> None:
-    for module in imported(ROOT / name):
+def room_of(path: Path) -> str:
+    return place(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+
+@pytest.mark.parametrize("path", ours(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_obey_the_law(path: Path) -> None:
+    room = room_of(path)
+    for module in imported(path):
         top = module.split(".")[0]
-        assert top in sys.stdlib_module_names | STDLIB_AND[name] or module in CONTRACTS["preprocess"], (
-            f"{name}: {module}"
-        )
+        assert top not in ROOMS, f"{path} imports {module} by a room's bare name"
+        assert top not in ("benchmarks", "tests", "docker"), f"{path} imports {module}"
+        if not room and module not in ABOUT.get(path.name, set()):
+            light = top in sys.stdlib_module_names | {"numpy", *ABOUT.get(path.name, set())}
+            assert light or (top == "gratis" and not place(module)), f"{path} imports {module}"
+        elif room and top == "gratis" and (other := place(module)) not in ("", room):
+            assert module in PUBLIC.get(room, set()), f"{path} imports {module} of room {other}"
 
 
-@pytest.mark.parametrize("package", ["preprocess", "train", "server"])
-def test_package_files_are_empty(package: str) -> None:
-    assert (ROOT / package / "__init__.py").read_text() == ""
+def test_nothing_else_in_the_tree_imports_by_a_bare_name() -> None:
+    for top in ("benchmarks", "examples", "tests", "docker"):
+        for path in (ROOT / top).rglob("*.py"):
+            for module in imported(path):
+                assert module.split(".")[0] not in ROOMS, f"{path} imports {module}"
 
 
-@pytest.mark.parametrize("package", TORCH_FREE)
-def test_package_runs_without_torch_and_dali(package: str) -> None:
-    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in sources(package) if p.stem != "__main__"]
-    code = f"import importlib, sys; [importlib.import_module(m.removesuffix('.__init__')) for m in {modules}]; "
-    code += "print(sorted({'torch', 'nvidia'} & set(sys.modules)))"
+def test_no_two_modules_of_a_room_need_each_other() -> None:
+    graph = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): {
+            module for module in imported(path) if module.startswith("gratis.")
+        }
+        for path in ours()
+        if path.name != "__init__.py"
+    }
+    for module, others in graph.items():
+        for other in others & graph.keys():
+            assert module not in graph[other], f"{module} and {other} import each other"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_name_at_the_top_level_is_a_link_to_the_room(room: str) -> None:
+    assert (ROOT / room).is_symlink()
+    assert (ROOT / room).resolve() == ROOT / "gratis" / room
+
+
+@pytest.mark.parametrize("room", TORCH_FREE)
+def test_it_runs_without_torch_and_dali(room: str) -> None:
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ours()}
+    modules = sorted(
+        name.removesuffix(".__init__")
+        for name in names
+        if place(name) == room and not name.endswith("__main__")
+    )
+    code = (
+        f"import importlib, sys; [importlib.import_module(name) for name in {modules}]; "
+        "print(sorted({'torch', 'nvidia', 'numba'} & set(sys.modules)))"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout.strip() == "[]"
 
@@ -96,10 +128,13 @@ def test_package_runs_without_torch_and_dali(package: str) -> None:
 def test_top_level_holds_what_it_says() -> None:
     if shutil.which("git") is None:
         pytest.skip("needs git")
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if tracked.returncode:
         pytest.skip("not a git checkout")
     top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
-    files = {"Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"}
-    locks = {"requirements.lock", "requirements-extra.lock"}
-    assert {name for name in top if not name.startswith(".")} == {*PACKAGES, "docker", "tests"} | files | locks
+    folders = {"gratis", *ROOMS, "docker", "benchmarks", "examples", "docs", "tests", "findings"}
+    files = {"Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"}
+    files |= {"pyproject.toml", "requirements.lock", "requirements-extra.lock"}
+    assert {name for name in top if not name.startswith(".")} <= folders | files

@@ -1,8 +1,9 @@
-"""The Dockerfile's own lines, executed in clean Debian roots: what an image build does, without a Docker engine.
+"""The Dockerfile's own lines, executed in clean Debian roots: what an image build does, without a
+Docker engine.
 
-Every line is read from the file, so the two cannot drift. Only its base image is another: Debian's debootstrap makes
-it of the mirror that this machine's apt uses. `make prove` runs it, as root: some minutes, and 12 GB of disk.
-"""
+Every line is read from the file, so the two cannot drift. Only its base image is another: Debian's
+debootstrap makes it of the mirror that this machine's apt uses. `make prove` runs it, as root: some
+minutes, and 12 GB of disk."""
 
 from __future__ import annotations
 
@@ -31,13 +32,20 @@ exec chroot --userspec="$2" "$1" /bin/sh -c "$4"
 
 
 def may_unshare() -> bool:
-    return os.getuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+    return (
+        os.getuid() == 0
+        and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+    )
 
 
 pytestmark = [
     pytest.mark.prove,
-    pytest.mark.skipif(shutil.which("debootstrap") is None, reason="needs debootstrap, a package of Debian"),
-    pytest.mark.skipif(not may_unshare(), reason="needs root and the right to make mount namespaces"),
+    pytest.mark.skipif(
+        shutil.which("debootstrap") is None, reason="needs debootstrap, a package of Debian"
+    ),
+    pytest.mark.skipif(
+        not may_unshare(), reason="needs root and the right to make mount namespaces"
+    ),
 ]
 
 
@@ -49,13 +57,16 @@ class Stage:
     folder: str = "/"
     user: str = "0"
     env: dict[str, str] = field(
-        default_factory=lambda: {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+        default_factory=lambda: {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        }
     )
     healthcheck: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
 
     def start(self, command: str) -> subprocess.Popen[str]:
-        """Runs it in the root, in mounts that go with it; names, certificates, package indexes are this machine's."""
+        """Runs it in the root, in mounts that go with it; names, certificates, package indexes are
+        this machine's."""
         for name in ("resolv.conf", "hosts"):
             shutil.copy(f"/etc/{name}", self.root / "etc")
         (self.root / BUNDLE.parent.relative_to("/")).mkdir(parents=True, exist_ok=True)
@@ -64,8 +75,15 @@ class Stage:
         home = "/root" if self.user == "0" else "/home/gratis"
         words = [f"{name}={value}" for name, value in {**passed, **self.env, "HOME": home}.items()]
         inside = f"cd {self.folder} && exec env -i {shlex.join(words)} sh -c {shlex.quote(command)}"
-        shell = ["unshare", "-m", "sh", "-c", NAMESPACE, "sh", str(self.root), f"{self.user}:{self.user}",
-                 " ".join(local_indexes()), inside]  # fmt: skip
+        shell = [
+            *"unshare -m sh -c".split(),
+            NAMESPACE,
+            "sh",
+            str(self.root),
+            f"{self.user}:{self.user}",
+            " ".join(local_indexes()),
+            inside,
+        ]
         return subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def run(self, command: str) -> str:
@@ -77,8 +95,12 @@ class Stage:
 
 def local_indexes() -> list[str]:
     """Folders of this machine that its pip looks for packages in."""
-    said = subprocess.run(["python3", "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    return sorted({path for path in re.findall(r"(?:file://)?(/[\w./-]+)", said) if Path(path).is_dir()})
+    said = subprocess.run(
+        ["python3", "-m", "pip", "config", "list"], capture_output=True, text=True
+    ).stdout
+    return sorted(
+        {path for path in re.findall(r"(?:file://)?(/[\w./-]+)", said) if Path(path).is_dir()}
+    )
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -86,12 +108,17 @@ def instructions() -> list[tuple[str, str]]:
     text = (ROOT / "docker" / "Dockerfile").read_text()
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
-    return [(word, rest) for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line.strip())]
+    return [
+        (word, rest)
+        for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line.strip())
+    ]
 
 
 def mirror(release: str) -> str:
     said = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)"], capture_output=True, text=True
+        ["apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)"],
+        capture_output=True,
+        text=True,
     ).stdout
     found = [line.split()[2] for line in said.splitlines() if line.startswith(f"Debian {release} ")]
     if not found:
@@ -105,9 +132,13 @@ def copy(arguments: str, stage: Stage, stages: dict[str, Stage]) -> None:
     *sources, target = [word for word in arguments.split() if not word.startswith("--")]
     where = stage.root / stage.folder.lstrip("/") / target
     where.parent.mkdir(parents=True, exist_ok=True)
-    if origin := next((word.partition("=")[2] for word in options if word.startswith("--from=")), None):
+    if origin := next(
+        (word.partition("=")[2] for word in options if word.startswith("--from=")), None
+    ):
         # hard links: the environment is several GB, and nobody changes it in either root
-        subprocess.run(["cp", "-al", stages[origin].root / sources[0].lstrip("/"), where], check=True)
+        subprocess.run(
+            ["cp", "-al", stages[origin].root / sources[0].lstrip("/"), where], check=True
+        )
         return
     if sources == ["."]:
         kept = (ROOT / ".dockerignore").read_text().splitlines()
@@ -151,7 +182,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             stage.user = rest
         elif word == "ENV":
             pairs = (pair.partition("=") for pair in shlex.split(rest))
-            stage.env |= {name: value.replace("$PATH", stage.env["PATH"]) for name, _, value in pairs}
+            stage.env |= {
+                name: value.replace("$PATH", stage.env["PATH"]) for name, _, value in pairs
+            }
         elif word == "HEALTHCHECK":
             stage.healthcheck = json.loads(rest.partition("CMD ")[2])
         elif word == "CMD":
@@ -165,14 +198,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def test_no_compiler_and_no_root(image: Stage) -> None:
     assert "none" in image.run("command -v cc gcc g++ clang tcc || echo none")
     assert image.run("id -u").strip() == "1000"
-    assert "pillow-simd" in image.run("python docker/doctor.py")
+    assert "pillow-simd" in image.run("gratis doctor")
     assert "usage: " in image.run(shlex.join([*image.command, "--help"]))
 
 
 def test_healthcheck_tells_a_server_from_none(image: Stage) -> None:
     check = shlex.join(image.healthcheck).replace(":8000", ":8731")
     assert "sick" in image.run(f"{check} 2>/dev/null || echo sick")
-    server = image.start("exec python -m server --port 8731")
+    server = image.start("exec gratis status --port 8731")
     try:
         assert server.stdout is not None
         assert server.stdout.readline().startswith("serving")
@@ -191,7 +224,8 @@ def test_make_train_works_inside(image: Stage) -> None:
 
 
 def test_make_test_is_green_inside(image: Stage) -> None:
-    """The whole suite, which takes its time; GRATIS_INSIDE="-m 'not slow'" leaves most of that out."""
+    """The whole suite, which takes its time; GRATIS_INSIDE="-m 'not slow'" leaves most of that
+    out."""
     arguments = f"-p no:cacheprovider -ra {os.environ.get('GRATIS_INSIDE', '')}"
     began = time.monotonic()
     said = image.run(f"make test ARGS={shlex.quote(arguments)}")

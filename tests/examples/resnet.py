@@ -15,7 +15,9 @@ def conv(inputs: int, outputs: int, side: int, stride: int) -> nn.Sequential:
 class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv(inputs, outputs, 3, stride), nn.ReLU(), conv(outputs, outputs, 3, 1))
+        self.body = nn.Sequential(
+            conv(inputs, outputs, 3, stride), nn.ReLU(), conv(outputs, outputs, 3, 1)
+        )
         self.short = conv(inputs, outputs, 1, stride) if stride > 1 else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -31,4 +33,6 @@ def resnet18(num_classes: int = 1000, width: int = 64) -> nn.Sequential:
         nn.Sequential(Block(before, after, 2 if after > before else 1), Block(after, after, 1))
         for before, after in itertools.pairwise(widths)
     ]
-    return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
+    return nn.Sequential(
+        *stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes)
+    )

@@ -1,4 +1,5 @@
-"""Servers of a folder for the tests of remote datasets: one that misbehaves on request, nginx, and moto's S3."""
+"""Servers of a folder for the tests of remote datasets: one that misbehaves on request, nginx, and
+moto's S3."""
 
 from __future__ import annotations
 
@@ -18,11 +19,11 @@ from ports import free_port
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Serves a folder with ranges. requests counts those of each file, sent the bytes of all answers.
+    """Serves a folder with ranges. requests counts those of each file, sent the bytes of all
+    answers.
 
-    latency_s before each answer; every `break_every`-th answer of a shard ends half-way; `corrupt` names a file whose
-    middle byte is wrong, for so many requests of it (-1: always).
-    """
+    latency_s before each answer; every `break_every`-th answer of a shard ends half-way; `corrupt`
+    names a file whose middle byte is wrong, for so many requests of it (-1: always)."""
 
     daemon_threads = True
 
@@ -30,7 +31,13 @@ class FaultyServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.lock = folder, threading.Lock()
         self.requests: Counter[str] = Counter()
-        self.sent, self.latency_s, self.break_every, self.corrupt, self.corrupt_times = 0, 0.0, 0, "", -1
+        self.sent, self.latency_s, self.break_every, self.corrupt, self.corrupt_times = (
+            0,
+            0.0,
+            0,
+            "",
+            -1,
+        )
 
     @property
     def url(self) -> str:
@@ -55,7 +62,11 @@ class Handler(BaseHTTPRequestHandler):
             number = sum(n for file, n in self.server.requests.items() if file.endswith(".tar"))
             if name == self.server.corrupt and self.server.corrupt_times:
                 self.server.corrupt_times -= 1
-                data = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+                data = (
+                    data[: len(data) // 2]
+                    + bytes([data[len(data) // 2] ^ 1])
+                    + data[len(data) // 2 + 1 :]
+                )
         time.sleep(self.server.latency_s)
         if (wanted := self.headers.get("Range", "")).startswith("bytes="):
             first, last = wanted.removeprefix("bytes=").split("-")
@@ -63,7 +74,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        broken = self.server.break_every and name.endswith(".tar") and number % self.server.break_every == 0
+        broken = (
+            self.server.break_every
+            and name.endswith(".tar")
+            and number % self.server.break_every == 0
+        )
         data = data[: len(data) // 2] if broken else data
         self.wfile.write(data)
         with self.server.lock:

@@ -1,4 +1,5 @@
-"""Images that stay decoded change nothing but the time: the same batches to the bit, whatever happens in between."""
+"""Images that stay decoded change nothing but the time: the same batches to the bit, whatever
+happens in between."""
 
 from __future__ import annotations
 
@@ -16,10 +17,12 @@ from batches import assert_same, epoch
 from handmade import picture, rotten, write_dataset
 from PIL import Image
 
-from loader import Batch, Loader, LoaderConfig, decoded, gpu, memory
-from loader.decoded import Decoded, choose
-from preprocess.dataset import read_index, read_stats
-from preprocess.errors import UserError
+from gratis import memory
+from gratis.dataset import read_index, read_stats
+from gratis.errors import GratisError
+from gratis.loader import Batch, Loader, LoaderConfig
+from gratis.loader.decoding import decoded_cache, gpu
+from gratis.loader.decoding.decoded_cache import Decoded, choose
 
 CROP, EPOCHS = 48, 3
 
@@ -44,7 +47,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
 @pytest.mark.parametrize("name", CASES)
-def test_batches_are_the_same_to_the_bit(name: str, codec: str, request: pytest.FixtureRequest) -> None:
+def test_batches_are_the_same_to_the_bit(
+    name: str, codec: str, request: pytest.FixtureRequest
+) -> None:
     root: Path = request.getfixturevalue(f"{codec}_dataset")
     plain, kept = make(root, **CASES[name]), make(root, **CASES[name], decoded="host")
     assert kept.keeps == "host"
@@ -70,18 +75,24 @@ def test_slivers_of_a_small_image_are_the_same(tmp_path: Path, ratio: tuple[floa
 
 
 def test_ranks_decode_what_they_have_not_had(jpeg_dataset: Path) -> None:
-    """Each rank gets other samples in every epoch; what it reads falls as 1/2, 1/4, ... of the split."""
+    """Each rank gets other samples in every epoch; what it reads falls as 1/2, 1/4, ... of the
+    split."""
     ranks = [make(jpeg_dataset, rank=r, world=2, decoded="host") for r in range(2)]
     whole, read = make(jpeg_dataset), []
     for _ in range(EPOCHS):
         parts = [epoch(loader) for loader in ranks]
-        merged = [Batch(*(torch.cat(t) for t in zip(*step, strict=True))) for step in zip(*parts, strict=True)]
+        merged = [
+            Batch(*(torch.cat(t) for t in zip(*step, strict=True)))
+            for step in zip(*parts, strict=True)
+        ]
         assert_same(merged, epoch(whole))
         read.append(sum(loader.take_counters()["bytes_read"] for loader in ranks))
     assert read[0] > 1.5 * read[1] > 2 * read[2] > 0
 
 
-def test_an_epoch_left_or_resumed_in_its_middle_goes_on_with_what_is_there(jpeg_dataset: Path) -> None:
+def test_an_epoch_left_or_resumed_in_its_middle_goes_on_with_what_is_there(
+    jpeg_dataset: Path,
+) -> None:
     plain, kept = make(jpeg_dataset), make(jpeg_dataset, decoded="host")
     for loader in (plain, kept):
         for number, _ in enumerate(loader):
@@ -101,7 +112,9 @@ def test_an_epoch_left_or_resumed_in_its_middle_goes_on_with_what_is_there(jpeg_
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
 def test_other_samples_stand_in_as_ever(tmp_path: Path, codec: str) -> None:
     root = rotten(tmp_path, 17, 40, codec=codec)
-    plain, kept = (make(root, bad_samples="quarantine", decoded=place) for place in ("none", "host"))
+    plain, kept = (
+        make(root, bad_samples="quarantine", decoded=place) for place in ("none", "host")
+    )
     for _ in range(EPOCHS):
         assert_same(epoch(kept), epoch(plain))
         assert sorted(kept.take_warnings()) == sorted(plain.take_warnings())
@@ -117,7 +130,7 @@ def test_a_bad_sample_ends_the_epoch_at_its_step(tmp_path: Path) -> None:
         while seen < 9:
             try:
                 next(batches)
-            except UserError as error:
+            except GratisError as error:
                 found.append((str(error).replace(f"/{place}/", "/"), seen))
                 break
             seen += 1
@@ -125,8 +138,11 @@ def test_a_bad_sample_ends_the_epoch_at_its_step(tmp_path: Path) -> None:
     assert "key s_17," in found[0][0]
 
 
-def test_a_batch_with_a_sample_that_the_store_cannot_hold_is_made_as_ever(jpeg_dataset: Path, tmp_path: Path) -> None:
-    """Bit rot below the crop, where the decoder of the crop alone never comes; and one that was given up."""
+def test_a_batch_with_a_sample_that_the_store_cannot_hold_is_made_as_ever(
+    jpeg_dataset: Path, tmp_path: Path
+) -> None:
+    """Bit rot below the crop, where the decoder of the crop alone never comes; and one that was
+    given up."""
     root = Path(shutil.copytree(jpeg_dataset, tmp_path / "low"))
     index = read_index(root, "train")
     shard, offset, size = int(index.shard[30]), int(index.offset[30]), int(index.size[30])
@@ -137,19 +153,20 @@ def test_a_batch_with_a_sample_that_the_store_cannot_hold_is_made_as_ever(jpeg_d
     for _ in range(2):
         assert_same(epoch(kept), epoch(plain))
     assert kept._decoded is not None
-    kept._decoded.state[[5, 30]] = decoded.SPOILT
+    kept._decoded.state[[5, 30]] = decoded_cache.SPOILT
     for _ in range(2):
         assert_same(epoch(kept), epoch(plain))
-    assert (kept._decoded.state == decoded.SPOILT).sum() == 2
+    assert (kept._decoded.state == decoded_cache.SPOILT).sum() == 2
 
 
 def test_a_part_of_the_whole_image_is_what_decoding_the_part_gives(jpeg_dataset: Path) -> None:
-    """The pixels in the store equal Pillow's, and the crops that DALI decodes alone equal the store's: 0 levels."""
+    """The pixels in the store equal Pillow's, and the crops that DALI decodes alone equal the
+    store's: 0 levels."""
     kept = make(jpeg_dataset, decoded="host", augment=False)
     epoch(kept)
     store = kept._decoded
     assert store is not None
-    assert (store.state == decoded.THERE).all()
+    assert (store.state == decoded_cache.THERE).all()
     for shard in sorted(jpeg_dataset.glob("*.tar")):
         with tarfile.open(shard) as tar:
             for member in tar.getmembers():
@@ -176,20 +193,26 @@ def test_torch_finishes_as_the_graph_for_gpus_does(jpeg_dataset: Path, name: str
     for work, tensor in graph_of(job):
         wanted = gpu.to_torch(tensor, job)
         found = gpu.finish(store, torch.from_numpy(work.ids), work.draws, mean, job)
-        assert (found.shape, found.dtype, found.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
+        assert (found.shape, found.dtype, found.stride()) == (
+            wanted.shape,
+            wanted.dtype,
+            wanted.stride(),
+        )
         assert torch.equal(found, wanted)
 
 
 CPU, GB = torch.device("cpu"), 10**9
 
 
-def test_auto_keeps_what_fits(jpeg_dataset: Path, raw_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_keeps_what_fits(
+    jpeg_dataset: Path, raw_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels = 101 * 64 * 64 * 3
     assert make(jpeg_dataset, decoded="auto", decoded_gb=pixels / GB).keeps == "host"
     assert make(jpeg_dataset, decoded="auto", decoded_gb=(pixels - 1) / GB).keeps == "none"
     assert make(raw_dataset, decoded="auto").keeps == "none"
     manifest = make(jpeg_dataset).manifest
-    monkeypatch.setattr(decoded, "available_bytes", lambda: 8 * pixels)
+    monkeypatch.setattr(decoded_cache, "available_bytes", lambda: 8 * pixels)
     for ranks, place in ((1, "host"), (2, "host"), (3, "none")):
         config = LoaderConfig(batch_size=12, crop=CROP, decoded="auto")
         assert choose(config, manifest, 101, CPU, local_world=ranks) == place
@@ -217,10 +240,13 @@ def test_limits_of_containers_and_batch_jobs_count(
     monkeypatch.setattr(memory, "GROUPS", tmp_path)
     monkeypatch.setattr(memory, "OWN", tmp_path / "own")
     free = memory.available_bytes()
-    (tmp_path / "own").write_text("0::/job/step\n" if version == 2 else "9:cpuset,memory:/job/step\n1:cpu:/\n")
+    (tmp_path / "own").write_text(
+        "0::/job/step\n" if version == 2 else "9:cpuset,memory:/job/step\n1:cpu:/\n"
+    )
     assert memory.available_bytes() > 0.5 * free
     job = tmp_path / "job" if version == 2 else tmp_path / "memory" / "job"
-    for group, limit in ((job / "step", unlimited), (job, "5000")):  # the one above the process's own is limited
+    # the one above the process's own is limited
+    for group, limit in ((job / "step", unlimited), (job, "5000")):
         group.mkdir(parents=True, exist_ok=True)
         for name, value in zip(names[:2], (limit, "2000"), strict=True):
             (group / name).write_text(value + "\n")
@@ -234,13 +260,19 @@ def test_limits_of_containers_and_batch_jobs_count(
     ("options", "message"),
     [
         ({"decoded": "disk"}, "decoded is 'disk'"),
-        ({"decoded": "device"}, "decoded='device': the loader's device is cpu; take 'host' or 'auto'"),
-        ({"decoded": "host", "decoded_gb": 0.001}, " GB of pixels are more than the 0.001 GB meant for them; raise"),
+        (
+            {"decoded": "device"},
+            "decoded='device': the loader's device is cpu; take 'host' or 'auto'",
+        ),
+        (
+            {"decoded": "host", "decoded_gb": 0.001},
+            " GB of pixels are more than the 0.001 GB meant for them; raise",
+        ),
         ({"decoded_gb": -1.0}, "decoded_gb is -1.0"),
     ],
 )
 def test_mistakes_are_one_line(jpeg_dataset: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(GratisError, match=message):
         make(jpeg_dataset, **options)
 
 
@@ -257,15 +289,20 @@ def test_closing_frees_the_pixels(jpeg_dataset: Path) -> None:
 @pytest.mark.parametrize("place", ["device", "host"])
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_gpu_batches_are_those_without_it(jpeg_dataset: Path, name: str, place: str) -> None:
-    """To rounding: both decode whole images, by the same decoder, and differ in what finishes them. Beyond 128 levels
-    neighbours in bfloat16 are 1 apart."""
+    """To rounding: both decode whole images, by the same decoder, and differ in what finishes them.
+    Beyond 128 levels neighbours in bfloat16 are 1 apart."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if place == "device" and "area" in CASES[name]:
         pytest.skip("resized parts are made from the host's copy")
     options = {"batch_size": 12, "crop": CROP} | CASES[name]
     plain, kept = (
-        Loader(jpeg_dataset, "train", LoaderConfig(**options, decoded=where), device=torch.device("cuda"))
+        Loader(
+            jpeg_dataset,
+            "train",
+            LoaderConfig(**options, decoded=where),
+            device=torch.device("cuda"),
+        )
         for where in ("none", place)
     )
     with plain, kept:

@@ -13,9 +13,10 @@ import pytest
 from handmade import SIZE, picture, write_dataset
 from PIL import Image
 
-from loader import Loader, LoaderConfig, drawing, explain, plan
-from preprocess.errors import UserError
-from preprocess.image import decode
+from gratis.errors import GratisError
+from gratis.image import decode
+from gratis.loader import Loader, LoaderConfig, plan
+from gratis.loader.inspect import explain, explain_figure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CROP = 48
@@ -23,7 +24,9 @@ CROP = 48
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("explain") / "set", [picture(i) for i in range(25)])
+    return write_dataset(
+        tmp_path_factory.mktemp("explain") / "set", [picture(i) for i in range(25)]
+    )
 
 
 @pytest.mark.parametrize("mean", ["central", "offset"])
@@ -34,26 +37,34 @@ def test_a_presentation_is_the_loaders(dataset: Path, mean: str) -> None:
         for row in range(5):
             sample = int(ids[row])
             draws = plan.draws(3, 0, np.array([sample]), SIZE - CROP + 1)
-            shown = drawing.presented(loader, explain.read(loader, sample), draws, 0, colour=True)
+            shown = explain_figure.presented(
+                loader, explain.read(loader, sample), draws, 0, colour=True
+            )
             np.testing.assert_allclose(shown.input, images[row].numpy(), atol=1e-3)
-            back = shown.input * 1.1 - shown.shift[:, None, None]  # of the crop itself, mean subtracted
+            # of the crop itself, mean subtracted
+            back = shown.input * 1.1 - shown.shift[:, None, None]
             assert abs(back).max() < 256
 
 
 def test_a_sample_is_found_by_key_and_by_id(dataset: Path) -> None:
     for shard in sorted(dataset.glob("*.tar")):  # as preprocess writes them beside each shard
-        names = ["7.jpg" if i == 3 else f"s_{i}.jpg" for i in range(25)][int(shard.stem[-5:]) * 10 :][:10]
+        names = ["7.jpg" if i == 3 else f"s_{i}.jpg" for i in range(25)][
+            int(shard.stem[-5:]) * 10 :
+        ][:10]
         lines = [f"jpg 0 1 {name} cls 0 1 {Path(name).stem}.cls" for name in names]
         shard.with_suffix(".idx").write_text("\n".join([f"v1.2 {len(lines)}", *lines]) + "\n")
     with Loader(dataset, "train", LoaderConfig(batch_size=1, crop=CROP)) as loader:
-        assert [explain.find(loader, key) for key in ("s_0", "s_13", "24", "7")] == [0, 13, 24, 3]  # a key first
+        # a key first
+        assert [explain.find(loader, key) for key in ("s_0", "s_13", "24", "7")] == [0, 13, 24, 3]
         for wrong in ("25", "s_25", "-1"):
-            with pytest.raises(UserError, match=f"--sample {wrong}: split train has no such key"):
+            with pytest.raises(GratisError, match=f"--sample {wrong}: split train has no such key"):
                 explain.find(loader, wrong)
 
 
 def test_an_address_is_told() -> None:
-    with pytest.raises(UserError, match=r"s3://bucket/shards: this reads local folders; copy the dataset first"):
+    with pytest.raises(
+        GratisError, match=r"s3://bucket/shards: this reads local folders; copy the dataset first"
+    ):
         explain.main(["s3://bucket/shards", "--sample", "0"])
 
 
@@ -61,7 +72,7 @@ def test_offsets_are_flat_and_colours_as_the_formula_says(dataset: Path) -> None
     with Loader(dataset, "train", LoaderConfig(batch_size=1, crop=CROP)) as loader:
         offsets, normals = explain.many_draws(loader)
         positions = SIZE - CROP + 1
-        counts = drawing.histogram(offsets, positions)
+        counts = explain_figure.histogram(offsets, positions)
         assert counts.shape == (positions, positions)
         assert counts.sum() == len(offsets) >= explain.DRAWS
         assert counts[3, 11] == ((offsets[:, 0] == 3) & (offsets[:, 1] == 11)).sum()
@@ -75,12 +86,24 @@ def test_offsets_are_flat_and_colours_as_the_formula_says(dataset: Path) -> None
         np.testing.assert_allclose(theory, 0.01 * vectors @ np.diag(values) @ vectors.T, rtol=1e-9)
 
 
-def test_the_page_is_drawn_from_the_shards_that_preprocess_writes(sample_shards: Path, tmp_path: Path) -> None:
+def test_the_page_is_drawn_from_the_shards_that_preprocess_writes(
+    sample_shards: Path, tmp_path: Path
+) -> None:
     index = np.load(sample_shards / "train.index.npz")
-    key = (sample_shards / "train-00001.idx").read_text().splitlines()[5].split()[3].removesuffix(".jpg")
-    command = [sys.executable, "-m", "loader", "explain", str(sample_shards), "--sample", key]
+    key = (
+        (sample_shards / "train-00001.idx")
+        .read_text()
+        .splitlines()[5]
+        .split()[3]
+        .removesuffix(".jpg")
+    )
+    command = [sys.executable, "-m", "gratis", "explain", str(sample_shards), "--sample", key]
     done = subprocess.run(
-        [*command, "--out", str(tmp_path / "a.png")], cwd=ROOT, capture_output=True, text=True, timeout=240
+        [*command, "--out", str(tmp_path / "a.png")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert "289 of 289 offsets drawn" in done.stdout
@@ -94,8 +117,11 @@ def test_the_page_is_drawn_from_the_shards_that_preprocess_writes(sample_shards:
         start, size = int(index["offset"][sample]), int(index["size"][sample])
         stored = decode((sample_shards / "train-00001.tar").read_bytes()[start : start + size])
         np.testing.assert_array_equal(explain.read(loader, sample), stored)
-    advice = "a.png cannot be written (No such file or directory); name a .png file in an existing folder with room"
-    with pytest.raises(UserError) as said:
+    advice = (
+        "a.png cannot be written (No such file or directory); name a .png file in an "
+        "existing folder with room"
+    )
+    with pytest.raises(GratisError) as said:
         explain.main([*command[4:], "--out", str(tmp_path / "none" / "a.png")])
     assert str(said.value).endswith(advice)
     assert "\n" not in str(said.value)
@@ -115,10 +141,14 @@ def folder(listed: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [garbled, cut, folder])
-def test_a_damaged_list_is_told(sample_shards: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_list_is_told(
+    sample_shards: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     root = shutil.copytree(sample_shards, tmp_path / "copy")
     damage(root / "train-00001.idx")
-    with pytest.raises(UserError, match=r"train-00001\.idx cannot be read \(.*\); verify the copy of the dataset"):
+    with pytest.raises(
+        GratisError, match=r"train-00001\.idx cannot be read \(.*\); verify the copy of the dataset"
+    ):
         explain.main([str(root), "--sample", "no such key"])
 
 
@@ -130,12 +160,16 @@ def test_a_damaged_image_is_told_first(
     with (root / "train-00000.tar").open("r+b") as file:
         file.seek(int(np.load(root / "train.index.npz")["offset"][0]))
         file.write(spoilt)
-    with pytest.raises(UserError, match=r"train-00000\.tar, key .* does not decode \(.*\); verify the copy"):
+    with pytest.raises(
+        GratisError, match=r"train-00000\.tar, key .* does not decode \(.*\); verify the copy"
+    ):
         explain.main([str(root), "--sample", "0", "--out", str(tmp_path / "a.png")])
     assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("option", "wrong"), [("--crop", "0"), ("--crop", "-1"), ("--crop-chunk", str(10**30))])
+@pytest.mark.parametrize(
+    ("option", "wrong"), [("--crop", "0"), ("--crop", "-1"), ("--crop-chunk", str(10**30))]
+)
 def test_numbers_out_of_range_are_told(sample_shards: Path, option: str, wrong: str) -> None:
-    with pytest.raises(UserError, match=f"is {wrong}; it m(ust|ay) be at (least|most)"):
+    with pytest.raises(GratisError, match=f"is {wrong}; it m(ust|ay) be at (least|most)"):
         explain.main([str(sample_shards), "--sample", "0", option, wrong])

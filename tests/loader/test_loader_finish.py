@@ -1,4 +1,5 @@
-"""What the network sees, against an independent reading by NumPy and Pillow, and the specification's traps."""
+"""What the network sees, against an independent reading by NumPy and Pillow, and the
+specification's traps."""
 
 from __future__ import annotations
 
@@ -16,19 +17,24 @@ from handmade import SIZE, picture, write_dataset
 from numpy.typing import NDArray
 from PIL import Image
 
-from loader import Loader, LoaderConfig, gpu, plan, reference
-from loader.decode import Mender, Runner, crop_pipeline, undecodable
-from loader.finish import Crops, Finisher, colour_matrix, colour_shift, scale
-from loader.quarantine import Quarantine
-from loader.source import Source
-from loader.stages import padded
-from loader.work import Job, Meter, Reader, Work
-from preprocess.dataset import Stats, read_index, read_manifest, read_stats
+from gratis.dataset import Stats, read_index, read_manifest, read_stats
+from gratis.loader import Loader, LoaderConfig, plan
+from gratis.loader.decoding import gpu
+from gratis.loader.decoding.cpu import Mender, Runner, crop_pipeline, undecodable
+from gratis.loader.pipeline.stages import padded
+from gratis.loader.pipeline.work import Job, Meter, Reader, Work
+from gratis.loader.reading.quarantine import Quarantine
+from gratis.loader.reading.shards import Source
+from gratis.loader.views import reference
+from gratis.loader.views.normaliser import Crops, Finisher, colour_matrix, colour_shift, scale
 
 CROP = 48
-# AlexNet's own constants (spec section 2, step 5): standard deviations in 0-255 units and eigenvectors, descending
+# AlexNet's own constants (spec section 2, step 5): standard deviations in 0-255 units and
+# eigenvectors, descending
 DEVIATIONS = np.array([121.7801, 37.0939, 19.7208])
-VECTORS = np.array([[-0.56351, -0.71258, 0.41796], [-0.57618, -0.02354, -0.81698], [-0.59200, 0.70120, 0.39731]])
+VECTORS = np.array(
+    [[-0.56351, -0.71258, 0.41796], [-0.57618, -0.02354, -0.81698], [-0.59200, 0.70120, 0.39731]]
+)
 ALEXNET = Stats(np.zeros((SIZE, SIZE, 3), np.float32), DEVIATIONS**2, VECTORS, 1)
 
 
@@ -45,15 +51,22 @@ def read_with_pillow(root: Path) -> list[NDArray[np.uint8]]:
     return images
 
 
-def expected(image: NDArray[np.uint8], stats: Stats, config: LoaderConfig, epoch: int, sample: int) -> list[Any]:
-    """Every view of a sample from the formulas of the specification alone, but for the numbers drawn."""
+def expected(
+    image: NDArray[np.uint8], stats: Stats, config: LoaderConfig, epoch: int, sample: int
+) -> list[Any]:
+    """Every view of a sample from the formulas of the specification alone, but for the numbers
+    drawn."""
     positions = SIZE - config.crop + 1
     if config.augment:
         views = plan.draws(config.seed, epoch, np.array([sample]), positions)
     else:
         views = plan.ten_views(positions) if config.views == 10 else plan.centre_view(positions)
     noise, divisor = np.zeros(3), 1.0
-    if config.augment and config.noise != "off" and (config.noise_until is None or epoch < config.noise_until):
+    if (
+        config.augment
+        and config.noise != "off"
+        and (config.noise_until is None or epoch < config.noise_until)
+    ):
         z = views.normals[0]
         if config.noise == "sqrt":
             noise, divisor = 0.1 * stats.eigenvectors @ (np.sqrt(stats.eigenvalues) * z), 1.1
@@ -61,11 +74,18 @@ def expected(image: NDArray[np.uint8], stats: Stats, config: LoaderConfig, epoch
             noise = 255 * 0.1 * stats.eigenvectors @ (stats.eigenvalues / 255**2 * z)
     return [
         reference.finish(
-            image, y=int(y), x=int(x), flip=bool(flip), crop=config.crop, mean=stats.mean, mean_form=config.mean,
-            shift=noise, scale=1 / divisor,
+            image,
+            y=int(y),
+            x=int(x),
+            flip=bool(flip),
+            crop=config.crop,
+            mean=stats.mean,
+            mean_form=config.mean,
+            shift=noise,
+            scale=1 / divisor,
         )
         for y, x, flip in zip(views.y, views.x, views.flip, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 CONFIGS = {
@@ -85,7 +105,9 @@ CONFIGS = {
 
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_batches_equal_numpy_and_pillow(name: str, codec: str, request: pytest.FixtureRequest) -> None:
+def test_batches_equal_numpy_and_pillow(
+    name: str, codec: str, request: pytest.FixtureRequest
+) -> None:
     root: Path = request.getfixturevalue(f"{codec}_dataset")
     config = replace(CONFIGS[name], batch_size=25, crop=CROP, seed=3, threads=2)
     images, stats = read_with_pillow(root), read_stats(root)
@@ -105,9 +127,14 @@ def test_batches_equal_numpy_and_pillow(name: str, codec: str, request: pytest.F
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_other_types_are_the_rounded_float32(jpeg_dataset: Path, dtype: torch.dtype, channels_last: bool) -> None:
+def test_other_types_are_the_rounded_float32(
+    jpeg_dataset: Path, dtype: torch.dtype, channels_last: bool
+) -> None:
     config = LoaderConfig(batch_size=40, crop=CROP, channels_last=channels_last)
-    with Loader(jpeg_dataset, "train", config) as a, Loader(jpeg_dataset, "train", replace(config, dtype=dtype)) as b:
+    with (
+        Loader(jpeg_dataset, "train", config) as a,
+        Loader(jpeg_dataset, "train", replace(config, dtype=dtype)) as b,
+    ):
         for wide, narrow in zip(a, b, strict=True):
             assert narrow.images.dtype == dtype
             torch.testing.assert_close(narrow.images, wide.images.to(dtype), rtol=0, atol=0)
@@ -119,7 +146,9 @@ def test_other_types_are_the_rounded_float32(jpeg_dataset: Path, dtype: torch.dt
 def test_a_padded_batch_of_the_graph_for_gpus_is_laid_out_as_a_full_one(
     jpeg_dataset: Path, views: int, channels_last: bool
 ) -> None:
-    config = LoaderConfig(batch_size=60, crop=CROP, views=views, augment=False, channels_last=channels_last)
+    config = LoaderConfig(
+        batch_size=60, crop=CROP, views=views, augment=False, channels_last=channels_last
+    )
     job = job_of(jpeg_dataset, config)
     for work, tensor in graph_of(job):
         images = gpu.to_torch(tensor, job)
@@ -143,7 +172,9 @@ def test_the_graph_for_gpus_equals_the_reference_when_run_on_the_cpu(
     for work, tensor in graph_of(job):
         got = gpu.to_torch(tensor, job).numpy()
         for row, sample in enumerate(work.ids.tolist()):
-            wanted = np.stack(expected(images[sample], job.stats, config, 0, sample)).reshape(got[row].shape)
+            wanted = np.stack(expected(images[sample], job.stats, config, 0, sample)).reshape(
+                got[row].shape
+            )
             np.testing.assert_allclose(got[row], wanted, atol=1e-3)
             seen += 1
     assert seen == 101
@@ -151,9 +182,11 @@ def test_the_graph_for_gpus_equals_the_reference_when_run_on_the_cpu(
 
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
 @pytest.mark.parametrize("graph", [False, True])
-def test_resized_parts_equal_pillow(codec: str, graph: bool, request: pytest.FixtureRequest) -> None:
-    """Pillow's bilinear filter, which as DALI's widens where it shrinks. DALI's comes from a table: 3 levels at most,
-    0.26 in the mean against the exact sum, of which rounding alone is 0.25."""
+def test_resized_parts_equal_pillow(
+    codec: str, graph: bool, request: pytest.FixtureRequest
+) -> None:
+    """Pillow's bilinear filter, which as DALI's widens where it shrinks. DALI's comes from a table:
+    3 levels at most, 0.26 in the mean against the exact sum, of which rounding alone is 0.25."""
     root: Path = request.getfixturevalue(f"{codec}_dataset")
     config = LoaderConfig(batch_size=25, crop=32, area=(0.08, 1.0), seed=3, noise="off")
     images, stats = read_with_pillow(root), read_stats(root)
@@ -164,7 +197,10 @@ def test_resized_parts_equal_pillow(codec: str, graph: bool, request: pytest.Fix
     for row, sample in enumerate(ids):
         box = (x[row], y[row], x[row] + width[row], y[row] + height[row])
         part = Image.fromarray(images[sample]).crop(box).resize((32, 32), Image.Resampling.BILINEAR)
-        wanted = np.asarray(part).astype(np.float64)[:, :: -1 if flips[row] else 1] - stats.mean[16:48, 16:48]
+        wanted = (
+            np.asarray(part).astype(np.float64)[:, :: -1 if flips[row] else 1]
+            - stats.mean[16:48, 16:48]
+        )
         differences.append(np.abs(got[row].transpose(1, 2, 0) - wanted))
     assert len(ids) == 101
     assert np.max(differences) < 4.1
@@ -181,7 +217,9 @@ def through_the_loader(root: Path, config: LoaderConfig) -> tuple[plan.Ids, NDAr
 def through_the_graph(root: Path, config: LoaderConfig) -> tuple[plan.Ids, NDArray[np.float32]]:
     job = job_of(root, config)
     found = [(work.ids, gpu.to_torch(tensor, job).numpy()) for work, tensor in graph_of(job)]
-    return np.concatenate([ids for ids, _ in found]), np.concatenate([images for _, images in found])
+    return np.concatenate([ids for ids, _ in found]), np.concatenate(
+        [images for _, images in found]
+    )
 
 
 def graph_of(job: Job) -> Iterator[tuple[Work, Any]]:
@@ -189,13 +227,18 @@ def graph_of(job: Job) -> Iterator[tuple[Work, Any]]:
     source, meter = Source(job.root, job.manifest.splits["train"], job.index), Meter()
     quarantine = Quarantine(0, 101, allowed=False)
     reader = Reader(source, meter, quarantine)
-    yield from gpu.decode_and_finish(reader.works(job), job, Runner(meter, Mender(reader, source, quarantine)), 2)
+    yield from gpu.decode_and_finish(
+        reader.works(job), job, Runner(meter, Mender(reader, source, quarantine)), 2
+    )
     source.close()
 
 
 @pytest.mark.parametrize("area", [None, (0.05, 0.1)])
-def test_on_a_gpu_a_sample_is_tried_whole(jpeg_dataset: Path, area: tuple[float, float] | None) -> None:
-    """A file that lacks its end decodes as far as a part at its top needs it; a GPU decodes no parts."""
+def test_on_a_gpu_a_sample_is_tried_whole(
+    jpeg_dataset: Path, area: tuple[float, float] | None
+) -> None:
+    """A file that lacks its end decodes as far as a part at its top needs it; a GPU decodes no
+    parts."""
     job = job_of(jpeg_dataset, LoaderConfig(batch_size=3, crop=16, area=area))
     source = Source(job.root, job.manifest.splits["train"], job.index)
     work = Reader(source, Meter(), Quarantine(0, 101, allowed=False)).read(job, np.arange(3))
@@ -209,8 +252,11 @@ def test_on_a_gpu_a_sample_is_tried_whole(jpeg_dataset: Path, area: tuple[float,
 
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
 @pytest.mark.parametrize("name", [*CONFIGS, "resized parts"])
-def test_dali_accepts_the_graph_as_it_is_on_a_gpu(name: str, codec: str, request: pytest.FixtureRequest) -> None:
-    """Names and devices of operators, arguments and inputs: DALI checks them as it writes a graph down, anywhere."""
+def test_dali_accepts_the_graph_as_it_is_on_a_gpu(
+    name: str, codec: str, request: pytest.FixtureRequest
+) -> None:
+    """Names and devices of operators, arguments and inputs: DALI checks them as it writes a graph
+    down, anywhere."""
     root: Path = request.getfixturevalue(f"{codec}_dataset")
     config = replace(CONFIGS.get(name, LoaderConfig(area=(0.08, 1.0))), batch_size=25, crop=CROP)
     job = replace(job_of(root, config), device=torch.device("cuda"))
@@ -223,11 +269,14 @@ def test_dali_accepts_the_graph_as_it_is_on_a_gpu(name: str, codec: str, request
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_finishes_decoded_images_stays_on_their_device(jpeg_dataset: Path, name: str) -> None:
-    """On torch's device without values, where an operation with another device's tensor is an error as on a GPU, but
-    for one in place."""
+    """On torch's device without values, where an operation with another device's tensor is an error
+    as on a GPU, but for one in place."""
     config, device = replace(CONFIGS[name], batch_size=25, crop=CROP), torch.device("meta")
     job, ids = job_of(jpeg_dataset, config), torch.arange(25)
-    store, mean = torch.empty(101, SIZE, SIZE, 3, dtype=torch.uint8), torch.from_numpy(job.stats.mean)
+    store, mean = (
+        torch.empty(101, SIZE, SIZE, 3, dtype=torch.uint8),
+        torch.from_numpy(job.stats.mean),
+    )
     draws, _ = job.draws(ids.numpy())
     wanted = gpu.finish(store, ids, draws, mean, job)
     found = gpu.finish(store.to(device), ids, draws, mean.to(device), job)
@@ -238,11 +287,16 @@ def test_what_finishes_decoded_images_stays_on_their_device(jpeg_dataset: Path, 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_on_a_gpu_batches_equal_those_of_the_cpu(name: str, codec: str, request: pytest.FixtureRequest) -> None:
+def test_on_a_gpu_batches_equal_those_of_the_cpu(
+    name: str, codec: str, request: pytest.FixtureRequest
+) -> None:
     root: Path = request.getfixturevalue(f"{codec}_dataset")
     config = replace(CONFIGS[name], batch_size=25, crop=CROP, seed=3)
     before, worst, total = torch.cuda.memory_allocated(), 0.0, []
-    with Loader(root, "train", config) as cpu, Loader(root, "train", config, device=torch.device("cuda")) as gpu_:
+    with (
+        Loader(root, "train", config) as cpu,
+        Loader(root, "train", config, device=torch.device("cuda")) as gpu_,
+    ):
         for a, b in zip(cpu, gpu_, strict=True):
             assert torch.equal(a.ids, b.ids)
             assert torch.equal(a.labels, b.labels.cpu())
@@ -251,9 +305,10 @@ def test_on_a_gpu_batches_equal_those_of_the_cpu(name: str, codec: str, request:
             worst = max(worst, float(difference.max()))
             total.append(float(difference.mean()))
     print(f"{name}, {codec}: at most {worst:.4f} levels, {np.mean(total):.4f} in the mean")
-    # The decoders' inverse DCTs may differ by a level of luma and of chroma, which colour conversion makes 1 + 1.77,
-    # and rounding of the interpolated chroma adds one. DALI's own test allows 1 in the mean. With chroma repeated
-    # instead of interpolated it would be 25 to 42 in every image, 5.5 in the mean (computed by NumPy).
+    # The decoders' inverse DCTs may differ by a level of luma and of chroma, which colour
+    # conversion makes 1 + 1.77, and rounding of the interpolated chroma adds one. DALI's own test
+    # allows 1 in the mean. With chroma repeated instead of interpolated it would be 25 to 42 in
+    # every image, 5.5 in the mean (computed by NumPy).
     assert np.mean(total) < (1.0 if codec == "jpeg" else 1e-4)
     assert worst < (8 if codec == "jpeg" else 1e-3)
     del a, b
@@ -262,9 +317,19 @@ def test_on_a_gpu_batches_equal_those_of_the_cpu(name: str, codec: str, request:
 
 def job_of(root: Path, config: LoaderConfig) -> Job:
     return Job(
-        root=root, remote=None, split="train", manifest=read_manifest(root), index=read_index(root, "train"),
-        stats=read_stats(root), config=config, rank=0, world_size=1, device=torch.device("cpu"), epoch=0, first_step=0,
-    )  # fmt: skip
+        root=root,
+        remote=None,
+        split="train",
+        manifest=read_manifest(root),
+        index=read_index(root, "train"),
+        stats=read_stats(root),
+        config=config,
+        rank=0,
+        world_size=1,
+        device=torch.device("cpu"),
+        epoch=0,
+        first_step=0,
+    )
 
 
 def finish_one(
@@ -280,7 +345,9 @@ def finish_one(
     start = np.array([3 * x])
     out = torch.empty(1, 3, CROP, CROP)
     normals = np.zeros((1, 3)) + z
-    crops = Crops(image.reshape(-1), 3 * SIZE, start, np.array([0]), np.array([x]), np.array([False]), normals)
+    crops = Crops(
+        image.reshape(-1), 3 * SIZE, start, np.array([0]), np.array([x]), np.array([False]), normals
+    )
     Finisher(stats, replace(config, crop=CROP), epoch)(crops, out)
     found: NDArray[np.float32] = out[0].numpy()
     return found
@@ -293,8 +360,12 @@ def test_trap_7_the_first_component_shifts_colours_by_its_standard_deviation() -
         np.testing.assert_allclose(released[c], value, atol=1e-4)
     before = colour_shift(ALEXNET, LoaderConfig(), 0, np.array([[1.0, 0, 0]]))
     np.testing.assert_allclose(before[0], [-6.86243, -7.01677, -7.20942], atol=1e-4)
-    published = Stats(ALEXNET.mean, np.array([0.2175, 0.0188, 0.0045]) * 255**2,
-                      np.array([[-0.5675], [-0.5808], [-0.5836]]) * np.array([[1, 0, 0]]), 1)  # fmt: skip
+    published = Stats(
+        ALEXNET.mean,
+        np.array([0.2175, 0.0188, 0.0045]) * 255**2,
+        np.array([[-0.5675], [-0.5808], [-0.5836]]) * np.array([[1, 0, 0]]),
+        1,
+    )
     printed = finish_one(grey, published, LoaderConfig(noise="printed"), z=[1, 0, 0])
     np.testing.assert_allclose(printed[:, 0, 0], [-3.147, -3.221, -3.237], atol=1e-3)
 
@@ -309,10 +380,13 @@ def test_trap_8_training_divides_and_evaluation_does_not() -> None:
     image = np.full((SIZE, SIZE, 3), 130, np.uint8)
     stats = Stats(np.full((SIZE, SIZE, 3), 97, np.float32), ALEXNET.eigenvalues, VECTORS, 1)
     for config, epoch, wanted in (
-        (LoaderConfig(), 0, 30.0), (LoaderConfig(augment=False), 0, 33.0),
-        (LoaderConfig(noise_until=4), 3, 30.0), (LoaderConfig(noise_until=4), 4, 33.0),
-        (LoaderConfig(noise="off"), 0, 33.0), (LoaderConfig(noise="printed"), 0, 33.0),
-    ):  # fmt: skip
+        (LoaderConfig(), 0, 30.0),
+        (LoaderConfig(augment=False), 0, 33.0),
+        (LoaderConfig(noise_until=4), 3, 30.0),
+        (LoaderConfig(noise_until=4), 4, 33.0),
+        (LoaderConfig(noise="off"), 0, 33.0),
+        (LoaderConfig(noise="printed"), 0, 33.0),
+    ):
         np.testing.assert_allclose(finish_one(image, stats, config, epoch=epoch), wanted, atol=1e-4)
         assert (scale(config, epoch) == 1) == (wanted == 33)
 
@@ -323,7 +397,9 @@ def test_trap_9_the_mean_is_the_central_region_whatever_the_offset(x: int, centr
     stats = Stats(ramp.astype(np.float32), ALEXNET.eigenvalues, VECTORS, 1)
     quiet = LoaderConfig(noise="off")
     np.testing.assert_allclose(finish_one(ramp, stats, quiet, x=x), central, atol=1e-4)
-    np.testing.assert_allclose(finish_one(ramp, stats, replace(quiet, mean="offset"), x=x), 0, atol=1e-4)
+    np.testing.assert_allclose(
+        finish_one(ramp, stats, replace(quiet, mean="offset"), x=x), 0, atol=1e-4
+    )
 
 
 def test_trap_6_crops_begin_where_the_plan_says(tmp_path: Path) -> None:
@@ -363,7 +439,9 @@ def test_photographs_decode_equal_to_pillow_to_the_level(ilsvrc500: Path, tmp_pa
     photographs = []
     for path in sorted(ilsvrc500.glob("train/*/*.JPEG"))[:20]:
         with Image.open(path) as image:
-            photographs.append(np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.LANCZOS)))
+            photographs.append(
+                np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.LANCZOS))
+            )
     root = write_dataset(tmp_path / "photographs", photographs)
     stats, images = read_stats(root), read_with_pillow(root)
     config = LoaderConfig(batch_size=20, noise="off")

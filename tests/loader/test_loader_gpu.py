@@ -1,4 +1,5 @@
-"""What the loader promises, on a GPU: the same ids, numbers and epochs as on the CPU, and nothing left behind.
+"""What the loader promises, on a GPU: the same ids, numbers and epochs as on the CPU, and nothing
+left behind.
 
 Each test has a form for the CPU, so that it is known to work before it meets a GPU.
 """
@@ -16,9 +17,9 @@ import torch
 from batches import epoch
 from handmade import rotten
 
-from loader import Batch, Loader, LoaderConfig
-from loader.preview import draw_preview
-from preprocess.errors import UserError
+from gratis.errors import GratisError
+from gratis.loader import Batch, Loader, LoaderConfig
+from gratis.loader.inspect.preview import draw_preview
 
 CROP, COUNT, LEAK_EPOCHS = 48, 101, 20
 LEVELS = 8.0  # between a GPU's decoder and the CPU's; test_loader_finish.py has the sum
@@ -51,16 +52,26 @@ def test_every_sample_comes_once_with_the_cpu_s_augmentation(
     jpeg_dataset: Path, device: torch.device, decoded: str
 ) -> None:
     """Another crop, mirror or noise would be tens of levels away."""
-    with make(jpeg_dataset, device, decoded=decoded) as loader, make(jpeg_dataset, torch.device("cpu")) as cpu:
+    with (
+        make(jpeg_dataset, device, decoded=decoded) as loader,
+        make(jpeg_dataset, torch.device("cpu")) as cpu,
+    ):
         for _ in range(2):
             mine = epoch(loader)
             assert_close(mine, epoch(cpu), 0.0 if device.type == "cpu" else LEVELS)
             ids = torch.cat([batch.ids for batch in mine]).numpy()
-            assert loader.coverage(ids) == {"seen": COUNT, "missing": 0, "duplicates": 0, "dropped": 0}
+            assert loader.coverage(ids) == {
+                "seen": COUNT,
+                "missing": 0,
+                "duplicates": 0,
+                "dropped": 0,
+            }
 
 
 @pytest.mark.parametrize("decoded", ["none", "auto"])
-def test_an_epoch_goes_on_from_its_middle(jpeg_dataset: Path, device: torch.device, decoded: str) -> None:
+def test_an_epoch_goes_on_from_its_middle(
+    jpeg_dataset: Path, device: torch.device, decoded: str
+) -> None:
     with make(jpeg_dataset, device, decoded=decoded) as whole:
         wanted = epoch(whole)
     with make(jpeg_dataset, device, decoded=decoded) as first:
@@ -74,9 +85,14 @@ def test_an_epoch_goes_on_from_its_middle(jpeg_dataset: Path, device: torch.devi
 
 
 @pytest.mark.parametrize("decoded", ["none", "auto"])
-def test_a_corrupt_sample_is_named_or_replaced(tmp_path: Path, device: torch.device, decoded: str) -> None:
+def test_a_corrupt_sample_is_named_or_replaced(
+    tmp_path: Path, device: torch.device, decoded: str
+) -> None:
     root = rotten(tmp_path, 17)
-    with make(root, device, decoded=decoded) as loader, pytest.raises(UserError, match=r"key s_17, .*cannot be decod"):
+    with (
+        make(root, device, decoded=decoded) as loader,
+        pytest.raises(GratisError, match=r"key s_17, .*cannot be decod"),
+    ):
         epoch(loader)
     options = {"decoded": decoded, "bad_samples": "quarantine"}
     with make(root, device, **options) as loader, make(root, torch.device("cpu"), **options) as cpu:
@@ -86,7 +102,9 @@ def test_a_corrupt_sample_is_named_or_replaced(tmp_path: Path, device: torch.dev
 
 
 @pytest.mark.parametrize("decoded", ["none", "auto"])
-def test_memory_stands_still_over_many_epochs(jpeg_dataset: Path, device: torch.device, decoded: str) -> None:
+def test_memory_stands_still_over_many_epochs(
+    jpeg_dataset: Path, device: torch.device, decoded: str
+) -> None:
     """Of the device, by the driver, as DALI's share is not torch's; and of the process."""
 
     def used() -> tuple[int, int]:
@@ -105,47 +123,73 @@ def test_memory_stands_still_over_many_epochs(jpeg_dataset: Path, device: torch.
             for _ in loader:
                 pass
         after = used()
-    print(f"{device}, {decoded}: device {after[0] - before[0]:+} bytes, host {after[1] - before[1]:+} bytes")
+    print(
+        f"{device}, {decoded}: device {after[0] - before[0]:+} bytes, host "
+        f"{after[1] - before[1]:+} bytes"
+    )
     assert after[0] - before[0] <= 32 << 20
     assert after[1] - before[1] <= 32 << 20
 
 
 def test_every_argument_that_dali_gets_is_in_its_schema() -> None:
-    """Graphs for a GPU can be built on one alone; their arguments' names can be looked up anywhere."""
+    """Graphs for a GPU can be built on one alone; their arguments' names can be looked up
+    anywhere."""
     import ast
 
     from nvidia.dali.backend import GetSchema
 
     schemas = {
-        "external_source": "ExternalSource", "decoders.image": "decoders__Image",
-        "decoders.image_slice": "decoders__ImageSlice", "decoders.image_crop": "decoders__ImageCrop",
-        "readers.webdataset": "readers__Webdataset", "crop_mirror_normalize": "CropMirrorNormalize",
-        "random.uniform": "random__Uniform", "random.coin_flip": "random__CoinFlip", "crop": "Crop", "slice": "Slice",
-        "resize": "Resize", "flip": "Flip", "transpose": "Transpose", "stack": "Stack", "cast": "Cast", "pad": "Pad",
-    }  # fmt: skip
+        "external_source": "ExternalSource",
+        "decoders.image": "decoders__Image",
+        "decoders.image_slice": "decoders__ImageSlice",
+        "decoders.image_crop": "decoders__ImageCrop",
+        "readers.webdataset": "readers__Webdataset",
+        "crop_mirror_normalize": "CropMirrorNormalize",
+        "random.uniform": "random__Uniform",
+        "random.coin_flip": "random__CoinFlip",
+        "crop": "Crop",
+        "slice": "Slice",
+        "resize": "Resize",
+        "flip": "Flip",
+        "transpose": "Transpose",
+        "stack": "Stack",
+        "cast": "Cast",
+        "pad": "Pad",
+    }
     everywhere = {"device", "name", "bytes_per_sample_hint", "preserve"}
     of_python = {"external_source": {"source", "num_outputs", "batch", "no_copy", "dtype", "ndim"}}
     root, seen = Path(__file__).resolve().parent.parent.parent, set()
-    for path in ("loader/decode.py", "loader/gpu.py", "train/report/stock.py", "train/report/correctness.py"):
+    for path in (
+        "gratis/loader/decoding/cpu.py",
+        "gratis/loader/decoding/gpu.py",
+        "benchmarks/report/stock.py",
+        "benchmarks/report/correctness.py",
+    ):
         for node in ast.walk(ast.parse((root / path).read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("fn."):
                 operator = ast.unparse(node.func).removeprefix("fn.")
                 known = set(GetSchema(schemas[operator]).GetArgumentNames()) | everywhere
                 known |= of_python.get(operator, set())
                 given = {keyword.arg for keyword in node.keywords if keyword.arg}
-                assert given <= known, f"{path}, line {node.lineno}: {operator} has no {given - known}"
+                assert given <= known, (
+                    f"{path}, line {node.lineno}: {operator} has no {given - known}"
+                )
                 seen.add(operator)
     assert {"decoders.image", "decoders.image_slice", "readers.webdataset"} <= seen
     assert "hw_decoder_load" in GetSchema("decoders__Image").GetArgumentNames()
 
 
-def test_a_padded_last_batch_is_zeros_on_any_device(jpeg_dataset: Path, device: torch.device) -> None:
+def test_a_padded_last_batch_is_zeros_on_any_device(
+    jpeg_dataset: Path, device: torch.device
+) -> None:
     with make(jpeg_dataset, device, decoded="auto") as loader:
         last = epoch(loader)[-1]
     assert last.ids.tolist()[5:] == [-1] * 7
     assert np.count_nonzero(last.images[5:].numpy()) == 0
 
 
-def test_a_preview_is_drawn_of_a_device_s_batches(jpeg_dataset: Path, tmp_path: Path, device: torch.device) -> None:
+def test_a_preview_is_drawn_of_a_device_s_batches(
+    jpeg_dataset: Path, tmp_path: Path, device: torch.device
+) -> None:
     with make(jpeg_dataset, device) as loader:
         assert draw_preview(loader, tmp_path / "preview.png") == 12

@@ -12,7 +12,7 @@ from handmade import SIZE, picture
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from loader.header import well_formed
+from gratis.loader.decoding.jpeg_check import well_formed
 
 
 def decoder() -> Callable[[bytes], bool]:
@@ -22,8 +22,12 @@ def decoder() -> Callable[[bytes], bool]:
     def decodes(data: bytes) -> bool:
         current[0] = np.frombuffer(data, np.uint8)
         if not pipeline:
-            with Pipeline(1, 1, None, prefetch_queue_depth=1, exec_pipelined=False, exec_async=False) as made:
-                bytes_ = fn.external_source(lambda: [current[0]], batch=True, no_copy=True, dtype=types.UINT8)
+            with Pipeline(
+                1, 1, None, prefetch_queue_depth=1, exec_pipelined=False, exec_async=False
+            ) as made:
+                bytes_ = fn.external_source(
+                    lambda: [current[0]], batch=True, no_copy=True, dtype=types.UINT8
+                )
                 made.set_outputs(fn.decoders.image(bytes_, device="cpu", adjust_orientation=False))
             pipeline.append(made)
         try:
@@ -63,7 +67,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_of_a_header_is_seen_before_the_decoder_or_no_reason_for_it_to_give_up(kind: str) -> None:
+def test_a_flipped_bit_of_a_header_is_seen_before_the_decoder_or_no_reason_for_it_to_give_up(
+    kind: str,
+) -> None:
     """Every bit before the (first) scan: DALI may die of a batch that has what it gives up on."""
     data, decodes = jpeg(**KINDS[kind]), decoder()
     bits = 8 * (len(data) - len(segments(data)[-1]) + 14)
@@ -88,11 +94,18 @@ def test_jpegs_of_others_are_taken() -> None:
     *begin, scans = segments(jpeg(progressive=True))
     frame = next(part for part in begin if part[1] == 0xC2)
     for others in (
-        jpeg(subsampling="4:4:4"), jpeg(mode="CMYK"), jpeg(exif=exif, comment="x", icc_profile=bytes(3000)),
-        plain + bytes(100), plain + b"\xff\xd8\xff", parts[0] + b"\xff\xff\xff" + b"".join(parts[1:]),
-        b"".join(part for part in begin if part is not frame) + frame + scans,  # tables before the frame
-        b"".join(part for part in parts if part[1] != 0xC4),  # as in Motion JPEG: the standard's own Huffman tables
-    ):  # fmt: skip
+        jpeg(subsampling="4:4:4"),
+        jpeg(mode="CMYK"),
+        jpeg(exif=exif, comment="x", icc_profile=bytes(3000)),
+        plain + bytes(100),
+        plain + b"\xff\xd8\xff",
+        parts[0] + b"\xff\xff\xff" + b"".join(parts[1:]),
+        b"".join(part for part in begin if part is not frame)
+        + frame
+        + scans,  # tables before the frame
+        # as in Motion JPEG: the standard's own Huffman tables
+        b"".join(part for part in parts if part[1] != 0xC4),
+    ):
         assert accepted(others)
         assert decodes(others)
     assert not accepted(plain, SIZE + 1)

@@ -1,4 +1,5 @@
-"""Iteration: exactly once on any number of ranks, the same after any resumption, nothing left behind, clear errors."""
+"""Iteration: exactly once on any number of ranks, the same after any resumption, nothing left
+behind, clear errors."""
 
 from __future__ import annotations
 
@@ -19,25 +20,32 @@ import torch
 from batches import epoch
 from handmade import rotten
 
-from loader import Batch, Loader, LoaderConfig, coverage
-from preprocess.errors import UserError
+from gratis.errors import GratisError
+from gratis.loader import Batch, Loader, LoaderConfig, coverage
 
 COUNT, CROP = 101, 48
 
 
-def make(root: Path, *, rank: int = 0, world: int = 1, batch_size: int = 12, **options: Any) -> Loader:
+def make(
+    root: Path, *, rank: int = 0, world: int = 1, batch_size: int = 12, **options: Any
+) -> Loader:
     config = LoaderConfig(**({"batch_size": batch_size, "crop": CROP, "threads": 1} | options))
     return Loader(root, "train", config, rank=rank, world_size=world)
 
 
 def merged(ranks: list[list[Batch]]) -> list[Batch]:
     """Global batches from those of all ranks, in rank order."""
-    return [Batch(*(torch.cat(parts) for parts in zip(*step, strict=True))) for step in zip(*ranks, strict=True)]
+    return [
+        Batch(*(torch.cat(parts) for parts in zip(*step, strict=True)))
+        for step in zip(*ranks, strict=True)
+    ]
 
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True)
+        torch.equal(x, y)
+        for one, two in zip(a, b, strict=True)
+        for x, y in zip(one, two, strict=True)
     )
 
 
@@ -61,7 +69,8 @@ def test_ranks_together_give_the_same_batches_and_every_sample_once(
 
 
 def test_a_rank_without_samples_in_the_last_batch_gets_padding(jpeg_dataset: Path) -> None:
-    last = epoch(make(jpeg_dataset, rank=3, world=4, batch_size=24))[-1]  # 5 samples are left for 4 ranks of 6 rows
+    # 5 samples are left for 4 ranks of 6 rows
+    last = epoch(make(jpeg_dataset, rank=3, world=4, batch_size=24))[-1]
     assert last.ids.tolist() == [-1] * 6
     assert last.labels.tolist() == [-100] * 6
     assert not last.images.any()
@@ -73,14 +82,21 @@ def test_labels_belong_to_their_samples(jpeg_dataset: Path) -> None:
         assert torch.equal(batch.labels[real], batch.ids[real] % 7)
 
 
-def test_samples_are_the_same_at_any_batch_size_thread_count_and_prefetch(jpeg_dataset: Path) -> None:
+def test_samples_are_the_same_at_any_batch_size_thread_count_and_prefetch(
+    jpeg_dataset: Path,
+) -> None:
     def by_id(**options: Any) -> torch.Tensor:
         batches = epoch(make(jpeg_dataset, **options))
         ids, images = torch.cat([b.ids for b in batches]), torch.cat([b.images for b in batches])
         return images[ids >= 0][ids[ids >= 0].argsort()]
 
     expected = by_id()
-    for options in ({"batch_size": 7}, {"threads": 3}, {"prefetch": 3}, {"batch_size": 101, "prefetch": 5}):
+    for options in (
+        {"batch_size": 7},
+        {"threads": 3},
+        {"prefetch": 3},
+        {"batch_size": 101, "prefetch": 5},
+    ):
         assert torch.equal(by_id(**options), expected)
     assert not torch.equal(by_id(seed=1), expected)
 
@@ -127,29 +143,42 @@ def test_state_counts_what_was_taken_and_iter_begins_the_next_epoch(jpeg_dataset
     assert (loader.state_dict()["epoch"], loader.state_dict()["step"]) == (3, 0)
 
 
-@pytest.mark.parametrize("options", [{"seed": 1}, {"batch_size": 24}, {"order": "window"}, {"augment": False}])
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"batch_size": 24}, {"order": "window"}, {"augment": False}]
+)
 def test_a_state_of_other_batches_is_refused(jpeg_dataset: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"saved loader state has"):
+    with pytest.raises(GratisError, match=r"saved loader state has"):
         make(jpeg_dataset, **options).load_state_dict(make(jpeg_dataset).state_dict())
 
 
-@pytest.mark.parametrize("change", [{"step": 10}, {"epoch": -1}, {"epoch": 2**32}, {"epoch": 10**30}])
+@pytest.mark.parametrize(
+    "change", [{"step": 10}, {"epoch": -1}, {"epoch": 2**32}, {"epoch": 10**30}]
+)
 def test_a_damaged_state_is_refused(jpeg_dataset: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="saved loader state is at epoch"):
+    with pytest.raises(GratisError, match="saved loader state is at epoch"):
         make(jpeg_dataset).load_state_dict(make(jpeg_dataset).state_dict() | change)
 
 
 @pytest.mark.parametrize("change", [{"epoch": None}, {"step": "x"}, {"step": True}, {"epoch": 1.0}])
 def test_a_state_of_odd_types_is_refused(jpeg_dataset: Path, change: dict[str, Any]) -> None:
     loader = make(jpeg_dataset)
-    with pytest.raises(UserError, match=r"the saved loader state's (epoch|step) is .*; it must be a whole number"):
+    with pytest.raises(
+        GratisError, match=r"the saved loader state's (epoch|step) is .*; it must be a whole number"
+    ):
         loader.load_state_dict(loader.state_dict() | change)
-    with pytest.raises(UserError, match="the saved loader state is None; it must be what state_dict"):
+    with pytest.raises(
+        GratisError, match="the saved loader state is None; it must be what state_dict"
+    ):
         loader.load_state_dict(None)  # type: ignore[arg-type]
 
 
 def test_whole_numbers_of_numpy_are_taken_as_pythons(jpeg_dataset: Path) -> None:
-    options = {"batch_size": np.int64(12), "crop": np.int32(48), "seed": np.uint64(5), "threads": np.int8(1)}
+    options = {
+        "batch_size": np.int64(12),
+        "crop": np.int32(48),
+        "seed": np.uint64(5),
+        "threads": np.int8(1),
+    }
     loader = make(jpeg_dataset, rank=np.int64(0), world=np.int32(1), **options)
     plain = make(jpeg_dataset, **{name: int(number) for name, number in options.items()})
     assert json.dumps(loader.state_dict()) == json.dumps(plain.state_dict())
@@ -157,7 +186,9 @@ def test_whole_numbers_of_numpy_are_taken_as_pythons(jpeg_dataset: Path) -> None
     assert same(epoch(loader), epoch(plain))
 
 
-def test_a_relative_root_stays_where_it_was(jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_root_stays_where_it_was(
+    jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(jpeg_dataset.parent)
     loader = Loader(jpeg_dataset.name, "train", LoaderConfig(batch_size=12, crop=CROP, threads=1))
     monkeypatch.chdir("/")
@@ -166,18 +197,18 @@ def test_a_relative_root_stays_where_it_was(jpeg_dataset: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("device", ["meta", "mps", "cuda:99"])
 def test_a_device_that_is_not_there_is_one_line(jpeg_dataset: Path, device: str) -> None:
-    with pytest.raises(UserError, match=f"device is {device}; "):
+    with pytest.raises(GratisError, match=f"device is {device}; "):
         Loader(jpeg_dataset, "train", LoaderConfig(crop=CROP), device=torch.device(device))
 
 
 @pytest.mark.parametrize("device", ["foo", None, 3.5, True])
 def test_what_is_no_device_is_one_line(jpeg_dataset: Path, device: Any) -> None:
-    with pytest.raises(UserError, match=f"^device is {device}; it must be cpu or cuda$"):
+    with pytest.raises(GratisError, match=f"^device is {device}; it must be cpu or cuda$"):
         Loader(jpeg_dataset, "train", LoaderConfig(crop=CROP), device=device)
 
 
 def test_a_state_of_another_dataset_is_refused(jpeg_dataset: Path, raw_dataset: Path) -> None:
-    with pytest.raises(UserError, match="has dataset"):
+    with pytest.raises(GratisError, match="has dataset"):
         make(raw_dataset).load_state_dict(make(jpeg_dataset).state_dict())
 
 
@@ -198,7 +229,8 @@ def threads_and_files() -> tuple[int, int]:
 
 
 def settled() -> tuple[int, int]:
-    """Once no thread has ended for a while: the system counts one a little longer than its owner does."""
+    """Once no thread has ended for a while: the system counts one a little longer than its owner
+    does."""
     counts = threads_and_files()
     for _ in range(20):
         time.sleep(0.05)
@@ -209,7 +241,17 @@ def settled() -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    "ending", ["break", "exception", "del", "close", "whole, close", "whole, del", "another epoch, close", "error"]
+    "ending",
+    [
+        "break",
+        "exception",
+        "del",
+        "close",
+        "whole, close",
+        "whole, del",
+        "another epoch, close",
+        "error",
+    ],
 )
 def test_nothing_is_left_behind(jpeg_dataset: Path, tmp_path: Path, ending: str) -> None:
     epoch(make(jpeg_dataset))  # what libraries start once and keep
@@ -223,7 +265,7 @@ def test_nothing_is_left_behind(jpeg_dataset: Path, tmp_path: Path, ending: str)
         del loader
     elif ending == "error":
         loader = make(rotten(tmp_path, 17), threads=3)
-        with pytest.raises(UserError):
+        with pytest.raises(GratisError):
             epoch(loader)
     elif ending == "break":
         for _ in loader:
@@ -280,61 +322,85 @@ def test_counters_are_sums_since_the_last_take(jpeg_dataset: Path) -> None:
 
 def test_the_receipt_finds_what_is_missing_and_double() -> None:
     assert coverage(np.array([0, 1, 1, 3, -1]), 6, np.array([5])) == {
-        "seen": 3, "missing": 2, "duplicates": 1, "dropped": 1,
-    }  # fmt: skip
+        "seen": 3,
+        "missing": 2,
+        "duplicates": 1,
+        "dropped": 1,
+    }
     assert coverage(np.array([0, 5]), 6, np.array([5]))["dropped"] == 0
-    with pytest.raises(UserError, match="id 6 is not in a dataset of 6"):
+    with pytest.raises(GratisError, match="id 6 is not in a dataset of 6"):
         coverage(np.array([6]), 6)
 
 
-def test_a_shard_that_was_cut_short_or_is_missing_is_named(jpeg_dataset: Path, tmp_path: Path) -> None:
+def test_a_shard_that_was_cut_short_or_is_missing_is_named(
+    jpeg_dataset: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "short"
     shutil.copytree(jpeg_dataset, root)
     os.truncate(root / "train-00003.tar", 1000)
-    with pytest.raises(UserError, match=r"train-00003\.tar has 1000 bytes, not"):
+    with pytest.raises(GratisError, match=r"train-00003\.tar has 1000 bytes, not"):
         epoch(make(root))
     (root / "train-00003.tar").unlink()
-    with pytest.raises(UserError, match=r"train-00003\.tar cannot be read"):
+    with pytest.raises(GratisError, match=r"train-00003\.tar cannot be read"):
         epoch(make(root))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0"), ({"mean": "middle"}, "mean is 'middle'"), ({"seed": -1}, "seed is -1"),
-        ({"views": 10}, "set augment=False"), ({"threads": 0}, "threads is 0"), ({"dtype": torch.int8}, "dtype is"),
-        ({"batch_size": 64.0}, "batch_size is 64.0"), ({"seed": 1.5}, "seed is 1.5"), ({"crop": "48"}, "crop is '48'"),
-        ({"batch_size": "256"}, "batch_size is '256'; it must be a"), ({"threads": True}, "threads is True"),
-        ({"order": "fulll"}, "order is 'fulll'; it may be 'full' or"), ({"cache_gb": "2"}, "cache_gb is '2'"),
-        ({"decoded_gb": math.inf}, "decoded_gb is inf; .*finite"), ({"noise_until": "3"}, "noise_until is '3'"),
-        ({"augment": "no"}, "augment is 'no'; it must be True or False"), ({"cache": 3}, "cache is 3; it must"),
-        ({"area": 0.5}, "area is 0.5; it must be two numbers"), ({"ratio": ("a", 1)}, r"ratio is \('a', 1\)"),
-        ({"crop": 65}, "crop is 65; the images"), ({"batch_size": 13, "world": 2}, "be shared by 2 ranks"),
-        ({"noise": np.array(["sqrt", "off"])}, "noise is array"), ({"crop_chunk": 10**30}, "crop_chunk is 10.*most"),
-        ({"rank": "0"}, "rank is '0'; it must be a whole number"), ({"world": 2.0}, "world_size is 2.0; it must be a"),
-        ({"world": 0}, "world_size is 0; it must be at least 1"), ({"rank": True, "world": 2}, "rank is True; it must"),
-        ({"rank": 2, "world": 2}, "rank is 2"), ({"batch_size": 200, "remainder": "drop"}, "than one batch of 200"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"mean": "middle"}, "mean is 'middle'"),
+        ({"seed": -1}, "seed is -1"),
+        ({"views": 10}, "set augment=False"),
+        ({"threads": 0}, "threads is 0"),
+        ({"dtype": torch.int8}, "dtype is"),
+        ({"batch_size": 64.0}, "batch_size is 64.0"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"crop": "48"}, "crop is '48'"),
+        ({"batch_size": "256"}, "batch_size is '256'; it must be a"),
+        ({"threads": True}, "threads is True"),
+        ({"order": "fulll"}, "order is 'fulll'; it may be 'full' or"),
+        ({"cache_gb": "2"}, "cache_gb is '2'"),
+        ({"decoded_gb": math.inf}, "decoded_gb is inf; .*finite"),
+        ({"noise_until": "3"}, "noise_until is '3'"),
+        ({"augment": "no"}, "augment is 'no'; it must be True or False"),
+        ({"cache": 3}, "cache is 3; it must"),
+        ({"area": 0.5}, "area is 0.5; it must be two numbers"),
+        ({"ratio": ("a", 1)}, r"ratio is \('a', 1\)"),
+        ({"crop": 65}, "crop is 65; the images"),
+        ({"batch_size": 13, "world": 2}, "be shared by 2 ranks"),
+        ({"noise": np.array(["sqrt", "off"])}, "noise is array"),
+        ({"crop_chunk": 10**30}, "crop_chunk is 10.*most"),
+        ({"rank": "0"}, "rank is '0'; it must be a whole number"),
+        ({"world": 2.0}, "world_size is 2.0; it must be a"),
+        ({"world": 0}, "world_size is 0; it must be at least 1"),
+        ({"rank": True, "world": 2}, "rank is True; it must"),
+        ({"rank": 2, "world": 2}, "rank is 2"),
+        ({"batch_size": 200, "remainder": "drop"}, "than one batch of 200"),
     ],
-)  # fmt: skip
-def test_mistakes_are_one_line_that_names_the_value(jpeg_dataset: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+)
+def test_mistakes_are_one_line_that_names_the_value(
+    jpeg_dataset: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(GratisError, match=message) as caught:
         make(jpeg_dataset, **options)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_root_or_no_configuration_is_one_line(jpeg_dataset: Path) -> None:
     wrong: list[tuple[Any, Any, str]] = [
-        ("", LoaderConfig(), "root is empty; name the"), (None, LoaderConfig(), "root is None; it must be a folder"),
+        ("", LoaderConfig(), "root is empty; name the"),
+        (None, LoaderConfig(), "root is None; it must be a folder"),
         (3, LoaderConfig(), "root is 3"),
         (jpeg_dataset, {"batch_size": 8}, "config is {'batch_size': 8}; it must be a LoaderConfig"),
         (jpeg_dataset, None, "config is None"),
-    ]  # fmt: skip
+    ]
     for root, config, message in wrong:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(GratisError, match=message):
             Loader(root, "train", config)
-    with pytest.raises(UserError, match="no split None"):
+    with pytest.raises(GratisError, match="no split None"):
         Loader(jpeg_dataset, None, LoaderConfig())  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"no split \['train'\]; it has train"):
+    with pytest.raises(GratisError, match=r"no split \['train'\]; it has train"):
         Loader(jpeg_dataset, ["train"], LoaderConfig())  # type: ignore[arg-type]
 
 
@@ -350,9 +416,9 @@ def test_a_closed_loader_goes_on_with_the_next_epoch(jpeg_dataset: Path) -> None
 
 
 def test_no_such_split_or_dataset(jpeg_dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no split 'val'; it has train"):
+    with pytest.raises(GratisError, match="no split 'val'; it has train"):
         Loader(jpeg_dataset, "val", LoaderConfig(crop=CROP))
-    with pytest.raises(UserError, match="is no dataset"):
+    with pytest.raises(GratisError, match="is no dataset"):
         Loader(tmp_path, "train", LoaderConfig())
 
 

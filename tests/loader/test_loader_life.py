@@ -1,4 +1,5 @@
-"""A loader's life: many epochs in flat memory, forks, spawned processes, the interpreter's end, the first batch."""
+"""A loader's life: many epochs in flat memory, forks, spawned processes, the interpreter's end, the
+first batch."""
 
 from __future__ import annotations
 
@@ -18,28 +19,38 @@ import pytest
 import torch
 from handmade import write_large_index
 
-from loader import Loader, LoaderConfig
-from preprocess.errors import UserError
+from gratis.errors import GratisError
+from gratis.loader import Loader, LoaderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def make(root: Path, **options: Any) -> Loader:
-    return Loader(root, "train", LoaderConfig(**({"batch_size": 12, "crop": 48, "threads": 1} | options)))
+    return Loader(
+        root, "train", LoaderConfig(**({"batch_size": 12, "crop": 48, "threads": 1} | options))
+    )
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
-        capture_output=True, text=True, timeout=240, check=False, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=ROOT,
+    )
 
 
 @pytest.mark.parametrize("epochs", [5, pytest.param(50, marks=pytest.mark.prove)])
 def test_memory_stays_flat_over_epochs(sample_shards: Path, epochs: int) -> None:
     """Training and evaluation in turn, as in a run; two epochs first, which fill the buffers."""
     train = make(sample_shards, batch_size=128, crop=112, threads=2)
-    val = Loader(sample_shards, "val", LoaderConfig(batch_size=32, crop=112, threads=2, augment=False, views=10))
+    val = Loader(
+        sample_shards,
+        "val",
+        LoaderConfig(batch_size=32, crop=112, threads=2, augment=False, views=10),
+    )
     process, sizes = psutil.Process(), []
     with train, val:
         for _ in range(epochs + 2):
@@ -47,7 +58,8 @@ def test_memory_stays_flat_over_epochs(sample_shards: Path, epochs: int) -> None
                 assert sum(int((batch.ids >= 0).sum()) for batch in loader) == loader.num_samples
             sizes.append(process.memory_info().rss / 2**20)
     print(f"MB after each epoch: {[round(size) for size in sizes]}")
-    growth = np.polyfit(range(epochs), sizes[2:], 1)[0] * epochs  # of the line through them: allocators breathe
+    # of the line through them: allocators breathe
+    growth = np.polyfit(range(epochs), sizes[2:], 1)[0] * epochs
     assert growth < 48, sizes  # a buffer that leaked would be 19 MB each time
 
 
@@ -91,7 +103,8 @@ def test_the_last_batch_of_an_epoch_is_valid_until_the_next_is_taken(jpeg_datase
     for last in loader:
         copy = last.images.clone()
     batches = iter(loader)
-    while not loader.take_counters()["queue_depth"]:  # the next epoch's first batch is ready, the second decoded
+    # the next epoch's first batch is ready, the second decoded
+    while not loader.take_counters()["queue_depth"]:
         pass
     assert torch.equal(last.images, copy)
     next(batches)
@@ -115,7 +128,9 @@ def test_a_child_process_loads_from_the_configuration(jpeg_dataset: Path, method
     loader = make(jpeg_dataset)
     for _ in loader:
         pass
-    child = multiprocessing.get_context(method).Process(target=in_child, args=(jpeg_dataset, loader.config))
+    child = multiprocessing.get_context(method).Process(
+        target=in_child, args=(jpeg_dataset, loader.config)
+    )
     child.start()
     child.join(240)
     assert child.exitcode == 0
@@ -133,10 +148,12 @@ def test_an_idle_loader_crosses_a_fork(jpeg_dataset: Path) -> None:
     assert sum(1 for _ in loader) == 9
 
 
-@pytest.mark.parametrize("ending", ["", "list(batches)", "raise SystemExit(0)", "batches.me = batches"])
+@pytest.mark.parametrize(
+    "ending", ["", "list(batches)", "raise SystemExit(0)", "batches.me = batches"]
+)
 def test_the_interpreter_ends_whatever_is_open(jpeg_dataset: Path, ending: str) -> None:
     done = python(f"""
-        from loader import Loader, LoaderConfig
+        from gratis import Loader, LoaderConfig
         loader = Loader({str(jpeg_dataset)!r}, "train", LoaderConfig(batch_size=8, crop=48))
         batches = iter(loader)
         print(next(batches).images.shape, flush=True)
@@ -146,16 +163,18 @@ def test_the_interpreter_ends_whatever_is_open(jpeg_dataset: Path, ending: str) 
 
 
 BUSY = 5  # times that a clock on the wall may show on a machine that others use
-IMPORTS_S = 3.6  # CPU seconds of the imports where the limits were set: a slower machine stretches limits as much
+# CPU seconds of the imports where the limits were set: a slower machine stretches limits as much
+IMPORTS_S = 3.6
 
 
 def assert_first_batch_within(limit_s: float, root: Path, **options: Any) -> None:
-    """From building the loader to its first batch, in a fresh process, imports apart; the best of three. CPU seconds of
-    all threads hold the limit itself, on two cores they are more than the seconds that pass."""
+    """From building the loader to its first batch, in a fresh process, imports apart; the best of
+    three. CPU seconds of all threads hold the limit itself, on two cores they are more than the
+    seconds that pass."""
     code = f"""
         import time, numba, torch, nvidia.dali.fn
         imports = time.process_time()
-        from loader import Loader, LoaderConfig
+        from gratis import Loader, LoaderConfig
         wall, cpu = time.perf_counter(), time.process_time()
         batches = iter(Loader({str(root)!r}, "train", LoaderConfig(threads=2, **{options!r})))
         next(batches)
@@ -188,7 +207,9 @@ def test_the_first_batch_of_an_index_of_the_size_of_ilsvrc_comes_within_three_se
     assert_first_batch_within(3, root, batch_size=256, crop=48, order=order)
 
 
-def test_cores_are_shared_by_the_ranks_of_one_machine(jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_shared_by_the_ranks_of_one_machine(
+    jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     config = LoaderConfig(batch_size=16, crop=48)
 
@@ -198,5 +219,5 @@ def test_cores_are_shared_by_the_ranks_of_one_machine(jpeg_dataset: Path, monkey
     assert threads() == 16
     assert threads(world_size=4) == 4
     assert threads(world_size=16, local_world_size=8) == 2
-    with pytest.raises(UserError, match="local_world_size is 5; with world_size 4"):
+    with pytest.raises(GratisError, match="local_world_size is 5; with world_size 4"):
         threads(world_size=4, local_world_size=5)

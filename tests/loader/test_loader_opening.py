@@ -1,4 +1,5 @@
-"""What the loader reads beside the shards: another dataset's, a damaged or an odd one is told in one line."""
+"""What the loader reads beside the shards: another dataset's, a damaged or an odd one is told in
+one line."""
 
 from __future__ import annotations
 
@@ -18,11 +19,20 @@ import numpy as np
 import pytest
 from handmade import picture, write_dataset
 
-from loader import Loader, LoaderConfig
-from loader.source import Source
-from preprocess.dataset import Index, Manifest, Stats, read_index, read_manifest, read_stats, write_index, write_stats
-from preprocess.durable import open_files
-from preprocess.errors import UserError
+from gratis.atomic import open_files
+from gratis.dataset import (
+    Index,
+    Manifest,
+    Stats,
+    read_index,
+    read_manifest,
+    read_stats,
+    write_index,
+    write_stats,
+)
+from gratis.errors import GratisError
+from gratis.loader import Loader, LoaderConfig
+from gratis.loader.reading.shards import Source
 
 CONFIG = LoaderConfig(batch_size=8, crop=24, threads=1)
 
@@ -33,7 +43,7 @@ def root(jpeg_dataset: Path, tmp_path: Path) -> Path:
 
 
 def refused(root: Path, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(GratisError, match=message) as caught:
         Loader(root, "train", CONFIG)
     assert "\n" not in str(caught.value)
 
@@ -49,8 +59,11 @@ def publish(root: Path, **fields: Any) -> None:
 
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
 @pytest.mark.parametrize("name", ["stats.npz", "train.index.npz"])
-def test_an_index_or_statistics_of_another_dataset_are_not_trained_from(tmp_path: Path, codec: str, name: str) -> None:
-    """Of the same number and sizes of images, in another order: raw samples then lie at the same places."""
+def test_an_index_or_statistics_of_another_dataset_are_not_trained_from(
+    tmp_path: Path, codec: str, name: str
+) -> None:
+    """Of the same number and sizes of images, in another order: raw samples then lie at the same
+    places."""
     pictures = [picture(i) for i in range(20)]
     root = write_dataset(tmp_path / "one", pictures, codec=codec)
     other = write_dataset(tmp_path / "other", [picture(i) for i in range(50, 70)], codec=codec)
@@ -59,13 +72,21 @@ def test_an_index_or_statistics_of_another_dataset_are_not_trained_from(tmp_path
         write_index(other, "train", index._replace(label=index.label[::-1].copy()))
     Loader(root, "train", CONFIG)
     shutil.copy(other / name, root / name)
-    refused(root, rf"^{re.escape(str(root / name))} is not the one the manifest names .*; copy the dataset again, or")
+    refused(
+        root,
+        rf"^{re.escape(str(root / name))} is not the one the manifest names .*; copy the dataset "
+        rf"again, or",
+    )
 
 
 INDICES: dict[str, Callable[[Index], Index]] = {
-    "shards from 0 to 99": lambda rows: rows._replace(shard=np.where(np.arange(101) == 40, 99, rows.shard)),
+    "shards from 0 to 99": lambda rows: rows._replace(
+        shard=np.where(np.arange(101) == 40, 99, rows.shard)
+    ),
     "shards from -1 to": lambda rows: rows._replace(shard=rows.shard - 1),
-    "offsets from -5 to": lambda rows: rows._replace(offset=np.where(np.arange(101) == 40, -5, rows.offset)),
+    "offsets from -5 to": lambda rows: rows._replace(
+        offset=np.where(np.arange(101) == 40, -5, rows.offset)
+    ),
     "sizes from 0 to": lambda rows: rows._replace(size=rows.size - rows.size.min()),
     "labels from 0 to 7": lambda rows: rows._replace(label=rows.label + (rows.label == 6)),
     "not rows of whole numbers": lambda rows: rows._replace(offset=rows.offset[:50]),
@@ -83,14 +104,20 @@ def test_an_odd_index_is_one_line_also_where_the_manifest_names_it(root: Path, t
 
 STATISTICS: dict[str, Callable[[Stats], Stats]] = {
     r"mean is float32 \(32, 64, 3\)": lambda stats: stats._replace(mean=stats.mean[:32]),
-    r"eigenvectors is float64 \(2, 3\)": lambda stats: stats._replace(eigenvectors=stats.eigenvectors[:2]),
+    r"eigenvectors is float64 \(2, 3\)": lambda stats: stats._replace(
+        eigenvectors=stats.eigenvectors[:2]
+    ),
     r"num_images is int64 \(3,\)": lambda stats: stats._replace(num_images=np.arange(3)),  # type: ignore[arg-type]
-    "mean image of 32 px, the manifest images of 64 px": lambda stats: stats._replace(mean=stats.mean[:32, :32]),
+    "mean image of 32 px, the manifest images of 64 px": lambda stats: stats._replace(
+        mean=stats.mean[:32, :32]
+    ),
 }
 
 
 @pytest.mark.parametrize("told", STATISTICS)
-def test_odd_statistics_are_one_line_also_where_the_manifest_names_them(root: Path, told: str) -> None:
+def test_odd_statistics_are_one_line_also_where_the_manifest_names_them(
+    root: Path, told: str
+) -> None:
     publish(root, stats_sha256=write_stats(root, STATISTICS[told](read_stats(root))))
     refused(root, rf"stats\.npz (is damaged \(|has a ){told}.*; make the shards again")
 
@@ -98,7 +125,7 @@ def test_odd_statistics_are_one_line_also_where_the_manifest_names_them(root: Pa
 def test_an_archive_of_one_array_is_no_index(root: Path) -> None:
     with (root / "train.index.npz").open("wb") as file:
         np.save(file, np.arange(3))
-    with pytest.raises(UserError, match=r"train\.index\.npz is damaged"):
+    with pytest.raises(GratisError, match=r"train\.index\.npz is damaged"):
         read_index(root, "train")
 
 
@@ -124,7 +151,9 @@ def test_a_manifest_of_odd_types_is_one_line(root: Path, told: str) -> None:
     raw = json.loads((root / "manifest.json").read_bytes())
     MANIFESTS[told](raw)
     (root / "manifest.json").write_text(json.dumps(raw))
-    refused(root, rf"manifest\.json is damaged \(.*{re.escape(told)}.{{,80}}; make the shards again")
+    refused(
+        root, rf"manifest\.json is damaged \(.*{re.escape(told)}.{{,80}}; make the shards again"
+    )
 
 
 def test_a_manifest_of_brackets_is_one_line(root: Path) -> None:
@@ -139,7 +168,9 @@ def test_a_manifest_survives_its_json(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["manifest.json", "stats.npz", "train.index.npz"])
 @pytest.mark.parametrize("harm", ["folder", "link to itself", "empty", "cut"])
-def test_what_is_no_file_of_a_dataset_is_one_line(jpeg_dataset: Path, tmp_path: Path, name: str, harm: str) -> None:
+def test_what_is_no_file_of_a_dataset_is_one_line(
+    jpeg_dataset: Path, tmp_path: Path, name: str, harm: str
+) -> None:
     root = Path(shutil.copytree(jpeg_dataset, tmp_path / "d"))
     data = (root / name).read_bytes()
     (root / name).unlink()
@@ -150,7 +181,8 @@ def test_what_is_no_file_of_a_dataset_is_one_line(jpeg_dataset: Path, tmp_path: 
     else:
         (root / name).write_bytes(data[: len(data) // 2] if harm == "cut" else b"")
     with pytest.raises(
-        UserError, match=rf"{name} (is damaged|is not the one|cannot be read|is not a manifest).*; "
+        GratisError,
+        match=rf"{name} (is damaged|is not the one|cannot be read|is not a manifest).*; ",
     ) as caught:
         Loader(root, "train", LoaderConfig(batch_size=8, crop=24))
     assert "\n" not in str(caught.value)
@@ -164,7 +196,7 @@ def test_a_flipped_byte_in_an_index_or_the_statistics_is_one_line(
     data = bytearray((root / name).read_bytes())
     data[len(data) // 3] ^= 0x40
     (root / name).write_bytes(data)
-    with pytest.raises(UserError, match=rf"{name} is not the one the manifest names"):
+    with pytest.raises(GratisError, match=rf"{name} is not the one the manifest names"):
         Loader(root, "train", LoaderConfig(batch_size=8, crop=24))
 
 
@@ -197,9 +229,12 @@ def test_a_process_with_few_files_left_reads_all_shards(jpeg_dataset: Path) -> N
     with files_left(2):
         assert [part.tobytes() for part in source.read(ids)[0]] == expected
         source.close()
-    with files_left(0), pytest.raises(UserError) as caught:
+    with files_left(0), pytest.raises(GratisError) as caught:
         source.read(ids)
-    assert re.search(r"0010.tar cannot be opened: this process has its \d+ files open; raise that", str(caught.value))
+    assert re.search(
+        r"0010.tar cannot be opened: this process has its \d+ files open; raise that",
+        str(caught.value),
+    )
 
 
 def test_a_small_limit_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:

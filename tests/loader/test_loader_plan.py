@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from loader import plan
+from gratis.loader import plan
 
 ILSVRC = 1_281_167  # training images
 WINDOW = [0, 7, 1, 6, 4, 5, 3, 2]
@@ -32,10 +32,13 @@ def counter(*numbers: int) -> tuple[plan.U64, plan.U64, plan.U64, plan.U64]:
     [  # the generator's published known answers (Random123, kat_vectors, philox4x32 10)
         ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
         ((2**32 - 1,) * 4, (2**32 - 1,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0),
-         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
     ],
-)  # fmt: skip
+)
 def test_philox_gives_the_published_answers(
     numbers: tuple[int, ...], key: tuple[int, int], expected: tuple[int, ...]
 ) -> None:
@@ -87,11 +90,15 @@ def test_window_order_is_a_permutation_that_reads_a_window_of_shards_at_a_time()
 
 
 @pytest.mark.parametrize(("count", "window"), [(1, 1), (2, 5), (1000, 1), (1000, 7), (1000, 1000)])
-def test_within_a_window_samples_come_in_the_order_of_a_full_shuffle(count: int, window: int) -> None:
+def test_within_a_window_samples_come_in_the_order_of_a_full_shuffle(
+    count: int, window: int
+) -> None:
     shard = (np.arange(count) // 37).astype(np.int32)
     order, full = plan.window_order(3, 1, shard, window), plan.order(3, 1, count)
     left, parts = set(shard.tolist()), []
-    while left:  # the shards of a window are those of its first sample and of what follows until a full window is out
+    # the shards of a window are those of its first sample and of what follows until a full window
+    # is out
+    while left:
         first = len(np.concatenate(parts)) if parts else 0
         size = min(window, len(left))
         opened, end = {int(shard[order[first]])}, first
@@ -116,7 +123,8 @@ def test_batches_of_class_sorted_input_are_mixed_as_random_ones() -> None:
     assert class_mix(plan.order(0, 0, count), labels, 256) > 0.99
     shard = (np.arange(count) // 1000).astype(np.int32)
     window = plan.window_order(0, 0, shard, 8)
-    assert class_mix(window, labels, 256) < 0.5  # the price of sequential reads where shards are sorted
+    # the price of sequential reads where shards are sorted
+    assert class_mix(window, labels, 256) < 0.5
     assert class_mix(window, labels[plan.order(1, 0, count)], 256) > 0.99  # and where they are not
 
 
@@ -130,7 +138,9 @@ def test_window_orders_of_consecutive_epochs_are_uncorrelated() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("remainder", ["pad", "drop"])
-def test_every_id_exactly_once_over_ranks_whatever_the_resumptions(world: int, remainder: str) -> None:
+def test_every_id_exactly_once_over_ranks_whatever_the_resumptions(
+    world: int, remainder: str
+) -> None:
     count, batch = 10_007, 24 * 8
     order = plan.order(7, 3, count)
     steps, random = plan.num_steps(count, batch, remainder), np.random.default_rng(world)
@@ -156,7 +166,8 @@ def test_parts_are_inside_and_follow_area_and_ratio() -> None:
     assert 0.74 < ratio.min() < ratio.max() < 1.35
     small = share < 0.7  # parts up to here always fit, so that their law is that of the draw
     assert stats.kstest((share[small] - 0.08) / 0.62, "uniform").pvalue > 1e-4
-    assert stats.kstest(np.log(ratio[small]) / np.log(16 / 9) + 0.5, "uniform").statistic < 0.02  # whole pixels
+    # whole pixels
+    assert stats.kstest(np.log(ratio[small]) / np.log(16 / 9) + 0.5, "uniform").statistic < 0.02
     free = (height < 200) & (width < 200)
     assert stats.kstest(((y + 0.5) / (256 - height + 1))[free], "uniform").statistic < 0.02
     again = plan.boxes(3, 1, ids[77:99], 256, (0.08, 1.0), (3 / 4, 4 / 3))
@@ -165,7 +176,12 @@ def test_parts_are_inside_and_follow_area_and_ratio() -> None:
 
 def test_parts_that_never_fit_become_the_largest_central_one() -> None:
     y, x, height, width = plan.boxes(0, 0, np.arange(5), 256, (1.0, 1.0), (2.0, 2.0))
-    assert (set(y.tolist()), set(x.tolist()), set(height.tolist()), set(width.tolist())) == ({64}, {0}, {128}, {256})
+    assert (set(y.tolist()), set(x.tolist()), set(height.tolist()), set(width.tolist())) == (
+        {64},
+        {0},
+        {128},
+        {256},
+    )
 
 
 @pytest.mark.parametrize("size", [1, 8, 40, 64])
@@ -186,7 +202,8 @@ def test_offsets_are_exactly_33_values_and_uniform() -> None:  # trap 6
 
 
 def test_uniform_integers_have_no_modulo_bias() -> None:
-    """With a bound of 3 * 2**30 a fourth of all words must be drawn again; without that, thirds would get 2, 1, 1."""
+    """With a bound of 3 * 2**30 a fourth of all words must be drawn again; without that, thirds
+    would get 2, 1, 1."""
     low, _ = plan.below(3 << 30, 0, 0, np.arange(60_000), plan.CROP)
     assert stats.chisquare(np.bincount(low >> 30, minlength=3)).pvalue > 1e-4
     assert stats.chisquare(np.bincount(low % 3, minlength=3)).pvalue > 1e-4

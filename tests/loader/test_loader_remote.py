@@ -1,4 +1,5 @@
-"""Datasets on a server, through the cache: real HTTP and S3 servers, slow, breaking, lying, and a disk that is full."""
+"""Datasets on a server, through the cache: real HTTP and S3 servers, slow, breaking, lying, and a
+disk that is full."""
 
 from __future__ import annotations
 
@@ -26,17 +27,19 @@ from handmade import picture, write_dataset
 from ports import free_port
 from serving import FaultyServer, Handler, faulty, nginx, nginx_binary, served
 
-from loader import Batch, Loader, LoaderConfig
-from loader.cache import Cache, Use, held_files, uses_of
-from loader.remote import Remote, fetch_dataset, locked
-from preprocess.dataset import read_manifest
-from preprocess.errors import UserError
+from gratis.dataset import read_manifest
+from gratis.errors import GratisError
+from gratis.loader import Batch, Loader, LoaderConfig
+from gratis.loader.reading.cache import Cache, Use, held_files, uses_of
+from gratis.loader.reading.remote import Remote, fetch_dataset, locked
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
 
 
-def make(root: Path | str, cache: Path, *, rank: int = 0, world_size: int = 1, **options: Any) -> Loader:
+def make(
+    root: Path | str, cache: Path, *, rank: int = 0, world_size: int = 1, **options: Any
+) -> Loader:
     config = {"batch_size": 12, "crop": 48, "threads": 1, "cache": str(cache)} | options
     return Loader(root, "train", LoaderConfig(**config), rank=rank, world_size=world_size)
 
@@ -49,7 +52,10 @@ def cached(cache: Path) -> list[Path]:
 def test_batches_are_those_of_the_local_dataset(
     server: FaultyServer, jpeg_dataset: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    local, remote = make(jpeg_dataset, tmp_path, **options), make(server.url, tmp_path / "cache", **options)
+    local, remote = (
+        make(jpeg_dataset, tmp_path, **options),
+        make(server.url, tmp_path / "cache", **options),
+    )
     for _ in range(2):
         assert_same(epoch(remote), epoch(local))
     assert {n for name, n in server.requests.items() if name.endswith(".tar")} == {1}
@@ -77,7 +83,9 @@ def test_shards_are_fetched_ahead(server: FaultyServer, tmp_path: Path) -> None:
     pytest.fail("only what the first batches need was fetched")
 
 
-def test_the_cache_is_bounded_and_the_oldest_go_first(server: FaultyServer, jpeg_dataset: Path, tmp_path: Path) -> None:
+def test_the_cache_is_bounded_and_the_oldest_go_first(
+    server: FaultyServer, jpeg_dataset: Path, tmp_path: Path
+) -> None:
     sizes = [shard.bytes for shard in read_manifest(jpeg_dataset).splits["train"].shards]
     limit = 5 * max(sizes)
     most = 0
@@ -86,8 +94,13 @@ def test_the_cache_is_bounded_and_the_oldest_go_first(server: FaultyServer, jpeg
         found = []
         for batch in loader:
             found.append(Batch(*(tensor.clone() for tensor in batch)))
-            with locked(tmp_path / "cache" / "evict.lock"):  # else one that goes and the next would both be counted
-                held = [file.bytes for file in held_files(tmp_path / "cache") if file.path.suffix == ".tar"]
+            # else one that goes and the next would both be counted
+            with locked(tmp_path / "cache" / "evict.lock"):
+                held = [
+                    file.bytes
+                    for file in held_files(tmp_path / "cache")
+                    if file.path.suffix == ".tar"
+                ]
             most = max(most, sum(held))
         assert_same(found, expected)
         left = [path.name for path in cached(tmp_path / "cache")]
@@ -97,8 +110,14 @@ def test_the_cache_is_bounded_and_the_oldest_go_first(server: FaultyServer, jpeg
     assert "train-00000.tar" not in left
 
 
-def test_what_else_lies_in_the_cache_folder_is_not_touched(server: FaultyServer, tmp_path: Path) -> None:
-    others = [tmp_path / "backups" / "thesis.tar", tmp_path / "downloads" / "movie.part", tmp_path / "own.tar"]
+def test_what_else_lies_in_the_cache_folder_is_not_touched(
+    server: FaultyServer, tmp_path: Path
+) -> None:
+    others = [
+        tmp_path / "backups" / "thesis.tar",
+        tmp_path / "downloads" / "movie.part",
+        tmp_path / "own.tar",
+    ]
     for other in others:
         other.parent.mkdir(exist_ok=True)
         other.write_bytes(bytes(300_000))
@@ -124,7 +143,8 @@ def test_what_was_spoilt_in_the_cache_is_fetched_again(
 def test_a_page_that_comes_for_a_shard_is_told(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a login, say, with 200: it was put into the shard again and again, until that was long enough."""
+    """Of a login, say, with 200: it was put into the shard again and again, until that was long
+    enough."""
     asked, answer = [], Handler.do_GET
 
     def page(handler: Handler) -> None:
@@ -138,17 +158,25 @@ def test_a_page_that_comes_for_a_shard_is_told(
         handler.wfile.write(b"<html>log in</html>"[:18])
 
     monkeypatch.setattr(Handler, "do_GET", page)
-    monkeypatch.setattr("loader.remote.PAUSE", 0.001)
-    with make(server.url, tmp_path) as loader, pytest.raises(UserError, match=r"18 bytes came where [0-9,]+ were"):
+    monkeypatch.setattr("gratis.loader.reading.remote.PAUSE", 0.001)
+    with (
+        make(server.url, tmp_path) as loader,
+        pytest.raises(GratisError, match=r"18 bytes came where [0-9,]+ were"),
+    ):
         epoch(loader)
     assert len(asked) < 100
 
 
 def test_an_epoch_that_ends_in_padding_alone_is_followed_by_another(tmp_path: Path) -> None:
-    """The second of two ranks has no sample in the last step, where the fifth shard is read and only then fits."""
+    """The second of two ranks has no sample in the last step, where the fifth shard is read and
+    only then fits."""
     root = write_dataset(tmp_path / "data", [picture(i) for i in range(42)])
     shards = read_manifest(root).splits["train"].shards
-    options = {"batch_size": 10, "augment": False, "cache_gb": 1.1e-9 * max(shard.bytes for shard in shards)}
+    options = {
+        "batch_size": 10,
+        "augment": False,
+        "cache_gb": 1.1e-9 * max(shard.bytes for shard in shards),
+    }
 
     def two_epochs() -> None:
         counts.extend(len(epoch(loader)) for _ in range(2))
@@ -156,7 +184,8 @@ def test_an_epoch_that_ends_in_padding_alone_is_followed_by_another(tmp_path: Pa
     counts: list[int] = []
     with faulty(root) as server:
         loader = make(server.url, tmp_path / "cache", rank=1, world_size=2, **options)
-        thread = threading.Thread(target=two_epochs, daemon=True)  # a hang is a failure, not the end of the tests
+        # a hang is a failure, not the end of the tests
+        thread = threading.Thread(target=two_epochs, daemon=True)
         thread.start()
         thread.join(20)
         hung = thread.is_alive()
@@ -166,33 +195,49 @@ def test_an_epoch_that_ends_in_padding_alone_is_followed_by_another(tmp_path: Pa
     assert counts == [5, 5]
 
 
-@pytest.mark.parametrize("name", ["../train-00000.tar", "{tmp}/train-00000.tar", "manifest.json", 7])
-def test_a_manifest_names_no_files_but_shards(jpeg_dataset: Path, tmp_path: Path, name: str | int) -> None:
+@pytest.mark.parametrize(
+    "name", ["../train-00000.tar", "{tmp}/train-00000.tar", "manifest.json", 7]
+)
+def test_a_manifest_names_no_files_but_shards(
+    jpeg_dataset: Path, tmp_path: Path, name: str | int
+) -> None:
     """A shard of a hostile server would be written where its name says, and with its contents."""
     root = Path(shutil.copytree(jpeg_dataset, tmp_path / "data"))
     manifest = json.loads((root / "manifest.json").read_text())
     named = name.format(tmp=tmp_path) if isinstance(name, str) else name
     manifest["splits"]["train"]["shards"][0]["name"] = named
     (root / "manifest.json").write_text(json.dumps(manifest))
-    with faulty(root) as server, pytest.raises(UserError, match=r"manifest\.json is damaged") as caught:
+    with (
+        faulty(root) as server,
+        pytest.raises(GratisError, match=r"manifest\.json is damaged") as caught,
+    ):
         epoch(make(server.url, tmp_path / "cache"))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("train-*"))
 
 
-def test_an_order_that_needs_more_space_than_there_is_says_so(server: FaultyServer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"reads 0\.000\d+ GB of shards side by side and cache_gb is 0\.0001; raise it"):
+def test_an_order_that_needs_more_space_than_there_is_says_so(
+    server: FaultyServer, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        GratisError,
+        match=r"reads 0\.000\d+ GB of shards side by side and cache_gb is 0\.0001; raise it",
+    ):
         epoch(make(server.url, tmp_path, cache_gb=0.0001))
 
 
 @pytest.mark.parametrize("times", [1, -1])
-def test_a_corrupt_shard_is_fetched_again_and_never_used(server: FaultyServer, tmp_path: Path, times: int) -> None:
+def test_a_corrupt_shard_is_fetched_again_and_never_used(
+    server: FaultyServer, tmp_path: Path, times: int
+) -> None:
     server.corrupt, server.corrupt_times = "train-00004.tar", times
     with make(server.url, tmp_path / "cache") as loader:
         if times == 1:
             assert len(epoch(loader)) == 9
         else:
-            with pytest.raises(UserError, match=r"train-00004\.tar is not what the manifest says") as caught:
+            with pytest.raises(
+                GratisError, match=r"train-00004\.tar is not what the manifest says"
+            ) as caught:
                 epoch(loader)
             assert "\n" not in str(caught.value)
             assert "train-00004.tar" not in [path.name for path in cached(tmp_path / "cache")]
@@ -201,28 +246,35 @@ def test_a_corrupt_shard_is_fetched_again_and_never_used(server: FaultyServer, t
 def test_what_is_missing_or_not_reachable_is_one_line(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loader.remote.PAUSE", 0.001)
+    monkeypatch.setattr("gratis.loader.reading.remote.PAUSE", 0.001)
     for address, message in (
         (f"{server.url}/nowhere", "nowhere/manifest.json cannot be read"),
         (f"http://127.0.0.1:{free_port()}", "cannot be read, after 7 attempts"),
         ("nosuch://bucket/x", "nosuch://bucket/x cannot be read: Protocol not known"),
-        (f"ftp://127.0.0.1:{free_port()}/x", "/x cannot be read: .*Connection refused"),  # connects when it is made
+        # connects when it is made
+        (f"ftp://127.0.0.1:{free_port()}/x", "/x cannot be read: .*Connection refused"),
     ):
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(GratisError, match=message) as caught:
             make(address, tmp_path)
         assert "\n" not in str(caught.value)
 
 
-def test_a_server_that_says_nothing_is_one_line_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.errors.ANSWER_S", 0.5)
+def test_a_server_that_says_nothing_is_one_line_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gratis.errors.ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url, begun = f"http://127.0.0.1:{silent.getsockname()[1]}/x", time.monotonic()
-        with pytest.raises(UserError, match=f"{url}/manifest.json cannot be read: no answer within 0.5 seconds"):
+        with pytest.raises(
+            GratisError, match=f"{url}/manifest.json cannot be read: no answer within 0.5 seconds"
+        ):
             make(url, tmp_path)
         assert time.monotonic() - begun < 20
 
 
-def test_an_epoch_that_is_broken_off_ends_its_downloads(server: FaultyServer, tmp_path: Path) -> None:
+def test_an_epoch_that_is_broken_off_ends_its_downloads(
+    server: FaultyServer, tmp_path: Path
+) -> None:
     server.latency_s = 0.3
     loader = make(server.url, tmp_path / "cache", augment=False)
     for _ in loader:
@@ -230,12 +282,14 @@ def test_an_epoch_that_is_broken_off_ends_its_downloads(server: FaultyServer, tm
     began = time.perf_counter()
     loader.close()
     assert time.perf_counter() - began < 2
-    assert not [path for path in (Path("/proc/self/fd")).iterdir() if ".tar" in os.path.realpath(path)]
+    assert not [
+        path for path in (Path("/proc/self/fd")).iterdir() if ".tar" in os.path.realpath(path)
+    ]
 
 
 CHILD = """
     import sys, torch
-    from loader import Loader, LoaderConfig
+    from gratis import Loader, LoaderConfig
     config = LoaderConfig(batch_size=12, crop=48, threads=1, cache=sys.argv[2])
     print(float(sum(batch.images.double().sum() for batch in Loader(sys.argv[1], "train", config))))
 """
@@ -243,11 +297,15 @@ CHILD = """
 
 def child(url: str, cache: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", textwrap.dedent(CHILD), url, str(cache)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 @pytest.mark.slow
-def test_processes_share_the_cache_and_fetch_each_shard_once(server: FaultyServer, tmp_path: Path) -> None:
+def test_processes_share_the_cache_and_fetch_each_shard_once(
+    server: FaultyServer, tmp_path: Path
+) -> None:
     server.latency_s = 0.05
     processes = [child(server.url, tmp_path / "cache") for _ in range(3)]
     answers = [process.communicate(timeout=240) for process in processes]
@@ -270,7 +328,8 @@ def test_a_killed_download_goes_on_where_it_was(
     process.wait()
     (folder,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     (folder / name).unlink(missing_ok=True)
-    (folder / name).with_suffix(f".{len(whole)}.part").write_bytes(whole[:20_000])  # as far as it may have come
+    # as far as it may have come
+    (folder / name).with_suffix(f".{len(whole)}.part").write_bytes(whole[:20_000])
     server.latency_s, server.sent = 0.0, 0
     with make(server.url, tmp_path / "cache") as loader:
         assert len(epoch(loader)) == 9
@@ -280,7 +339,9 @@ def test_a_killed_download_goes_on_where_it_was(
     assert server.sent <= total - 20_000 + small
 
 
-def test_a_full_disk_is_made_room_on_and_then_said(server: FaultyServer, jpeg_dataset: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_made_room_on_and_then_said(
+    server: FaultyServer, jpeg_dataset: Path, tmp_path: Path
+) -> None:
     mounted = tmp_path / "small"
     mounted.mkdir()
     sizes = [shard.bytes for shard in read_manifest(jpeg_dataset).splits["train"].shards]
@@ -293,10 +354,12 @@ def test_a_full_disk_is_made_room_on_and_then_said(server: FaultyServer, jpeg_da
             assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path, augment=False)))
         for path in cached(mounted):
             path.unlink()
-        (mounted / "other").write_bytes(bytes(size - sum(p.stat().st_size for p in mounted.rglob("*")) - 40_000))
+        (mounted / "other").write_bytes(
+            bytes(size - sum(p.stat().st_size for p in mounted.rglob("*")) - 40_000)
+        )
         with (
             make(server.url, mounted, augment=False) as loader,
-            pytest.raises(UserError, match=r"cannot hold train-.*No space left"),
+            pytest.raises(GratisError, match=r"cannot hold train-.*No space left"),
         ):
             epoch(loader)
     finally:
@@ -306,7 +369,8 @@ def test_a_full_disk_is_made_room_on_and_then_said(server: FaultyServer, jpeg_da
 def test_on_a_full_disk_what_is_read_now_takes_the_place_of_what_comes_later(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fetcher of the third shard found the disk full, another then had room for the ninth, which fills it again."""
+    """The fetcher of the third shard found the disk full, another then had room for the ninth,
+    which fills it again."""
     remote = Remote(server.url)
     folder = fetch_dataset(remote, tmp_path, "train")
     shards = read_manifest(server.folder).splits["train"].shards
@@ -322,7 +386,7 @@ def test_on_a_full_disk_what_is_read_now_takes_the_place_of_what_comes_later(
         return download(name, file, **terms)
 
     monkeypatch.setattr(remote, "download", full)
-    with pytest.raises(UserError, match=r"cannot hold train-00002"):
+    with pytest.raises(GratisError, match=r"cannot hold train-00002"):
         cache.open(2, ahead=True)
     os.close(cache.open(2))
     assert not later.exists()
@@ -343,9 +407,21 @@ def test_s3(jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
-    for name, value in (("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_ENDPOINT_URL", endpoint)):
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+        ("AWS_ENDPOINT_URL", endpoint),
+    ):
         monkeypatch.setenv(name, value)
-    command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)]
+    command = [
+        sys.executable,
+        "-c",
+        "from moto.server import main; main()",
+        "-H",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
     files = s3fs.S3FileSystem(endpoint_url=endpoint, key="a", secret="b")
 
     def ready() -> None:
@@ -356,8 +432,10 @@ def test_s3(jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for path in jpeg_dataset.iterdir():
             files.put_file(str(path), f"bucket/sets/{path.name}")
         with make("s3://bucket/sets", tmp_path / "cache", order="window", window=2) as loader:
-            assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path, order="window", window=2)))
-        with pytest.raises(UserError, match=r"s3://bucket/nothing/manifest\.json cannot be read"):
+            assert_same(
+                epoch(loader), epoch(make(jpeg_dataset, tmp_path, order="window", window=2))
+            )
+        with pytest.raises(GratisError, match=r"s3://bucket/nothing/manifest\.json cannot be read"):
             make("s3://bucket/nothing", tmp_path / "cache")
 
 
@@ -369,29 +447,52 @@ def test_gs(jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
-    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host", "127.0.0.1", "--port", str(port),
-               "--in-memory", "--default-bucket", "bucket"]  # fmt: skip
+    command = [
+        sys.executable,
+        *"-m gcp_storage_emulator start --host 127.0.0.1 --port".split(),
+        str(port),
+        "--in-memory",
+        "--default-bucket",
+        "bucket",
+    ]
 
     with served(command, lambda: urlopen(f"{endpoint}/storage/v1/b").close()):
         for path in jpeg_dataset.iterdir():
-            there = f"{endpoint}/upload/storage/v1/b/bucket/o?uploadType=media&name=sets/{path.name}"
-            urlopen(Request(there, path.read_bytes(), {"Content-Type": "application/octet-stream"})).close()
+            there = (
+                f"{endpoint}/upload/storage/v1/b/bucket/o?uploadType=media&name=sets/{path.name}"
+            )
+            urlopen(
+                Request(there, path.read_bytes(), {"Content-Type": "application/octet-stream"})
+            ).close()
         with make("gs://bucket/sets", tmp_path / "cache") as loader:
             assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path)))
-        with pytest.raises(UserError, match=r"gs://bucket/nothing/manifest\.json cannot be read"):
+        with pytest.raises(GratisError, match=r"gs://bucket/nothing/manifest\.json cannot be read"):
             make("gs://bucket/nothing", tmp_path / "cache")
 
 
 @pytest.mark.slow
 def test_training_reads_shards_from_an_address(sample_shards: Path, tmp_path: Path) -> None:
-    """As from the folder: the same result, all shards through the cache; no such dataset is one line."""
+    """As from the folder: the same result, all shards through the cache; no such dataset is one
+    line."""
 
     def train(shards: str) -> subprocess.CompletedProcess[str]:
-        small = ("--recipe", "sample", "--width", "0.0625", "--epochs", "1", "--batch", "100", "--gpus", "1")
-        command = [sys.executable, "-m", "train", "--runs", str(tmp_path / "runs"), "--shards", shards, *small]
+        small = (*"--recipe sample --width 0.0625 --epochs 1 --batch 100 --gpus 1".split(),)
+        command = [
+            sys.executable,
+            *"-m gratis train --runs".split(),
+            str(tmp_path / "runs"),
+            "--shards",
+            shards,
+            *small,
+        ]
         environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
         return subprocess.run(
-            [*command, "--port", "0"], capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment
+            [*command, "--port", "0"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=ROOT,
+            env=environment,
         )
 
     def scores(done: subprocess.CompletedProcess[str]) -> str:
@@ -402,10 +503,14 @@ def test_training_reads_shards_from_an_address(sample_shards: Path, tmp_path: Pa
         assert scores(train(server.url)) == scores(train(str(sample_shards)))
         missing = train(f"{server.url}/nowhere")
     tars = {path.name for path in sample_shards.glob("*.tar")}
-    assert {name: n for name, n in server.requests.items() if name in tars} == dict.fromkeys(tars, 1)
+    assert {name: n for name, n in server.requests.items() if name in tars} == dict.fromkeys(
+        tars, 1
+    )
     assert {path.name for path in cached(tmp_path / "cache" / "gratis")} == tars
     assert missing.returncode == 2
-    assert re.fullmatch(r"\S*.*nowhere/manifest\.json cannot be read.*\n", missing.stderr), missing.stderr
+    assert re.fullmatch(r"\S*.*nowhere/manifest\.json cannot be read.*\n", missing.stderr), (
+        missing.stderr
+    )
 
 
 def test_uses_are_the_first_and_last_step_of_each_shard() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from loader import Loader, LoaderConfig, plan
-from preprocess.errors import UserError
+from gratis.errors import GratisError
+from gratis.loader import Loader, LoaderConfig, plan
 
 CPU = torch.device("cpu")
 
@@ -49,18 +49,22 @@ def test_32_consecutive_images_share_a_crop_and_a_mirror_and_no_colour(sample_sh
 
 
 @pytest.mark.parametrize("fields", [{"crop_chunk": 32}, {"crop_positions": "printed"}])
-def test_batches_are_the_same_on_any_number_of_ranks(sample_shards: Path, fields: dict[str, int | str]) -> None:
+def test_batches_are_the_same_on_any_number_of_ranks(
+    sample_shards: Path, fields: dict[str, int | str]
+) -> None:
     def first(rank: int, world: int) -> torch.Tensor:
-        with Loader(sample_shards, "train", config(**fields), rank=rank, world_size=world, device=CPU) as loader:
+        with Loader(
+            sample_shards, "train", config(**fields), rank=rank, world_size=world, device=CPU
+        ) as loader:
             return next(iter(loader)).images.clone()
 
     assert torch.equal(first(0, 1), torch.cat([first(0, 2), first(1, 2)]))
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(UserError, match="crop_chunk is 0"):
+    with pytest.raises(GratisError, match="crop_chunk is 0"):
         config(crop_chunk=0)
-    with pytest.raises(UserError, match="crop_positions is 'both'"):
+    with pytest.raises(GratisError, match="crop_positions is 'both'"):
         config(crop_positions="both")
-    with pytest.raises(UserError, match="crop_chunk is for plain crops"):
+    with pytest.raises(GratisError, match="crop_chunk is for plain crops"):
         LoaderConfig(crop_chunk=2, area=(0.1, 1))

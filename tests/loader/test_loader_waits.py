@@ -1,4 +1,5 @@
-"""Nothing waits for what never comes: a silent server, a thread that a fork did not copy, itself."""
+"""Nothing waits for what never comes: a silent server, a thread that a fork did not copy,
+itself."""
 
 from __future__ import annotations
 
@@ -16,18 +17,20 @@ import pytest
 from handmade import picture, write_dataset
 from serving import FaultyServer, Handler, faulty
 
-from loader import Loader, LoaderConfig, read_pieces
-from loader.cache import Cache
-from loader.remote import Helper, Remote, fetch_dataset, locked
-from preprocess.dataset import read_manifest
-from preprocess.errors import UserError
-from preprocess.verify import VerifyConfig, verify
+from gratis.dataset import read_manifest
+from gratis.errors import GratisError
+from gratis.loader import Loader, LoaderConfig, read_pieces
+from gratis.loader.reading.cache import Cache
+from gratis.loader.reading.remote import Helper, Remote, fetch_dataset, locked
+from gratis.preprocess.verify import VerifyConfig, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
 
 
 def make(root: Path | str, **options: Any) -> Loader:
-    return Loader(root, "train", LoaderConfig(**({"batch_size": 12, "crop": 48, "threads": 1} | options)))
+    return Loader(
+        root, "train", LoaderConfig(**({"batch_size": 12, "crop": 48, "threads": 1} | options))
+    )
 
 
 def within(seconds: float, work: Any) -> None:
@@ -61,8 +64,12 @@ def test_closing_does_not_wait_for_a_server_that_says_nothing(
         next(batches)
 
 
-@pytest.mark.parametrize("name", ["train-00001.tar", "manifest.json", "stats.npz", "train.index.npz"])
-def test_a_pipe_in_a_file_s_place_is_one_line(jpeg_dataset: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["train-00001.tar", "manifest.json", "stats.npz", "train.index.npz"]
+)
+def test_a_pipe_in_a_file_s_place_is_one_line(
+    jpeg_dataset: Path, tmp_path: Path, name: str
+) -> None:
     root = Path(shutil.copytree(jpeg_dataset, tmp_path / "d"))
     (root / name).unlink()
     os.mkfifo(root / name)
@@ -73,7 +80,7 @@ def test_a_pipe_in_a_file_s_place_is_one_line(jpeg_dataset: Path, tmp_path: Path
             (lambda: list(read_pieces(root, [(name, 0, 1)])), name),
             (lambda: verify(VerifyConfig(shards=str(root))), "finding|manifest"),
         ):
-            with pytest.raises(UserError, match=words) as caught:
+            with pytest.raises(GratisError, match=words) as caught:
                 read()
             told.append(str(caught.value))
 
@@ -83,7 +90,9 @@ def test_a_pipe_in_a_file_s_place_is_one_line(jpeg_dataset: Path, tmp_path: Path
     assert not any("\n" in line or "None" in line for line in told)
 
 
-def test_an_epoch_that_a_signal_closes_while_it_waits_does_not_seem_whole(server: FaultyServer, tmp_path: Path) -> None:
+def test_an_epoch_that_a_signal_closes_while_it_waits_does_not_seem_whole(
+    server: FaultyServer, tmp_path: Path
+) -> None:
     loader = make(server.url, cache=str(tmp_path))
     server.latency_s = 5
     before = signal.signal(signal.SIGALRM, lambda *_: loader.close())
@@ -97,7 +106,9 @@ def test_an_epoch_that_a_signal_closes_while_it_waits_does_not_seem_whole(server
         server.latency_s = 0
 
 
-def test_closing_does_not_wait_for_who_counts_the_cache(server: FaultyServer, tmp_path: Path) -> None:
+def test_closing_does_not_wait_for_who_counts_the_cache(
+    server: FaultyServer, tmp_path: Path
+) -> None:
     """Another process, stopped while it held the lock."""
     loader = make(server.url, cache=str(tmp_path))
     with locked(tmp_path / "evict.lock"):
@@ -113,8 +124,11 @@ def test_closing_does_not_wait_for_who_counts_the_cache(server: FaultyServer, tm
         next(batches)
 
 
-def test_an_iterator_that_is_collected_in_a_thread_of_the_loader_ends_it(server: FaultyServer, tmp_path: Path) -> None:
-    """Where the thread that fetches shards drops the last reference, it must not wait for itself."""
+def test_an_iterator_that_is_collected_in_a_thread_of_the_loader_ends_it(
+    server: FaultyServer, tmp_path: Path
+) -> None:
+    """Where the thread that fetches shards drops the last reference, it must not wait for
+    itself."""
     loader = make(server.url, cache=str(tmp_path))
     ring: list[Any] = [iter(loader)]
     next(ring[0])
@@ -138,12 +152,20 @@ def test_an_iterator_that_is_collected_in_a_thread_of_the_loader_ends_it(server:
     assert sum(1 for _ in loader) == len(loader)
 
 
-def test_an_iterator_that_is_collected_in_such_a_thread_at_its_end_leaves_no_file(jpeg_dataset: Path) -> None:
+def test_an_iterator_that_is_collected_in_such_a_thread_at_its_end_leaves_no_file(
+    jpeg_dataset: Path,
+) -> None:
     """The thread that makes the batches has made them all, and closes nothing any more."""
 
     def shards_open() -> int:
-        places = (os.readlink(f"/proc/self/fd/{file}") for file in os.listdir("/proc/self/fd") if _there(file))
-        return sum(place.startswith(str(jpeg_dataset)) and place.endswith(".tar") for place in places)
+        places = (
+            os.readlink(f"/proc/self/fd/{file}")
+            for file in os.listdir("/proc/self/fd")
+            if _there(file)
+        )
+        return sum(
+            place.startswith(str(jpeg_dataset)) and place.endswith(".tar") for place in places
+        )
 
     loader = make(jpeg_dataset)
     batches = [iter(loader)]
@@ -217,14 +239,18 @@ def test_a_shard_that_went_before_it_was_opened_is_fetched_again(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("url", "set_before", "after"),
-    [("https://x/y", logging.NOTSET, logging.NOTSET), ("gs://x/y", logging.NOTSET, logging.CRITICAL),
-     ("gs://x/y", logging.WARNING, logging.WARNING)],
-)  # fmt: skip
+    [
+        ("https://x/y", logging.NOTSET, logging.NOTSET),
+        ("gs://x/y", logging.NOTSET, logging.CRITICAL),
+        ("gs://x/y", logging.WARNING, logging.WARNING),
+    ],
+)
 def test_only_addresses_of_gs_quieten_its_library_and_not_against_the_user(
     url: str, set_before: int, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = logging.getLogger("gcsfs")
-    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (None, url))  # else credentials are looked for
+    # else credentials are looked for
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (None, url))
     monkeypatch.setattr(log, "level", set_before)
     Remote(url)
     assert log.level == after

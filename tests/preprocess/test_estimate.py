@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from preprocess import estimate
-from preprocess.shard import ShardTask
+from gratis.preprocess.stages import estimate
+from gratis.preprocess.stages.shard import ShardTask
 
 PATIENCE_S = 2.0
 

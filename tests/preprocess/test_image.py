@@ -1,4 +1,5 @@
-"""bytes -> image: geometry, colours, odd files, rejects. The reference is Pillow's own resize of the whole picture."""
+"""bytes -> image: geometry, colours, odd files, rejects. The reference is Pillow's own resize of
+the whole picture."""
 
 from __future__ import annotations
 
@@ -14,21 +15,24 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from preprocess import image
-from preprocess.image import Reject, central_box, encode_jpeg, encode_ppm, to_image, to_picture
-from preprocess.judge import psnr, reference
+from benchmarks.shards.psnr import psnr, reference
+from gratis import image
+from gratis.image import Reject, central_box, encode_jpeg, encode_ppm, to_image, to_picture
 
 SIZE = 64
 
 
 def photo(width: int, height: int) -> NDArray[np.uint8]:
-    """A smooth colour picture with some texture, so that JPEG and resampling both have something to do."""
+    """A smooth colour picture with some texture, so that JPEG and resampling both have something to
+    do."""
     y, x = np.mgrid[0:height, 0:width]
     channels = [x * 255 / width, y * 255 / height, 127 + 100 * np.sin(x / 9) * np.cos(y / 7)]
     return np.stack(channels, axis=2).clip(0, 255).astype(np.uint8)
 
 
-def encoded(pixels: NDArray[np.generic], kind: str = "JPEG", mode: str | None = None, **options: object) -> bytes:
+def encoded(
+    pixels: NDArray[np.generic], kind: str = "JPEG", mode: str | None = None, **options: object
+) -> bytes:
     picture = Pillow.fromarray(pixels)
     file = io.BytesIO()
     (picture.convert(mode) if mode else picture).save(file, kind, **options)
@@ -42,7 +46,9 @@ def test_box_of_the_specification() -> None:  # trap 18
     assert right == pytest.approx(298 * 500 / 341)
 
 
-@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (300, 300), (641, 427), (100, 81)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(500, 375), (375, 500), (300, 300), (641, 427), (100, 81)]
+)
 def test_equals_resize_then_crop(width: int, height: int) -> None:
     pixels = photo(width, height)
     got = to_image(encoded(pixels, "PNG"), SIZE).pixels
@@ -53,7 +59,8 @@ def test_equals_resize_then_crop(width: int, height: int) -> None:
     x, y = (whole.width - SIZE) // 2, (whole.height - SIZE) // 2
     expected = np.asarray(whole.crop((x, y, x + SIZE, y + SIZE))).astype(int)
     difference = np.abs(got.astype(int) - expected)
-    # pictures over four times the target are averaged first (reducing_gap), which moves a few levels
+    # pictures over four times the target are averaged first (reducing_gap), which moves a few
+    # levels
     assert difference.max() <= (1 if min(width, height) < 4 * SIZE else 12)
     assert difference.mean() < 0.6
 
@@ -75,7 +82,8 @@ def test_shrinking_in_the_decoder_keeps_quality() -> None:
 
 
 def cmyk(ycck: bool) -> bytes:
-    """A CMYK JPEG as Pillow writes it; with ycck, its Adobe marker says that the colours are YCCK."""
+    """A CMYK JPEG as Pillow writes it; with ycck, its Adobe marker says that the colours are
+    YCCK."""
     inks = np.zeros((80, 100, 4), np.uint8)
     inks[:] = (0, 200, 200, 20)  # cyan, magenta, yellow, key: a strong red
     file = io.BytesIO()
@@ -187,7 +195,8 @@ def test_the_same_file_is_rejected_in_the_same_words() -> None:
     for _ in range(2):
         with pytest.raises(Reject) as caught:
             to_image(b"this is no picture" * 20, SIZE)
-        said.append((str(caught.value), bytearray(1000)))  # kept, so that nothing takes an address twice
+        # kept, so that nothing takes an address twice
+        said.append((str(caught.value), bytearray(1000)))
     assert "0x" not in said[0][0]
     assert said[0][0] == said[1][0]
 
@@ -234,13 +243,18 @@ def test_noise_is_encoded_too(quality: int) -> None:
     assert image.decode(encode_jpeg(noise, quality)).shape == noise.shape
 
 
-@pytest.mark.parametrize("every", [pytest.param(10, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.prove)])
+@pytest.mark.parametrize(
+    "every", [pytest.param(10, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.prove)]
+)
 def test_quality_on_photographs(ilsvrc500: Path, every: int) -> None:
-    """Against a full decode and filter, through JPEG: no less than 37.6 dB, and what the reference itself keeps."""
+    """Against a full decode and filter, through JPEG: no less than 37.6 dB, and what the reference
+    itself keeps."""
     scores, ceiling = [], []
     for path in sorted((ilsvrc500 / "train").glob("*/*"))[::every]:
         expected = reference(Pillow.open(path).convert("RGB"))
-        scores.append(psnr(image.decode(encode_jpeg(to_image(path.read_bytes()).pixels, 95)), expected))
+        scores.append(
+            psnr(image.decode(encode_jpeg(to_image(path.read_bytes()).pixels, 95)), expected)
+        )
         ceiling.append(psnr(image.decode(encode_jpeg(expected, 95)), expected))
     print(f"{len(scores)} photographs: {np.mean(scores):.3f} dB of {np.mean(ceiling):.3f}")
     assert np.mean(scores) > max(37.6, float(np.mean(ceiling)) - 0.02)

@@ -1,4 +1,5 @@
-"""Sources and datasets at URLs, against servers that speak over a socket: moto's S3 and a plain HTTP server."""
+"""Sources and datasets at URLs, against servers that speak over a socket: moto's S3 and a plain
+HTTP server."""
 
 from __future__ import annotations
 
@@ -17,11 +18,15 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.errors import UserError, answered
-from preprocess.sources import open_source
+from gratis.errors import GratisError, answered
+from gratis.preprocess.sources.source import open_source
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-KEYS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "nobody",
+    "AWS_SECRET_ACCESS_KEY": "nothing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 STAMPS = """
@@ -31,12 +36,26 @@ for file in fs.ls('again/shards', detail=True):
 """
 
 
-def shards(src: object, out: object, *more: object, env: dict[str, str] | None = None) -> tuple[int, str]:
+def shards(
+    src: object, out: object, *more: object, env: dict[str, str] | None = None
+) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "preprocess", "shards", "--src", str(src), "--out", str(out), "--size", "32",
-         "--samples-per-shard", "150", "--limit-per-class", "30", "--workers", "2", *map(str, more)],
-        cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            *"-m gratis shards --src".split(),
+            str(src),
+            "--out",
+            str(out),
+            *"--size 32 --samples-per-shard 150 --limit-per-class 30 --workers 2".split(),
+            *map(str, more),
+        ],
+        cwd=ROOT,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -61,8 +80,10 @@ def s3() -> Iterator[dict[str, str]]:
         port = probe.getsockname()[1]
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        env=os.environ | KEYS, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        env=os.environ | KEYS,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -77,10 +98,16 @@ def s3() -> Iterator[dict[str, str]]:
 
 
 def in_s3(env: dict[str, str], code: str) -> str:
-    """Runs code with `fs`, an s3fs file system, in a process of its own: its event loop warns at exit."""
+    """Runs code with `fs`, an s3fs file system, in a process of its own: its event loop warns at
+    exit."""
     whole = f"import s3fs\nfs = s3fs.S3FileSystem()\n{code}"
     done = subprocess.run(
-        [sys.executable, "-c", whole], env=os.environ | env, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-c", whole],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -104,9 +131,13 @@ def test_s3_source_and_dataset_equal_the_local_ones(
 
 
 @pytest.mark.slow
-def test_s3_rerun_makes_only_what_is_missing(sample_source: Path, local: Path, s3: dict[str, str]) -> None:
+def test_s3_rerun_makes_only_what_is_missing(
+    sample_source: Path, local: Path, s3: dict[str, str]
+) -> None:
     in_s3(s3, "fs.mkdir('again')")
-    code, text = shards(sample_source, "s3://again/shards", "--task-id", 0, "--num-tasks", 2, env=s3)
+    code, text = shards(
+        sample_source, "s3://again/shards", "--task-id", 0, "--num-tasks", 2, env=s3
+    )
     assert code == 0, text
     before = in_s3(s3, STAMPS)
     assert "manifest" not in before
@@ -122,16 +153,30 @@ def test_s3_rerun_makes_only_what_is_missing(sample_source: Path, local: Path, s
 
 def start(src: Path, out: str, env: dict[str, str], *more: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "preprocess", "shards", "--src", str(src), "--out", out, "--size", "32",
-         "--workers", "1", "--samples-per-shard", "40", "--limit-per-class", "12", *map(str, more)],
-        cwd=ROOT, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [
+            sys.executable,
+            *"-m gratis shards --src".split(),
+            str(src),
+            "--out",
+            out,
+            *"--size 32 --workers 1 --samples-per-shard 40 --limit-per-class 12".split(),
+            *map(str, more),
+        ],
+        cwd=ROOT,
+        env=os.environ | env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
-def test_two_runs_at_one_url(sample_source: Path, s3: dict[str, str], tmp_path: Path, seeds: tuple[int, int]) -> None:
-    """No lock there: the same settings give the same dataset, and of other ones one run alone goes on."""
+def test_two_runs_at_one_url(
+    sample_source: Path, s3: dict[str, str], tmp_path: Path, seeds: tuple[int, int]
+) -> None:
+    """No lock there: the same settings give the same dataset, and of other ones one run alone goes
+    on."""
     bucket = f"two-{seeds[1]}"
     in_s3(s3, f"fs.mkdir('{bucket}')")
     both = [start(sample_source, f"s3://{bucket}/shards", s3, "--seed", seed) for seed in seeds]
@@ -183,10 +228,13 @@ class WholeHandler(RangeHandler):
 
 @pytest.fixture
 def web(request: pytest.FixtureRequest, sample_source: Path, local: Path) -> Iterator[str]:
-    """A server of the folder that holds the sample's archives, or the shards; parameter: (handler, folder)."""
+    """A server of the folder that holds the sample's archives, or the shards; parameter: (handler,
+    folder)."""
     kind, folder = request.param
     root = {"source": sample_source, "shards": local}[folder]
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: kind(*a, directory=str(root)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *a: kind(*a, directory=str(root))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
@@ -230,17 +278,19 @@ def test_urls_that_lead_nowhere_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_server_that_says_nothing_is_one_line_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.errors.ANSWER_S", 0.5)
+    monkeypatch.setattr("gratis.errors.ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
         begun = time.monotonic()
-        with pytest.raises(UserError, match=f"cannot read {url}.* no answer within 0.5 seconds; look at"):
+        with pytest.raises(
+            GratisError, match=f"cannot read {url}.* no answer within 0.5 seconds; look at"
+        ):
             open_source(url)
         assert time.monotonic() - begun < 20
 
 
 def test_a_server_that_answers_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.errors.ANSWER_S", 30.0)
+    monkeypatch.setattr("gratis.errors.ANSWER_S", 30.0)
     assert answered(lambda: time.sleep(0.3) or "late", "x") == "late"
     with pytest.raises(TimeoutError, match="its own"):
         answered(lambda: (_ for _ in ()).throw(TimeoutError("its own")), "x")

@@ -1,4 +1,5 @@
-"""The drawn dataset: the same bytes for any number of workers, official in form, and not to be told apart by colour."""
+"""The drawn dataset: the same bytes for any number of workers, official in form, and not to be told
+apart by colour."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from preprocess.errors import UserError
-from preprocess.sample import SampleConfig, make_sample
-from preprocess.shapes import CLASSES, draw
-from preprocess.sources import Reader, open_source
+from gratis.errors import GratisError
+from gratis.preprocess.sample import SampleConfig, make_sample
+from gratis.preprocess.shapes import CLASSES, draw
+from gratis.preprocess.sources.source import Reader, open_source
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -29,7 +30,11 @@ def digests(root: Path) -> dict[str, str]:
 
 def test_workers_do_not_matter_and_the_seed_does(tmp_path: Path) -> None:
     for name, seed, workers in (("a", 1, 1), ("b", 1, 2), ("c", 2, 2)):
-        make_sample(SampleConfig(out=tmp_path / name, seed=seed, train_per_class=4, val_per_class=2, workers=workers))
+        make_sample(
+            SampleConfig(
+                out=tmp_path / name, seed=seed, train_per_class=4, val_per_class=2, workers=workers
+            )
+        )
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     assert digests(tmp_path / "a") != digests(tmp_path / "c")
 
@@ -46,12 +51,18 @@ def test_counts_sizes_and_greyscale(sample_source: Path) -> None:
 
 
 def test_ctrl_c_is_heard_again_where_no_process_could_start(tmp_path: Path) -> None:
-    make_sample(SampleConfig(out=tmp_path / "a", train_per_class=1, val_per_class=1, workers=1))  # imports all it needs
-    before, (soft, hard) = signal.getsignal(signal.SIGINT), resource.getrlimit(resource.RLIMIT_NOFILE)
+    # imports all it needs
+    make_sample(SampleConfig(out=tmp_path / "a", train_per_class=1, val_per_class=1, workers=1))
+    before, (soft, hard) = (
+        signal.getsignal(signal.SIGINT),
+        resource.getrlimit(resource.RLIMIT_NOFILE),
+    )
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
-        with pytest.raises(UserError, match="Too many open files"):
-            make_sample(SampleConfig(out=tmp_path / "b", train_per_class=1, val_per_class=1, workers=1))
+        with pytest.raises(GratisError, match="Too many open files"):
+            make_sample(
+                SampleConfig(out=tmp_path / "b", train_per_class=1, val_per_class=1, workers=1)
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         heard = signal.signal(signal.SIGINT, before)
@@ -59,18 +70,22 @@ def test_ctrl_c_is_heard_again_where_no_process_could_start(tmp_path: Path) -> N
 
 
 def test_mean_colour_says_nothing() -> None:
-    """A linear classifier on mean, squared and crossed colour of 100 + 40 pictures a class stays near chance."""
+    """A linear classifier on mean, squared and crossed colour of 100 + 40 pictures a class stays
+    near chance."""
     rng = np.random.default_rng(5)
     labels = np.tile(np.arange(10), 140)
     means = np.array([draw(int(label), rng).mean(axis=(0, 1)) / 255 - 0.5 for label in labels])
-    features = np.concatenate([np.ones((len(means), 1)), means, means**2, means * means[:, [1, 2, 0]]], axis=1)
+    features = np.concatenate(
+        [np.ones((len(means), 1)), means, means**2, means * means[:, [1, 2, 0]]], axis=1
+    )
     weights, *_ = np.linalg.lstsq(features[:1000], np.eye(10)[labels[:1000]], rcond=None)
     accuracy = ((features[1000:] @ weights).argmax(axis=1) == labels[1000:]).mean()
     assert accuracy < 0.2
 
 
 def test_classes_differ_in_shape() -> None:
-    """The same random numbers, another label: the figure changes, and covers a fair part of the picture."""
+    """The same random numbers, another label: the figure changes, and covers a fair part of the
+    picture."""
     for label in range(len(CLASSES)):
         one = draw(label, np.random.default_rng(3)).astype(int)
         other = draw((label + 1) % 10, np.random.default_rng(3)).astype(int)
@@ -84,12 +99,16 @@ def test_again_draws_nothing_and_other_settings_are_refused(sample_source: Path)
 
     before, since = digests(sample_source), written()
     done = subprocess.run(
-        [sys.executable, "-m", "preprocess", "sample", "--out", str(sample_source)],
-        cwd=ROOT, capture_output=True, text=True, check=True, timeout=240,
-    )  # fmt: skip
+        [sys.executable, "-m", "gratis", "sample", "--out", str(sample_source)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
+    )
     assert written() == since
     assert "already there" in done.stdout
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(GratisError, match="other settings"):
         make_sample(SampleConfig(out=sample_source, seed=9))
     assert digests(sample_source) == before
 

@@ -1,4 +1,5 @@
-"""Memory does not grow with the number of images: ILSVRC2012's and ImageNet's counts, listed and planned for real."""
+"""Memory does not grow with the number of images: ILSVRC2012's and ImageNet's counts, listed and
+planned for real."""
 
 from __future__ import annotations
 
@@ -9,14 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# what a run holds at once: the listing with its check for clashes, the shuffle, and the task of one shard
+# what a run holds at once: the listing with its check for clashes, the shuffle, and the task of one
+# shard
 PLAN = """
 import sys
-from preprocess.listing import ListingBuilder
-from preprocess.plan import shuffled, make_task, slices, Plan
-from preprocess.shards import ShardsConfig, _draft
-from preprocess.sources import Source
-from preprocess.dataset import ImageClass
+from gratis.preprocess.sources.listing import ListingBuilder
+from gratis.preprocess.stages.plan import shuffled, make_task, slices, Plan
+from gratis.preprocess.shards import ShardsConfig, _draft
+from gratis.preprocess.sources.source import Source
+from gratis.dataset import ImageClass
 
 count, classes = int(sys.argv[1]), int(sys.argv[2])
 wnids = tuple(f"n{k:08d}" for k in range(classes))
@@ -36,36 +38,40 @@ for part in parts[:: max(1, len(parts) // 50)]:
     assert all(item.offset == 1024 + int(row) * 110_000 for item, row in zip(task.items, part.rows))
 """
 
-# the reduce of as many images: receipts as workers write them, but for small sums (one of 256 px has 0.8 MB, and the
-# reduce holds one at a time)
+# the reduce of as many images: receipts as workers write them, but for small sums (one of 256 px
+# has 0.8 MB, and the reduce holds one at a time)
 REDUCE = """
 import sys
 from pathlib import Path
 import numpy as np
-from preprocess import dataset
-from preprocess.reduce import publish
-from preprocess.shard import Receipt, _pack, receipt_name
-from preprocess.shards import ShardsConfig, _draft
-from preprocess.sources import Source
-from preprocess.stats import Sums
-from preprocess.store import WORK, open_store
-from preprocess.dataset import ImageClass
+from gratis import dataset
+from gratis.preprocess.stages.publish import publish
+from gratis.preprocess.stages.shard import Receipt, _pack, receipt_name
+from gratis.preprocess.shards import ShardsConfig, _draft
+from gratis.preprocess.sources.source import Source
+from gratis.preprocess.stages.statistics import Sums
+from gratis.preprocess.output.store import WORK, open_store
+from gratis.dataset import ImageClass
 
 count, classes, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 (Path(out) / WORK).mkdir(parents=True)
 wnids = [f"n{k:08d}" for k in range(classes)]
-source = Source(classes=tuple(ImageClass(wnid=w, words=w, ilsvrc_id=None) for w in wnids), splits={}, skipped=())
+kinds = tuple(ImageClass(wnid=w, words=w, ilsvrc_id=None) for w in wnids)
+source = Source(classes=kinds, splits={}, skipped=())
 rng, names = np.random.default_rng(0), []
 for begin in range(0, count, 1000):
     n, name = min(1000, count - begin), f"train-{len(names):05d}"
     names.append(name)
     sums = Sums(n, np.full((16, 16, 3), 100 * n), np.diag([n * 256 * 10_000 + 9] * 3))
     sizes = rng.integers(10_000, 60_000, n).astype(np.int32)
-    receipt = Receipt(np.cumsum(sizes, dtype=np.int64), sizes, rng.integers(0, classes, n).astype(np.int32),
-                      int(sizes.sum()), "0" * 64, {"greyscale": 9}, [], sums)
+    labels = rng.integers(0, classes, n).astype(np.int32)
+    total, ends = int(sizes.sum()), np.cumsum(sizes, dtype=np.int64)
+    receipt = Receipt(ends, sizes, labels, total, "0" * 64, {"greyscale": 9}, [], sums)
     Path(out, receipt_name(name)).write_bytes(_pack(receipt))
-manifest = publish(open_store(out), out, _draft(ShardsConfig(src="s", size=16), source), {"train": names}, 0)
-assert manifest.splits["train"].samples == count == len(dataset.read_index(Path(out), "train").label)
+draft = _draft(ShardsConfig(src="s", size=16), source)
+manifest = publish(open_store(out), out, draft, {"train": names}, 0)
+index = dataset.read_index(Path(out), "train")
+assert manifest.splits["train"].samples == count == len(index.label)
 assert manifest.splits["train"].conversions == {"greyscale": 9 * len(names)}
 """
 SIZES = [
@@ -86,15 +92,20 @@ def test_the_reduce_stays_under_two_gigabytes(images: int, classes: int, tmp_pat
 
 # not ru_maxrss, which begins with that of the process that started this one
 PEAK = """
-print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+lines = open("/proc/self/status").read().splitlines()
+print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
 """
 
 
 def check_memory(program: str, *arguments: object) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program + PEAK, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     print(f"{arguments[0]:,} images: {int(done.stdout) / 2**30:.2f} GiB")
     assert int(done.stdout) < 2 << 30

@@ -1,4 +1,5 @@
-"""From archives to a dataset and back: readable by others, the same bytes however it was made, nothing bad in it."""
+"""From archives to a dataset and back: readable by others, the same bytes however it was made,
+nothing bad in it."""
 
 from __future__ import annotations
 
@@ -26,30 +27,40 @@ import pytest
 import webdataset
 from PIL import Image as Pillow
 
-from preprocess import dataset
-from preprocess.durable import sha256_file
-from preprocess.errors import UserError
-from preprocess.estimate import Estimate, describe, estimate, estimate_apart, refuse_full_disk
-from preprocess.events import EventTail
-from preprocess.plan import shuffled
-from preprocess.shard import ShardTask
-from preprocess.shards import ShardsConfig, make_shards
-from preprocess.sources import open_source
-from preprocess.store import WORK
+from gratis import dataset
+from gratis.atomic import sha256_file
+from gratis.errors import GratisError
+from gratis.events import EventTail
+from gratis.preprocess.output.store import WORK
+from gratis.preprocess.shards import ShardsConfig, make_shards
+from gratis.preprocess.sources.source import open_source
+from gratis.preprocess.stages.estimate import (
+    Estimate,
+    describe,
+    estimate,
+    estimate_apart,
+    refuse_full_disk,
+)
+from gratis.preprocess.stages.plan import shuffled
+from gratis.preprocess.stages.shard import ShardTask
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "preprocess", *map(str, arguments)]
+    return [sys.executable, "-m", "gratis", *map(str, arguments)]
 
 
 def preprocess(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def shards(src: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
-    return preprocess("shards", "--src", src, "--out", out, "--size", 64, "--samples-per-shard", 150, *more)
+    return preprocess(
+        "shards", "--src", src, "--out", out, "--size", 64, "--samples-per-shard", 150, *more
+    )
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -97,7 +108,9 @@ def test_index_points_at_the_samples(small: Path, split: str) -> None:
         assert blobs[index.shard[row]][offset : offset + size] == data
         assert index.label[row] == label
     assert row + 1 == len(index.label) == entry.samples
-    assert [shard.sha256 for shard in entry.shards] == [hashlib.sha256(blob).hexdigest() for blob in blobs]
+    assert [shard.sha256 for shard in entry.shards] == [
+        hashlib.sha256(blob).hexdigest() for blob in blobs
+    ]
     assert entry.index_sha256 == sha256_file(small / dataset.index_name(split))
     assert manifest.stats_sha256 == sha256_file(small / dataset.STATS)
 
@@ -113,7 +126,8 @@ def test_nothing_but_the_dataset_remains(small: Path) -> None:
 def test_webdataset_reads_them(small: Path) -> None:
     urls = [str(path) for path in sorted(small.glob("train-*.tar"))]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files to the garbage collector
+        # it leaves its files to the garbage collector
+        warnings.simplefilter("ignore", ResourceWarning)
         reader = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
         found = list(reader.decode("rgb8").to_tuple("jpg", "cls"))
         gc.collect()
@@ -123,7 +137,8 @@ def test_webdataset_reads_them(small: Path) -> None:
 
 
 def test_dali_reads_them_and_decodes_to_the_same_pixels(small: Path) -> None:
-    """The check behind preprocess.shard's verification: Pillow and DALI agree to the last bit on every sample."""
+    """The check behind gratis.preprocess.stages.shard's verification: Pillow and DALI agree to the
+    last bit on every sample."""
     fn = pytest.importorskip("nvidia.dali.fn")
     from nvidia.dali.pipeline import Pipeline
 
@@ -147,13 +162,17 @@ def test_dali_reads_them_and_decodes_to_the_same_pixels(small: Path) -> None:
 
 def test_idx_is_what_dali_s_own_tool_writes(small: Path, tmp_path: Path) -> None:
     tool = pytest.importorskip("wds2idx")
-    with tool.IndexCreator(str(small / "train-00001.tar"), str(tmp_path / "idx"), verbose=False) as creator:
+    with tool.IndexCreator(
+        str(small / "train-00001.tar"), str(tmp_path / "idx"), verbose=False
+    ) as creator:
         creator.create_index()
     assert (small / "train-00001.idx").read_text() == (tmp_path / "idx").read_text()
 
 
 def test_statistics_equal_float64_over_the_decoded_samples(small: Path) -> None:
-    pixels = np.stack([np.asarray(Pillow.open(io.BytesIO(data))) for _, data, _ in samples(small, "train")])
+    pixels = np.stack(
+        [np.asarray(Pillow.open(io.BytesIO(data))) for _, data, _ in samples(small, "train")]
+    )
     stats = dataset.read_stats(small)
     flat = pixels.reshape(-1, 3).astype(np.float64)
     values, vectors = np.linalg.eigh(np.cov(flat.T, bias=True))
@@ -188,8 +207,22 @@ GOLDEN = [4, 8, 1, 6, 2, 7, 3, 9, 0, 5]
 
 
 def start(src: Path, out: Path) -> subprocess.Popen[str]:
-    arguments = ("shards", "--src", src, "--out", out, "--size", 64, "--samples-per-shard", 150, "--workers", 2)
-    return subprocess.Popen(command(*arguments), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    arguments = (
+        "shards",
+        "--src",
+        src,
+        "--out",
+        out,
+        "--size",
+        64,
+        "--samples-per-shard",
+        150,
+        "--workers",
+        2,
+    )
+    return subprocess.Popen(
+        command(*arguments), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def wait_for_work(out: Path) -> None:
@@ -199,8 +232,11 @@ def wait_for_work(out: Path) -> None:
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.prove)])
-def test_killed_runs_end_in_the_same_bytes(sample_source: Path, small: Path, tmp_path: Path, kills: int) -> None:
-    """kill -9 at random moments: some before the first shard, some behind the last, most between."""
+def test_killed_runs_end_in_the_same_bytes(
+    sample_source: Path, small: Path, tmp_path: Path, kills: int
+) -> None:
+    """kill -9 at random moments: some before the first shard, some behind the last, most
+    between."""
     out, rng = tmp_path / "o", random.Random(kills)
     for _ in range(kills):
         process = start(sample_source, out)
@@ -240,7 +276,11 @@ def test_a_killed_worker_costs_nothing(sample_source: Path, small: Path, tmp_pat
     out = tmp_path / "o"
     process = start(sample_source, out)
     wait_for_work(out)
-    children = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    children = [
+        child
+        for child in psutil.Process(process.pid).children()
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
     assert children
     children[0].kill()
     assert process.communicate(timeout=120)[0]
@@ -253,7 +293,9 @@ def folder_source(root: Path, count: int = 12) -> Path:
         (root / "train" / label).mkdir(parents=True)
         for k in range(count):
             level = 20 * k + (label == "b")
-            Pillow.new("RGB", (80 + k, 70), (level, 100, 50)).save(root / "train" / label / f"{k}.jpg")
+            Pillow.new("RGB", (80 + k, 70), (level, 100, 50)).save(
+                root / "train" / label / f"{k}.jpg"
+            )
     return root
 
 
@@ -273,7 +315,10 @@ def test_rejects_fail_the_run_unless_permitted(tmp_path: Path) -> None:
     assert manifest.splits["train"].samples == 22
     assert manifest.splits["train"].rejects == {"empty": 1, "truncated": 1}
     lines = [json.loads(line) for line in (out / dataset.REJECTS).read_text().splitlines()]
-    assert {(line["key"], line["kind"]) for line in lines} == {("a_3", "empty"), ("b_5", "truncated")}
+    assert {(line["key"], line["kind"]) for line in lines} == {
+        ("a_3", "empty"),
+        ("b_5", "truncated"),
+    }
     assert shards(src, out, "--max-rejects", 2).returncode == 0
 
 
@@ -282,7 +327,12 @@ def test_a_second_run_does_nothing_and_another_is_refused(sample_source: Path, s
     again = shards(sample_source, small)
     assert again.returncode == 0
     assert "already there" in again.stdout
-    for arguments in (("--seed", 1), ("--quality", 90), ("--codec", "raw"), ("--samples-per-shard", 149)):
+    for arguments in (
+        ("--seed", 1),
+        ("--quality", 90),
+        ("--codec", "raw"),
+        ("--samples-per-shard", 149),
+    ):
         other = shards(sample_source, small, *arguments)
         assert other.returncode == 2
         assert "another dataset" in other.stderr
@@ -311,7 +361,10 @@ def test_another_source_is_refused_with_both_fingerprints(tmp_path: Path) -> Non
         (("--src", "{src}", "--workers", 0), "--workers 0"),
         (("--src", "{src}", "--size", 1), "--size 1"),
         (("--src", "{src}", "--out", ""), "--out is empty"),
-        (("--src", "{src}", "--out", "http://127.0.0.1:1/shards"), "cannot open http://127.0.0.1:1/shards"),
+        (
+            ("--src", "{src}", "--out", "http://127.0.0.1:1/shards"),
+            "cannot open http://127.0.0.1:1/shards",
+        ),
     ],
 )
 def test_user_errors_are_one_line(tmp_path: Path, arguments: tuple[Any, ...], wanted: str) -> None:
@@ -323,14 +376,23 @@ def test_user_errors_are_one_line(tmp_path: Path, arguments: tuple[Any, ...], wa
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_lost(sample_source: Path, small: Path, tmp_path: Path) -> None:
-    """RLIMIT_FSIZE stands for the full disk: nothing has to be mounted, and writes fail in the same place."""
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    sample_source: Path, small: Path, tmp_path: Path
+) -> None:
+    """RLIMIT_FSIZE stands for the full disk: nothing has to be mounted, and writes fail in the same
+    place."""
     out = tmp_path / "o"
-    arguments = command("shards", "--src", sample_source, "--out", out, "--size", 64, "--samples-per-shard", 150)
+    arguments = command(
+        "shards", "--src", sample_source, "--out", out, "--size", 64, "--samples-per-shard", 150
+    )
     limited = subprocess.run(
         ["bash", "-c", 'ulimit -f 500; exec "$@"', "bash", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert limited.returncode == 2
     assert "File too large" in limited.stderr
     assert "Traceback" not in limited.stderr
@@ -351,18 +413,29 @@ def test_removed_output_is_one_line(sample_source: Path, tmp_path: Path) -> None
 
 
 def test_too_small_a_disk_is_refused_before_the_start(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="GB free"):
+    with pytest.raises(GratisError, match="GB free"):
         refuse_full_disk(tmp_path / "not" / "yet", 1 << 60)
     refuse_full_disk(tmp_path, 1)
 
 
-def test_dry_run_estimates_and_writes_nothing(sample_source: Path, small: Path, tmp_path: Path) -> None:
+def test_dry_run_estimates_and_writes_nothing(
+    sample_source: Path, small: Path, tmp_path: Path
+) -> None:
     done = shards(sample_source, tmp_path / "o", "--dry-run", "--workers", 2)
     assert done.returncode == 0
     assert "1,200 images" in done.stdout
     assert not (tmp_path / "o").exists()
-    train = ShardTask(out=str(small), split="train", number=0, size=64, codec="jpeg", quality=95, items=tuple(
-        open_source(str(sample_source)).splits["train"].item(row) for row in range(0, 1000, 20)))  # fmt: skip
+    train = ShardTask(
+        out=str(small),
+        split="train",
+        number=0,
+        size=64,
+        codec="jpeg",
+        quality=95,
+        items=tuple(
+            open_source(str(sample_source)).splits["train"].item(row) for row in range(0, 1000, 20)
+        ),
+    )
     actual = sum(path.stat().st_size for path in small.glob("*.tar"))
     assert estimate(1200, train).bytes == pytest.approx(actual, rel=0.15)
     told = re.search(r"about ([\d.]+) MB, ", done.stdout)
@@ -371,9 +444,13 @@ def test_dry_run_estimates_and_writes_nothing(sample_source: Path, small: Path, 
 
 
 def test_sizes_are_told_in_a_unit_that_fits(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"needs about 1000000\.0 GB and its disk has [\d.]+ [GM]B free"):
+    with pytest.raises(
+        GratisError, match=r"needs about 1000000\.0 GB and its disk has [\d.]+ [GM]B free"
+    ):
         refuse_full_disk(tmp_path, 10**15)
-    assert describe(Estimate(100, 3_100_000, 1.0), 1).startswith("100 images: about 3.1 MB, 0 h 0 min")
+    assert describe(Estimate(100, 3_100_000, 1.0), 1).startswith(
+        "100 images: about 3.1 MB, 0 h 0 min"
+    )
     one = describe(Estimate(1, 4_200, 0.01), 1)
     assert one.startswith("1 image: about 4.2 kB, 0 h 0 min on 1 worker (")
     assert one.endswith("measured here on 1)")
@@ -404,8 +481,8 @@ def test_what_another_run_publishes_meanwhile_stays(
         return estimate_apart(total, first)
 
     before: dict[str, str] = {}
-    monkeypatch.setattr("preprocess.shards.estimate_apart", estimate_after_another_run)
-    with pytest.raises(UserError, match="another dataset"):
+    monkeypatch.setattr("gratis.preprocess.shards.estimate_apart", estimate_after_another_run)
+    with pytest.raises(GratisError, match="another dataset"):
         make_shards(ShardsConfig(src=str(src), out=str(out), size=32, workers=1, discard=discard))
     assert before
     assert digests(out) == before

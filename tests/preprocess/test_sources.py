@@ -1,4 +1,5 @@
-"""What is listed, under which key and label, and one clear line for every source that contradicts itself."""
+"""What is listed, under which key and label, and one clear line for every source that contradicts
+itself."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ import pytest
 from PIL import Image as Pillow
 from scipy.io import loadmat
 
-from preprocess.archives import DEVKIT, META, TRAIN, TRUTH, VAL
-from preprocess.errors import UserError
-from preprocess.estimate import estimate
-from preprocess.listing import make_key
-from preprocess.shard import ShardTask
-from preprocess.shards import ShardsConfig, make_shards
-from preprocess.sources import Reader, open_source
-from preprocess.store import WORK
+from gratis.errors import GratisError
+from gratis.preprocess.output.store import WORK
+from gratis.preprocess.shards import ShardsConfig, make_shards
+from gratis.preprocess.sources.archives import DEVKIT, META, TRAIN, TRUTH, VAL
+from gratis.preprocess.sources.listing import make_key
+from gratis.preprocess.sources.source import Reader, open_source
+from gratis.preprocess.stages.estimate import estimate
+from gratis.preprocess.stages.shard import ShardTask
 
 
 def jpeg(level: int = 100) -> bytes:
@@ -40,7 +41,9 @@ def folders(root: Path, *paths: str) -> Path:
     return root
 
 
-def tar(files: list[tuple[str | tarfile.TarInfo, bytes]], kind: int = tarfile.USTAR_FORMAT) -> bytes:
+def tar(
+    files: list[tuple[str | tarfile.TarInfo, bytes]], kind: int = tarfile.USTAR_FORMAT
+) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
         for name, data in files:
@@ -72,12 +75,14 @@ def test_keys(name: str, wnid: str | None, key: str) -> None:
 
 
 def test_labels_against_an_independent_reading(sample_source: Path) -> None:  # trap 16
-    """Ids are not in wnid order, and labels are: read by tarfile and SciPy here, by our own code there."""
+    """Ids are not in wnid order, and labels are: read by tarfile and SciPy here, by our own code
+    there."""
     with tarfile.open(sample_source / DEVKIT) as kit:
         files = {name: kit.extractfile(name) for name in (META, TRUTH)}
         meta, truth = (file.read() for file in files.values() if file)
     wnid_of = {
-        int(r["ILSVRC2012_ID"].item()): str(r["WNID"].item()) for r in loadmat(io.BytesIO(meta))["synsets"][:, 0]
+        int(r["ILSVRC2012_ID"].item()): str(r["WNID"].item())
+        for r in loadmat(io.BytesIO(meta))["synsets"][:, 0]
     }
     leaves = sorted(wnid for wnid in wnid_of.values() if wnid != "n00000000")
     source = open_source(str(sample_source))
@@ -101,7 +106,9 @@ def test_train_members_lie_where_listed(sample_source: Path) -> None:
     with tarfile.open(sample_source / TRAIN) as outer:
         for row in (0, 555, 999):
             item = train.item(row)
-            with tarfile.open(fileobj=outer.extractfile(f"{source.classes[item.label].wnid}.tar")) as inner:
+            with tarfile.open(
+                fileobj=outer.extractfile(f"{source.classes[item.label].wnid}.tar")
+            ) as inner:
                 member = inner.extractfile(item.name)
                 assert member
                 assert Reader().read(item) == member.read()
@@ -109,7 +116,10 @@ def test_train_members_lie_where_listed(sample_source: Path) -> None:
 
 def test_tiny100_labels(tiny100: Path) -> None:  # trap 16
     source = open_source(str(tiny100))
-    assert {split: len(listing) for split, listing in source.splits.items()} == {"train": 50_000, "val": 5_000}
+    assert {split: len(listing) for split, listing in source.splits.items()} == {
+        "train": 50_000,
+        "val": 5_000,
+    }
     for row in (0, 12_345, 49_999):
         item = source.splits["train"].item(row)
         assert item.name.startswith(source.classes[item.label].wnid + "_")
@@ -120,7 +130,11 @@ def test_tiny100_labels(tiny100: Path) -> None:  # trap 16
 
 def test_class_folders(tmp_path: Path) -> None:
     source = open_source(
-        str(folders(tmp_path, "train/b/b_1.jpg", "train/a/1.jpg", "train/a/.hidden.jpg", "val/b/x.png"))
+        str(
+            folders(
+                tmp_path, "train/b/b_1.jpg", "train/a/1.jpg", "train/a/.hidden.jpg", "val/b/x.png"
+            )
+        )
     )
     assert [c.wnid for c in source.classes] == ["a", "b"]
     train, val = source.splits["train"], source.splits["val"]
@@ -153,7 +167,7 @@ def test_fingerprint_follows_names_sizes_and_classes(tmp_path: Path) -> None:
 
 
 def refusal(root: Path) -> str:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(GratisError) as caught:
         open_source(str(root))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -177,37 +191,60 @@ def test_says_what_lies_there_instead(tmp_path: Path) -> None:
     line = refusal(tmp_path / "deep")
     assert "train/animals holds no images but cat/, dog/; class folders lie directly in" in line
     folders(tmp_path / "flat", "n01/1.jpg", "n02/1.jpg", "n03/1.jpg", "n04/1.jpg")
-    assert "WebDataset tars but n01/, n02/, n03/ and 1 more; give the folder" in refusal(tmp_path / "flat")
+    assert "WebDataset tars but n01/, n02/, n03/ and 1 more; give the folder" in refusal(
+        tmp_path / "flat"
+    )
     folders(tmp_path / "texts", "train/a/1.jpg")
     (tmp_path / "texts/train/b").mkdir()
     (tmp_path / "texts/train/b/notes.txt").write_text("none")
     assert "train/b holds no images but notes.txt; fill" in refusal(tmp_path / "texts")
 
 
-@pytest.mark.parametrize(("there", "told"), [
-    ([], "val has no class folders, nor anything else; sort the images"),
-    (["1.jpg", "2.jpg"], "val has no class folders but 1.jpg, 2.jpg; sort the images into class folders as train's, or "
-     f"rename it to go without (the labels of the official images are in {DEVKIT}"),
-    (["notes.txt"], "val has no class folders but notes.txt; "),
-])  # fmt: skip
-def test_a_validation_split_without_classes_is_told_before_a_shard(tmp_path: Path, there: list[str], told: str) -> None:
-    src, out = folders(tmp_path / "src", "train/a/1.jpg", *(f"val/{name}" for name in there)), tmp_path / "out"
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        ([], "val has no class folders, nor anything else; sort the images"),
+        (
+            ["1.jpg", "2.jpg"],
+            "val has no class folders but 1.jpg, 2.jpg; sort the images into class folders as "
+            "train's, or "
+            f"rename it to go without (the labels of the official images are in {DEVKIT}",
+        ),
+        (["notes.txt"], "val has no class folders but notes.txt; "),
+    ],
+)
+def test_a_validation_split_without_classes_is_told_before_a_shard(
+    tmp_path: Path, there: list[str], told: str
+) -> None:
+    src, out = (
+        folders(tmp_path / "src", "train/a/1.jpg", *(f"val/{name}" for name in there)),
+        tmp_path / "out",
+    )
     (src / "val").mkdir(exist_ok=True)
-    with pytest.raises(UserError, match=re.escape(told)):
+    with pytest.raises(GratisError, match=re.escape(told)):
         make_shards(ShardsConfig(src=str(src), out=str(out), size=16, workers=1))
     assert not out.exists()
 
 
 def test_a_limit_that_empties_a_split_is_told(tmp_path: Path) -> None:
-    source = open_source(str(folders(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/b/1.jpg")))
-    with pytest.raises(UserError, match=r"--limit-classes 1 leaves no image of the split val; with 2 there is one"):
+    source = open_source(
+        str(folders(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/b/1.jpg"))
+    )
+    with pytest.raises(
+        GratisError,
+        match=r"--limit-classes 1 leaves no image of the split val; with 2 there is one",
+    ):
         source.limited(1, None)
     assert len(source.limited(2, None).splits["val"]) == 1
 
 
 def test_images_beside_class_folders_are_skipped_with_a_line(tmp_path: Path) -> None:
-    source = open_source(str(folders(tmp_path, "train/a/1.jpg", "train/x.jpg", "train/y.png", "val/a/2.jpg")))
-    assert source.skipped == (f"skipped {tmp_path / 'train'}: 'x.jpg' and 1 more: in no class folder",)
+    source = open_source(
+        str(folders(tmp_path, "train/a/1.jpg", "train/x.jpg", "train/y.png", "val/a/2.jpg"))
+    )
+    assert source.skipped == (
+        f"skipped {tmp_path / 'train'}: 'x.jpg' and 1 more: in no class folder",
+    )
     assert len(source.splits["train"]) == 1
 
 
@@ -222,14 +259,20 @@ def test_tars_without_images_are_told(tmp_path: Path, split: str) -> None:
 def descriptors() -> set[str]:
     """Archives that this process holds open."""
     links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
-    return {f"{link} {os.readlink(link)}" for link in links if os.path.lexists(link) and ".tar" in os.readlink(link)}
+    return {
+        f"{link} {os.readlink(link)}"
+        for link in links
+        if os.path.lexists(link) and ".tar" in os.readlink(link)
+    }
 
 
-def test_of_many_tars_some_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_tars_some_are_open_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for k in range(9):
         (tmp_path / f"{k}.tar").write_bytes(tar([(f"{k}.jpg", jpeg(k)), (f"{k}.cls", b"0")]))
     train = open_source(str(tmp_path)).splits["train"]
-    monkeypatch.setattr("preprocess.sources.open_files", lambda: 3)
+    monkeypatch.setattr("gratis.preprocess.sources.source.open_files", lambda: 3)
     before = descriptors()
     for _ in range(2):
         with Reader() as reader:
@@ -243,7 +286,15 @@ def test_a_shard_leaves_no_archive_open(tmp_path: Path) -> None:
     """As one worker makes many."""
     (tmp_path / "x.tar").write_bytes(tar([("1.jpg", jpeg()), ("1.cls", b"0")]))
     items = (open_source(str(tmp_path)).splits["train"].item(0),)
-    task = ShardTask(out=str(tmp_path / "o"), split="train", number=0, items=items, size=16, codec="jpeg", quality=90)
+    task = ShardTask(
+        out=str(tmp_path / "o"),
+        split="train",
+        number=0,
+        items=items,
+        size=16,
+        codec="jpeg",
+        quality=90,
+    )
     (tmp_path / "o" / WORK).mkdir(parents=True)
     before = descriptors()
     task.make(lambda position: None, lambda *counts: None)
@@ -258,7 +309,9 @@ def test_a_pipe_among_tars_is_told_and_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_class_folder_in_no_encoding_is_told(tmp_path: Path) -> None:
     folders(tmp_path, "train/a/1.jpg", "train/\udce9t\udce9/1.jpg")
-    assert r"train holds a class folder named '\udce9t\udce9': no UTF-8; rename it" in refusal(tmp_path)
+    assert r"train holds a class folder named '\udce9t\udce9': no UTF-8; rename it" in refusal(
+        tmp_path
+    )
 
 
 @pytest.mark.parametrize("out", ["src", "src/shards", "src/../src/train/x", "link"])
@@ -266,7 +319,7 @@ def test_refuses_to_write_into_the_source(tmp_path: Path, out: str) -> None:
     src = folders(tmp_path / "src", "train/a/1.jpg")
     (tmp_path / "link").symlink_to(src)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"lies in SRC .*; choose an OUT outside of it"):
+    with pytest.raises(GratisError, match=r"lies in SRC .*; choose an OUT outside of it"):
         make_shards(ShardsConfig(src=str(src), out=str(tmp_path / out), size=16))
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -274,18 +327,25 @@ def test_refuses_to_write_into_the_source(tmp_path: Path, out: str) -> None:
 def keys(root: Path) -> dict[str, str]:
     """By place in the source."""
     train = open_source(str(root)).splits["train"]
-    return {os.path.relpath(item.source, root): item.key for item in map(train.item, range(len(train)))}
+    return {
+        os.path.relpath(item.source, root): item.key for item in map(train.item, range(len(train)))
+    }
 
 
-@pytest.mark.parametrize("paths", [
-    [f"train/{label}/{name}.jpg" for label in range(12) for name in range(12)],  # 1/12 and 12/... begin alike
-    ["train/n1/n10_1.jpg", "train/n10/n10_1.jpg", "train/n10/1.jpg"],
-    ["train/a/x.jpg", "train/a/x.png", "train/a/photo (1).jpg", "train/a/photo [1].jpg"],
-    [f"train/動物/{name}.jpg" for name in "猫犬鳥"],
-    [f"train/a/{'x' * 87}{name}.jpg" for name in "猫犬鳥"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "paths",
+    [
+        # 1/12 and 12/... begin alike
+        [f"train/{label}/{name}.jpg" for label in range(12) for name in range(12)],
+        ["train/n1/n10_1.jpg", "train/n10/n10_1.jpg", "train/n10/1.jpg"],
+        ["train/a/x.jpg", "train/a/x.png", "train/a/photo (1).jpg", "train/a/photo [1].jpg"],
+        [f"train/動物/{name}.jpg" for name in "猫犬鳥"],
+        [f"train/a/{'x' * 87}{name}.jpg" for name in "猫犬鳥"],
+    ],
+)
 def test_files_of_different_paths_have_different_keys(tmp_path: Path, paths: list[str]) -> None:
-    """Only those that would share one are changed, all of them, and not by SRC's place nor by files that share none."""
+    """Only those that would share one are changed, all of them, and not by SRC's place nor by files
+    that share none."""
     found = keys(folders(tmp_path / "one", *paths))
     assert len(set(found.values())) == len(paths)
     plain = [make_key(Path(path).name, Path(path).parent.name) for path in found]
@@ -298,11 +358,18 @@ def test_files_of_different_paths_have_different_keys(tmp_path: Path, paths: lis
 
 
 def test_tars_may_share_names_and_have_folders(tmp_path: Path) -> None:
-    """Each numbers its samples from 0; the keys and the fingerprint follow the tars' names where those decide them."""
+    """Each numbers its samples from 0; the keys and the fingerprint follow the tars' names where
+    those decide them."""
     for name in ("00000", "00001"):
-        members = [(f"{folder}/{k}.{kind}", jpeg() if kind == "jpg" else b"1") for folder in "ab" for k in range(2)
-                   for kind in ("jpg", "cls")]  # fmt: skip
-        (tmp_path / f"{name}.tar").write_bytes(tar([*members, (f"only{name}.jpg", jpeg()), (f"only{name}.cls", b"0")]))
+        members = [
+            (f"{folder}/{k}.{kind}", jpeg() if kind == "jpg" else b"1")
+            for folder in "ab"
+            for k in range(2)
+            for kind in ("jpg", "cls")
+        ]
+        (tmp_path / f"{name}.tar").write_bytes(
+            tar([*members, (f"only{name}.jpg", jpeg()), (f"only{name}.cls", b"0")])
+        )
     found, before = keys(tmp_path), open_source(str(tmp_path)).fingerprint
     assert len(set(found.values())) == 10
     assert found["00000.tar:only00000.jpg"] == "only00000"
@@ -312,8 +379,12 @@ def test_tars_may_share_names_and_have_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [TRAIN, VAL, DEVKIT])
-def test_refuses_a_missing_or_damaged_archive(sample_source: Path, tmp_path: Path, name: str) -> None:
-    root = with_archive(sample_source, tmp_path / "s", name, (sample_source / name).read_bytes()[:-30_000])
+def test_refuses_a_missing_or_damaged_archive(
+    sample_source: Path, tmp_path: Path, name: str
+) -> None:
+    root = with_archive(
+        sample_source, tmp_path / "s", name, (sample_source / name).read_bytes()[:-30_000]
+    )
     assert name in refusal(root) or name.split("_", 1)[0] in refusal(root)
     (root / name).unlink()
     assert f"lacks {name}" in refusal(root)
@@ -338,17 +409,25 @@ def hostile(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 def sparse(name: str) -> tarfile.TarInfo:
     """A file of 1 GB by its header and one block of data, in the PAX form of GNU tar."""
     info = tarfile.TarInfo(name)
-    info.pax_headers = {"GNU.sparse.size": str(1 << 30), "GNU.sparse.numblocks": "1", "GNU.sparse.map": "0,512"}
+    info.pax_headers = {
+        "GNU.sparse.size": str(1 << 30),
+        "GNU.sparse.numblocks": "1",
+        "GNU.sparse.map": "0,512",
+    }
     return info
 
 
 def test_hostile_members_are_skipped_with_a_line(sample_source: Path, tmp_path: Path) -> None:
     with tarfile.open(sample_source / TRAIN) as outer:
         inner = {m.name: outer.extractfile(m) for m in outer}
-        contents: list[tuple[str | tarfile.TarInfo, bytes]] = [(n, f.read()) for n, f in inner.items() if f]
+        contents: list[tuple[str | tarfile.TarInfo, bytes]] = [
+            (n, f.read()) for n, f in inner.items() if f
+        ]
     with tarfile.open(fileobj=io.BytesIO(contents[0][1])) as first:
         good = [(m.name, first.extractfile(m)) for m in first]
-        files: list[tuple[str | tarfile.TarInfo, bytes]] = [(name, f.read()) for name, f in good if f]
+        files: list[tuple[str | tarfile.TarInfo, bytes]] = [
+            (name, f.read()) for name, f in good if f
+        ]
     bad: list[tuple[str | tarfile.TarInfo, bytes]] = [
         ("/etc/passwd.jpg", b"x"),
         ("../../up.jpg", b"x"),
@@ -377,7 +456,9 @@ def test_refuses_an_archive_that_holds_a_class_twice(sample_source: Path, tmp_pa
         contents: list[tuple[str | tarfile.TarInfo, bytes]] = [
             (m.name, f.read()) for m in outer if (f := outer.extractfile(m))
         ]
-    line = refusal(with_archive(sample_source, tmp_path / "s", TRAIN, tar([*contents, contents[3]])))
+    line = refusal(
+        with_archive(sample_source, tmp_path / "s", TRAIN, tar([*contents, contents[3]]))
+    )
     assert f"{contents[3][0]} twice" in line
 
 
@@ -387,7 +468,9 @@ def test_refuses_a_key_twice_in_one_archive(sample_source: Path, tmp_path: Path)
             (m.name, f.read()) for m in outer if (f := outer.extractfile(m))
         ]
     contents[7] = contents[6]
-    assert "share the key" in refusal(with_archive(sample_source, tmp_path / "s", VAL, tar(contents)))
+    assert "share the key" in refusal(
+        with_archive(sample_source, tmp_path / "s", VAL, tar(contents))
+    )
 
 
 def names_in(path: Path) -> list[str]:
@@ -396,7 +479,8 @@ def names_in(path: Path) -> list[str]:
 
 
 def test_nothing_is_written_outside_of_out(sample_source: Path, tmp_path: Path) -> None:
-    """A whole run over an archive with names that point elsewhere: they cost a line each, and nothing else appears."""
+    """A whole run over an archive with names that point elsewhere: they cost a line each, and
+    nothing else appears."""
     evil = tmp_path / "evil.jpg"
     with tarfile.open(sample_source / TRAIN) as outer:
         contents: list[tuple[str | tarfile.TarInfo, bytes]] = [
@@ -408,7 +492,9 @@ def test_nothing_is_written_outside_of_out(sample_source: Path, tmp_path: Path) 
         ]
     contents[1] = (contents[1][0], tar([("../evil.jpg", jpeg()), (str(evil), jpeg()), *files]))
     root = with_archive(sample_source, tmp_path / "s", TRAIN, tar(contents))
-    make_shards(ShardsConfig(src=str(root), out=str(tmp_path / "o"), size=16, limit_per_class=3, workers=1))
+    make_shards(
+        ShardsConfig(src=str(root), out=str(tmp_path / "o"), size=16, limit_per_class=3, workers=1)
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"s", "o"}
     names = [name for path in (tmp_path / "o").glob("*.tar") for name in names_in(path)]
     assert len(names) == 2 * 60
@@ -445,7 +531,7 @@ def test_a_folder_that_may_not_be_read_is_told(closed: str) -> None:
             (src / "train" / label / "1.jpg").write_bytes(b"1")
         open_source(str(src))
         (src / closed).chmod(0)
-        with unprivileged(), pytest.raises(UserError) as told:
+        with unprivileged(), pytest.raises(GratisError) as told:
             open_source(str(src))
         (src / closed).chmod(0o755)
     assert str(told.value) == f"cannot read {src / closed}: Permission denied; {MEND}"

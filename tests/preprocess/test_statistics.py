@@ -1,4 +1,5 @@
-"""Mean and PCA: equal to an independent float64 computation, and to the last bit for any split of the work."""
+"""Mean and PCA: equal to an independent float64 computation, and to the last bit for any split of
+the work."""
 
 from __future__ import annotations
 
@@ -6,12 +7,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from preprocess.stats import FULL, Accumulator, finish, merge, no_sums
+from gratis.preprocess.stages.statistics import FULL, Accumulator, finish, merge, no_sums
 
 
 def pictures(count: int, size: int = 16) -> NDArray[np.uint8]:
     rng = np.random.default_rng(1)
-    mixed = rng.normal(size=(count, size, size, 3)) @ np.array([[50, 48, 45], [20, 0, -20], [5, -10, 5]]) + 120
+    mixed = (
+        rng.normal(size=(count, size, size, 3))
+        @ np.array([[50, 48, 45], [20, 0, -20], [5, -10, 5]])
+        + 120
+    )
     return mixed.clip(0, 255).astype(np.uint8)
 
 
@@ -51,11 +56,14 @@ def test_any_split_gives_the_same_bits() -> None:
 
 @pytest.mark.parametrize("size", [128, 256, 300])
 def test_largest_sums_are_exact(size: int) -> None:
-    """White and nearly white: the largest values that float32 and uint16 have to hold without rounding."""
+    """White and nearly white: the largest values that float32 and uint16 have to hold without
+    rounding."""
     white = np.full((size, size, 3), 255, np.uint8)
     almost = white.copy()
     almost[::2, 1::3] = (254, 253, 1)
-    products = (almost.reshape(-1, 3).astype(np.int64).T @ almost.reshape(-1, 3)) + 255 * 255 * size * size
+    products = (
+        almost.reshape(-1, 3).astype(np.int64).T @ almost.reshape(-1, 3)
+    ) + 255 * 255 * size * size
     accumulator = Accumulator(size)
     accumulator.add(white)
     accumulator.add(almost)

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from preprocess import dataset
-from preprocess.durable import write_durably
-from preprocess.errors import UserError
-from preprocess.inspect import InspectConfig, inspect
-from preprocess.shard import ShardWriter
-from preprocess.verify import VerifyConfig, verify
+from gratis import dataset
+from gratis.atomic import write_durably
+from gratis.errors import GratisError
+from gratis.preprocess.inspect import InspectConfig, inspect
+from gratis.preprocess.stages.shard import ShardWriter
+from gratis.preprocess.verify import VerifyConfig, verify
 
 
 def flip_a_bit(root: Path) -> str:
@@ -96,9 +96,13 @@ def unreadable_picture(root: Path) -> str:
     path.with_suffix(".idx").write_text(f"v1.2 {len(keys)}\n" + "".join(writer.lines))
     index = dataset.read_index(root, "val")
     index.offset[: len(keys)], index.size[: len(keys)] = writer.offset, writer.size
-    shard = dataclasses.replace(split.shards[0], bytes=writer.bytes, sha256=writer.digest.hexdigest())
+    shard = dataclasses.replace(
+        split.shards[0], bytes=writer.bytes, sha256=writer.digest.hexdigest()
+    )
     split = dataclasses.replace(
-        split, shards=(shard, *split.shards[1:]), index_sha256=dataset.write_index(root, "val", index)
+        split,
+        shards=(shard, *split.shards[1:]),
+        index_sha256=dataset.write_index(root, "val", index),
     )
     changed = dataclasses.replace(manifest, splits=manifest.splits | {"val": split})
     write_durably(root / dataset.MANIFEST, changed.to_json())
@@ -116,18 +120,32 @@ def folder_for(name: str) -> Callable[[Path], str]:
     return damage
 
 
-DAMAGE = [flip_a_bit, cut_an_archive, lose_an_archive, swap_shards, stale_idx, garbled_idx, stale_index,
-          other_statistics, unreadable_picture, folder_for("train-00000.idx"), folder_for("train.index.npz"),
-          folder_for("stats.npz")]  # fmt: skip
+DAMAGE = [
+    flip_a_bit,
+    cut_an_archive,
+    lose_an_archive,
+    swap_shards,
+    stale_idx,
+    garbled_idx,
+    stale_index,
+    other_statistics,
+    unreadable_picture,
+    folder_for("train-00000.idx"),
+    folder_for("train.index.npz"),
+    folder_for("stats.npz"),
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_verify_names_the_damage(
-    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], str]
+    sample_shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], str],
 ) -> None:
     root = shutil.copytree(sample_shards, tmp_path / "copy")
     named = damage(root)
-    with pytest.raises(UserError, match="finding"):
+    with pytest.raises(GratisError, match="finding"):
         verify(VerifyConfig(shards=str(root), sample=2000))
     assert named in capsys.readouterr().out
 
@@ -137,7 +155,9 @@ def test_a_sound_dataset_passes(sample_shards: Path, capsys: pytest.CaptureFixtu
     assert "1,200 samples" in capsys.readouterr().out
 
 
-def test_inspect_shows_counts_and_statistics(sample_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_counts_and_statistics(
+    sample_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     inspect(InspectConfig(shards=str(sample_shards)))
     shown = capsys.readouterr().out
     assert "train: 1,000 images" in shown
@@ -166,8 +186,12 @@ def test_inspect_draws(sample_shards: Path, sample_source: Path, tmp_path: Path)
 def test_a_montage_of_another_source_is_refused(sample_shards: Path, tmp_path: Path) -> None:
     (tmp_path / "src/train/a").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "src/train/a/1.png")
-    with pytest.raises(UserError, match="not this dataset's source"):
-        inspect(InspectConfig(shards=str(sample_shards), png=tmp_path / "png", src=str(tmp_path / "src")))
+    with pytest.raises(GratisError, match="not this dataset's source"):
+        inspect(
+            InspectConfig(
+                shards=str(sample_shards), png=tmp_path / "png", src=str(tmp_path / "src")
+            )
+        )
 
 
 def test_writer_writes_what_tarfile_writes() -> None:
@@ -184,7 +208,12 @@ def test_writer_writes_what_tarfile_writes() -> None:
         for key, data, label in samples:
             for name, content in ((f"{key}.jpg", data), (f"{key}.cls", str(label).encode())):
                 info = tarfile.TarInfo(name)
-                info.size, info.mode, info.uname, info.gname = len(content), 0o644, "gratis", "gratis"
+                info.size, info.mode, info.uname, info.gname = (
+                    len(content),
+                    0o644,
+                    "gratis",
+                    "gratis",
+                )
                 tar.addfile(info, io.BytesIO(content))
     assert ours.getvalue() == theirs.getvalue()
 
@@ -195,13 +224,18 @@ def test_a_wrong_size_in_the_manifest_is_one_finding(
     root = shutil.copytree(sample_shards, tmp_path / "copy")
     manifest = dataset.read_manifest(root)
     write_durably(root / dataset.MANIFEST, dataclasses.replace(manifest, image_size=96).to_json())
-    with pytest.raises(UserError, match=": 1 finding;"):
+    with pytest.raises(GratisError, match=": 1 finding;"):
         verify(VerifyConfig(shards=str(root)))
-    assert "manifest.json says images of 96 px, the statistics are of 128 px" in capsys.readouterr().out
+    assert (
+        "manifest.json says images of 96 px, the statistics are of 128 px"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("command", [verify, inspect])
 def test_urls_are_one_line(command: Callable[[Any], None]) -> None:
-    config = VerifyConfig(shards="s3://b/x") if command is verify else InspectConfig(shards="s3://b/x")
-    with pytest.raises(UserError, match="local folders, not s3://b/x"):
+    config = (
+        VerifyConfig(shards="s3://b/x") if command is verify else InspectConfig(shards="s3://b/x")
+    )
+    with pytest.raises(GratisError, match="local folders, not s3://b/x"):
         command(config)

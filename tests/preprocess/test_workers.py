@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from PIL import Image as Pillow
 
-from preprocess import workers
-from preprocess.errors import UserError
-from preprocess.listing import Item
-from preprocess.shard import ShardTask, read_receipt
-from preprocess.store import WORK, open_store
-from preprocess.workers import Report, Step, run_tasks
+from gratis.errors import GratisError
+from gratis.preprocess.execution import workers
+from gratis.preprocess.execution.workers import Report, Step, run_tasks
+from gratis.preprocess.output.store import WORK, open_store
+from gratis.preprocess.sources.listing import Item
+from gratis.preprocess.stages.shard import ShardTask, read_receipt
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -44,7 +44,15 @@ def tasks(root: Path, bad: str) -> list[ShardTask]:
     items = tuple(Item(str(root), name, -1, 100, 0, f"k{k}") for k, name in enumerate(names))
     good = tuple(item for item in items if item.name != bad)
     return [
-        ShardTask(out=str(root / "out"), split="val", number=number, items=part, size=16, codec="jpeg", quality=90)
+        ShardTask(
+            out=str(root / "out"),
+            split="val",
+            number=number,
+            items=part,
+            size=16,
+            codec="jpeg",
+            quality=90,
+        )
         for number, part in enumerate([good, items, good])
     ]
 
@@ -57,7 +65,9 @@ def check(root: Path, planned: list[ShardTask], kind: str) -> None:
     assert total.rejects == 1
     receipts = [read_receipt(open_store(str(root / "out")), task.name) for task in planned]
     assert [len(receipt.label) for receipt in receipts] == [3, 3, 3]
-    assert [(reject["key"], reject["kind"]) for receipt in receipts for reject in receipt.rejects] == [("k2", kind)]
+    assert [
+        (reject["key"], reject["kind"]) for receipt in receipts for reject in receipt.rejects
+    ] == [("k2", kind)]
 
 
 def test_a_crash_costs_one_image(tmp_path: Path) -> None:
@@ -72,13 +82,14 @@ def test_a_hang_costs_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_kept_processes_serve_the_next_call(tmp_path: Path) -> None:
-    planned = tasks(tmp_path, "2.jpg")  # which does not exist: reading the second task's items fails
+    # which does not exist: reading the second task's items fails
+    planned = tasks(tmp_path, "2.jpg")
     kept: list[workers.Worker] = []
     assert sum(step.images for step in run_tasks(planned[:1], 1, kept)) == 3
     before = kept[0]
     assert sum(step.images for step in run_tasks(planned[2:], 1, kept)) == 3
     assert kept == [before]
-    with pytest.raises(UserError, match=r"2\.jpg"):
+    with pytest.raises(GratisError, match=r"2\.jpg"):
         list(run_tasks(planned[1:2], 1, kept))
     assert kept == []
 
@@ -99,11 +110,15 @@ class Dying:
         raise AssertionError(position)
 
 
-@pytest.mark.parametrize(("fate", "told"), [
-    ("two and two", "ArithmeticError: two and two"), ("killed", "signal 9; is the machine out of memory?"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fate", "told"),
+    [
+        ("two and two", "ArithmeticError: two and two"),
+        ("killed", "signal 9; is the machine out of memory?"),
+    ],
+)
 def test_why_workers_died_is_told(fate: str, told: str) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(GratisError) as caught:
         list(run_tasks([Dying("train-00003", fate)], 1))
     assert str(caught.value) == f"workers died 2 times outside any image of train-00003: {told}"
 
@@ -118,7 +133,9 @@ class Untimely(Dying):
 
 
 def test_a_worker_killed_before_it_begins_is_told_as_killed() -> None:
-    with pytest.raises(UserError, match=r"train-00003: signal 9; is the machine out of memory\?$"):
+    with pytest.raises(
+        GratisError, match=r"train-00003: signal 9; is the machine out of memory\?$"
+    ):
         list(run_tasks([Untimely("train-00003", "")], 1))
 
 
@@ -126,14 +143,18 @@ def test_a_limit_below_the_workers_own_is_kept(tmp_path: Path) -> None:
     """As a batch scheduler sets one; the image is still made."""
     planned = tasks(tmp_path, "2.jpg")[:1]
     program = (
-        "import sys, pickle; from preprocess.workers import run_tasks\n"
-        "if __name__ == '__main__': print(sum(s.images for s in run_tasks(pickle.load(sys.stdin.buffer), 1)))"
+        "import sys, pickle; from gratis.preprocess.execution.workers import run_tasks\n"
+        "if __name__ == '__main__': print(sum(s.images for s in "
+        "run_tasks(pickle.load(sys.stdin.buffer), 1)))"
     )
     (tmp_path / "run.py").write_text(program)
     done = subprocess.run(
         ["bash", "-c", f"ulimit -v {6 << 20}; exec {sys.executable} {tmp_path / 'run.py'}"],
-        input=pickle.dumps(planned), env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False,
-    )  # fmt: skip
+        input=pickle.dumps(planned),
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
     assert (done.stdout, done.stderr) == (b"3\n", b"")
 
 
@@ -143,7 +164,7 @@ def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
     Pillow.new("RGB", (40, 30)).save(tmp_path / "train" / "a" / "1.jpg")
     config = f"ShardsConfig(src={str(tmp_path)!r}, out={str(tmp_path) + '-out'!r}, size=16)"
     script = tmp_path / "script.py"
-    script.write_text(f"from preprocess.shards import *\nmake_shards({config})\n")
+    script.write_text(f"from gratis.preprocess.shards import *\nmake_shards({config})\n")
     done = subprocess.run(
         [sys.executable, script],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -152,5 +173,5 @@ def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.endswith(f"UserError: {workers.UNBEGUN}\n")
+    assert done.stderr.endswith(f"GratisError: {workers.UNBEGUN}\n")
     assert not (tmp_path.parent / f"{tmp_path.name}-out").exists()

@@ -1,4 +1,5 @@
-"""A headless Chromium, spoken to over a pipe in its DevTools protocol: no driver, no port, no package."""
+"""A headless Chromium, spoken to over a pipe in its DevTools protocol: no driver, no port, no
+package."""
 
 from __future__ import annotations
 
@@ -15,17 +16,11 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--disable-dev-shm-usage",
-    "--remote-debugging-pipe",
+    *(
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking --disable-component-update --disable-sync "
+        "--hide-scrollbars --disable-dev-shm-usage --remote-debugging-pipe"
+    ).split()
 ]
 DEADLINE_S = 40.0
 
@@ -40,7 +35,9 @@ class Page:
         self._session: str | None = None
         self.console: list[str] = []  # errors and messages of the page
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -64,13 +61,21 @@ class Page:
             self._buffer += os.read(self._read, 1 << 16)
         line, _, self._buffer = self._buffer.partition(b"\0")
         event: dict[str, Any] = json.loads(line)
-        if event.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"):
+        if event.get("method") in (
+            "Runtime.exceptionThrown",
+            "Log.entryAdded",
+            "Runtime.consoleAPICalled",
+        ):
             self.console.append(json.dumps(event["params"])[:600])
         return event
 
     def size(self, width: int, height: int, *, dark: bool = False) -> None:
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
@@ -80,7 +85,9 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression."""
-        return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+        return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get(
+            "value"
+        )
 
     def wait(self, script: str, seconds: float = 15.0) -> Any:
         """The expression's value once it is true."""
@@ -91,7 +98,11 @@ class Page:
         return value
 
     def shoot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=False)["data"]))
+        path.write_bytes(
+            base64.b64decode(
+                self.call("Page.captureScreenshot", captureBeyondViewport=False)["data"]
+            )
+        )
 
 
 @contextmanager

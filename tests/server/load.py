@@ -1,4 +1,5 @@
-"""Fifty listeners and twenty scrapes a second, until killed: `python load.py URL`. Prints `loaded` once all listen."""
+"""Fifty listeners and twenty scrapes a second, until killed: `python load.py URL`. Prints `loaded`
+once all listen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Runs written by the real writer, in this process or another, and a real server that reads them."""
+"""Runs written by the real writer, in this process or another, and a real server that reads
+them."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from email.message import Message
 from pathlib import Path
 from typing import Any
 
-from preprocess.events import EventWriter, LoaderCounters
-from train.events import End, GpuCounters, Start, Step
+from gratis.events import EventWriter, LoaderCounters
+from gratis.records import End, GpuCounters, Start, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW_S = 60.0  # what anything may take on a machine that others use
@@ -37,11 +38,17 @@ signal.pause()
 
 
 class RunWriter:
-    """A trainer's events without a trainer. By default a rank trains 100 images/s, and its loader could do 250."""
+    """A trainer's events without a trainer. By default a rank trains 100 images/s, and its loader
+    could do 250."""
 
-    def __init__(self, path: Path, *, world: int = 1, attempt: int = 1, pid: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, world: int = 1, attempt: int = 1, pid: int | None = None
+    ) -> None:
         self.path, self.world, self.pid = path, world, pid or os.getpid()
-        self.writers = [EventWriter(path / f"rank-{rank}.jsonl", attempt=attempt, rank=rank) for rank in range(world)]
+        self.writers = [
+            EventWriter(path / f"rank-{rank}.jsonl", attempt=attempt, rank=rank)
+            for rank in range(world)
+        ]
 
     def start(self) -> None:
         for rank, writer in enumerate(self.writers):
@@ -76,7 +83,8 @@ class RunWriter:
         loss: float = 2.0,
         gpu: GpuCounters | None = None,
     ) -> None:
-        """Ten steps of ten seconds up to `step`; `ranks` overrides single fields of a rank's counters."""
+        """Ten steps of ten seconds up to `step`; `ranks` overrides single fields of a rank's
+        counters."""
         for rank, writer in enumerate(self.writers):
             changed = dict((ranks or {}).get(rank, {}))
             wait_s = changed.pop("wait_s", 0.1)
@@ -127,7 +135,11 @@ def writing(path: Path, *, world: int = 1) -> Iterator[subprocess.Popen[str]]:
     """A process that has begun a run, taken twenty steps, and goes on living."""
     code = [sys.executable, "-c", WRITER, str(Path(__file__).parent), str(path), str(world)]
     process = subprocess.Popen(
-        code, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        code,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     try:
         assert process.stdout is not None
@@ -140,10 +152,10 @@ def writing(path: Path, *, world: int = 1) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def serving(root: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
-    """The base URL of `python -m server` on a free loopback port, which must end well."""
+    """The base URL of `gratis status` on a free loopback port, which must end well."""
     clean = {key: value for key, value in os.environ.items() if key != "GRATIS_TOKEN"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "server", "--runs", str(root), "--port", "0", *arguments],
+        [sys.executable, "-m", "gratis", "status", "--runs", str(root), "--port", "0", *arguments],
         cwd=ROOT,
         env=clean | dict(env or {}),
         stdout=subprocess.PIPE,
@@ -166,7 +178,11 @@ def serving(root: Path, *arguments: str, env: Mapping[str, str] | None = None) -
 
 def get(url: str, **headers: str) -> tuple[int, bytes, Message]:
     """Status, body and headers; underscores in the names of the headers to send become dashes."""
-    return ask(urllib.request.Request(url, headers={key.replace("_", "-"): value for key, value in headers.items()}))
+    return ask(
+        urllib.request.Request(
+            url, headers={key.replace("_", "-"): value for key, value in headers.items()}
+        )
+    )
 
 
 def ask(request: urllib.request.Request) -> tuple[int, bytes, Message]:
@@ -186,7 +202,9 @@ def get_json(url: str, **headers: str) -> Any:
 
 def read_events(url: str, count: int, **headers: str) -> list[dict[str, str]]:
     """The first `count` server-sent events."""
-    request = urllib.request.Request(url, headers={key.replace("_", "-"): value for key, value in headers.items()})
+    request = urllib.request.Request(
+        url, headers={key.replace("_", "-"): value for key, value in headers.items()}
+    )
     events: list[dict[str, str]] = []
     event: dict[str, str] = {}
     with urllib.request.urlopen(request, timeout=SLOW_S) as answer:

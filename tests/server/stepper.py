@@ -1,7 +1,8 @@
-"""A training loop whose every step is timed: `python stepper.py SHARDS RUN`. Until SIGTERM; then all of them as JSON.
+"""A training loop whose every step is timed: `python stepper.py SHARDS RUN`. Until SIGTERM; then
+all of them as JSON.
 
-The real loader, network and event writer, on one thread, so that the server has a core where there are two.
-"""
+The real loader, network and event writer, on one thread, so that the server has a core where there
+are two."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from loader import Loader, LoaderConfig
-from preprocess.events import EventWriter
-from train.interval import Interval, Signals
-from train.network import AlexNet, Draw
-from train.parallel import connect
-from train.recipes import RECIPES
+from gratis.events import EventWriter
+from gratis.loader import Loader, LoaderConfig
+from gratis.train.mesh.mesh import connect
+from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.recipes import RECIPES
+from gratis.train.telemetry import Interval, Signals
 
 ROWS = 16
 

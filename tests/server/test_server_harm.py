@@ -1,4 +1,5 @@
-"""Watching costs training nothing: what the counters take of a step, and what fifty clients do to its duration."""
+"""Watching costs training nothing: what the counters take of a step, and what fifty clients do to
+its duration."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ import torch
 from served import ROOT, serving, wait_for
 from torch.nn.functional import cross_entropy
 
-from loader import Loader, LoaderConfig
-from preprocess.events import EventWriter
-from train.interval import SECONDS, Interval, Report, Signals
-from train.network import AlexNet, Draw
-from train.parallel import Mesh
-from train.recipes import RECIPES
+from gratis.events import EventWriter
+from gratis.loader import Loader, LoaderConfig
+from gratis.train.mesh.mesh import Mesh
+from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.recipes import RECIPES
+from gratis.train.telemetry import SECONDS, Interval, Report, Signals
 
 ALONE = {
     "RANK": "0",
@@ -43,11 +44,16 @@ def seconds_each(count: int, call: Callable[[], object]) -> float:
 
 
 @pytest.mark.slow
-def test_measuring_takes_less_than_a_thousandth_of_a_step(sample_shards: Path, tmp_path: Path) -> None:
-    """What is done per step and per interval for the counters' sake alone, against a step of the sample's recipe."""
+def test_measuring_takes_less_than_a_thousandth_of_a_step(
+    sample_shards: Path, tmp_path: Path
+) -> None:
+    """What is done per step and per interval for the counters' sake alone, against a step of the
+    sample's recipe."""
     recipe, signals = RECIPES["sample"], Signals()
     writer = EventWriter(tmp_path / "rank-0.jsonl", attempt=1, rank=0)
-    with Loader(sample_shards, "train", LoaderConfig(batch_size=recipe.batch, crop=recipe.crop)) as loader:
+    with Loader(
+        sample_shards, "train", LoaderConfig(batch_size=recipe.batch, crop=recipe.crop)
+    ) as loader:
         network = AlexNet(recipe, 10)
         images, labels, _ = next(iter(loader))
 
@@ -63,7 +69,8 @@ def test_measuring_takes_less_than_a_thousandth_of_a_step(sample_shards: Path, t
         record = lambda: interval._record(report, 32, 1.0, 0.0, 0.01)  # noqa: E731
         per_interval = seconds_each(200, lambda: writer.write("step", record(), step=1))
         per_step = seconds_each(2000, lambda: (time.perf_counter(), time.perf_counter()))
-        per_step += 6 * seconds_each(2000, lambda: spend(loader))  # read, decode, finish, blocked, wait, taken
+        # read, decode, finish, blocked, wait, taken
+        per_step += 6 * seconds_each(2000, lambda: spend(loader))
     share = per_step / step_s + per_interval / SECONDS
     print(f"step {step_s * 1e3:.1f} ms; counters: {per_step * 1e6:.1f} us a step", end=", ")
     print(f"{per_interval * 1e6:.0f} us an interval of {SECONDS:.0f} s: {share:.4%}")
@@ -78,7 +85,9 @@ def spend(loader: Loader) -> None:
 @contextmanager
 def clients(url: str) -> Iterator[None]:
     """Fifty on the event stream and twenty scrapes a second."""
-    load = subprocess.Popen([sys.executable, str(HERE / "load.py"), url], stdout=subprocess.PIPE, text=True)
+    load = subprocess.Popen(
+        [sys.executable, str(HERE / "load.py"), url], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert load.stdout is not None
         assert load.stdout.readline() == "loaded\n"
@@ -93,7 +102,9 @@ def paired(shards: Path, root: Path, pairs: int, seconds: float) -> tuple[list[f
     """99th percentiles of the step's duration, seconds, without and with clients, by turns."""
     phases: list[tuple[float, float]] = []
     command = [sys.executable, str(HERE / "stepper.py"), str(shards), str(root / "a")]
-    with subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True) as stepper:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True
+    ) as stepper:
         try:
             with serving(root) as url:
                 assert wait_for((root / "a" / "rank-0.jsonl").exists, 120)
@@ -114,7 +125,11 @@ def paired(shards: Path, root: Path, pairs: int, seconds: float) -> tuple[list[f
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | ALONE
+    return (
+        os.environ
+        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        | ALONE
+    )
 
 
 @contextmanager
@@ -124,12 +139,18 @@ def _nobody() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_clients_do_not_slow_training(sample_shards: Path, tmp_path: Path) -> None:
-    """Three pairs of three seconds are few where others work too: what harms does so in three attempts of three."""
+    """Three pairs of three seconds are few where others work too: what harms does so in three
+    attempts of three."""
     for attempt in range(3):
-        before, after, noise = summary(*paired(sample_shards, tmp_path / str(attempt), pairs=3, seconds=3))
+        before, after, noise = summary(
+            *paired(sample_shards, tmp_path / str(attempt), pairs=3, seconds=3)
+        )
         if after - before < noise:
             return
-    pytest.fail("clients made training's slowest steps slower in each of three attempts, by more than the noise")
+    pytest.fail(
+        "clients made training's slowest steps slower in each of three attempts, by more than the "
+        "noise"
+    )
 
 
 @pytest.mark.prove
@@ -139,9 +160,12 @@ def test_clients_do_not_slow_training_over_minutes(sample_shards: Path, tmp_path
 
 
 def summary(without: list[float], with_: list[float]) -> tuple[float, float, float]:
-    """The medians, and the noise: the spread of the phases without clients, at least a fifth of their median."""
+    """The medians, and the noise: the spread of the phases without clients, at least a fifth of
+    their median."""
     before, after = statistics.median(without), statistics.median(with_)
     noise = max(max(without) - min(without), before / 5)
-    print(f"p99 of a step: {before * 1e3:.1f} ms without, {after * 1e3:.1f} ms with clients", end=", ")
+    print(
+        f"p99 of a step: {before * 1e3:.1f} ms without, {after * 1e3:.1f} ms with clients", end=", "
+    )
     print(f"noise {noise * 1e3:.1f} ms, {len(without)} pairs")
     return before, after, noise

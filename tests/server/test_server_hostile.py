@@ -18,7 +18,9 @@ import pytest
 from served import ROOT, RunWriter, dead_pid, get, get_json, read_events, serving, wait_for, writing
 
 TOKEN = "correct-horse-battery-staple"
-FUZZ = ["--max-examples", "25", "--seed", "1", "--request-timeout", "10", "--no-color", "--exclude-path", "/events"]
+FUZZ = [
+    *("--max-examples 25 --seed 1 --request-timeout 10 --no-color --exclude-path /events").split()
+]
 
 
 def a_run(root: Path, name: str = "a") -> RunWriter:
@@ -31,7 +33,8 @@ def a_run(root: Path, name: str = "a") -> RunWriter:
 
 @pytest.mark.parametrize("known", [False, True])
 def test_fuzz_by_its_own_openapi_document(tmp_path: Path, known: bool) -> None:
-    """Some hundred odd requests and what came back for each, against the document; the event stream never ends."""
+    """Some hundred odd requests and what came back for each, against the document; the event stream
+    never ends."""
     fuzzer = Path(sys.executable).with_name("schemathesis")
     if not fuzzer.exists():
         pytest.skip("needs the package schemathesis")
@@ -40,7 +43,9 @@ def test_fuzz_by_its_own_openapi_document(tmp_path: Path, known: bool) -> None:
     config.write_text('[parameters]\nrun = "a"\n' if known else "")
     with serving(tmp_path / "runs") as url:
         command = [str(fuzzer), "--config-file", str(config), "run", f"{url}/openapi.json", *FUZZ]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=90)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=90
+        )
         assert done.returncode == 0, done.stdout[-3000:]
         assert " passed" in done.stdout
         assert ("repeatedly returned 404" in done.stdout) is not known  # the name was used
@@ -51,12 +56,16 @@ def test_clients_that_send_or_read_nothing_hold_nobody_up(tmp_path: Path) -> Non
     run = a_run(tmp_path)
     with serving(tmp_path) as url:
         parts = urlsplit(url)
-        idle = [socket.create_connection((parts.hostname, parts.port), timeout=10) for _ in range(60)]
+        idle = [
+            socket.create_connection((parts.hostname, parts.port), timeout=10) for _ in range(60)
+        ]
         for number, connection in enumerate(idle):
             connection.sendall(
-                [b"GET /status HTTP/1.1\r\nHost: lo", b"", b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"][
-                    number % 3
-                ]
+                [
+                    b"GET /status HTTP/1.1\r\nHost: lo",
+                    b"",
+                    b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                ][number % 3]
             )
         begin = time.perf_counter()
         for step in range(30, 130, 10):
@@ -70,22 +79,37 @@ def test_clients_that_send_or_read_nothing_hold_nobody_up(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "header", ["Cookie: gratis_token=" + "a" * 20_000, "Last-Event-ID: " + "9" * 20_000, "X: " + "y" * 100_000]
+    "header",
+    [
+        "Cookie: gratis_token=" + "a" * 20_000,
+        "Last-Event-ID: " + "9" * 20_000,
+        "X: " + "y" * 100_000,
+    ],
 )
 def test_oversized_headers_are_refused(tmp_path: Path, header: str) -> None:
     with serving(tmp_path, env={"GRATIS_TOKEN": TOKEN}) as url:
         parts = urlsplit(url)
         with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
-            connection.sendall(f"GET /status HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode())
+            connection.sendall(
+                f"GET /status HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode()
+            )
             assert connection.recv(100).split()[1] in (b"400", b"401", b"431")
         assert get(f"{url}/livez")[0] == 200
 
 
 def test_the_token_is_nowhere_in_output(tmp_path: Path) -> None:
-    """Of a server that is asked with it and without; `serving` asserts that the rest of its output is empty."""
+    """Of a server that is asked with it and without; `serving` asserts that the rest of its output
+    is empty."""
     a_run(tmp_path)
     with serving(tmp_path, env={"GRATIS_TOKEN": TOKEN}) as url:
-        for path in ("/status", "/metrics", "/openapi.json", "/runs", f"/status/{TOKEN}", f"/?token={TOKEN}"):
+        for path in (
+            "/status",
+            "/metrics",
+            "/openapi.json",
+            "/runs",
+            f"/status/{TOKEN}",
+            f"/?token={TOKEN}",
+        ):
             for headers in ({}, {"Authorization": f"Bearer {TOKEN}"}):
                 _, body, answered = get(url + path, **headers)
                 assert TOKEN not in body.decode()
@@ -93,7 +117,7 @@ def test_the_token_is_nowhere_in_output(tmp_path: Path) -> None:
 
 
 def killed_server(root: Path, port: int = 0) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, "-m", "server", "--runs", str(root), "--port", str(port)]
+    command = [sys.executable, "-m", "gratis", "status", "--runs", str(root), "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, process.stdout.readline().split()[1].rstrip("/")
@@ -107,7 +131,9 @@ def test_after_kill_9_of_server_and_trainer_each_picks_up(tmp_path: Path) -> Non
         server.communicate()
         server, url = killed_server(tmp_path, int(url.rpartition(":")[2]))  # the same port, at once
         assert get_json(f"{url}/status")["state"] == "running"
-        assert [one.get("id") for one in read_events(f"{url}/events", 2, Last_Event_ID="a/1.10")] == [None, "a/1.20"]
+        assert [
+            one.get("id") for one in read_events(f"{url}/events", 2, Last_Event_ID="a/1.10")
+        ] == [None, "a/1.20"]
         trainer.send_signal(signal.SIGKILL)
         server.kill()
         trainer.wait()
@@ -169,9 +195,13 @@ scrape_configs:
     authorization: {{credentials_file: {tmp_path / "token"}}}
     static_configs: [{{targets: ["{url.removeprefix("http://")}"]}}]
 """)
-        arguments = [f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+        arguments = [
+            f"--config.file={tmp_path / 'prometheus.yml'}",
+            f"--storage.tsdb.path={tmp_path / 'data'}",
+        ]
         process = subprocess.Popen(
-            [prometheus, *arguments, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"], cwd=tmp_path
+            [prometheus, *arguments, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"],
+            cwd=tmp_path,
         )
 
         def query(expression: str) -> list[tuple[dict[str, str], float]]:

@@ -29,7 +29,18 @@ from urllib.parse import quote, urlsplit
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
-from served import ROOT, RunWriter, ask, dead_pid, get, get_json, read_events, serving, wait_for, writing
+from served import (
+    ROOT,
+    RunWriter,
+    ask,
+    dead_pid,
+    get,
+    get_json,
+    read_events,
+    serving,
+    wait_for,
+    writing,
+)
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -47,9 +58,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
     new.start()
     for step in (10, 20, 30):
         new.step(step)
-    new.writers[0].write("warning", {"message": "cannot read /home/somebody/secret/file.tar, or ~/x/y"})
     new.writers[0].write(
-        "eval", {"views": 1, "images": 200, "top1": 0.75, "top5": 0.9, "nll": 1.0, "wall_s": 2.0}, epoch=0, step=30
+        "warning", {"message": "cannot read /home/somebody/secret/file.tar, or ~/x/y"}
+    )
+    new.writers[0].write(
+        "eval",
+        {"views": 1, "images": 200, "top1": 0.75, "top5": 0.9, "nll": 1.0, "wall_s": 2.0},
+        epoch=0,
+        step=30,
     )
     (root / "no run").mkdir()
     (root / "file").write_text("x")
@@ -60,7 +76,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
 
 def test_status_of_the_newest_run(site: tuple[str, Path]) -> None:
     status = get_json(f"{site[0]}/status")
-    assert (status["name"], status["state"], status["step"], status["epoch"]) == ("new", "running", 30, 0)
+    assert (status["name"], status["state"], status["step"], status["epoch"]) == (
+        "new",
+        "running",
+        30,
+        0,
+    )
     assert status["images_per_s"] == {"loader": 500.0, "delivered": 200.0, "trainer": 200.0}
     assert status["headroom"] == 2.5
     assert status["data_wait_fraction"] == pytest.approx(0.01)
@@ -75,10 +96,10 @@ def test_status_of_the_newest_run(site: tuple[str, Path]) -> None:
 def test_status_by_name(site: tuple[str, Path]) -> None:
     status = get_json(f"{site[0]}/status/{quote('old one')}")
     assert (status["name"], status["state"], status["step"]) == ("old one", "finished", 10)
-    assert get_json(f"{site[0]}/status?run={quote('old one')}") | {"age_s": 0, "ranks": []} == status | {
+    assert get_json(f"{site[0]}/status?run={quote('old one')}") | {
         "age_s": 0,
         "ranks": [],
-    }
+    } == status | {"age_s": 0, "ranks": []}
     assert get(f"{site[0]}/status?run=nothing")[0] == 404
 
 
@@ -90,8 +111,25 @@ def test_runs(site: tuple[str, Path]) -> None:
     ]
 
 
-NAMES = ["nothing", "no run", "file", "..", ".", "../outside", "..%2foutside", "%2e%2e%2foutside", "new/", "new/../new",
-         "new%00", "%2fetc%2fpasswd", "new\\", "%ff", "NEW", "a" * 5000, "rank-0.jsonl"]  # fmt: skip
+NAMES = [
+    "nothing",
+    "no run",
+    "file",
+    "..",
+    ".",
+    "../outside",
+    "..%2foutside",
+    "%2e%2e%2foutside",
+    "new/",
+    "new/../new",
+    "new%00",
+    "%2fetc%2fpasswd",
+    "new\\",
+    "%ff",
+    "NEW",
+    "a" * 5000,
+    "rank-0.jsonl",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -110,9 +148,24 @@ def test_other_names_are_not_found(site: tuple[str, Path], name: str) -> None:
 
 def test_no_folders_or_configuration_in_any_answer(site: tuple[str, Path]) -> None:
     url, root = site
-    for path in ("/status", "/status/new", "/runs", "/metrics", "/openapi.json", "/readyz", "/status/x"):
+    for path in (
+        "/status",
+        "/status/new",
+        "/runs",
+        "/metrics",
+        "/openapi.json",
+        "/readyz",
+        "/status/x",
+    ):
         _, body, _ = get(url + path)
-        for secret in (str(root), "somebody", "secret", "/home", str(ROOT), os.environ.get("HOME", "/root") + "/"):
+        for secret in (
+            str(root),
+            "somebody",
+            "secret",
+            "/home",
+            str(ROOT),
+            os.environ.get("HOME", "/root") + "/",
+        ):
             assert secret not in body.decode(), (path, secret)
     assert "file.tar" in get(url + "/status")[1].decode()
 
@@ -132,7 +185,9 @@ def test_probes(site: tuple[str, Path], tmp_path: Path) -> None:
         def becomes(ready: int, state: str) -> bool:
             def is_so() -> bool:
                 code, body, _ = get(f"{url}/status")
-                return (get(f"{url}/readyz")[0], code) == (ready, 200) and json.loads(body)["state"] == state
+                return (get(f"{url}/readyz")[0], code) == (ready, 200) and json.loads(body)[
+                    "state"
+                ] == state
 
             return wait_for(is_so)
 
@@ -168,7 +223,12 @@ def test_the_server_outlives_the_trainer_and_a_deleted_run(tmp_path: Path) -> No
 def test_events_replay_and_resume(site: tuple[str, Path]) -> None:
     url = f"{site[0]}/events?run=new"
     events = read_events(url, 4)
-    assert [event.get("event") for event in events] == ["status", "interval", "interval", "interval"]
+    assert [event.get("event") for event in events] == [
+        "status",
+        "interval",
+        "interval",
+        "interval",
+    ]
     assert [event.get("id") for event in events] == [None, "new/1.10", "new/1.20", "new/1.30"]
     assert json.loads(events[0]["data"])["name"] == "new"
     assert [json.loads(event["data"])["step"] for event in events[1:]] == [10, 20, 30]
@@ -236,7 +296,11 @@ def test_event_clients_are_bounded_and_their_places_freed(tmp_path: Path) -> Non
 def test_metrics_parse_in_both_formats(site: tuple[str, Path]) -> None:
     for accept, parse, content_type in (
         ("text/plain", parse_text, "text/plain"),
-        ("application/openmetrics-text; version=1.0.0", parse_openmetrics, "application/openmetrics-text"),
+        (
+            "application/openmetrics-text; version=1.0.0",
+            parse_openmetrics,
+            "application/openmetrics-text",
+        ),
     ):
         status, body, headers = get(f"{site[0]}/metrics", Accept=accept)
         assert status == 200
@@ -249,7 +313,10 @@ def test_metrics_parse_in_both_formats(site: tuple[str, Path]) -> None:
         assert all(name.startswith("gratis_") for name, *_ in samples)
         by_run, by_rank = ("run", "new"), ("rank", "1")
         assert samples["gratis_trained_images_total", by_rank, by_run] == 3000
-        assert samples["gratis_loader_stage_seconds_total", by_rank, by_run, ("stage", "decode")] == 7.5
+        assert (
+            samples["gratis_loader_stage_seconds_total", by_rank, by_run, ("stage", "decode")]
+            == 7.5
+        )
         assert samples["gratis_loader_images_per_second", by_run] == 500
         assert samples["gratis_run_state", by_run, ("state", "running")] == 1
         assert samples["gratis_run_state", by_run, ("state", "crashed")] == 0
@@ -261,7 +328,9 @@ def test_promtool_finds_nothing_wrong(site: tuple[str, Path]) -> None:
     if promtool is None:
         pytest.skip("needs promtool, of Debian's package prometheus")
     _, body, _ = get(f"{site[0]}/metrics")
-    done = subprocess.run([promtool, "check", "metrics"], input=body, capture_output=True, check=False, timeout=30)
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=body, capture_output=True, check=False, timeout=30
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
@@ -285,7 +354,11 @@ def test_openapi_tells_every_fields_unit(site: tuple[str, Path]) -> None:
         "/readyz",
         "/healthz",
     } == set(schema["paths"])
-    ours = {name: one for name, one in schema["components"]["schemas"].items() if "Validation" not in name}
+    ours = {
+        name: one
+        for name, one in schema["components"]["schemas"].items()
+        if "Validation" not in name
+    }
     for name, model in ours.items():
         for field, value in model["properties"].items():
             assert value.get("description"), (name, field)
@@ -322,7 +395,17 @@ def test_nothing_but_reading_is_allowed(site: tuple[str, Path], method: str) -> 
 def test_head_is_get_without_the_body(site: tuple[str, Path]) -> None:
     parts = urlsplit(site[0])
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
-    for path in ("/status", "/runs", "/metrics", "/livez", "/", "/static/page.js", "/status/x", "/events", "/events"):
+    for path in (
+        "/status",
+        "/runs",
+        "/metrics",
+        "/livez",
+        "/",
+        "/static/page.js",
+        "/status/x",
+        "/events",
+        "/events",
+    ):
         connection.request("HEAD", path)
         answer = connection.getresponse()
         said = answer.status, answer.headers["content-type"], answer.read()
@@ -335,8 +418,17 @@ def test_head_is_get_without_the_body(site: tuple[str, Path]) -> None:
     assert read_events(f"{site[0]}/events", 1)
 
 
-HOSTS = [("localhost", 200), ("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("Box.Example:1", 200),
-         ("evil.example", 421), ("127.0.0.1.evil.example", 421), ("", 421), ("a@evil.example", 421)]  # fmt: skip
+HOSTS = [
+    ("localhost", 200),
+    ("localhost:8000", 200),
+    ("127.0.0.1", 200),
+    ("[::1]:80", 200),
+    ("Box.Example:1", 200),
+    ("evil.example", 421),
+    ("127.0.0.1.evil.example", 421),
+    ("", 421),
+    ("a@evil.example", 421),
+]
 
 
 def test_host_header(tmp_path: Path) -> None:
@@ -356,7 +448,14 @@ def test_token(tmp_path: Path) -> None:
             for path in ("/", "/livez", "/healthz", "/static/page.js"):
                 assert get(url + path)[0] == 200, path
             assert get(f"{url}/readyz")[0] == 503
-            for given in ("", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer \xff"):
+            for given in (
+                "",
+                "Bearer",
+                "Bearer wrong",
+                f"Basic {TOKEN}",
+                f"Bearer {TOKEN}x",
+                "Bearer \xff",
+            ):
                 assert get(f"{url}/runs", Authorization=given)[0] == 401, given
             assert get(f"{url}/runs", Cookie="gratis_token=wrong")[0] == 401
             assert get(f"{url}/runs", Authorization=f"Bearer {TOKEN}")[0] == 200
@@ -366,8 +465,10 @@ def test_token(tmp_path: Path) -> None:
 def fails(*arguments: str, env: dict[str, str] | None = None) -> str:
     """The one line on stderr of a server that must not start."""
     clean = {key: value for key, value in os.environ.items() if key != "GRATIS_TOKEN"} | (env or {})
-    command = [sys.executable, "-m", "server", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False, timeout=60)
+    command = [sys.executable, "-m", "gratis", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False, timeout=60
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -379,20 +480,32 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("short")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"port {port} of 127.0.0.1 is in use" in fails(runs, "--port", str(port))
-    assert "GRATIS_TOKEN" in fails(runs, "--host", "0.0.0.0", "--port", "0")
-    assert "16 to 256" in fails(runs, "--token-file", str(tmp_path / "file"), "--port", "0")
-    assert "cannot be read" in fails(runs, "--token-file", str(tmp_path / "none"), "--port", "0")
-    assert "no folder" in fails(f"--runs={tmp_path / 'file'}")
-    assert "99999" in fails(runs, "--port", "99999")
-    assert "cannot listen" in fails(runs, "--host", "203.0.113.7", env={"GRATIS_TOKEN": TOKEN})
-    assert "short" not in fails(runs, "--token-file", str(tmp_path / "file"), "--port", "0").replace("too short", "")
+        assert f"port {port} of 127.0.0.1 is in use" in fails("status", runs, "--port", str(port))
+    assert "GRATIS_TOKEN" in fails("status", runs, "--host", "0.0.0.0", "--port", "0")
+    assert "16 to 256" in fails(
+        "status", runs, "--token-file", str(tmp_path / "file"), "--port", "0"
+    )
+    assert "cannot be read" in fails(
+        "status", runs, "--token-file", str(tmp_path / "none"), "--port", "0"
+    )
+    assert "no folder" in fails("status", f"--runs={tmp_path / 'file'}")
+    assert "99999" in fails("status", runs, "--port", "99999")
+    assert "cannot listen" in fails(
+        "status", runs, "--host", "203.0.113.7", env={"GRATIS_TOKEN": TOKEN}
+    )
+    assert "short" not in fails(
+        "status", runs, "--token-file", str(tmp_path / "file"), "--port", "0"
+    ).replace("too short", "")
 
 
 def test_oversized_and_broken_requests(site: tuple[str, Path]) -> None:
     parts = urlsplit(site[0])
-    for request in (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x00\xff\r\n\r\n",
-                    b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n"):  # fmt: skip
+    for request in (
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\x00\xff\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n",
+    ):
         with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
             connection.sendall(request)
             assert connection.recv(100).split()[1].startswith(b"4")
@@ -400,13 +513,15 @@ def test_oversized_and_broken_requests(site: tuple[str, Path]) -> None:
 
 
 def test_starts_and_stops_at_once(tmp_path: Path) -> None:
-    """An open stream does not use up the three seconds that it may take to end. One good try of three is enough, as
-    other processes are at work too; a start is measured in CPU time."""
+    """An open stream does not use up the three seconds that it may take to end. One good try of
+    three is enough, as other processes are at work too; a start is measured in CPU time."""
 
     def stopping(*, stream: bool) -> float:
         with serving(tmp_path) as url:
             assert get(f"{url}/livez")[0] == 200
-            opened = urllib.request.urlopen(f"{url}/events", timeout=60) if stream else nullcontext()
+            opened = (
+                urllib.request.urlopen(f"{url}/events", timeout=60) if stream else nullcontext()
+            )
             begin = time.perf_counter()
         seconds = time.perf_counter() - begin
         with opened:
@@ -430,7 +545,7 @@ def cpu_of_children() -> float:
 
 
 def test_top_in_a_pipe(site: tuple[str, Path]) -> None:
-    command = [sys.executable, "-m", "server", "top", "--runs", str(site[1])]
+    command = [sys.executable, "-m", "gratis", "top", "--runs", str(site[1])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert "compute-bound" in done.stdout
     assert "500 images/s" in done.stdout
@@ -441,23 +556,35 @@ def test_top_shows_what_files_say_and_does_not_do_it(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "runs" / "odd")
     run.start()
     run.writers[0].write("warning", {"message": "\x1b[2Jgone\x07 \x9b31m"})
-    command = [sys.executable, "-m", "server", "top", "--runs", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "gratis", "top", "--runs", str(tmp_path / "runs")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert "\\x1b[2Jgone\\x07 \\x9b31m" in done.stdout
     assert not {"\x1b", "\x07", "\x9b"} & set(done.stdout)
 
 
 def test_top_on_a_terminal(tmp_path: Path) -> None:
-    """On a real one of 100 columns: it fills the screen, follows the run, and gives the screen back on ctrl-C."""
+    """On a real one of 100 columns: it fills the screen, follows the run, and gives the screen back
+    on ctrl-C."""
     run = RunWriter(tmp_path / "a", world=2)
     run.start()
     run.step(10)
     mine, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     process = subprocess.Popen(
-        ["setsid", "--ctty", "--wait", sys.executable, "-m", "server", "top", "--runs", str(tmp_path)],
-        cwd=ROOT, stdin=its, stdout=its, stderr=its, env=os.environ | {"TERM": "xterm-256color"},
-    )  # fmt: skip
+        [
+            "setsid",
+            "--ctty",
+            "--wait",
+            sys.executable,
+            *"-m gratis top --runs".split(),
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        env=os.environ | {"TERM": "xterm-256color"},
+    )
     os.close(its)
     said = b""
 
@@ -476,7 +603,13 @@ def test_top_on_a_terminal(tmp_path: Path) -> None:
         said = b""
         run.step(20, ranks={rank: {"wait_s": 9.0, "read_s": 60.0} for rank in (0, 1)})
         assert wait_for(lambda: shows(b"input-bound") and shows(b"read 9")), said
-        assert max(len(line) for line in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", said).decode().splitlines()) <= 100
+        assert (
+            max(
+                len(line)
+                for line in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", said).decode().splitlines()
+            )
+            <= 100
+        )
         os.write(mine, b"\x03")
         assert process.wait(timeout=60) == 0
         assert shows(b"\x1b[?1049l")
@@ -535,9 +668,10 @@ def test_the_last_words_arrive_although_the_server_ends(tmp_path: Path) -> None:
 
 ORPHAN = """
 import os, subprocess, sys, signal
-code = "import sys, server.__main__ as m; m.LINGER_S = 0.5; sys.argv[0] = 'server'; sys.exit(m.guard(m.main))"
+code = "import sys, gratis.server.commands as m; m.LINGER_S = 0.5; m.status(sys.argv[1:])"
 arguments = ["--runs", sys.argv[1], "--port", "0", "--parent", str(os.getpid())]
-server = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+command = [sys.executable, "-c", code, *arguments]
+server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 print(server.stdout.readline(), end="", flush=True)
 signal.pause()
 """

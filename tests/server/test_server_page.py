@@ -1,4 +1,5 @@
-"""The page in a real browser: it loads, follows a run live, says what became of it, and logs no error."""
+"""The page in a real browser: it loads, follows a run live, says what became of it, and logs no
+error."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ def test_the_page_follows_a_run_and_outlives_its_trainer(tmp_path: Path) -> None
         page.open(url)
         page.wait("!document.querySelector('#empty')?.hidden")
         with writing(root / "live", world=2) as process:
-            page.wait("document.querySelector('#kind')?.textContent == 'Compute-bound: the loader keeps up'")
+            page.wait(
+                "document.querySelector('#kind')?.textContent == 'Compute-bound: the loader "
+                "keeps up'"
+            )
             assert "2.5 times" in page.run("document.querySelector('#words').textContent")
             assert page.run("document.querySelectorAll('#rank-rows tr').length") == 2
             steps = "document.querySelector('#tiles').textContent.includes('{}')"
@@ -55,13 +59,22 @@ def test_the_page_follows_a_run_and_outlives_its_trainer(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_the_page_follows_a_real_run_to_its_end(tmp_path: Path, sample_shards: Path) -> None:
-    command = [sys.executable, "-m", "train", "--shards", str(sample_shards), "--runs", str(tmp_path / "runs")]
+    command = [
+        sys.executable,
+        *"-m gratis train --shards".split(),
+        str(sample_shards),
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     small = ["--recipe", "sample", "--epochs", "2", "--width", "0.25", "--hidden", "512"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with chromium(tmp_path / "profile") as page:
         process = subprocess.Popen(
-            [*command, *small, "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, *small, "--port", str(port)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             assert wait_for(lambda: answers(f"http://127.0.0.1:{port}/livez"), 30)
@@ -73,7 +86,11 @@ def test_the_page_follows_a_real_run_to_its_end(tmp_path: Path, sample_shards: P
             page.wait(f"document.querySelector('#tiles').textContent != {json.dumps(first)}", 30)
             assert page.console == []
             page.wait("document.querySelector('#state').textContent == 'finished'", 90)
-            page.wait("document.querySelector('#notice').textContent.includes('status server has closed')", 30)
+            page.wait(
+                "document.querySelector('#notice').textContent.includes('status server has "
+                "closed')",
+                30,
+            )
             assert "64step of 64" in page.run("document.querySelector('#tiles').textContent")
             assert process.wait(timeout=30) == 0
         finally:
@@ -82,8 +99,11 @@ def test_the_page_follows_a_real_run_to_its_end(tmp_path: Path, sample_shards: P
 
 
 @pytest.mark.slow
-def test_the_page_follows_the_shard_stage_of_training_on_a_drawn_sample(tmp_path: Path, sample_source: Path) -> None:
-    """`python -m train` without shards: they are made under the page's eyes, and then it turns to training."""
+def test_the_page_follows_the_shard_stage_of_training_on_a_drawn_sample(
+    tmp_path: Path, sample_source: Path
+) -> None:
+    """`gratis train` without shards: they are made under the page's eyes, and then it turns to
+    training."""
     (tmp_path / "sample").mkdir()
     (tmp_path / "sample" / "source").symlink_to(sample_source)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -91,17 +111,24 @@ def test_the_page_follows_the_shard_stage_of_training_on_a_drawn_sample(tmp_path
     small = ["--epochs", "9", "--width", "0.125", "--hidden", "128", "--port", str(port)]
     with chromium(tmp_path / "profile") as page:
         process = subprocess.Popen(
-            [sys.executable, "-m", "train", *small], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [sys.executable, "-m", "gratis", "train", *small],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             assert wait_for(lambda: answers(f"http://127.0.0.1:{port}/livez"), 90)
             page.open(f"http://127.0.0.1:{port}/")
             page.wait(
-                "['Making shards', 'The shards are made'].includes(document.querySelector('#kind')?.textContent)", 90
+                "['Making shards', 'The shards are "
+                "made'].includes(document.querySelector('#kind')?.textContent)",
+                90,
             )
             assert page.run("document.querySelector('#shards').hidden") is False
-            assert " of 1,200 images" in page.run("document.querySelector('#shard-words').textContent")
+            assert " of 1,200 images" in page.run(
+                "document.querySelector('#shard-words').textContent"
+            )
             page.wait("document.querySelector('#state').textContent == 'running'", 120)
             assert page.run("document.querySelector('#shards').hidden") is True
             assert page.console == []
@@ -130,7 +157,9 @@ def test_the_page_asks_for_the_token_and_reconnects(tmp_path: Path) -> None:
             page.wait("document.querySelector('#state').textContent == 'running'")
             assert page.run("location.href").rstrip("/") == url
         page.wait("document.querySelector('#notice').hidden === false")
-        with serving(tmp_path / "runs", "--port", url.rpartition(":")[2], env={"GRATIS_TOKEN": TOKEN}):
+        with serving(
+            tmp_path / "runs", "--port", url.rpartition(":")[2], env={"GRATIS_TOKEN": TOKEN}
+        ):
             page.wait("document.querySelector('#notice').hidden", 20)
             run.step(20)
             page.wait("document.querySelector('#tiles').textContent.includes('20step of 200')", 20)
@@ -142,7 +171,9 @@ def test_the_page_says_that_a_run_is_gone_and_not_the_server(tmp_path: Path) -> 
         run = RunWriter(root / name)
         run.start()
         run.step(10)
-    notice = "!document.querySelector('#notice').hidden && document.querySelector('#notice').textContent"
+    notice = (
+        "!document.querySelector('#notice').hidden && document.querySelector('#notice').textContent"
+    )
     with serving(root) as url, chromium(tmp_path / "profile") as page:
         page.open(f"{url}/#run=never")
         page.wait(f"({notice} || '').startsWith('There is no run “never” here')")

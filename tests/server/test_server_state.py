@@ -13,13 +13,13 @@ import psutil
 import pytest
 from served import RunWriter, dead_pid, writing
 
-from preprocess.events import EventWriter, ShardProgress
-from server.metrics import exposition
-from server.records import NOTHING, Sums
-from server.run import Run
-from server.runs import Runs
-from server.state import derive
-from server.verdict import RankLoad, headroom, judge, total_speed, wait_fraction
+from gratis.events import EventWriter, ShardProgress
+from gratis.server.metrics import exposition
+from gratis.server.records import NOTHING, Sums
+from gratis.server.run import Run
+from gratis.server.runs import Runs
+from gratis.server.state import derive
+from gratis.server.verdict import RankLoad, headroom, judge, total_speed, wait_fraction
 
 STALL_S = 60.0
 
@@ -45,12 +45,25 @@ STALL_S = 60.0
         ({0: "nonsense"}, [], True, 1, "running"),
     ],
 )
-def test_state_by_the_table(outcomes: dict[int, str], dead: list[int], stepped: bool, age_s: float, state: str) -> None:
-    assert derive(outcomes=outcomes, dead=dead, stepped=stepped, age_s=age_s, stall_s=STALL_S)[0] == state
+def test_state_by_the_table(
+    outcomes: dict[int, str], dead: list[int], stepped: bool, age_s: float, state: str
+) -> None:
+    assert (
+        derive(outcomes=outcomes, dead=dead, stepped=stepped, age_s=age_s, stall_s=STALL_S)[0]
+        == state
+    )
 
 
 def load(rank: int = 0, **changed: float) -> RankLoad:
-    usual = {"steps": 10, "images": 1000, "wall_s": 10, "delivered": 1000, "blocked_s": 6, "decode_s": 3, "read_s": 1}
+    usual = {
+        "steps": 10,
+        "images": 1000,
+        "wall_s": 10,
+        "delivered": 1000,
+        "blocked_s": 6,
+        "decode_s": 3,
+        "read_s": 1,
+    }
     return RankLoad(rank=rank, sums=Sums(**NOTHING._asdict() | usual | changed))
 
 
@@ -75,7 +88,9 @@ def load(rank: int = 0, **changed: float) -> RankLoad:
         ([load(0), load(1), load(2, wall_s=12.4)], "compute-bound", None, None),
     ],
 )
-def test_verdict_by_the_table(loads: list[RankLoad], kind: str, stage: str | None, rank: int | None) -> None:
+def test_verdict_by_the_table(
+    loads: list[RankLoad], kind: str, stage: str | None, rank: int | None
+) -> None:
     verdict = judge(loads)
     assert (verdict.kind, verdict.stage, verdict.rank) == (kind, stage, rank)
     assert verdict.text
@@ -89,7 +104,12 @@ def test_a_long_evaluation_is_no_stall(tmp_path: Path) -> None:
     for rank in (0, 1):
         os.utime(run.path / f"rank-{rank}.jsonl", (past, past))
     assert look(run.path)[0] == "stalled"
-    run.writers[0].write("eval_progress", {"views": 10, "images": 40, "total": 200, "wall_s": 300.0}, epoch=1, step=10)
+    run.writers[0].write(
+        "eval_progress",
+        {"views": 10, "images": 40, "total": 200, "wall_s": 300.0},
+        epoch=1,
+        step=10,
+    )
     view = Runs(tmp_path, STALL_S).view("a")
     assert view is not None
     assert (view.status.state, view.status.reason) == ("running", "evaluating, 80 of 200 images")
@@ -116,9 +136,12 @@ def test_rates_by_hand() -> None:
 
 
 def test_capacity_is_over_the_time_at_work() -> None:
-    assert load(blocked_s=0).capacity == pytest.approx(1000 / 4)  # idle at an epoch's end counts as little as blocked
-    assert load(wait_s=5).capacity == pytest.approx(1000 / 5)  # nobody waits for a loader that is not at work
-    assert load(decode_s=0, read_s=0).capacity == pytest.approx(1000 / 4)  # without stages: what was not blocked
+    # idle at an epoch's end counts as little as blocked
+    assert load(blocked_s=0).capacity == pytest.approx(1000 / 4)
+    # nobody waits for a loader that is not at work
+    assert load(wait_s=5).capacity == pytest.approx(1000 / 5)
+    # without stages: what was not blocked
+    assert load(decode_s=0, read_s=0).capacity == pytest.approx(1000 / 4)
     assert load(delivered=0).capacity is None
 
 
@@ -198,19 +221,26 @@ def test_another_process_with_the_pid_is_not_the_writer(tmp_path: Path) -> None:
     text = file.read_text()
     assert look(run.path)[0] == "starting"
     began = text.index('"t":') + 4
-    file.write_text(text[:began] + "1000000.5" + text[text.index(",", began) :])  # long before this process began
+    # long before this process began
+    file.write_text(text[:began] + "1000000.5" + text[text.index(",", began) :])
     assert look(run.path)[0] == "crashed"
 
 
 @pytest.mark.parametrize(
-    ("host", "namespace", "state"), [(None, 1, "running"), ("other", None, "running"), (None, None, "crashed")]
+    ("host", "namespace", "state"),
+    [(None, 1, "running"), ("other", None, "running"), (None, None, "crashed")],
 )
 def test_a_pid_counts_in_its_own_host_and_namespace(
     tmp_path: Path, host: str | None, namespace: int | None, state: str
 ) -> None:
     """In a container a writer's pid means something else here: nobody can tell whether it lives."""
     here = os.stat("/proc/self/ns/pid").st_ino
-    start = {"world": 1, "pid": dead_pid(), "host": host or socket.gethostname(), "pid_namespace": namespace or here}
+    start = {
+        "world": 1,
+        "pid": dead_pid(),
+        "host": host or socket.gethostname(),
+        "pid_namespace": namespace or here,
+    }
     writer = EventWriter(tmp_path / "a" / "rank-0.jsonl", attempt=1, rank=0)
     writer.write("start", start)
     writer.write("step", {"steps": 10, "images": 100, "wall_s": 1.0, "loader": {}}, step=10)
@@ -251,7 +281,12 @@ def test_a_later_attempt_wins_and_runs_in_a_smaller_world(tmp_path: Path) -> Non
     assert seen == [(10, 1, 3.0, 200.0), (20, 1, 3.0, 200.0), (30, 2, 1.0, 100.0)]
     view = Runs(tmp_path, STALL_S).view("a")
     assert view is not None
-    assert (view.status.world, view.status.attempt, len(view.status.ranks), view.status.step) == (1, 2, 1, 30)
+    assert (view.status.world, view.status.attempt, len(view.status.ranks), view.status.step) == (
+        1,
+        2,
+        1,
+        30,
+    )
     assert view.status.images_trained == 6000  # rank 0's, both attempts
 
 
@@ -276,10 +311,16 @@ def test_history_is_bounded_and_adds_up(tmp_path: Path) -> None:
 
 def garbage(path: Path) -> None:
     with path.open("ab") as file:
-        file.write(b"\xff\xfe\x00 no json\n[1,2]\n" + b"[" * 50_000 + b"\n" + b'{"kind":"step","t":1}\n')
-        file.write(b'{"kind":"step","t":1,"step":"x","steps":1e400,"wall_s":-1,"loader":5,"attempt":1}\n')
+        file.write(
+            b"\xff\xfe\x00 no json\n[1,2]\n" + b"[" * 50_000 + b"\n" + b'{"kind":"step","t":1}\n'
+        )
+        file.write(
+            b'{"kind":"step","t":1,"step":"x","steps":1e400,"wall_s":-1,"loader":5,"attempt":1}\n'
+        )
         file.write(b'{"kind":"step","t":NaN,"step":1e300,"steps":1,"wall_s":1,"attempt":[]}\n')
-        file.write(b'{"kind":"start","t":1,"world":"two","mesh":[],"pid":"x","attempt":1,"config":null}\n')
+        file.write(
+            b'{"kind":"start","t":1,"world":"two","mesh":[],"pid":"x","attempt":1,"config":null}\n'
+        )
         file.write(
             b'{"kind":"eval","t":1,"attempt":1,"top1":"high"}\n{"kind":"warning","t":2,"message":{},"attempt":1}\n'
         )
@@ -356,7 +397,13 @@ def test_a_replaced_run_is_read_anew(tmp_path: Path) -> None:
 def test_shard_progress(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path / "a" / "shards.jsonl", attempt=1, rank=0)
     progress = ShardProgress(
-        images=50, bytes_in=5_000_000, bytes_out=1_000_000, wall_s=2.0, done=50, total=100, rejects=1
+        images=50,
+        bytes_in=5_000_000,
+        bytes_out=1_000_000,
+        wall_s=2.0,
+        done=50,
+        total=100,
+        rejects=1,
     )
     writer.write("progress", progress)
     view = Runs(tmp_path, STALL_S).view()
@@ -365,7 +412,11 @@ def test_shard_progress(tmp_path: Path) -> None:
     shards = view.status.shards
     assert shards is not None
     assert (shards.state, shards.done, shards.total, shards.rejects) == ("running", 50, 100, 1)
-    assert (shards.images_per_s, shards.bytes_in_per_s, shards.remaining_s) == (25.0, 2_500_000.0, 2.0)
+    assert (shards.images_per_s, shards.bytes_in_per_s, shards.remaining_s) == (
+        25.0,
+        2_500_000.0,
+        2.0,
+    )
     writer.write("progress", progress | ShardProgress(**progress | {"done": 100}))  # type: ignore[typeddict-item]
     view = Runs(tmp_path, STALL_S).view()
     assert view is not None
@@ -379,8 +430,18 @@ def test_shard_progress(tmp_path: Path) -> None:
         (True, (), "starting", "shards are being made"),
         (False, (), "crashed", "the process of the shard stage is gone and left no word"),
         (False, ("finished", None), "finished", "the shard stage reports the end"),
-        (False, ("failed", "no room in /data/x"), "crashed", "the shard stage reports a failure: no room in x"),
-        (False, ("interrupted", None), "preempted", "the shard stage was interrupted; the run can be resumed"),
+        (
+            False,
+            ("failed", "no room in /data/x"),
+            "crashed",
+            "the shard stage reports a failure: no room in x",
+        ),
+        (
+            False,
+            ("interrupted", None),
+            "preempted",
+            "the shard stage was interrupted; the run can be resumed",
+        ),
     ],
 )
 def test_where_nothing_trains_the_shard_stage_speaks_for_the_run(

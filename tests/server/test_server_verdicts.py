@@ -1,4 +1,5 @@
-"""The verdicts, made to happen: real training runs on the drawn sample, each with one thing really slow."""
+"""The verdicts, made to happen: real training runs on the drawn sample, each with one thing really
+slow."""
 
 from __future__ import annotations
 
@@ -15,25 +16,35 @@ import psutil
 import pytest
 from served import ROOT, wait_for
 
-from loader import Loader, LoaderConfig
-from preprocess.events import EventWriter
-from server.models import RunStatus
-from server.runs import Runs
+from gratis.events import EventWriter
+from gratis.loader import Loader, LoaderConfig
+from gratis.server.models import RunStatus
+from gratis.server.runs import Runs
 
 pytestmark = pytest.mark.slow
-SMALL = ["--recipe", "sample", "--epochs", "50", "--port", "0", "--width", "0.125", "--hidden", "256"]
+SMALL = [*"--recipe sample --epochs 50 --port 0 --width 0.125 --hidden 256".split()]
 
 
 @contextmanager
 def training(
     shards: Path, runs: Path, *arguments: str, env: Mapping[str, str] | None = None
 ) -> Iterator[psutil.Process]:
-    """`python -m train` under way, ended on exit with every process that it started."""
+    """`gratis train` under way, ended on exit with every process that it started."""
     slowed = Path(__file__).parent / "slowed"
     process = subprocess.Popen(
-        [sys.executable, "-m", "train", "--shards", str(shards), "--runs", str(runs), *SMALL, *arguments],
+        [
+            sys.executable,
+            *"-m gratis train --shards".split(),
+            str(shards),
+            "--runs",
+            str(runs),
+            *SMALL,
+            *arguments,
+        ],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{slowed}:{ROOT}", "CUDA_VISIBLE_DEVICES": ""} | dict(env or {}),
+        env=os.environ
+        | {"PYTHONPATH": f"{slowed}:{ROOT}", "CUDA_VISIBLE_DEVICES": ""}
+        | dict(env or {}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -46,7 +57,9 @@ def training(
         process.wait()
 
 
-def awaited(runs: Path, holds: Callable[[RunStatus], bool], seconds: float = 60.0, stall_s: float = 60.0) -> RunStatus:
+def awaited(
+    runs: Path, holds: Callable[[RunStatus], bool], seconds: float = 60.0, stall_s: float = 60.0
+) -> RunStatus:
     """The status once `holds` is true of it."""
     reader = Runs(runs, stall_s)
     newest: list[RunStatus] = []
@@ -62,11 +75,14 @@ def awaited(runs: Path, holds: Callable[[RunStatus], bool], seconds: float = 60.
 
 
 def judged(kind: str) -> Callable[[RunStatus], bool]:
-    """Of some seconds, so that the first interval, in which pipelines fill, is not what was judged."""
+    """Of some seconds, so that the first interval, in which pipelines fill, is not what was
+    judged."""
     return lambda status: status.verdict.kind == kind and status.step >= 12
 
 
-def test_an_expensive_model_is_compute_bound_and_stopped_it_is_stalled(sample_shards: Path, tmp_path: Path) -> None:
+def test_an_expensive_model_is_compute_bound_and_stopped_it_is_stalled(
+    sample_shards: Path, tmp_path: Path
+) -> None:
     with training(sample_shards, tmp_path, "--width", "0.5", "--hidden", "4096") as family:
         status = awaited(tmp_path, judged("compute-bound"))
         assert status.headroom is not None
@@ -83,7 +99,8 @@ def test_an_expensive_model_is_compute_bound_and_stopped_it_is_stalled(sample_sh
 
 
 def test_a_slow_disk_is_input_bound_by_read(sample_shards: Path, tmp_path: Path) -> None:
-    """A second and a half for a batch, which no machine needs to train on one, however busy it is."""
+    """A second and a half for a batch, which no machine needs to train on one, however busy it
+    is."""
     with training(sample_shards, tmp_path, "--decoded", "none", env={"GRATIS_SLOW_READ": "1.5"}):
         status = awaited(tmp_path, judged("input-bound"), seconds=120)
     assert status.verdict.stage == "read"
@@ -93,7 +110,12 @@ def test_a_slow_disk_is_input_bound_by_read(sample_shards: Path, tmp_path: Path)
 
 
 def test_a_rank_with_a_slow_disk_is_the_straggler(sample_shards: Path, tmp_path: Path) -> None:
-    with training(sample_shards, tmp_path, "--gpus", "2", "--decoded", "none", env={"GRATIS_SLOW_READ": "0.5@1"}):
+    with training(
+        sample_shards,
+        tmp_path,
+        *"--gpus 2 --decoded none".split(),
+        env={"GRATIS_SLOW_READ": "0.5@1"},
+    ):
         status = awaited(tmp_path, judged("straggler"))
     assert (status.verdict.rank, status.verdict.stage) == (1, "read")
 
@@ -106,7 +128,8 @@ def test_a_slow_rank_is_the_straggler(sample_shards: Path, tmp_path: Path) -> No
 
 
 def test_one_decoding_thread_is_input_bound_by_decode(sample_shards: Path, tmp_path: Path) -> None:
-    """A consumer that takes what it gets; images/s then are what one thread decodes, and the headroom is 1."""
+    """A consumer that takes what it gets; images/s then are what one thread decodes, and the
+    headroom is 1."""
     writer = EventWriter(tmp_path / "a" / "rank-0.jsonl", attempt=1, rank=0)
     writer.write("start", {"world": 1})
     config = LoaderConfig(batch_size=100, crop=112, threads=1)
@@ -121,8 +144,14 @@ def test_one_decoding_thread_is_input_bound_by_decode(sample_shards: Path, tmp_p
                 wait_s += time.perf_counter() - asked
                 step += 1
                 asked = time.perf_counter()
-            taken = {"wall_s": time.perf_counter() - begin, "wait_s": wait_s, "loader": loader.take_counters()}
-            writer.write("step", {"steps": len(loader), "images": loader.num_samples, **taken}, step=step)
+            taken = {
+                "wall_s": time.perf_counter() - begin,
+                "wait_s": wait_s,
+                "loader": loader.take_counters(),
+            }
+            writer.write(
+                "step", {"steps": len(loader), "images": loader.num_samples, **taken}, step=step
+            )
     status = awaited(tmp_path, judged("input-bound"), seconds=1)
     assert status.verdict.stage == "decode"
     assert status.headroom == pytest.approx(1.0, abs=0.2)

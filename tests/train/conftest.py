@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small import python
+from small import gratis
 
 
 @pytest.fixture(scope="session")
 def shards32(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("small") / "shards32"
-    done = python("preprocess", "shards", "--src", str(sample_source), "--out", str(out), "--size", "32")
+    done = gratis("shards", "--src", str(sample_source), "--out", str(out), "--size", "32")
     assert done.returncode == 0, done.stderr
     return out
 
@@ -20,9 +20,17 @@ def shards32(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def ablated(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of runs after an ablation of one switch and one seed."""
     runs = tmp_path_factory.mktemp("runs")
-    done = python("train", "ablate", "--shards", str(sample_shards), "--runs", str(runs), "--fields", "overlap",
-                  "--seeds", "0", "--gpus", "1", "--recipe", "sample", "--width", "0.0625", "--epochs", "1", "--batch",
-                  "100")  # fmt: skip
+    done = gratis(
+        "ablate",
+        "--shards",
+        str(sample_shards),
+        "--runs",
+        str(runs),
+        *(
+            "--fields overlap --seeds 0 --gpus 1 --recipe sample --width 0.0625 --epochs 1 "
+            "--batch 100"
+        ).split(),
+    )
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.splitlines()[-1]).name == "ablation.md"
     return runs

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.errors import UserError
-from train.launch import outcome, records
-from train.layers import plan
-from train.options import parse
-from train.paper.ablate import WHOLE, Ablate, ablate, as_arguments, digest, row
-from train.paper.switches import SWITCHES
-from train.recipes import RECIPES, RELEASED, SAMPLE
+from gratis.errors import GratisError
+from gratis.train.launcher.launch import outcome, records
+from gratis.train.network.layers import plan
+from gratis.train.options import parse
+from gratis.train.paper.ablate import WHOLE, Ablate, ablate, as_arguments, digest, row
+from gratis.train.paper.switches import SWITCHES
+from gratis.train.recipes import RECIPES, RELEASED, SAMPLE
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -28,13 +28,17 @@ def test_a_switched_recipe_is_what_its_options_say(name: str, switch: str) -> No
 
 def test_the_one_column_network_is_the_authors_own() -> None:
     one = SWITCHES["towers"].off(RELEASED)
-    assert sum(own.parameters for own in plan(one, 1000).values()) == 59_798_312  # specification, section 3
+    # specification, section 3
+    assert sum(own.parameters for own in plan(one, 1000).values()) == 59_798_312
     lrn = SWITCHES["lrn"].off(RELEASED)
     assert (lrn.lrn, lrn.map_norm) == (False, False)
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
-    found = {WHOLE: {0: (50.0, 20.0), 1: (40.0, 10.0)}, "lrn": {0: (52.0, 20.5), 1: (41.0, 11.5), 2: (90.0, 90.0)}}
+    found = {
+        WHOLE: {0: (50.0, 20.0), 1: (40.0, 10.0)},
+        "lrn": {0: (52.0, 20.5), 1: (41.0, 11.5), 2: (90.0, 90.0)},
+    }
     own = row("lrn", found)
     assert own["top1_delta"] == [2, 1]
     assert own["top5_delta"] == [0.5, 1.5]
@@ -43,7 +47,10 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 @pytest.mark.slow
 def test_ablation_trains_once_and_tabulates(
-    ablated: Path, sample_shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ablated: Path,
+    sample_shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     runs = ablated
     folders = sorted(runs.glob("ablate-*"))
@@ -54,7 +61,14 @@ def test_ablation_trains_once_and_tabulates(
     sizes = [(folder / "rank-0.jsonl").stat().st_size for folder in folders]
     monkeypatch.setenv("XDG_CACHE_HOME", str(runs / "cache"))
     quick = replace(SAMPLE, width=0.0625, epochs=1, batch=100)  # what the command says
-    options = Ablate(shards=str(sample_shards), runs=runs, fields="overlap", seeds="0", recipe="sample", whole=quick)
+    options = Ablate(
+        shards=str(sample_shards),
+        runs=runs,
+        fields="overlap",
+        seeds="0",
+        recipe="sample",
+        whole=quick,
+    )
     # the same dataset at an address: nothing is trained again
     table = ablate(replace(options, shards=f"file://{sample_shards}"))
     assert sorted(runs.glob("ablate-*")) == folders
@@ -62,7 +76,8 @@ def test_ablation_trains_once_and_tabulates(
     assert "| pooling 2x2 every 2 | 1 |" in table.read_text()
     rows = json.loads((table.parent / "ablation.json").read_text())["rows"]
     last = [
-        next(r for r in reversed(records(folder)) if r["kind"] == "eval" and r["views"] == 10) for folder in folders
+        next(r for r in reversed(records(folder)) if r["kind"] == "eval" and r["views"] == 10)
+        for folder in folders
     ]
     assert rows[1]["top1"] == pytest.approx([100 - 100 * last[0]["top1"]])
     assert rows[1]["top1_delta"] == pytest.approx([100 * (last[1]["top1"] - last[0]["top1"])])
@@ -71,16 +86,28 @@ def test_ablation_trains_once_and_tabulates(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [({"fields": "lrn,nose"}, "'nose' is none of"), ({"seeds": "0,x"}, "0,x must be whole numbers")]
+    ("wrong", "said"),
+    [
+        ({"fields": "lrn,nose"}, "'nose' is none of"),
+        ({"seeds": "0,x"}, "0,x must be whole numbers"),
+    ],
 )
 def test_wrong_ablations_are_told(wrong: dict[str, str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(GratisError, match=said):
         Ablate(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("switch", ["lrn", "towers"])
-def test_what_is_off_already_is_not_switched(sample_shards: Path, tmp_path: Path, switch: str) -> None:
+def test_what_is_off_already_is_not_switched(
+    sample_shards: Path, tmp_path: Path, switch: str
+) -> None:
     whole = replace(RECIPES["owt"], image_size=128, crop=112)
-    with pytest.raises(UserError, match=f"--fields {switch}: these settings have that off already"):
-        ablate(Ablate(shards=str(sample_shards), runs=tmp_path, recipe="owt", whole=whole, fields=switch))
+    with pytest.raises(
+        GratisError, match=f"--fields {switch}: these settings have that off already"
+    ):
+        ablate(
+            Ablate(
+                shards=str(sample_shards), runs=tmp_path, recipe="owt", whole=whole, fields=switch
+            )
+        )
     assert not list(tmp_path.iterdir())

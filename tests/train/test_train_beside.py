@@ -19,21 +19,21 @@ import pytest
 from ports import free_port
 from small import ROOT
 
-from preprocess.errors import UserError
-from train import status
-from train.agent import folder_for_words
-from train.locks import hold
-from train.status import start_server
+from gratis.errors import GratisError
+from gratis.locks import hold
+from gratis.train.launcher import status_server
+from gratis.train.launcher.agent import folder_for_words
+from gratis.train.launcher.status_server import start_server
 
 
 @pytest.fixture(autouse=True)
 def _ports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if each test were a command of its own, at ports that are free."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(status, "FIRST_PORT", free_port())
-    monkeypatch.setattr(status, "CHOSEN", [])
+    monkeypatch.setattr(status_server, "FIRST_PORT", free_port())
+    monkeypatch.setattr(status_server, "CHOSEN", [])
     yield
-    for mark in status.CHOSEN:
+    for mark in status_server.CHOSEN:
         mark.close()
 
 
@@ -51,11 +51,16 @@ def ended(server: subprocess.Popen[bytes] | None, number: int) -> None:
     server.wait(60)
 
 
-def test_two_commands_at_once_take_two_ports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_commands_at_once_take_two_ports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The second looks before the first's server listens."""
     servers = [start_server(tmp_path / name, None) for name in "ab"]
     try:
-        ports = [int(port) for port in re.findall(r"status: http://127\.0\.0\.1:(\d+)", capsys.readouterr().out)]
+        ports = [
+            int(port)
+            for port in re.findall(r"status: http://127\.0\.0\.1:(\d+)", capsys.readouterr().out)
+        ]
         assert len(set(ports)) == 2
         for port in ports:
             listens(port)
@@ -65,9 +70,11 @@ def test_two_commands_at_once_take_two_ports(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_server_that_is_lost_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int) -> None:
+def test_a_server_that_is_lost_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int
+) -> None:
     server = start_server(tmp_path, None)
-    listens(status.FIRST_PORT)
+    listens(status_server.FIRST_PORT)
     ended(server, number)
     for thread in threading.enumerate():
         if thread.name == "status":
@@ -76,29 +83,44 @@ def test_a_server_that_is_lost_is_told(tmp_path: Path, capfd: pytest.CaptureFixt
     if number == signal.SIGTERM:  # as the command itself ends it
         assert told == ""
     else:
-        assert re.fullmatch(r"warning: the status server was killed by SIGKILL; .* -m server .* shows it\n", told)
+        assert re.fullmatch(
+            r"warning: the status server was killed by SIGKILL; .* -m gratis status .* shows it\n",
+            told,
+        )
 
 
 def test_the_server_of_a_command_that_was_killed_makes_way(tmp_path: Path) -> None:
-    port = status.FIRST_PORT
+    port = status_server.FIRST_PORT
     with subprocess.Popen(["true"]) as gone:
         pass
-    command = [sys.executable, "-m", "server", "--runs", str(tmp_path), "--port", str(port), "--parent", str(gone.pid)]
+    command = [
+        sys.executable,
+        *"-m gratis status --runs".split(),
+        str(tmp_path),
+        "--port",
+        str(port),
+        "--parent",
+        str(gone.pid),
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as orphan:
         listens(port)
         new = start_server(tmp_path, port)
         assert orphan.poll() is not None
         listens(port)
-        with pytest.raises(UserError, match=f"--port {port} is taken"):  # its command lives
+        with pytest.raises(GratisError, match=f"--port {port} is taken"):  # its command lives
             start_server(tmp_path, port)
         assert new is not None
         assert new.poll() is None
         ended(new, signal.SIGTERM)
 
 
-def test_words_of_launchers_that_were_killed_go_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_of_launchers_that_were_killed_go_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    killed, living, begun = (tmp_path / f"gratis-ranks-{name}" for name in ("killed", "living", "begun"))
+    killed, living, begun = (
+        tmp_path / f"gratis-ranks-{name}" for name in ("killed", "living", "begun")
+    )
     other = tmp_path / "other"
     for folder in (killed, living, begun, other):
         (folder / "attempt").mkdir(parents=True)
@@ -112,6 +134,10 @@ def test_words_of_launchers_that_were_killed_go_with_the_next(tmp_path: Path, mo
         os.utime(words, (0, 0))
         with folder_for_words() as more:
             assert {path.name for path in tmp_path.iterdir()} == {
-                living.name, begun.name, other.name, Path(words).name, Path(more).name,
-            }  # fmt: skip
+                living.name,
+                begun.name,
+                other.name,
+                Path(words).name,
+                Path(more).name,
+            }
     assert {path.name for path in tmp_path.iterdir()} == {living.name, begun.name, other.name}

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from preprocess.errors import UserError
-from preprocess.events import EventWriter
-from train import checkpoint
-from train.checkpoint import FILES, SUMS, Arrays, State, latest, read_state, undamaged, write
-from train.network import AlexNet
-from train.optim import Optimiser
-from train.recipes import SAMPLE
-from train.saving import Saver
+from gratis.errors import GratisError
+from gratis.events import EventWriter
+from gratis.train import checkpoint
+from gratis.train.checkpoint import FILES, SUMS, Arrays, State, latest, read_state, undamaged, write
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.optimiser import Optimiser
+from gratis.train.recipes import SAMPLE
+from gratis.train.saving import Saver
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ def test_a_missing_latest_falls_back_to_the_newest(tmp_path: Path, arrays: Array
     assert latest(tmp_path) == tmp_path / "step-00000001"
 
 
-def test_a_hand_may_point_at_an_older_one_and_go_on_from_there(tmp_path: Path, arrays: Arrays) -> None:
+def test_a_hand_may_point_at_an_older_one_and_go_on_from_there(
+    tmp_path: Path, arrays: Arrays
+) -> None:
     for step in (10, 30):
         write(tmp_path, arrays, of_step(step))
     (tmp_path / "latest").write_text("step-00000010\n")
@@ -106,7 +108,7 @@ def test_two_are_kept_and_what_cannot_go_does_no_harm(tmp_path: Path, arrays: Ar
 def test_a_damaged_state_names_the_way_out(tmp_path: Path, arrays: Arrays) -> None:
     write(tmp_path, arrays, of_step(1))
     (tmp_path / "step-00000001" / "state.json").write_text("{")
-    with pytest.raises(UserError, match="point its `latest` at an older one"):
+    with pytest.raises(GratisError, match="point its `latest` at an older one"):
         read_state(tmp_path / "step-00000001")
 
 
@@ -136,12 +138,14 @@ def test_a_flipped_bit_is_noticed_and_the_one_before_taken(
     assert undamaged(tmp_path) == (newest, [])
 
 
-def test_a_lost_file_is_damage_and_without_an_older_one_nothing_is_touched(tmp_path: Path, arrays: Arrays) -> None:
+def test_a_lost_file_is_damage_and_without_an_older_one_nothing_is_touched(
+    tmp_path: Path, arrays: Arrays
+) -> None:
     assert undamaged(tmp_path) == (None, [])
     write(tmp_path, arrays, of_step(1))
     (tmp_path / "step-00000001" / "optimiser.safetensors").unlink()
     for _ in range(2):
-        with pytest.raises(UserError, match="no older one is whole; choose another --run"):
+        with pytest.raises(GratisError, match="no older one is whole; choose another --run"):
             undamaged(tmp_path)
 
 
@@ -149,14 +153,16 @@ def test_sums_that_were_cut_short_are_damage_in_words(tmp_path: Path, arrays: Ar
     write(tmp_path, arrays, of_step(1))
     sums = tmp_path / "step-00000001" / SUMS
     os.truncate(sums, 40)
-    with pytest.raises(UserError, match=rf"is damaged \({SUMS} does not name its files\)"):
+    with pytest.raises(GratisError, match=rf"is damaged \({SUMS} does not name its files\)"):
         undamaged(tmp_path)
 
 
 def test_sha256sum_reads_the_sums(tmp_path: Path, arrays: Arrays) -> None:
     write(tmp_path, arrays, of_step(1))
     command = ["sha256sum", "--check", "--strict", SUMS]
-    checked = subprocess.run(command, cwd=tmp_path / "step-00000001", capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        command, cwd=tmp_path / "step-00000001", capture_output=True, text=True, check=False
+    )
     assert checked.returncode == 0, checked.stderr
     assert checked.stdout.count(": OK") == len(FILES)
 
@@ -175,9 +181,9 @@ def test_its_files_have_the_mode_that_the_umask_gives(tmp_path: Path, arrays: Ar
         os.umask(before)
     found = latest(tmp_path / "new")
     assert found
-    assert {path.name: oct(path.stat().st_mode & 0o777) for path in found.iterdir()} == dict.fromkeys(
-        [*FILES, SUMS], "0o640"
-    )
+    assert {
+        path.name: oct(path.stat().st_mode & 0o777) for path in found.iterdir()
+    } == dict.fromkeys([*FILES, SUMS], "0o640")
 
 
 @pytest.mark.parametrize("fault", [errno.EACCES, errno.EIO])
@@ -195,37 +201,51 @@ def test_what_cannot_be_read_is_not_called_damaged(
 
     with monkeypatch.context() as patched:  # to root, every file can be read
         patched.setattr(os, "open", failing)
-        with pytest.raises(UserError, match=rf"{wanted} cannot be read \({os.strerror(fault)}\)"):
+        with pytest.raises(GratisError, match=rf"{wanted} cannot be read \({os.strerror(fault)}\)"):
             undamaged(tmp_path)
     assert undamaged(tmp_path) == (tmp_path / "step-00000002", [])
 
 
-def test_neither_state_nor_weights_that_cannot_be_read_are_called_damaged(tmp_path: Path, arrays: Arrays) -> None:
+def test_neither_state_nor_weights_that_cannot_be_read_are_called_damaged(
+    tmp_path: Path, arrays: Arrays
+) -> None:
     write(tmp_path, arrays, of_step(1))
     found = tmp_path / "step-00000001"
     (found / "state.json").unlink()
     (found / "state.json").symlink_to("state.json")  # in a circle; to root, every file can be read
-    with pytest.raises(UserError, match=r"state.json cannot be read \(.*\): not known to be damaged"):
+    with pytest.raises(
+        GratisError, match=r"state.json cannot be read \(.*\): not known to be damaged"
+    ):
         read_state(found)
     (found / "network.safetensors").unlink()
-    (found / "network.safetensors").mkdir()  # an error without a file's name, as all of safetensors' are
+    (
+        found / "network.safetensors"
+    ).mkdir()  # an error without a file's name, as all of safetensors' are
     network = AlexNet(replace(SAMPLE, width=1 / 16), 5)
-    with pytest.raises(UserError, match=rf"^{found} cannot be read \(.*os error.*\): .*point its `latest` at"):
+    with pytest.raises(
+        GratisError, match=rf"^{found} cannot be read \(.*os error.*\): .*point its `latest` at"
+    ):
         checkpoint.load(found, network, Optimiser(network, SAMPLE))
 
 
 @pytest.mark.parametrize("odd", ["bytes", "folder", "pipe"])
-def test_a_latest_that_is_no_text_falls_back_to_the_newest(tmp_path: Path, arrays: Arrays, odd: str) -> None:
+def test_a_latest_that_is_no_text_falls_back_to_the_newest(
+    tmp_path: Path, arrays: Arrays, odd: str
+) -> None:
     write(tmp_path, arrays, of_step(1))
     path = tmp_path / "latest"
     path.unlink()
-    {"bytes": lambda: path.write_bytes(b"\xff\xfe"), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[odd]()
+    {
+        "bytes": lambda: path.write_bytes(b"\xff\xfe"),
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+    }[odd]()
     assert latest(tmp_path) == tmp_path / "step-00000001"
 
 
 def test_a_latest_that_goes_in_a_circle_is_told(tmp_path: Path) -> None:
     (tmp_path / "latest").symlink_to("latest")
-    with pytest.raises(UserError, match="latest cannot be read"):
+    with pytest.raises(GratisError, match="latest cannot be read"):
         latest(tmp_path)
 
 
@@ -248,10 +268,14 @@ def test_training_goes_on_where_latest_cannot_be_read_while_saving(
     assert steps(folder) == [2]
 
 
-@pytest.mark.parametrize("wrong", [{"format": 99}, {"architecture": []}, {"step": "x"}, {"errors": 1}])
-def test_a_state_of_another_version_is_one_line(tmp_path: Path, arrays: Arrays, wrong: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"format": 99}, {"architecture": []}, {"step": "x"}, {"errors": 1}]
+)
+def test_a_state_of_another_version_is_one_line(
+    tmp_path: Path, arrays: Arrays, wrong: dict[str, object]
+) -> None:
     write(tmp_path, arrays, of_step(1))
     path = tmp_path / "step-00000001" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
-    with pytest.raises(UserError, match=rf"no checkpoint of this version \({next(iter(wrong))}"):
+    with pytest.raises(GratisError, match=rf"no checkpoint of this version \({next(iter(wrong))}"):
         read_state(path.parent)

@@ -10,19 +10,22 @@ import pytest
 import torch
 from PIL import Image
 
-from preprocess.errors import UserError
-from train.paper.cifar import Checkpoint, Course, FourLayers, Training
-from train.paper.figure1 import Figure1, fastest, figure1, train_one, verdict
+from gratis.errors import GratisError
+from gratis.train.paper.figure1 import Figure1, fastest, figure1, train_one, verdict
+from gratis.train.paper.four_layers import Checkpoint, Course, FourLayers, Training
 
 TERMS = '{"rate": 1}'
 
 
 def test_four_layers_are_those_of_the_small_cuda_convnet_net() -> None:
     network = FourLayers("relu", 10, 0)
-    assert sum(one.numel() for one in network.parameters()) == 89_578  # 2,432 + 25,632 + 51,264 + 10,250
+    # 2,432 + 25,632 + 51,264 + 10,250
+    assert sum(one.numel() for one in network.parameters()) == 89_578
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     same = FourLayers("tanh", 10, 0)
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), same.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.parameters(), same.parameters(), strict=True)
+    )
 
 
 def test_epochs_to_a_target_are_read_off_between_two_epochs() -> None:
@@ -44,8 +47,12 @@ def test_the_best_rate_of_each_decides_the_ratio() -> None:
     best = fastest(courses, "relu", 0.25)
     assert best is not None
     assert best.rate == 0.001
-    assert "tanh did not reach 25% training error in 3 epochs (60.0%); no ratio" in verdict(courses, 0.25)
-    courses.append(Course(activation="tanh", rate=0.002, errors=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.25]))
+    assert "tanh did not reach 25% training error in 3 epochs (60.0%); no ratio" in verdict(
+        courses, 0.25
+    )
+    courses.append(
+        Course(activation="tanh", rate=0.002, errors=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.25])
+    )
     assert "ratio 3.7" in verdict(courses, 0.25)  # 7 epochs against 1 + 0.55 / 0.6
 
 
@@ -57,7 +64,9 @@ def brightness() -> tuple[torch.Tensor, torch.Tensor]:
     return images + 160 * (labels[:, None, None, None] - 0.5), labels
 
 
-def test_a_network_learns_brightness_and_repeats_itself(brightness: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_network_learns_brightness_and_repeats_itself(
+    brightness: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     def errors() -> list[float]:
         course = Training("relu", *brightness, rate=0.01, classes=2, seed=1).epochs()
         return [error for error, _ in zip(course, range(6), strict=False)]
@@ -68,15 +77,25 @@ def test_a_network_learns_brightness_and_repeats_itself(brightness: tuple[torch.
 
 
 def test_a_training_that_is_cut_goes_on_as_if_it_had_not_been(
-    brightness: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    brightness: tuple[torch.Tensor, torch.Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options, path = Figure1(shards="", out=tmp_path, epochs=4, target=0.001), tmp_path / "relu.safetensors"
+    options, path = (
+        Figure1(shards="", out=tmp_path, epochs=4, target=0.001),
+        tmp_path / "relu.safetensors",
+    )
 
-    images, labels = brightness[0], torch.randint(0, 2, (32,), generator=torch.Generator().manual_seed(1))
+    images, labels = (
+        brightness[0],
+        torch.randint(0, 2, (32,), generator=torch.Generator().manual_seed(1)),
+    )
 
     def call(ends: float, path: Path = path) -> tuple[Course, bool, list[torch.Tensor]]:
         training = Training("relu", images, labels, rate=0.01, classes=2, seed=1)
-        return *train_one(options, training, Checkpoint.read(path, TERMS), ends), list(training.network.parameters())
+        return *train_one(options, training, Checkpoint.read(path, TERMS), ends), list(
+            training.network.parameters()
+        )
 
     calls = [call(0) for _ in range(4)]  # of an epoch each
     assert [len(course.errors) for course, _, _ in calls] == [1, 2, 3, 4]
@@ -92,7 +111,10 @@ def test_a_training_that_is_cut_goes_on_as_if_it_had_not_been(
 
 
 def test_figure1_draws_and_does_not_train_again(
-    shards32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shards32: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = Figure1(shards=str(shards32), out=tmp_path, epochs=2, rates=(0.001,), images=300)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch begins
@@ -110,7 +132,10 @@ def test_figure1_draws_and_does_not_train_again(
     figure1(replace(options, target=0.2))  # no epoch's error depends on it
     assert "not reached" not in capsys.readouterr().out
     # a third epoch goes on after the second: what is known where there is no time for it says so
-    assert "relu did not reach 25% training error in 2 epochs" in figure1(replace(options, epochs=3, minutes=1e-9))[0]
+    assert (
+        "relu did not reach 25% training error in 2 epochs"
+        in figure1(replace(options, epochs=3, minutes=1e-9))[0]
+    )
     figure1(replace(options, epochs=3))
     longer = json.loads((tmp_path / "figure1.json").read_text())["courses"]
     assert [len(course["errors"]) for course in longer] == [3, 3]
@@ -118,7 +143,9 @@ def test_figure1_draws_and_does_not_train_again(
     assert json.loads((tmp_path / "anew" / "figure1.json").read_text())["courses"] == longer
 
 
-def test_a_training_that_diverged_is_over(shards32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_diverged_is_over(
+    shards32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = Figure1(shards=str(shards32), out=tmp_path, epochs=2, rates=(1e30,), images=300)
     for times in (1, 0):
         figure1(options)
@@ -126,7 +153,9 @@ def test_a_training_that_diverged_is_over(shards32: Path, tmp_path: Path, capsys
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["tanh-1e+30.safetensors"]
 
 
-def test_figure1_is_the_same_from_an_address(shards32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figure1_is_the_same_from_an_address(
+    shards32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     said = []
     for name, shards in (("near", str(shards32)), ("far", f"file://{shards32}")):
@@ -144,10 +173,12 @@ def test_figure1_is_the_same_from_an_address(shards32: Path, tmp_path: Path, mon
     ],
 )
 def test_wrong_figures_are_told(wrong: dict[str, object], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(GratisError, match=said):
         Figure1(shards="x", **wrong)  # type: ignore[arg-type]
 
 
 def test_figure1_wants_small_images(sample_shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"128-pixel images, figure 1 wants 32: make shards .* ARGS='--size 32'"):
+    with pytest.raises(
+        GratisError, match=r"128-pixel images, figure 1 wants 32: make shards .* ARGS='--size 32'"
+    ):
         figure1(Figure1(shards=str(sample_shards), out=tmp_path))

@@ -1,4 +1,5 @@
-"""What people look at: figures, predictions, features and exports of one small run that all tests share."""
+"""What people look at: figures, predictions, features and exports of one small run that all tests
+share."""
 
 from __future__ import annotations
 
@@ -24,27 +25,32 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import safe_open
 
-from loader import Loader, read_pieces
-from preprocess.errors import UserError
-from preprocess.image import decode
-from train.evaluate import evaluation_config
-from train.paper import curves, features, gallery, kernels
-from train.paper.export import Export, compared
-from train.paper.export import main as export
-from train.paper.figures import NAMES, Figures, draw
-from train.paper.plots import save
-from train.paper.saved import Saved
-from train.paper.trained import Trained, load, run_folder, stored, ten_views
-from train.recipes import PAPER, RELEASED, SAMPLE, Recipe
-from train.scores import average_views
+from gratis.errors import GratisError
+from gratis.image import decode
+from gratis.loader import Loader, read_pieces
+from gratis.train.analysis import curves, features, gallery, kernels
+from gratis.train.analysis.export import Export, compared
+from gratis.train.analysis.export import main as export
+from gratis.train.analysis.figures import NAMES, Figures, draw
+from gratis.train.analysis.plots import save
+from gratis.train.analysis.saved import Saved
+from gratis.train.analysis.trained import Trained, load, run_folder, stored, ten_views
+from gratis.train.evaluate import evaluation_config
+from gratis.train.metrics import average_views
+from gratis.train.recipes import PAPER, RELEASED, SAMPLE, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-QUICK = ("--recipe", "sample", "--width", "0.0625", "--epochs", "2", "--batch", "100", "--port", "0")
+QUICK = (*"--recipe sample --width 0.0625 --epochs 2 --batch 100 --port 0".split(),)
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -52,7 +58,15 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 def run(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs of the sample recipe at a sixteenth of its width."""
     runs = tmp_path_factory.mktemp("runs")
-    done = python("-m", "train", "--runs", str(runs), "--shards", str(sample_shards), "--run", "small", *QUICK)
+    done = python(
+        *"-m gratis train --runs".split(),
+        str(runs),
+        "--shards",
+        str(sample_shards),
+        "--run",
+        "small",
+        *QUICK,
+    )
     assert done.returncode == 0, done.stderr
     return runs / "small"
 
@@ -71,7 +85,9 @@ def centres(trained: Trained, split: str) -> torch.Tensor:
 # figures
 
 
-def test_every_figure_is_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_figure_is_drawn(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     written = draw(Figures(run="small", runs=run.parent, out=tmp_path / "figures", search=300))
     assert [path.name for path in written] == [f"{name}.png" for name in NAMES]
     for path in written:
@@ -79,26 +95,31 @@ def test_every_figure_is_drawn(run: Path, tmp_path: Path, capsys: pytest.Capture
             assert picture.format == "PNG"
             assert min(picture.size) > 300
             assert np.asarray(picture.convert("L")).std() > 10
-    assert "colour-specialisation score (0 grey, 1 colour, 0.67 noise): tower 0 0." in capsys.readouterr().out
+    assert (
+        "colour-specialisation score (0 grey, 1 colour, 0.67 noise): tower 0 0."
+        in capsys.readouterr().out
+    )
 
 
 def test_the_default_run_is_the_one_saved_last(run: Path, tmp_path: Path) -> None:
     assert run_folder(Saved(runs=run.parent)) == run
-    with pytest.raises(UserError, match="holds no run with a checkpoint"):
+    with pytest.raises(GratisError, match="holds no run with a checkpoint"):
         run_folder(Saved(runs=tmp_path))
-    with pytest.raises(UserError, match="no run other"):
+    with pytest.raises(GratisError, match="no run other"):
         run_folder(Saved(run="other", runs=run.parent))
 
 
 def test_a_run_whose_dataset_is_gone_or_another_is_one_line(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="name it with --shards"):
+    with pytest.raises(GratisError, match="name it with --shards"):
         load(Saved(run=str(run), shards=str(tmp_path / "gone")))
     (tmp_path / "other").mkdir()
-    with pytest.raises(UserError, match="is no dataset"):
+    with pytest.raises(GratisError, match="is no dataset"):
         load(Saved(run=str(run), shards=str(tmp_path / "other")))
 
 
-def test_what_is_looked_at_is_computed_in_full_float32(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_looked_at_is_computed_in_full_float32(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch begins
     load(Saved(run=str(run)))
     assert not torch.backends.cudnn.allow_tf32
@@ -111,7 +132,9 @@ def kernel(*colours: float) -> np.ndarray:
 
 
 def test_colour_shares_of_known_kernels() -> None:
-    shares = kernels.colour_shares(np.stack([kernel(1, 1, 1), kernel(1, -1, 0), kernel(0, 1, 0), kernel(0, 0, 0)]))
+    shares = kernels.colour_shares(
+        np.stack([kernel(1, 1, 1), kernel(1, -1, 0), kernel(0, 1, 0), kernel(0, 0, 0)])
+    )
     np.testing.assert_allclose(shares, [0, 1, 2 / 3, 0], atol=1e-6)
     noise = np.random.default_rng(1).normal(size=(500, 3, 11, 11)).astype(np.float32)
     assert kernels.colour_shares(noise).mean() == pytest.approx(kernels.RANDOM, abs=0.005)
@@ -120,7 +143,8 @@ def test_colour_shares_of_known_kernels() -> None:
 
 
 def test_the_mosaic_is_the_papers() -> None:
-    """Six rows of sixteen, the first tower's 48 above the other's; the smallest weight of all is 0, the largest 1."""
+    """Six rows of sixteen, the first tower's 48 above the other's; the smallest weight of all is 0,
+    the largest 1."""
     weight = np.linspace(-2, 6, 96)[:, None, None, None] * np.ones((96, 3, 11, 11))
     picture = kernels.mosaic(weight.astype(np.float32), 2)
     plate = 3 * 12 + 1
@@ -129,42 +153,73 @@ def test_the_mosaic_is_the_papers() -> None:
     for number in (0, 15, 16, 47, 48, 95):
         tower, place = divmod(number, 48)
         top, left = tower * (plate + kernels.PLATE) + place // 16 * 12 + 1, place % 16 * 12 + 1
-        np.testing.assert_allclose(picture[top : top + 11, left : left + 11], number / 95, atol=1e-6)
-    assert [kernels.columns_for(count) for count in (96, 48, 24, 64, 3, 17)] == [16, 16, 12, 16, 3, 16]
+        np.testing.assert_allclose(
+            picture[top : top + 11, left : left + 11], number / 95, atol=1e-6
+        )
+    assert [kernels.columns_for(count) for count in (96, 48, 24, 64, 3, 17)] == [
+        16,
+        16,
+        12,
+        16,
+        3,
+        16,
+    ]
 
 
 def step(attempt: int, at: int, steps: int, loss: float, lr: float = 0.1) -> dict[str, Any]:
-    return {"kind": "step", "attempt": attempt, "step": at, "steps": steps, "images": steps, "loss": loss,
-            "top1": 0.5, "lr": lr}  # fmt: skip
+    return {
+        "kind": "step",
+        "attempt": attempt,
+        "step": at,
+        "steps": steps,
+        "images": steps,
+        "loss": loss,
+        "top1": 0.5,
+        "lr": lr,
+    }
 
 
 HISTORY: list[dict[str, Any]] = [
     {"kind": "start", "attempt": 1},
-    step(1, 2, 2, 4.0), step(1, 4, 2, 3.0),
+    step(1, 2, 2, 4.0),
+    step(1, 4, 2, 3.0),
     {"kind": "eval", "attempt": 1, "step": 4, "views": 1, "top1": 0.2, "top5": 0.4, "nll": 3.0},
     {"kind": "checkpoint", "attempt": 1, "step": 4},
     step(1, 7, 3, 9.0),
     {"kind": "start", "attempt": 2},
-    step(2, 6, 2, 2.0), step(2, 8, 2, 1.0, 0.01),
+    step(2, 6, 2, 2.0),
+    step(2, 8, 2, 1.0, 0.01),
     {"kind": "eval", "attempt": 2, "step": 8, "views": 1, "top1": 0.3, "top5": 0.5, "nll": 2.0},
     {"kind": "checkpoint", "attempt": 2, "step": 8},
     {"kind": "end", "attempt": 2, "step": 8},
-]  # fmt: skip
+]
 
 
 def test_curves_leave_out_what_was_trained_again() -> None:
     kept = [record for record in curves.surviving(HISTORY) if record["kind"] == "step"]
-    assert [(record["attempt"], record["step"]) for record in kept] == [(1, 2), (1, 4), (2, 6), (2, 8)]
+    assert [(record["attempt"], record["step"]) for record in kept] == [
+        (1, 2),
+        (1, 4),
+        (2, 6),
+        (2, 8),
+    ]
     assert curves.by_epoch(kept, 4, "loss", "steps") == ([1.0, 2.0], [3.5, 1.5])
-    assert curves.by_epoch(kept[:3], 4, "loss", "steps") == ([1.0, 1.5], [3.5, 2.0])  # the second has only begun
+    # the second has only begun
+    assert curves.by_epoch(kept[:3], 4, "loss", "steps") == ([1.0, 1.5], [3.5, 2.0])
 
 
 def test_marks_of_a_resumed_run() -> None:
     recipe = replace(RELEASED, epochs=2, noise_until=0.5, conv1_slow=0.75, conv1_frozen=1.0)
-    assert sorted(curves.marks(HISTORY, recipe, 4)) == sorted([
-        ("noise off", 1.0), ("conv1 slow", 1.5), ("rate dropped", 1.5), ("checkpoint", 1.0), ("checkpoint", 2.0),
-        ("resume", 1.0),
-    ])  # fmt: skip
+    assert sorted(curves.marks(HISTORY, recipe, 4)) == sorted(
+        [
+            ("noise off", 1.0),
+            ("conv1 slow", 1.5),
+            ("rate dropped", 1.5),
+            ("checkpoint", 1.0),
+            ("checkpoint", 2.0),
+            ("resume", 1.0),
+        ]
+    )
     assert curves.marks(HISTORY[:1], PAPER, 100) == []  # it has only begun
 
 
@@ -192,11 +247,15 @@ def test_probabilities_are_those_of_evaluation(trained: Trained) -> None:
                 found[int(ids[row])] = average_views(trained.network(images[row]), 10)[0].numpy()
                 theirs[int(ids[row])] = int(labels[row])
     pixels, own = stored(trained, "val", asked)
-    np.testing.assert_allclose(trained.probabilities(pixels), [found[sample] for sample in asked], atol=1e-5)
+    np.testing.assert_allclose(
+        trained.probabilities(pixels), [found[sample] for sample in asked], atol=1e-5
+    )
     assert own == [theirs[sample] for sample in asked]
 
 
-def test_predict_names_what_it_cannot_read_and_goes_on(run: Path, trained: Trained, tmp_path: Path) -> None:
+def test_predict_names_what_it_cannot_read_and_goes_on(
+    run: Path, trained: Trained, tmp_path: Path
+) -> None:
     pixels, _ = stored(trained, "val", [3])
     good, odd, torn = tmp_path / "good.png", tmp_path / "odd.jpg", tmp_path / "torn.jpg"
     Image.fromarray(pixels[0]).save(good)
@@ -204,24 +263,39 @@ def test_predict_names_what_it_cannot_read_and_goes_on(run: Path, trained: Train
     Image.fromarray(pixels[0]).save(torn)
     torn.write_bytes(torn.read_bytes()[:300])
     missing = tmp_path / "missing.jpg"
-    done = python("-m", "train", "predict", *map(str, (odd, torn, missing, tmp_path, good)), "--run", str(run))
+    done = python(
+        "-m",
+        "gratis",
+        "predict",
+        *map(str, (odd, torn, missing, tmp_path, good)),
+        "--run",
+        str(run),
+    )
     assert done.returncode == 2
     told = done.stderr.splitlines()
-    assert [line.split(":")[0] for line in told[:-1]] == [str(path) for path in (missing, tmp_path, odd, torn)]
+    assert [line.split(":")[0] for line in told[:-1]] == [
+        str(path) for path in (missing, tmp_path, odd, torn)
+    ]
     assert told[-1] == "error: 4 of 5 images could not be read"
     lines = done.stdout.splitlines()
     assert lines[1] == str(good)
     probabilities = trained.probabilities(pixels)[0]
     best = np.argsort(-probabilities)[:5].tolist()
     words = [trained.manifest.classes[label].words.split(",")[0] for label in best]
-    assert lines[2:] == [f"  {probabilities[label]:6.1%}  {word}" for label, word in zip(best, words, strict=True)]
+    assert lines[2:] == [
+        f"  {probabilities[label]:6.1%}  {word}" for label, word in zip(best, words, strict=True)
+    ]
 
 
 def test_pictures_that_are_not_there_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
     """Before it is noticed that there is no run either."""
-    done = python("-m", "train", "predict", str(tmp_path / "none.jpg"), "--runs", str(tmp_path / "nowhere"))
+    done = python(
+        "-m", "gratis", "predict", str(tmp_path / "none.jpg"), "--runs", str(tmp_path / "nowhere")
+    )
     assert (done.returncode, done.stdout) == (2, "")
-    told = f"{tmp_path}/none.jpg: No such file or directory\nerror: 1 of 1 images could not be read\n"
+    told = (
+        f"{tmp_path}/none.jpg: No such file or directory\nerror: 1 of 1 images could not be read\n"
+    )
     assert done.stderr == told
 
 
@@ -229,7 +303,9 @@ def test_what_is_no_file_or_too_large_is_told_before_it_is_read(tmp_path: Path) 
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "large.jpg").touch()
     os.truncate(tmp_path / "large.jpg", 200 << 30)  # of holes
-    done = python("-m", "train", "predict", str(tmp_path / "pipe.jpg"), str(tmp_path / "large.jpg"))
+    done = python(
+        "-m", "gratis", "predict", str(tmp_path / "pipe.jpg"), str(tmp_path / "large.jpg")
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"{tmp_path}/pipe.jpg: not a regular file\n"
@@ -239,22 +315,29 @@ def test_what_is_no_file_or_too_large_is_told_before_it_is_read(tmp_path: Path) 
 
 
 def test_predict_without_images_is_one_line() -> None:
-    done = python("-m", "train", "predict")
+    done = python("-m", "gratis", "predict")
     assert done.returncode == 2
-    assert done.stderr == "error: predict needs at least one image file: python -m train predict cat.jpg\n"
+    assert done.stderr == "error: predict needs at least one image file: gratis predict cat.jpg\n"
 
 
 def test_nearest_is_brute_force() -> None:
     draw = np.random.default_rng(0)
-    queries, rows = draw.normal(size=(3, 8)).astype(np.float32), draw.normal(size=(50, 8)).astype(np.float32)
+    queries, rows = (
+        draw.normal(size=(3, 8)).astype(np.float32),
+        draw.normal(size=(50, 8)).astype(np.float32),
+    )
     rows[20] = rows[7]  # equal distances: the first seen stays before the other
     found = gallery.Nearest.to(torch.from_numpy(queries))
     for first in range(0, 50, 16):
-        found.see(torch.from_numpy(rows[first : first + 16]), torch.arange(first, min(first + 16, 50)))
+        found.see(
+            torch.from_numpy(rows[first : first + 16]), torch.arange(first, min(first + 16, 50))
+        )
     distances = ((queries[:, None] - rows) ** 2).sum(2)
     expected = np.argsort(distances, axis=1, kind="stable")[:, : gallery.NEAREST]
     np.testing.assert_array_equal(found.ids.numpy(), expected)
-    np.testing.assert_allclose(found.distances.numpy(), np.take_along_axis(distances, expected, 1), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.distances.numpy(), np.take_along_axis(distances, expected, 1), rtol=1e-4
+    )
 
 
 def test_a_training_image_is_nearest_to_itself(trained: Trained) -> None:
@@ -269,14 +352,20 @@ def test_a_training_image_is_nearest_to_itself(trained: Trained) -> None:
 
 
 @pytest.fixture(params=["file", "http"])
-def address(request: pytest.FixtureRequest, sample_shards: Path, monkeypatch: pytest.MonkeyPatch,
-            tmp_path: Path) -> Iterator[str]:  # fmt: skip
+def address(
+    request: pytest.FixtureRequest,
+    sample_shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Iterator[str]:
     """Of the dataset; the second server knows no ranges."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "file":
         yield f"file://{sample_shards}"
         return
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(sample_shards))) as server:
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Quiet, directory=str(sample_shards))
+    ) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -294,7 +383,7 @@ def test_a_dataset_at_an_address_is_looked_at_the_same(
 ) -> None:
     far = load(Saved(run=str(run), shards=address))
     assert far.name(3) == trained.name(3)
-    with pytest.raises(UserError, match=f"{address} has no split 'test'"):
+    with pytest.raises(GratisError, match=f"{address} has no split 'test'"):
         far.index("test")
     asked = [0, 57, 199]
     for one, other in zip(stored(far, "val", asked), stored(trained, "val", asked), strict=True):
@@ -303,7 +392,9 @@ def test_a_dataset_at_an_address_is_looked_at_the_same(
         features.write(looked, "fc8", "val", tmp_path / f"{name}.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "far.npy"), np.load(tmp_path / "near.npy"))
     drawn = [
-        draw(Figures(run=str(run), shards=shards, out=tmp_path / name, only=("top5",)))[0].read_bytes()
+        draw(Figures(run=str(run), shards=shards, out=tmp_path / name, only=("top5",)))[
+            0
+        ].read_bytes()
         for name, shards in (("a", address), ("b", None))
     ]
     assert drawn[0] == drawn[1]
@@ -322,13 +413,20 @@ class Hiccups(Quiet):
             super().do_GET()
 
 
-def test_images_come_from_a_server_that_is_busy_now_and_then(trained: Trained, sample_shards: Path) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Hiccups, directory=str(sample_shards))) as server:
+def test_images_come_from_a_server_that_is_busy_now_and_then(
+    trained: Trained, sample_shards: Path
+) -> None:
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Hiccups, directory=str(sample_shards))
+    ) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         split = trained.manifest.splits["val"]
         index = trained.index("val")
-        places = [(split.shards[int(index.shard[n])].name, int(index.offset[n]), int(index.size[n])) for n in (0, 57)]
+        places = [
+            (split.shards[int(index.shard[n])].name, int(index.offset[n]), int(index.size[n]))
+            for n in (0, 57)
+        ]
         far = list(read_pieces(f"http://127.0.0.1:{server.server_address[1]}", places))
         server.shutdown()
         thread.join()
@@ -345,7 +443,7 @@ def test_images_that_are_gone_from_an_address_are_one_line(
     shutil.copytree(sample_shards, tmp_path / "shards")
     far = load(Saved(run=str(run), shards=f"file://{tmp_path}/shards"))
     (tmp_path / "shards" / "val-00000.tar").unlink()
-    with pytest.raises(UserError, match=r"file://.*/shards/val-00000\.tar cannot be read: "):
+    with pytest.raises(GratisError, match=r"file://.*/shards/val-00000\.tar cannot be read: "):
         stored(far, "val", [0])
 
 
@@ -353,7 +451,8 @@ def test_images_that_are_gone_from_an_address_are_one_line(
 
 
 def test_features_are_the_networks_own(trained: Trained, tmp_path: Path) -> None:
-    """fc8's row times what fc7's file holds gives fc8's file: what was written is what the next layer reads."""
+    """fc8's row times what fc7's file holds gives fc8's file: what was written is what the next
+    layer reads."""
     images = centres(trained, "val")
     with torch.inference_mode():
         logits = trained.network(images).numpy()
@@ -363,7 +462,9 @@ def test_features_are_the_networks_own(trained: Trained, tmp_path: Path) -> None
     fc7 = np.load(tmp_path / "fc7.npy")
     assert fc7.dtype == np.float32
     assert fc7.min() == 0  # after ReLU
-    weight, bias = (trained.network.get_parameter(f"fc8.{kind}").detach().numpy() for kind in ("weight", "bias"))
+    weight, bias = (
+        trained.network.get_parameter(f"fc8.{kind}").detach().numpy() for kind in ("weight", "bias")
+    )
     np.testing.assert_allclose(fc7 @ weight.T + bias, logits, atol=1e-4)
     with np.load(tmp_path / "fc7.ids.npz") as beside:
         assert beside["ids"].tolist() == list(range(200))
@@ -376,7 +477,7 @@ def test_features_of_a_convolution_and_of_none(trained: Trained, tmp_path: Path)
     own = trained.network.plan["conv5"]
     assert (samples, units) == (200, own.outputs * own.side**2)
     assert np.load(tmp_path / "conv5.npy", mmap_mode="r").shape == (200, units)
-    with pytest.raises(UserError, match=r"--layer conv6: this network has conv1, .*fc8"):
+    with pytest.raises(GratisError, match=r"--layer conv6: this network has conv1, .*fc8"):
         features.write(trained, "conv6", "val", tmp_path / "none.npy")
 
 
@@ -384,10 +485,13 @@ def test_features_of_a_convolution_and_of_none(trained: Trained, tmp_path: Path)
 
 
 def plain(trained: Trained, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training images as users feed them, RGB 0-255, and the logits that the run's network gives their centre views."""
+    """Training images as users feed them, RGB 0-255, and the logits that the run's network gives
+    their centre views."""
     views = centres(trained, "train")[:count]
     crop, margin = trained.recipe.crop, (trained.manifest.image_size - trained.recipe.crop) // 2
-    mean = torch.from_numpy(trained.stats.mean)[margin : margin + crop, margin : margin + crop].permute(2, 0, 1)
+    mean = torch.from_numpy(trained.stats.mean)[
+        margin : margin + crop, margin : margin + crop
+    ].permute(2, 0, 1)
     with torch.inference_mode():
         logits = trained.network(views).numpy()
     return np.ascontiguousarray((views + mean).numpy()), logits
@@ -398,10 +502,14 @@ def test_onnx_says_what_the_network_says(
     run: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxscript", reason="needs onnxscript (make install ARGS=--extra)")
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (make install ARGS=--extra)")
+    onnxruntime = pytest.importorskip(
+        "onnxruntime", reason="needs onnxruntime (make install ARGS=--extra)"
+    )
     export(["--run", str(run), "--format", "onnx", str(tmp_path / "a.onnx")])
     assert "onnxruntime agrees on 3 images" in capsys.readouterr().out
-    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"]
+    )
     images, logits = plain(trained, 7)  # another number than it was traced with
     (found,) = session.run(["logits"], {"images": images})
     np.testing.assert_allclose(found, logits, atol=1e-4)
@@ -411,7 +519,9 @@ def test_onnx_says_what_the_network_says(
     assert json.loads(told["recipe"])["width"] == 0.0625
 
 
-def test_torchscript_says_what_the_network_says(run: Path, trained: Trained, tmp_path: Path) -> None:
+def test_torchscript_says_what_the_network_says(
+    run: Path, trained: Trained, tmp_path: Path
+) -> None:
     export(["--run", str(run), str(tmp_path / "a.pt")])
     code = """import sys, warnings; warnings.simplefilter("ignore")
 import numpy as np, torch
@@ -422,9 +532,19 @@ print(told["classes"].decode())"""
     images, logits = plain(trained, 7)
     np.save(tmp_path / "in.npy", images)
     done = subprocess.run(  # where nothing of this project can be imported
-        [sys.executable, "-I", "-c", code, *(str(tmp_path / name) for name in ("a.pt", "in.npy", "out.npy"))],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            code,
+            *(str(tmp_path / name) for name in ("a.pt", "in.npy", "out.npy")),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), logits, atol=1e-4)
     assert json.loads(done.stdout)[0] == trained.name(0)
@@ -434,13 +554,15 @@ def test_safetensors_hold_all(run: Path, trained: Trained, tmp_path: Path) -> No
     export(["--run", str(run), str(tmp_path / "a.safetensors")])
     with safe_open(tmp_path / "a.safetensors", framework="np") as file:
         assert set(file.keys()) == {"mean", *trained.network.state_dict()}
-        np.testing.assert_array_equal(file.get_tensor("fc8.weight"), trained.network.state_dict()["fc8.weight"].numpy())
+        np.testing.assert_array_equal(
+            file.get_tensor("fc8.weight"), trained.network.state_dict()["fc8.weight"].numpy()
+        )
         assert file.get_tensor("mean").shape == (3, 112, 112)
         assert json.loads(file.metadata()["recipe"])["towers"] == 2
 
 
 def test_an_export_that_differs_is_not_kept_quiet(trained: Trained) -> None:
-    from train.paper.deployed import Deployed
+    from gratis.train.analysis.deployed import Deployed
 
     images, logits = plain(trained, 3)
     assert "agrees on 3 images" in compared("itself", logits, Deployed(trained).eval(), images)
@@ -449,18 +571,22 @@ def test_an_export_that_differs_is_not_kept_quiet(trained: Trained) -> None:
 
 
 def test_exports_that_cannot_be_are_one_line(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has towers 1, this run 2: train --recipe torchvision"):
+    with pytest.raises(GratisError, match=r"has towers 1, this run 2: train --recipe torchvision"):
         export(["--run", str(run), str(tmp_path / "a.pth")])
-    with pytest.raises(UserError, match=r"a\.foo ends as no format does \(\.onnx for onnx, .*give one with --format"):
+    with pytest.raises(
+        GratisError,
+        match=r"a\.foo ends as no format does \(\.onnx for onnx, .*give one with --format",
+    ):
         export(["--run", str(run), str(tmp_path / "a.foo")])
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="name a file in an existing folder"):
+    with pytest.raises(GratisError, match="name a file in an existing folder"):
         Export(out=tmp_path / "none" / "a.onnx")
 
 
 @pytest.fixture
 def small_disk() -> Iterator[None]:
-    """No file grows over 20 kB: the error of writing is another one than a full disk's, and goes the same way."""
+    """No file grows over 20 kB: the error of writing is another one than a full disk's, and goes
+    the same way."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     yield
@@ -470,7 +596,7 @@ def small_disk() -> Iterator[None]:
 @pytest.mark.usefixtures("small_disk")
 @pytest.mark.parametrize("form", ["safetensors", "torchscript"])
 def test_an_export_without_room_is_one_line(run: Path, tmp_path: Path, form: str) -> None:
-    with pytest.raises(UserError, match=r"a\.out cannot be written"):
+    with pytest.raises(GratisError, match=r"a\.out cannot be written"):
         export(["--run", str(run), "--format", form, str(tmp_path / "a.out")])
     assert not list(tmp_path.iterdir())
 
@@ -480,7 +606,7 @@ def test_a_figure_without_room_leaves_the_one_of_before(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"before")
     figure = Figure()
     figure.figimage(np.random.default_rng(0).random((400, 400)))
-    with pytest.raises(UserError, match=r"a\.png cannot be written"):
+    with pytest.raises(GratisError, match=r"a\.png cannot be written"):
         save(figure, tmp_path / "a.png")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
 
@@ -489,14 +615,15 @@ def test_a_figure_without_room_leaves_the_one_of_before(tmp_path: Path) -> None:
 
 
 def test_drawing_leaves_pillow_simd_in_place(tmp_path: Path) -> None:
-    """matplotlib asks for a package named Pillow, which would lie over pillow-simd: it is installed without asking."""
+    """matplotlib asks for a package named Pillow, which would lie over pillow-simd: it is installed
+    without asking."""
     simd = [name for name in ("pillow-simd", "pillow") if has(name)]
     assert len(simd) == 1, f"both lay the same files: {simd}"
     if simd == ["pillow"]:
         pytest.skip("needs pillow-simd, which could not be compiled here")
     code = f"""import PIL, PIL.Image, matplotlib.image
 from matplotlib.figure import Figure
-from train.paper.plots import save, styled
+from gratis.train.analysis.plots import save, styled
 with styled():
     save(Figure(), __import__("pathlib").Path({str(tmp_path)!r}) / "a.png")
 print(PIL.__version__, "matplotlib.pyplot" in __import__("sys").modules)"""

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import python
+from small import gratis
 
-from preprocess.errors import UserError
-from train import checkpoint
-from train.network import AlexNet
-from train.optim import Optimiser
-from train.paper.finetune import take_convolutions
-from train.recipes import KEPT, RECIPES, SAMPLE, Recipe
-from train.schedule import rates
+from gratis.errors import GratisError
+from gratis.train import checkpoint
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.optimiser import Optimiser
+from gratis.train.pretrained import take_convolutions
+from gratis.train.recipes import KEPT, RECIPES, SAMPLE, Recipe
+from gratis.train.schedule import rates
 
 SMALL = replace(SAMPLE, width=0.0625)
 QUICK = ("--recipe", "sample", "--width", "0.0625", "--epochs", "1", "--batch", "100")
@@ -23,9 +23,17 @@ QUICK = ("--recipe", "sample", "--width", "0.0625", "--epochs", "1", "--batch", 
 
 def saved(folder: Path, recipe: Recipe, classes: int) -> AlexNet:
     network = AlexNet(recipe, classes, seed=3)
-    arrays = checkpoint.collect(network, Optimiser(network, recipe), torch.zeros(0, dtype=torch.int64), writer=True)
+    arrays = checkpoint.collect(
+        network, Optimiser(network, recipe), torch.zeros(0, dtype=torch.int64), writer=True
+    )
     state = checkpoint.State(
-        step=7, epoch=1, seed=3, classes=classes, dataset="d" * 64, architecture=recipe.architecture, loader={}
+        step=7,
+        epoch=1,
+        seed=3,
+        classes=classes,
+        dataset="d" * 64,
+        architecture=recipe.architecture,
+        loader={},
     )
     (folder / "checkpoints").mkdir(parents=True)
     checkpoint.write(folder / "checkpoints", arrays, state)
@@ -42,7 +50,9 @@ def test_convolutions_are_taken_and_the_head_is_new(tmp_path: Path) -> None:
     for name, own in network.named_parameters():
         kept = name.split(".")[0] in KEPT
         assert torch.equal(own, before[name] if kept else unused[name]), name
-        assert kept == (not name.endswith("weight") or not torch.equal(own, unused[name])) or name.endswith("bias")
+        assert kept == (
+            not name.endswith("weight") or not torch.equal(own, unused[name])
+        ) or name.endswith("bias")
 
 
 @pytest.mark.parametrize(
@@ -53,11 +63,13 @@ def test_convolutions_are_taken_and_the_head_is_new(tmp_path: Path) -> None:
         ({"exchange": ("fc6", "fc7")}, "conv3"),
     ],
 )
-def test_other_convolutions_are_refused(tmp_path: Path, changed: dict[str, object], said: str) -> None:
+def test_other_convolutions_are_refused(
+    tmp_path: Path, changed: dict[str, object], said: str
+) -> None:
     saved(tmp_path / "pretrained", SMALL, 7)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(GratisError, match=said):
         take_convolutions(tmp_path / "pretrained", AlexNet(replace(SMALL, **changed), 10))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(GratisError, match="holds no checkpoint"):
         take_convolutions(tmp_path, AlexNet(SMALL, 10))
 
 
@@ -81,7 +93,9 @@ def test_a_step_moves_convolutions_by_a_tenth() -> None:
         for own in network.parameters():
             own.grad = torch.full_like(own, 0.5)
         Optimiser(network, recipe).step(rates(recipe, 0, 100))
-        moved[share] = {name: own.detach() - before[name] for name, own in network.named_parameters()}
+        moved[share] = {
+            name: own.detach() - before[name] for name, own in network.named_parameters()
+        }
     for name, whole in moved[1.0].items():
         expected = whole / 10 if name.split(".")[0] in KEPT else whole
         torch.testing.assert_close(moved[0.1][name], expected, rtol=1e-9, atol=1e-15)
@@ -89,13 +103,27 @@ def test_a_step_moves_convolutions_by_a_tenth() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_another_ones_convolutions(ablated: Path, sample_shards: Path, tmp_path: Path) -> None:
+def test_a_run_begins_with_another_ones_convolutions(
+    ablated: Path, sample_shards: Path, tmp_path: Path
+) -> None:
     source = next(path for path in ablated.iterdir() if "-whole-" in path.name)
-    command = ["train", "--shards", str(sample_shards), "--runs", str(tmp_path), "--port", "0", "--gpus", "2", *QUICK]
-    done = python(*command, "--seed", "9", "--init-from", str(source), "--conv-rate", "0", "--run", "tuned")
+    command = [
+        "train",
+        "--shards",
+        str(sample_shards),
+        "--runs",
+        str(tmp_path),
+        *"--port 0 --gpus 2".split(),
+        *QUICK,
+    ]
+    done = gratis(
+        *command, "--seed", "9", "--init-from", str(source), "--conv-rate", "0", "--run", "tuned"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("conv1, conv2, conv3, conv4, conv5 begin as in") == 1
-    before, after = (checkpoint.latest(folder / "checkpoints") for folder in (source, tmp_path / "tuned"))
+    before, after = (
+        checkpoint.latest(folder / "checkpoints") for folder in (source, tmp_path / "tuned")
+    )
     assert before is not None
     assert after is not None
     from safetensors.torch import load_file
@@ -104,7 +132,7 @@ def test_a_run_begins_with_another_ones_convolutions(ablated: Path, sample_shard
     assert {name for name in old if torch.equal(old[name], new[name])} == {
         f"{layer}.{which}" for layer in KEPT for which in ("weight", "bias")
     }
-    wrong = python(*command, "--init-from", str(tmp_path / "nothing"))
+    wrong = gratis(*command, "--init-from", str(tmp_path / "nothing"))
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
     assert "nothing holds no checkpoint" in wrong.stderr

@@ -17,15 +17,16 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from preprocess.errors import UserError
-from train.checkpoint import latest
-from train.gpu import GpuMeter, WaitClock, device_of, lacks_for_compiling
-from train.launch import records
-from train.network import AlexNet, Draw
-from train.recipes import RECIPES
-from train.scores import average_views, share_of_loss
+from gratis.errors import GratisError
+from gratis.train.checkpoint import latest
+from gratis.train.launcher.launch import records
+from gratis.train.mesh.device import GpuMeter, WaitClock, device_of, lacks_for_compiling
+from gratis.train.metrics import average_views, share_of_loss
+from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.recipes import RECIPES
 
-EAGER = ("--compile", "off")  # compiling takes most of so short a run, which others are only held against
+# compiling takes most of so short a run, which others are only held against
+EAGER = ("--compile", "off")
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -51,7 +52,8 @@ def test_waiting_on_a_cpu_is_what_the_clock_says() -> None:
 
 @pytest.mark.gpu
 def test_waiting_on_a_gpu_counts_only_while_it_has_nothing_to_do() -> None:
-    """The same waits of the host, 10 ms each, beside steps of the device that are longer and shorter than them."""
+    """The same waits of the host, 10 ms each, beside steps of the device that are longer and
+    shorter than them."""
     needs(1)
     clock, found = WaitClock(torch.device("cuda")), {}
     cycles = 2_000_000  # of a clock of 1 to 2 GHz: one to two milliseconds
@@ -72,13 +74,16 @@ def test_waiting_on_a_gpu_counts_only_while_it_has_nothing_to_do() -> None:
 
 DRIVER = """
 #include <string.h>
-/* What nvidia-ml-py calls, by nvml.h: percents, milliwatts, bytes; 0 is success, 3 not supported, 6 not found. */
+/* What nvidia-ml-py calls, by nvml.h: percents, milliwatts, bytes;
+   0 is success, 3 not supported, 6 not found. */
 typedef struct { unsigned gpu, memory; } utilization;
 typedef struct { unsigned long long total, free, used; } memory;
 static int device;
 int nvmlInitWithFlags(unsigned flags) { return flags; }
-int nvmlDeviceGetHandleByUUID(const char *uuid, void **out) { *out = &device; return strcmp(uuid, "GPU-7f") ? 6 : 0; }
-int nvmlDeviceGetUtilizationRates(void *of, utilization *out) { out->gpu = 87, out->memory = 40; return of != &device; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **out) {
+  *out = &device; return strcmp(uuid, "GPU-7f") ? 6 : 0; }
+int nvmlDeviceGetUtilizationRates(void *of, utilization *out) {
+  out->gpu = 87, out->memory = 40; return of != &device; }
 int nvmlDeviceGetPowerUsage(void *of, unsigned *out) { *out = 312345; return of != &device; }
 int nvmlDeviceGetMemoryInfo(void *of, memory *out) {
   out->total = 143ULL << 30, out->free = 40ULL << 30, out->used = 103ULL << 30;
@@ -93,7 +98,7 @@ int nvmlDeviceGetJpgUtilization(void *of, unsigned *out, unsigned *period_us) {
 """
 READ = """
 import json, sys, torch
-from train.gpu import GpuMeter, WaitClock
+from gratis.train.mesh.device import GpuMeter, WaitClock
 meter = GpuMeter(torch.device("cpu"))
 meter._open(sys.argv[1])
 print(json.dumps(meter.read()))
@@ -125,7 +130,9 @@ def test_the_management_librarys_answers_in_our_units(
     elif torch.cuda.is_available():
         pytest.skip("there is a driver here")
     env = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", READ, uuid], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, uuid], cwd=ROOT, env=env, capture_output=True, text=True
+    )
     assert (done.stderr, json.loads(done.stdout)) == ("", told)
 
 
@@ -148,33 +155,44 @@ def test_a_gpu_tells_its_state_in_little_time() -> None:
     assert took < 0.1
 
 
-def test_what_compiling_for_a_gpu_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_compiling_for_a_gpu_lacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert lacks_for_compiling() == "a C compiler (apt install gcc)"
     (tmp_path / "gcc").touch(0o755)
     headers = Path(sysconfig.get_path("include"), "Python.h").exists()
-    assert lacks_for_compiling() == (None if headers else "Python's headers (apt install python3-dev)")
+    assert lacks_for_compiling() == (
+        None if headers else "Python's headers (apt install python3-dev)"
+    )
 
 
 def test_gpus_that_torch_cannot_use_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with a driver that is too old, or before NVSwitch is up: the driver's library counts them all the same."""
+    """As with a driver that is too old, or before NVSwitch is up: the driver's library counts them
+    all the same."""
     assert device_of(0).type == ("cuda" if torch.cuda.is_available() else "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    with pytest.raises(UserError, match=r"this machine's 8 GPUs cannot be used by torch .*CUDA_VISIBLE_DEVICES="):
+    with pytest.raises(
+        GratisError, match=r"this machine's 8 GPUs cannot be used by torch .*CUDA_VISIBLE_DEVICES="
+    ):
         device_of(0)
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_step_s_tensors_are_all_on_the_network_s_device(name: str, compute: Literal["float32", "bfloat16"]) -> None:
-    """On torch's device without values, where an operation with another device's tensor is an error as on a GPU. Fused
-    kernels there want gradients in the layout of their parameters."""
+def test_a_step_s_tensors_are_all_on_the_network_s_device(
+    name: str, compute: Literal["float32", "bfloat16"]
+) -> None:
+    """On torch's device without values, where an operation with another device's tensor is an error
+    as on a GPU. Fused kernels there want gradients in the layout of their parameters."""
     recipe, device = replace(RECIPES[name], width=1 / 16, compute=compute), torch.device("meta")
     network = AlexNet(recipe, 10).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.empty(8, 3, recipe.crop, recipe.crop, device=device).to(memory_format=torch.channels_last)
+    images = torch.empty(8, 3, recipe.crop, recipe.crop, device=device).to(
+        memory_format=torch.channels_last
+    )
     logits = network(images, Draw(seed=0, step=0, rows=range(8)))
     loss = share_of_loss(logits, torch.zeros(8, dtype=torch.int64, device=device), 8)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -191,17 +209,34 @@ def needs(devices: int) -> None:
 
 
 def trained(runs: Path, shards: Path, name: str, *arguments: str) -> list[list[dict[str, Any]]]:
-    """The records of each rank of one epoch of the sample recipe, checked for what any mesh must do."""
-    command = [sys.executable, "-m", "train", "--shards", str(shards), "--runs", str(runs), "--run", name, "--port"]
-    command += ["0", "--recipe", "sample", "--epochs", "1", "--save-every", "0", "--save-probabilities", *arguments]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    """The records of each rank of one epoch of the sample recipe, checked for what any mesh must
+    do."""
+    command = [
+        sys.executable,
+        *"-m gratis train --shards".split(),
+        str(shards),
+        "--runs",
+        str(runs),
+        "--run",
+        name,
+        "--port",
+    ]
+    command += [
+        *"0 --recipe sample --epochs 1 --save-every 0 --save-probabilities".split(),
+        *arguments,
+    ]
+    process = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+    )
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1].startswith("result top1=")
     world = next(record["world"] for record in records(runs / name) if record["kind"] == "start")
     ranks = [records(runs / name, rank) for rank in range(world)]
     receipts = [record for record in ranks[0] if record["kind"] == "receipt"]
     assert [(r["seen"], r["missing"], r["duplicates"]) for r in receipts] == [(1000, 0, 0)]
-    assert sum(record["images"] for own in ranks for record in own if record["kind"] == "step") == 1000
+    assert (
+        sum(record["images"] for own in ranks for record in own if record["kind"] == "step") == 1000
+    )
     assert latest(runs / name / "checkpoints") is not None
     assert (runs / name / "probabilities.safetensors").exists()
     return ranks
@@ -222,7 +257,9 @@ def test_a_run_on_a_device(tmp_path: Path, sample_shards: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_a_pair_that_shares_a_device_follows_one_process(tmp_path: Path, sample_shards: Path) -> None:
+def test_a_pair_that_shares_a_device_follows_one_process(
+    tmp_path: Path, sample_shards: Path
+) -> None:
     needs(1)
     (one,) = trained(tmp_path, sample_shards, "one", "--gpus", "1", *EAGER)
     pair = trained(tmp_path, sample_shards, "pair", "--gpus", "2", "--share-device")
@@ -234,7 +271,8 @@ def test_a_pair_that_shares_a_device_follows_one_process(tmp_path: Path, sample_
 @pytest.mark.slow
 @pytest.mark.parametrize("towers", ["1", "2"])
 def test_two_devices_follow_one(tmp_path: Path, sample_shards: Path, towers: str) -> None:
-    """Over NCCL, which carries the devices' tensors alone: ids, sums and probabilities among them."""
+    """Over NCCL, which carries the devices' tensors alone: ids, sums and probabilities among
+    them."""
     needs(2)
     (one,) = trained(tmp_path, sample_shards, "one", "--gpus", "1", *EAGER)
     two = trained(tmp_path, sample_shards, "two", "--gpus", "2", "--tower-ranks", towers)
@@ -244,21 +282,37 @@ def test_two_devices_follow_one(tmp_path: Path, sample_shards: Path, towers: str
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_out_of_memory_is_a_line_with_a_batch_that_fits(tmp_path: Path, sample_shards: Path) -> None:
+def test_out_of_memory_is_a_line_with_a_batch_that_fits(
+    tmp_path: Path, sample_shards: Path
+) -> None:
     """A batch that no device holds; then the one that the line names, for a step."""
     needs(1)
     size = torch.cuda.get_device_properties(0).total_memory
-    batch = 1 << (size // 11_000_000).bit_length()  # at this width an image keeps 11.7 MB for backward
-    command = [sys.executable, "-m", "train", "--shards", str(sample_shards), "--runs", str(tmp_path), "--port", "0"]
-    command += ["--recipe", "sample", "--width", "4", "--gpus", "1", "--epochs", "1", "--compile", "off"]
+    # at this width an image keeps 11.7 MB for backward
+    batch = 1 << (size // 11_000_000).bit_length()
+    command = [
+        sys.executable,
+        *"-m gratis train --shards".split(),
+        str(sample_shards),
+        "--runs",
+        str(tmp_path),
+        "--port",
+        "0",
+    ]
+    command += [*"--recipe sample --width 4 --gpus 1 --epochs 1 --compile off".split()]
 
     def run(images: int | str) -> subprocess.CompletedProcess[str]:
         given = [*command, "--batch", str(images)]
-        return subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+        return subprocess.run(
+            given, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+        )
 
     process = run(batch)
     assert process.returncode == 2, process.stderr
-    line = rf"error: --batch {batch} on 1 does not fit into a GPU of \d+ GiB: about --batch (\d+) fits\n"
+    line = (
+        rf"error: --batch {batch} on 1 does not fit into a GPU of \d+ GiB: about --batch (\d+) "
+        rf"fits\n"
+    )
     found = re.fullmatch(line, process.stderr)
     assert found, process.stderr
     assert 1 <= int(found[1]) <= batch // 2

@@ -1,4 +1,5 @@
-"""Several processes equal one: loss, logits, gradients, weights after three steps; checkpoints travel between meshes.
+"""Several processes equal one: loss, logits, gradients, weights after three steps; checkpoints
+travel between meshes.
 
 Real processes over gloo, started with the environment that torchrun gives.
 """
@@ -19,14 +20,13 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from preprocess.errors import UserError
-from train import checkpoint
-from train.checkpoint import State
-from train.choices import Wire
-from train.launch import choose_world
-from train.network import AlexNet, Draw, weight_shapes
-from train.optim import Optimiser
-from train.parallel import (
+from gratis.errors import GratisError
+from gratis.train import checkpoint
+from gratis.train.analysis.summary import exchanges
+from gratis.train.checkpoint import State
+from gratis.train.choices import Wire
+from gratis.train.launcher.launch import choose_world
+from gratis.train.mesh.mesh import (
     Axis,
     GradientSum,
     Mesh,
@@ -36,15 +36,25 @@ from train.parallel import (
     gather_rows,
     sum_over_world,
 )
-from train.recipes import RELEASED, Recipe
-from train.schedule import rates
-from train.scores import share_of_loss
-from train.summary import exchanges
+from gratis.train.metrics import share_of_loss
+from gratis.train.network.alexnet import AlexNet, Draw, weight_shapes
+from gratis.train.optimiser import Optimiser
+from gratis.train.recipes import RELEASED, Recipe
+from gratis.train.schedule import rates
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CLASSES = 101  # odd: the second tower holds one class fewer
 BATCH = 8
-RECIPE = replace(RELEASED, image_size=73, crop=64, width=1 / 16, batch=BATCH, init="he", input_scale=1 / 64, rate=0.05)
+RECIPE = replace(
+    RELEASED,
+    image_size=73,
+    crop=64,
+    width=1 / 16,
+    batch=BATCH,
+    init="he",
+    input_scale=1 / 64,
+    rate=0.05,
+)
 LOCAL_FC6 = replace(RECIPE, exchange=("conv4", "fc7"), conv6=True, pool="separate", crop=73)
 VALID = 7  # the last row is padding
 
@@ -58,18 +68,30 @@ def whole_batch(step: int, dtype: torch.dtype, crop: int) -> tuple[Tensor, Tenso
 
 
 def three_steps(
-    mesh: Mesh, dtype: torch.dtype, recipe: Recipe = RECIPE, save_to: Path | None = None, wire: Wire = "float32"
+    mesh: Mesh,
+    dtype: torch.dtype,
+    recipe: Recipe = RECIPE,
+    save_to: Path | None = None,
+    wire: Wire = "float32",
 ) -> dict[str, Any]:
-    """What a run of three steps computes, as whole-network tensors: the same on every rank of every mesh."""
-    network = AlexNet(recipe, CLASSES, tower=mesh.tower, wire=wire).to(dtype=dtype, memory_format=torch.channels_last)
-    optimiser, gradients = Optimiser(network, recipe), GradientSum(network.parameters(), mesh.data, wire)
+    """What a run of three steps computes, as whole-network tensors: the same on every rank of every
+    mesh."""
+    network = AlexNet(recipe, CLASSES, tower=mesh.tower, wire=wire).to(
+        dtype=dtype, memory_format=torch.channels_last
+    )
+    optimiser, gradients = (
+        Optimiser(network, recipe),
+        GradientSum(network.parameters(), mesh.data, wire),
+    )
     per_rank, rows = BATCH // mesh.world, BATCH // mesh.data.size
     own = slice(mesh.rank * per_rank, (mesh.rank + 1) * per_rank)
     found: dict[str, Any] = {}
     for step in range(3):
         images, labels = (part[own] for part in whole_batch(step, dtype, recipe.crop))
         positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
-        logits = network(gather(images, 0, mesh.tower, "images"), Draw(seed=0, step=step, rows=positions))
+        logits = network(
+            gather(images, 0, mesh.tower, "images"), Draw(seed=0, step=step, rows=positions)
+        )
         loss = share_of_loss(mesh.tower.own(logits), labels, VALID)
         loss.backward()
         gradients.wait()
@@ -78,10 +100,14 @@ def three_steps(
         if step == 0:
             found["logits"] = gather_rows(logits.detach(), BATCH, mesh.data)
             found |= {
-                f"grad {n}": network.whole(p.grad, n) for n, p in network.named_parameters() if p.grad is not None
+                f"grad {n}": network.whole(p.grad, n)
+                for n, p in network.named_parameters()
+                if p.grad is not None
             }
         optimiser.step(rates(recipe, step, 100))
-    found |= {f"weight {name}": network.whole(p.detach(), name) for name, p in network.named_parameters()}
+    found |= {
+        f"weight {name}": network.whole(p.detach(), name) for name, p in network.named_parameters()
+    }
     if save_to:
         arrays = checkpoint.collect(network, optimiser, torch.arange(3), writer=mesh.rank == 0)
         if mesh.rank == 0:
@@ -90,7 +116,9 @@ def three_steps(
 
 
 def many_losses(mesh: Mesh, dtype: torch.dtype, steps: int) -> list[float]:
-    network = AlexNet(RECIPE, CLASSES, tower=mesh.tower).to(dtype=dtype, memory_format=torch.channels_last)
+    network = AlexNet(RECIPE, CLASSES, tower=mesh.tower).to(
+        dtype=dtype, memory_format=torch.channels_last
+    )
     optimiser, gradients = Optimiser(network, RECIPE), GradientSum(network.parameters(), mesh.data)
     per_rank, rows = BATCH // mesh.world, BATCH // mesh.data.size
     own = slice(mesh.rank * per_rank, (mesh.rank + 1) * per_rank)
@@ -117,7 +145,9 @@ def sent(mesh: Mesh, wire: Wire) -> dict[tuple[str, str], int]:
     own = slice(mesh.rank * per_rank, (mesh.rank + 1) * per_rank)
     mesh.meter.sent.clear()
     positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
-    logits = network(gather(images[own], 0, mesh.tower, "images"), Draw(seed=0, step=0, rows=positions))
+    logits = network(
+        gather(images[own], 0, mesh.tower, "images"), Draw(seed=0, step=0, rows=positions)
+    )
     share_of_loss(mesh.tower.own(logits), labels[own], VALID).backward()  # type: ignore[no-untyped-call]
     gradients.wait()
     names = sorted(mesh.meter.sent)
@@ -126,7 +156,8 @@ def sent(mesh: Mesh, wire: Wire) -> dict[tuple[str, str], int]:
 
 
 def summed_in_backward(mesh: Mesh, steps: int) -> list[float]:
-    """By step, the share of the gradients' bytes whose sum over the data axis was there when backward made the last."""
+    """By step, the share of the gradients' bytes whose sum over the data axis was there when
+    backward made the last."""
     recipe = replace(RECIPE, width=1 / 4)
     network = AlexNet(recipe, CLASSES, tower=mesh.tower)
     gradients, found = GradientSum(network.parameters(), mesh.data), []
@@ -136,7 +167,8 @@ def summed_in_backward(mesh: Mesh, steps: int) -> list[float]:
         if len(begun) == len(list(network.parameters())):
             found.append(sum(done * size for done, size in begun) / sum(size for _, size in begun))
 
-    for name in ("weight", "bias"):  # of the layer whose gradients come last; these hooks follow GradientSum's
+    # of the layer whose gradients come last; these hooks follow GradientSum's
+    for name in ("weight", "bias"):
         network.get_parameter(f"conv1.{name}").register_post_accumulate_grad_hook(look)
     per_rank, rows = BATCH // mesh.world, BATCH // mesh.data.size
     own = slice(mesh.rank * per_rank, (mesh.rank + 1) * per_rank)
@@ -151,8 +183,15 @@ def summed_in_backward(mesh: Mesh, steps: int) -> list[float]:
 
 
 def state(recipe: Recipe, **other: Any) -> State:
-    fields = {"step": 3, "epoch": 0, "seed": 0, "classes": CLASSES, "dataset": "d" * 64, "loader": {"step": 3},
-              "architecture": recipe.architecture}  # fmt: skip
+    fields = {
+        "step": 3,
+        "epoch": 0,
+        "seed": 0,
+        "classes": CLASSES,
+        "dataset": "d" * 64,
+        "loader": {"step": 3},
+        "architecture": recipe.architecture,
+    }
     return State(**(fields | other))
 
 
@@ -162,14 +201,24 @@ def loaded(mesh: Mesh, folder: Path) -> dict[str, Tensor]:
     newest = checkpoint.latest(folder)
     assert newest is not None
     assert checkpoint.load(newest, network, optimiser).tolist() == [0, 1, 2]
-    found = {f"weight {name}": network.whole(p.detach(), name) for name, p in network.named_parameters()}
-    return found | {f"step {name}": network.whole(step, name) for name, step in optimiser.steps.items()}
+    found = {
+        f"weight {name}": network.whole(p.detach(), name) for name, p in network.named_parameters()
+    }
+    return found | {
+        f"step {name}": network.whole(step, name) for name, step in optimiser.steps.items()
+    }
 
 
 def worker(rank: int, world: int, port: int, towers: int, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as environment:
-        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world,
-                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():  # fmt: skip
+        for name, value in {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": world,
+            "LOCAL_WORLD_SIZE": world,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }.items():
             environment.setenv(name, str(value))
         mesh = connect(towers)
         assert not torch.backends.cudnn.allow_tf32  # on a device, float32 is float32
@@ -187,7 +236,8 @@ def worker(rank: int, world: int, port: int, towers: int, folder: Path) -> None:
             "loaded": loaded(mesh, folder / "alone"),
             "saved": f"from-{world}-{towers}",
         }
-        assert "torch._dynamo" not in sys.modules  # the compiler: two seconds of the start, for nothing here
+        # the compiler: two seconds of the start, for nothing here
+        assert "torch._dynamo" not in sys.modules
         torch.save(found, folder / f"rank-{world}-{towers}-{rank}.pt")
         disconnect()
 
@@ -209,7 +259,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[(2, 2), (4, 2), (2, 1)], ids=["two towers", "2x2", "two data"])
+@pytest.fixture(
+    scope="module", params=[(2, 2), (4, 2), (2, 1)], ids=["two towers", "2x2", "two data"]
+)
 def ranks(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, dict[str, Tensor]]]:
     world, towers = request.param
     with socket.socket() as probe:
@@ -220,7 +272,9 @@ def ranks(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, dict[s
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
-def test_a_mesh_equals_one_process(ranks: list[dict[str, Any]], dtype: torch.dtype, tolerance: float) -> None:
+def test_a_mesh_equals_one_process(
+    ranks: list[dict[str, Any]], dtype: torch.dtype, tolerance: float
+) -> None:
     """Trap 19."""
     one = one_process(dtype)
     assert sum(name.startswith("grad") for name in one) == 16
@@ -229,11 +283,17 @@ def test_a_mesh_equals_one_process(ranks: list[dict[str, Any]], dtype: torch.dty
             got = found[str(dtype).removeprefix("torch.")][name]
             assert got.shape == expected.shape, name
             scale = expected.abs().max().item()
-            assert (got - expected).abs().max().item() <= tolerance * scale, f"{name} on rank {rank}"
+            assert (got - expected).abs().max().item() <= tolerance * scale, (
+                f"{name} on rank {rank}"
+            )
 
 
-@pytest.mark.parametrize(("name", "dtype", "tolerance"), [("ten", "float32", 1e-5), ("fifty", "float64", 1e-9)])
-def test_losses_stay_together(ranks: list[dict[str, Any]], name: str, dtype: str, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"), [("ten", "float32", 1e-5), ("fifty", "float64", 1e-9)]
+)
+def test_losses_stay_together(
+    ranks: list[dict[str, Any]], name: str, dtype: str, tolerance: float
+) -> None:
     """Ten steps in float32, fifty in float64, dropout on."""
     one = one_process_s_losses(getattr(torch, dtype), 10 if name == "ten" else 50)
     assert len(set(one)) == len(one)
@@ -241,7 +301,9 @@ def test_losses_stay_together(ranks: list[dict[str, Any]], name: str, dtype: str
         assert found[name] == pytest.approx(one, rel=tolerance)
 
 
-def test_no_communication_and_moved_exchanges_equal_one_process(ranks: list[dict[str, Any]]) -> None:
+def test_no_communication_and_moved_exchanges_equal_one_process(
+    ranks: list[dict[str, Any]],
+) -> None:
     one = one_process(torch.float64, LOCAL_FC6)
     for found in ranks:
         for name, expected in one.items():
@@ -250,14 +312,17 @@ def test_no_communication_and_moved_exchanges_equal_one_process(ranks: list[dict
 
 
 def test_what_is_sent_equals_the_computed_bytes(ranks: list[dict[str, Any]]) -> None:
-    """Row by row over all ranks: each boundary as the summary says, gradients as an all-reduce in a ring."""
+    """Row by row over all ranks: each boundary as the summary says, gradients as an all-reduce in a
+    ring."""
     shapes = weight_shapes(RECIPE, CLASSES)
     for key, size in (("sent", 4), ("sent narrow", 2)):
         found = dict(ranks[0][key])
         data = len(ranks) // 2 if ("conv3", "forward") in found else len(ranks)
         gradients = found.pop(("gradients", "backward"), 0)
         if data > 1:
-            assert gradients == 2 * (data - 1) * size * sum(math.prod(s) + s[0] for s in shapes.values())
+            assert gradients == 2 * (data - 1) * size * sum(
+                math.prod(s) + s[0] for s in shapes.values()
+            )
         if data == len(ranks):
             assert not found  # no towers, no features exchanged
             continue
@@ -269,10 +334,11 @@ def test_what_is_sent_equals_the_computed_bytes(ranks: list[dict[str, Any]]) -> 
 
 
 def test_gradients_are_summed_beside_backward(ranks: list[dict[str, Any]]) -> None:
-    """Dense layers, which hold most of the bytes, come first: on their way while the convolutions are at work.
+    """Dense layers, which hold most of the bytes, come first: on their way while the convolutions
+    are at work.
 
-    A busy machine may hold one rank up, and then the other has to wait in the end: of ten steps one must show it.
-    """
+    A busy machine may hold one rank up, and then the other has to wait in the end: of ten steps one
+    must show it."""
     if ("gradients", "backward") not in ranks[0]["sent"]:
         return  # nothing to sum
     assert all(len(rank["summed"]) == 10 for rank in ranks)
@@ -284,19 +350,26 @@ def test_16_bits_on_the_wire_stay_close(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         narrow = found["float16"]
         assert narrow["loss 2"].item() == pytest.approx(one["loss 2"].item(), rel=1e-2)
-        assert any(not torch.equal(narrow[name], one[name]) for name in one)  # it was indeed rounded
+        # it was indeed rounded
+        assert any(not torch.equal(narrow[name], one[name]) for name in one)
 
 
-def test_one_process_s_checkpoint_loads_on_a_mesh(ranks: list[dict[str, Any]], folder: Path) -> None:
+def test_one_process_s_checkpoint_loads_on_a_mesh(
+    ranks: list[dict[str, Any]], folder: Path
+) -> None:
     one = loaded(Mesh(), folder / "alone")
     for found in ranks:
         assert found["loaded"].keys() == one.keys()
         assert all(torch.equal(found["loaded"][name], one[name]) for name in one)
 
 
-def test_a_mesh_s_checkpoint_loads_in_one_process(ranks: list[dict[str, Any]], folder: Path) -> None:
+def test_a_mesh_s_checkpoint_loads_in_one_process(
+    ranks: list[dict[str, Any]], folder: Path
+) -> None:
     back = loaded(Mesh(), folder / ranks[0]["saved"])
-    weights = {name: tensor for name, tensor in ranks[0]["float32"].items() if name.startswith("weight")}
+    weights = {
+        name: tensor for name, tensor in ranks[0]["float32"].items() if name.startswith("weight")
+    }
     assert all(torch.equal(back[name], weights[name]) for name in weights)
     assert len(weights) == 16
 
@@ -312,7 +385,7 @@ def test_checkpoints_refuse_another_network_or_dataset(folder: Path) -> None:
         ("classes", 100, "classes"),
         ("dataset", "e" * 64, "dataset"),
     ):
-        with pytest.raises(UserError, match=word):
+        with pytest.raises(GratisError, match=word):
             checkpoint.check_fits(newest, found, **(right | {name: value}))
 
 
@@ -322,7 +395,11 @@ def test_old_checkpoints_go_and_latest_is_flipped_last(tmp_path: Path) -> None:
     arrays = checkpoint.collect(network, optimiser, torch.arange(0), writer=True)
     for step in (1, 2, 3):
         checkpoint.write(tmp_path, arrays, state(RECIPE, step=step))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "latest",
+        "step-00000002",
+        "step-00000003",
+    ]
     assert checkpoint.latest(tmp_path) == tmp_path / "step-00000003"
 
 
@@ -334,7 +411,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # Python ignores SIGXFSZ: the write fails
+    # Python ignores SIGXFSZ: the write fails
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
             checkpoint.write(tmp_path, arrays, state(RECIPE, step=2))
@@ -345,23 +423,35 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_rank_does_not_import_the_compiler() -> None:
-    """Which would take two seconds of each rank's start; the workers above hold it for what a run goes through."""
-    words = "import sys, train.rank; sys.exit('torch._dynamo' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", words], cwd=ROOT, timeout=240, check=False).returncode == 0
+    """Which would take two seconds of each rank's start; the workers above hold it for what a run
+    goes through."""
+    words = "import sys, gratis.train.rank; sys.exit('torch._dynamo' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", words], cwd=ROOT, timeout=240, check=False).returncode
+        == 0
+    )
 
 
 def test_how_many_processes() -> None:
-    assert [choose_world(None, present=n, share_device=False) for n in (0, 1, 2, 3, 8)] == [1, 1, 2, 2, 8]
+    assert [choose_world(None, present=n, share_device=False) for n in (0, 1, 2, 3, 8)] == [
+        1,
+        1,
+        2,
+        2,
+        8,
+    ]
     assert choose_world(2, present=0, share_device=False) == 2  # CPU over gloo
     assert choose_world(2, present=1, share_device=True) == 2
-    with pytest.raises(UserError, match="2 or 4"):
+    with pytest.raises(GratisError, match="2 or 4"):
         choose_world(3, present=8, share_device=False)
-    with pytest.raises(UserError, match="share-device"):
+    with pytest.raises(GratisError, match="share-device"):
         choose_world(2, present=1, share_device=False)
 
 
 def test_shares_cover_all_rows_once() -> None:
     for total in (1, 2, 100, 101):
         for size in (1, 2, 4):
-            rows = [row for index in range(size) for row in Axis(size=size, index=index).share(total)]
+            rows = [
+                row for index in range(size) for row in Axis(size=size, index=index).share(total)
+            ]
             assert rows == list(range(total))

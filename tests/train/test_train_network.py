@@ -1,4 +1,5 @@
-"""The network against the specification's numbers (its section 7, by trap) and against torch's own operators."""
+"""The network against the specification's numbers (its section 7, by trap) and against torch's own
+operators."""
 
 from __future__ import annotations
 
@@ -12,16 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loader import Loader
-from preprocess.errors import UserError
-from train.dropout import keep_mask
-from train.layers import ceil_windows, plan
-from train.network import AlexNet, Draw, weight_shapes
-from train.norm import cross_map_norm, within_map_norm
-from train.parallel import Axis
-from train.rank import training_config
-from train.recipes import CAFFE, OWT, RECIPES, RELEASED, TORCHVISION, Layer, Recipe, RecipeName
-from train.scores import share_of_loss
+from gratis.errors import GratisError
+from gratis.loader import Loader
+from gratis.train.mesh.mesh import Axis
+from gratis.train.metrics import share_of_loss
+from gratis.train.network.alexnet import AlexNet, Draw, weight_shapes
+from gratis.train.network.dropout import keep_mask
+from gratis.train.network.layers import ceil_windows, plan
+from gratis.train.network.normalisation import cross_map_norm, within_map_norm
+from gratis.train.rank import training_config
+from gratis.train.recipes import (
+    CAFFE,
+    OWT,
+    RECIPES,
+    RELEASED,
+    TORCHVISION,
+    Layer,
+    Recipe,
+    RecipeName,
+)
 
 SMALL = replace(RELEASED, image_size=73, crop=64, width=1 / 16, batch=8)
 
@@ -34,13 +44,19 @@ def column(values: list[float]) -> Tensor:
     return torch.tensor(values).view(1, -1, 1, 1)
 
 
-def lrn(values: list[float], *, alpha: float = 1e-4, k: float = 2.0, groups: int = 1) -> list[float]:
+def lrn(
+    values: list[float], *, alpha: float = 1e-4, k: float = 2.0, groups: int = 1
+) -> list[float]:
     return cross_map_norm(column(values), alpha=alpha, k=k, groups=groups).flatten().tolist()
 
 
 def test_lrn_divides_alpha_by_its_window() -> None:  # trap 1
-    assert lrn([100.0] * 5) == pytest.approx([48.83936, 46.19888, 43.86913, 46.19888, 48.83936], abs=1e-4)
-    assert lrn([100.0] * 5, alpha=5e-4)[:3] == pytest.approx([29.90698, 26.08474, 23.23681], abs=1e-4)
+    assert lrn([100.0] * 5) == pytest.approx(
+        [48.83936, 46.19888, 43.86913, 46.19888, 48.83936], abs=1e-4
+    )
+    assert lrn([100.0] * 5, alpha=5e-4)[:3] == pytest.approx(
+        [29.90698, 26.08474, 23.23681], abs=1e-4
+    )
     ramp = [5.884357, 11.631335, 17.136, 22.295521, 27.946353, 33.745586]
     assert lrn([10.0, 20, 30, 40, 50, 60]) == pytest.approx(ramp, abs=1e-4)
 
@@ -59,7 +75,11 @@ def test_lrn_window_stays_in_its_tower() -> None:  # trap 3
 
 def test_conv1_overhangs_right_and_below() -> None:  # trap 4
     """Ones convolved with ones by the network's own conv1: how many inputs each window covers."""
-    for recipe, covered in ((RELEASED, (363, 264, 192)), (TORCHVISION, (243, 270, 300)), (CAFFE, (363, 363, 363))):
+    for recipe, covered in (
+        (RELEASED, (363, 264, 192)),
+        (TORCHVISION, (243, 270, 300)),
+        (CAFFE, (363, 363, 363)),
+    ):
         network = AlexNet(replace(recipe, width=1 / 16, input_scale=1.0), 10)
         with torch.no_grad():
             network.get_parameter("conv1.weight").fill_(1)
@@ -71,7 +91,8 @@ def test_conv1_overhangs_right_and_below() -> None:  # trap 4
 
 @pytest.mark.parametrize(("order", "expected"), [("before", 51.86108), ("after", 55.35833)])
 def test_layer_one_normalises_signed_responses(order: str, expected: float) -> None:  # trap 5
-    """conv1 of the network itself, silenced to its biases: all of its maps are constant, so pooling changes nothing."""
+    """conv1 of the network itself, silenced to its biases: all of its maps are constant, so pooling
+    changes nothing."""
     network = AlexNet(replace(SMALL, width=1 / 8, lrn_order=order), 10)  # six channels a tower
     first: list[Tensor] = []
 
@@ -86,14 +107,22 @@ def test_layer_one_normalises_signed_responses(order: str, expected: float) -> N
     network._conv = lambda layer, x: original(layer, x) if layer == "conv1" else kept(layer, x)  # type: ignore[method-assign]
     with pytest.raises(StopIteration):
         network(torch.zeros(1, 3, 64, 64))
-    torch.testing.assert_close(first[0][0, 1], torch.full_like(first[0][0, 1], expected), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        first[0][0, 1], torch.full_like(first[0][0, 1], expected), atol=1e-4, rtol=0
+    )
 
 
 def test_no_two_seeds_share_a_layer_s_draws() -> None:
-    """Nine layers with conv6: the ninth of one seed must not begin where the first of the next does."""
+    """Nine layers with conv6: the ninth of one seed must not begin where the first of the next
+    does."""
     recipe = replace(SMALL, width=1 / 4, conv6=True)
     networks = [AlexNet(recipe, 64, seed=seed) for seed in range(3)]
-    heads = [p.flatten()[:64] for network in networks for name, p in network.named_parameters() if "weight" in name]
+    heads = [
+        p.flatten()[:64]
+        for network in networks
+        for name, p in network.named_parameters()
+        if "weight" in name
+    ]
     apart = [head / head.std() for head in heads]
     assert len(apart) == 3 * 9
     for n, one in enumerate(apart):
@@ -113,14 +142,17 @@ def test_first_responses_and_first_loss_are_of_the_expected_size() -> None:  # t
         responses = F.conv2d(images, network.get_parameter("conv1.weight"), stride=4)
         logits = network(images, Draw(seed=0, step=0, rows=range(4)))
     assert responses.std().item() == pytest.approx(0.01 * 74.4 * math.sqrt(363), rel=0.05)
-    assert 6.85 < -logits.log_softmax(1).mean().item() < 7.3  # the mean over all labels: four images have few
+    # the mean over all labels: four images have few
+    assert 6.85 < -logits.log_softmax(1).mean().item() < 7.3
 
 
 def test_a_real_batch_begins_at_chance(sample_shards: Path) -> None:  # trap 10, trap 23
     """The released data path and initialisation, on images of half the size."""
     recipe = replace(RELEASED, image_size=128, crop=112)
     network = AlexNet(recipe, 1000)
-    with Loader(sample_shards, "train", training_config(recipe, 0), device=torch.device("cpu")) as loader:
+    with Loader(
+        sample_shards, "train", training_config(recipe, 0), device=torch.device("cpu")
+    ) as loader:
         images, labels, _ = next(iter(loader))
         with torch.no_grad():
             responses = network._conv("conv1", images)
@@ -156,8 +188,11 @@ def test_towers_meet_at_conv3_and_not_before() -> None:  # trap 17
     network = AlexNet(replace(SMALL, init="he"), 10)
     generator = torch.Generator().manual_seed(1)
     layers: list[tuple[Layer, int, bool]] = [
-        ("conv2", 6, False), ("conv3", 16, True), ("conv4", 24, False), ("conv5", 24, False),
-    ]  # fmt: skip
+        ("conv2", 6, False),
+        ("conv3", 16, True),
+        ("conv4", 24, False),
+        ("conv5", 24, False),
+    ]
     for layer, channels, meets in layers:
         x = torch.empty(2, channels, 5, 5).normal_(generator=generator)
         silent = x.clone()
@@ -174,7 +209,9 @@ def test_pools_cover_every_pixel() -> None:  # trap 21
     assert sizes(55, 3) == [27, 13, 6]
     assert sizes(ceil_windows(112, 11, 4), 3) == [13, 6, 3]
     assert ceil_windows(55, 2, 2) == 28
-    assert [plan(r, 10)["conv5"].pooled for r in (RELEASED, replace(RELEASED, crop=112), CAFFE)] == [6, 3, 6]
+    assert [
+        plan(r, 10)["conv5"].pooled for r in (RELEASED, replace(RELEASED, crop=112), CAFFE)
+    ] == [6, 3, 6]
 
 
 def test_within_map_norm() -> None:  # trap 22
@@ -184,8 +221,13 @@ def test_within_map_norm() -> None:  # trap 22
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_norms_equal_torch_and_their_gradients_finite_differences(layout: torch.memory_format) -> None:
-    x = torch.randn(2, 8, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 30
+def test_norms_equal_torch_and_their_gradients_finite_differences(
+    layout: torch.memory_format,
+) -> None:
+    x = (
+        torch.randn(2, 8, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        * 30
+    )
     x = x.contiguous(memory_format=layout).requires_grad_()
     ours = cross_map_norm(x, alpha=1e-4, k=2.0, groups=1)
     torch.testing.assert_close(ours, F.local_response_norm(x, 5, 1e-4, 0.75, 2.0))
@@ -207,22 +249,30 @@ def test_the_whole_forward_equals_torch_operators(order: str) -> None:
     def conv(layer: str, x: Tensor, groups: int, padding: int, stride: int = 1) -> Tensor:
         return F.conv2d(x, p[f"{layer}.weight"], p[f"{layer}.bias"], stride, padding, groups=groups)
 
-    images = torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 70
+    images = (
+        torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        * 70
+    )
     x = conv("conv1", F.pad(images, (0, 3, 0, 3)), 1, 0, 4)
     x = norm(x) if order == "before" else norm(x.relu())
     x = F.max_pool2d(x, 3, 2, ceil_mode=True).relu()
     x = norm(conv("conv2", x, 2, 2).relu())
-    squares = F.conv2d(x.square(), torch.ones(x.shape[1], 1, 5, 5, dtype=x.dtype), padding=2, groups=x.shape[1])
+    squares = F.conv2d(
+        x.square(), torch.ones(x.shape[1], 1, 5, 5, dtype=x.dtype), padding=2, groups=x.shape[1]
+    )
     x = F.max_pool2d(x / (1 + 0.001 / 25 * squares) ** 0.75, 3, 2, ceil_mode=True)
     x = conv("conv4", conv("conv3", x, 1, 1).relu(), 2, 1).relu()
     x = F.max_pool2d(conv("conv5", x, 2, 1).relu(), 3, 2, ceil_mode=True).flatten(1)
     x = 0.5 * F.linear(x, p["fc6.weight"], p["fc6.bias"]).relu()
     x = 0.5 * F.linear(x, p["fc7.weight"], p["fc7.bias"]).relu()
-    torch.testing.assert_close(network(images), F.linear(x, p["fc8.weight"], p["fc8.bias"]), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        network(images), F.linear(x, p["fc8.weight"], p["fc8.bias"]), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_every_layer_s_gradient_equals_finite_differences() -> None:
-    """As the original's check-grads: each parameter moved along a random direction, masks and normalisations on."""
+    """As the original's check-grads: each parameter moved along a random direction, masks and
+    normalisations on."""
     network = AlexNet(replace(SMALL, init="he", input_scale=1 / 64), 7).double()
     generator = torch.Generator().manual_seed(5)
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=generator) * 70
@@ -240,7 +290,9 @@ def test_every_layer_s_gradient_equals_finite_differences() -> None:
             behind = (parameter.sub_(direction, alpha=2 * step), loss())[1]
             parameter.add_(direction, alpha=step)
         slope = ((ahead - behind) / (2 * step)).item()
-        assert slope == pytest.approx((parameter.grad * direction).sum().item(), rel=1e-5, abs=1e-9), name
+        assert slope == pytest.approx(
+            (parameter.grad * direction).sum().item(), rel=1e-5, abs=1e-9
+        ), name
 
 
 def test_dropout_halves_at_test_and_never_doubles() -> None:  # trap 14
@@ -263,8 +315,14 @@ def test_dropout_acts_on_the_inputs_of_fc7_and_fc8_alone() -> None:  # trap 14
     for training in (False, True):
         kept = inputs[training] = {}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(AlexNet, "_dense", lambda self, layer, x, kept=kept: (
-                kept.__setitem__(layer, x), original(self, layer, x))[1])  # fmt: skip
+            patch.setattr(
+                AlexNet,
+                "_dense",
+                lambda self, layer, x, kept=kept: (
+                    kept.__setitem__(layer, x),
+                    original(self, layer, x),
+                )[1],
+            )
             network(images, Draw(seed=0, step=0, rows=range(64)) if training else None)
     assert torch.equal(inputs[True]["fc6"], inputs[False]["fc6"])
     before = {"fc7": inputs[False]["fc7"], "fc8": network._dense("fc7", inputs[True]["fc7"]).relu()}
@@ -284,8 +342,13 @@ def test_masks_are_a_function_of_position_and_unit() -> None:
         return keep_mask(**key, rows=rows, units=units, device=torch.device("cpu"))
 
     whole = mask(range(128), range(4096))
-    for row, bits in zip(whole, ("01011101111110001110011111010100", "11000110100000000001111000111010"), strict=False):
-        assert "".join(str(bit) for bit in row[:32].int().tolist()) == bits  # runs that go on depend on them
+    for row, bits in zip(
+        whole,
+        ("01011101111110001110011111010100", "11000110100000000001111000111010"),
+        strict=False,
+    ):
+        # runs that go on depend on them
+        assert "".join(str(bit) for bit in row[:32].int().tolist()) == bits
     assert torch.equal(mask(range(64, 96), range(4096)), whole[64:96])
     assert torch.equal(mask(range(128), range(2048, 4096)), whole[:, 2048:])
     assert torch.equal(mask(range(5, 9), range(33, 101)), whole[5:9, 33:101])
@@ -337,13 +400,14 @@ def test_every_recipe_runs(name: str) -> None:
     ],
 )
 def test_recipes_refuse_what_cannot_be(fields: dict[str, float], word: str) -> None:
-    with pytest.raises(UserError, match=word):
+    with pytest.raises(GratisError, match=word):
         replace(RELEASED, **fields)
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_tower_s_rank_is_compiled_around_its_exchanges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of two towers, whose peer has the same features. The compiler sees no collective, and changes nothing."""
+    """One of two towers, whose peer has the same features. The compiler sees no collective, and
+    changes nothing."""
     from torch._dynamo.testing import CompileCounter  # two seconds, which the other tests need not
 
     traced: list[bool] = []
@@ -353,7 +417,7 @@ def test_a_tower_s_rank_is_compiled_around_its_exchanges(monkeypatch: pytest.Mon
         return torch.cat([x, x], dim)
 
     counter, compiler = CompileCounter(), torch.compile
-    monkeypatch.setattr("train.network.gather", doubled)
+    monkeypatch.setattr("gratis.train.network.alexnet.gather", doubled)
     monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend=counter))
     network = AlexNet(replace(SMALL, init="he", input_scale=1 / 64), 5, tower=Axis(size=2, index=0))
     images, draw = torch.randn(2, 3, 64, 64) * 70, Draw(seed=0, step=0, rows=range(2))

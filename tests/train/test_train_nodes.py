@@ -1,7 +1,8 @@
-"""Training on several machines: two agents of two processes each, on two networks where root may make them.
+"""Training on several machines: two agents of two processes each, on two networks where root may
+make them.
 
-Each "machine" is a network namespace with an end of a virtual cable; without root or ip, both are the loopback.
-"""
+Each "machine" is a network namespace with an end of a virtual cable; without root or ip, both are
+the loopback."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ from safetensors.torch import load_file
 from small import ROOT, command, of_kind
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from preprocess.errors import UserError
-from train.__main__ import check_world
-from train.meeting import End, Meeting, meet
-from train.nodes import Nodes
-from train.options import parse
+from gratis.errors import GratisError
+from gratis.train.launcher.command import check_world
+from gratis.train.launcher.nodes import Nodes
+from gratis.train.launcher.rendezvous import End, Meeting, meet
+from gratis.train.options import parse
 
 LAST = "checkpoints/step-00000020/network.safetensors"
 LONG = 240.0  # far more than anything here takes
@@ -60,7 +61,19 @@ def cluster() -> Iterator[Cluster]:
     try:
         for name in names:
             ip("netns", "add", name)
-        ip("link", "add", "gratis0", "netns", names[0], "type", "veth", "peer", "gratis1", "netns", names[1])
+        ip(
+            "link",
+            "add",
+            "gratis0",
+            "netns",
+            names[0],
+            "type",
+            "veth",
+            "peer",
+            "gratis1",
+            "netns",
+            names[1],
+        )
         for node, name in enumerate(names):
             ip("-netns", name, "address", "add", f"10.77.0.{node + 1}/24", "dev", f"gratis{node}")
             for device in (f"gratis{node}", "lo"):
@@ -86,17 +99,23 @@ class Pair:
     def finish(self) -> list[tuple[int, str, str]]:
         """By node: exit code, what it printed, what it complained of."""
         said = [parent.communicate(timeout=LONG) for parent in self.parents]
-        return [(parent.returncode, *words) for parent, words in zip(self.parents, said, strict=True)]
+        return [
+            (parent.returncode, *words) for parent, words in zip(self.parents, said, strict=True)
+        ]
 
     def wait_for(self, step: int, attempt: int = 1) -> None:
         def reached() -> bool:
             assert self.parents[0].poll() is None, self.parents[0].communicate()
-            return any(one["step"] >= step and one["attempt"] >= attempt for one in of_kind(self.folder, "step"))
+            return any(
+                one["step"] >= step and one["attempt"] >= attempt
+                for one in of_kind(self.folder, "step")
+            )
 
         until(reached)
 
     def kill_machine(self, node: int, *, agent_alone: bool = False) -> None:
-        """As a power cut would: nobody gets to say a word. An agent alone takes its ranks with it."""
+        """As a power cut would: nobody gets to say a word. An agent alone takes its ranks with
+        it."""
         ranks = () if agent_alone else (2 * node, 2 * node + 1)
         pids = [of_kind(self.folder, "start", rank)[-1]["pid"] for rank in ranks]
         for pid in [self.parents[node].pid, *pids]:
@@ -110,7 +129,11 @@ def start(cluster: Cluster, sample_shards: Path, tmp_path: Path) -> Iterator[Cal
     def parent(node: int, rdzv: str, *arguments: str) -> subprocess.Popen[str]:
         own = ("--node-rank", str(node), "--rdzv", rdzv)
         typed = [*cluster.prefixes[node], *train(tmp_path, sample_shards, *own, *arguments)]
-        started.append(subprocess.Popen(typed, cwd=ROOT, text=True, stdout=-1, stderr=-1, start_new_session=True))
+        started.append(
+            subprocess.Popen(
+                typed, cwd=ROOT, text=True, stdout=-1, stderr=-1, start_new_session=True
+            )
+        )
         return started[-1]
 
     def both(*arguments: str, one: tuple[str, ...] = (), rdzv: str = "") -> Pair:
@@ -145,7 +168,13 @@ def until(condition: Callable[[], bool]) -> None:
 def alone(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run in one process."""
     runs = tmp_path_factory.mktemp("runs")
-    subprocess.run(train(runs, sample_shards, "--run", "r"), cwd=ROOT, check=True, capture_output=True, timeout=LONG)
+    subprocess.run(
+        train(runs, sample_shards, "--run", "r"),
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=LONG,
+    )
     return runs / "r"
 
 
@@ -161,7 +190,8 @@ def losses(run: Path) -> dict[int, float]:
 def same_end(run: Path, alone: Path) -> None:
     one, other = (load_file(folder / LAST) for folder in (alone, run))
     for name, tensor in one.items():
-        # float32 on two meshes: a unit near zero may switch on one of them, so the whole is compared, not each number
+        # float32 on two meshes: a unit near zero may switch on one of them, so the whole is
+        # compared, not each number
         assert (other[name] - tensor).norm() <= 2e-3 * tensor.norm(), name
 
 
@@ -171,7 +201,8 @@ def covered(run: Path) -> list[tuple[int, int, int]]:
 
 @pytest.mark.slow
 def test_two_machines_equal_one_process(start: Callable[..., Pair], alone: Path) -> None:
-    """Losses of ten steps in float32 within 1e-5; the second machine prints nothing but that it takes part."""
+    """Losses of ten steps in float32 within 1e-5; the second machine prints nothing but that it
+    takes part."""
     pair = start()
     (code, out, err), (code_1, out_1, err_1) = pair.finish()
     assert (code, code_1, err, err_1) == (0, 0, "", "")
@@ -180,7 +211,10 @@ def test_two_machines_equal_one_process(start: Callable[..., Pair], alone: Path)
     assert "epoch" not in out_1
     starts = [of_kind(pair.folder, "start", rank)[0] for rank in range(4)]
     assert [start["mesh"] for start in starts] == [{"data": 2, "tower": 2}] * 4
-    assert sum(step["images"] for rank in range(4) for step in of_kind(pair.folder, "step", rank)) == 2 * 1000
+    assert (
+        sum(step["images"] for rank in range(4) for step in of_kind(pair.folder, "step", rank))
+        == 2 * 1000
+    )
     mine, theirs = losses(pair.folder), losses(alone)
     compared = [step for step in mine.keys() & theirs.keys() if step <= 10]
     assert {1, 10} <= set(compared)
@@ -192,7 +226,9 @@ def test_two_machines_equal_one_process(start: Callable[..., Pair], alone: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("agent_alone", [False, pytest.param(True, marks=pytest.mark.prove)])
-def test_a_lost_machine_leaves_the_rest_to_go_on(start: Callable[..., Pair], alone: Path, agent_alone: bool) -> None:
+def test_a_lost_machine_leaves_the_rest_to_go_on(
+    start: Callable[..., Pair], alone: Path, agent_alone: bool
+) -> None:
     """Elastic, 2x2 to 1x2: from the last checkpoint, with no sample lost or repeated."""
     pair = start("--nnodes", "1:2", "--max-restarts", "2")
     pair.wait_for(3)
@@ -208,7 +244,8 @@ def test_a_lost_machine_leaves_the_rest_to_go_on(start: Callable[..., Pair], alo
 
 @pytest.mark.prove
 def test_a_machine_that_returns_is_taken_back(start: Callable[..., Pair]) -> None:
-    """2x2, 1x2, 2x2: the ranks are asked to stop for it, which is no end and takes none of the restarts."""
+    """2x2, 1x2, 2x2: the ranks are asked to stop for it, which is no end and takes none of the
+    restarts."""
     pair = start("--epochs", "500", "--nnodes", "1:2", "--max-restarts", "1")
     pair.wait_for(3)
     pair.kill_machine(1)
@@ -218,14 +255,21 @@ def test_a_machine_that_returns_is_taken_back(start: Callable[..., Pair]) -> Non
     pair.wait_for(5, attempt=3)
     pair.parents[1].send_signal(signal.SIGTERM)
     assert [end[0] for end in pair.finish()] == [75, 75]
-    assert [(one["attempt"], one["world"]) for one in of_kind(pair.folder, "start")] == [(1, 4), (2, 2), (3, 4)]
+    assert [(one["attempt"], one["world"]) for one in of_kind(pair.folder, "start")] == [
+        (1, 4),
+        (2, 2),
+        (3, 4),
+    ]
     assert all(missing == duplicates == 0 for _, missing, duplicates in covered(pair.folder))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("node", "number", "code", "more"),
-    [(1, signal.SIGTERM, 75, ("--nnodes", "1:2", "--max-restarts", "2")), (0, signal.SIGINT, 130, ())],
+    [
+        (1, signal.SIGTERM, 75, ("--nnodes", "1:2", "--max-restarts", "2")),
+        (0, signal.SIGINT, 130, ()),
+    ],
 )
 def test_a_signal_to_one_machine_saves_on_all(
     start: Callable[..., Pair], node: int, number: signal.Signals, code: int, more: tuple[str, ...]
@@ -238,7 +282,9 @@ def test_a_signal_to_one_machine_saves_on_all(
     assert [end[0] for end in ends] == [code, code], ends
     saved = of_kind(pair.folder, "checkpoint")[-1]["step"]
     word = {75: "preempted", 130: "interrupted"}[code]
-    assert [end[2] for end in ends] == [f"{word}: saved at step {saved}; give the same command to go on\n"] * 2
+    assert [end[2] for end in ends] == [
+        f"{word}: saved at step {saved}; give the same command to go on\n"
+    ] * 2
     assert of_kind(pair.folder, "end")[-1]["outcome"] == word
     assert len(of_kind(pair.folder, "start")) == 1
 
@@ -256,13 +302,18 @@ def test_the_first_failure_is_told_on_all_machines(start: Callable[..., Pair]) -
 @pytest.mark.parametrize(
     ("one", "words"),
     [
-        (("--rate", "0.02"), "node 1: rate is 0.02, on node 0 0.01; give every machine the same command"),
+        (
+            ("--rate", "0.02"),
+            "node 1: rate is 0.02, on node 0 0.01; give every machine the same command",
+        ),
         (("--gpus", "4"), "node 1: --batch 100 cannot be split over 8 processes"),
         (("--shards", "elsewhere"), "node 1: elsewhere "),
         (("--runs", "elsewhere"), "must be on a file system that all machines share"),
     ],
 )
-def test_what_differs_is_refused_on_both(start: Callable[..., Pair], one: tuple[str, ...], words: str) -> None:
+def test_what_differs_is_refused_on_both(
+    start: Callable[..., Pair], one: tuple[str, ...], words: str
+) -> None:
     """Before any rank starts."""
     pair = start(one=one)
     for code, _, err in pair.finish():
@@ -281,36 +332,42 @@ def test_a_machine_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) ->
     """From both sides, within the time that was given for it."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     port = free_port()
-    with pytest.raises(UserError, match=r"no node 0 answered within 0.5 s.*refused"):
+    with pytest.raises(GratisError, match=r"no node 0 answered within 0.5 s.*refused"):
         meet(nodes(f"127.0.0.1:{port}", 1))
     meeting = meet(nodes(f"127.0.0.1:{port}"))
-    with pytest.raises(UserError, match=f"node 1 did not come to 127.0.0.1:{port} within 0.5 s"):
+    with pytest.raises(GratisError, match=f"node 1 did not come to 127.0.0.1:{port} within 0.5 s"):
         meeting.begin()
 
 
-def test_node_0_is_where_the_address_is_and_its_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_0_is_where_the_address_is_and_its_port_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} is taken"):
+        with pytest.raises(GratisError, match=f"port {port} is taken"):
             meet(nodes(f"127.0.0.1:{port}"))
-        with pytest.raises(UserError, match="what answers there is no node 0"):
+        with pytest.raises(GratisError, match="what answers there is no node 0"):
             meet(nodes(f"127.0.0.1:{port}", 1))
-    for host, words in (("192.0.2.1", "no address of this machine"), ("no.such.host.invalid", "nothing is known")):
-        with pytest.raises(UserError, match=words):
+    for host, words in (
+        ("192.0.2.1", "no address of this machine"),
+        ("no.such.host.invalid", "nothing is known"),
+    ):
+        with pytest.raises(GratisError, match=words):
             meet(nodes(f"{host}:29400"))
 
 
 def test_towers_of_a_pair_share_a_machine() -> None:
-    common = ["--recipe", "sample", "--nnodes", "1:3", "--node-rank", "0", "--rdzv", "127.0.0.1:29400"]
-    with pytest.raises(UserError, match=r"share a machine.*--tower-ranks 1"):
+    common = [*"--recipe sample --nnodes 1:3 --node-rank 0 --rdzv 127.0.0.1:29400".split()]
+    with pytest.raises(GratisError, match=r"share a machine.*--tower-ranks 1"):
         check_world(parse(common), 1)
     check_world(parse([*common, "--tower-ranks", "1", "--batch", "30"]), 1)
-    with pytest.raises(UserError, match="--batch 40 cannot be split over 6 processes"):
+    with pytest.raises(GratisError, match="--batch 40 cannot be split over 6 processes"):
         check_world(parse([*common, "--batch", "40"]), 2)
-    with pytest.raises(UserError, match="over 4 processes; take a multiple of 12"):  # of 2, 4 and 6
+    # of 2, 4 and 6
+    with pytest.raises(GratisError, match="over 4 processes; take a multiple of 12"):
         check_world(parse([*common, "--batch", "42"]), 2)
 
 
@@ -336,7 +393,7 @@ def test_a_machine_that_was_refused_is_not_missed() -> None:
     ],
 )
 def test_machines_are_said_rightly(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=re.escape(words)):
+    with pytest.raises(GratisError, match=re.escape(words)):
         Nodes(**fields)
 
 

@@ -10,10 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from train.optim import Optimiser
-from train.recipes import CAFFE, PAPER, RELEASED, SAMPLE, TORCHVISION
-from train.schedule import Rates, drops, noise_until, rates
-from train.scores import average_views, credit, score_sums, scores, share_of_loss, valid_rows
+from gratis.train.metrics import (
+    average_views,
+    credit,
+    score_sums,
+    scores,
+    share_of_loss,
+    valid_rows,
+)
+from gratis.train.optimiser import Optimiser
+from gratis.train.recipes import CAFFE, PAPER, RELEASED, SAMPLE, TORCHVISION
+from gratis.train.schedule import Rates, drops, noise_until, rates
 
 
 def constant(rate: float) -> Rates:
@@ -43,7 +50,9 @@ def follow(optimiser: Optimiser, grads: list[float], steps: list[float]) -> list
 def test_velocity_survives_a_drop_of_the_rate() -> None:  # trap 12
     drop, grads = [0.01, 0.01, 0.001, 0.001], [1.0, 1.0, 0.0, 0.0]
     released = Optimiser(One(), RELEASED)
-    assert follow(released, grads, drop) == pytest.approx([0.989995, 0.970985550, 0.953876560, 0.938477991], abs=1e-9)
+    assert follow(released, grads, drop) == pytest.approx(
+        [0.989995, 0.970985550, 0.953876560, 0.938477991], abs=1e-9
+    )
     torchs = Optimiser(One(), replace(TORCHVISION, weight_decay=5e-4))
     assert follow(torchs, grads, drop)[2:] == pytest.approx([0.969274214, 0.967733527], abs=1e-9)
     assert follow(Optimiser(One(), RELEASED), grads, [0.01] * 4)[2:] == pytest.approx(
@@ -53,10 +62,14 @@ def test_velocity_survives_a_drop_of_the_rate() -> None:  # trap 12
 
 def test_biases_do_not_decay_and_learn_twice_as_fast() -> None:  # trap 13
     network = One()
-    assert follow(Optimiser(network, RELEASED), [0.0], [0.01]) == pytest.approx([0.999995], abs=1e-12)
+    assert follow(Optimiser(network, RELEASED), [0.0], [0.01]) == pytest.approx(
+        [0.999995], abs=1e-12
+    )
     assert network.fc6.bias.item() == 1
     network = One()
-    assert follow(Optimiser(network, RELEASED), [1.0], [0.01]) == pytest.approx([1 - 0.01 - 5e-6], abs=1e-12)
+    assert follow(Optimiser(network, RELEASED), [1.0], [0.01]) == pytest.approx(
+        [1 - 0.01 - 5e-6], abs=1e-12
+    )
     assert network.fc6.bias.item() == pytest.approx(0.98, abs=1e-12)
 
 
@@ -72,7 +85,8 @@ def test_rate_zero_freezes_bitwise_under_velocity() -> None:  # trap 13
 
 
 def test_small_rates_keep_their_precision_in_float32() -> None:
-    """The rate travels as 1 - dampening; at 1e-5 in single precision that would lose three digits."""
+    """The rate travels as 1 - dampening; at 1e-5 in single precision that would lose three
+    digits."""
     network = One(torch.float32)
     optimiser = Optimiser(network, RELEASED)
     follow(optimiser, [1.0], [1e-5])
@@ -83,11 +97,13 @@ def test_released_schedule() -> None:
     def at(epoch: float) -> Rates:
         return rates(RELEASED, round(epoch * 1000), 1000)
 
-    assert [at(e)["weights"] for e in (0, 24.999, 25, 50.999, 51, 78.999, 79, 89.999)] == pytest.approx(
-        [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]
-    )
+    assert [
+        at(e)["weights"] for e in (0, 24.999, 25, 50.999, 51, 78.999, 79, 89.999)
+    ] == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
     assert {at(e)["biases"] for e in (0, 30, 60, 85)} == {0.02}
-    assert [at(e)["conv1_weights"] for e in (66.999, 67, 71.999, 72)] == pytest.approx([1e-4, 1e-5, 1e-5, 0])
+    assert [at(e)["conv1_weights"] for e in (66.999, 67, 71.999, 72)] == pytest.approx(
+        [1e-4, 1e-5, 1e-5, 0]
+    )
     assert at(72)["conv1_biases"] == 0
     assert noise_until(RELEASED) == 67
     assert noise_until(replace(RELEASED, epochs=9)) == 7
@@ -97,7 +113,9 @@ def test_dexp250() -> None:
     recipe = replace(RELEASED, schedule="dexp250", conv1_slow=None, conv1_frozen=None)
     marks = [rates(recipe, step, 100)["weights"] for step in (0, 2250, 2251, 4501, 6751, 8999)]
     assert marks == pytest.approx([0.01, 0.01, 0.0015874, 0.00025198, 0.00004, 0.00004], rel=1e-4)
-    assert [rates(recipe, step, 100)["biases"] for step in (4500, 4501)] == pytest.approx([0.02, 0.002])
+    assert [rates(recipe, step, 100)["biases"] for step in (4500, 4501)] == pytest.approx(
+        [0.02, 0.002]
+    )
 
 
 def test_cosine_warms_up_and_ends_near_zero() -> None:
@@ -109,14 +127,21 @@ def test_cosine_warms_up_and_ends_near_zero() -> None:
 
 
 def test_plateau_divides_three_times_when_the_error_stands_still() -> None:
-    assert [drops(errors, 2) for errors in ([], [0.9, 0.8, 0.7], [0.9, 0.9], [0.9, 0.9, 0.9])] == [0, 0, 0, 1]
-    assert drops([0.9, 0.95, 0.8, 0.85, 0.85, 0.79, 0.8, 0.8], 2) == 2  # a better one starts the count anew
+    assert [drops(errors, 2) for errors in ([], [0.9, 0.8, 0.7], [0.9, 0.9], [0.9, 0.9, 0.9])] == [
+        0,
+        0,
+        0,
+        1,
+    ]
+    # a better one starts the count anew
+    assert drops([0.9, 0.95, 0.8, 0.85, 0.85, 0.79, 0.8, 0.8], 2) == 2
     assert drops([0.9] * 50, 2) == 3
     recipe = replace(PAPER, patience=2)
     assert recipe.schedule == "plateau"
     for errors, rate in (([0.9, 0.8], 0.01), ([0.9] * 3, 0.001), ([0.9] * 50, 1e-5)):
         found = rates(recipe, 5000, 100, errors)
-        assert found["weights"] == found["biases"] == pytest.approx(rate)  # equal for all layers, as the paper says
+        # equal for all layers, as the paper says
+        assert found["weights"] == found["biases"] == pytest.approx(rate)
 
 
 def test_larger_batches_scale_the_rates() -> None:
@@ -127,7 +152,8 @@ def test_larger_batches_scale_the_rates() -> None:
     assert weights(scale_rate="linear") == pytest.approx(0.08)
     assert weights(scale_rate="sqrt") == pytest.approx(0.01 * 8**0.5)
     assert weights(scale_rate="linear", warmup_steps=400) == pytest.approx(0.08 / 400)
-    assert rates(replace(CAFFE, scale_rate="linear"), 0, 100)["weights"] == 0.01  # meant for its own batch
+    # meant for its own batch
+    assert rates(replace(CAFFE, scale_rate="linear"), 0, 100)["weights"] == 0.01
 
 
 def test_views_average_probabilities_not_logits() -> None:  # trap 15
@@ -158,15 +184,24 @@ def test_what_is_not_a_number_earns_nothing() -> None:
 
 
 def test_scores_count_samples_only() -> None:
-    probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]], dtype=torch.float64)
+    probabilities = torch.tensor(
+        [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]], dtype=torch.float64
+    )
     found = scores(score_sums(probabilities, torch.tensor([0, 2, -100])))
     assert (found.images, found.top1, found.top5) == (2, 0.5, 1.0)
-    assert found.nll == pytest.approx(-(torch.tensor(0.7).log() + torch.tensor(0.1).log()).item() / 2)
+    assert found.nll == pytest.approx(
+        -(torch.tensor(0.7).log() + torch.tensor(0.1).log()).item() / 2
+    )
 
 
 def test_shares_of_loss_add_up_to_the_mean_over_samples() -> None:
     logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0, 1, 2, 3, 4, -100, -100, -100])
-    parts = [share_of_loss(logits[rows], labels[rows], 5) for rows in (slice(0, 4), slice(4, 6), slice(6, 8))]
-    assert sum(parts).item() == pytest.approx(nn.functional.cross_entropy(logits[:5], labels[:5]).item(), rel=1e-6)
+    parts = [
+        share_of_loss(logits[rows], labels[rows], 5)
+        for rows in (slice(0, 4), slice(4, 6), slice(6, 8))
+    ]
+    assert sum(parts).item() == pytest.approx(
+        nn.functional.cross_entropy(logits[:5], labels[:5]).item(), rel=1e-6
+    )
     assert [valid_rows(step, 8, 21) for step in range(3)] == [8, 8, 5]

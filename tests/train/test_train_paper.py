@@ -10,37 +10,58 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.dataset import read_manifest
-from preprocess.errors import UserError
-from preprocess.events import EventWriter
-from train.launch import Launch
-from train.paper.ablate import has
-from train.paper.figures import CAPTIONS
-from train.paper.paper import Paper, fitting, of_run, paper
-from train.paper.parts import Work, explain, train, whole_of
-from train.paper.switches import SWITCHES
-from train.paper.tables import tables
-from train.paper.timed import timed
-from train.paper.trained import last_launch
-from train.recipes import RECIPES, RELEASED, SAMPLE, TINY, Recipe
-from train.written import alone, written
+from gratis.dataset import read_manifest
+from gratis.errors import GratisError
+from gratis.events import EventWriter
+from gratis.processes import timed
+from gratis.train.analysis.figures import CAPTIONS
+from gratis.train.analysis.trained import last_launch
+from gratis.train.launcher.launch import Launch
+from gratis.train.paper.ablate import has
+from gratis.train.paper.paper import Paper, fitting, of_run, paper
+from gratis.train.paper.parts import Work, explain, train, whole_of
+from gratis.train.paper.switches import SWITCHES
+from gratis.train.paper.tables import tables
+from gratis.train.recipes import RECIPES, RELEASED, SAMPLE, TINY, Recipe
+from gratis.written import alone, written
 
 
-def finished(runs: Path, name: str, recipe: Recipe, sizes: tuple[int, int, int], top1: float) -> None:
+def finished(
+    runs: Path, name: str, recipe: Recipe, sizes: tuple[int, int, int], top1: float
+) -> None:
     """A run's events as training writes them. sizes: training and validation images, classes."""
     (runs / name).mkdir(parents=True)
     events = EventWriter(runs / name / "rank-0.jsonl", attempt=1, rank=0)
-    base = next((key for key, own in RECIPES.items() if own == replace(recipe, init_from=None, conv_rate=1.0)), "tiny")
+    base = next(
+        (
+            key
+            for key, own in RECIPES.items()
+            if own == replace(recipe, init_from=None, conv_rate=1.0)
+        ),
+        "tiny",
+    )
     train, val, classes = sizes
     events.write(
         "start",
         {
-            "recipe": base, "config": {"recipe": asdict(recipe)}, "epochs": recipe.epochs, "train_images": train,
-            "val_images": val, "classes": classes, "dataset": "e" * 64,
+            "recipe": base,
+            "config": {"recipe": asdict(recipe)},
+            "epochs": recipe.epochs,
+            "train_images": train,
+            "val_images": val,
+            "classes": classes,
+            "dataset": "e" * 64,
         },
-    )  # fmt: skip
+    )
     for views, more in ((1, 0.0), (10, 0.02)):
-        fields = {"views": views, "images": val, "top1": top1 + more, "top5": 0.8, "nll": 1.0, "wall_s": 1.0}
+        fields = {
+            "views": views,
+            "images": val,
+            "top1": top1 + more,
+            "top5": 0.8,
+            "nll": 1.0,
+            "wall_s": 1.0,
+        }
         events.write("eval", fields, epoch=recipe.epochs, step=1)
     events.write("end", {"outcome": "finished", "error": None})
 
@@ -51,7 +72,10 @@ def test_only_ilsvrc_runs_stand_beside_the_paper(tmp_path: Path) -> None:
     text = tables(tmp_path)
     assert "| 1 CNN | 40.7 | 18.2 |  |  |  |  |" in text
     assert "No run here is on ILSVRC-2012" in text
-    assert "| small | tiny | 3 | 68.0 | 20.0 | 70.0 | dataset eeeeeeee: 5,000 validation images of 100 classes" in text
+    assert (
+        "| small | tiny | 3 | 68.0 | 20.0 | 70.0 | dataset eeeeeeee: 5,000 validation images of "
+        "100 classes" in text
+    )
     finished(tmp_path, "changed", replace(RELEASED, epochs=5), ilsvrc, 0.9)
     assert "| 1 CNN | 40.7 | 18.2 |  |  |  |  |" in tables(tmp_path)
     finished(tmp_path, "whole", RELEASED, ilsvrc, 0.57)
@@ -63,11 +87,15 @@ def test_only_ilsvrc_runs_stand_beside_the_paper(tmp_path: Path) -> None:
 
 
 def test_a_command_that_fails_or_takes_too_long_is_said(tmp_path: Path) -> None:
-    assert timed(tmp_path / "a.log", ["train", "summary"], 100) is None
-    said = timed(tmp_path / "b.log", ["train", "summary", "--recipe", "nose"], 100) or ""
+    assert timed(tmp_path / "a.log", ["summary"], 100) is None
+    said = timed(tmp_path / "b.log", ["summary", "--recipe", "nose"], 100) or ""
     assert said.startswith("failed with exit code 2: --recipe nose is none of")
-    assert (timed(tmp_path / "c.log", ["http.server", "--bind", "127.0.0.1", "0"], 1) or "").startswith("stopped after")
-    assert (timed(tmp_path / "d.log", ["train"], 0) or "").startswith("skipped: the minutes are over")
+    assert (
+        timed(tmp_path / "c.log", ["status", "--runs", str(tmp_path), "--port", "0"], 1) or ""
+    ).startswith("stopped after")
+    assert (timed(tmp_path / "d.log", ["train"], 0) or "").startswith(
+        "skipped: the minutes are over"
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +107,9 @@ def test_a_command_that_fails_or_takes_too_long_is_said(tmp_path: Path) -> None:
         ("finished", None, "done"),
     ],
 )
-def test_how_far_training_is_said(told: str, run: str | None, state: str, sample_shards: Path, tmp_path: Path) -> None:
+def test_how_far_training_is_said(
+    told: str, run: str | None, state: str, sample_shards: Path, tmp_path: Path
+) -> None:
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     events = EventWriter(tmp_path / "a" / "rank-0.jsonl", attempt=1, rank=0)
     events.write("start", {"epochs": 2, "steps_per_epoch": 10})
@@ -87,36 +117,71 @@ def test_how_far_training_is_said(told: str, run: str | None, state: str, sample
     events.write("end", {"outcome": told, "error": None})
     options = Paper(shards=str(sample_shards), runs=tmp_path, run=run)
     work = Work(
-        options=options, manifest=read_manifest(sample_shards), recipe_name="sample", recipe=SAMPLE,
-        run=tmp_path / "a", ends=0,
-    )  # fmt: skip
+        options=options,
+        manifest=read_manifest(sample_shards),
+        recipe_name="sample",
+        recipe=SAMPLE,
+        run=tmp_path / "a",
+        ends=0,
+    )
     assert train(work).state == state
 
 
 def test_the_recipe_fits_the_dataset(sample_shards: Path, shards32: Path) -> None:
     assert fitting(read_manifest(sample_shards)) == "sample"
-    with pytest.raises(UserError, match="no recipe is for 32-pixel images; make shards with --size 128 or 256"):
+    with pytest.raises(
+        GratisError, match="no recipe is for 32-pixel images; make shards with --size 128 or 256"
+    ):
         fitting(read_manifest(shards32))
 
 
 def started(run: Path, name: str, recipe: Recipe, dataset: str) -> None:
     """A run with a checkpoint, as far as its folder and first event tell."""
     (run / "checkpoints").mkdir(parents=True)
-    launch = Launch(runs=str(run.parent), run=run.name, shards="x", recipe_name=name, recipe=recipe, seed=0, attempt=1,
-                    tower_ranks=1, share_device=False)  # fmt: skip
+    launch = Launch(
+        runs=str(run.parent),
+        run=run.name,
+        shards="x",
+        recipe_name=name,
+        recipe=recipe,
+        seed=0,
+        attempt=1,
+        tower_ranks=1,
+        share_device=False,
+    )
     config = json.loads(launch.to_json())
-    fields = {"recipe": name, "config": config, "dataset": dataset, "epochs": 2, "steps_per_epoch": 10}
+    fields = {
+        "recipe": name,
+        "config": config,
+        "dataset": dataset,
+        "epochs": 2,
+        "steps_per_epoch": 10,
+    }
     EventWriter(run / "rank-0.jsonl", attempt=1, rank=0).write("start", fields)
 
 
 def test_a_named_run_is_reported_with_its_own_settings(sample_shards: Path, tmp_path: Path) -> None:
     manifest = read_manifest(sample_shards)
-    own = replace(TINY, crop=96, mean="offset", crop_positions="printed", lrn=False, map_norm=False, init_from="x")
+    own = replace(
+        TINY,
+        crop=96,
+        mean="offset",
+        crop_positions="printed",
+        lrn=False,
+        map_norm=False,
+        init_from="x",
+    )
     started(tmp_path / "a", "tiny", own, manifest.hash)
     options = Paper(shards=str(sample_shards), runs=tmp_path, run="a", minutes=0.001)
     assert of_run(options, manifest) == "tiny"
-    work = Work(options=options, manifest=manifest, recipe_name="tiny", recipe=last_launch(tmp_path / "a").recipe,
-                run=tmp_path / "a", ends=0)  # fmt: skip
+    work = Work(
+        options=options,
+        manifest=manifest,
+        recipe_name="tiny",
+        recipe=last_launch(tmp_path / "a").recipe,
+        run=tmp_path / "a",
+        ends=0,
+    )
     assert work.recipe == own
     assert whole_of(work) == replace(own, init_from=None)  # epochs are 3 in both
     chosen = replace(work, options=replace(options, recipe="sample"))
@@ -126,10 +191,20 @@ def test_a_named_run_is_reported_with_its_own_settings(sample_shards: Path, tmp_
 
 def test_resized_crops_are_not_drawn_as_plain_ones(sample_shards: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPES["torchvision"], image_size=128, crop=112)
-    work = Work(options=Paper(shards=str(sample_shards), runs=tmp_path), manifest=read_manifest(sample_shards),
-                recipe_name="torchvision", recipe=recipe, run=tmp_path / "a", ends=0)  # fmt: skip
-    assert explain(work).state == "skipped: it draws plain crops, and this run trains on resized ones"
-    assert explain(replace(work, recipe=replace(recipe, crop_area=None))).state.startswith("skipped: the minutes are")
+    work = Work(
+        options=Paper(shards=str(sample_shards), runs=tmp_path),
+        manifest=read_manifest(sample_shards),
+        recipe_name="torchvision",
+        recipe=recipe,
+        run=tmp_path / "a",
+        ends=0,
+    )
+    assert (
+        explain(work).state == "skipped: it draws plain crops, and this run trains on resized ones"
+    )
+    assert explain(replace(work, recipe=replace(recipe, crop_area=None))).state.startswith(
+        "skipped: the minutes are"
+    )
 
 
 def test_two_who_write_one_file_at_once_do_not_touch_each_other_s_draft(tmp_path: Path) -> None:
@@ -143,12 +218,17 @@ def test_two_who_write_one_file_at_once_do_not_touch_each_other_s_draft(tmp_path
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_disk_without_locks_is_not_told_as_another_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_locks_is_not_told_as_another_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", refused)
-    with pytest.raises(UserError, match=r"lock cannot be locked \(No locks available\)"), alone(tmp_path, "a"):
+    with (
+        pytest.raises(GratisError, match=r"lock cannot be locked \(No locks available\)"),
+        alone(tmp_path, "a"),
+    ):
         pass
 
 
@@ -158,7 +238,9 @@ def test_the_report_holds_what_there_was_time_for(
 ) -> None:
     runs = ablated
     run = next(path for path in runs.iterdir() if "-whole-" in path.name)
-    options = Paper(shards=str(sample_shards), run=run.name, runs=runs, minutes=20, gpus=3, recipe="sample")
+    options = Paper(
+        shards=str(sample_shards), run=run.name, runs=runs, minutes=20, gpus=3, recipe="sample"
+    )
     report = paper(options)
     text = report.read_text()
     assert report == run / "paper" / "report.md"
@@ -171,14 +253,18 @@ def test_the_report_holds_what_there_was_time_for(
     assert "Ablations\n\n*failed with exit code 2: " in text  # three processes; told, and gone on
     assert "| 1 CNN | 40.7 | 18.2 |" in text
     drawn = (report.parent / "top5.png").stat().st_mtime_ns
-    with pytest.raises(UserError, match=r"was trained on dataset \w{8}, .* is \w{8}: give the --shards"):
+    with pytest.raises(
+        GratisError, match=r"was trained on dataset \w{8}, .* is \w{8}: give the --shards"
+    ):
         paper(replace(options, shards=str(shards32)))
     assert report.read_text() == text
-    with pytest.raises(UserError, match="--seeds x must be whole numbers"):
+    with pytest.raises(GratisError, match="--seeds x must be whole numbers"):
         replace(options, seeds="x")
     with (
         alone(run / "paper", "the first"),
-        pytest.raises(UserError, match=rf"run {run.name}: another report is being made there; wait for it"),
+        pytest.raises(
+            GratisError, match=rf"run {run.name}: another report is being made there; wait for it"
+        ),
     ):
         paper(options)
     paper(replace(options, minutes=1e-9))

@@ -1,4 +1,5 @@
-"""The picture of augmented images: the tiles are the images, it is small, whole at any moment, and seldom made."""
+"""The picture of augmented images: the tiles are the images, it is small, whole at any moment, and
+seldom made."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from loader import Batch, Loader, LoaderConfig
-from train.picture import COLUMNS, EVERY_S, NAME, TILES, renew, sheet
+from gratis.loader import Batch, Loader, LoaderConfig
+from gratis.train.latest_batch import COLUMNS, EVERY_S, NAME, TILES, renew, sheet
 
 
 def test_a_tile_is_its_image(sample_shards: Path) -> None:
@@ -27,7 +28,9 @@ def test_a_tile_is_its_image(sample_shards: Path) -> None:
 
 
 def test_scale_is_taken_back(sample_shards: Path) -> None:
-    with Loader(sample_shards, "train", LoaderConfig(batch_size=32, crop=112, noise="sqrt")) as loader:
+    with Loader(
+        sample_shards, "train", LoaderConfig(batch_size=32, crop=112, noise="sqrt")
+    ) as loader:
         images, _, _ = next(iter(loader))
         drawn = np.asarray(sheet(images[:1], loader, 0)).astype(float)
     mean = loader.stats.mean[8:120, 8:120]
@@ -50,5 +53,7 @@ def test_it_is_renewed_once_in_a_while_and_stays_small(sample_shards: Path, tmp_
         os.utime(tmp_path / NAME, (old, old))
         assert renew(tmp_path, batch, loader, 0)
         assert not renew(tmp_path / "no folder", batch, loader, 0)
-        assert not renew(tmp_path / "none", Batch(batch.images, batch.labels, batch.ids * 0 - 1), loader, 0)
+        assert not renew(
+            tmp_path / "none", Batch(batch.images, batch.labels, batch.ids * 0 - 1), loader, 0
+        )
     assert [path.name for path in tmp_path.iterdir()] == [NAME]

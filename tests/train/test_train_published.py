@@ -1,4 +1,5 @@
-"""torchvision's AlexNet and ours: names, shapes, and the same logits on the same images, without its published file."""
+"""torchvision's AlexNet and ours: names, shapes, and the same logits on the same images, without
+its published file."""
 
 from __future__ import annotations
 
@@ -15,21 +16,35 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from loader import Loader
-from preprocess.errors import UserError
-from preprocess.image import decode
-from train.evaluate import evaluation_config
-from train.network import AlexNet, weight_shapes
-from train.paper.deployed import NAMES, from_torchvision, to_torchvision
-from train.paper.published import MEAN, RECIPE, STD, Published, evaluated, load, main, rescaled
-from train.recipes import RELEASED, TORCHVISION
+from gratis.errors import GratisError
+from gratis.image import decode
+from gratis.loader import Loader
+from gratis.train.analysis.deployed import NAMES, from_torchvision, to_torchvision
+from gratis.train.analysis.published import (
+    MEAN,
+    RECIPE,
+    STD,
+    Published,
+    evaluated,
+    load,
+    main,
+    rescaled,
+)
+from gratis.train.evaluate import evaluation_config
+from gratis.train.network.alexnet import AlexNet, weight_shapes
+from gratis.train.recipes import RELEASED, TORCHVISION
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TABLE = {  # of alexnet-owt-7be5be79.pth
-    "features.0": (64, 3, 11, 11), "features.3": (192, 64, 5, 5), "features.6": (384, 192, 3, 3),
-    "features.8": (256, 384, 3, 3), "features.10": (256, 256, 3, 3), "classifier.1": (4096, 9216),
-    "classifier.4": (4096, 4096), "classifier.6": (1000, 4096),
-}  # fmt: skip
+    "features.0": (64, 3, 11, 11),
+    "features.3": (192, 64, 5, 5),
+    "features.6": (384, 192, 3, 3),
+    "features.8": (256, 384, 3, 3),
+    "features.10": (256, 256, 3, 3),
+    "classifier.1": (4096, 9216),
+    "classifier.4": (4096, 4096),
+    "classifier.6": (1000, 4096),
+}
 CLASSES, IMAGES = 3, 9
 
 
@@ -39,17 +54,30 @@ class TorchvisionAlexNet(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(kernel_size=3, stride=2),
-            nn.Conv2d(64, 192, kernel_size=5, padding=2), nn.ReLU(), nn.MaxPool2d(kernel_size=3, stride=2),
-            nn.Conv2d(192, 384, kernel_size=3, padding=1), nn.ReLU(),
-            nn.Conv2d(384, 256, kernel_size=3, padding=1), nn.ReLU(),
-            nn.Conv2d(256, 256, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(kernel_size=3, stride=2),
-        )  # fmt: skip
+            nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(kernel_size=3, stride=2),
+            nn.Conv2d(64, 192, kernel_size=5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(kernel_size=3, stride=2),
+            nn.Conv2d(192, 384, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(256, 256, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(kernel_size=3, stride=2),
+        )
         self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
         self.classifier = nn.Sequential(
-            nn.Dropout(), nn.Linear(256 * 6 * 6, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(256 * 6 * 6, 4096),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
             nn.Linear(4096, classes),
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
@@ -80,13 +108,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             small = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8))
             small.resize((340, 300), Image.Resampling.BICUBIC).save(path)
-    command = [sys.executable, "-m", "preprocess", "shards", "--src", str(folder / "source"), "--out"]
-    subprocess.run([*command, str(folder / "shards")], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    command = [sys.executable, "-m", "gratis", "shards", "--src", str(folder / "source"), "--out"]
+    subprocess.run(
+        [*command, str(folder / "shards")], cwd=ROOT, check=True, capture_output=True, timeout=300
+    )
     return folder / "shards"
 
 
 def by_hand(theirs: TorchvisionAlexNet, shards: Path) -> tuple[np.ndarray, list[int]]:
-    """Logits of the validation images as torchvision's preset makes them of 256-pixel pictures, in the order of ids."""
+    """Logits of the validation images as torchvision's preset makes them of 256-pixel pictures, in
+    the order of ids."""
     index = np.load(shards / "val.index.npz")
     data = (shards / "val-00000.tar").read_bytes()
     inputs = []
@@ -110,16 +141,24 @@ def test_the_recipe_has_torchvisions_names_and_shapes() -> None:
 
 @pytest.mark.slow
 def test_published_weights_see_our_shards_as_torchvision_would(
-    theirs: TorchvisionAlexNet, file: Path, shards: Path, capsys: pytest.CaptureFixture[str],
+    theirs: TorchvisionAlexNet,
+    file: Path,
+    shards: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     expected, labels = by_hand(theirs, shards)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch begins
     network, config = load(file, RECIPE), evaluation_config(RECIPE, 1, 1)
     with Loader(shards, "val", config) as loader, torch.inference_mode():
-        own = [(network(images)[ids >= 0], ids[ids >= 0]) for images, _, ids in rescaled(loader, config, loader.stats)]
+        own = [
+            (network(images)[ids >= 0], ids[ids >= 0])
+            for images, _, ids in rescaled(loader, config, loader.stats)
+        ]
     assert torch.cat([ids for _, ids in own]).tolist() == list(range(IMAGES))
-    np.testing.assert_allclose(torch.cat([logits for logits, _ in own]).numpy(), expected, atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(
+        torch.cat([logits for logits, _ in own]).numpy(), expected, atol=1e-5, rtol=1e-4
+    )
     main([str(file), "--shards", str(shards)])
     right = float((expected.argmax(1) == labels).mean())
     assert f"centre view: top-1 {right:.3%}, top-5 100.000%" in capsys.readouterr().out
@@ -131,9 +170,13 @@ def test_published_weights_see_our_shards_as_torchvision_would(
 
 
 def test_an_exported_state_dict_is_torchvisions(theirs: TorchvisionAlexNet) -> None:
-    """Of whatever recipe has its layers: the input's scale and order and halved dropout go into the weights."""
+    """Of whatever recipe has its layers: the input's scale and order and halved dropout go into the
+    weights."""
     weights, images = from_torchvision(theirs.state_dict()), torch.randn(2, 3, 224, 224) * 60
-    assert all(torch.equal(own, theirs.state_dict()[name]) for name, own in to_torchvision(RECIPE, weights).items())
+    assert all(
+        torch.equal(own, theirs.state_dict()[name])
+        for name, own in to_torchvision(RECIPE, weights).items()
+    )
     for recipe in (
         TORCHVISION,
         replace(TORCHVISION, channel_order="bgr", dropout="original", dropout_place="after"),
@@ -143,24 +186,26 @@ def test_an_exported_state_dict_is_torchvisions(theirs: TorchvisionAlexNet) -> N
         network.load_state_dict(weights)
         exported.load_state_dict(to_torchvision(recipe, weights))
         with torch.inference_mode():
-            np.testing.assert_allclose(exported(images).numpy(), network(images).numpy(), atol=1e-5, rtol=1e-4)
+            np.testing.assert_allclose(
+                exported(images).numpy(), network(images).numpy(), atol=1e-5, rtol=1e-4
+            )
 
 
 def test_other_networks_and_files_are_one_line(file: Path, shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(GratisError, match="is not there"):
         load(tmp_path / "none.pth", RECIPE)
     (tmp_path / "text.pth").write_text("weights")
-    with pytest.raises(UserError, match="no state dict that can be read without"):
+    with pytest.raises(GratisError, match="no state dict that can be read without"):
         load(tmp_path / "text.pth", RECIPE)
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")  # a pickle that would run code
-    with pytest.raises(UserError, match="no state dict that can be read without"):
+    with pytest.raises(GratisError, match="no state dict that can be read without"):
         load(tmp_path / "module.pth", RECIPE)
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(UserError, match="not torchvision's AlexNet"):
+    with pytest.raises(GratisError, match="not torchvision's AlexNet"):
         load(tmp_path / "other.pth", RECIPE)
     narrow = {name: torch.zeros(1) for name in torch.load(file, weights_only=True)}
     torch.save(narrow, tmp_path / "narrow.pth")
-    with pytest.raises(UserError, match=r"conv1.weight of shape \[1\], not \[64, 3, 11, 11\]"):
+    with pytest.raises(GratisError, match=r"conv1.weight of shape \[1\], not \[64, 3, 11, 11\]"):
         load(tmp_path / "narrow.pth", RECIPE)
     whole = torch.load(file, weights_only=True)
     bias = whole["classifier.6.bias"]
@@ -169,21 +214,24 @@ def test_other_networks_and_files_are_one_line(file: Path, shards: Path, tmp_pat
         ({"classifier.6.bias": bias[0]}, r"fc8.bias of shape \[\]"),
         ({"classifier.6.bias": bias[:0]}, r"fc8.bias of shape \[0\]"),
         ({"classifier.6.bias": bias.long()}, "classifier.6.bias is torch.int64"),
-        ({"classifier.6.bias": bias.to_sparse()}, "classifier.6.bias is torch.float32, torch.sparse_coo"),
+        (
+            {"classifier.6.bias": bias.to_sparse()},
+            "classifier.6.bias is torch.float32, torch.sparse_coo",
+        ),
         ({"classifier.6.bias": bias.to("meta")}, "on meta, not plain floats"),
         ({"classifier.6.bias": bias * math.nan}, "classifier.6.bias is not finite"),
         ({"classifier.6.bias": 3}, "classifier.6.bias is a int"),
     ):
         torch.save(whole | wrong, tmp_path / "odd.pth")
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(GratisError, match=words):
             load(tmp_path / "odd.pth", RECIPE)
     (tmp_path / "bytes.pth").write_bytes(b"\x80\x02.")
-    with pytest.raises(UserError, match="no state dict that can be read without"):
+    with pytest.raises(GratisError, match="no state dict that can be read without"):
         load(tmp_path / "bytes.pth", RECIPE)
     os.mkfifo(tmp_path / "pipe.pth")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(GratisError, match="no regular file"):
         load(tmp_path / "pipe.pth", RECIPE)
-    with pytest.raises(UserError, match=r"tells 5 classes apart, .* has 3"):
+    with pytest.raises(GratisError, match=r"tells 5 classes apart, .* has 3"):
         evaluated(AlexNet(RECIPE, 5), Published(file=file, shards=str(shards)))
-    with pytest.raises(UserError, match="has towers 1, this run 2"):
+    with pytest.raises(GratisError, match="has towers 1, this run 2"):
         to_torchvision(RELEASED, {})

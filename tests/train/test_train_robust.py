@@ -1,4 +1,5 @@
-"""Runs that are killed, starved of disk, fed nonsense or robbed of a rank. Real processes, on the sample dataset."""
+"""Runs that are killed, starved of disk, fed nonsense or robbed of a rank. Real processes, on the
+sample dataset."""
 
 from __future__ import annotations
 
@@ -23,24 +24,29 @@ from safetensors.torch import load_file
 from small import ROOT, command, of_kind
 from torch.distributed.launcher.api import LaunchConfig
 
-from preprocess.events import EventWriter
-from train import checkpoint
-from train.agent import ECHO_S
-from train.checkpoint import State
-from train.network import AlexNet
-from train.optim import Optimiser
-from train.rank import PR_SET_PDEATHSIG, end_with_parent
-from train.recipes import SAMPLE
-from train.saving import Saver
+from gratis.events import EventWriter
+from gratis.train import checkpoint
+from gratis.train.checkpoint import State
+from gratis.train.launcher.agent import ECHO_S
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.optimiser import Optimiser
+from gratis.train.rank import PR_SET_PDEATHSIG, end_with_parent
+from gratis.train.recipes import SAMPLE
+from gratis.train.saving import Saver
 
 LAST = "checkpoints/step-00000020/network.safetensors"  # of two epochs
 
 
 def start(runs: Path, shards: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(runs, shards, "--save-every", "0", *arguments), cwd=ROOT, text=True, stdout=-1, stderr=-1,
-        start_new_session=True, **options,
-    )  # fmt: skip
+        command(runs, shards, "--save-every", "0", *arguments),
+        cwd=ROOT,
+        text=True,
+        stdout=-1,
+        stderr=-1,
+        start_new_session=True,
+        **options,
+    )
 
 
 def finish(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
@@ -64,7 +70,10 @@ def kill_everything(run: Path, process: subprocess.Popen[str], ranks: int) -> No
         os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=30)
     until = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}/fd").exists() and _alive(pid) for pid in pids) and time.monotonic() < until:
+    while (
+        any(Path(f"/proc/{pid}/fd").exists() and _alive(pid) for pid in pids)
+        and time.monotonic() < until
+    ):
         time.sleep(0.02)
 
 
@@ -78,12 +87,16 @@ def _alive(pid: int) -> bool:
 @pytest.fixture(scope="module")
 def whole(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
-    out, err = finish(start(runs, sample_shards, "--run", "whole", "--epochs", "2", "--save-probabilities"), 0)
+    out, err = finish(
+        start(runs, sample_shards, "--run", "whole", "--epochs", "2", "--save-probabilities"), 0
+    )
     (runs / "whole" / "printed").write_text(out + err)
     return runs / "whole"
 
 
-def killed_and_resumed(whole: Path, shards: Path, name: str, worlds: list[str], rng: random.Random) -> None:
+def killed_and_resumed(
+    whole: Path, shards: Path, name: str, worlds: list[str], rng: random.Random
+) -> None:
     runs, run = whole.parent, whole.parent / name
     for world in worlds[:-1]:
         arguments = ("--run", name, "--epochs", "2", "--gpus", world)
@@ -93,16 +106,20 @@ def killed_and_resumed(whole: Path, shards: Path, name: str, worlds: list[str], 
         time.sleep(rng.random() * 0.3)  # in the middle of a step, or of a checkpoint
         kill_everything(run, process, int(world))
     finish(start(runs, shards, "--run", name, "--epochs", "2", "--gpus", worlds[-1]), 0)
-    assert [r["missing"] + r["duplicates"] for r in of_kind(run, "receipt")] == [0] * len(of_kind(run, "receipt"))
+    assert [r["missing"] + r["duplicates"] for r in of_kind(run, "receipt")] == [0] * len(
+        of_kind(run, "receipt")
+    )
     one, other = load_file(whole / LAST), load_file(run / LAST)
     for key, tensor in one.items():
-        # float32 on two meshes: a unit near zero may switch on one of them, so the whole is compared, not each number
+        # float32 on two meshes: a unit near zero may switch on one of them, so the whole is
+        # compared, not each number
         assert (other[key] - tensor).norm() <= 2e-3 * tensor.norm(), key
 
 
 @pytest.mark.slow
 def test_killed_anywhere_it_goes_on_with_other_ranks(whole: Path, sample_shards: Path) -> None:
-    """Ids, masks and rates are functions of the step: the weights are those of the run that nobody killed."""
+    """Ids, masks and rates are functions of the step: the weights are those of the run that nobody
+    killed."""
     killed_and_resumed(whole, sample_shards, "killed", ["2", "1"], random.Random(0))
 
 
@@ -114,11 +131,16 @@ def test_killed_anywhere_many_times(whole: Path, sample_shards: Path) -> None:
 
 
 @pytest.mark.parametrize("deaf", [False, True])
-def test_a_killed_rank_ends_all_and_is_named(whole: Path, sample_shards: Path, tmp_path: Path, deaf: bool) -> None:
-    """deaf: the other rank hears nothing, of its peer nor of signals, as in a collective of NCCL's."""
+def test_a_killed_rank_ends_all_and_is_named(
+    whole: Path, sample_shards: Path, tmp_path: Path, deaf: bool
+) -> None:
+    """deaf: the other rank hears nothing, of its peer nor of signals, as in a collective of
+    NCCL's."""
     run = whole.parent / f"robbed-{deaf}"
     arguments = ("--run", run.name, "--epochs", "50", "--gpus", "2")
-    process = start(whole.parent, sample_shards, *arguments, env=os.environ | {"TMPDIR": str(tmp_path)})
+    process = start(
+        whole.parent, sample_shards, *arguments, env=os.environ | {"TMPDIR": str(tmp_path)}
+    )
     wait_for(run, process, 2)
     pids = [of_kind(run, "start", rank)[0]["pid"] for rank in (0, 1)]
     began = time.monotonic()
@@ -130,12 +152,14 @@ def test_a_killed_rank_ends_all_and_is_named(whole: Path, sample_shards: Path, t
     assert err.startswith("error: rank 1 was killed by SIGKILL"), err
     assert [one["outcome"] for one in of_kind(run, "end")] == ([] if deaf else ["failed"])
     assert not psutil.pid_exists(pids[0])
-    assert not [path for path in tmp_path.iterdir() if "torchelastic" in path.name or "gratis" in path.name]
+    assert not [
+        path for path in tmp_path.iterdir() if "torchelastic" in path.name or "gratis" in path.name
+    ]
 
 
 SLOW_DISK = f"""
 import os, time
-from preprocess.events import EventWriter
+from gratis.events import EventWriter
 fsync, write = os.fsync, EventWriter.write
 os.fsync = lambda file: (time.sleep(1), fsync(file))
 def slowly(self, kind, *fields, **more):
@@ -146,12 +170,20 @@ EventWriter.write = slowly
 
 
 @pytest.mark.slow
-def test_ranks_wait_for_what_is_written_last_on_a_slow_disk(whole: Path, sample_shards: Path, tmp_path: Path) -> None:
-    """The one that has nothing to write would end first, and the agent would soon kill the one that has."""
+def test_ranks_wait_for_what_is_written_last_on_a_slow_disk(
+    whole: Path, sample_shards: Path, tmp_path: Path
+) -> None:
+    """The one that has nothing to write would end first, and the agent would soon kill the one that
+    has."""
     (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
     run = whole.parent / "sluggish"
     arguments = ("--run", run.name, "--epochs", "500", "--gpus", "2", "--save-every", "9999")
-    process = start(whole.parent, sample_shards, *arguments, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    process = start(
+        whole.parent,
+        sample_shards,
+        *arguments,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
     wait_for(run, process, 2)
     os.kill(of_kind(run, "start", 1)[0]["pid"], signal.SIGTERM)
     _, err = finish(process, 75)
@@ -159,18 +191,24 @@ def test_ranks_wait_for_what_is_written_last_on_a_slow_disk(whole: Path, sample_
     assert saved["wall_s"] > ECHO_S
     assert err == f"preempted: saved at step {saved['step']}; give the same command to go on\n"
     assert [end["outcome"] for end in of_kind(run, "end")] == ["preempted"]
-    assert checkpoint.undamaged(run / "checkpoints") == (checkpoint.of_step(run / "checkpoints", saved["step"]), [])
+    assert checkpoint.undamaged(run / "checkpoints") == (
+        checkpoint.of_step(run / "checkpoints", saved["step"]),
+        [],
+    )
 
 
-def test_a_full_disk_costs_checkpoints_and_is_told_at_the_end(whole: Path, sample_shards: Path) -> None:
-    """A limit on file size, which weights exceed and events do not. Training goes on, but is not over without."""
+def test_a_full_disk_costs_checkpoints_and_is_told_at_the_end(
+    whole: Path, sample_shards: Path
+) -> None:
+    """A limit on file size, which weights exceed and events do not. Training goes on, but is not
+    over without."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
     _, err = finish(
         start(whole.parent, sample_shards, "--run", "full", "--epochs", "1", preexec_fn=limit), 1
-    )  # fmt: skip
+    )
     run = whole.parent / "full"
     assert "warning: no checkpoint of step" in err
     assert "error: training is done, but no checkpoint of step" in err
@@ -195,10 +233,12 @@ def test_a_disk_too_full_for_events_costs_events(whole: Path, sample_shards: Pat
     assert not of_kind(run, "end")
 
 
-def test_a_run_whose_folder_is_deleted_ends_soon_in_a_line(whole: Path, sample_shards: Path) -> None:
+def test_a_run_whose_folder_is_deleted_ends_soon_in_a_line(
+    whole: Path, sample_shards: Path
+) -> None:
     """And is not begun again, though it may be after a loss."""
     run = whole.parent / "unwanted"
-    arguments = ("--run", "unwanted", "--epochs", "5000", "--gpus", "2", "--save-every", "2", "--max-restarts", "2")
+    arguments = (*"--run unwanted --epochs 5000 --gpus 2 --save-every 2 --max-restarts 2".split(),)
     process = start(whole.parent, sample_shards, *arguments)
     wait_for(run, process, 3)
     began = time.monotonic()
@@ -206,14 +246,18 @@ def test_a_run_whose_folder_is_deleted_ends_soon_in_a_line(whole: Path, sample_s
         shutil.rmtree(run, ignore_errors=True)
     _, err = finish(process, 2)
     assert time.monotonic() - began < 60
-    said = [line for line in err.splitlines() if not line.startswith("warning: no checkpoint of step")]
+    said = [
+        line for line in err.splitlines() if not line.startswith("warning: no checkpoint of step")
+    ]
     assert len(said) == 1, err
     assert said[0].startswith("error: ")
     assert "deleted while it trained" in said[0]
     assert not run.exists()
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(whole: Path, sample_shards: Path) -> None:
+def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
+    whole: Path, sample_shards: Path
+) -> None:
     runs, run = whole.parent, whole.parent / "flipped"
     arguments = ("--run", "flipped", "--epochs", "2")
     process = start(runs, sample_shards, *arguments)
@@ -225,7 +269,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(whole: Path, samp
     content[-1] ^= 1  # the last weight's sign or exponent: to be read, it must be noticed
     (newest / "network.safetensors").write_bytes(content)
     out, err = finish(start(runs, sample_shards, *arguments, "--gpus", "2"), 0)
-    assert err.startswith(f"warning: {newest} is damaged (network.safetensors is not what was written): going on from")
+    assert err.startswith(
+        f"warning: {newest} is damaged (network.safetensors is not what was written): going on from"
+    )
     assert err.count("\n") == 1
     resumed = next(line for line in out.splitlines() if line.startswith("resumed at step"))
     assert int(resumed.split()[3].rstrip(",")) < int(newest.name[-8:])
@@ -238,9 +284,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(whole: Path, samp
 def test_a_signal_in_an_evaluation_stops_it_and_it_is_done_when_the_run_goes_on(
     whole: Path, sample_shards: Path
 ) -> None:
-    """Twice: in the first epoch's validation and in the ten views at the end, each of many small batches."""
+    """Twice: in the first epoch's validation and in the ten views at the end, each of many small
+    batches."""
     runs, run = whole.parent, whole.parent / "looked"
-    arguments = ("--run", "looked", "--epochs", "2", "--batch", "20", "--gpus", "2", "--save-every", "9999")
+    arguments = (*"--run looked --epochs 2 --batch 20 --gpus 2 --save-every 9999".split(),)
     for at in (50, 100):
         process = start(runs, sample_shards, *arguments)
         wait_for(run, process, at)
@@ -250,9 +297,16 @@ def test_a_signal_in_an_evaluation_stops_it_and_it_is_done_when_the_run_goes_on(
         assert not [record for record in of_kind(run, "eval") if record["step"] == at]
         newest = checkpoint.latest(run / "checkpoints")
         assert newest
-        assert (checkpoint.read_state(newest).step, len(checkpoint.read_state(newest).errors)) == (at, at // 50 - 1)
+        assert (checkpoint.read_state(newest).step, len(checkpoint.read_state(newest).errors)) == (
+            at,
+            at // 50 - 1,
+        )
     finish(start(runs, sample_shards, *arguments), 0)
-    assert [(record["views"], record["step"]) for record in of_kind(run, "eval")] == [(1, 50), (1, 100), (10, 100)]
+    assert [(record["views"], record["step"]) for record in of_kind(run, "eval")] == [
+        (1, 50),
+        (1, 100),
+        (10, 100),
+    ]
     assert [record["missing"] for record in of_kind(run, "receipt")] == [0, 0]
 
 
@@ -269,7 +323,12 @@ def test_ranks_save_and_end_when_their_parent_is_killed(whole: Path, sample_shar
 
 @pytest.mark.parametrize(
     ("node", "restarts", "begun", "number"),
-    [(0, 0, 0, signal.SIGTERM), (1, 2, 1, signal.SIGKILL), (1, 2, 2, signal.SIGTERM), (0, 2, 0, signal.SIGTERM)],
+    [
+        (0, 0, 0, signal.SIGTERM),
+        (1, 2, 1, signal.SIGKILL),
+        (1, 2, 2, signal.SIGTERM),
+        (0, 2, 0, signal.SIGTERM),
+    ],
 )
 def test_an_orphan_is_asked_to_save_unless_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, node: int, restarts: int, begun: int, number: signal.Signals
@@ -287,11 +346,13 @@ def test_an_orphan_is_asked_to_save_unless_the_others_go_on(
     assert asked.value == number
 
 
-def test_a_rank_whose_parent_was_killed_before_it_could_ask_does_not_begin(whole: Path, sample_shards: Path) -> None:
+def test_a_rank_whose_parent_was_killed_before_it_could_ask_does_not_begin(
+    whole: Path, sample_shards: Path
+) -> None:
     run = whole.parent / "foundling"
     parent = start(whole.parent, sample_shards, "--run", run.name, "--epochs", "500")
     agent = psutil.Process(parent.pid)
-    wait_until(lambda: any("train.rank" in child.cmdline() for child in agent.children()))
+    wait_until(lambda: any("gratis.train.rank" in child.cmdline() for child in agent.children()))
     ranks = agent.children()
     parent.kill()
     parent.communicate()
@@ -305,31 +366,47 @@ def test_a_terminal_that_hangs_up_or_quits_saves(
 ) -> None:
     run = whole.parent / number.name
     process = start(
-        whole.parent, sample_shards, "--run", run.name, "--epochs", "500", "--save-every", "9999",
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests themselves may run under nohup
-    )  # fmt: skip
+        whole.parent,
+        sample_shards,
+        "--run",
+        run.name,
+        *"--epochs 500 --save-every 9999".split(),
+        # the tests themselves may run under nohup
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     wait_for(run, process, 2)
     process.send_signal(number)
     _, err = finish(process, code)
     newest = checkpoint.latest(run / "checkpoints")
     assert newest
     word = "interrupted" if code == 130 else "preempted"
-    assert err == f"{word}: saved at step {checkpoint.step_of(newest)}; give the same command to go on\n"
+    assert (
+        err
+        == f"{word}: saved at step {checkpoint.step_of(newest)}; give the same command to go on\n"
+    )
 
 
 @pytest.fixture(scope="module")
 def pair(whole: Path, sample_shards: Path) -> Path:
-    """A run of two processes under nohup, hung up on; beside its events, the addresses that it listened on."""
+    """A run of two processes under nohup, hung up on; beside its events, the addresses that it
+    listened on."""
     if not hasattr(LaunchConfig(1, 1, 1), "signals_to_handle"):
         pytest.skip("torch 2.8 acts on a hangup whatever it was started to ignore")
     run = whole.parent / "pair"
     process = start(
-        whole.parent, sample_shards, "--run", "pair", "--epochs", "3", "--gpus", "2",
+        whole.parent,
+        sample_shards,
+        *"--run pair --epochs 3 --gpus 2".split(),
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )  # fmt: skip
+    )
     wait_for(run, process, 1)
     pids = [process.pid, *(of_kind(run, "start", rank)[0]["pid"] for rank in (0, 1))]
-    sockets = [one for pid in pids for one in psutil.Process(pid).net_connections("tcp") if one.status == "LISTEN"]
+    sockets = [
+        one
+        for pid in pids
+        for one in psutil.Process(pid).net_connections("tcp")
+        if one.status == "LISTEN"
+    ]
     (run / "listened").write_text("\n".join(one.laddr.ip for one in sockets))
     for pid in pids:
         os.kill(pid, signal.SIGHUP)
@@ -349,9 +426,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_divergence_stops_at_once_and_names_the_last_good_checkpoint(whole: Path, sample_shards: Path) -> None:
+def test_divergence_stops_at_once_and_names_the_last_good_checkpoint(
+    whole: Path, sample_shards: Path
+) -> None:
     """And is not begun again, though a run may be after a loss."""
-    arguments = ("--run", "wild", "--epochs", "9", "--rate", "1e4", "--warmup-steps", "0", "--scale-rate", "off")
+    arguments = (*"--run wild --epochs 9 --rate 1e4 --warmup-steps 0 --scale-rate off".split(),)
     _, err = finish(start(whole.parent, sample_shards, *arguments, "--max-restarts", "2"), 1)
     assert len(of_kind(whole.parent / "wild", "start")) == 1
     end = of_kind(whole.parent / "wild", "end")[-1]
@@ -359,17 +438,30 @@ def test_divergence_stops_at_once_and_names_the_last_good_checkpoint(whole: Path
     assert end["step"] < 40
     assert "the loss is not finite" in err
     newest = checkpoint.latest(whole.parent / "wild" / "checkpoints")
-    told = f"the last good checkpoint is {newest}: --run wild" if newest else "there is no good checkpoint: begin again"
+    told = (
+        f"the last good checkpoint is {newest}: --run wild"
+        if newest
+        else "there is no good checkpoint: begin again"
+    )
     assert f"{told} " in err
     assert "a lower --rate" in err
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("epochs", ["1", "2"])
-def test_a_validation_loss_that_is_not_finite_is_divergence(whole: Path, sample_shards: Path, epochs: str) -> None:
-    """One step an epoch: its loss was finite, what it made of the weights is seen by the evaluation alone."""
+def test_a_validation_loss_that_is_not_finite_is_divergence(
+    whole: Path, sample_shards: Path, epochs: str
+) -> None:
+    """One step an epoch: its loss was finite, what it made of the weights is seen by the evaluation
+    alone."""
     name = f"blind-{epochs}"
-    arguments = ("--run", name, "--epochs", epochs, "--batch", "1000", "--rate", "1e30", "--warmup-steps", "0")
+    arguments = (
+        "--run",
+        name,
+        "--epochs",
+        epochs,
+        *"--batch 1000 --rate 1e30 --warmup-steps 0".split(),
+    )
     _, err = finish(start(whole.parent, sample_shards, *arguments), 1)
     run = whole.parent / name
     assert all(step["loss"] is not None for step in of_kind(run, "step"))

@@ -1,4 +1,5 @@
-"""TensorBoard's event file, read back by a second decoder of the format, and by TensorBoard itself where it is."""
+"""TensorBoard's event file, read back by a second decoder of the format, and by TensorBoard itself
+where it is."""
 
 from __future__ import annotations
 
@@ -8,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.events import EventWriter
-from train.tensorboard import NAME, crc32c, mirrored
+from gratis.events import EventWriter
+from gratis.train.launcher.tensorboard import NAME, crc32c, mirrored
 
-STEP = {"steps": 10, "images": 160, "wall_s": 2.0, "wait_s": 0.5, "loss": 1.5, "top1": 0.25, "lr": 0.01}
+STEP = {
+    "steps": 10,
+    "images": 160,
+    "wall_s": 2.0,
+    "wait_s": 0.5,
+    "loss": 1.5,
+    "top1": 0.25,
+    "lr": 0.01,
+}
 
 
 def fields(message: bytes) -> list[tuple[int, object]]:
@@ -88,10 +97,17 @@ def test_records_become_events(tmp_path: Path) -> None:
     assert (restart[2], fields(restart[7])) == (1, [(1, 1)])  # type: ignore[arg-type]
     assert [event[2] for event in rest] == [10, 20, 11, 20, 30, 30]
     assert scalars(rest[0]) == pytest.approx(
-        {"train/loss": 1.5, "train/top1_error": 0.75, "train/images_per_s": 160.0, "train/learning_rate": 0.01,
-         "loader/wait_fraction": 0.25}
-    )  # fmt: skip
-    assert scalars(rest[-1]) == pytest.approx({"val/top1_error_10_view": 0.4, "val/top5_error_10_view": 0.2})
+        {
+            "train/loss": 1.5,
+            "train/top1_error": 0.75,
+            "train/images_per_s": 160.0,
+            "train/learning_rate": 0.01,
+            "loader/wait_fraction": 0.25,
+        }
+    )
+    assert scalars(rest[-1]) == pytest.approx(
+        {"val/top1_error_10_view": 0.4, "val/top5_error_10_view": 0.2}
+    )
 
 
 def test_tensorboard_reads_it(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Variants of the network, each one field; plan against network; summary against the specification."""
+"""Variants of the network, each one field; plan against network; summary against the
+specification."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from preprocess.errors import UserError
-from train.layers import plan
-from train.network import AlexNet, Draw
-from train.optim import Optimiser
-from train.rank import training_config
-from train.recipes import RECIPES, RELEASED, Recipe
-from train.schedule import rates
-from train.summary import backward_macs, exchanges
+from gratis.errors import GratisError
+from gratis.train.analysis.summary import backward_macs, exchanges
+from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.network.layers import plan
+from gratis.train.optimiser import Optimiser
+from gratis.train.rank import training_config
+from gratis.train.recipes import RECIPES, RELEASED, Recipe
+from gratis.train.schedule import rates
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = replace(RELEASED, image_size=73, crop=64, width=1 / 16, init="he", input_scale=1 / 64)
@@ -50,7 +51,10 @@ def test_parameter_counts() -> None:
     assert parameters(replace(RELEASED, without="conv4")) == 60_965_224 - 663_936
     both = 384 * 256 * 9 + 384  # conv4 in conv3's place reads both towers
     assert parameters(replace(RELEASED, without="conv3")) == 60_965_224 - 885_120 - 663_936 + both
-    assert parameters(replace(RELEASED, exchange=("conv4", "fc6", "fc7"))) == 60_965_224 - 884_736 // 2 + 663_552
+    assert (
+        parameters(replace(RELEASED, exchange=("conv4", "fc6", "fc7")))
+        == 60_965_224 - 884_736 // 2 + 663_552
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -60,7 +64,9 @@ def test_a_variant_is_what_its_plan_says(name: str) -> None:
     classes = recipe.classes or 10
     network, layers = AlexNet(recipe, classes), plan(recipe, classes)
     assert [n for n, _ in network.named_children()] == list(layers)
-    assert sum(p.numel() for p in network.parameters()) == sum(own.parameters for own in layers.values())
+    assert sum(p.numel() for p in network.parameters()) == sum(
+        own.parameters for own in layers.values()
+    )
     seen: dict[str, torch.Size] = {}
     for kind in ("_conv", "_dense"):
         original = getattr(network, kind)
@@ -78,7 +84,10 @@ def test_a_variant_is_what_its_plan_says(name: str) -> None:
         spatial = (own.side, own.side) if layer.startswith("conv") else ()
         assert tuple(seen[layer]) == (4, own.outputs, *spatial), layer
     logits.square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in network.parameters())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() and p.grad.any()
+        for p in network.parameters()
+    )
 
 
 def test_pools_without_overlap_keep_the_released_sizes() -> None:  # trap 21
@@ -88,10 +97,14 @@ def test_pools_without_overlap_keep_the_released_sizes() -> None:  # trap 21
 
 
 def test_no_communication_means_none_before_the_softmax() -> None:
-    """A change of the second tower's own filters changes nothing that the first computes, but in the logits."""
+    """A change of the second tower's own filters changes nothing that the first computes, but in
+    the logits."""
     recipe = replace(SMALL, exchange=(), dropout="off")
     network = AlexNet(recipe, 6).double()
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 60
+    images = (
+        torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        * 60
+    )
     first: list[torch.Tensor] = []
     original = network._dense
 
@@ -116,24 +129,42 @@ def test_summary_equals_the_specification() -> None:
     assert sum(own.macs for own in layers.values()) == 724_406_816
     assert backward_macs(layers) == 1_343_398_432
     rows = {row.what: row for row in exchanges(RELEASED, 1000)}
-    assert [rows[what].original for what in ("conv3", "fc6", "fc7", "fc8")] == [43_264, 9_216, 4_096, 2_048]
+    assert [rows[what].original for what in ("conv3", "fc6", "fc7", "fc8")] == [
+        43_264,
+        9_216,
+        4_096,
+        2_048,
+    ]
     assert sum(row.original for row in rows.values()) == 58_624
     assert 2 * 4 * 58_624 * 128 == 60_030_976
     assert exchanges(RECIPES["owt"], 1000) == []
 
 
 def test_summary_prints_it() -> None:
-    command = [sys.executable, "-m", "train", "summary"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
-    for number in ("60,965,224", "724,406,816", "4.136 GFLOP", "468,992", "60.03 MB", "105,415,200", "4096x9216"):
+    command = [sys.executable, "-m", "gratis", "summary"]
+    shown = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    for number in (
+        "60,965,224",
+        "724,406,816",
+        "4.136 GFLOP",
+        "468,992",
+        "60.03 MB",
+        "105,415,200",
+        "4096x9216",
+    ):
         assert number in shown
 
 
 def behaviour(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe decides: its initial weights, outputs in both forms, rates, weights after two steps, its data."""
+    """What a recipe decides: its initial weights, outputs in both forms, rates, weights after two
+    steps, its data."""
     network, rows = AlexNet(recipe, 7), range(2)
     initial = [p.detach().clone() for p in network.parameters()]
-    images = torch.randn(2, 3, recipe.crop, recipe.crop, generator=torch.Generator().manual_seed(0)) * 70
+    images = (
+        torch.randn(2, 3, recipe.crop, recipe.crop, generator=torch.Generator().manual_seed(0)) * 70
+    )
     tested, trained = network(images), network(images, Draw(seed=0, step=0, rows=rows))
     trained.logsumexp(1).sum().backward()
     path = [rates(recipe, epoch, 1, [0.9] * epoch) for epoch in (0, 30, 60, 85)]
@@ -141,14 +172,20 @@ def behaviour(recipe: Recipe) -> dict[str, Any]:
     for rate in path[:2]:
         optimiser.step(rate)
     return {
-        "initial": initial, "tested": [tested], "trained": [trained], "rates": path,
-        "updated": list(network.parameters()), "data": training_config(recipe, 0),
-    }  # fmt: skip
+        "initial": initial,
+        "tested": [tested],
+        "trained": [trained],
+        "rates": path,
+        "updated": list(network.parameters()),
+        "data": training_config(recipe, 0),
+    }
 
 
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(one[0], torch.Tensor):
-        return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        return all(
+            a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True)
+        )
     return bool(one == other)
 
 
@@ -156,17 +193,32 @@ def test_every_disagreement_is_one_field() -> None:
     """Section 10: each row's other side, that field alone, changes what it is about."""
     released = replace(RELEASED, image_size=73, crop=64, width=1 / 16)
     rows: list[tuple[str, dict[str, Any]]] = [
-        ("tested", {"conv1_edge": "symmetric"}), ("data", {"crop_positions": "printed"}),
+        ("tested", {"conv1_edge": "symmetric"}),
+        ("data", {"crop_positions": "printed"}),
         ("data", {"crop_area": (0.08, 1.0)}),
-        ("data", {"crop_chunk": 32}), ("data", {"mean": "offset"}), ("data", {"noise": "printed"}),
-        ("data", {"noise": "off"}), ("tested", {"lrn_alpha": 5e-4}), ("tested", {"lrn_k": 1.0}),
-        ("tested", {"lrn_order": "after"}), ("tested", {"map_norm": False}), ("tested", {"lrn_across_towers": True}),
-        ("tested", {"lrn": False}), ("initial", {"init_std": (0.01,) * 8}), ("initial", {"init": "uniform"}),
-        ("initial", {"bias_init": 0.1}), ("rates", {"bias_rate": 1.0}), ("updated", {"bias_decay": True}),
-        ("rates", {"schedule": "plateau"}), ("rates", {"schedule": "dexp250"}), ("updated", {"velocity": "outside"}),
-        ("tested", {"dropout": "inverted"}), ("trained", {"dropout_place": "before"}),
-        ("tested", {"channel_order": "bgr"}), ("data", {"crop": 73}),
-    ]  # fmt: skip
+        ("data", {"crop_chunk": 32}),
+        ("data", {"mean": "offset"}),
+        ("data", {"noise": "printed"}),
+        ("data", {"noise": "off"}),
+        ("tested", {"lrn_alpha": 5e-4}),
+        ("tested", {"lrn_k": 1.0}),
+        ("tested", {"lrn_order": "after"}),
+        ("tested", {"map_norm": False}),
+        ("tested", {"lrn_across_towers": True}),
+        ("tested", {"lrn": False}),
+        ("initial", {"init_std": (0.01,) * 8}),
+        ("initial", {"init": "uniform"}),
+        ("initial", {"bias_init": 0.1}),
+        ("rates", {"bias_rate": 1.0}),
+        ("updated", {"bias_decay": True}),
+        ("rates", {"schedule": "plateau"}),
+        ("rates", {"schedule": "dexp250"}),
+        ("updated", {"velocity": "outside"}),
+        ("tested", {"dropout": "inverted"}),
+        ("trained", {"dropout_place": "before"}),
+        ("tested", {"channel_order": "bgr"}),
+        ("data", {"crop": 73}),
+    ]
     reference = behaviour(released)
     assert all(same(reference[what], again) for what, again in behaviour(released).items())
     for what, row in rows:
@@ -179,12 +231,14 @@ def test_bgr_reads_the_channels_backwards() -> None:
     torch.testing.assert_close(rgb(images), bgr(images.flip(1)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{"exchange": ("fc8",)}, {"classes": 0}, {"patience": 0}, {"rate_batch": 0}])
+@pytest.mark.parametrize(
+    "fields", [{"exchange": ("fc8",)}, {"classes": 0}, {"patience": 0}, {"rate_batch": 0}]
+)
 def test_fields_that_cannot_be(fields: dict[str, Any]) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(GratisError):
         replace(RELEASED, **fields)
 
 
 def test_a_crop_that_the_windows_use_up_is_refused() -> None:
-    with pytest.raises(UserError, match="--crop 40"):
+    with pytest.raises(GratisError, match="--crop 40"):
         plan(replace(RELEASED, crop=40, pool="separate"), 10)

@@ -1,8 +1,9 @@
-"""Put before everything on PYTHONPATH, this makes one thing slow in the ranks of a real run, as the environment says.
+"""Put before everything on PYTHONPATH, this makes one thing slow in the ranks of a real run, as the
+environment says.
 
-GRATIS_SLOW_READ: seconds that each read of a batch's bytes takes longer: a slow disk. GRATIS_SLOW_STEP: seconds that
-each pass through the network takes longer: a slow device. Both as <seconds> or <seconds>@<rank>.
-"""
+GRATIS_SLOW_READ: seconds that each read of a batch's bytes takes longer: a slow disk.
+GRATIS_SLOW_STEP: seconds that each pass through the network takes longer: a slow device. Both as
+<seconds> or <seconds>@<rank>."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ def slow_down(owner: Any, name: str, variable: str) -> None:
 
 
 if "RANK" in os.environ:
-    from loader.source import Source
-    from train.network import AlexNet
+    from gratis.loader.reading.shards import Source
+    from gratis.train.network.alexnet import AlexNet
 
     slow_down(Source, "read", "GRATIS_SLOW_READ")
     slow_down(AlexNet, "forward", "GRATIS_SLOW_STEP")

@@ -1,0 +1,57 @@
+"""Colour noise and mean as an operation of FFCV, compiled by numba with the rest of its
+pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.loader.peers.common import crop_of, mean_of
+from gratis.dataset import read_stats
+from gratis.loader.views.normaliser import colour_matrix
+
+
+def finishing(root: Path) -> Any:
+    """The operation: uint8 NHWC to float32 NCHW, plus noise, minus mean."""
+    base: Any = import_module("ffcv.pipeline.operation").Operation
+    query: Any = import_module("ffcv.pipeline.allocation_query").AllocationQuery
+    parallel: Callable[[], Any] = import_module("ffcv.pipeline.compiler").Compiler.get_iterator
+    mean, crop = mean_of(root), crop_of(root)
+    matrix = colour_matrix(read_stats(root), "sqrt").astype(np.float32)
+
+    class Finishing(base):  # type: ignore[misc]
+        def generate_code(self) -> Any:
+            rows = parallel()
+
+            def finish(images: Any, out: Any) -> Any:
+                for i in rows(images.shape[0]):
+                    a, b, c = np.random.normal(), np.random.normal(), np.random.normal()  # noqa: NPY002
+                    for channel in range(3):
+                        noise = (
+                            matrix[channel, 0] * a + matrix[channel, 1] * b + matrix[channel, 2] * c
+                        )
+                        shift = np.float32(noise)
+                        for y in range(crop):
+                            for x in range(crop):
+                                out[i, channel, y, x] = (
+                                    np.float32(images[i, y, x, channel])
+                                    + shift
+                                    - mean[channel, y, x]
+                                )
+                return out[: images.shape[0]]
+
+            finish.is_parallel = True  # type: ignore[attr-defined]
+            return finish
+
+        def declare_state_and_memory(self, previous: Any) -> tuple[Any, Any]:
+            kind = np.dtype("float32")
+            return replace(previous, shape=(3, crop, crop), dtype=kind), query(
+                (3, crop, crop), kind
+            )
+
+    return Finishing()

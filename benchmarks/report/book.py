@@ -1,0 +1,201 @@
+"""The result of all parts: one JSON file, grown by one measurement at a time, so that any part may
+be cut short."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from gratis.errors import GratisError
+from gratis.written import written
+
+Value: TypeAlias = "float | str | list[float]"
+Result = dict[str, Value]
+Entry = dict[str, object]
+SHOWN_ALONE = (
+    "commit"  # of the machine's lines: results of one code under two commits are one book's
+)
+
+
+class OutOfTime(Exception):
+    """The part's time is over; what is missing is measured by the next call."""
+
+
+@dataclass(kw_only=True)
+class Book:
+    """Results by part and name. What is there is not measured again; what failed is once a call,
+    after all else."""
+
+    path: Path
+    seconds: float  # that a part may take
+    entries: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    machine: dict[str, str] = field(default_factory=dict)
+    complete: list[str] = field(default_factory=list)  # parts of which everything has been tried
+    again: bool = False  # try what failed before this call
+    ends: float = 0.0
+    tried: set[str] = field(default_factory=set)  # in this call's part
+
+    @classmethod
+    def opened(cls, path: Path, machine: dict[str, str], seconds: float) -> Book:
+        """The one of this machine, code and data, perhaps an empty one; another's is kept beside it
+        by its mark."""
+        book = cls(path=path, machine=machine, seconds=seconds)
+        if path.exists():
+            there = book._read()
+            if there.mark == book.mark:
+                return there
+            os.replace(path, there._aside())
+            print(f"{path} is of another machine, code or data: kept as {there._aside().name}")
+        if book._aside().exists():
+            os.replace(book._aside(), path)
+            return book._read()
+        return book
+
+    def _read(self) -> Book:
+        try:
+            raw = json.loads(self.path.read_text())
+            machine, entries, complete = (
+                dict(raw["machine"]),
+                raw["parts"],
+                list(raw.get("complete", [])),
+            )
+            for entry in (entry for part in entries.values() for entry in part.values()):
+                described(entry), entry["command"], float(entry["load"]), float(entry["wall_s"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            why = f"{type(error).__name__} {error}".splitlines()[0]
+            raise GratisError(
+                f"{self.path} cannot be read ({why}); move it away to measure anew"
+            ) from None
+        if _identity(machine) == _identity(self.machine):
+            machine = self.machine
+        return Book(
+            path=self.path,
+            seconds=self.seconds,
+            entries=entries,
+            machine=machine,
+            complete=complete,
+        )
+
+    def _aside(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}-{self.mark}{self.path.suffix}")
+
+    @property
+    def mark(self) -> str:
+        """Differs where machine, code or data do: runs of one book are not taken for another's."""
+        return hashlib.sha256(
+            json.dumps(_identity(self.machine), sort_keys=True).encode()
+        ).hexdigest()[:8]
+
+    def begin(self) -> None:
+        """Of a part: its time starts."""
+        self.ends, self.tried = time.monotonic() + self.seconds, set()
+
+    @property
+    def left(self) -> float:
+        """Seconds that the part still has."""
+        return self.ends - time.monotonic()
+
+    def measure(
+        self,
+        part: int,
+        name: str,
+        command: str,
+        make: Callable[[], Result],
+        *,
+        needs: float = 10,
+        stops: bool = False,
+    ) -> None:
+        """Unless it is there. An error is an entry too.
+
+        needs: seconds at least; OutOfTime where the part has fewer, or fewer than its longest took
+        so far. stops: it ends with the part's time by itself."""
+        known = self.entries.setdefault(str(part), {})
+        if name in known and (name in self.tried or not (self.again and failure(known[name]))):
+            return
+        longest = (
+            0.0
+            if stops
+            else max((float(str(entry["wall_s"])) for entry in known.values()), default=0.0)
+        )
+        if self.left < max(needs, min(longest, 0.8 * self.seconds)):
+            raise OutOfTime
+        self.tried.add(name)
+        began, entry = time.monotonic(), Entry(command=command, load=round(os.getloadavg()[0], 1))
+        try:
+            entry |= {"result": make()}
+        except (
+            RuntimeError,
+            OSError,
+            ValueError,
+            AssertionError,
+            ImportError,
+        ) as error:  # the others can be measured
+            entry |= {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
+        except (GratisError, OutOfTime):
+            raise
+        except (
+            Exception
+        ) as error:  # a defect, as a device never met before may show: they can all the same
+            traceback.print_exc()
+            entry |= {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        entry["wall_s"] = round(time.monotonic() - began, 1)
+        known[name] = entry
+        self.write()
+        print(f"part {part}, {name}: {described(entry)}", flush=True)
+
+    def write(self) -> None:
+        whole = {"machine": self.machine, "complete": self.complete, "parts": self.entries}
+        publish(self.path, json.dumps(whole, indent=1) + "\n")
+
+
+def publish(path: Path, text: str) -> None:
+    """Whoever reads it, or ends this, finds one state or the other."""
+    with written(path, "make room, or choose another --out") as draft:
+        draft.write_text(text)
+
+
+def _identity(machine: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in machine.items() if name != SHOWN_ALONE}
+
+
+def failure(entry: Entry) -> str | None:
+    """What went wrong, in words: it could not be measured, or tests of it failed."""
+    if "error" in entry:
+        return str(entry["error"])
+    result = entry["result"]
+    assert isinstance(result, dict)
+    return str(result["failed"]) if result.get("failed") else None
+
+
+def described(entry: Entry) -> str:
+    """An entry's result in one line: medians with the extremes of n."""
+    if "error" in entry:
+        return f"failed: {entry['error']}"
+    result = entry["result"]
+    assert isinstance(result, dict)
+    return "; ".join(f"{name} {shown(value)}" for name, value in result.items())
+
+
+def shown(value: Value) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        return number(value)
+    if len(value) == 1:
+        return number(value[0])
+    return (
+        f"{number(statistics.median(value))} [{number(min(value))}..{number(max(value))}] (n = "
+        f"{len(value)})"
+    )
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,0 +1,268 @@
+"""Part 1: is what the device computes right? The tests marked gpu, and how far its decoder is from
+the CPU's.
+
+Without a GPU their twins for the CPU run instead, and the tests marked gpu are counted as skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.report.book import Book, OutOfTime, Result
+from benchmarks.report.setting import Setting
+from gratis.loader import GPU_DECODER
+
+PART = 1
+ROOT = Path(__file__).resolve().parent.parent.parent
+FILES = (
+    "tests/loader/test_loader_gpu.py",
+    "tests/loader/test_loader_finish.py",
+    "tests/loader/test_loader_decoded.py",
+    "tests/benchmarks/test_report.py",
+    "tests/benchmarks/test_bench_train.py",
+    "tests/train/test_train_gpu.py",
+)
+TWINS = (
+    ("tests/loader/test_loader_gpu.py", ""),
+    ("tests/loader/test_loader_finish.py", "not resized"),
+    ("tests/loader/test_loader_decoded.py", ""),
+    ("tests/benchmarks/test_report.py", "not measures and not mistakes"),
+)
+SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}  # Pillow's numbers
+ALL = "all tests marked gpu"
+FILE_S = 400
+
+
+def run(setting: Setting, book: Book) -> None:
+    for name in (*SUBSAMPLINGS, "grey"):
+        against = (
+            "DALI mixed against DALI on the CPU"
+            if setting.cuda
+            else "DALI on the CPU against Pillow"
+        )
+        make = partial(decoding, name, setting.device)
+        book.measure(PART, f"{against}, {name}", "train/report/correctness.py", make)
+    # without one they are only counted
+    for files in [(file,) for file in FILES] if setting.cuda else [FILES]:
+        command = f"pytest -m gpu {' '.join(files)}"
+        make = partial(tested, files, "gpu", "", book)
+        book.measure(PART, command if setting.cuda else ALL, command, make, needs=60, stops=True)
+    if not setting.cuda:
+        for file, names in TWINS:
+            command = f"pytest -m 'not gpu and not slow' {file}" + (
+                f" -k '{names}'" if names else ""
+            )
+            make = partial(tested, (file,), "not gpu and not slow", names, book)
+            book.measure(PART, f"{file} without a GPU", command, make, needs=60, stops=True)
+
+
+def tested(files: tuple[str, ...], marks: str, names: str, book: Book) -> Result:
+    """Outcomes of these files' tests, and the lines that they printed."""
+    if importlib.util.find_spec("pytest") is None:
+        raise RuntimeError("pytest is not installed")
+    if gone := [file for file in files if not (ROOT / file).exists()]:
+        raise RuntimeError(
+            f"{gone[0]} is not here: reports on correctness are made from a checkout"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "tests.xml"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            *files,
+            "-m",
+            marks,
+            "-q",
+            "-p",
+            "no:cacheprovider",
+        ]
+        command += [
+            "-o",
+            "junit_logging=system-out",
+            f"--junit-xml={report}",
+            *(["-k", names] if names else []),
+        ]
+        said = output(command, min(book.left, FILE_S), OutOfTime() if book.left < FILE_S else None)
+        if not report.exists():
+            raise RuntimeError(
+                said.strip().splitlines()[-1] if said.strip() else "pytest ended without a word"
+            )
+        return counted(ET.parse(report).getroot())
+
+
+def output(command: list[str], seconds: float, over: Exception | None) -> str:
+    """What a command says. If it takes longer, it ends with all that it has started; `over`, or a
+    RuntimeError."""
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as child:
+        try:
+            return child.communicate(timeout=seconds)[0]
+        except subprocess.TimeoutExpired:
+            raise (over or RuntimeError(f"not done in {seconds:.0f} s")) from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+
+def counted(root: Any) -> Result:
+    """From pytest's XML: how many passed; which failed or were skipped, and why; and what the tests
+    measured."""
+    cases = list(root.iter("testcase"))
+    if not cases:
+        raise RuntimeError("no test was found")
+    failed = {
+        case.get("name"): fault
+        for case in cases
+        for fault in (*case.iter("failure"), *case.iter("error"))
+    }
+    skipped = [case for case in cases if case.find("skipped") is not None]
+    found: Result = {
+        "passed": float(len(cases) - len(failed) - len(skipped)),
+        "skipped": float(len(skipped)),
+    }
+    found["failed"] = ", ".join(failed) if failed else 0.0
+    if failed:
+        found["why"] = " | ".join(dict.fromkeys(map(reason, failed.values())))
+    reasons: dict[str, list[str]] = {}
+    for case in skipped:
+        names = reasons.setdefault(case.find("skipped").get("message", ""), [])
+        if (name := case.get("name").partition("[")[0]) not in names:
+            names.append(name)
+    if reasons:
+        found["not run"] = ", ".join(
+            f"{', '.join(names)} ({why})" for why, names in reasons.items()
+        )
+    said = [
+        line
+        for case in cases
+        for out in case.iter("system-out")
+        for line in (out.text or "").splitlines()
+    ]
+    lines = [
+        line for line in said if line.strip() and not re.match(r"-+ Captured|-{5,}", line.strip())
+    ]
+    return found | {"said": " | ".join(lines)} if lines else found
+
+
+def reason(fault: Any) -> str:
+    """pytest's last line on an error, or what it says of it at all."""
+    errors = [
+        line.removeprefix("E").strip()
+        for line in (fault.text or "").splitlines()
+        if line.startswith("E ")
+    ]
+    return errors[-1] if errors else str(fault.get("message", "no word"))
+
+
+def photographs(count: int = 16, size: int = 256) -> list[NDArray[np.uint8]]:
+    """Pictures with edges, gradients and grain, drawn from a seed: chroma that subsampling has to
+    work on."""
+    images = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        small = rng.integers(0, 256, (size // 16, size // 16, 3), dtype=np.uint8)
+        smooth = np.asarray(
+            Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
+        ).astype(np.int16)
+        smooth[size // 3 : size // 2, size // 4 : size // 2] = rng.integers(0, 256, 3)
+        grain = rng.integers(-12, 13, (size, size, 1))
+        images.append(np.clip(smooth + grain, 0, 255).astype(np.uint8))
+    return images
+
+
+def encoded(image: NDArray[np.uint8], kind: str) -> bytes:
+    buffer, picture = io.BytesIO(), Image.fromarray(image)
+    if kind == "grey":
+        picture.convert("L").save(buffer, "JPEG", quality=95)
+    else:
+        picture.save(buffer, "JPEG", quality=95, subsampling=SUBSAMPLINGS[kind])
+    return buffer.getvalue()
+
+
+def decoded(
+    files: list[bytes], device: str, box: tuple[int, int, int] | None = None
+) -> NDArray[np.uint8]:
+    """By DALI ("cpu", "mixed"; told what the loader tells it), [n,S,S,3]: whole, or the square (y,
+    x, side) alone."""
+    from nvidia.dali import Pipeline, fn, types
+
+    data = [np.frombuffer(file, np.uint8) for file in files]
+    told: dict[str, Any] = {
+        "device": device,
+        "output_type": types.RGB,
+        "adjust_orientation": False,
+        **GPU_DECODER,
+    }
+    pipeline = Pipeline(
+        batch_size=len(files),
+        num_threads=2,
+        device_id=0 if device == "mixed" else None,
+        prefetch_queue_depth=1,
+        exec_pipelined=False,
+        exec_async=False,
+    )
+    with pipeline:
+        source = fn.external_source(source=lambda: data, batch=True, dtype=types.UINT8, ndim=1)
+        if box is None:
+            images = fn.decoders.image(source, **told)
+        else:
+            y, x, side = box
+            images = fn.decoders.image_slice(
+                source, start=[y, x], shape=[side, side], axes=[0, 1], **told
+            )
+        pipeline.set_outputs(images)
+    pipeline.build()
+    (done,) = pipeline.run()
+    on_host = done.as_cpu() if device == "mixed" else done
+    found: NDArray[np.uint8] = np.array(on_host.as_tensor())
+    return found
+
+
+def decoding(kind: str, device: torch.device) -> Result:
+    """Grey levels between two decoders; and between a region decoded alone and cut out of the
+    whole."""
+    files = [encoded(image, kind) for image in photographs()]
+    host = decoded(files, "cpu")
+    box = (13, 7, 224)
+    y, x, side = box
+    if device.type == "cuda":
+        other, place = decoded(files, "mixed"), "mixed"
+    else:
+        other = np.stack(
+            [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
+        )
+        place = "cpu"
+    whole = other if place == "mixed" else host
+    region = decoded(files, place, box)
+    apart = np.abs(host.astype(np.int16) - other)
+    cut = np.abs(whole[:, y : y + side, x : x + side].astype(np.int16) - region)
+    return {
+        "largest difference, levels": float(apart.max()),
+        "mean": float(apart.mean()),
+        "region against whole, largest": float(cut.max()),
+        "images": float(len(files)),
+    }

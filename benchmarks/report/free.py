@@ -1,0 +1,159 @@
+"""Part 4: the free ratio, training from the loader over training from resident batches; what holds
+it back, live."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.report.book import Book, Result
+from benchmarks.report.live import verdict
+from benchmarks.report.loading import fill
+from benchmarks.report.setting import Setting, rounds, steps_for
+from benchmarks.train.bench import UNTIMED, Step, one_round, resident_batch, training_step
+from gratis.loader import Loader
+from gratis.train.mesh.device import WaitClock
+from gratis.train.rank import training_config
+
+PART = 4
+ROUTES = ("jpeg", "raw", "decoded")
+GOAL = 0.99
+# above 1: batches that are there cannot be slower than a loader's but by other work on the machine
+NOISE = 0.05
+LIVE_S = 12.0
+WAIT_LIMIT = 0.05  # share of time lost at which the status page calls a run input-bound
+
+
+def run(setting: Setting, book: Book) -> None:
+    for batch in setting.free_batches:
+        for route in ROUTES:
+            name, command = (
+                f"{route}, batch {batch}",
+                "resident and loader steps in alternating runs; then train, live",
+            )
+            book.measure(PART, name, command, partial(free, setting, route, batch), needs=60)
+
+
+def free(setting: Setting, route: str, batch: int) -> Result:
+    """The ratio by run, its bottleneck as these runs show it and as the status page names it, and
+    do they agree."""
+    compute: Literal["bfloat16", "float32"] = "bfloat16" if setting.cuda else "float32"
+    recipe = replace(setting.recipe, batch=batch, compute=compute)
+    config = replace(
+        training_config(recipe, 0),
+        remainder="drop",
+        decoded="auto" if route == "decoded" else "none",
+    )
+    shards = setting.raw if route == "raw" else setting.jpeg
+    with (
+        torch.random.fork_rng(devices=[]),
+        Loader(shards, "train", config, device=setting.device) as loader,
+    ):
+        if loader.keeps != "none":
+            fill(loader)
+        step = training_step(recipe, setting.device, "on" if setting.cuda else "off")
+        still, source = resident_batch(recipe, setting.device), Watched(loader, setting.device)
+        contenders: dict[str, Step] = {
+            "resident": lambda: step(*still),
+            "loader": lambda: step(*source.take()),
+        }
+        for one in contenders.values():
+            for _ in range(3):
+                one()
+        steps, runs, waits = steps_for(contenders["resident"], setting), [], []
+        for _ in rounds(setting.runs):
+            source.began()
+            runs.append(one_round(contenders, steps, setting.device))
+            waits.append(source.waited() / runs[-1]["loader"])
+        keeps = loader.keeps
+    ratios = [one["resident"] / one["loader"] for one in runs]
+    ratio, wait = statistics.median(ratios), statistics.median(waits)
+    status = live(setting, route, batch, compute, decoded=config.decoded)
+    judged, share = status["verdict"], status["data_wait_fraction"] or 0.0
+    bound = "input-bound" if wait >= WAIT_LIMIT else "compute-bound"
+    shared = ratio < 1 - WAIT_LIMIT and bound == "compute-bound"
+    return {
+        "free ratio": ratios,
+        "loader, images/s": [batch / one["loader"] for one in runs],
+        "resident, images/s": [batch / one["resident"] for one in runs],
+        "kept decoded": keeps,
+        "goal": f"below {GOAL}"
+        if ratio < GOAL
+        else "met"
+        if ratio <= 1 + NOISE
+        else "undecided, the machine was busy",
+        "waited in these runs, share": waits,
+        "bottleneck": f"{bound}: the loader takes cores or memory from training"
+        if shared
+        else bound,
+        "status, live": judged["text"],
+        "waited live, share": float(share),
+        "agree": "yes" if judged["kind"] == bound else f"no: {judged['kind']}",
+    }
+
+
+class Watched:
+    """Batches of epoch after epoch, and the seconds for which they kept training waiting."""
+
+    def __init__(self, loader: Loader, device: torch.device) -> None:
+        self._batches, self._clock, self._taken = pairs(loader), WaitClock(device), 0
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        self._clock.asked()
+        found = next(self._batches)
+        self._clock.got()
+        self._taken += 1
+        if self._taken <= UNTIMED:
+            self._clock.forget()
+        return found
+
+    def began(self) -> None:
+        """A round: its first batches, which `one_round` does not time, do not count."""
+        self._taken = 0
+
+    def waited(self) -> float:
+        """Seconds a batch of the round. The device must have been waited for."""
+        return self._clock.take() / (self._taken - UNTIMED)
+
+
+def pairs(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    for _ in itertools.count():
+        for images, labels, _ids in loader:
+            yield images, labels
+
+
+def live(setting: Setting, route: str, batch: int, compute: str, *, decoded: str) -> dict[str, Any]:
+    """The status of a run of its own. What it wrote goes: it is no training that anyone wants."""
+    name = f"free-{route}-{batch}"
+    shutil.rmtree(setting.out / "runs" / name, ignore_errors=True)
+    shards = setting.raw if route == "raw" else setting.jpeg
+    arguments = (
+        "--shards",
+        str(shards),
+        *setting.flags,
+        "--runs",
+        str(setting.out / "runs"),
+        "--run",
+        name,
+        "--gpus",
+        "1",
+        "--batch",
+        str(batch),
+        "--compute",
+        compute,
+        "--decoded",
+        decoded,
+        *"--epochs 10000 --save-every 1e6".split(),
+    )
+    try:
+        return verdict(arguments, seconds=LIVE_S, log=setting.out / "logs" / f"{name}.txt")
+    finally:
+        shutil.rmtree(setting.out / "runs" / name, ignore_errors=True)

@@ -1,0 +1,149 @@
+"""What the parts work on: a device, datasets, and how much of it a part can do in its minutes."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.train.bench import wait
+from gratis.dataset import read_manifest, require_split
+from gratis.errors import GratisError
+from gratis.train.recipes import RECIPES, Recipe
+
+TRIED = 2
+# training images a class: on a GPU enough for its largest batch, on a CPU quick
+DRAWN = {True: 820, False: 100}
+MOST_S = 60.0  # of a measurement's rounds: on a busy machine there are fewer, as their n says
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    device: torch.device
+    out: Path
+    jpeg: Path  # shards
+    raw: Path
+    recipe: Recipe
+    flags: tuple[str, ...]  # that give this recipe to `gratis train`
+    batches: tuple[int, ...]
+    free_batches: tuple[int, ...]  # of the free ratio
+    rounds: int
+    round_s: float  # of training or loading in a round
+    runs: int = 5  # alternating ones of the free ratio
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def prepare(
+    out: Path, device: torch.device, *, shards: Path | None, src: str | None, size: int | None
+) -> Setting:
+    """Datasets that are missing are made: from `src`, or of a drawn sample; raw ones from the
+    JPEGs' shards."""
+    cuda = device.type == "cuda"
+    side = size or (256 if cuda else 128)
+    jpeg = shards or made(
+        out / "data" / "jpeg", src or drawn(out / "data", DRAWN[cuda]), side, "jpeg"
+    )
+    manifest = read_manifest(jpeg)
+    require_split(jpeg, manifest, "train")
+    if manifest.codec != "jpeg":
+        raise GratisError(
+            f"--shards {jpeg} holds {manifest.codec} samples; give JPEG shards, the raw ones "
+            f"are made"
+        )
+    side = manifest.image_size
+    raw = made(out / "data" / f"raw-{manifest.hash[:8]}", str(jpeg), side, "raw")
+    name, width = ("released", 1.0) if cuda else ("sample", 0.125)
+    crop = side * 7 // 8
+    recipe = replace(RECIPES[name], image_size=side, crop=crop, width=width)
+    flags = (
+        "--recipe",
+        name,
+        "--image-size",
+        str(side),
+        "--crop",
+        str(crop),
+        "--width",
+        str(width),
+    )
+    return Setting(
+        out=out,
+        jpeg=jpeg,
+        raw=raw,
+        recipe=recipe,
+        flags=flags,
+        **sizes(cuda=cuda, images=manifest.splits["train"].samples),
+    )
+
+
+def sizes(*, cuda: bool, images: int) -> dict[str, Any]:
+    """Of a setting: what depends on the device, with batches that so many images fill."""
+    wanted, free = ((128, 256, 512, 1024, 2048), (128, 512, 1024)) if cuda else ((32, 64), (32,))
+    smallest = (max(2, images // 8 * 2),)
+    return {
+        "device": torch.device("cuda", 0) if cuda else torch.device("cpu"),
+        "batches": tuple(size for size in wanted if 4 * size <= images) or smallest,
+        "free_batches": tuple(size for size in free if 4 * size <= images) or smallest,
+        "rounds": 5 if cuda else 3,
+        "round_s": 2.0 if cuda else 1.0,
+    }
+
+
+def about(setting: Setting) -> dict[str, str]:
+    """For the page, and to know a result of other data from this one's."""
+    manifest, recipe = read_manifest(setting.jpeg), setting.recipe
+    return {
+        "dataset": f"{manifest.hash[:8]}: {manifest.splits['train'].samples:,} images of "
+        f"{manifest.image_size} px",
+        "network": f"recipe {setting.flags[1]}, crops of {recipe.crop} px, width {recipe.width:g}",
+    }
+
+
+def steps_for(step: Callable[[], object], setting: Setting) -> int:
+    """How many of these steps, which have been taken before, make a round."""
+    wait(setting.device)
+    began = time.perf_counter()
+    for _ in range(TRIED):
+        step()
+    wait(setting.device)
+    return max(TRIED, math.ceil(setting.round_s / ((time.perf_counter() - began) / TRIED)))
+
+
+def rounds(count: int) -> Iterator[int]:
+    """So many, or as many as begin within MOST_S, at least one."""
+    began = time.monotonic()
+    for number in range(count):
+        if number and time.monotonic() - began > MOST_S:
+            return
+        yield number
+
+
+def drawn(folder: Path, each: int) -> str:
+    source = folder / f"source-{each}"
+    stage("sample", "--out", str(source), "--train-per-class", str(each))
+    return str(source)
+
+
+def made(shards: Path, src: str, size: int, codec: str) -> Path:
+    """The stage knows when there is nothing to do."""
+    stage("shards", "--src", src, "--out", str(shards), "--size", str(size), "--codec", codec)
+    return shards
+
+
+def stage(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gratis", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise GratisError(
+            (done.stderr.strip() or f"preprocess {arguments[0]} failed").splitlines()[-1]
+        )

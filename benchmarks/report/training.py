@@ -1,0 +1,205 @@
+"""Part 3: training alone, on batches that stay on the device; against the plain network and the
+matrix rate."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from benchmarks.report.book import Book, Result
+from benchmarks.report.setting import Setting, rounds, steps_for
+from benchmarks.report.stages import by_stage
+from benchmarks.train.bench import (
+    CLASSES,
+    MATRIX,
+    matmul_step,
+    one_round,
+    resident_batch,
+    torchvision_layout,
+    training_step,
+)
+from benchmarks.train.update import update_ratios
+from gratis.train.analysis.summary import backward_macs
+from gratis.train.network.layers import plan
+from gratis.train.recipes import Recipe
+
+PART = 3
+ACCOUNT, SLOWEST = "where the time goes", 3  # layers
+PAIRS = 60  # of updates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    compute: str
+    tf32: bool = False
+    compiled: bool = False
+
+
+def variants(setting: Setting) -> dict[str, Variant]:
+    """On a CPU float32 alone: one without bfloat16's instructions takes a hundred times as long for
+    a product."""
+    found = {"float32": Variant(compute="float32")}
+    if not setting.cuda:
+        return found
+    found["tf32"] = Variant(compute="float32", tf32=True)
+    found["bfloat16"] = Variant(compute="bfloat16")
+    return found | {f"{name}, compiled": replace(one, compiled=True) for name, one in found.items()}
+
+
+def run(setting: Setting, book: Book) -> None:
+    middle = setting.batches[len(setting.batches) // 2]
+    batches = (middle, *(size for size in setting.batches if size != middle))
+    computes = ("float32", "bfloat16") if setting.cuda else ("float32",)
+    for compute in computes:
+        book.measure(
+            PART,
+            f"matrix product, {compute}",
+            "torch.mm",
+            partial(matrix, setting, compute, tf32=False),
+        )
+    if setting.cuda:
+        book.measure(
+            PART, "matrix product, tf32", "torch.mm", partial(matrix, setting, "float32", tf32=True)
+        )
+    baseline = (
+        f"eager, channels first, {'autocast to bfloat16' if setting.cuda else 'float32'}, "
+        f"torch.optim.SGD"
+    )
+    for batch in batches:
+        for name, variant in variants(setting).items():
+            title = f"ours, {name}, batch {batch}"
+            book.measure(
+                PART,
+                title,
+                "bench.training_step",
+                partial(trained, setting, variant, batch),
+                needs=40,
+            )
+        title = f"torchvision's layout, batch {batch}"
+        book.measure(PART, title, baseline, partial(plain, setting, batch), needs=30)
+    book.measure(PART, "update rule", "update.update_ratios", partial(updates, setting), needs=20)
+    for name in computes:
+        make = partial(account, setting, name, middle)
+        book.measure(
+            PART, f"{ACCOUNT}, {name}, batch {middle}", "torch.profiler, eager", make, needs=30
+        )
+
+
+@contextmanager
+def precision(tf32: bool) -> Iterator[None]:
+    """Of float32 products on a GPU; the trainer itself leaves TF32 off."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def seconds(step: Callable[[], object], setting: Setting) -> list[float]:
+    """Per step, by round; compiling and finding the fastest algorithms is over before."""
+    for _ in rounds(3):
+        step()
+    steps = steps_for(step, setting)
+    return [one_round({"": step}, steps, setting.device)[""] for _ in rounds(setting.rounds)]
+
+
+def flops(recipe: Recipe) -> int:
+    """Of one training step: forward, and backward."""
+    layers = plan(recipe, CLASSES)
+    return 2 * recipe.batch * (sum(own.macs for own in layers.values()) + backward_macs(layers))
+
+
+def matrix(setting: Setting, compute: str, *, tf32: bool) -> Result:
+    with precision(tf32):
+        recipe = replace(setting.recipe, compute=compute)  # type: ignore[arg-type]
+        took = seconds(matmul_step(recipe, setting.device), setting)
+    return {"TFLOP/s": [2 * MATRIX[setting.device.type] ** 3 / each / 1e12 for each in took]}
+
+
+def trained(setting: Setting, variant: Variant, batch: int) -> Result:
+    recipe = replace(setting.recipe, batch=batch, compute=variant.compute)  # type: ignore[arg-type]
+    with precision(variant.tf32), torch.random.fork_rng(devices=[]):
+        images, labels = resident_batch(recipe, setting.device)
+        step = training_step(recipe, setting.device, "on" if variant.compiled else "off")
+        took = seconds(lambda: step(images, labels), setting)
+        product = seconds(matmul_step(recipe, setting.device), setting)
+    achieved = [flops(recipe) / each / 1e12 for each in took]
+    possible = 2 * MATRIX[setting.device.type] ** 3 / statistics.median(product) / 1e12
+    return {
+        "images/s": [batch / each for each in took],
+        "TFLOP/s": achieved,
+        "share of the matrix rate": statistics.median(achieved) / possible,
+    }
+
+
+def plain(setting: Setting, batch: int) -> Result:
+    """torchvision's network as most would write its training: eager, channels first, on a GPU
+    autocast to bfloat16."""
+    from torch.nn import functional
+
+    device, recipe = setting.device, replace(setting.recipe, batch=batch)
+    with torch.random.fork_rng(devices=[]):
+        network = torchvision_layout(recipe.width, CLASSES).to(device)
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+        images, labels = resident_batch(recipe, device)
+        images = (images / 58).contiguous()
+
+        def step() -> None:
+            optimiser.zero_grad()
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=setting.cuda):
+                loss = functional.cross_entropy(network(images), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+
+        return {"images/s": [batch / each for each in seconds(step, setting)]}
+
+
+def updates(setting: Setting) -> Result:
+    """Of single updates that take turns: the original rule's time over that of torch's fused
+    SGD."""
+    return {"original rule over fused SGD": update_ratios(setting.recipe, setting.device, PAIRS)}
+
+
+def account(setting: Setting, compute: str, batch: int) -> Result:
+    """Where a step's time goes: the slowest layers, and by kind of work. Eager, forward and
+    backward.
+
+    On a GPU also how much of the time it works at all: the rest it waits for the host to tell it
+    what to do."""
+    recipe = replace(setting.recipe, batch=batch, compute=compute)  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        shares, busy = by_stage(recipe, setting.device)
+        kinds: dict[str, float] = {}
+        for stage, share in shares.items():
+            kinds[kind(stage)] = kinds.get(kind(stage), 0.0) + share
+        found: Result = {"slowest": told(shares, SLOWEST), "by kind": told(kinds, len(kinds))}
+        if not setting.cuda:
+            return found
+        step, still = (
+            training_step(recipe, setting.device, "off"),
+            resident_batch(recipe, setting.device),
+        )
+        took = statistics.median(seconds(lambda: step(*still), setting))
+    return found | {"device busy, share of the time": min(1.0, busy / took)}
+
+
+def kind(stage: str) -> str:
+    first = stage.partition(" ")[0]
+    return (
+        "convolutions"
+        if first.startswith("conv")
+        else "dense layers"
+        if first.startswith("fc")
+        else first
+    )
+
+
+def told(shares: dict[str, float], most: int) -> str:
+    order = sorted(shares, key=lambda name: -shares[name])[:most]
+    return ", ".join(f"{name} {shares[name]:.1%}" for name in order)

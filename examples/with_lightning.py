@@ -1,0 +1,31 @@
+"""Lightning trains a ResNet on shards; its checkpoints hold the loader's place in the epoch."""
+
+import lightning
+import torch
+from resnet import resnet18
+from torch.nn.functional import cross_entropy
+
+from gratis import Loader, LoaderConfig
+
+
+class Classifier(lightning.LightningModule):
+    def __init__(self, classes, width=64):
+        super().__init__()
+        self.model = resnet18(classes, width)
+
+    def training_step(self, batch, _):
+        return cross_entropy(self.model(batch.images / 58), batch.labels)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def train(shards, trainer, config, module, checkpoint=None):
+    rank, world = trainer.global_rank, trainer.world_size
+    with Loader(shards, "train", config, rank=rank, world_size=world) as loader:
+        trainer.fit(module, loader, ckpt_path=checkpoint)
+
+
+if __name__ == "__main__":
+    config = LoaderConfig(batch_size=256, remainder="drop")
+    train("shards", lightning.Trainer(max_epochs=90), config, Classifier(1000))

@@ -1,0 +1,112 @@
+"""The command `gratis VERB ...`: one table from a verb to the function that does it.
+
+Every function takes the arguments behind the verb and returns an exit code (None: 0). Modules are
+imported when their verb is given, so that `gratis --help` and the doctor need the standard library
+alone. Exit codes: 0 done, 1 a finding or a defect, 2 user error, 75 preempted (requeue), 130
+interrupted, 141 output unread."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from gratis.errors import INTERRUPTED, GratisError, guard
+
+DATASETS = "gratis.preprocess.commands"
+TRAINING = "gratis.train"
+VERBS: dict[str, tuple[str, str]] = {  # what is typed -> module:function, what for
+    "sample": (f"{DATASETS}:sample", "draw a small dataset of ten classes"),
+    "shards": (f"{DATASETS}:shards", "resize images and write shards and statistics"),
+    "merge": (f"{DATASETS}:merge", "complete a dataset that several machines sharded"),
+    "index": (f"{DATASETS}:index", "make a dataset of tars that somebody else wrote"),
+    "verify": (f"{DATASETS}:verify", "look for damage in a dataset"),
+    "inspect": (f"{DATASETS}:inspect", "say what a dataset holds"),
+    "preview": ("gratis.loader.inspect.preview:main", "draw a batch as the loader yields it"),
+    "explain": ("gratis.loader.inspect.explain:main", "draw one image's way through the loader"),
+    "train": (
+        f"{TRAINING}.launcher.command:main",
+        "train AlexNet; without --shards on a sample drawn here",
+    ),
+    "summary": (f"{TRAINING}.analysis.summary:main", "what a recipe's network is, in numbers"),
+    "figures": (f"{TRAINING}.analysis.figures:main", "kernels, guesses and curves of a run"),
+    "predict": (
+        f"{TRAINING}.analysis.predict:main",
+        "the most probable classes of your own pictures",
+    ),
+    "features": (
+        f"{TRAINING}.analysis.features:main",
+        "a layer's responses to every image of a split",
+    ),
+    "export": (
+        f"{TRAINING}.analysis.export:main",
+        "a trained network as ONNX, TorchScript or safetensors",
+    ),
+    "evaluate-published": (
+        f"{TRAINING}.analysis.published:main",
+        "torchvision's AlexNet weights on your shards",
+    ),
+    "paper": (
+        f"{TRAINING}.paper.paper:main",
+        "all of the paper that fits into some minutes, in one report",
+    ),
+    "figure1": (f"{TRAINING}.paper.figure1:main", "the paper's figure 1, ReLU against tanh"),
+    "ablate": (f"{TRAINING}.paper.ablate:main", "parts of the network switched off, one at a time"),
+    "ensemble": (f"{TRAINING}.paper.ensemble:main", "several runs' probabilities averaged"),
+    "tables": (f"{TRAINING}.paper.tables:main", "runs beside the paper's Tables 1 and 2"),
+    "status": ("gratis.server.commands:status", "serve the status of all runs over HTTP"),
+    "top": ("gratis.server.commands:top", "the status of a run in a terminal"),
+    "doctor": ("gratis.doctor:main", "say what this machine has, and what that means"),
+    "bench": ("benchmarks.command:main", "measure the loader beside its peers (source checkout)"),
+    "report": (
+        "benchmarks.report.command:main",
+        "prove and measure the claims on this machine (source checkout)",
+    ),
+}
+CHECKOUT = Path(__file__).resolve().parent.parent  # of this package, if it is one
+
+
+def main() -> int:
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        # importing takes a second, and `guard` is not there yet
+        signal.signal(
+            signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(INTERRUPTED))
+        )
+    return guard(lambda: run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int | None:
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print("usage: gratis VERB ...      (gratis VERB --help says more)\n")
+        print("\n".join(f"  {name:<18}  {purpose}" for name, (_, purpose) in VERBS.items()))
+        return 0
+    if verb == "--version":
+        from gratis import __version__
+
+        print(f"gratis {__version__}")
+        return 0
+    if verb not in VERBS:
+        raise GratisError(f"not understood: {verb}; gratis VERB, where VERB is {', '.join(VERBS)}")
+    module, _, function = VERBS[verb][0].partition(":")
+    if module.startswith("benchmarks."):
+        import_benchmarks(verb)
+    imported = import_module(module)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    code: int | None = getattr(imported, function)(arguments[1:])
+    return code
+
+
+def import_benchmarks(verb: str) -> None:
+    """Makes the folder `benchmarks` of a source checkout importable; GratisError where there is
+    none."""
+    if not (CHECKOUT / "benchmarks" / "command.py").is_file():
+        raise GratisError(
+            f"gratis {verb} needs a source checkout: the benchmarks are not in the wheel"
+        )
+    sys.path.append(str(CHECKOUT))
+    inherited = os.environ.get("PYTHONPATH")  # measurements run in processes of their own
+    os.environ["PYTHONPATH"] = f"{inherited}{os.pathsep}{CHECKOUT}" if inherited else str(CHECKOUT)

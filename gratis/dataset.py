@@ -1,0 +1,297 @@
+"""Contract 1: a dataset on disk. What the shards, the manifest, the index and the statistics are,
+and how to read them.
+
+    root/
+      manifest.json                                written last, by rename: its presence means the
+      dataset is whole train-00000.tar train-00000.idx ...          USTAR; per sample `<key>.jpg`
+      (or `.ppm`), then `<key>.cls` train.index.npz [val.index.npz] stats.npz    uncompressed NumPy
+      archives without pickles rejects.jsonl                                one line per source file
+      that was left out
+
+Imports the standard library and NumPy alone, so that a reader without torch, DALI or Pillow can use
+it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gratis.atomic import at_once, durably, sha256_file, sha256_rest
+from gratis.errors import GratisError
+from gratis.schema import check_types
+
+FORMAT = 1
+# a reader accepts its own format and the one before, once there is one
+READABLE_FORMATS = (FORMAT,)
+MANIFEST = "manifest.json"
+STATS = "stats.npz"
+REJECTS = "rejects.jsonl"
+EXTENSIONS = {"jpeg": "jpg", "raw": "ppm"}  # codec -> extension of the image member
+# `shards` writes train-00000.tar, others what they like
+SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.tar", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar of samples: its file name in the dataset's folder, and what must be found there.
+    sha256: hexadecimal.
+
+    ValueError for other names: a manifest may come from a server, and readers write files of these
+    names to a cache."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not SHARD_NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no shard's name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split's shards in order. A sample's id is its row in the index, which runs through the
+    shards in this order.
+
+    conversions and rejects count source files by kind ("greyscale", "cmyk", ...; "truncated", ...).
+    """
+
+    shards: tuple[Shard, ...]
+    index_sha256: str
+    conversions: dict[str, int]
+    rejects: dict[str, int]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClass:
+    """A class; its label is its position in the manifest, which is the rank of its wnid in sorted
+    order.
+
+    ilsvrc_id is the devkit's ILSVRC2012_ID (1-based, another order: spec section 1), None where
+    there is no devkit."""
+
+    wnid: str
+    words: str
+    ilsvrc_id: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a dataset is. Holds no time, host, path or worker count: the same input gives the same
+    bytes.
+
+    samples_per_shard is how the plan was cut: the last shard, and those with rejects, hold fewer.
+    """
+
+    format: int
+    image_size: int
+    codec: str
+    quality: int | None
+    seed: int
+    samples_per_shard: int
+    source: str
+    tools: dict[str, str]
+    classes: tuple[ImageClass, ...]
+    splits: dict[str, Split]
+    stats_sha256: str
+
+    def to_json(self) -> bytes:
+        """The bytes of manifest.json: equal manifests give equal ones."""
+        return (json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Manifest:
+        """Raises KeyError, TypeError or ValueError where a field is missing or of another shape."""
+        raw: dict[str, Any] = json.loads(text)
+        raw["classes"] = tuple(ImageClass(**c) for c in raw["classes"])
+        raw["splits"] = {
+            name: Split(**(split | {"shards": tuple(Shard(**s) for s in split["shards"])}))
+            for name, split in raw["splits"].items()
+        }
+        manifest = cls(**raw)
+        check_types(manifest)
+        if manifest.codec not in EXTENSIONS or manifest.image_size < 1:
+            raise ValueError(
+                f"images of {manifest.image_size} px in codec {shortened(manifest.codec)}"
+            )
+        return manifest
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the manifest's bytes: names the dataset in run names, loader states and
+        checkpoints."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+
+class Index(NamedTuple):
+    """One row per sample, in id order, all [samples]: its shard (a position in the split's), the
+    image's first byte there and its size in bytes, and its label (a position in the manifest's
+    classes)."""
+
+    shard: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int32]
+    label: NDArray[np.int32]
+
+
+class Stats(NamedTuple):
+    """Pixel statistics of the training split, RGB, 0-255 units (spec section 2, steps 4 and 5).
+
+    mean float32 [S,S,3]; eigenvalues float64 [3], descending, of the covariance of single pixels;
+    eigenvectors float64 [3,3], column k belonging to eigenvalue k, rows R, G, B, each signed so
+    that its component of the largest magnitude is positive."""
+
+    mean: NDArray[np.float32]
+    eigenvalues: NDArray[np.float64]
+    eigenvectors: NDArray[np.float64]
+    num_images: int
+
+
+def index_name(split: str) -> str:
+    return f"{split}.index.npz"
+
+
+def read_manifest(root: Path) -> Manifest:
+    """The dataset's manifest; GratisError if `root` holds none, or one of a format that this
+    version does not read."""
+    path = root / MANIFEST
+    try:
+        with open(path, "rb", opener=at_once) as file:
+            text = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        way_out = f"make one with `make shards SRC=... OUT={root}`"
+        raise GratisError(f"{root} is no dataset: it has no {MANIFEST}; {way_out}") from None
+    except OSError as error:  # a folder of that name, no permission
+        raise GratisError(
+            f"{path} cannot be read ({error.strerror}); verify the copy, or its permissions"
+        ) from None
+    try:
+        found = json.loads(text)["format"]
+    except RecursionError:
+        raise GratisError(
+            f"{path} is damaged (brackets within brackets); make the shards again, or verify "
+            f"the copy"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise GratisError(
+            f"{path} is not a manifest; make the shards again, or verify the copy"
+        ) from None
+    if found not in READABLE_FORMATS:
+        readable = " and ".join(map(str, READABLE_FORMATS))
+        raise GratisError(
+            f"{path} has format {found}; this version reads {readable}: make the shards again"
+        )
+    try:
+        return Manifest.from_json(text)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise GratisError(
+            f"{path} is damaged ({error}); make the shards again, or verify the copy"
+        ) from None
+
+
+def require_split(root: Path | str, manifest: Manifest, split: str) -> Split:
+    """The split's entry; GratisError naming those that exist if it does not."""
+    if not isinstance(split, str) or split not in manifest.splits:
+        raise GratisError(
+            f"{root} has no split {split!r}; it has {', '.join(sorted(manifest.splits))}"
+        )
+    return manifest.splits[split]
+
+
+def write_index(root: Path, split: str, index: Index) -> str:
+    """Writes the split's index, returns its sha256."""
+    return _write_npz(root / index_name(split), index._asdict())
+
+
+def read_index(root: Path, split: str, sha256: str | None = None) -> Index:
+    """The split's index; GratisError if its file is missing, is no index, or has another sum than
+    the manifest's, where that is given: an index of other shards would feed wrong labels, and
+    nobody would know."""
+    path = root / index_name(split)
+    index = Index(**_read_npz(path, Index._fields, sha256))
+    if any(rows.shape != (index.label.size,) or rows.dtype.kind != "i" for rows in index):
+        raise GratisError(
+            f"{path} is damaged (not rows of whole numbers); make the shards again, or verify "
+            f"the copy"
+        )
+    return index
+
+
+def write_stats(root: Path, stats: Stats) -> str:
+    """Writes the statistics, returns the file's sha256."""
+    return _write_npz(root / STATS, stats._asdict())
+
+
+def read_stats(root: Path, sha256: str | None = None) -> Stats:
+    """The training split's statistics; GratisError if their file is missing, holds something else,
+    or has another sum than the manifest's, where that is given."""
+    arrays = _read_npz(root / STATS, Stats._fields, sha256)
+    side = arrays["mean"].shape[:1]
+    shapes = {
+        "mean": (*side, *side, 3),
+        "eigenvalues": (3,),
+        "eigenvectors": (3, 3),
+        "num_images": (),
+    }
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape or arrays[name].dtype.kind != (
+            "i" if name == "num_images" else "f"
+        ):
+            told = f"{name} is {arrays[name].dtype} {arrays[name].shape}"
+            raise GratisError(
+                f"{root / STATS} is damaged ({told}); make the shards again, or verify the copy"
+            )
+    return Stats(**(arrays | {"num_images": int(arrays["num_images"])}))
+
+
+def _write_npz(path: Path, arrays: dict[str, Any]) -> str:
+    # np.savez stamps its members with the same constant date, so equal arrays give equal bytes
+    with durably(path) as file:
+        np.savez(file, **arrays)
+    return sha256_file(path)
+
+
+def _read_npz(path: Path, fields: tuple[str, ...], sha256: str | None) -> dict[str, Any]:
+    try:
+        with open(
+            path, "rb", opener=at_once
+        ) as file:  # the very bytes that are read; NumPy leaves a damaged one open
+            if sha256 is not None and sha256_rest(file) != sha256:
+                way_out = "copy the dataset again, or make the shards again"
+                raise GratisError(
+                    f"{path} is not the one the manifest names (its sha256 differs); {way_out}"
+                )
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in fields}
+    except FileNotFoundError:
+        raise GratisError(f"{path} is missing; make the shards again, or verify the copy") from None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise GratisError(
+            f"{path} is damaged ({error}); make the shards again, or verify the copy"
+        ) from None

@@ -1,0 +1,100 @@
+"""The one law for mistakes: a user's is one line on stderr and exit code 2, an interrupt is one
+line and 130.
+
+A contract module (standard library alone): every entry point of every package ends in
+`sys.exit(guard(main))`."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import Future
+from typing import TypeVar
+
+USER_ERROR = 2
+PREEMPTED = 75  # EX_TEMPFAIL: batch schedulers requeue on it
+INTERRUPTED = 130
+UNREAD = 141  # as a program that SIGPIPE ended
+ANSWER_S = 30.0  # Google's library alone looks for credentials for 17 s where there are none
+Answer = TypeVar("Answer")
+
+
+class GratisError(Exception):
+    """What the user can mend. The message is one line: what is wrong, the offending value, the way
+    out.
+
+    No ValueError: tyro would catch those of a configuration's checks and draw a box of several
+    lines around them."""
+
+
+def guard(main: Callable[[], int | None]) -> int:
+    """Runs `main` and returns the process's exit code: its own (None means 0), 2 after GratisError,
+    130 after ctrl-C, 141 where nobody reads its output any more (`| head`).
+
+    Any other exception is a defect of ours and keeps its traceback.
+    """
+    try:
+        try:
+            return _told(main)
+        finally:
+            # what is still buffered would fail at the interpreter's end, past every handler
+            if sys.stdout:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unread():  # another pipe: a defect
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+
+
+def _told(main: Callable[[], int | None]) -> int:
+    try:
+        return main() or 0
+    except GratisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _unread() -> bool:
+    """Is the reader of stdout or stderr gone?"""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def asking(
+    ask: Callable[[], Answer], thread: type[threading.Thread] = threading.Thread
+) -> Future[Answer]:
+    """What `ask` is to return or raise, in a thread of that class: a server may be silent for
+    minutes, and whoever will not wait so long leaves it alone."""
+    answer: Future[Answer] = Future()
+
+    def wait() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    thread(target=wait, daemon=True).start()
+    return answer
+
+
+def answered(ask: Callable[[], Answer], asked: str) -> Answer:
+    """What `ask` returns or raises; GratisError if it does neither within ANSWER_S seconds, and
+    then it is left alone.
+
+    For the first words with a server: libraries look for credentials and try again for minutes.
+    """
+    answer = asking(ask)
+    if not futures.wait([answer], ANSWER_S).done:
+        told = "look at the address, this machine's network, and the credentials if it wants any"
+        raise GratisError(f"{asked}: no answer within {ANSWER_S:g} seconds; {told}")
+    return answer.result()

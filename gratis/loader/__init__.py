@@ -1,0 +1,25 @@
+"""The loader: sharded images as augmented, normalised batches, every sample exactly once an epoch.
+
+from gratis import Loader, LoaderConfig
+
+with Loader("shards", "train", LoaderConfig(batch_size=256)) as loader:
+    for images, labels, ids in loader: ...
+"""
+
+from gratis.loader.batch import Batch
+from gratis.loader.config import LoaderConfig
+from gratis.loader.decoding.gpu import GPU_DECODER
+from gratis.loader.epoch_coverage import Coverage, coverage
+from gratis.loader.loader import Loader
+from gratis.loader.reading.remote import dataset_folder, read_pieces
+
+__all__ = [
+    "GPU_DECODER",
+    "Batch",
+    "Coverage",
+    "Loader",
+    "LoaderConfig",
+    "coverage",
+    "dataset_folder",
+    "read_pieces",
+]

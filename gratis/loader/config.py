@@ -1,0 +1,231 @@
+"""What a user may choose about batches; every combination is checked where it is made."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from os import PathLike
+from typing import Any, Literal
+
+import torch
+
+from gratis.errors import GratisError
+
+MeanForm = Literal["central", "offset"]
+NoiseForm = Literal["sqrt", "printed", "off"]
+Positions = Literal["all", "printed"]
+Remainder = Literal["pad", "drop"]
+Order = Literal["full", "window"]
+BadSamples = Literal["raise", "quarantine"]
+Place = Literal["device", "host", "none"]
+Keep = Literal["auto"] | Place
+
+CHOICES: dict[str, tuple[object, ...]] = {
+    "crop_positions": ("all", "printed"),
+    "mean": ("central", "offset"),
+    "noise": ("sqrt", "printed", "off"),
+    "remainder": ("pad", "drop"),
+    "order": ("full", "window"),
+    "bad_samples": ("raise", "quarantine"),
+    "decoded": ("auto", "device", "host", "none"),
+    "views": (1, 10),
+    "dtype": (torch.float32, torch.float16, torch.bfloat16),
+}
+
+MOST = {"batch_size": 1 << 20, "threads": 1024, "crop_chunk": 1 << 40}
+WHOLE = (
+    "batch_size",
+    "seed",
+    "crop",
+    "crop_chunk",
+    "window",
+    "prefetch",
+    "views",
+    "threads",
+    "noise_until",
+)
+KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
+    "a number": (("cache_gb", "decoded_gb"), (Real,)),
+    "True or False": (("augment", "channels_last"), (bool,)),
+    "the name of a folder": (("cache",), (str, PathLike)),
+}
+MAY_BE_NONE = ("threads", "noise_until", "decoded_gb", "cache")
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number as Python's: NumPy's would overflow, and no JSON holds them. GratisError for
+    anything else."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise GratisError(f"{name} is {value!r}; it must be a whole number")
+    return operator.index(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """A plain value: picklable, comparable, the same on every rank. GratisError, when it is made,
+    for a value of another type or out of its range, or one that contradicts another.
+
+    batch_size      of all ranks together, so that the loss curve does not depend on their number
+    seed            of order and augmentation, 0 <= seed < 2**64 crop            side of the square
+    that is cut out of the stored image area, ratio     for other networks than AlexNet: the crop is
+    a random part of the image, of this range of its area
+                    and of aspect ratios (width / height), resized to crop x crop (torchvision's
+                    RandomResizedCrop; usually area=(0.08, 1)); area None: the plain crop
+    crop_positions  "all": of 224 in 256 pixels 33 offsets along each axis, the ten views' corners
+    among them (released
+                    code); "printed": 32, the paper's 32 x 32 x 2 = 2048
+    crop_chunk      so many consecutive samples of the epoch's order share one offset and one
+    mirror; 1: each its own;
+                    32: released code
+    augment         True: shuffled, random crop and mirror, colour noise. False: evaluation, in the
+    order of ids, the
+                    central crop (or ten views), neither noise nor division
+    mean            "central": the central region of the mean image is subtracted from every crop,
+    whatever its offset
+                    (released code); "offset": each pixel loses the mean of its own place (Caffe)
+    noise           "sqrt": 0.1 * E diag(square root of eigenvalue) z on all pixels, then the whole
+    image divided by 1.1
+                    (released code); "printed": 0.1 * E diag(eigenvalue) z on [0,1]-scaled pixels,
+                    and no division (the paper's formula); or "off"
+    noise_until     first epoch without noise and without the division; None: never views
+    10: four corners and centre, then their mirrors; decoded once; for augment=False alone remainder
+    what becomes of the N mod batch_size last samples of an epoch: "pad": they come in a last batch
+                    filled up with rows of id -1 and label -100; "drop": they are left out
+    order           "full": one shuffle of all samples. "window": shards are shuffled, then samples
+    within each run of
+                    `window` shards: nearly sequential reads, for disks on which random ones are
+                    slow
+    dtype           of the images: torch.float32, float16 or bfloat16 channels_last   memory layout
+    of the images; their shape stays [b, 3, crop, crop] threads         of the decoder; None: this
+    process's share of the cores, were all ranks on this machine prefetch        ready batches kept
+    in advance, beside the two inside the decoder; each costs memory (154 MB for
+                    256 images of 224 px)
+    cache           folder for the shards of datasets on a server; None: `gratis` in the user's
+    cache folder cache_gb        most that it holds, in units of 10**9 bytes; the shards used
+    longest ago go first bad_samples     what becomes of a sample that cannot be decoded: "raise"
+    ends the epoch with an error that names it;
+                    "quarantine" (training alone) lets another sample stand in for it and warns
+                    (`take_warnings`)
+    decoded         where whole decoded images are kept, so that an epoch decodes only what none
+    before it did: on the
+                    GPU ("device"), in this machine's memory ("host"), or nowhere ("none"). "auto":
+                    the first of these that they fit into. Batches are the same. (`cache` holds
+                    shards, on a disk.)
+    decoded_gb      most that they may take of a device's or the machine's memory, in units of 10**9
+    bytes, shared by
+                    the ranks on it; None: half of what is free on the device when the loader is
+                    made, or a quarter on the machine. A second loader has a bound of its own: its
+                    configuration says how much
+    """
+
+    batch_size: int = 128
+    seed: int = 0
+    crop: int = 224
+    area: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_positions: Positions = "all"
+    crop_chunk: int = 1
+    augment: bool = True
+    mean: MeanForm = "central"
+    noise: NoiseForm = "sqrt"
+    noise_until: int | None = None
+    views: int = 1
+    remainder: Remainder = "pad"
+    order: Order = "full"
+    window: int = 8
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    threads: int | None = None
+    prefetch: int = 1
+    cache: str | None = None
+    cache_gb: float = 200.0
+    bad_samples: BadSamples = "raise"
+    decoded: Keep = "none"
+    decoded_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        self._check_kinds()
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            # an array equals in places
+            if not any(isinstance(value, type(one)) and value == one for one in allowed):
+                raise GratisError(
+                    f"{name} is {value!r}; it may be {' or '.join(map(repr, allowed))}"
+                )
+        for name in ("batch_size", "crop", "crop_chunk", "window", "threads", "prefetch"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise GratisError(f"{name} is {number}; it must be at least 1")
+            # DALI would end the process
+            if number is not None and name in MOST and number > MOST[name]:
+                raise GratisError(f"{name} is {number}; it may be at most {MOST[name]:,}")
+        for name in ("cache_gb", "decoded_gb"):
+            if (size := getattr(self, name)) is not None and not 0 < size < math.inf:
+                raise GratisError(f"{name} is {size}; it must be above 0, and finite")
+        if not 0 <= self.seed < 2**64:
+            raise GratisError(f"seed is {self.seed}; it must be at least 0 and below 2**64")
+        if self.noise_until is not None and self.noise_until < 0:
+            raise GratisError(f"noise_until is {self.noise_until}; it is an epoch, counted from 0")
+        if self.views == 10 and self.augment:
+            raise GratisError("views=10 is for evaluation; set augment=False too")
+        if self.bad_samples == "quarantine" and not self.augment:
+            raise GratisError(
+                "bad_samples='quarantine' is for training: an evaluation must see every sample once"
+            )
+        self._check_resized_crop()
+
+    def _check_kinds(self) -> None:
+        """A word where a number belongs would be a TypeError somewhere, or train something else."""
+        for name in WHOLE:
+            if (value := getattr(self, name)) is not None or name not in MAY_BE_NONE:
+                object.__setattr__(self, name, whole(name, value))
+        for said, (names, kinds) in KINDS.items():
+            for name in names:
+                value = getattr(self, name)
+                if value is None and name in MAY_BE_NONE:
+                    continue
+                if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                    raise GratisError(f"{name} is {value!r}; it must be {said}")
+        for name in ("area", "ratio"):
+            pair = getattr(self, name)
+            if pair is None and name == "area":
+                continue
+            if (
+                not isinstance(pair, Sequence)
+                or len(pair) != 2
+                or not all(isinstance(side, Real) for side in pair)
+            ):
+                raise GratisError(
+                    f"{name} is {pair!r}; it must be two numbers, the least and the most"
+                )
+
+    def _check_resized_crop(self) -> None:
+        if self.area is None:
+            return
+        for name, (low, high), most in (("area", self.area, 1.0), ("ratio", self.ratio, 100.0)):
+            if not 0 < low <= high <= most:
+                raise GratisError(
+                    f"{name} is {(low, high)}; it must be a range within (0, {most:g}]"
+                )
+        if self.crop_chunk > 1:
+            raise GratisError("crop_chunk is for plain crops; with area leave it at 1")
+        if not self.augment:
+            raise GratisError("area is for training; set augment=True, or area=None")
+        if self.mean == "offset":
+            raise GratisError(
+                "mean='offset' has no meaning for a resized crop; with area choose mean='central'"
+            )
+
+    def noisy(self, epoch: int) -> bool:
+        """Whether colour noise applies in this epoch, and with it the division by 1.1."""
+        before_the_end = self.noise_until is None or epoch < self.noise_until
+        return self.augment and self.noise != "off" and before_the_end
+
+    @property
+    def order_name(self) -> str:
+        """What an order depends on beside seed and epoch; part of the loader's state."""
+        if not self.augment:
+            return "fixed"
+        return f"window:{self.window}" if self.order == "window" else "full"

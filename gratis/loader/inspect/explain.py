@@ -1,0 +1,187 @@
+"""One image's way through the loader, drawn: `gratis explain SHARDS --sample KEY --out
+explain.png`.
+
+The stored image with the ten views of an evaluation; what training makes of it in its first epochs;
+the colour draws alone, on the central crop; what the network gets; where crops were cut over many
+epochs, as a heat map; and, printed, the covariance of the colour draws beside the theory. All of it
+from the numbers that the loader itself uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from gratis.command_line import parse
+from gratis.dataset import Stats, read_manifest
+from gratis.errors import GratisError
+from gratis.image import Reject, decode_or_reject
+from gratis.loader.config import LoaderConfig, MeanForm, NoiseForm, Positions
+from gratis.loader.inspect.explain_figure import Floats, Pixels, draw, histogram
+from gratis.loader.loader import Loader
+from gratis.loader.reading.shards import Source
+from gratis.loader.views.normaliser import colour_matrix
+
+DRAWS = 200_000  # for the heat map and the covariance, at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Draws one image's way from the shard to the network, and where crops and colours fall over
+    many epochs."""
+
+    shards: Annotated[str, tyro.conf.Positional]
+    """Folder of the dataset."""
+    sample: str
+    """Key of the image (n01440764_10026), or its id, a number that is no key."""
+    out: Path = Path("explain.png")
+    """PNG to write."""
+    split: str = "train"
+    crop: int | None = None
+    """Side of the crop. Default: 7/8 of the image's, as 224 of 256."""
+    crop_positions: Positions = "all"
+    """all: of 224 in 256 pixels 33 offsets along each axis; printed: the paper's 32."""
+    crop_chunk: int = 1
+    """So many consecutive samples of the epoch's order share one crop and mirror."""
+    mean: MeanForm = "central"
+    """Subtract the mean image's central crop from every crop, or its crop at the same offset."""
+    noise: NoiseForm = "sqrt"
+    """Colour noise by standard deviations, by eigenvalues as the paper prints, or none."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if "://" in self.shards:
+            raise GratisError(
+                f"{self.shards}: this reads local folders; copy the dataset first, or give its "
+                f"mount"
+            )
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(Explain, arguments, "gratis explain")
+    crop = (
+        read_manifest(Path(options.shards)).image_size * 7 // 8
+        if options.crop is None
+        else options.crop
+    )
+    config = LoaderConfig(
+        batch_size=1,
+        seed=options.seed,
+        crop=crop,
+        crop_positions=options.crop_positions,
+        crop_chunk=options.crop_chunk,
+        mean=options.mean,
+        noise=options.noise,
+    )
+    with Loader(options.shards, options.split, config) as loader:
+        sample = find(loader, options.sample)
+        image = read(loader, sample)
+        offsets, normals = many_draws(loader)
+        report(loader, offsets, normals)
+        draw(loader, sample, image, offsets, options.out)
+    print(options.out)
+
+
+def find(loader: Loader, wanted: str) -> int:
+    """The id of a key, by the shards' own lists; of a number that is no key, itself. GratisError if
+    there is none, or if a list is damaged."""
+    first = 0
+    for shard in loader.manifest.splits[loader.split].shards:
+        keys = _keys((loader.root / shard.name).with_suffix(".idx"))
+        if wanted in keys:
+            return first + keys.index(wanted)
+        first += shard.samples
+    if wanted.isdecimal() and int(wanted) < loader.num_samples:
+        return int(wanted)
+    raise GratisError(
+        f"--sample {wanted}: split {loader.split} has no such key, and its ids go from 0 to "
+        f"{loader.num_samples - 1}"
+    )
+
+
+def _keys(listed: Path) -> list[str]:
+    """The keys of a shard's .idx in order; none where there is no such file."""
+    try:
+        return [
+            Path(line.split()[3]).stem
+            for line in listed.read_text(encoding="utf-8").splitlines()[1:]
+        ]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        reason = error.strerror
+    except (UnicodeDecodeError, IndexError):
+        reason = "it is no index of a shard"
+    raise GratisError(f"{listed} cannot be read ({reason}); verify the copy of the dataset")
+
+
+def read(loader: Loader, sample: int) -> Pixels:
+    """The image as it is stored, uint8 [S,S,3]. GratisError if it is damaged."""
+    side = loader.manifest.image_size
+    with closing(
+        Source(loader.root, loader.manifest.splits[loader.split], loader.job(0).index)
+    ) as source:
+        try:
+            image = decode_or_reject(source.read(np.array([sample]))[0][0].tobytes())
+        except Reject as reject:
+            reason = reject.reason
+        else:
+            if image.shape == (side, side, 3):
+                return image
+            reason = f"it is of shape {image.shape}, not {(side, side, 3)}"
+        raise GratisError(
+            f"{source.describe(sample)} does not decode ({reason}); verify the copy of the dataset"
+        )
+
+
+def many_draws(loader: Loader) -> tuple[NDArray[np.int64], Floats]:
+    """Offsets int64 [n,2] and normals [n,3] of whole epochs, DRAWS at least: what training will
+    draw."""
+    ids = np.arange(loader.num_samples)
+    epochs = -(-DRAWS // len(ids))
+    drawn = [loader.job(epoch).draws(ids)[0] for epoch in range(epochs)]
+    offsets = np.concatenate([np.stack([one.y, one.x], axis=1) for one in drawn])
+    return offsets, np.concatenate([one.normals for one in drawn])
+
+
+def covariance(stats: Stats, noise: str, normals: Floats) -> tuple[Floats, Floats]:
+    """[3,3] of the colour draws in gray levels squared, before the division: measured, and the
+    formula's."""
+    matrix = colour_matrix(stats, noise)
+    return np.cov(normals @ matrix.T, rowvar=False, ddof=0), matrix @ matrix.T
+
+
+def report(loader: Loader, offsets: NDArray[np.int64], normals: Floats) -> None:
+    positions = int(offsets.max()) + 1  # the paper's are one less than there are
+    counts = histogram(offsets, positions)
+    expected = len(offsets) / positions**2
+    chi = float(((counts - expected) ** 2 / expected).sum()) / max(1, positions**2 - 1)
+    print(
+        f"{len(offsets):,} crops of split {loader.split}: {int((counts > 0).sum())} of "
+        f"{positions**2} offsets drawn, "
+        f"{expected:.1f} expected of each, {counts.min()} to {counts.max()} found; "
+        f"chi-square per degree of freedom {chi:.3f} (1: uniform and independent)"
+    )
+    if loader.config.noise == "off":
+        print("no colour noise")
+        return
+    measured, theory = covariance(loader.stats, loader.config.noise, normals)
+    middle = {"sqrt": "diag(eigenvalues)", "printed": "diag(eigenvalues / 255)^2"}[
+        loader.config.noise
+    ]
+    print(
+        f"colour noise, covariance of R, G, B in gray levels squared; theory: 0.01 E {middle} E^T"
+    )
+    for row in range(3):
+        left, right = (
+            "  ".join(f"{value:8.3f}" for value in part[row]) for part in (measured, theory)
+        )
+        print(f"  measured {left}    theory {right}")
+    off = float(np.abs(measured - theory).max() / np.abs(theory).max())
+    print(f"  largest difference {off:.2%} of the largest entry, n = {len(normals):,}")

@@ -1,0 +1,174 @@
+"""The picture that `gratis explain` draws: one image's views, epochs, colour draws and inputs.
+
+What is shown was made by the reference that the loader's passes are tested against, from the
+loader's own draws."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from gratis.loader import plan
+from gratis.loader.inspect.preview import write_picture
+from gratis.loader.loader import Loader
+from gratis.loader.reading.shards import Source
+from gratis.loader.views import reference
+from gratis.loader.views.normaliser import colour_shift, scale
+
+SHOWN = 10  # epochs, colour draws, views
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+# what is said above a picture; input: it is shown mean-subtracted
+Look = Literal["place", "shift", "input"]
+
+
+class Shown(NamedTuple):
+    """One presentation: input float64 [3,crop,crop] as the network gets it; visible uint8
+    [crop,crop,3], the same with mean and division taken back; where it was cut out, and its colour
+    draw [3] in gray levels."""
+
+    input: Floats
+    visible: Pixels
+    place: str
+    shift: Floats
+
+    def words(self, look: Look) -> str:
+        if look == "shift":
+            return "RGB " + " ".join(f"{value:+.0f}" for value in self.shift)
+        return (
+            self.place if look == "place" else f"{self.input.min():.0f} to {self.input.max():.0f}"
+        )
+
+
+def presented(loader: Loader, image: Pixels, draws: plan.Draws, row: int, *, colour: bool) -> Shown:
+    """One row of draws applied to the image as the loader presents it."""
+    config, stats = loader.config, loader.stats
+    shift = (
+        colour_shift(stats, config, 0, draws.normals[row : row + 1])[0] if colour else np.zeros(3)
+    )
+    divisor = scale(config, 0) if colour else 1.0
+    y, x, flip = int(draws.y[row]), int(draws.x[row]), bool(draws.flip[row])
+    found = reference.finish(
+        image,
+        y=y,
+        x=x,
+        flip=flip,
+        crop=config.crop,
+        mean=stats.mean,
+        mean_form=config.mean,
+        shift=shift,
+        scale=divisor,
+    )
+    cut = image[y : y + config.crop, x : x + config.crop].astype(np.float64)
+    visible = (cut[:, ::-1] if flip else cut) + shift
+    place = f"({y}, {x}){' mirrored' if flip else ''}"
+    return Shown(found, np.rint(visible.clip(0, 255)).astype(np.uint8), place, shift)
+
+
+def histogram(offsets: NDArray[np.int64], positions: int) -> NDArray[np.int64]:
+    """int64 [positions, positions]: how often each offset (y, x) was drawn."""
+    flat = np.bincount(offsets[:, 0] * positions + offsets[:, 1], minlength=positions**2)
+    return flat.reshape(positions, positions)
+
+
+def draw(loader: Loader, sample: int, image: Pixels, offsets: NDArray[np.int64], out: Path) -> None:
+    with rc_context({"font.size": 8, "axes.titlesize": 8}):
+        figure = Figure(figsize=(13, 10.6), layout="constrained")
+        parts: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1.75])
+        _head(parts[0], loader, sample, image, offsets)
+        _strips(parts[1], loader, sample, image)
+        write_picture(out, lambda path: figure.savefig(path, dpi=110))
+
+
+def _head(
+    figure: Any, loader: Loader, sample: int, image: Pixels, offsets: NDArray[np.int64]
+) -> None:
+    """The stored image with the five crops' frames, the mean that is subtracted, and the heat map
+    of offsets."""
+    stored, mean, heat = figure.subplots(1, 3)
+    crop, positions = loader.config.crop, loader.job(0).positions
+    with closing(
+        Source(loader.root, loader.manifest.splits[loader.split], loader.job(0).index)
+    ) as source:
+        key = source.describe(sample).split("key ")[1].split(",")[0]
+    words = loader.classes[int(loader.job(0).index.label[sample])].words.split(",")[0]
+    stored.imshow(image)
+    views = plan.ten_views(positions)
+    for y, x in zip(views.y[:5].tolist(), views.x[:5].tolist(), strict=True):
+        stored.add_patch(_frame(y, x, crop))
+    stored.set_title(
+        f"{key}, id {sample}: {words}\nas stored, {len(image)} px; an evaluation's five crops"
+    )
+    mean.imshow(loader.stats.mean.clip(0, 255) / 255)
+    centre = (positions - 1) // 2
+    mean.add_patch(_frame(centre, centre, crop))
+    form = (
+        "its centre is subtracted from every crop"
+        if loader.config.mean == "central"
+        else "subtracted by place"
+    )
+    mean.set_title(f"mean image of the training split:\n{form}")
+    _bare(stored, mean)
+    drawn = heat.imshow(
+        histogram(offsets, positions), cmap="viridis", vmin=0, interpolation="nearest"
+    )
+    figure.colorbar(drawn, ax=heat, shrink=0.8)
+    heat.set_title(
+        f"offsets of {len(offsets):,} training crops\n{positions} x {positions} positions"
+    )
+    heat.set_xlabel("x")
+    heat.set_ylabel("y")
+
+
+def _frame(y: int, x: int, crop: int) -> Any:
+    return Rectangle((x - 0.5, y - 0.5), crop, crop, fill=False, edgecolor="white", linewidth=1)
+
+
+def _strips(figure: Any, loader: Loader, sample: int, image: Pixels) -> None:
+    """Ten views; ten epochs; ten colour draws of the central crop; what the network gets of those
+    epochs."""
+    positions, ids = loader.job(0).positions, np.array([sample])
+    drawn = [loader.job(epoch).draws(ids)[0] for epoch in range(SHOWN)]
+    epochs = plan.Draws(*(np.concatenate(column) for column in zip(*drawn, strict=True)))
+    centre = (positions - 1) // 2
+    still = epochs._replace(
+        y=np.full(SHOWN, centre), x=np.full(SHOWN, centre), flip=np.zeros(SHOWN, np.bool_)
+    )
+    everything = range(SHOWN)
+    evaluated = [
+        presented(loader, image, plan.ten_views(positions), row, colour=False) for row in everything
+    ]
+    coloured = [presented(loader, image, still, row, colour=True) for row in everything]
+    trained = [presented(loader, image, epochs, row, colour=True) for row in everything]
+    strips: tuple[tuple[str, list[Shown], Look], ...] = (
+        ("evaluation:\nten views", evaluated, "place"),
+        ("colour draws\nalone, centre", coloured, "shift"),
+        ("training:\nepochs 0 to 9", trained, "place"),
+        ("the network's\ninput then", trained, "input"),
+    )
+    grid = figure.subplots(len(strips), SHOWN)
+    for row, (name, shown, look) in enumerate(strips):
+        for axes, one in zip(grid[row], shown, strict=True):
+            axes.imshow(_visible(one.input) if look == "input" else one.visible)
+            axes.set_title(one.words(look), fontsize=6.5, pad=2)
+        _bare(*grid[row])
+        grid[row][0].set_ylabel(name)
+
+
+def _visible(found: Floats) -> Floats:
+    """[3,c,c] about -150 to 150, zero as middle grey."""
+    shown: Floats = (found.transpose(1, 2, 0) / 300 + 0.5).clip(0, 1)
+    return shown
+
+
+def _bare(*all_axes: Any) -> None:
+    for axes in all_axes:
+        axes.set_xticks([])
+        axes.set_yticks([])

@@ -1,0 +1,279 @@
+"""Whole shards of a remote dataset on the local disk: bounded, verified, fetched ahead in the
+epoch's order.
+
+Any number of threads and processes of one machine may share a cache. A shard is downloaded under
+its lock into `<name>.<bytes>.part`, which whoever comes next continues after a crash; only what has
+the manifest's sha256 becomes a shard. Those used longest ago go first. One that is open when it
+goes stays readable until it is closed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gratis.dataset import Shard
+from gratis.errors import GratisError
+from gratis.loader.reading.remote import FOLDER, Helper, Remote, Stopped, locked
+
+PART = re.compile(r".*\.([0-9]+)\.part")
+FETCHERS = 3  # downloads at a time, beside one that the reader waits for
+
+
+@dataclass(frozen=True)
+class Use:
+    """The steps of an epoch between which a shard is read."""
+
+    shard: int
+    first: int
+    last: int
+
+
+def uses_of(shards: NDArray[np.int32], batch_size: int, first_step: int) -> list[Use]:
+    """From the shard of every sample in the epoch's order; by first use, of what is left of the
+    epoch."""
+    rest = shards[first_step * batch_size :]
+    steps = first_step + np.arange(len(rest)) // batch_size
+    first, last = np.full(shards.max(initial=0) + 1, -1), np.full(shards.max(initial=0) + 1, -1)
+    # of several values for one place the last one stays
+    first[rest[::-1]], last[rest] = (steps[::-1], steps)
+    found = np.flatnonzero(first >= 0)
+    return [
+        Use(int(s), int(first[s]), int(last[s]))
+        for s in found[np.argsort(first[found], kind="stable")]
+    ]
+
+
+class Cache:
+    """The shards of one split. `open` is for the reader's thread, `begin` and `at` tell where it
+    is."""
+
+    def __init__(self, remote: Remote, folder: Path, shards: tuple[Shard, ...], limit: int) -> None:
+        self._remote, self._folder, self._shards, self._limit = remote, folder, shards, limit
+        self._moved = threading.Condition()
+        self._stop = threading.Event()
+        self._fetchers: list[Helper] = []
+        self._uses: list[Use] = []
+        self._step = self._next = 0
+
+    def begin(self, uses: list[Use], first_step: int) -> None:
+        """Of an epoch: starts fetching. GratisError if it cannot do with the space there is."""
+        self._check_space(uses)
+        # a rank without a sample in the last step leaves fetchers waiting for that step
+        with self._moved:
+            self._uses = []
+            self._moved.notify_all()
+        self._join()
+        with self._moved:
+            self._uses, self._step, self._next = uses, first_step, 0
+        self._fetchers = [
+            Helper(target=self._fetch, name="loader-fetch", daemon=True)
+            for _ in range(min(FETCHERS, len(uses)))
+        ]
+        for thread in self._fetchers:
+            thread.start()
+
+    def at(self, step: int) -> set[int]:
+        """The reader begins a step: shards behind it make room for others. Returns the shards still
+        of use."""
+        with self._moved:
+            self._step = step
+            self._moved.notify_all()
+            return {use.shard for use in self._uses if use.last >= step}
+
+    def open(self, number: int, *, ahead: bool = False) -> int:
+        """A file descriptor of a shard, which is fetched first if it is not there. GratisError;
+        Stopped on request.
+
+        On a full disk a shard that is wanted now takes the place of others that were fetched ahead.
+        """
+        shard = self._shards[number]
+        path = self._folder / shard.name
+        with locked(path.with_suffix(".lock"), self._stop):
+            bad = 0
+            while bad < 2:  # one that came well may be gone again: another process made room
+                with suppress(FileNotFoundError):
+                    if path.stat().st_size != shard.bytes:  # after a power cut, or by another hand
+                        path.unlink()
+                    os.utime(path)
+                    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                bad += not self._download(shard, path, ahead=ahead)
+        raise GratisError(
+            f"{self._remote.url}/{shard.name} is not what the manifest says; copy the dataset "
+            f"there again"
+        )
+
+    def stop(self) -> None:
+        """Ends all that waits or fetches; for any thread."""
+        self._stop.set()
+        with self._moved:
+            self._moved.notify_all()
+
+    def close(self) -> None:
+        self.stop()
+        self._join()
+        self._stop.clear()
+
+    def _join(self) -> None:
+        for thread in self._fetchers:
+            # which may be the one that collects all this
+            if thread is not threading.current_thread():
+                thread.join()
+        self._fetchers = []
+
+    def _fetch(self) -> None:
+        while (use := self._take()) is not None:
+            try:
+                os.close(self.open(use.shard, ahead=True))
+            except (GratisError, Stopped, OSError):
+                return  # the reader meets the same and says it
+
+    def _take(self) -> Use | None:
+        """The next shard to fetch, once there is space for it beside those that are still of use;
+        None when the epoch needs no more."""
+        with self._moved:
+            uses = self._uses
+            if self._next >= len(uses):
+                return None
+            number, use = self._next, uses[self._next]
+            self._next += 1
+            while not self._over(uses) and use.first > self._step and not self._fits(number):
+                self._moved.wait()
+            return None if self._over(uses) else use
+
+    def _over(self, uses: list[Use]) -> bool:
+        return self._stop.is_set() or self._uses is not uses
+
+    def _fits(self, number: int) -> bool:
+        wanted = (use for use in self._uses[: number + 1] if use.last >= self._step)
+        return sum(self._shards[use.shard].bytes for use in wanted) <= self._limit
+
+    def _check_space(self, uses: list[Use]) -> None:
+        """Against the most that any one step needs."""
+        if not uses:
+            return
+        change = np.zeros(max(use.last for use in uses) + 2, np.int64)
+        for use in uses:
+            change[use.first] += self._shards[use.shard].bytes
+            change[use.last + 1] -= self._shards[use.shard].bytes
+        if (most := int(np.cumsum(change).max())) > self._limit:
+            raise GratisError(
+                f"this order reads {most / 1e9:.3g} GB of shards side by side and cache_gb is "
+                f"{self._limit / 1e9:.3g}; "
+                "raise it, or choose order='window' with a smaller window"
+            )
+
+    def _download(self, shard: Shard, path: Path, *, ahead: bool) -> bool:
+        """Whether the shard is there now, as published; else nothing of it is left. The caller
+        holds its lock."""
+        part = path.with_suffix(f".{shard.bytes}.part")  # its name says what it will take
+        while True:
+            self._make_room(part, shard.bytes)
+            try:
+                with part.open("ab+") as file:
+                    good = self._remote.download(
+                        shard.name, file, size=shard.bytes, sha256=shard.sha256, stop=self._stop
+                    )
+                    os.fsync(file.fileno())
+                break
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not self._drop_one(part, spare=ahead):
+                    raise GratisError(
+                        f"the cache {part.parent.parent} cannot hold {shard.name}: {error}"
+                    ) from None
+        if good:
+            with self._counting():  # else who counts might see neither the part nor the shard
+                part.replace(path)
+        else:
+            part.unlink()
+        return good
+
+    def _make_room(self, part: Path, size: int) -> None:
+        """Reserves it for a part. Only where processes at different places of an epoch share a
+        cache that is too small for both is its limit passed."""
+        with self._counting():  # else two would take the same room
+            self._evict(part, lambda held: held + size > self._limit)
+            part.touch()
+
+    def _drop_one(self, part: Path, *, spare: bool) -> bool:
+        """Whether there was another file that could go. spare: none that this epoch still wants."""
+        with self._counting():
+            return self._evict(part, lambda held: True, once=True, spare=spare)
+
+    def _counting(self) -> AbstractContextManager[None]:
+        """What the cache holds changes under one lock of all its processes."""
+        return locked(self._folder.parent / "evict.lock", self._stop)
+
+    def _evict(
+        self, part: Path, too_much: Callable[[int], bool], *, once: bool = False, spare: bool = True
+    ) -> bool:
+        """Removes what was used longest ago while there is too much beside `part`, then, if not
+        spared, what is wanted last; whether anything went. The caller is counting."""
+        went = False
+        files = {file.path: file for file in held_files(self._folder.parent) if file.path != part}
+        held, wanted = sum(file.bytes for file in files.values()), self._wanted()
+        order = [path for path in files if path not in wanted]
+        order += [] if spare else [path for path in reversed(wanted) if path in files]
+        for path in order:
+            if not too_much(held) or (once and went):
+                break
+            if _remove(path):
+                held, went = held - files[path].bytes, True
+        return went
+
+    def _wanted(self) -> list[Path]:
+        """Of the shards that were asked for, those still of use; by first use."""
+        with self._moved:
+            uses = self._uses[: self._next]
+            return [
+                self._folder / self._shards[use.shard].name
+                for use in uses
+                if use.last >= self._step
+            ]
+
+
+class Held(NamedTuple):
+    """A file in the cache."""
+
+    used: float  # last, Unix seconds
+    bytes: int  # of a part: when it is whole
+    path: Path
+
+
+def held_files(cache: Path) -> list[Held]:
+    """All shards and parts of shards, of any dataset, those used longest ago first. Whatever else a
+    user keeps in that folder is none of them."""
+    found = []
+    for path in cache.glob("*/*"):
+        part = PART.fullmatch(path.name)
+        if FOLDER.fullmatch(path.parent.name) and (part or path.suffix == ".tar"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # another process was quicker
+                continue
+            found.append(Held(status.st_mtime, int(part[1]) if part else status.st_size, path))
+    return sorted(found)
+
+
+def _remove(path: Path) -> bool:
+    """A part goes only if nobody is at work on it."""
+    if path.suffix == ".tar":
+        path.unlink(missing_ok=True)
+        return True
+    stop = threading.Event()
+    stop.set()  # do not wait
+    try:
+        with locked(path.with_suffix("").with_suffix(".lock"), stop):
+            path.unlink(missing_ok=True)
+    except Stopped:
+        return False
+    return True

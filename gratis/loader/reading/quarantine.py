@@ -1,0 +1,77 @@
+"""Samples that turn out undecodable while an epoch runs, and who stands in for them.
+
+A shard that rots after publication is damaged in one of two ways. Where a decoder would give up on
+a sample (gratis.loader.decoding.jpeg_check), or does, this module acts. Where a flipped bit still
+decodes, to wrong pixels, nothing in the loader notices: a checksum of every sample would have to be
+kept in the index and cost 3 % of decoding, to guard against what disks and file systems guard
+against already. `gratis verify` compares whole shards with the manifest's sha256, and the cache of
+remote shards does so whenever it fetches one."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from gratis.errors import GratisError
+from gratis.loader import plan
+from gratis.loader.reading.shards import Ids
+
+MOST = 0.01  # share of the samples; beyond it the dataset is damaged, not a sample
+FEW = 10  # that a small dataset may lose all the same
+
+
+class Quarantine:
+    """For each row of an epoch whose sample fails, the next of a sequence of samples that (seed,
+    epoch, sample) give.
+
+    So who stands in is the same on any number of ranks and after any resumption; nothing is
+    remembered from one epoch to the next but what was reported. A stand-in is cut and coloured as
+    the missing sample would have been."""
+
+    def __init__(self, seed: int, count: int, *, allowed: bool) -> None:
+        self._seed, self._count, self._allowed = seed, count, allowed
+        self._lock = threading.Lock()
+        self._new: list[str] = []
+        self._failures: dict[int, int] = {}  # of each id that the order names, in this epoch
+        self.found: dict[int, str] = {}  # id -> shard, key and offset
+
+    def begin(self) -> None:
+        """Of an epoch."""
+        self._failures = {}
+
+    def add(self, wanted: int, sample: int, where: str) -> None:
+        """A sample failed in the place of the wanted one. GratisError where that is not allowed, or
+        too many did."""
+        damage = f"{where}: cannot be decoded"
+        if not self._allowed:
+            raise GratisError(f"{damage}; verify the copy, or make the shards again")
+        self._failures[wanted] = self._failures.get(wanted, 0) + 1
+        with self._lock:
+            if sample not in self.found:
+                self._new.append(f"{damage}; other samples stand in for it")
+            self.found[sample] = where
+        if len(self.found) > max(FEW, MOST * self._count):
+            raise GratisError(
+                f"{damage}, as {len(self.found) - 1} other samples; verify the copy of the dataset"
+            )
+
+    def replace(self, epoch: int, wanted: Ids) -> Ids:
+        """The ids, with a stand-in for each that failed."""
+        if not self._failures:
+            return wanted
+        return np.array([self._stand_in(epoch, sample) for sample in wanted.tolist()], np.int64)
+
+    def take_warnings(self) -> list[str]:
+        """One line for each sample found since they were last taken. For any thread."""
+        with self._lock:
+            lines, self._new = self._new, []
+        return lines
+
+    def _stand_in(self, epoch: int, wanted: int) -> int:
+        failures = self._failures.get(wanted, 0)
+        return (
+            plan.stand_in(self._seed, epoch, wanted, self._count, failures - 1)
+            if failures
+            else wanted
+        )

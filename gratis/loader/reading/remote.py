@@ -1,0 +1,238 @@
+"""Datasets on a server (s3://, gs://, https:// and whatever else fsspec reads): what is fetched,
+and how it is checked.
+
+Manifest, indices and statistics come into the cache once, into a folder named for the manifest's
+hash. Shards follow while epochs run (`gratis.loader.reading.cache`)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from gratis.atomic import at_once, write_durably
+from gratis.dataset import MANIFEST, STATS, Manifest, index_name, read_manifest, require_split
+from gratis.errors import GratisError, answered, asking
+
+FOLDER = re.compile("[0-9a-f]{16}")  # of a dataset in the cache: its manifest's hash, shortened
+BLOCK = 8 << 20  # bytes of one request: what a broken connection costs at most
+TRIES = 7  # of a request, 0.1 s apart, then 0.2, 0.4 ...: 6 s in all
+PAUSE = 0.1
+POLL = 0.02  # seconds between looks at a lock that another holds, or at what is asked to stop
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The epoch was ended while something waited."""
+
+
+class Helper(threading.Thread):
+    """One of a loader's own. Garbage, iterators too, may be collected in any thread, and one of
+    these that waited for the others might hold what they wait for."""
+
+
+def _answer(request: Callable[[], T], stop: threading.Event) -> T:
+    """Stopped on request: the one to the server is then left to its library."""
+    answer = asking(request, Helper)
+    while not futures.wait([answer], POLL).done:
+        if stop.is_set():
+            raise Stopped
+    return answer.result()
+
+
+def is_remote(root: Path | str) -> bool:
+    return "://" in str(root)
+
+
+class Remote:
+    """One dataset's files on a server. Every request is tried again after an error. For any
+    thread."""
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs
+
+        self.url = url.rstrip("/")
+        # it tells several times what it raises in the end; a level of the user's stays
+        if (
+            self.url.startswith(("gs://", "gcs://"))
+            and not (log := logging.getLogger("gcsfs")).level
+        ):
+            log.setLevel(logging.CRITICAL)
+        try:
+            self._files, self._path = answered(lambda: url_to_fs(self.url), f"{url} cannot be read")
+        except GratisError:
+            raise
+        except Exception as error:  # no such protocol or package, or one that connects already here
+            raise GratisError(f"{url} cannot be read: {_line(error)}") from None
+
+    def read(
+        self,
+        name: str,
+        start: int = 0,
+        size: int | None = None,
+        *,
+        stop: threading.Event | None = None,
+    ) -> bytes:
+        """A file, or `size` bytes of it. GratisError if it is not there, or after TRIES errors;
+        Stopped on request."""
+        end = None if size is None else start + size
+
+        def request() -> bytes:
+            data: bytes = self._files.cat_file(f"{self._path}/{name}", start=start or None, end=end)
+            # a page that says something else, of a server without ranges
+            if size is not None and len(data) < size:
+                raise OSError(
+                    f"{len(data):,} bytes came where {size:,} were asked for; copy the dataset "
+                    f"there again"
+                )
+            return data
+
+        return self._try(name, request, stop)
+
+    def download(
+        self, name: str, file: BinaryIO, *, size: int, sha256: str, stop: threading.Event
+    ) -> bool:
+        """Appends to a file what it lacks of `size` bytes; whether the whole then has that
+        sha256."""
+        digest, have = hashlib.sha256(), 0
+        file.seek(0)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            have += len(chunk)
+        while have < size:
+            if stop.is_set():
+                raise Stopped
+            block = self.read(name, have, min(BLOCK, size - have), stop=stop)
+            if len(block) == size and have:  # a server that knows no ranges sends the whole
+                block = block[have:]
+            file.write(block)
+            digest.update(block)
+            have += len(block)
+        file.flush()
+        return have == size and digest.hexdigest() == sha256
+
+    def _try(self, name: str, request: Callable[[], T], stop: threading.Event | None) -> T:
+        waiting = stop or threading.Event()
+        for attempt in range(TRIES):
+            try:
+                return _answer(request, waiting)
+            except (FileNotFoundError, PermissionError) as error:
+                raise GratisError(f"{self.url}/{name} cannot be read: {_line(error)}") from None
+            except Stopped:
+                raise
+            except Exception as error:  # each protocol's library has errors of its own
+                last = error
+            if attempt < TRIES - 1 and waiting.wait(PAUSE * 2**attempt):
+                raise Stopped
+        raise GratisError(
+            f"{self.url}/{name} cannot be read, after {TRIES} attempts: {_line(last)}"
+        )
+
+
+def dataset_folder(root: Path | str, split: str = "train", cache: str | None = None) -> Path:
+    """The folder on this machine that holds a dataset's manifest, statistics and index of a split:
+    root itself, or of an address its place in the cache, fetched if need be. GratisError, also
+    where the split is not there."""
+    return (
+        fetch_dataset(Remote(str(root)), cache_folder(cache), split)
+        if is_remote(root)
+        else Path(root)
+    )
+
+
+def read_pieces(root: Path | str, pieces: Iterable[tuple[str, int, int]]) -> Iterator[bytes]:
+    """Pieces of a dataset's files, each (file, first byte, how many): of an address, a request for
+    each. GratisError if one cannot be read."""
+    remote = Remote(str(root)) if is_remote(root) else None
+    for name, start, size in pieces:
+        if remote:
+            data = remote.read(name, start, size)
+            # of a server that knows no ranges
+            data = data if len(data) == size else data[start : start + size]
+        else:
+            try:
+                with open(Path(root, name), "rb", opener=at_once) as file:
+                    file.seek(start)
+                    data = file.read(size)
+            except OSError as error:
+                raise GratisError(
+                    f"{Path(root, name)} cannot be read: {error.strerror or error}; verify the "
+                    f"dataset"
+                ) from None
+        if len(data) < size:
+            raise GratisError(
+                f"{str(root).rstrip('/')}/{name} ends inside a sample; verify the dataset"
+            )
+        yield data
+
+
+def cache_folder(chosen: str | None) -> Path:
+    """What was chosen, else `gratis` in the user's cache folder."""
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gratis"
+
+
+def fetch_dataset(remote: Remote, cache: Path, split: str) -> Path:
+    """The folder in the cache that holds the dataset's manifest, statistics and this split's
+    index."""
+    text = answered(lambda: remote.read(MANIFEST), f"{remote.url}/{MANIFEST} cannot be read")
+    folder = cache / hashlib.sha256(text).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "lock"):
+            if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != text:
+                write_durably(folder / MANIFEST, text)
+            manifest = read_manifest(folder)
+            _fetch_small(remote, folder, STATS, manifest.stats_sha256)
+            _fetch_small(remote, folder, index_name(split), _index_sha256(remote, manifest, split))
+    except OSError as error:
+        raise GratisError(f"the cache {cache} cannot be written: {_line(error)}") from None
+    return folder
+
+
+@contextmanager
+def locked(path: Path, stop: threading.Event | None = None) -> Iterator[None]:
+    """Holds a lock among the threads and processes of this machine; the system ends it with its
+    holder. Stopped on request, while it waits."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while True:
+            try:
+                flock(handle, LOCK_EX | (LOCK_NB if stop else 0))
+                break
+            except BlockingIOError:
+                if stop and stop.wait(POLL):
+                    raise Stopped from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _fetch_small(remote: Remote, folder: Path, name: str, sha256: str) -> None:
+    path = folder / name
+    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+        return
+    data = remote.read(name)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise GratisError(
+            f"{remote.url}/{name} is not what the manifest says; copy the dataset there again"
+        )
+    write_durably(path, data)
+
+
+def _index_sha256(remote: Remote, manifest: Manifest, split: str) -> str:
+    return require_split(remote.url, manifest, split).index_sha256
+
+
+def _line(error: BaseException) -> str:
+    return str(error).split("\n", maxsplit=1)[0] or type(error).__name__

@@ -1,0 +1,36 @@
+"""The finish in plain NumPy: what the compiled pass on the CPU and DALI's graph on a GPU must
+equal, to 1e-3."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def finish(
+    image: NDArray[np.uint8],
+    *,
+    y: int,
+    x: int,
+    flip: bool,
+    crop: int,
+    mean: NDArray[np.float32],
+    mean_form: str,
+    shift: NDArray[np.float64],
+    scale: float,
+) -> NDArray[np.float64]:
+    """One stored image [S,S,3] to what the network sees, float64 [3,crop,crop], in the order of
+    spec section 2, step 6.
+
+    shift [3] is the colour noise in 0-255 units before scaling. The mean at the crop's own offset
+    belongs to the image's places and is mirrored with them; the central region belongs to the
+    network's input and is not."""
+    centre = (len(image) - crop) // 2
+    pixels = image[y : y + crop, x : x + crop].astype(np.float64)
+    if mean_form == "offset":
+        pixels -= mean[y : y + crop, x : x + crop]
+    if flip:
+        pixels = pixels[:, ::-1]
+    if mean_form == "central":
+        pixels = pixels - mean[centre : centre + crop, centre : centre + crop]
+    return ((pixels + shift) * scale).transpose(2, 0, 1)

@@ -1,0 +1,90 @@
+"""Who has a run: its command locks `starter` from before there are ranks, its first rank locks
+`lock`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from gratis.errors import GratisError
+
+STARTER, LOCK = "starter", "lock"
+RESERVED: list[TextIO] = []  # held while this process lives
+
+
+def reserve(folder: Path) -> bool:
+    """Whether the run is this process's while it lives; its first rank has a lock of its own,
+    later. GratisError where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = hold(folder / STARTER)
+        if file:
+            RESERVED.append(file)
+            sign(file, os.getpid())
+    except OSError as error:
+        raise GratisError(
+            f"--runs {folder.parent} cannot hold a run ({error.strerror}); choose another"
+        ) from None
+    return file is not None
+
+
+def lock(folder: Path, pid: int | None = None) -> TextIO:
+    """Marks the run as in use for as long as the returned file is open and its process lives;
+    GratisError if it is.
+
+    pid: whom others are told to end; this process unless said.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = hold(folder / LOCK)
+    if file is None:  # `starter` would name the command that started this rank
+        raise GratisError(
+            f"run {folder} is in use by {signed(folder / LOCK)}; choose another --run, or end it"
+        )
+    sign(file, pid or os.getpid())
+    return file
+
+
+def in_use(folder: Path) -> str | None:
+    """Who has locked the run, in words; None if nobody has."""
+    # looking takes a lock for a moment, which rank 0 might miss
+    for path in (folder / STARTER, folder / LOCK):
+        if path.exists():
+            file = hold(path)
+            if file is None:
+                return signed(path)
+            file.close()
+    return None
+
+
+def hold(path: Path) -> TextIO | None:
+    """The file, locked while it is open and its process lives; None if another process has it.
+
+    GratisError where the file system has no locks (ENOLCK, ENOTSUP): nobody would be known to have
+    it."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the two by which systems say that it is taken
+        file.close()
+        return None
+    except OSError as error:
+        file.close()
+        raise GratisError(
+            f"{path} cannot be locked ({error.strerror}); choose a folder on another disk"
+        ) from None
+    return file
+
+
+def sign(file: TextIO, pid: int) -> None:
+    with suppress(OSError):  # a full disk: others then learn less
+        file.truncate(0)
+        file.write(f"process {pid} on {socket.gethostname()}\n")
+        file.flush()
+
+
+def signed(path: Path) -> str:
+    return path.read_text().strip() or "a living process"

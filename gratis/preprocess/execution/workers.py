@@ -1,0 +1,256 @@
+"""Local worker processes for tasks of many images each: a decoder that crashes or hangs costs one
+image, not the run.
+
+A worker notes which image it is at in memory shared with the parent. One that dies, or is at the
+same image for longer than IMAGE_SECONDS, is replaced and its shard begun again; an image that does
+so twice is condemned: the shard is made without it, and it counts as a reject ("crashed" or
+"hung"). Once can be the machine's fault (a worker killed for memory), so one death changes nothing
+in the output.
+
+Reading a local file is inside that minute: what never ends is then found whether it is the file (a
+pipe, a disk that fails) or the decoder, which the parent cannot tell apart. A network mount that
+stalls for longer, twice at the same image, costs that image: the run fails unless --max-rejects
+permits it, and --discard begins anew. Reading a URL is outside: its library's own time limits hold
+there."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing as mp
+import os
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple, Protocol
+
+from gratis.errors import GratisError
+
+IMAGE_SECONDS = 60.0
+MEMORY = 8 << 30  # address space of a worker: an image of the largest permitted size needs 1 GB
+STRIKES = 2
+NOT_BEGUN = -2  # in the place of a position
+UNBEGUN = (
+    "worker processes end before they begin, for the reason above; in a script of your own the "
+    "call belongs under "
+    "`if __name__ == '__main__':`, as each of them imports it"
+)
+REPORT_S = 0.2
+
+
+Report = Callable[[int, int, int, int], None]  # images, bytes read, bytes written, rejects
+
+
+class Task(Protocol):
+    """Work on one shard, sent to a worker whole. It may be begun anew at any time."""
+
+    @property
+    def name(self) -> str:
+        """Of the shard."""
+
+    def make(self, begin: Callable[[int], None], report: Report) -> None:
+        """Does the work. Calls begin(k) before image k is touched, and begin(-1) where none is.
+        OSError, GratisError."""
+
+    def condemn(self, position: int, cause: str) -> Task:
+        """The same task without this image, which counts as a reject of that kind."""
+
+
+class Step(NamedTuple):
+    """What happened since the last step."""
+
+    images: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    rejects: int = 0
+
+    def plus(self, other: Step) -> Step:
+        return Step(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def run_tasks(
+    tasks: Iterable[Task], workers: int, kept: list[Worker] | None = None
+) -> Iterator[Step]:
+    """Runs every task, yields as work is done (at least once a second). GratisError if a worker
+    cannot read or write.
+
+    Images of a shard that is begun again are reported again, as rejects are: negative counts take
+    the first ones back. kept: processes of an earlier call, which go on, and then wait there for
+    the next; after an error it is empty."""
+    source = iter(tasks)
+    again: list[Task] = []
+    strikes: Counter[tuple[str, int]] = Counter()
+    pool = [] if kept is None else kept
+    pool += [Worker() for _ in range(workers - len(pool))]
+    finished = False
+    try:
+        while True:
+            for worker in pool:
+                task = None if worker.task else again.pop() if again else next(source, None)
+                if task:
+                    worker.give(task)
+            if not any(worker.task for worker in pool):
+                finished = True
+                return
+            wait([handle for worker in pool for handle in worker.handles], timeout=1.0)
+            for place, worker in enumerate(pool):
+                yield worker.step()
+                cause = worker.cause_of_death()
+                if cause:
+                    yield worker.step()  # what it said in between
+                if cause and worker.task:
+                    again.append(_after_death(worker.task, worker, cause, strikes))
+                    yield worker.taken_back()
+                if cause:
+                    worker.stop()
+                    pool[place] = Worker()
+    finally:
+        if kept is None or not finished:
+            while pool:
+                pool.pop().stop()
+
+
+def _after_death(task: Task, worker: Worker, cause: str, strikes: Counter[tuple[str, int]]) -> Task:
+    position = worker.position
+    strikes[task.name, position] += 1
+    if strikes[task.name, position] < STRIKES:
+        return task
+    if position == NOT_BEGUN and not worker.killed:
+        raise GratisError(UNBEGUN)
+    if position < 0:
+        raise GratisError(
+            f"workers died {STRIKES} times outside any image of {task.name}: {worker.last_words()}"
+        )
+    return task.condemn(position, cause)
+
+
+class Worker:
+    """The parent's side of one process."""
+
+    def __init__(self) -> None:
+        # a fork would copy whatever threads and locks the parent holds
+        context = mp.get_context("spawn")
+        # position in the shard, and when it was begun (monotonic seconds)
+        self._at = context.RawArray("d", 2)
+        self._at[0] = NOT_BEGUN
+        self._pipe, theirs = context.Pipe()
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one worker, one core
+        self._process = context.Process(
+            target=_work, args=(theirs, self._at, os.getpid()), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._sums = Step()
+        self._words = ""
+        self.task: Task | None = None
+
+    @property
+    def handles(self) -> list[Connection | int]:
+        return [self._pipe, self._process.sentinel]
+
+    @property
+    def position(self) -> int:
+        return int(self._at[0])
+
+    def give(self, task: Task) -> None:
+        self.task, self._sums = task, Step()
+        # it is dead already, which the next look will find
+        with contextlib.suppress(BrokenPipeError):
+            self._pipe.send(task)
+
+    def step(self) -> Step:
+        """Everything the worker has said since the last call, added up."""
+        total = Step()
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            while self._pipe.poll():
+                kind, value = self._pipe.recv()
+                if kind == "failed":
+                    raise GratisError(value)
+                if kind == "finished":
+                    self.task = None
+                elif kind == "died":
+                    self._words = value
+                else:
+                    total = total.plus(value)
+        self._sums = self._sums.plus(total)
+        return total
+
+    def taken_back(self) -> Step:
+        self.task = None
+        return Step(*(-count for count in self._sums))
+
+    def cause_of_death(self) -> str | None:
+        if not self._process.is_alive():
+            return "crashed"
+        busy = self.task is not None and self.position >= 0
+        return "hung" if busy and time.monotonic() - self._at[1] > IMAGE_SECONDS else None
+
+    @property
+    def killed(self) -> bool:
+        return (self._process.exitcode or 0) < 0
+
+    def last_words(self) -> str:
+        """Why it is dead."""
+        code = self._process.exitcode or 0
+        return self._words or (
+            f"signal {-code}; is the machine out of memory?" if code < 0 else f"exit code {code}"
+        )
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _work(pipe: Connection, at: Any, parent: int) -> None:
+    """A worker's life: tasks from the pipe until the parent is gone."""
+    at[0] = -1
+    # ctrl-C reaches the whole group: the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # of a batch scheduler, or `ulimit -v`
+    resource.setrlimit(
+        resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard)
+    )
+    counts, last = Step(), time.monotonic()
+
+    def begin(position: int) -> None:
+        if os.getppid() != parent:
+            os._exit(1)  # the parent was killed: its successor makes this shard
+        at[1] = time.monotonic()
+        at[0] = position
+
+    def report(*new: int) -> None:
+        nonlocal counts, last
+        counts = counts.plus(Step(*new))
+        if time.monotonic() - last > REPORT_S:
+            flush()
+
+    def flush() -> None:
+        nonlocal counts, last
+        pipe.send(("counts", counts))
+        counts, last = Step(), time.monotonic()
+
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            task = pipe.recv()
+            try:
+                task.make(begin, report)
+            except GratisError as error:
+                pipe.send(("failed", str(error)))
+                return
+            except OSError as error:
+                pipe.send(
+                    (
+                        "failed",
+                        f"{task.name}: {error}; what is finished stays: mend that and run it again",
+                    )
+                )
+                return
+            except Exception as error:
+                pipe.send(("died", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+                raise
+            flush()
+            pipe.send(("finished", None))

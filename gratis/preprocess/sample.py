@@ -1,0 +1,185 @@
+"""The sample command: a small dataset drawn here, in the layout of the official ILSVRC2012
+archives.
+
+    gratis sample --out sample/source
+
+So a machine without ImageNet runs the very reader, shards and training that ImageNet would. Each
+picture depends on the seed and its own number alone, so the archives are the same bytes for any
+number of workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import io
+import json
+import multiprocessing as mp
+import os
+import signal
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from gratis.atomic import sync_folder, write_durably
+from gratis.errors import GratisError
+from gratis.preprocess.shapes import CLASSES, draw
+from gratis.preprocess.sources.archives import DEVKIT, META, TRAIN, TRUTH, VAL
+
+SETTINGS = "sample.json"  # written last: its presence means that the archives are whole
+VERSION = 1  # of the drawing: part of the settings
+GREYSCALE_SHARE = 0.02  # as in ImageNet
+QUALITY = 90
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Draws a sample dataset: 10 classes of shapes and textures, as ILSVRC2012 archives."""
+
+    out: Path = Path("sample/source")
+    """Folder for the archives."""
+    seed: int = 0
+    train_per_class: int = 100
+    val_per_class: int = 20
+    workers: int | None = None
+    """Processes. Default: one per core that this process may use."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_per_class", "val_per_class", "workers"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 100_000:
+                raise GratisError(f"--{name.replace('_', '-')} {value}: between 1 and 100,000")
+        if not 0 <= self.seed < 2**63:
+            raise GratisError(f"--seed {self.seed}: between 0 and 2**63 - 1")
+
+
+def make_sample(config: SampleConfig) -> None:
+    """Draws the archives into config.out, unless they are there already, drawn by the same
+    settings."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "workers")}
+    wanted = json.dumps(settings | {"version": VERSION}, indent=1).encode()
+    marker = config.out / SETTINGS
+    if marker.is_file() and all((config.out / name).is_file() for name in (TRAIN, VAL, DEVKIT)):
+        if marker.read_bytes() == wanted:
+            print(f"{config.out} is already there")
+            return
+        raise GratisError(
+            f"{config.out} holds a sample of other settings; choose another --out or remove it"
+        )
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        _write(config)
+        write_durably(marker, wanted)
+    except OSError as error:
+        raise GratisError(
+            f"cannot write to {config.out}: {error.strerror}; choose another --out"
+        ) from None
+    count = len(CLASSES) * (config.train_per_class + config.val_per_class)
+    print(f"{config.out}: {count:,} images of {len(CLASSES)} classes drawn")
+
+
+def _write(config: SampleConfig) -> None:
+    train = [label for label in range(len(CLASSES)) for _ in range(config.train_per_class)]
+    val = [label for label in range(len(CLASSES)) for _ in range(config.val_per_class)]
+    val = [val[k] for k in np.random.Generator(np.random.Philox(config.seed)).permutation(len(val))]
+    jobs = [(config.seed, number, label) for number, label in enumerate(train + val)]
+    workers = config.workers or len(os.sched_getaffinity(0))
+    # ctrl-C reaches the whole group: the parent decides
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        started = mp.get_context("spawn").Pool(workers)
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    with started as pool:
+        drawn = pool.imap(_draw, jobs, chunksize=16)
+        pictures = list(tqdm(drawn, "drawing", total=len(jobs), unit="img", delay=2.0, leave=False))
+    ids = _ilsvrc_ids(config.seed)
+    classes = []
+    for label in range(len(CLASSES)):
+        first = label * config.train_per_class
+        files = enumerate(pictures[first : first + config.train_per_class])
+        classes.append(
+            (f"{wnid(label)}.tar", _tar([(f"{wnid(label)}_{k}.JPEG", data) for k, data in files]))
+        )
+    flat = [
+        (f"ILSVRC2012_val_{k:08d}.JPEG", data) for k, data in enumerate(pictures[len(train) :], 1)
+    ]
+    truth = "".join(f"{ids[label]}\n" for label in val).encode()
+    kit = _tar([(META, _meta(ids, config.train_per_class)), (TRUTH, truth)])
+    for name, content in (
+        (TRAIN, _tar(classes)),
+        (VAL, _tar(flat)),
+        (DEVKIT, gzip.compress(kit, mtime=0)),
+    ):
+        write_durably(config.out / name, content)
+    sync_folder(config.out)
+
+
+def wnid(label: int) -> str:
+    return f"n{label + 1:08d}"
+
+
+def _draw(job: tuple[int, int, int]) -> bytes:
+    seed, number, label = job
+    rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+    picture = Image.fromarray(draw(label, rng))
+    if rng.uniform() < GREYSCALE_SHARE:
+        picture = picture.convert("L")
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def _ilsvrc_ids(seed: int) -> list[int]:
+    """1-based ids by label, in another order than the wnids', as in the official kit."""
+    order = np.random.Generator(np.random.Philox(key=[seed, 1 << 32])).permutation(len(CLASSES))
+    return [int(k) + 1 for k in order]
+
+
+def _tar(files: list[tuple[str, bytes]]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o644
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _meta(ids: list[int], images: int) -> bytes:
+    """meta.mat: the classes by id, and behind them, as in the official kit, an inner node of
+    WordNet."""
+    from scipy.io import savemat  # 0.2 s of import that only this needs
+
+    names = (
+        "ILSVRC2012_ID",
+        "WNID",
+        "words",
+        "gloss",
+        "num_children",
+        "children",
+        "wordnet_height",
+        "num_train_images",
+    )
+    rows = np.zeros((len(ids) + 1, 1), dtype=[(name, "O") for name in names])
+    for label, number in enumerate(ids):
+        words = CLASSES[label][0]
+        rows[number - 1, 0] = (number, wnid(label), words, words, 0, np.zeros((1, 0)), 0, images)
+    children = np.arange(1, len(ids) + 1)[None]
+    rows[len(ids), 0] = (
+        len(ids) + 1,
+        "n00000000",
+        "shape",
+        "any drawn figure",
+        len(ids),
+        children,
+        1,
+        0,
+    )
+    file = io.BytesIO()
+    savemat(file, {"synsets": rows})
+    constant = b"MATLAB 5.0 MAT-file".ljust(116)  # SciPy writes the date here
+    return constant + file.getvalue()[116:]

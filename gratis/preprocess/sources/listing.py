@@ -1,0 +1,205 @@
+"""Listing: what a split consists of and where each file's bytes lie. 14 million samples fit in a
+gigabyte.
+
+A row is one file: an archive member (container = the tar, offset in it) or a file of a class folder
+(container = the folder, offset -1). Keys are derived from names when they are needed; where files
+of different paths would share one, each of them has a hash of its path behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gratis.errors import GratisError
+
+IMAGE_NAME = re.compile(r"(?s).*\.(jpe?g|png|gif|bmp|webp|tiff?|ppm)", re.IGNORECASE)
+UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+LONGEST_KEY = 90  # a USTAR name has 100 bytes
+HASH = 16  # hexadecimal digits: a million files may share a key
+
+
+class Item(NamedTuple):
+    """One source file, ready to be read and written: all that a worker needs to know about it."""
+
+    container: str
+    name: str
+    offset: int  # -1: `container` is a folder and `name` a file in it
+    size: int
+    label: int
+    key: str
+
+    @property
+    def source(self) -> str:
+        return f"{self.container}{'/' if self.offset < 0 else ':'}{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """One split's files. names holds all names in UTF-8, one after the other; row i's ends at
+    name_end[i]."""
+
+    wnids: tuple[str, ...]  # by label
+    official: bool  # from official archives: names identify samples without their class
+    containers: tuple[str, ...]
+    container: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+    label: NDArray[np.int32]
+    names: bytes | bytearray
+    name_end: NDArray[np.int64]
+    shared: NDArray[np.bool_]  # another file has the same key by its name alone
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def item(self, row: int) -> Item:
+        name = self.names[self.name_end[row - 1] if row else 0 : self.name_end[row]].decode(
+            "utf-8", "surrogateescape"
+        )
+        label = int(self.label[row])
+        key = make_key(name, None if self.official else self.wnids[label])
+        container = self.containers[self.container[row]]
+        if self.shared[row]:
+            key = distinguished(key, container, name)
+        return Item(container, name, int(self.offset[row]), int(self.size[row]), label, key)
+
+    def take(self, rows: NDArray[np.int64]) -> Listing:
+        """These rows alone, in their order."""
+        start = np.concatenate(([0], self.name_end[:-1])) if len(self) else self.name_end
+        names = b"".join(self.names[start[row] : self.name_end[row]] for row in rows)
+        return dataclasses.replace(
+            self,
+            container=self.container[rows],
+            offset=self.offset[rows],
+            size=self.size[rows],
+            label=self.label[rows],
+            names=names,
+            name_end=np.cumsum(self.name_end[rows] - start[rows]),
+            shared=self.shared[rows],
+        )
+
+
+class ListingBuilder:
+    """Collects rows in machine integers; skips what cannot be a sample, with a line that says
+    why."""
+
+    def __init__(self, wnids: tuple[str, ...], *, official: bool) -> None:
+        self.wnids = wnids
+        self.official = official
+        self.containers: list[str] = []
+        self.skipped: list[str] = []
+        self._container, self._label = array("i"), array("i")
+        self._offset, self._size, self._name_end = array("q"), array("q"), array("q")
+        self._names = bytearray()
+        # 64-bit hashes, not a set of strings: 14 million keys would take two gigabytes
+        self._key_hash = array("q")
+
+    def __len__(self) -> int:
+        return len(self._label)
+
+    def skip(self, name: str, reason: str) -> None:
+        shown = name if len(name) <= 200 else name[:200] + "..."
+        self.skipped.append(f"skipped {self.containers[-1]}: {shown!r}: {reason}")
+
+    def add(self, path: str, offset: int, size: int, label: int) -> None:
+        """Adds a file of the current (last) container."""
+        name = path.removeprefix("./")
+        key = make_key(name, None if self.official else self.wnids[label])
+        reason = objection(name, key)
+        if reason:
+            self.skip(path, reason)
+            return
+        self._key_hash.append(hash(key))
+        self._container.append(len(self.containers) - 1)
+        self._label.append(label)
+        self._offset.append(offset)
+        self._size.append(size)
+        self._names += name.encode("utf-8", "surrogateescape")
+        self._name_end.append(len(self._names))
+
+    def build(self, *, unique: bool = True) -> Listing:
+        """The listing, with a key of its own for every file, unless keys are not to be used
+        (unique=False). GratisError where two of official archives would share one, or two of one
+        path."""
+        listing = Listing(
+            wnids=self.wnids,
+            official=self.official,
+            containers=tuple(self.containers),
+            container=np.asarray(self._container, np.int32),
+            offset=np.asarray(self._offset, np.int64),
+            size=np.asarray(self._size, np.int64),
+            label=np.asarray(self._label, np.int32),
+            names=self._names,
+            name_end=np.asarray(self._name_end, np.int64),
+            shared=np.zeros(len(self), np.bool_),
+        )
+        return _distinct(listing, np.asarray(self._key_hash, np.int64)) if unique else listing
+
+
+def objection(name: str, key: str) -> str | None:
+    """Why a file of this name cannot be a sample, or None. Nothing is ever extracted: this keeps
+    keys sane."""
+    if name.startswith("/") or ".." in name.split("/"):
+        return "its name points outside the archive"
+    if not name.isprintable():
+        return "its name holds characters that cannot be printed"
+    if not IMAGE_NAME.fullmatch(name):
+        return "its name is not an image's"
+    if len(key) > LONGEST_KEY:
+        return f"its key would be longer than {LONGEST_KEY} characters"
+    return None
+
+
+def make_key(name: str, wnid: str | None) -> str:
+    """The sample's key: the file's stem, behind its class's name if it does not start with it; wnid
+    None: as it is."""
+    stem = os.path.basename(name).rpartition(".")[0]
+    return UNSAFE.sub("_", stem if wnid is None or stem.startswith(wnid) else f"{wnid}_{stem}")
+
+
+def distinguished(key: str, container: str, name: str) -> str:
+    """A key that others share, with the path's hash: of archive or folder and name, so that SRC may
+    be moved."""
+    path = f"{os.path.basename(container)}/{name}".encode("utf-8", "surrogateescape")
+    return f"{key[: LONGEST_KEY - HASH - 1]}_{hashlib.sha256(path).hexdigest()[:HASH]}"
+
+
+def _distinct(listing: Listing, hashes: NDArray[np.int64]) -> Listing:
+    """The listing with distinct keys. hashes: of the keys by name alone, by row; changed here."""
+    shared = np.zeros(len(listing), np.bool_)
+    for one, other in _equal_pairs(hashes):
+        if listing.item(one).key == listing.item(other).key:
+            shared[one] = shared[other] = True  # so all that share one, whatever their order
+    if not shared.any():
+        return listing
+    listing = dataclasses.replace(listing, shared=shared)
+    for row in np.flatnonzero(shared).tolist():
+        hashes[row] = hash(listing.item(row).key)
+    for one, other in _equal_pairs(hashes):
+        _refuse_clash(listing.item(one), listing.item(other))
+    return listing
+
+
+def _equal_pairs(hashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Neighbours in sorted order that are equal: true clashes are among them, whoever else is."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    for place in np.flatnonzero(ordered[1:] == ordered[:-1]):
+        yield int(order[place]), int(order[place + 1])
+
+
+def _refuse_clash(one: Item, other: Item) -> None:
+    if one.key == other.key:
+        raise GratisError(
+            f"two files would share the key {one.key!r}: {one.source} and {other.source}; rename "
+            f"or remove one"
+        )

@@ -1,0 +1,129 @@
+"""What the shards will cost, from a few images of the source itself: disk, before a byte is
+written, and time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+from gratis.errors import GratisError
+from gratis.image import Reject
+from gratis.preprocess.execution.workers import UNBEGUN
+from gratis.preprocess.sources.source import Reader
+from gratis.preprocess.stages.shard import ShardTask, make_sample_bytes
+
+TRIED = 48  # images: 0.15 s, and a mean size within some 5 %
+PATIENCE_S = 60.0
+TAR_OVERHEAD = 512 * 3 + 256  # two headers, the label's block, half a block of padding
+MARGIN = 1.05
+
+
+class Estimate(NamedTuple):
+    """bytes of the whole dataset; cpu_s of one core for all of it."""
+
+    images: int
+    bytes: int
+    cpu_s: float
+
+
+def estimate(images: int, tried: ShardTask) -> Estimate:
+    """From the first TRIED items of a task, which are a random draw of the split, as the plan is
+    shuffled."""
+    sizes = []
+    begun = time.process_time()
+    with Reader() as reader:
+        for item in tried.items[:TRIED]:
+            try:
+                sizes.append(len(make_sample_bytes(reader.read(item), tried)))
+            except Reject:
+                continue
+    spent = time.process_time() - begun
+    mean = sum(sizes) / max(1, len(sizes)) + TAR_OVERHEAD
+    return Estimate(
+        images, int(mean * images * MARGIN), spent / max(1, len(tried.items[:TRIED])) * images
+    )
+
+
+def estimate_apart(images: int, tried: ShardTask) -> Estimate | None:
+    """The same in a process of its own; None if a file among the tried crashes or hangs the
+    decoder, or if the process is killed or does not begin within PATIENCE_S."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    # no pool: a pool's process outlives a parent that is killed, and holds its terminal
+    apart = context.Process(target=_estimate_into, args=(theirs, images, tried), daemon=True)
+    apart.start()
+    theirs.close()
+    begun, answer = False, None
+    try:
+        if ours.poll(PATIENCE_S):
+            begun = ours.recv()
+            answer = ours.recv() if ours.poll(PATIENCE_S) else None
+    except EOFError:
+        apart.join(1)
+        # what was killed, for memory perhaps, costs the estimate alone
+        if not begun and (apart.exitcode or 0) >= 0:
+            raise GratisError(UNBEGUN) from None
+    finally:
+        apart.kill()
+        apart.join()
+        ours.close()
+    if isinstance(answer, GratisError):
+        raise answer
+    return answer
+
+
+def _estimate_into(pipe: Connection, images: int, tried: ShardTask) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(int(PATIENCE_S))
+    pipe.send(True)
+    try:
+        pipe.send(estimate(images, tried))
+    except OSError as error:
+        pipe.send(GratisError(f"cannot read the source: {error}"))
+
+
+def refuse_full_disk(out: Path, needed: int) -> None:
+    """GratisError if the disk under `out` has less room than is still needed."""
+    existing = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    there = (
+        sum(entry.stat().st_size for entry in os.scandir(out) if entry.is_file())
+        if out.is_dir()
+        else 0
+    )
+    if needed - there > free:
+        raise GratisError(
+            f"{out} needs about {_size(needed - there)} and its disk has {_size(free)} free; "
+            "choose another OUT or free some"
+        )
+
+
+def describe(cost: Estimate | None, workers: int) -> str:
+    if cost is None:
+        return (
+            f"no estimate: the decoder does not survive one of the first {TRIED} images; a run "
+            f"leaves it out"
+        )
+    hours, minutes = divmod(round(cost.cpu_s / workers / 60), 60)
+    images = f"{cost.images:,} {'image' if cost.images == 1 else 'images'}"
+    rate = f"{1000 * cost.cpu_s / max(1, cost.images):.2f} CPU s per 1,000 images"
+    return (
+        f"{images}: about {_size(cost.bytes)}, {hours} h {minutes} min on {workers} "
+        f"{'worker' if workers == 1 else 'workers'} ({rate}, measured here on "
+        f"{min(TRIED, cost.images)})"
+    )
+
+
+def _size(count: int) -> str:
+    """44.0 GB, 3.1 MB, 4.2 kB: never 0.0 of anything but nothing."""
+    size, unit = next(
+        ((size, unit) for size, unit in ((1e9, "GB"), (1e6, "MB")) if count >= size), (1e3, "kB")
+    )
+    return f"{count / size:.1f} {unit}"

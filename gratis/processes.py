@@ -1,0 +1,81 @@
+"""A command of ours as a child that has so long and no longer; what it says goes to a log."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+from gratis.errors import PREEMPTED
+
+GRACE_S = 75.0  # for training to save itself after SIGTERM: its agent gives ranks a minute
+OVER = "the minutes are over; the same command goes on"
+
+
+def timed(path: Path, command: list[str], seconds: float) -> str | None:
+    """Runs `gratis ...` for at most so long; None if it succeeded, else what to say. Its output is
+    in `path`.
+
+    When time is over it gets SIGTERM, at which training saves itself.
+    """
+    if seconds <= 0:
+        return f"skipped: {OVER}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as output:
+        output.write(first_line(command))
+        output.flush()
+        # a session of its own: at the end of the time all that it has started is told
+        child = subprocess.Popen(
+            [sys.executable, "-m", "gratis", *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            end(child)
+            return f"stopped after {seconds / 60:.1f} minutes: {OVER}"
+        except BaseException:
+            end(child)
+            raise
+    if code == 0:
+        return None
+    lines = said(path).strip().splitlines()
+    last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+    return f"failed with exit code {code}: {last.removeprefix('error: ')}"
+
+
+def first_line(command: list[str]) -> str:
+    """Of its log."""
+    return f"gratis {shlex.join(command)}\n"
+
+
+def end(child: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
+    """SIGTERM to the child, which hands it on; if it will not end, SIGKILL to it and all that it
+    has started."""
+    child.terminate()
+    try:
+        child.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has no group of its own
+            child.kill()
+        child.wait()
+
+
+def leave(_: int, __: FrameType | None) -> None:
+    """For SIGTERM: what is under way is told and waited for, undisturbed by a second one (`timeout`
+    sends two)."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(PREEMPTED)
+
+
+def said(path: Path) -> str:
+    """The log; empty if there is none. A bar's states are lines of their own."""
+    return path.read_text(errors="replace").replace("\r", "\n") if path.exists() else ""

@@ -1,0 +1,157 @@
+"""The HTTP interface. Every answer about a run comes from `Runs`; nothing is ever written."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Response
+from fastapi import Path as InPath
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+from gratis.server.access import Access, Gate
+from gratis.server.metrics import exposition
+from gratis.server.models import Health, RunList, RunStatus
+from gratis.server.runs import Runs, View
+from gratis.server.stream import stream
+
+STATIC = Path(__file__).parent / "static"
+CLIENTS = 64  # event streams at a time: each costs a look at the clock twice a second and a socket
+NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: {"description": "no such run; or no run yet, of which /readyz says 503"}
+}
+KnownName = Annotated[str, InPath(description="a run's name")]
+Accept = Annotated[
+    str, Header(description="the format: text/plain or application/openmetrics-text")
+]
+RunName = Annotated[str | None, Query(description="a run's name; else the newest")]
+
+
+def create_app(runs: Runs, access: Access, closing: Callable[[], bool]) -> FastAPI:
+    """The app; `closing` says that event streams shall end."""
+    app = FastAPI(
+        title="gratis",
+        description="How fast the loader is, and what holds training back.",
+        docs_url=None,  # their scripts come from other hosts; /openapi.json is there
+        redoc_url=None,
+    )
+    app.add_middleware(Gate, access=access)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    _add_status(app, runs)
+    _add_events(app, runs, closing)
+    _add_probes(app, runs)
+
+    @app.get("/", include_in_schema=False)
+    def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    return app
+
+
+def _found(runs: Runs, name: str | None) -> View:
+    view = runs.view(name)
+    if view is None:
+        raise HTTPException(
+            404,
+            "no run yet: the first one appears here by itself" if name is None else "no such run",
+        )
+    return view
+
+
+def _add_status(app: FastAPI, runs: Runs) -> None:
+    @app.get("/status", responses=NOT_FOUND)
+    def newest_status(run: RunName = None) -> RunStatus:
+        """The run of that name, else the one whose files grew last."""
+        return _found(runs, run).status
+
+    @app.get("/status/{run}", responses=NOT_FOUND)
+    def status(run: KnownName) -> RunStatus:
+        """The run of that name."""
+        return _found(runs, run).status
+
+    @app.get(
+        "/status/{run}/picture",
+        response_class=Response,
+        responses={
+            200: {"content": {"image/jpeg": {}}},
+            404: {"description": "no such run, or no picture of it"},
+        },
+    )
+    def picture(run: KnownName) -> Response:
+        """Images as the run was lately trained on, augmented, side by side."""
+        if (body := runs.picture(run)) is None:
+            raise HTTPException(404, "no picture")
+        return Response(body, media_type="image/jpeg")
+
+    @app.get("/runs")
+    def listing() -> RunList:
+        """All runs, by the ends of rank 0's files."""
+        return runs.listing()
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def metrics(accept: Accept = "") -> Response:
+        """The newest run for Prometheus; OpenMetrics by the Accept header."""
+        body, content_type = exposition(runs, accept)
+        return Response(body, headers={"Content-Type": content_type})
+
+
+def _add_events(app: FastAPI, runs: Runs, closing: Callable[[], bool]) -> None:
+    clients: set[object] = set()
+
+    async def slot() -> AsyncIterator[None]:
+        if len(clients) >= CLIENTS:
+            raise HTTPException(
+                503, f"{CLIENTS} clients are listening already", {"Retry-After": "10"}
+            )
+        me = object()
+        clients.add(me)
+        try:
+            yield
+        finally:
+            clients.discard(me)
+
+    async def known(run: RunName = None) -> None:
+        if run is not None:
+            await run_in_threadpool(_found, runs, run)
+
+    @app.get(
+        "/events",
+        response_class=EventSourceResponse,
+        dependencies=[Depends(known), Depends(slot)],
+        responses=NOT_FOUND | {503: {"description": "too many clients"}},
+    )
+    async def events(
+        run: RunName = None,
+        last_event_id: Annotated[
+            str | None, Header(description="resume after this interval")
+        ] = None,
+    ) -> AsyncIterator[ServerSentEvent]:
+        """`interval` events, one per interval of training, and `status` events, one per change."""
+        async for event in stream(runs, run, last_event_id, closing):
+            yield event
+
+
+def _add_probes(app: FastAPI, runs: Runs) -> None:
+    @app.get("/healthz")
+    @app.get("/livez")
+    def livez() -> Health:
+        """Whether the server answers."""
+        return Health(status="ok", reason="the server answers")
+
+    @app.get(
+        "/readyz",
+        responses={503: {"model": Health, "description": "not training, and not finished"}},
+    )
+    def readyz(response: Response) -> Health:
+        """Whether the newest run trains, or has finished: 503 before its first batch and once it
+        has stalled."""
+        view = runs.view()
+        state = view.status.state if view is not None and view.status.ranks else "starting"
+        if state in ("running", "finished"):
+            return Health(status="ok", reason=state)
+        response.status_code = 503
+        return Health(status="unready", reason=state)

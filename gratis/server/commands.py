@@ -1,0 +1,178 @@
+"""Serves the status of training runs over HTTP, from their event files alone.
+
+    gratis status --runs runs [--host 127.0.0.1] [--port 8000]
+    gratis top --runs runs      the same in a terminal
+
+It only reads. With a token (environment variable GRATIS_TOKEN, or --token-file) it may listen on
+other addresses than loopback, under further names by --allow-host; the page asks for the token,
+other clients send it as a bearer's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gratis.command_line import parse
+from gratis.errors import GratisError
+from gratis.server.state import STALL_S
+
+# after a parent that was killed, the page still says what happened; then the port is free again
+LINGER_S = 600.0
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig:
+    """What `gratis status` is asked for. Raises GratisError."""
+
+    runs: Path = Path("runs")
+    """Folder of the runs. It may come into being later."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Another one than loopback needs a token."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one and says which."""
+    allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A further name by which clients may address the server. Repeatable."""
+    token_file: Path | None = None
+    """File whose first line is the token that clients must send. Else the environment variable
+    GRATIS_TOKEN, if set."""
+    stall_seconds: float = STALL_S
+    """A run without an event for this long is stalled."""
+    parent: int | None = None
+    """Process id of whoever starts this one: ten minutes after that process is gone, the server
+    ends by itself."""
+
+    def __post_init__(self) -> None:
+        _check_runs(self.runs, self.stall_seconds)
+        if not 0 <= self.port <= 65535:
+            raise GratisError(f"--port {self.port} is not in 0 .. 65535")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopConfig:
+    """Shows the status of a run in a terminal, until ctrl-C."""
+
+    runs: Path = Path("runs")
+    """Folder of the runs."""
+    run: str | None = None
+    """The run to show; else the newest."""
+    stall_seconds: float = STALL_S
+    """A run without an event for this long is stalled."""
+
+    def __post_init__(self) -> None:
+        _check_runs(self.runs, self.stall_seconds)
+
+
+def _check_runs(runs: Path, stall_seconds: float) -> None:
+    if runs.exists() and not runs.is_dir():
+        raise GratisError(f"--runs {runs} is no folder")
+    if not stall_seconds > 0:
+        raise GratisError(f"--stall-seconds {stall_seconds} is not above 0")
+
+
+def status(arguments: list[str]) -> None:
+    serve(parse(StatusConfig, arguments, "gratis status", description=__doc__))
+
+
+def top(arguments: list[str]) -> None:
+    from gratis.server.top import top as show
+
+    config = parse(TopConfig, arguments, "gratis top")
+    show(config.runs, config.run, config.stall_seconds)
+
+
+def serve(config: StatusConfig) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    # both before uvicorn's own and after, when it raises them again
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+
+    from gratis.server.access import Access
+
+    token = _token(config.token_file)
+    allowed = frozenset(name.lower() for name in config.allow_host)
+    access = Access(host=config.host, allowed=allowed, token=token)
+    listener = _listen(config.host, config.port)
+
+    import uvicorn
+
+    from gratis.server.app import create_app
+    from gratis.server.runs import Runs
+
+    server: uvicorn.Server | None = None
+    app = create_app(
+        Runs(config.runs, config.stall_seconds),
+        access,
+        lambda: server is not None and server.should_exit,
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_level="error",
+            # it would hold what people ask for, and be the loudest thing in the terminal
+            access_log=False,
+            server_header=False,
+            limit_concurrency=256,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=3,
+            h11_max_incomplete_event_size=16 << 10,
+        )
+    )
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    if config.parent is not None:
+        threading.Thread(target=_end_with, args=(config.parent,), daemon=True).start()
+    print(f"serving http://{host}:{listener.getsockname()[1]}/", flush=True)
+    server.run(sockets=[listener])
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process, as a signal would, LINGER_S after it was left to another parent."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    time.sleep(LINGER_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _token(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get("GRATIS_TOKEN") or None
+    try:
+        return file.read_text().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise GratisError(
+            f"--token-file {file} cannot be read: {getattr(error, 'strerror', None) or 'no text'}"
+        ) from None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket: an address that is taken is the user's mistake, before anything is
+    started."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(256)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise GratisError(
+                f"port {port} of {host} is in use: stop what listens there, or give another --port"
+            ) from None
+        raise GratisError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}"
+        ) from None
+    return listener

@@ -1,0 +1,88 @@
+"""A run's whole course in bounded memory: raw counters added up in bins of steps, the width
+doubling as a run grows.
+
+Adding counters loses resolution and nothing else: a rate over a bin is exactly the rate over its
+steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from gratis.server.records import Sums
+
+CAPACITY = 512  # bins of a rank: more points than a chart has pixels to tell apart
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    first_step: int  # the bin's place: it covers first_step .. first_step + width - 1
+    step: int  # the last one that has arrived
+    epoch: int
+    attempt: int
+    t: float  # Unix seconds of its last record
+    lr: float | None
+    sums: Sums
+
+    def plus(self, later: Bin) -> Bin:
+        """Both; but the higher attempt alone where they differ, as it ran these steps again."""
+        if later.attempt != self.attempt:
+            return max(self, later, key=lambda one: one.attempt)
+        return replace(
+            later,
+            first_step=min(self.first_step, later.first_step),
+            sums=self.sums.plus(later.sums),
+        )
+
+
+class History:
+    """One rank's bins, oldest first."""
+
+    def __init__(self) -> None:
+        self.width = 1
+        self.bins: dict[int, Bin] = {}
+
+    def add(self, bin_: Bin) -> None:
+        _put(self.bins, bin_, self.width)
+        while len(self.bins) > CAPACITY:
+            self.width *= 2
+            self.bins = self.coarsened(self.width)
+
+    def coarsened(self, width: int) -> dict[int, Bin]:
+        bins: dict[int, Bin] = {}
+        for bin_ in self.bins.values():
+            _put(bins, bin_, width)
+        return bins
+
+
+def _put(bins: dict[int, Bin], bin_: Bin, width: int) -> None:
+    first = (bin_.step - 1) // width * width + 1
+    placed = replace(bin_, first_step=first)
+    old = bins.get(first)
+    bins[first] = placed if old is None else old.plus(placed)
+
+
+def superseded(step: int, attempt: int, resumes: Mapping[int, int]) -> bool:
+    """Whether a later attempt resumed before `step` and so ran it, or will run it, again."""
+    return any(later > attempt and resumed < step for later, resumed in resumes.items())
+
+
+def align(histories: Iterable[History], resumes: Mapping[int, int]) -> list[list[Bin]]:
+    """All ranks' bins side by side, in order of steps: each row holds the bins of one range of
+    steps, one per rank.
+
+    `resumes` maps each attempt to the step it resumed after. In a row the highest attempt wins.
+    """
+    histories = list(histories)
+    width = max((history.width for history in histories), default=1)
+    rows: dict[int, list[Bin]] = {}
+    for history in histories:
+        for first, bin_ in history.coarsened(width).items():
+            if not superseded(bin_.step, bin_.attempt, resumes):
+                rows.setdefault(first, []).append(bin_)
+    return [_highest(rows[first]) for first in sorted(rows)]
+
+
+def _highest(row: list[Bin]) -> list[Bin]:
+    attempt = max(bin_.attempt for bin_ in row)
+    return [bin_ for bin_ in row if bin_.attempt == attempt]

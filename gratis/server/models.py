@@ -1,0 +1,252 @@
+"""What the server says, typed. Every unit is in its description; null means that it cannot be told
+(yet)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+State = Literal["starting", "running", "stalled", "crashed", "preempted", "diverged", "finished"]
+Hold = Literal["starting", "stalled", "straggler", "input-bound", "compute-bound"]
+Stage = Literal["read", "decode", "finish", "transfer"]
+
+Rate = Annotated[float | None, Field(ge=0)]
+Share = Annotated[float | None, Field(ge=0, le=1)]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Verdict(Model):
+    """What holds training back. The rule is `gratis.server.verdict.judge`."""
+
+    kind: Hold = Field(description="what holds training back")
+    stage: Stage | None = Field(
+        default=None, description="the loader's slowest stage, where the input holds training back"
+    )
+    rank: int | None = Field(
+        default=None, description="the rank that holds the others back, if one does"
+    )
+    text: str = Field(description="the verdict in words, with the numbers behind it")
+
+
+class Speed(Model):
+    loader: Rate = Field(
+        default=None, description="what the loaders could deliver, images per second over all ranks"
+    )
+    delivered: Rate = Field(
+        default=None, description="what the loaders handed over, images per second over all ranks"
+    )
+    trainer: Rate = Field(
+        default=None, description="what training took, images per second over all ranks"
+    )
+
+
+class Stages(Model):
+    """Shares of the loader's working time."""
+
+    read: Share = Field(
+        default=None,
+        description="share of the loader's working time spent fetching bytes, in [0, 1]",
+    )
+    decode: Share = Field(default=None, description="share spent in decode and crop, in [0, 1]")
+    finish: Share = Field(
+        default=None, description="share spent in flip, mean, noise and type, in [0, 1]"
+    )
+    transfer: Share = Field(
+        default=None, description="share spent moving batches to the device, in [0, 1]"
+    )
+
+
+class GpuStatus(Model):
+    """A rank's GPU at its newest record."""
+
+    busy: Share = Field(
+        default=None, description="share of the last sample period with a kernel running, in [0, 1]"
+    )
+    nvjpg_busy: Share = Field(
+        default=None, description="share of it with the JPEG engine at work, in [0, 1]"
+    )
+    memory_bytes: Rate = Field(default=None, description="device memory in use, bytes")
+    power_w: Rate = Field(default=None, description="power drawn, watts")
+
+
+class RankStatus(Model):
+    rank: int = Field(description="rank, from 0")
+    state: Literal["waiting", "running", "gone", "ended"] = Field(
+        description="waiting for its first step, running, gone without a word, or ended by itself"
+    )
+    device: str | None = Field(default=None, description="its device, as torch names it")
+    device_name: str | None = Field(default=None, description="its device's product name")
+    step: int = Field(description="training steps of the run that it has taken")
+    images_per_s: Speed = Field(description="images per second of this rank")
+    data_wait_fraction: Share = Field(
+        default=None, description="share of its time that it waited for batches, in [0, 1]"
+    )
+    step_s: Rate = Field(default=None, description="mean duration of a training step, seconds")
+    stages: Stages = Field(description="where its loader's working time goes")
+    read_bytes_per_s: Rate = Field(default=None, description="encoded bytes read, bytes per second")
+    cpu_cores: Rate = Field(default=None, description="process CPU seconds per second")
+    rss_bytes: Rate = Field(default=None, description="resident memory, bytes")
+    queue_depth: int | None = Field(default=None, description="batches ready, at the newest record")
+    queue_capacity: int | None = Field(
+        default=None, description="batches that the queue holds at most"
+    )
+    gpu: GpuStatus | None = Field(default=None, description="its GPU; null on a CPU")
+    age_s: float = Field(description="seconds since its file last grew, by the server's clock")
+
+
+class Evaluation(Model):
+    epoch: int = Field(description="epochs trained")
+    step: int = Field(description="training steps taken")
+    views: int = Field(description="views of each image that were averaged: 1 or 10")
+    images: int = Field(description="validation images")
+    top1_error: Share = Field(
+        default=None, description="share of images whose first guess is wrong, in [0, 1]"
+    )
+    top5_error: Share = Field(
+        default=None, description="share of images with no right guess in five, in [0, 1]"
+    )
+    nll: float | None = Field(default=None, description="negative log-likelihood, nats per image")
+    wall_s: float = Field(description="duration, seconds")
+
+
+class ShardStatus(Model):
+    state: Literal["running", "stalled", "finished", "failed"] = Field(
+        description="the shard stage's state"
+    )
+    done: int = Field(description="images finished")
+    total: int = Field(description="images planned")
+    rejects: int = Field(description="images left out")
+    images_per_s: Rate = Field(default=None, description="images per second, of late")
+    bytes_in_per_s: Rate = Field(default=None, description="source bytes per second, of late")
+    bytes_out_per_s: Rate = Field(default=None, description="shard bytes per second, of late")
+    remaining_s: Rate = Field(default=None, description="seconds to go at that rate")
+    age_s: float = Field(description="seconds since its file last grew, by the server's clock")
+
+
+class Receipt(Model):
+    epoch: int = Field(description="the epoch, from 0")
+    seen: int = Field(description="different images trained on in that epoch")
+    missing: int = Field(description="images never seen; 0 in a whole epoch")
+    duplicates: int = Field(description="images seen again; 0 in a whole epoch")
+    dropped: int = Field(description="images left out on purpose, to fill whole batches")
+
+
+class RunSummary(Model):
+    name: str = Field(description="the run's name")
+    state: State = Field(description="the run's state")
+    epoch: int = Field(description="epoch, from 0; the number of epochs once all are done")
+    step: int = Field(description="training steps taken")
+    updated: float = Field(
+        description="when its files last grew, Unix seconds by the server's clock"
+    )
+
+
+class RunList(Model):
+    runs: list[RunSummary] = Field(description="all runs, the newest first")
+
+
+class RunStatus(RunSummary):
+    reason: str = Field(description="why it is in this state, in words")
+    verdict: Verdict = Field(description="what holds training back")
+    images_per_s: Speed = Field(
+        description="images per second over all ranks: of late, or of the attempt once over"
+    )
+    data_wait_fraction: Share = Field(
+        default=None,
+        description="share of the ranks' time spent waiting for batches, in [0, 1]: of late, or "
+        "of the attempt",
+    )
+    headroom: Rate = Field(
+        default=None,
+        description="how many times faster the loader could go than training asks: a ratio",
+    )
+    loss: float | None = Field(
+        default=None, description="mean training loss of the newest interval, nats per image"
+    )
+    train_error: Share = Field(
+        default=None, description="share of the newest interval's training images wrong, in [0, 1]"
+    )
+    learning_rate: float | None = Field(default=None, description="learning rate of the weights")
+    evaluations: list[Evaluation] = Field(
+        description="evaluations on the validation split, the oldest first"
+    )
+    recipe: str | None = Field(default=None, description="the recipe's name")
+    dataset: str | None = Field(default=None, description="the dataset's hash")
+    classes: int | None = Field(default=None, description="classes in the dataset")
+    train_images: int | None = Field(default=None, description="images in the training split")
+    val_images: int | None = Field(
+        default=None, description="images in the validation split; 0 if there is none"
+    )
+    attempt: int = Field(description="how many times it was started, as the run counts")
+    world: int = Field(description="ranks")
+    mesh: dict[str, int] = Field(description="the mesh: axis to ranks along it")
+    batch_size: int | None = Field(default=None, description="images in a global batch")
+    decoded: str | None = Field(
+        default=None,
+        description="where each rank keeps images decoded after their first epoch: device, host "
+        "or none",
+    )
+    decoded_bytes: Rate = Field(
+        default=None, description="what they take there once all are, bytes on each rank"
+    )
+    epochs: int | None = Field(default=None, description="epochs planned")
+    steps_per_epoch: int | None = Field(default=None, description="training steps in an epoch")
+    started: float | None = Field(
+        default=None, description="when this attempt began, Unix seconds by the trainer's clock"
+    )
+    age_s: float = Field(description="seconds since its files last grew, by the server's clock")
+    remaining_s: Rate = Field(
+        default=None, description="seconds to go at the present rate, evaluations not counted"
+    )
+    images_trained: int = Field(
+        description="images trained on in all attempts, over the ranks there are now"
+    )
+    receipt: Receipt | None = Field(default=None, description="the newest epoch's receipt")
+    checkpoint_step: int | None = Field(
+        default=None, description="training steps taken at the newest checkpoint"
+    )
+    warnings: list[str] = Field(description="the newest warnings of this attempt, paths left out")
+    ranks: list[RankStatus] = Field(description="the attempt's ranks")
+    shards: ShardStatus | None = Field(
+        default=None, description="the shard stage, where it reports to this run"
+    )
+    picture_t: float | None = Field(
+        default=None,
+        description="when /status/{run}/picture was made, Unix seconds; null if there is none",
+    )
+    behind_bytes: int = Field(
+        description="bytes of the run's files that the server has yet to read; 0 when up to date"
+    )
+    garbage_lines: int = Field(description="lines that were no records")
+
+
+class Interval(Model):
+    """A range of training steps, added up over the ranks: one point of the charts."""
+
+    first_step: int = Field(
+        description="where the range begins; a later interval from here on replaces this one"
+    )
+    step: int = Field(description="training steps taken at its end")
+    epoch: int = Field(description="epoch, from 0")
+    attempt: int = Field(description="the attempt that ran it")
+    t: float = Field(description="its end, Unix seconds by the trainer's clock")
+    images_per_s: Speed = Field(description="images per second over all ranks")
+    data_wait_fraction: Share = Field(
+        default=None, description="share of the time spent waiting for batches, in [0, 1]"
+    )
+    loss: float | None = Field(default=None, description="mean training loss, nats per image")
+    train_error: Share = Field(
+        default=None, description="share of training images wrong, in [0, 1]"
+    )
+    learning_rate: float | None = Field(
+        default=None, description="learning rate of the weights, at its end"
+    )
+
+
+class Health(Model):
+    status: Literal["ok", "unready"] = Field(description="ok or unready")
+    reason: str = Field(description="why")

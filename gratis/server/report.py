@@ -1,0 +1,277 @@
+"""A run's status, put together from what its files have said so far."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from gratis.server.files import RankFile, ShardFile, alive
+from gratis.server.history import superseded
+from gratis.server.models import (
+    Evaluation,
+    GpuStatus,
+    RankStatus,
+    Receipt,
+    RunStatus,
+    ShardStatus,
+    State,
+)
+from gratis.server.records import Record, Sums, count, integer, number, text
+from gratis.server.run import PICTURE, Run, start_of
+from gratis.server.state import derive
+from gratis.server.verdict import (
+    RankLoad,
+    headroom,
+    judge,
+    stage_shares,
+    total_speed,
+    wait_fraction,
+)
+
+OVER: tuple[State, ...] = ("finished", "crashed", "preempted", "diverged")
+
+
+def report(run: Run, stall_s: float) -> RunStatus:
+    """The status as of the run's last refresh. Rates are of late; of the whole attempt once it is
+    over."""
+    crew, now = run.crew(), time.time()
+    start = start_of(crew)
+    world = integer(start, "world") or max(len(crew), 1)
+    updated = max((file.mtime for file in run.files()), default=now)
+    age_s = max(now - updated, 0.0)
+    dead = [file.rank for file in crew if file.end is None and gone(file.start)]
+    stepped = len(crew) == world and all(file.step for file in crew)
+    outcomes = {file.rank: text(file.end, "outcome") or "" for file in crew if file.end is not None}
+    state, reason = derive(
+        outcomes=outcomes, dead=dead, stepped=stepped, age_s=age_s, stall_s=stall_s
+    )
+    if not crew and run.shards is not None:
+        state, reason = _shards_alone(run.shards, age_s, stall_s)
+    if state == "running" and (progress := crew[0].evaluating) is not None:
+        done, total = count(progress, "images") * world, count(progress, "total")
+        reason = f"evaluating, {min(done, total):,.0f} of {total:,.0f} images"
+    ends = [file.end for file in crew] if crew else [run.shards.end if run.shards else None]
+    error = next((error for end in ends if end is not None and (error := text(end, "error"))), None)
+    loads = [RankLoad(rank=file.rank, sums=_sums(file, state)) for file in crew if file.step]
+    speed = total_speed(loads)
+    judged = loads if stepped or state in OVER else []
+    return RunStatus(
+        name=run.path.name,
+        state=state,
+        reason=f"{reason}: {error}" if error else reason,
+        epoch=max((file.epoch for file in crew), default=0),
+        step=max((file.step for file in crew), default=0),
+        updated=updated,
+        age_s=age_s,
+        verdict=judge(judged, stalled_s=age_s if state == "stalled" else None),
+        images_per_s=speed,
+        data_wait_fraction=wait_fraction(loads),
+        headroom=headroom(speed),
+        attempt=max((file.attempt for file in crew), default=0),
+        world=world,
+        images_trained=int(sum(file.lifetime.images for file in crew)),
+        evaluations=evaluations(run),
+        warnings=[message for file in crew for message in file.warnings][-10:],
+        ranks=[_rank_status(file, state, file.rank in dead, now) for file in crew],
+        shards=_shard_status(run.shards, stall_s, now) if run.shards else None,
+        picture_t=_modified(run.path / PICTURE),
+        remaining_s=None if state in OVER else _remaining(start, loads, crew),
+        behind_bytes=sum(file.behind for file in run.files()),
+        garbage_lines=sum(file.tail.garbage for file in run.files()),
+        **_plan(start),
+        **_progress(crew),
+    )
+
+
+def _shards_alone(file: ShardFile, age_s: float, stall_s: float) -> tuple[State, str]:
+    """The state of a run in which nothing trains, or not yet: the shard stage's."""
+    state, reason = derive(
+        outcomes={0: text(file.end, "outcome") or ""} if file.end is not None else {},
+        dead=[0] if file.end is None and gone(file.start) else [],
+        stepped=False,
+        age_s=age_s,
+        stall_s=stall_s,
+    )
+    words = (
+        "shards are being made"
+        if state == "starting"
+        else reason.replace("rank 0", "the shard stage")
+    )
+    return state, words
+
+
+def _modified(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def gone(start: Record | None) -> bool:
+    """Whether the process that wrote this `start` was on this host and is no more. Elsewhere nobody
+    can tell: no."""
+    pid = integer(start, "pid") if start is not None else None
+    if start is None or pid is None or start.get("host") != socket.gethostname():
+        return False
+    if integer(start, "pid_namespace") not in (None, os.stat("/proc/self/ns/pid").st_ino):
+        return False
+    return not alive(pid, number(start, "t") or 0.0)
+
+
+def evaluations(run: Run) -> list[Evaluation]:
+    """Rank 0's, but those of epochs that a later attempt runs again."""
+    resumes = run.resumes()
+    evals = run.ranks[0].evals.values() if 0 in run.ranks else ()
+    return [
+        _evaluation(step, record)
+        for step, attempt, record in evals
+        if not superseded(step, attempt, resumes)
+    ]
+
+
+def _sums(file: RankFile, state: State) -> Sums:
+    return file.total if state in OVER else file.window()
+
+
+def _plan(start: Record) -> dict[str, Any]:
+    """What the `start` record announces."""
+    mesh = start.get("mesh")
+    mesh = mesh if isinstance(mesh, dict) else {}
+    whole = ("classes", "train_images", "val_images", "batch_size", "epochs", "steps_per_epoch")
+    return {
+        "recipe": text(start, "recipe"),
+        "dataset": text(start, "dataset"),
+        "mesh": {axis: int(count(mesh, axis)) for axis in list(mesh)[:8]},
+        "started": number(start, "t"),
+        "decoded": text(start, "decoded"),
+        "decoded_bytes": _decoded_bytes(start),
+        **{key: integer(start, key) for key in whole},
+    }
+
+
+def _decoded_bytes(start: Record) -> float | None:
+    """Of the whole training split as RGB, where it is kept."""
+    config = start.get("config")
+    recipe = config.get("recipe") if isinstance(config, dict) else None
+    side = integer(recipe, "image_size") if isinstance(recipe, dict) else None
+    images = integer(start, "train_images")
+    if side is None or images is None or text(start, "decoded") in (None, "none"):
+        return None
+    return 3.0 * images * side**2
+
+
+def _progress(crew: list[RankFile]) -> dict[str, Any]:
+    """What the first rank's newest records say of the training itself."""
+    if not crew:
+        return {}
+    lead = crew[0]
+    receipt = {key: int(count(lead.receipt or {}, key)) for key in Receipt.model_fields}
+    return {
+        "loss": number(lead.newest, "loss"),
+        "train_error": _error(lead.newest, "top1"),
+        "learning_rate": number(lead.newest, "lr"),
+        "receipt": Receipt(**receipt) if lead.receipt is not None else None,
+        "checkpoint_step": integer(lead.checkpoint, "step")
+        if lead.checkpoint is not None
+        else None,
+    }
+
+
+def _remaining(start: Record, loads: list[RankLoad], crew: list[RankFile]) -> float | None:
+    steps_per_epoch, epochs = integer(start, "steps_per_epoch"), integer(start, "epochs")
+    if not (steps_per_epoch and epochs and loads):
+        return None
+    to_go = max(steps_per_epoch * epochs - max(file.step for file in crew), 0)
+    return to_go * max(load.step_s for load in loads)
+
+
+def _rank_status(file: RankFile, state: State, dead: bool, now: float) -> RankStatus:
+    load = RankLoad(rank=file.rank, sums=_sums(file, state)) if file.step else None
+    loads = [load] if load else []
+    start: Record = file.start or {}
+    loader = file.newest.get("loader")
+    loader = loader if isinstance(loader, dict) else {}
+    return RankStatus(
+        rank=file.rank,
+        state="ended"
+        if file.end is not None
+        else "gone"
+        if dead
+        else "running"
+        if load
+        else "waiting",
+        device=text(start, "device"),
+        device_name=text(start, "device_name"),
+        step=file.step,
+        images_per_s=total_speed(loads),
+        data_wait_fraction=wait_fraction(loads),
+        step_s=load.step_s if load else None,
+        stages=stage_shares(loads),
+        read_bytes_per_s=load.sums.bytes_read / load.sums.wall_s if load else None,
+        cpu_cores=load.sums.cpu_s / load.sums.wall_s if load else None,
+        rss_bytes=count(file.newest, "rss_bytes") or None,
+        queue_depth=integer(loader, "queue_depth"),
+        queue_capacity=integer(loader, "queue_capacity"),
+        gpu=_gpu(file.newest),
+        age_s=max(now - file.mtime, 0.0),
+    )
+
+
+def _gpu(record: Record) -> GpuStatus | None:
+    gpu = record.get("gpu")
+    if not isinstance(gpu, dict):
+        return None
+    busy, nvjpg = (number(gpu, key) for key in ("busy", "nvjpg_busy"))
+    return GpuStatus(
+        busy=None if busy is None else min(max(busy, 0.0), 1.0),
+        nvjpg_busy=None if nvjpg is None else min(max(nvjpg, 0.0), 1.0),
+        memory_bytes=count(gpu, "memory_bytes") or None,
+        power_w=count(gpu, "power_w") or None,
+    )
+
+
+def _shard_status(file: ShardFile, stall_s: float, now: float) -> ShardStatus:
+    images, bytes_in, bytes_out, wall_s = file.window()
+    age_s = max(now - file.mtime, 0.0)
+    rate = images / wall_s if wall_s else None
+    bad = file.end is not None and text(file.end, "outcome") not in (None, "finished")
+    over = file.end is not None or 0 < file.total <= file.done
+    return ShardStatus(
+        state="failed"
+        if bad
+        else "finished"
+        if over
+        else "stalled"
+        if age_s > stall_s
+        else "running",
+        done=file.done,
+        total=file.total,
+        rejects=file.rejects,
+        images_per_s=rate,
+        bytes_in_per_s=bytes_in / wall_s if wall_s else None,
+        bytes_out_per_s=bytes_out / wall_s if wall_s else None,
+        remaining_s=max(file.total - file.done, 0) / rate if rate and not over else None,
+        age_s=age_s,
+    )
+
+
+def _error(record: Record, key: str) -> float | None:
+    """1 - the share at `key`, in [0, 1]."""
+    share = number(record, key)
+    return None if share is None else min(max(1 - share, 0.0), 1.0)
+
+
+def _evaluation(step: int, record: Record) -> Evaluation:
+    return Evaluation(
+        epoch=integer(record, "epoch") or 0,
+        step=step,
+        views=integer(record, "views") or 0,
+        images=integer(record, "images") or 0,
+        top1_error=_error(record, "top1"),
+        top5_error=_error(record, "top5"),
+        nll=number(record, "nll"),
+        wall_s=count(record, "wall_s"),
+    )

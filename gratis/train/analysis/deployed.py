@@ -1,0 +1,120 @@
+"""The network as others run it: plain images in, logits out, and the state dict by torchvision's
+names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from gratis.errors import GratisError
+from gratis.train.analysis.trained import Trained
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.recipes import TORCHVISION, Layer, Recipe
+
+NAMES: dict[str, Layer] = {
+    "features.0": "conv1",
+    "features.3": "conv2",
+    "features.6": "conv3",
+    "features.8": "conv4",
+    "features.10": "conv5",
+    "classifier.1": "fc6",
+    "classifier.4": "fc7",
+    "classifier.6": "fc8",
+}
+FIXED = (
+    "towers",
+    "exchange",
+    "conv6",
+    "without",
+    "pool",
+    "activation",
+    "channels",
+    "hidden",
+    "width",
+    "conv1_edge",
+    "lrn",
+    "map_norm",
+)
+"""Fields of a recipe in which torchvision's layers have no choice."""
+
+
+class Deployed(nn.Module):
+    """RGB images float32 [n,3,crop,crop], 0-255 -> logits float32 [n, classes]. Computes in
+    float32."""
+
+    mean: Tensor
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        recipe = dataclasses.replace(trained.recipe, compute="float32")
+        self.network = AlexNet(recipe, trained.state.classes)
+        self.network.load_state_dict(
+            {name: own.cpu() for name, own in trained.network.state_dict().items()}
+        )
+        self.register_buffer("mean", central_mean(trained))
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images - self.mean)
+        return logits
+
+
+def central_mean(trained: Trained) -> Tensor:
+    """float32 [3,crop,crop]: what evaluation's centre view subtracts."""
+    crop = trained.recipe.crop
+    margin = (trained.manifest.image_size - crop) // 2
+    own = trained.stats.mean[margin : margin + crop, margin : margin + crop]
+    return torch.from_numpy(own).permute(2, 0, 1).contiguous()
+
+
+def to_torchvision(recipe: Recipe, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A whole network's tensors by torchvision's names; scale and order of the input's colours go
+    into the first.
+
+    GratisError naming the first field by which this network is not torchvision's.
+    """
+    for name in FIXED:
+        if (own := getattr(recipe, name)) != (theirs := getattr(TORCHVISION, name)):
+            raise GratisError(
+                f"torchvision's AlexNet has {name} {theirs}, this run {own}: train --recipe "
+                f"torchvision, "
+                "or take --format onnx"
+            )
+    found = {
+        f"{theirs}.{kind}": weights[f"{ours}.{kind}"].clone()
+        for theirs, ours in NAMES.items()
+        for kind in KINDS
+    }
+    first = found["features.0.weight"] * recipe.input_scale
+    found["features.0.weight"] = (
+        first.flip(1) if recipe.channel_order == "bgr" else first
+    ).contiguous()
+    # it halves what follows dropout at test, torchvision's does not
+    if recipe.dropout == "original":
+        for theirs in (
+            ("classifier.1", "classifier.4") if recipe.dropout_place == "before" else HALVED
+        ):
+            found[f"{theirs}.weight"] *= 0.5
+    return found
+
+
+KINDS = ("weight", "bias")
+HALVED = ("classifier.4", "classifier.6")
+
+
+def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The other way. GratisError for names or shapes that are not torchvision's AlexNet's."""
+    wanted = {f"{theirs}.{kind}" for theirs in NAMES for kind in KINDS}
+    if wrong := sorted(wanted ^ set(state)):
+        missing = wrong[0] in wanted
+        raise GratisError(
+            f"this is not torchvision's AlexNet: {wrong[0]} is "
+            f"{'missing' if missing else 'not of it'}"
+        )
+    return {
+        f"{ours}.{kind}": state[f"{theirs}.{kind}"]
+        for theirs, ours in NAMES.items()
+        for kind in KINDS
+    }

@@ -1,0 +1,182 @@
+"""Figure 4 of the paper: what the network says of single images, and which images it finds alike.
+
+Left: validation images with the five classes held most probable. Right: validation images and the
+training images nearest to them by the Euclidean distance of their fc7 responses; nearest by pixels
+too, for contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from gratis.train.analysis.plots import BLUE, DARK, RED, bare
+from gratis.train.analysis.trained import Pixels, Trained, stored, ten_views
+from gratis.train.recipes import Layer
+
+COLUMNS, TOP = 4, 5
+LETTERS = 24  # of a class's name
+NEAREST = 6
+CENTRE = 2  # of the ten views
+
+
+def choose(trained: Trained, count: int, seed: int) -> list[int]:
+    """Validation samples, one of each class while there are classes left, by the seed."""
+    labels = trained.index("val").label
+    order = np.random.default_rng(seed).permutation(len(labels))
+    _, firsts = np.unique(labels[order], return_index=True)
+    rest = np.setdiff1d(np.arange(len(order)), firsts)
+    chosen: list[int] = order[np.concatenate([np.sort(firsts), rest])][:count].tolist()
+    return chosen
+
+
+def draw_guesses(trained: Trained, samples: Sequence[int], title: str) -> Figure:
+    """Figure 4, left: each image with its true class, and five bars, that of the true class in
+    red."""
+    pixels, labels = stored(trained, "val", samples)
+    found = trained.probabilities(pixels)
+    rows = -(-len(samples) // COLUMNS)
+    figure = Figure(figsize=(2.3 * COLUMNS, 3.9 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(2 * rows, COLUMNS, squeeze=False, height_ratios=[2.2, 1.2] * rows)
+    for place, (image, label, probabilities) in enumerate(zip(pixels, labels, found, strict=True)):
+        row, column = 2 * (place // COLUMNS), place % COLUMNS
+        grid[row][column].imshow(image)
+        grid[row][column].set_title(short(trained.name(label)), fontweight="bold")
+        _bars(grid[row + 1][column], probabilities, label, trained)
+    for axes in grid.flat[:]:
+        bare(axes)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def _bars(axes: Any, probabilities: NDArray[np.float64], label: int, trained: Trained) -> None:
+    best = np.argsort(-probabilities, kind="stable")[:TOP]
+    colours = [RED if guess == label else BLUE for guess in best]
+    axes.barh(range(len(best)), probabilities[best], color=colours, alpha=0.55, height=0.82)
+    for place, guess in enumerate(best.tolist()):
+        axes.text(0.02, place, short(trained.name(guess)), va="center", fontsize=8)
+        axes.text(
+            1.0,
+            place,
+            f"{probabilities[guess]:.0%}",
+            va="center",
+            ha="right",
+            fontsize=7,
+            color=DARK,
+        )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(TOP - 0.5, -0.5)
+
+
+def short(name: str, letters: int = LETTERS) -> str:
+    return name if len(name) <= letters else name[: letters - 1].rstrip() + "…"
+
+
+@dataclass
+class Nearest:
+    """The `NEAREST` rows of a stream that lie nearest to each query, by squared Euclidean distance.
+
+    queries [Q, D]; distances [Q, k] ascending and ids [Q, k], k growing to NEAREST.
+    """
+
+    queries: Tensor
+    distances: Tensor
+    ids: Tensor
+
+    @classmethod
+    def to(cls, queries: Tensor) -> Nearest:
+        empty = queries.new_zeros((len(queries), 0))
+        return cls(queries, empty, empty.long())
+
+    def see(self, rows: Tensor, ids: Tensor) -> None:
+        """rows [b, D] with their ids [b]. Of equal distances the one seen first stays."""
+        distances = torch.cat([self.distances, torch.cdist(self.queries, rows).square()], 1)
+        known = torch.cat([self.ids, ids.to(self.ids.device).expand(len(self.queries), -1)], 1)
+        self.distances, order = distances.sort(dim=1, stable=True)
+        self.ids = known.gather(1, order)[:, :NEAREST]
+        self.distances = self.distances[:, :NEAREST]
+
+
+@torch.inference_mode()
+def find(
+    trained: Trained, queries: Sequence[Pixels], layer: Layer, limit: int
+) -> tuple[Nearest, Nearest, int]:
+    """The training images nearest to the queries by the layer's responses and by pixels, both of
+    the centre view, among the first `limit` samples (a dataset's order is shuffled when it is
+    made); and how many were seen."""
+    views = [ten_views(pixels, trained.recipe, trained.stats)[CENTRE] for pixels in queries]
+    images = torch.from_numpy(np.stack(views)).to(trained.device)
+    by_layer = Nearest.to(trained.network.responses(layer, images))
+    by_pixels = Nearest.to(images.flatten(1))
+    seen = 0
+    for own, ids in _training(trained, limit):
+        by_layer.see(trained.network.responses(layer, own), ids)
+        by_pixels.see(own.float().flatten(1), ids)
+        seen += len(ids)
+    return by_layer, by_pixels, seen
+
+
+def _training(trained: Trained, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The training split's first samples by batches, padding left out."""
+    total = min(limit, trained.manifest.splits["train"].samples)
+    batch = max(1, trained.recipe.batch)
+    with tqdm(total=total, desc="nearest neighbours", leave=False, disable=None) as bar:
+        for images, _, ids in islice(trained.split("train"), -(-limit // batch)):
+            real = ids >= 0
+            yield images[real], ids[real]
+            bar.update(int(real.sum()))
+
+
+def draw_nearest(
+    trained: Trained, samples: Sequence[int], layer: Layer, limit: int, title: str
+) -> Figure:
+    """Figure 4, right: a row for each query, its nearest by the layer, and its nearest by
+    pixels."""
+    queries, labels = stored(trained, "val", samples)
+    by_layer, by_pixels, seen = find(trained, queries, layer, limit)
+    total = trained.manifest.splits["train"].samples
+    columns = [1, 0.1, *[1] * NEAREST, 0.1, *[1] * NEAREST]
+    figure = Figure(figsize=(0.95 * sum(columns), 1.15 * len(queries) + 0.7), layout="constrained")
+    grid = figure.subplots(len(queries), len(columns), squeeze=False, width_ratios=columns)
+    for row, (query, label) in enumerate(zip(queries, labels, strict=True)):
+        _tile(grid[row][0], query, trained.name(label), BLUE)
+        for first, found in ((2, by_layer), (3 + NEAREST, by_pixels)):
+            tiles, theirs = stored(trained, "train", found.ids[row].tolist())
+            for place, (tile, their) in enumerate(zip(tiles, theirs, strict=True)):
+                _tile(
+                    grid[row][first + place],
+                    tile,
+                    trained.name(their),
+                    "black" if their == label else RED,
+                )
+    for axes in grid.flat[:]:
+        bare(axes)
+    for column, words in (
+        (0, "validation"),
+        (2, f"nearest training images by {layer}"),
+        (3 + NEAREST, "by pixels"),
+    ):
+        heading = grid[0][column].annotate(
+            words, (0, 1), (0, 18), "axes fraction", "offset points", fontsize=9, fontweight="bold"
+        )
+        heading.set_in_layout(False)  # it reaches over several columns
+    told = (
+        f"{title}; {seen:,} of them searched; red: another class"
+        if seen < total
+        else f"{title}; red: another class"
+    )
+    figure.suptitle(told + "\n", x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def _tile(axes: Any, pixels: Pixels, name: str, colour: str) -> None:
+    axes.imshow(pixels)
+    axes.set_title(short(name, 17), fontsize=6.5, color=colour, pad=2)

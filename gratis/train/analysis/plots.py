@@ -1,0 +1,45 @@
+"""What the figures share: colours, letters, writing a PNG. Matplotlib without pyplot: no windows,
+no global state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from gratis.written import written
+
+BLUE, ORANGE, RED, GREEN = "#3b6fb6", "#d9822b", "#c0392b", "#3a8f5c"
+GREY, DARK = "#8a8a8a", "#444444"
+DPI = 150
+STYLE: Any = {
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+
+
+def styled() -> Any:
+    """The context in which figures are drawn and saved."""
+    return rc_context(STYLE)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a PNG; GratisError where that cannot be, with the one of before as it was."""
+    with written(path, "choose another folder") as draft:
+        figure.savefig(draft, dpi=DPI, format="png")
+    return path
+
+
+def bare(axes: Any) -> None:
+    """No ticks and no frame: for pictures."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,100 @@
+"""What a trained network takes your pictures for: `gratis predict cat.jpg dog.png [--run R]`.
+
+Each file goes the way of the dataset's images (shorter side resized, centre cut out), then ten
+views; printed are the five classes of the highest mean probability. A file that is no picture costs
+one line and, at the end, exit code 2."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import tyro
+
+from gratis.atomic import at_once
+from gratis.command_line import parse
+from gratis.errors import GratisError
+from gratis.image import MAX_BYTES, Reject, to_image
+from gratis.train.analysis.saved import Saved
+
+if TYPE_CHECKING:  # torch takes two seconds, which --help need not
+    from gratis.train.analysis.trained import Pixels, Trained
+
+TOP = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Saved):
+    """Prints the five most probable classes of your own image files."""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Image files: JPEG, PNG, GIF, BMP, TIFF, PPM; WebP where Pillow was built with it."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise GratisError("predict needs at least one image file: gratis predict cat.jpg")
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(Predict, arguments, "gratis predict")
+    shown, there = 0, [path for path in options.images if opens(path)]
+    if there:
+        from gratis.train.analysis.trained import load
+
+        trained = load(options)
+        state = trained.state
+        print(
+            f"run {trained.folder}, step {state.step}: {state.classes} classes, ten views",
+            flush=True,
+        )
+        for path in there:
+            if (pixels := read(path, trained.manifest.image_size)) is not None:
+                show(path, pixels, trained)
+                shown += 1
+    if failed := len(options.images) - shown:
+        raise GratisError(f"{failed} of {len(options.images)} images could not be read")
+
+
+def opens(path: Path) -> bool:
+    """Whether it does: asked before anything is loaded, and answered by a line if it does not."""
+    try:
+        with open(path, "rb", opener=at_once) as file:
+            found = os.fstat(file.fileno())
+    except OSError as error:
+        complain(path, error.strerror or str(error))
+        return False
+    if not stat.S_ISREG(found.st_mode):
+        complain(path, "not a regular file")
+    elif found.st_size > MAX_BYTES:  # before it is in memory
+        complain(path, f"{found.st_size:,} bytes; the limit is {MAX_BYTES:,}")
+    else:
+        return True
+    return False
+
+
+def read(path: Path, size: int) -> Pixels | None:
+    """The image as the dataset would store it, or None after a line that says why not."""
+    try:
+        return to_image(path.read_bytes(), size).pixels
+    except Reject as reject:
+        reason = str(reject)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    complain(path, reason)
+    return None
+
+
+def complain(path: Path, reason: str) -> None:
+    print(f"{path}: {reason}", file=sys.stderr, flush=True)
+
+
+def show(path: Path, pixels: Pixels, trained: Trained) -> None:
+    probabilities = trained.probabilities([pixels])[0]
+    print(path)
+    for label in np.argsort(-probabilities, kind="stable")[:TOP].tolist():
+        print(f"  {probabilities[label]:6.1%}  {trained.name(label)}", flush=True)

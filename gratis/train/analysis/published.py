@@ -1,0 +1,176 @@
+"""torchvision's published AlexNet on our shards: `gratis evaluate-published FILE --shards S`.
+
+FILE is a state dict by torchvision's names, as its model zoo publishes it; its classes are in the
+order of sorted wnids, as ours. The weights go into the `torchvision` recipe's network. That network
+was trained on images scaled to [0, 1], minus MEAN, divided by STD: the loader's batches get their
+mean image back and are scaled so, exactly, before they enter. On ILSVRC2012's validation split
+torchvision publishes accuracies of 56.522 % (top-1) and 79.066 % (top-5), with its own resizing and
+without JPEG between."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from gratis.command_line import parse
+from gratis.errors import GratisError
+from gratis.train.recipes import TORCHVISION, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gratis.dataset import Stats
+    from gratis.loader import Batch, LoaderConfig
+    from gratis.train.metrics import Scores
+    from gratis.train.network.alexnet import AlexNet
+
+# of torchvision's transforms, RGB in [0, 1]
+MEAN, STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# the scaling is done outside, by channel
+RECIPE = dataclasses.replace(TORCHVISION, input_scale=1.0, batch=64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Evaluates a state dict of torchvision's AlexNet through our shards and loader."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """A state dict, such as alexnet-owt-7be5be79.pth."""
+    shards: str
+    """Folder of the dataset, or its address: 256 px, as many classes as the file has."""
+    split: Literal["train", "val"] = "val"
+    views: Literal[1, 10] = 1
+    """1: the centre, as torchvision evaluates; 10: the paper's ten views too."""
+    crop: int = TORCHVISION.crop
+    """Side of the network's input."""
+
+
+def main(arguments: list[str]) -> None:
+    options = parse(Published, arguments, "gratis evaluate-published")
+    network = load(
+        options.file,
+        dataclasses.replace(RECIPE, crop=options.crop, image_size=max(256, options.crop)),
+    )
+    for views, scores in sorted(evaluated(network, options).items()):
+        told = "centre view" if views == 1 else f"{views} views"
+        print(
+            f"{options.file.name}, {told}: top-1 {scores.top1:.3%}, top-5 {scores.top5:.3%}, "
+            f"{scores.nll:.4f} nats "
+            f"on {scores.images:,} {options.split} images"
+        )
+
+
+def load(file: Path, recipe: Recipe) -> AlexNet:
+    """The file's network. GratisError if it is no state dict of this network. Nothing in the file
+    is executed."""
+    import torch
+
+    from gratis.train.analysis.deployed import from_torchvision
+    from gratis.train.network.alexnet import AlexNet
+
+    if not file.is_file():
+        raise GratisError(f"{file} is not there, or no regular file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it takes the file for
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # anything may come of bytes that are no pickle
+        raise GratisError(
+            f"{file} is no state dict that can be read without running code from it"
+        ) from None
+    if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
+        raise GratisError(f"{file} holds no state dict: names with tensors")
+    for name, value in state.items():
+        if wrong := unfit(value):
+            raise GratisError(f"{file} holds no state dict of numbers: {name} is {wrong}")
+    try:
+        weights = from_torchvision(state)
+    except GratisError as error:
+        raise GratisError(f"{file}: {error}") from None
+    network = AlexNet(recipe, max([1, *weights["fc8.weight"].shape[:1]]))
+    for name, own in network.state_dict().items():
+        if own.shape != weights[name].shape:
+            raise GratisError(
+                f"{file} has {name} of shape {list(weights[name].shape)}, not {list(own.shape)}"
+            )
+    network.load_state_dict(weights)
+    return network
+
+
+def unfit(value: object) -> str | None:
+    """Why it cannot be a network's weights; None if it can."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    if value.layout != torch.strided or value.is_meta or not value.is_floating_point():
+        return f"{value.dtype}, {value.layout} on {value.device}, not plain floats"
+    return None if value.float().isfinite().all() else "not finite"
+
+
+def evaluated(network: AlexNet, options: Published) -> dict[int, Scores]:
+    """Scores by views. GratisError if the dataset's classes cannot be the network's."""
+    import torch
+
+    from gratis.loader import Loader
+    from gratis.train.evaluate import evaluation_config
+    from gratis.train.mesh.mesh import full_float32
+
+    full_float32()
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    config = evaluation_config(network.recipe, options.views, 1)
+    with Loader(options.shards, options.split, config, device=device) as loader:
+        if (own := len(loader.classes)) != network.classes:
+            raise GratisError(
+                f"{options.file} tells {network.classes} classes apart, {options.shards} has {own}"
+            )
+        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return judged(network, rescaled(loader, config, loader.stats), options.views)
+
+
+def judged(network: AlexNet, batches: Iterable[Batch], views: int) -> dict[int, Scores]:
+    """As gratis.train.evaluate does on a mesh: {1: the centre view} or {1: the centre view, 10: the
+    mean over ten}."""
+    import torch
+
+    from gratis.train.evaluate import CENTRE
+    from gratis.train.metrics import average_views, score_sums, scores
+
+    sums: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for images, labels, _ in batches:
+            logits = network(images.flatten(0, 1) if views > 1 else images)
+            centre = logits.view(len(labels), views, -1)[:, CENTRE if views > 1 else 0]
+            for count, own in {1: centre, views: logits}.items():
+                sums[count] = score_sums(average_views(own, count), labels) + sums.get(count, 0)
+    return {count: scores(total) for count, total in sums.items()}
+
+
+def rescaled(batches: Iterable[Batch], config: LoaderConfig, stats: Stats) -> Iterator[Batch]:
+    """Evaluation batches (mean "central", float32) as torchvision's networks want them: (x / 255 -
+    MEAN) / STD."""
+    import torch
+
+    margin = (len(stats.mean) - config.crop) // 2
+    subtracted = torch.from_numpy(
+        stats.mean[margin : margin + config.crop, margin : margin + config.crop]
+    )
+    back = subtracted.permute(2, 0, 1)
+    for batch in batches:
+        yield batch._replace(images=normalised(batch.images + back.to(batch.images.device)))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """[..., 3, h, w], RGB, 0-255 -> as torchvision's ToTensor and Normalize give it."""
+    import torch
+
+    mean, std = (
+        torch.tensor(values, device=pixels.device)[:, None, None] for values in (MEAN, STD)
+    )
+    return (pixels / 255 - mean) / std

@@ -1,0 +1,152 @@
+"""What a recipe's network is, in numbers: `gratis summary`, `gratis summary --recipe owt`.
+
+Shapes, parameters and multiplications per image, and what crosses between the towers, from the plan
+that the network itself is built on. No data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rich.console import Console
+from rich.table import Table
+
+from gratis.train.network.layers import Plan, plan
+from gratis.train.options import Fields, read
+from gratis.train.recipes import RELEASED, Layer, Recipe, RecipeName
+
+FLOAT = 4  # bytes
+WIDTH = 100  # columns: narrower cuts numbers
+CLASSES = 1000  # where nothing is said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What one boundary sends per image, in elements, both towers together.
+
+    forward goes from each tower to the other; backward the partial gradients of the same features
+    go back. Images and logits are not part of the 2012 network's exchanges: there the data were on
+    both GPUs and fc8 on one alone."""
+
+    what: str  # the layer that reads it, as `gather` names it
+    source: str
+    forward: int
+    backward: int
+    original: (
+        int  # of forward, and again of backward, what the 2012 system sent: fc7 went one way only
+    )
+
+
+def exchanges(recipe: Recipe, classes: int) -> list[Exchange]:
+    """Empty for one tower. Elements per image of the global batch."""
+    if recipe.towers == 1:
+        return []
+    layers = plan(recipe, classes)
+    names = list(layers)
+    pixels = 3 * recipe.crop**2
+    found = [Exchange(what="images", source="loader", forward=pixels, backward=0, original=0)]
+    for before, layer in pairwise(names):
+        own = layers[layer]
+        if own.groups > 1:
+            continue
+        features = (
+            own.inputs if own.side == 1 and own.kernel == 1 else own.inputs * own.read_side**2
+        )
+        source = f"pool{before[-1]}" if layers[before].pooled != layers[before].side else before
+        one_way = features // 2 if layer == "fc8" else features
+        found.append(
+            Exchange(
+                what=layer, source=source, forward=features, backward=features, original=one_way
+            )
+        )
+    padded = classes + classes % 2  # the shorter half is padded
+    found.append(Exchange(what="logits", source="fc8", forward=padded, backward=padded, original=0))
+    return found
+
+
+def backward_macs(layers: dict[Layer, Plan]) -> int:
+    """Per image: every layer's two products but conv1's gradient of the image, which nobody
+    needs."""
+    return sum(own.macs * (1 if layer == "conv1" else 2) for layer, own in layers.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Describes a recipe's network: layers, shapes, parameters, multiplications, and what crosses
+    between towers."""
+
+    recipe: RecipeName = "released"
+    """Where the fields below begin."""
+    fields: Fields = RELEASED
+
+
+def main(arguments: list[str]) -> None:
+    options = read(
+        lambda name, recipe: Summary(recipe=name, fields=recipe),
+        arguments,
+        "released",
+        "gratis summary",
+    )
+    show(options.fields, options.fields.classes or CLASSES)
+
+
+def show(recipe: Recipe, classes: int) -> None:
+    console, batch = Console(width=max(WIDTH, Console().width)), recipe.batch
+    layers = plan(recipe, classes)
+    console.print(_layers_table(layers, recipe))
+    parameters, macs = (
+        sum(getattr(own, key) for own in layers.values()) for key in ("parameters", "macs")
+    )
+    flops = 2 * (macs + backward_macs(layers))
+    print(
+        f"{parameters:,} parameters; {macs:,} multiplications per image forward; "
+        f"{flops / 1e9:.3f} GFLOP to train it"
+    )
+    if rows := exchanges(recipe, classes):
+        console.print(_exchange_table(rows, batch))
+        original = 2 * sum(row.original for row in rows)
+        print(
+            f"of 2012's rows: both ways {original * FLOAT:,} bytes an image, "
+            f"{_mb(original * batch)} a batch"
+        )
+
+
+def _layers_table(layers: dict[Layer, Plan], recipe: Recipe) -> Table:
+    table = Table(title=f"crop {recipe.crop}, towers {recipe.towers}")
+    for heading in (
+        "layer",
+        "weight",
+        "output",
+        "passes on",
+        "parameters",
+        "multiplications",
+        "reads",
+    ):
+        table.add_column(heading, justify="left" if heading in ("layer", "reads") else "right")
+    for layer, own in layers.items():
+        reads = "image" if layer == "conv1" else "own tower" if own.groups > 1 else "all"
+        spatial = own.side > 1 or own.kernel > 1
+        shapes = [
+            f"{own.outputs}x{side}x{side}" if spatial else f"{own.outputs}"
+            for side in (own.side, own.pooled)
+        ]
+        weight = "x".join(map(str, own.weight))
+        table.add_row(layer, weight, *shapes, f"{own.parameters:,}", f"{own.macs:,}", reads)
+    return table
+
+
+def _exchange_table(rows: list[Exchange], batch: int) -> Table:
+    table = Table(
+        title=f"between the towers, both directions, float32, batch {batch}; 16 bits on the "
+        f"wire: half"
+    )
+    for heading in ("from", "to", "elements an image", "forward", "backward", "2012, forward"):
+        table.add_column(heading, justify="left" if heading in ("from", "to") else "right")
+    for row in rows:
+        sizes = (_mb(size * batch) for size in (row.forward, row.backward, row.original))
+        table.add_row(row.source, row.what, f"{row.forward:,}", *sizes)
+    return table
+
+
+def _mb(elements: int) -> str:
+    return f"{elements * FLOAT / 1e6:.2f} MB" if elements else "-"

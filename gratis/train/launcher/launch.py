@@ -1,0 +1,250 @@
+"""What the parent process tells its ranks, and where a run lives."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from gratis.dataset import Manifest
+from gratis.errors import GratisError
+from gratis.events import EventTail
+from gratis.locks import STARTER, in_use, reserve
+from gratis.train.choices import BadSamples, Choice, Keep, Wire
+from gratis.train.network import layers
+from gratis.train.recipes import Recipe
+
+if TYPE_CHECKING:
+    from gratis.train.options import Options
+
+OVER = ("finished", "diverged")  # outcomes after which a run's name is not taken up again by itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One attempt at a run, the same for every rank. Ranks that begin again count attempts on from
+    it."""
+
+    runs: str
+    run: str
+    shards: str
+    recipe_name: str
+    recipe: Recipe
+    seed: int
+    attempt: int
+    tower_ranks: int
+    share_device: bool
+    wire: Wire = "float32"
+    compile: Choice = "auto"
+    bad_samples: BadSamples = "raise"
+    decoded: Keep = "auto"
+    decoded_gb: float | None = None
+    save_every: float = 60.0
+    save_probabilities: bool = False
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs, self.run)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Launch:
+        raw: dict[str, Any] = json.loads(text)
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in raw["recipe"].items()
+        }
+        return cls(**(raw | {"recipe": Recipe(**fields)}))
+
+
+def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
+    """How many processes to start on a machine of `present` GPUs. None: the largest even number of
+    them, else 1.
+
+    GratisError where the mesh cannot be built, with the way out.
+    """
+    if gpus is None:
+        return present - present % 2 if present >= 2 else 1
+    if gpus < 1:
+        raise GratisError(f"--gpus {gpus} must be at least 1")
+    if gpus > 1 and gpus % 2:
+        raise GratisError(f"--gpus {gpus}: towers come in pairs; take {gpus - 1} or {gpus + 1}")
+    if 0 < present < gpus and not share_device:
+        raise GratisError(
+            f"--gpus {gpus}, but this machine has {present}; take --gpus "
+            f"{max(1, present - present % 2)}, "
+            "or --share-device to put several processes on one"
+        )
+    return gpus
+
+
+def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
+    """Names the run and says so."""
+    check_size(options.fields, len(manifest.classes))
+    recipe = options.fields
+    for _ in range(100):  # until no other command was quicker
+        name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
+        folder = options.runs / name
+        if recipe.init_from and not resumes:  # one that goes on has begun with it
+            from gratis.train.pretrained import fitting
+
+            fitting(Path(recipe.init_from), recipe, recipe.classes or len(manifest.classes))
+        if reserve(folder):
+            break
+    else:  # on some file systems every lock seems taken
+        raise GratisError(f"{folder / STARTER} cannot be locked; choose --runs on another disk")
+    print(
+        f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""),
+        flush=True,
+    )
+    images = manifest.splits["train"].samples
+    if options.fields.batch > images:
+        print(
+            f"--batch {options.fields.batch} is more than the {images} training images: an epoch "
+            f"is one step of all"
+        )
+    # a network of one tower is never spread, so its processes are all data parallel
+    return Launch(
+        runs=str(options.runs),
+        run=name,
+        shards=str(shards),
+        recipe_name=options.recipe,
+        recipe=options.fields,
+        seed=options.seed,
+        attempt=attempts(folder) + 1,
+        share_device=options.share_device,
+        tower_ranks=min(options.tower_ranks, options.fields.towers),
+        wire=options.wire,
+        compile=options.compile,
+        bad_samples=options.bad_samples,
+        decoded=options.decoded,
+        decoded_gb=options.decoded_gb,
+        save_every=options.save_every,
+        save_probabilities=options.save_probabilities,
+    )
+
+
+def check_size(recipe: Recipe, classes: int) -> None:
+    """GratisError for a network whose weights, gradients and velocities do not fit into this
+    machine."""
+    parameters = sum(
+        own.parameters for own in layers.plan(recipe, recipe.classes or classes).values()
+    )
+    most = psutil.virtual_memory().total
+    if 3 * 4 * parameters > most:
+        raise GratisError(
+            f"{parameters:,} parameters do not fit into this machine's {most / 2**30:.0f} GiB; "
+            "take a smaller --width, --hidden or --classes"
+        )
+
+
+def named(options: Options) -> tuple[str, bool]:
+    """The run that was named, and does it resume. Settings may change, but not those that decide
+    who comes when."""
+    name = options.run or ""
+    folder = options.runs / name
+    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,127}", name):
+        raise GratisError(
+            f"--run {name!r} must be a plain name of at most 128 letters, digits, '.', '_', '+' "
+            f"and '-'"
+        )
+    if user := in_use(folder):
+        raise GratisError(f"run {folder} is in use by {user}; choose another --run, or end it")
+    if outcome(folder) == "finished":
+        raise GratisError(f"run {folder} is finished; choose another --run")
+    changed = changes(folder, options.fields, options.seed)
+    if fixed := [changed[field] for field in ("seed", "batch") if field in changed]:
+        raise GratisError(
+            f"run {folder} cannot go on so: {', '.join(fixed)}; give what it was, or choose "
+            f"another --run"
+        )
+    if changed:
+        print(
+            f"run {folder} goes on with other settings: {', '.join(changed.values())}", flush=True
+        )
+    return name, attempts(folder) > 0
+
+
+def unnamed(options: Options, manifest: Manifest) -> tuple[str, bool]:
+    """The newest run of this recipe and dataset if it is unfinished and of these settings, else a
+    new one."""
+    stem = f"{options.recipe}-{manifest.hash[:8]}"
+    name, resumes = choose_run(options.runs, stem)
+    folder = options.runs / name
+    if resumes and (changed := changes(folder, options.fields, options.seed)):
+        told = ", ".join(changed.values())
+        print(
+            f"run {folder} is unfinished, but {told}: another begins (--run {name} goes on "
+            f"with it)",
+            flush=True,
+        )
+        return f"{stem}-{int(name.rsplit('-', 1)[1]) + 1}", False
+    return name, resumes
+
+
+def choose_run(runs: Path, stem: str) -> tuple[str, bool]:
+    """(<stem>-<n>, does it resume): the newest if it is unfinished and nobody runs it, else the
+    number after it.
+
+    Says who runs it.
+    """
+    tails = [path.name[len(stem) + 1 :] for path in runs.glob(f"{stem}-*/")]
+    numbers = sorted(int(tail) for tail in tails if re.fullmatch("[0-9]+", tail))
+    if not numbers:
+        return f"{stem}-1", False
+    newest = runs / f"{stem}-{numbers[-1]}"
+    if user := in_use(newest):
+        print(f"run {newest} is in use by {user}: another begins", flush=True)
+        return f"{stem}-{numbers[-1] + 1}", False
+    if outcome(newest) in OVER:
+        return f"{stem}-{numbers[-1] + 1}", False
+    return newest.name, attempts(newest) > 0
+
+
+def changes(folder: Path, recipe: Recipe, seed: int) -> dict[str, str]:
+    """By field, how settings differ from those of the run's last attempt: {"rate": "rate was 0.01,
+    is 0.05"}."""
+    config = next(
+        (record["config"] for record in records(folder)[::-1] if record["kind"] == "start"), None
+    )
+    if config is None:
+        return {}
+    there = config["recipe"] | {"seed": config["seed"]}
+    asked = json.loads(json.dumps(dataclasses.asdict(recipe))) | {"seed": seed}
+    return {
+        name: f"{name.replace('_', '-')} was {there.get(name)}, is {value}"
+        for name, value in asked.items()
+        if there.get(name) != value
+    }
+
+
+def records(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
+    """A rank's whole history. GratisError where its file is none, or cannot be read."""
+    path = folder / f"rank-{rank}.jsonl"
+    tail = EventTail(path)
+    found: list[dict[str, Any]] = []
+    try:
+        while block := tail.read():
+            found += block
+    except OSError as error:
+        raise GratisError(
+            f"{path} cannot be read ({error.strerror}); choose another --run"
+        ) from None
+    return found
+
+
+def attempts(folder: Path) -> int:
+    return max((record.get("attempt", 0) for record in records(folder)), default=0)
+
+
+def outcome(folder: Path) -> str | None:
+    """How the last attempt ended; None if it did not say, or there was none."""
+    last = records(folder)[-1:]
+    return last[0].get("outcome") if last and last[0]["kind"] == "end" else None

@@ -1,0 +1,148 @@
+"""What the network's layers are, as a pure function of the recipe: shapes, windows, who reads whom.
+No torch.
+
+The network, the summary, the computed traffic and the time model all read this one plan.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gratis.errors import GratisError
+from gratis.train.recipes import Layer, Recipe
+
+CONV1, CONV1_STRIDE = 11, 4
+CONVS: tuple[Layer, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5")
+Padding = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One layer of the whole network, all towers together. For dense layers kernel, side and pooled
+    are 1."""
+
+    inputs: int  # features it reads, over all towers (fc6: channels times pixels)
+    outputs: int
+    # parts that read only their own share of the inputs: the towers, or 1 where each reads
+    # everything
+    groups: int
+    kernel: int = 1
+    stride: int = 1
+    padding: Padding = (0, 0, 0, 0)  # left, right, top, bottom
+    side: int = 1  # pixels per side of its output
+    pooled: int = 1  # and of what the next layer gets
+    read_side: int = 1  # and of its input
+
+    @property
+    def weight(self) -> tuple[int, ...]:
+        """The weight's shape, outputs first."""
+        window = (self.kernel, self.kernel) if self.side > 1 or self.kernel > 1 else ()
+        return (self.outputs, self.inputs // self.groups, *window)
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.weight) + self.outputs
+
+    @property
+    def macs(self) -> int:
+        """Multiplications per image, forward."""
+        return math.prod(self.weight) * self.side**2
+
+
+def ceil_windows(size: int, kernel: int, stride: int) -> int:
+    """How many windows cover `size` pixels when the last may hang over the edge (the original's
+    rule; trap 21)."""
+    return 1 + math.ceil((size - kernel) / stride)
+
+
+def pooling(recipe: Recipe) -> tuple[int, int]:
+    """Window and stride."""
+    return (3, 2) if recipe.pool == "overlapping" else (2, 2)
+
+
+def conv1_padding(recipe: Recipe) -> Padding:
+    """Left, right, top, bottom zeros."""
+    if recipe.conv1_edge == "symmetric":
+        return 2, 2, 2, 2
+    overhang = (
+        (ceil_windows(recipe.crop, CONV1, CONV1_STRIDE) - 1) * CONV1_STRIDE + CONV1 - recipe.crop
+    )
+    return 0, overhang, 0, overhang
+
+
+def exchanging(recipe: Recipe) -> set[Layer]:
+    """Layers that read both towers. The successor of a removed layer takes its exchange over; fc8
+    always has one."""
+    found = {*recipe.exchange, "fc8"}
+    if recipe.without in found and recipe.without != "conv5":
+        found.add("conv4" if recipe.without == "conv3" else "conv5")
+    return found
+
+
+def plan(recipe: Recipe, classes: int) -> dict[Layer, Plan]:
+    """The layers in order. GratisError for a crop that one of them has nothing left of."""
+    both = exchanging(recipe)
+    layers: dict[Layer, Plan] = {}
+    inputs, side = 3, recipe.crop
+    for layer, full in zip(CONVS, recipe.channels, strict=True):
+        if layer == recipe.without:
+            continue
+        groups = 1 if layer == "conv1" or layer in both else recipe.towers
+        layers[layer] = _conv(
+            recipe, layer, inputs=inputs, outputs=recipe.units(full), side=side, groups=groups
+        )
+        inputs, side = layers[layer].outputs, layers[layer].pooled
+    if recipe.conv6:
+        groups = 1 if "conv6" in both else recipe.towers
+        layers["conv6"] = _conv(
+            recipe, "conv6", inputs=inputs, outputs=inputs, side=side, groups=groups
+        )
+    inputs *= side**2
+    for dense in ("fc6", "fc7"):
+        groups = 1 if dense in both else recipe.towers
+        layers[dense] = Plan(inputs=inputs, outputs=recipe.units(recipe.hidden), groups=groups)
+        inputs = recipe.units(recipe.hidden)
+    layers["fc8"] = Plan(inputs=inputs, outputs=classes, groups=1)
+    return layers
+
+
+def _conv(
+    recipe: Recipe, layer: Layer, *, inputs: int, outputs: int, side: int, groups: int
+) -> Plan:
+    kernel, stride, padding = _window(recipe, layer)
+    out = (side + padding[0] + padding[1] - kernel) // stride + 1
+    size, step = pooling(recipe)
+    pools = layer in ("conv1", "conv2") or layer == _last(recipe)
+    pooled = ceil_windows(out, size, step) if pools else out
+    if out < 1 or pooled < 1:
+        raise GratisError(
+            f"--crop {recipe.crop} leaves nothing for {layer} to see; take a larger one"
+        )
+    return Plan(
+        inputs=inputs,
+        outputs=outputs,
+        groups=groups,
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        side=out,
+        pooled=pooled,
+        read_side=side,
+    )
+
+
+def _window(recipe: Recipe, layer: Layer) -> tuple[int, int, Padding]:
+    """Kernel, stride, padding. Without overlap conv2 and conv5 lose the zeros that kept their
+    sizes, as in #147."""
+    separate = recipe.pool == "separate"
+    if layer == "conv1":
+        return CONV1, CONV1_STRIDE, conv1_padding(recipe)
+    if layer == "conv2":
+        return 5, 1, (1,) * 4 if separate else (2,) * 4
+    return 3, 1, (0,) * 4 if separate and layer == "conv5" else (1,) * 4
+
+
+def _last(recipe: Recipe) -> Layer:
+    """The layer that the third pooling follows."""
+    return "conv4" if recipe.without == "conv5" else "conv5"

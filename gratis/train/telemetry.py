@@ -1,0 +1,176 @@
+"""What is counted between two looks at the clock, and the one place where the host waits for the
+device."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from gratis.errors import INTERRUPTED, GratisError
+from gratis.events import EventWriter
+from gratis.loader import Batch, Loader
+from gratis.records import Outcome, Step
+from gratis.signals import STOPS, heard
+from gratis.train.mesh.device import GpuMeter, WaitClock
+from gratis.train.mesh.mesh import Mesh, sum_over_world
+
+SECONDS = 1.0  # the interval that the counters aim at
+MOST_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One interval over all ranks; the same on each. stop: a signal reached some rank."""
+
+    steps: int
+    loss: float  # mean over the steps
+    top1: float
+    images: int
+    wall_s: float
+    stop: Outcome | None
+
+
+class Signals:
+    """Remembers signals that stop a run, for the ranks to agree on a step at which to. The main
+    thread only."""
+
+    def __init__(self) -> None:
+        self.terminated = self.interrupted = False
+        for number in heard():
+            signal.signal(
+                number, self._interrupt if STOPS[number] == INTERRUPTED else self._terminate
+            )
+
+    def _terminate(self, *_: object) -> None:
+        self.terminated = True
+
+    def _interrupt(self, *_: object) -> None:
+        self.interrupted = True
+
+    def agreed(self, mesh: Mesh) -> Outcome | None:
+        """What a signal to any of the ranks asks for. Collective; waits for the device."""
+        return outcome(
+            *sum_over_world(
+                torch.tensor(
+                    [self.terminated, self.interrupted], dtype=torch.int32, device=mesh.device
+                )
+            ).tolist()
+        )
+
+
+def outcome(terminated: float, interrupted: float) -> Outcome | None:
+    """By how many ranks were signalled."""
+    return "preempted" if terminated else "interrupted" if interrupted else None
+
+
+class Interval:
+    """Counts steps until `close`. Its length in steps is agreed by arithmetic on what all ranks
+    know, not by clocks."""
+
+    def __init__(self, mesh: Mesh, loader: Loader, events: EventWriter, signals: Signals) -> None:
+        self._mesh, self._loader, self._events, self._signals = mesh, loader, events, signals
+        self._gpu, self._waits = GpuMeter(mesh.device), WaitClock(mesh.device)
+        self._length = 1
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts the clock; time between `close` and `begin` (evaluation, saving) belongs to no
+        interval."""
+        self._device_sums = torch.zeros(3, dtype=torch.float64, device=self._mesh.device)
+        self._steps = 0
+        self._waits.forget()
+        self._start, self._cpu_start = time.perf_counter(), _cpu_seconds()
+        self._loader.take_counters()
+        self._mesh.meter.take_seconds()
+
+    def batches(self) -> Iterator[Batch]:
+        """The loader's batches of one epoch; the time spent waiting for each is counted."""
+        batches = iter(self._loader)
+        while True:
+            self._waits.asked()
+            batch = next(batches, None)
+            self._waits.got()
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """One step's share of the loss and its own rows. Stays on the device."""
+        self._steps += 1
+        right = (logits.detach().argmax(1) == labels).sum()
+        valid = (labels >= 0).sum()
+        self._device_sums += torch.stack([loss.detach().double(), right.double(), valid.double()])
+
+    @property
+    def due(self) -> bool:
+        return self._steps >= self._length
+
+    def close(self, *, epoch: int, step: int, rate: float) -> Report:
+        """Writes this rank's `step` event and begins the next interval. Collective; waits for the
+        device."""
+        # the host waits for the device here, and nowhere else in a step
+        own = self._device_sums.tolist()
+        wall_s, exchange_s = time.perf_counter() - self._start, self._mesh.meter.take_seconds()
+        own += [wall_s, self._signals.terminated, self._signals.interrupted]
+        together = sum_over_world(torch.tensor(own, dtype=torch.float64, device=self._mesh.device))
+        loss, right, images, all_walls, terminated, interrupted = together.tolist()
+        report = Report(
+            steps=self._steps,
+            loss=loss / self._steps,
+            top1=right / max(1.0, images),
+            images=round(images),
+            wall_s=all_walls / self._mesh.world,
+            stop=outcome(terminated, interrupted),
+        )
+        check_there(self._events)
+        self._events.write(
+            "step",
+            self._record(report, round(own[2]), wall_s, exchange_s, rate),
+            epoch=epoch,
+            step=step,
+        )
+        for line in self._loader.take_warnings():
+            self._events.write("warning", {"message": line}, epoch=epoch, step=step)
+        aim = round(self._steps * SECONDS / report.wall_s)
+        self._length = max(1, min(aim, 4 * self._length, MOST_STEPS))
+        self.begin()
+        return report
+
+    def _record(
+        self, report: Report, images: int, wall_s: float, exchange_s: float, rate: float
+    ) -> Step:
+        return {
+            "steps": self._steps,
+            "images": images,
+            "wall_s": wall_s,
+            "wait_s": self._waits.take(),
+            "exchange_s": exchange_s,
+            "cpu_s": _cpu_seconds() - self._cpu_start,
+            "rss_bytes": psutil.Process(os.getpid()).memory_info().rss,
+            "loader": self._loader.take_counters(),
+            "loss": report.loss,
+            "top1": report.top1,
+            "lr": rate,
+            "gpu": self._gpu.read(),
+        }
+
+
+def check_there(events: EventWriter) -> None:
+    """GratisError once the run's folder was deleted: then nobody wants what is trained."""
+    if events.deleted:
+        raise GratisError(
+            "the run's folder was deleted while it trained: it ends, and nothing of it is kept"
+        )
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,149 @@
+"""A dataset on disk written without the preprocess stage, so that the loader is tested against the
+contract alone."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gratis.atomic import sha256_file
+from gratis.dataset import (
+    FORMAT,
+    MANIFEST,
+    STATS,
+    ImageClass,
+    Index,
+    Manifest,
+    Shard,
+    Split,
+    Stats,
+    read_index,
+    read_manifest,
+    write_index,
+    write_stats,
+)
+
+SIZE, CLASSES = 64, 7
+
+
+def picture(number: int, size: int = SIZE) -> NDArray[np.uint8]:
+    """A smooth random picture: JPEG at quality 95 keeps it well, and every place of it is
+    different."""
+    rng = np.random.default_rng(number)
+    small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def encode(image: NDArray[np.uint8], codec: str) -> bytes:
+    if codec == "raw":
+        return b"P6\n%d %d\n255\n" % (image.shape[1], image.shape[0]) + image.tobytes()
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def write_dataset(
+    root: Path, images: list[NDArray[np.uint8]], *, codec: str = "jpeg", per_shard: int = 10
+) -> Path:
+    root.mkdir(parents=True)
+    count = len(images)
+    labels = [i % CLASSES for i in range(count)]
+    shards, rows = [], []
+    extension = {"jpeg": "jpg", "raw": "ppm"}[codec]
+    for number, first in enumerate(range(0, count, per_shard)):
+        path = root / f"train-{number:05d}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for i in range(first, min(first + per_shard, count)):
+                for name, data in (
+                    (f"s_{i}.{extension}", encode(images[i], codec)),
+                    (f"s_{i}.cls", b"%d" % labels[i]),
+                ):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        with tarfile.open(path) as tar:
+            members = [m for m in tar.getmembers() if m.name.endswith(extension)]
+        rows += [(number, m.offset_data, m.size, labels[first + k]) for k, m in enumerate(members)]
+        shards.append(
+            Shard(
+                name=path.name,
+                samples=len(members),
+                bytes=path.stat().st_size,
+                sha256=sha256_file(path),
+            )
+        )
+    table = np.array(rows).T
+    index = Index(
+        table[0].astype(np.int32),
+        table[1].astype(np.int64),
+        table[2].astype(np.int32),
+        table[3].astype(np.int32),
+    )
+    split = Split(
+        shards=tuple(shards),
+        index_sha256=write_index(root, "train", index),
+        conversions={},
+        rejects={},
+    )
+    manifest = Manifest(
+        format=FORMAT,
+        image_size=len(images[0]),
+        codec=codec,
+        quality=95 if codec == "jpeg" else None,
+        seed=0,
+        samples_per_shard=per_shard,
+        source="handmade",
+        tools={},
+        splits={"train": split},
+        stats_sha256=write_stats(root, statistics(images)),
+        classes=tuple(
+            ImageClass(wnid=f"n{i:08d}", words=f"class {i}", ilsvrc_id=None) for i in range(CLASSES)
+        ),
+    )
+    (root / MANIFEST).write_bytes(manifest.to_json())
+    return root
+
+
+def rotten(folder: Path, *damaged: int, codec: str = "jpeg", count: int = 101) -> Path:
+    """The same dataset after bit rot: the beginnings of these samples are zeros."""
+    root = write_dataset(folder / "rot", [picture(i) for i in range(count)], codec=codec)
+    with np.load(root / "train.index.npz") as index:
+        places = [(int(index["shard"][sample]), int(index["offset"][sample])) for sample in damaged]
+    for shard, offset in places:
+        with (root / f"train-{shard:05d}.tar").open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes(400))
+    return root
+
+
+def statistics(images: list[NDArray[np.uint8]]) -> Stats:
+    pixels = np.stack(images).astype(np.float64)
+    values, vectors = np.linalg.eigh(np.cov(pixels.reshape(-1, 3).T))
+    return Stats(
+        pixels.mean(0).astype(np.float32), values[::-1].copy(), vectors[:, ::-1].copy(), len(images)
+    )
+
+
+def write_large_index(small: Path, root: Path, count: int) -> Path:
+    """A dataset of `count` samples whose index points into the shards of a small one, over and
+    over."""
+    root.mkdir()
+    manifest, index = read_manifest(small), read_index(small, "train")
+    for path in (*small.glob("*.tar"), small / STATS):
+        (root / path.name).symlink_to(path)
+    rows = np.sort(np.arange(count) % len(index.label))  # by shard, as an index is
+    split = manifest.splits["train"]
+    counts = np.bincount(index.shard[rows], minlength=len(split.shards))
+    sha256 = write_index(root, "train", Index(*(column[rows] for column in index)))
+    shards = tuple(
+        replace(shard, samples=int(n)) for shard, n in zip(split.shards, counts, strict=True)
+    )
+    large = replace(split, shards=shards, index_sha256=sha256)
+    (root / MANIFEST).write_bytes(replace(manifest, splits={"train": large}).to_json())
+    return root

@@ -1,0 +1,128 @@
+"""`gratis preview`, and the mistakes of looking at what the loader yields."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gratis.cli import run
+from gratis.errors import guard
+from gratis.loader import Loader, LoaderConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def loader(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gratis", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+Answered = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def answered(capsys: pytest.CaptureFixture[str]) -> Answered:
+    """What a command answers, asked in this process: another would take seconds to say the same."""
+
+    def ask(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        code = guard(lambda: run([*map(str, arguments)]))
+        return subprocess.CompletedProcess([], code, *capsys.readouterr())
+
+    return ask
+
+
+def test_a_preview_is_drawn(sample_shards: Path, tmp_path: Path) -> None:
+    done = loader("preview", sample_shards, "--out", tmp_path / "preview.png")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'preview.png'}: 24 images\n")
+    with Image.open(tmp_path / "preview.png") as image:
+        assert image.width > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("preview", "{shards}", "--out", "p"),
+            "p has no ending that says its format; name a .png file",
+        ),
+        (
+            ("preview", "{shards}", "--threads", "100000"),
+            "threads is 100000; it may be at most 1,024",
+        ),
+        (("preview", "{shards}", "--crop", "0"), "crop is 0; it must be at least 1"),
+        (
+            ("preview", "http://127.0.0.1:1/shards"),
+            "http://127.0.0.1:1/shards: this reads local folders",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(
+    sample_shards: Path, arguments: tuple[str, ...], message: str, answered: Answered
+) -> None:
+    done = answered(*(argument.format(shards=sample_shards) for argument in arguments))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "command", [("preview", "{shards}", "--out"), ("explain", "{shards}", "--sample", "0", "--out")]
+)
+def test_a_full_disk_is_one_line_and_the_old_picture_stays(
+    sample_shards: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    command: tuple[str, ...],
+    answered: Answered,
+) -> None:
+    """RLIMIT_FSIZE stands for the disk: writes fail in the same place, Numba's of what it compiled
+    too. The first run has room, for matplotlib's list of fonts as well, about which it would say a
+    line of its own."""
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
+
+    picture, filled = (
+        tmp_path / "picture.png",
+        [argument.format(shards=sample_shards) for argument in command],
+    )
+    assert answered(*filled, picture).returncode == 0
+    before = picture.read_bytes()
+    caches = {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "NUMBA_CACHE_DIR": str(tmp_path_factory.mktemp("numba")),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "gratis", *filled, picture],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        preexec_fn=small_files,
+        check=False,
+        env=os.environ | caches,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"error: {picture} cannot be written (" in done.stderr
+    assert (picture.read_bytes(), list(tmp_path.iterdir())) == (before, [picture])
+
+
+def test_a_device_may_be_named_by_a_word(sample_shards: Path) -> None:
+    with Loader(
+        sample_shards, "val", LoaderConfig(crop=32, augment=False), device="cpu"
+    ) as batches:
+        assert batches.device == torch.device("cpu")
+        assert next(iter(batches)).images.device.type == "cpu"

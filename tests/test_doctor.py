@@ -1,0 +1,182 @@
+"""The doctor finds what is there, and removes what it listed and nothing else."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gratis.events import EventWriter
+
+ROOT = Path(__file__).resolve().parents[1]
+# by an interpreter that is isolated from its own packages and from the environment
+BARE = (
+    f"import sys; sys.path.append({str(ROOT)!r}); sys.argv[1:] = ['doctor']; "
+    "from gratis.cli import main; sys.exit(main())"
+)
+
+
+def doctor(
+    folder: Path, *arguments: str | Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gratis", "doctor", *arguments],
+        cwd=folder,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def make_run(folder: Path, outcome: str | None) -> Path:
+    writer = EventWriter(folder / "rank-0.jsonl", attempt=1, rank=0)
+    writer.write("start", {"run": folder.name})
+    if outcome:
+        writer.write("end", {"outcome": outcome, "error": None})
+    writer.close()
+    (folder / "lock").touch()
+    return folder
+
+
+def test_findings_are_this_machines(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        done = doctor(tmp_path, "--port", str(number))
+    assert f"port {number} is taken" in done.stdout
+    assert f"{len(os.sched_getaffinity(0))} CPU cores" in done.stdout
+    assert f"torch {torch.__version__}" in done.stdout
+    assert ("no GPU" in done.stdout) == (not torch.cuda.is_available())
+    assert "DALI" in done.stdout or "nvidia-dali" in done.stdout
+    assert all(line.startswith(("good ", "note ", "bad ")) for line in done.stdout.splitlines())
+    assert done.returncode == ("bad " in done.stdout)
+
+
+def test_bare_python_says_what_is_missing(tmp_path: Path) -> None:
+    """Isolated and without its packages: what a machine is before anything was installed."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", BARE], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    for missing in ("no Pillow", "no torch", "no DALI"):
+        assert f"bad   {missing}: `make install`" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processor affinity is Linux's")
+def test_no_more_cores_than_the_process_may_use(tmp_path: Path) -> None:
+    core = min(os.sched_getaffinity(0))
+    command = ["taskset", "-c", str(core), sys.executable, "-I", "-S", "-c", BARE]
+    assert (
+        "note  1 CPU cores"
+        in subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    )
+
+
+def test_old_runs_are_listed_and_removed_on_request(tmp_path: Path) -> None:
+    finished = make_run(tmp_path / "runs" / "sample-1", "finished")
+    broken = make_run(tmp_path / "runs" / "sample-2", None)
+    with (broken / "rank-0.jsonl").open("a") as events:
+        events.write("[1]\n")  # no record of ours
+    living = make_run(tmp_path / "runs" / "sample-3", None)
+    for name, kinds in (("shards", ["start", "end"]), ("sharding", ["start"])):
+        writer = EventWriter(tmp_path / "runs" / name / "shards.jsonl", attempt=1, rank=0)
+        for kind in kinds:
+            writer.write(kind, {"outcome": "finished"})
+        writer.close()
+    with (living / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        listed = [line for line in doctor(tmp_path).stdout.splitlines() if line.startswith("left ")]
+        assert [line.split(",")[0] for line in listed] == [
+            "left  runs/sample-1: run",
+            "left  runs/sample-2: run",
+            "left  runs/shards: the shard stage's events",
+        ]
+        assert "finished" in listed[0]
+        assert "broken off" in listed[1]
+        (finished / "starter").touch()
+        with (finished / "starter").open() as starter:  # a command that is about to begin with it
+            fcntl.flock(starter, fcntl.LOCK_EX)
+            assert "runs/sample-1" not in doctor(tmp_path).stdout
+        refused = doctor(tmp_path, "--remove", "runs/sample-3")
+        assert (refused.returncode, living.is_dir()) == (2, True)
+    removed = doctor(tmp_path, "--remove", "runs/sample-2")
+    assert (removed.returncode, broken.exists(), finished.exists()) == (0, False, True)
+
+
+def test_nothing_else_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    make_run(tmp_path / "runs" / "sample-1", "finished")
+    for path in ("photos", "runs", ".", "nowhere"):
+        done = doctor(tmp_path, "--remove", path)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "photos").is_dir()
+    assert (tmp_path / "runs" / "sample-1").is_dir()
+
+
+def test_a_link_and_a_run_named_twice_are_one_line(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "sample-1", "finished")
+    (tmp_path / "runs" / "newest").symlink_to(run)
+    done = doctor(tmp_path, "--remove", "runs/newest")
+    assert (done.returncode, len(done.stderr.splitlines()), run.is_dir()) == (2, 1, True)
+    done = doctor(tmp_path, "--remove", "runs/sample-1", "--remove", "runs/sample-1/")
+    assert (done.returncode, len(done.stderr.splitlines()), run.exists()) == (2, 1, False)
+
+
+def test_a_number_that_is_no_port_is_a_line(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--port", "99999")
+    assert "port 99999 is none" in done.stdout
+    assert not done.stderr
+
+
+def test_abandoned_shards_are_those_of_a_killed_stage(tmp_path: Path, sample_source: Path) -> None:
+    """A real stage: in use while it lives, abandoned once it is killed; other files in its folder
+    stay."""
+    out = tmp_path / "shards"
+    command = [
+        sys.executable,
+        *"-m gratis shards --src".split(),
+        str(sample_source),
+        "--out",
+        str(out),
+        *"--workers 1 --samples-per-shard 16".split(),
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as stage:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("train-*.tar")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        stage.send_signal(signal.SIGSTOP)
+        meanwhile = doctor(tmp_path).stdout
+        stage.kill()
+    assert "shards begun" not in meanwhile
+    time.sleep(1)  # its workers end by themselves
+    assert f"left  {out.name}: shards begun and not finished" in doctor(tmp_path).stdout
+    mine = [out / "notes.txt", out / "train-90000.tar"]
+    for path in mine:
+        path.write_text("mine")
+    assert doctor(tmp_path, "--remove", "shards").returncode == 0
+    assert sorted(out.iterdir()) == mine
+
+
+def test_tars_of_somebody_else_are_no_abandoned_shards(tmp_path: Path) -> None:
+    """What an index command leaves behind that was killed: it writes beside tars that it does not
+    own."""
+    tars = tmp_path / "shards"
+    (tars / ".work").mkdir(parents=True)
+    (tars / ".work" / "lock").touch()
+    (tars / "train-00000.tar").write_text("mine")
+    assert "shards begun" not in doctor(tmp_path).stdout
+    assert doctor(tmp_path, "--remove", "shards").returncode == 2
+    assert (tars / "train-00000.tar").read_text() == "mine"
