@@ -126,41 +126,6 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         return np.asarray(_rgb(picture))
 
 
-def encode_jpeg(pixels: NDArray[np.uint8] | Pillow.Image, quality: int) -> bytes:
-    """Baseline JPEG, colour at half resolution (4:2:0), Huffman tables fitted to the image, of
-    uint8 [height,width,3] or of what `to_picture` gave.
-
-    Chosen by `gratis bench shards` (125 ILSVRC photographs, libjpeg-turbo 2.1.5 through pillow-simd
-    12.1.1, CPU ms on one core of an EPYC; dB against the full decode and Lanczos filter):
-
-        quality subsampling tables                bytes  encode  decode     dB
-        95      4:4:4       fitted               41,131    1.09   0.495  40.66
-        95      4:2:0       standard             33,307    0.25   0.362  37.38
-        95      4:2:0       fitted               31,790    0.79   0.364  37.38   <- the default
-        95      4:2:0       fitted, progressive  30,188    1.76   1.063  37.38
-        90      4:4:4       fitted               28,600    0.87   0.386  37.27
-        90      4:2:0       fitted               22,936    0.63   0.314  35.30
-        85      4:2:0       fitted               18,506    0.58   0.302  33.89
-
-    Quality 95 is what ImageNet's own 256-pixel sets were made at. Fitted tables cost 0.5 ms once;
-    they save 4.6 % of the bytes and, in DALI's crop decoder, 2.7 % of each epoch's decoding
-    (paired, n = 15, quartiles 2.3 and 3.8), which over 90 epochs is more than they cost.
-    Progressive saves another 5 % of bytes and triples the decoding."""
-    picture = Pillow.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
-    # fitting needs the whole file in one buffer, and Pillow's own guess (height * width) is too
-    # small for noise
-    ImageFile.MAXBLOCK = max(1 << 16, 8 * picture.height * picture.width)
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
-    return file.getvalue()
-
-
-def encode_ppm(pixels: NDArray[np.uint8]) -> bytes:
-    """Binary PPM (P6): a header of a few bytes, then the pixels as they are."""
-    height, width, _ = pixels.shape
-    return b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
-
-
 def _window(side: int, shorter: int, size: int) -> tuple[float, float]:
     resized = (2 * size * side + shorter) // (2 * shorter)  # round half up, in integers
     start = (resized - size) // 2

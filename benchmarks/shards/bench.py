@@ -32,9 +32,10 @@ from benchmarks.shards.psnr import SIZE, ceiling, conventions, psnr, quality
 from gratis import image
 from gratis.command_line import parse
 from gratis.errors import GratisError
+from gratis.preprocess.codecs import encode_jpeg
+from gratis.preprocess.output.shard_writer import ShardWriter
 from gratis.preprocess.stages.plan import pillow_name
-from gratis.preprocess.stages.shard import ShardWriter
-from gratis.preprocess.stages.statistics import Accumulator
+from gratis.preprocess.statistics import Accumulator
 
 TIMES = 3  # the longer of the two runs
 TABLED = 100  # as --judged says
@@ -110,7 +111,7 @@ def _show_steps(files: list[bytes]) -> None:
     """CPU ms per image in one process, the best of three passes: what is above it is other
     programs' noise."""
     made = [image.to_picture(data, SIZE)[0] for data in files]
-    encoded = [image.encode_jpeg(picture, 95) for picture in made]
+    encoded = [encode_jpeg(picture, 95) for picture in made]
     decoded = [image.decode(data) for data in encoded]
     accumulator = Accumulator(SIZE)
 
@@ -120,7 +121,7 @@ def _show_steps(files: list[bytes]) -> None:
 
     def pack() -> None:
         with tempfile.TemporaryFile() as file:
-            writer = ShardWriter(file, "jpg")  # type: ignore[arg-type]
+            writer = ShardWriter(file, "jpg")
             for k, data in enumerate(encoded):
                 writer.add(f"key_{k:08d}", data, k)
             writer.close()
@@ -129,7 +130,7 @@ def _show_steps(files: list[bytes]) -> None:
 
     steps: dict[str, Callable[[], object]] = {
         "decode and resize": lambda: [image.to_picture(data, SIZE) for data in files],
-        "encode": lambda: [image.encode_jpeg(picture, 95) for picture in made],
+        "encode": lambda: [encode_jpeg(picture, 95) for picture in made],
         "decode again": lambda: [image.decode(data) for data in encoded],
         "statistics": add_up,
         "hash, tar, fsync": pack,
@@ -144,7 +145,7 @@ def _show_steps(files: list[bytes]) -> None:
 
 
 def _show_codecs(files: list[bytes]) -> None:
-    ImageFile.MAXBLOCK = 1 << 20  # see image.encode_jpeg
+    ImageFile.MAXBLOCK = 1 << 20  # see encode_jpeg
     pixels = [image.to_image(data).pixels for data in files]
     references = [conventions(data)[0] for data in files]
     print(f"codec, {len(files)} images: bytes, CPU ms to encode and decode (best of 3), dB")

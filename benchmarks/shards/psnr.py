@@ -24,6 +24,7 @@ from PIL import Image as Pillow
 
 from gratis import image
 from gratis.errors import GratisError
+from gratis.preprocess.codecs import encode_jpeg
 from gratis.preprocess.sources.listing import make_key
 
 SIZE = 256
@@ -34,9 +35,7 @@ def ceiling(judged: list[Path]) -> float:
     """dB that the reference itself keeps through a JPEG of quality 95."""
     references = (reference(Pillow.open(path).convert("RGB")) for path in judged)
     return float(
-        np.mean(
-            [psnr(image.decode(image.encode_jpeg(pixels, 95)), pixels) for pixels in references]
-        )
+        np.mean([psnr(image.decode(encode_jpeg(pixels, 95)), pixels) for pixels in references])
     )
 
 

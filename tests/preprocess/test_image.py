@@ -17,7 +17,8 @@ from PIL import Image as Pillow
 
 from benchmarks.shards.psnr import psnr, reference
 from gratis import image
-from gratis.image import Reject, central_box, encode_jpeg, encode_ppm, to_image, to_picture
+from gratis.image import Reject, central_box, to_image, to_picture
+from gratis.preprocess.codecs import encode_jpeg, encode_ppm
 
 SIZE = 64
 

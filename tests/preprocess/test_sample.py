@@ -19,7 +19,8 @@ from PIL import Image as Pillow
 from gratis.errors import GratisError
 from gratis.preprocess.sample import SampleConfig, make_sample
 from gratis.preprocess.shapes import CLASSES, draw
-from gratis.preprocess.sources.source import Reader, open_source
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.sources.reader import ImageReader
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -44,7 +45,7 @@ def test_counts_sizes_and_greyscale(sample_source: Path) -> None:
     assert not source.skipped
     assert np.bincount(source.splits["train"].label).tolist() == [100] * 10
     assert np.bincount(source.splits["val"].label).tolist() == [20] * 10
-    reader, train = Reader(), source.splits["train"]
+    reader, train = ImageReader(), source.splits["train"]
     pictures = [Pillow.open(io.BytesIO(reader.read(train.item(row)))) for row in range(0, 1000, 5)]
     assert len({picture.size for picture in pictures}) > 150
     assert {picture.mode for picture in pictures} == {"RGB", "L"}

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PLAN = """
 import sys
 from gratis.preprocess.sources.listing import ListingBuilder
-from gratis.preprocess.stages.plan import shuffled, make_task, slices, Plan
+from gratis.preprocess.stages.plan import permutation, make_task, slices, Plan
 from gratis.preprocess.shards import ShardsConfig, _draft
 from gratis.preprocess.sources.source import Source
 from gratis.dataset import ImageClass
@@ -49,7 +49,7 @@ from gratis.preprocess.stages.publish import publish
 from gratis.preprocess.stages.shard import Receipt, _pack, receipt_name
 from gratis.preprocess.shards import ShardsConfig, _draft
 from gratis.preprocess.sources.source import Source
-from gratis.preprocess.stages.statistics import Sums
+from gratis.preprocess.statistics import Sums
 from gratis.preprocess.output.store import WORK, open_store
 from gratis.dataset import ImageClass
 

@@ -33,7 +33,7 @@ from gratis.errors import GratisError
 from gratis.events import EventTail
 from gratis.preprocess.output.store import WORK
 from gratis.preprocess.shards import ShardsConfig, make_shards
-from gratis.preprocess.sources.source import open_source
+from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.stages.estimate import (
     Estimate,
     describe,
@@ -41,7 +41,7 @@ from gratis.preprocess.stages.estimate import (
     estimate_apart,
     refuse_full_disk,
 )
-from gratis.preprocess.stages.plan import shuffled
+from gratis.preprocess.stages.plan import permutation
 from gratis.preprocess.stages.shard import ShardTask
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -198,9 +198,9 @@ def test_raw_codec(sample_source: Path, tmp_path: Path) -> None:
 
 def test_order_is_golden() -> None:
     """Not NumPy's to change: the order decides the bytes of every dataset."""
-    assert shuffled(10, 0, "train").tolist() == GOLDEN
-    assert sorted(shuffled(1000, 3, "val").tolist()) == list(range(1000))
-    assert shuffled(1000, 3, "val").tolist() != shuffled(1000, 4, "val").tolist()
+    assert permutation(10, 0, "train").tolist() == GOLDEN
+    assert sorted(permutation(1000, 3, "val").tolist()) == list(range(1000))
+    assert permutation(1000, 3, "val").tolist() != permutation(1000, 4, "val").tolist()
 
 
 GOLDEN = [4, 8, 1, 6, 2, 7, 3, 9, 0, 5]

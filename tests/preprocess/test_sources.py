@@ -21,9 +21,10 @@ from scipy.io import loadmat
 from gratis.errors import GratisError
 from gratis.preprocess.output.store import WORK
 from gratis.preprocess.shards import ShardsConfig, make_shards
-from gratis.preprocess.sources.archives import DEVKIT, META, TRAIN, TRUTH, VAL
+from gratis.preprocess.sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL
 from gratis.preprocess.sources.listing import make_key
-from gratis.preprocess.sources.source import Reader, open_source
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.sources.reader import ImageReader
 from gratis.preprocess.stages.estimate import estimate
 from gratis.preprocess.stages.shard import ShardTask
 
@@ -89,7 +90,7 @@ def test_labels_against_an_independent_reading(sample_source: Path) -> None:  # 
     assert [c.wnid for c in source.classes] == leaves
     assert [c.ilsvrc_id for c in source.classes] != sorted(c.ilsvrc_id or 0 for c in source.classes)
     assert all(wnid_of[c.ilsvrc_id or 0] == c.wnid for c in source.classes)
-    val, reader = source.splits["val"], Reader()
+    val, reader = source.splits["val"], ImageReader()
     assert [leaves[label] for label in val.label] == [wnid_of[int(line)] for line in truth.split()]
     with tarfile.open(sample_source / VAL) as archive:
         for row in (0, 77, 199):
@@ -111,7 +112,7 @@ def test_train_members_lie_where_listed(sample_source: Path) -> None:
             ) as inner:
                 member = inner.extractfile(item.name)
                 assert member
-                assert Reader().read(item) == member.read()
+                assert ImageReader().read(item) == member.read()
 
 
 def test_tiny100_labels(tiny100: Path) -> None:  # trap 16
@@ -140,7 +141,7 @@ def test_class_folders(tmp_path: Path) -> None:
     train, val = source.splits["train"], source.splits["val"]
     assert [train.item(k).key for k in range(len(train))] == ["a_1", "b_1"]
     assert val.label.tolist() == [1]
-    assert Reader().read(train.item(0)) == jpeg()
+    assert ImageReader().read(train.item(0)) == jpeg()
 
 
 def test_a_link_to_itself_is_skipped_with_a_line(tmp_path: Path) -> None:
@@ -272,10 +273,10 @@ def test_of_many_tars_some_are_open_at_a_time(
     for k in range(9):
         (tmp_path / f"{k}.tar").write_bytes(tar([(f"{k}.jpg", jpeg(k)), (f"{k}.cls", b"0")]))
     train = open_source(str(tmp_path)).splits["train"]
-    monkeypatch.setattr("gratis.preprocess.sources.source.open_files", lambda: 3)
+    monkeypatch.setattr("gratis.preprocess.sources.reader.max_open_files", lambda: 3)
     before = descriptors()
     for _ in range(2):
-        with Reader() as reader:
+        with ImageReader() as reader:
             for row in [*range(9), 8, 0, 4]:
                 assert reader.read(train.item(row)) == jpeg(row)
             assert len(descriptors() - before) == 3
@@ -448,7 +449,7 @@ def test_hostile_members_are_skipped_with_a_line(sample_source: Path, tmp_path: 
     assert len(source.skipped) == len(bad)
     assert all("\n" not in line and len(line) < 1000 for line in source.skipped)
     rows = [source.splits["train"].item(row) for row in (0, 49, 50, 99)]
-    assert [Reader().read(item) for item in rows] == [files[k][1] for k in (0, 49, 50, 99)]
+    assert [ImageReader().read(item) for item in rows] == [files[k][1] for k in (0, 49, 50, 99)]
 
 
 def test_refuses_an_archive_that_holds_a_class_twice(sample_source: Path, tmp_path: Path) -> None:

@@ -23,13 +23,13 @@ from PIL import Image
 
 from gratis import dataset
 from gratis.errors import GratisError
-from gratis.preprocess.commands import _in_slurm_array
-from gratis.preprocess.merge import MergeConfig, merge
-from gratis.preprocess.output.ownership import discard, foreign
+from gratis.preprocess.commands import as_array_task
+from gratis.preprocess.merge import MergeConfig, merge_tasks
 from gratis.preprocess.output.store import LocalStore
 from gratis.preprocess.shards import ShardsConfig, make_shards
-from gratis.preprocess.sources.archives import DEVKIT, PUBLISHED_MD5, TRAIN, VAL, check_md5
-from gratis.preprocess.sources.source import open_source
+from gratis.preprocess.sources.imagenet import DEVKIT, PUBLISHED_MD5, TRAIN, VAL, check_md5
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.stages.ownership import discard, foreign_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -67,11 +67,11 @@ def test_tasks_and_merge_write_the_same_bytes(
     with pytest.raises(
         GratisError, match=r"lacks 3 of 10 shards: train-00001, train-00004, val-00002"
     ):
-        merge(MergeConfig(out=str(out)))
+        merge_tasks(MergeConfig(out=str(out)))
     make_shards(config(sample_source, out, task_id=1, num_tasks=3))
-    merge(MergeConfig(out=str(out)))
+    merge_tasks(MergeConfig(out=str(out)))
     assert digests(out) == digests(whole)
-    merge(MergeConfig(out=str(out)))  # again: nothing to do
+    merge_tasks(MergeConfig(out=str(out)))  # again: nothing to do
 
 
 def test_slurm_s_array_is_understood(sample_source: Path, whole: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_tasks_of_an_array_are_numbered_from_0(
     numbers: range, number: int, task: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_array(monkeypatch, numbers, number, numbers.step)
-    found = _in_slurm_array(ShardsConfig(src="s"))
+    found = as_array_task(ShardsConfig(src="s"))
     assert (found.task_id, found.num_tasks) == (task, len(numbers))
 
 
@@ -125,9 +125,9 @@ def test_an_array_with_gaps_is_told(number: int, monkeypatch: pytest.MonkeyPatch
         GratisError,
         match=r"gaps \(SLURM_ARRAY_TASK_COUNT=3 numbers from 1 to 7 .*take --array=0-2, or",
     ):
-        _in_slurm_array(ShardsConfig(src="s"))
+        as_array_task(ShardsConfig(src="s"))
     given = ShardsConfig(src="s", task_id=1, num_tasks=9)
-    assert _in_slurm_array(given) == given
+    assert as_array_task(given) == given
 
 
 def in_array(
@@ -156,7 +156,7 @@ def test_tasks_of_other_settings_are_refused(sample_source: Path, tmp_path: Path
     with pytest.raises(GratisError, match="seed 0 there and 1 asked for"):
         make_shards(config(sample_source, tmp_path / "o", task_id=1, num_tasks=9, seed=1))
     with pytest.raises(GratisError, match="no work"):
-        merge(MergeConfig(out=str(tmp_path / "none")))
+        merge_tasks(MergeConfig(out=str(tmp_path / "none")))
     assert not (tmp_path / "none").exists()
 
 
@@ -253,7 +253,7 @@ def test_a_discard_that_was_killed_is_known_for_ours(
             discard(store)
         except KeyboardInterrupt:
             kills += 1
-            assert foreign(store) == []
+            assert foreign_files(store) == []
         else:
             break
     assert kills > 3

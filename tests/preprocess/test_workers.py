@@ -18,10 +18,11 @@ from PIL import Image as Pillow
 
 from gratis.errors import GratisError
 from gratis.preprocess.execution import workers
-from gratis.preprocess.execution.workers import Report, Step, run_tasks
+from gratis.preprocess.execution.workers import ReportProgress, TaskProgress, run_tasks
+from gratis.preprocess.output.receipt import read_receipt
 from gratis.preprocess.output.store import WORK, open_store
 from gratis.preprocess.sources.listing import Item
-from gratis.preprocess.stages.shard import ShardTask, read_receipt
+from gratis.preprocess.stages.shard import ShardTask
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -58,7 +59,7 @@ def tasks(root: Path, bad: str) -> list[ShardTask]:
 
 
 def check(root: Path, planned: list[ShardTask], kind: str) -> None:
-    total = Step()
+    total = TaskProgress()
     for step in run_tasks(planned, 2):
         total = total.plus(step)
     assert total[:2] == (9, 10 * 100)
@@ -101,7 +102,7 @@ class Dying:
     name: str
     fate: str
 
-    def make(self, begin: Callable[[int], None], report: Report) -> None:
+    def make(self, begin: Callable[[int], None], report: ReportProgress) -> None:
         if self.fate == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         raise ArithmeticError(self.fate)
@@ -173,5 +174,5 @@ def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.endswith(f"GratisError: {workers.UNBEGUN}\n")
+    assert done.stderr.endswith(f"GratisError: {workers.NO_MAIN_GUARD}\n")
     assert not (tmp_path.parent / f"{tmp_path.name}-out").exists()
