@@ -7,16 +7,18 @@ target) and other large pictures by whole-number averaging: 0.01 dB against the 
 quarter less CPU time.
 
 Odd files are converted, and every conversion is named, so that it can be counted:
-    greyscale     one channel: repeated three times          palette, 1-bit, 16-bit (its high byte),
-    alpha (dropped) cmyk, ycck    four channels, inverted as Adobe writes them (so do all JPEGs of
-    ImageNet) png, gif, ... not a JPEG, whatever the name says         gzip          a compressed
-    file around the picture exif-rotated  orientation other than upright: ignored, as decoders did
-    in 2012 exif-corrupt  unreadable EXIF: ignored                   progressive   decoded like any
-    other one-pixel     a side of one pixel: stretched like any other
+    greyscale                  one channel: repeated three times
+    palette, 1-bit, 16-bit     converted to 8 bits a channel; of 16 bits, the high byte
+    alpha                      dropped
+    cmyk, ycck                 four channels, inverted as Adobe writes them (in ImageNet's JPEGs)
+    png, gif, ...              not a JPEG, whatever the name says
+    gzip                       a compressed file around the picture
+    exif-rotated               orientation other than upright: ignored, as decoders did in 2012
+    exif-corrupt               unreadable EXIF: ignored
+    progressive                decoded like any other
+    one-pixel                  a side of one pixel: stretched like any other
 What cannot become pixels raises Reject, with one of the kinds empty, truncated, undecodable,
 too-large, multi-frame.
-
-Imports the standard library, NumPy and Pillow.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from PIL import ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 MAX_BYTES = 64 << 20  # the largest file of ILSVRC2012 has 15 MB
-MAX_PIXELS = 100_000_000  # held against the header, before anything is decoded: 300 MB as RGB
-# beside JPEG; a short list is a small surface for hostile files
+MAX_PIXELS = 100_000_000  # by the header, before anything is decoded: 300 MB as RGB
+# beside JPEG; few formats leave hostile files few decoders to attack
 FORMATS = ("PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 # shrinking inside the decoder stops at this multiple of the target, and the filter does the rest
 KEPT_GAP = 2
@@ -51,8 +53,8 @@ class Reject(ValueError):
 
 
 class Image(NamedTuple):
-    """pixels uint8 [size,size,3], RGB; conversions: what was odd about the file, in the words of
-    the module."""
+    """pixels uint8 [size,size,3], RGB; conversions: what was odd about the file, as listed
+    above."""
 
     pixels: NDArray[np.uint8]
     conversions: tuple[str, ...]
@@ -71,13 +73,14 @@ def central_box(width: int, height: int, size: int) -> tuple[float, float, float
 
 def to_image(data: bytes, size: int = 256) -> Image:
     """The file's central square at size x size. Raises Reject, and nothing else, for bytes that are
-    no such picture."""
+    no picture."""
     picture, conversions = to_picture(data, size)
     return Image(np.asarray(picture), conversions)
 
 
 def to_picture(data: bytes, size: int) -> tuple[Pillow.Image, tuple[str, ...]]:
-    """The same as Pillow holds it, RGB: for who only encodes it, two copies less."""
+    """`to_image` with an RGB picture instead of an array: two copies less where it is only
+    encoded."""
     if not data:
         raise Reject("empty", "the file has no bytes")
     if len(data) > MAX_BYTES:
@@ -90,16 +93,14 @@ def to_picture(data: bytes, size: int) -> tuple[Pillow.Image, tuple[str, ...]]:
             raise
         except Exception as error:  # parsers raise anything on hostile bytes
             raise Reject(*_diagnosis(error)) from None
-    if (
-        any("EXIF" in str(warning.message) for warning in caught)
-        and "exif-corrupt" not in conversions
-    ):
+    exif_warning = any("EXIF" in str(warning.message) for warning in caught)
+    if exif_warning and "exif-corrupt" not in conversions:
         conversions.append("exif-corrupt")
     return picture, tuple(conversions)
 
 
 def probe(data: bytes) -> tuple[str, int, int, str]:
-    """What the header says: format, width, height and mode in Pillow's words. Raises Reject."""
+    """Format, width, height and mode by the header, as Pillow names them. Raises Reject."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -110,7 +111,7 @@ def probe(data: bytes) -> tuple[str, int, int, str]:
 
 
 def decode_or_reject(data: bytes) -> NDArray[np.uint8]:
-    """The same as `decode` for a file that somebody else wrote. Raises Reject."""
+    """`decode` for a file that somebody else wrote. Raises Reject."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -120,8 +121,7 @@ def decode_or_reject(data: bytes) -> NDArray[np.uint8]:
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
-    """uint8 [height,width,3] of a file that this project wrote (JPEG or PPM), decoded whole and as
-    it is."""
+    """uint8 [height,width,3] of a JPEG or PPM that this project wrote. Raises Pillow's errors."""
     with Pillow.open(io.BytesIO(data), formats=("JPEG", "PPM")) as picture:
         return np.asarray(_rgb(picture))
 
@@ -153,9 +153,9 @@ def _read(data: bytes, size: int) -> tuple[Pillow.Image, list[str]]:
     # the original than area
     method = Pillow.Resampling.LANCZOS if min(width, height) > size else Pillow.Resampling.BICUBIC
     small = flat.resize((size, size), method, box=scaled, reducing_gap=float(KEPT_GAP))
-    made = _rgb(small)
-    made.info = {}  # the file's comment would go into the JPEG that is made of it
-    return made, conversions
+    result = _rgb(small)
+    result.info = {}  # the file's comment would go into the JPEG that is made of it
+    return result, conversions
 
 
 def _rgb(picture: Pillow.Image) -> Pillow.Image:
@@ -181,25 +181,25 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 def _oddities(picture: ImageFile.ImageFile, data: bytes) -> list[str]:
     kind = picture.format or ""
-    found = [] if kind == "JPEG" else [kind.lower()]
+    kinds = [] if kind == "JPEG" else [kind.lower()]
     if picture.mode == "CMYK":
-        found.append("ycck" if picture.info.get("adobe_transform") == 2 else "cmyk")
+        kinds.append("ycck" if picture.info.get("adobe_transform") == 2 else "cmyk")
     if picture.mode in ("L", "LA", "1", "I", "I;16", "I;16B", "F"):
-        found.append("greyscale")
+        kinds.append("greyscale")
     if picture.mode == "1":
-        found.append("1-bit")
+        kinds.append("1-bit")
     # byte 24 of a PNG: bits per channel
     if picture.mode.startswith("I") or (kind == "PNG" and data[24] == 16):
-        found.append("16-bit")
+        kinds.append("16-bit")
     if picture.mode in ("P", "PA"):
-        found.append("palette")
+        kinds.append("palette")
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
-        found.append("alpha")
+        kinds.append("alpha")
     if picture.info.get("progressive"):
-        found.append("progressive")
+        kinds.append("progressive")
     if min(picture.size) == 1:
-        found.append("one-pixel")
-    return found + _exif_oddities(picture)
+        kinds.append("one-pixel")
+    return kinds + _exif_oddities(picture)
 
 
 def _exif_oddities(picture: ImageFile.ImageFile) -> list[str]:
@@ -218,9 +218,8 @@ def _flatten(picture: ImageFile.ImageFile) -> Pillow.Image:
     if picture.mode in ("L", "RGB"):
         return picture
     if picture.mode.startswith("I"):
-        return Pillow.fromarray(
-            (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        )
+        high_byte = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255)
+        return Pillow.fromarray(high_byte.astype(np.uint8))
     return picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
 
 
@@ -228,10 +227,9 @@ def _diagnosis(error: Exception) -> tuple[str, str]:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, Pillow.DecompressionBombError):
         return "too-large", text
-    # its text holds an address in memory, another one each time
+    # its message holds an address in memory, another one each time
     if isinstance(error, UnidentifiedImageError):
         return "undecodable", "UnidentifiedImageError: no image format that is read here"
-    early = isinstance(error, EOFError) or any(
-        word in text.lower() for word in ("truncated", "not enough", "end of")
-    )
+    words = ("truncated", "not enough", "end of")
+    early = isinstance(error, EOFError) or any(word in text.lower() for word in words)
     return ("truncated" if early else "undecodable"), text

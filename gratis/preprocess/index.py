@@ -48,7 +48,7 @@ from gratis.preprocess.stages.ownership import (
     refuse_unindexed,
     stale_files,
 )
-from gratis.preprocess.stages.plan import PLAN, tools
+from gratis.preprocess.stages.plan import PLAN, draft_manifest
 from gratis.preprocess.stages.progress import Progress
 from gratis.preprocess.stages.publish import publish, summary
 from gratis.preprocess.stages.shard import refuse_unread
@@ -140,7 +140,9 @@ def index_tars(config: IndexConfig) -> Manifest:
                 _lay_out(store, tar, name)
             for name in stale:  # before the manifest, which says that nothing is left to do
                 store.remove(name)
-            manifest = publish(store, _draft(source, size, codec), shards, config.max_rejects)
+            largest = max(int(np.bincount(one.container).max()) for one in source.splits.values())
+            draft = draft_manifest(source, size=size, codec=codec, samples_per_shard=largest)
+            manifest = publish(store, draft, shards, config.max_rejects)
         finally:  # a rerun does all of the work again, as a tar may have changed by then
             if not (out / INDEXING).exists():
                 store.remove(WORK)
@@ -283,20 +285,3 @@ def _lay_out(store: LocalStore, path: str, name: str) -> None:
         if link.is_symlink():  # of an earlier index, to another tar
             link.unlink()
         link.symlink_to(os.path.relpath(tar, store.root.resolve()))
-
-
-def _draft(source: Source, size: int, codec: str) -> Manifest:
-    largest = max(int(np.bincount(listing.container).max()) for listing in source.splits.values())
-    return Manifest(
-        format=dataset.FORMAT,
-        image_size=size,
-        codec=codec,
-        quality=None,
-        seed=0,
-        samples_per_shard=largest,
-        source=source.fingerprint,
-        tools=tools(),
-        classes=source.classes,
-        splits={},
-        stats_sha256="",
-    )

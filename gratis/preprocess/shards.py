@@ -25,7 +25,7 @@ from pathlib import Path, PurePath
 from gratis import addresses, dataset
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
-from gratis.preprocess.codecs import CodecName
+from gratis.preprocess.codecs import CODECS, CodecName
 from gratis.preprocess.execution.engines import Engine, run_by
 from gratis.preprocess.output.receipt import finished_shards
 from gratis.preprocess.output.store import WORK, LocalStore, Store, open_store
@@ -43,11 +43,11 @@ from gratis.preprocess.stages.ownership import (
 from gratis.preprocess.stages.plan import (
     ShardPlan,
     agree,
+    draft_manifest,
     make_task,
     pillow_name,
     refuse_other,
     slices,
-    tools,
 )
 from gratis.preprocess.stages.progress import Progress
 from gratis.preprocess.stages.publish import publish, read_published, summary
@@ -156,20 +156,15 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
         check_md5(config.src, PUBLISHED_MD5)
     _refuse_inside(config)
     source = open_source(config.src).limited(config.limit_classes, config.limit_per_class)
-    counts = {split: len(listing) for split, listing in source.splits.items()}
-    plan = ShardPlan(draft=draft_manifest(config, source), counts=counts)
+    plan = _plan(config, source)
     store = open_store(config.out)
     foreign = foreign_files(store)
     if dataset.MANIFEST in store.sizes():
         return _already_there(store, plan.draft)
     refuse_others(store, plan, foreign)
-    for message in source.skipped:
-        print(message, file=sys.stderr)
-    if not pillow_name().startswith("pillow-simd"):
-        slow = f"{pillow_name()} runs, not pillow-simd: half the speed; see docker/install.py"
-        print(f"warning: {slow}", file=sys.stderr)
+    _warn(source)
     first = make_task(next(slices(source, plan.draft)), source, plan.draft, config.out)
-    cost = estimate_apart(sum(counts.values()), first)
+    cost = estimate_apart(sum(plan.counts.values()), first)
     if config.dry_run:
         print(describe(cost, config.processes))
         return None
@@ -199,21 +194,25 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     return manifest
 
 
-def draft_manifest(config: ShardsConfig, source: Source) -> Manifest:
-    """The manifest of the dataset to be, without what only its shards tell."""
-    return Manifest(
-        format=dataset.FORMAT,
-        image_size=config.size,
+def _plan(config: ShardsConfig, source: Source) -> ShardPlan:
+    draft = draft_manifest(
+        source,
+        size=config.size,
         codec=config.codec,
-        quality=config.quality if config.codec == "jpeg" else None,
+        quality=None if CODECS[config.codec].lossless else config.quality,
         seed=config.seed,
         samples_per_shard=config.samples_per_shard,
-        source=source.fingerprint,
-        tools=tools(),
-        classes=source.classes,
-        splits={},
-        stats_sha256="",
     )
+    counts = {split: len(listing) for split, listing in source.splits.items()}
+    return ShardPlan(draft=draft, counts=counts)
+
+
+def _warn(source: Source) -> None:
+    for message in source.skipped:
+        print(message, file=sys.stderr)
+    if not pillow_name().startswith("pillow-simd"):
+        slow = f"{pillow_name()} runs, not pillow-simd: half the speed; see docker/install.py"
+        print(f"warning: {slow}", file=sys.stderr)
 
 
 def _refuse_inside(config: ShardsConfig) -> None:

@@ -1,4 +1,4 @@
-"""The verify command: is what lies in a folder still the dataset that was published?
+"""The verify command: is a folder still the dataset that was published?
 
     gratis verify shards --sample 1000
 

@@ -9,6 +9,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from PIL import Image as Pillow
 
 from benchmarks.shards.psnr import psnr, reference
 from gratis import image
+from gratis.dataset import EXTENSIONS
 from gratis.image import Reject, central_box, to_image, to_picture
-from gratis.preprocess.codecs import encode_jpeg, encode_ppm
+from gratis.preprocess.codecs import CODECS, CodecName, encode_jpeg, encode_ppm
 
 SIZE = 64
 
@@ -259,3 +261,17 @@ def test_quality_on_photographs(ilsvrc500: Path, every: int) -> None:
         ceiling.append(psnr(image.decode(encode_jpeg(expected, 95)), expected))
     print(f"{len(scores)} photographs: {np.mean(scores):.3f} dB of {np.mean(ceiling):.3f}")
     assert np.mean(scores) > max(37.6, float(np.mean(ceiling)) - 0.02)
+
+
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_a_codec_s_pixels_are_those_of_its_bytes(name: str) -> None:
+    codec = CODECS[name]
+    picture = Pillow.effect_noise((SIZE, SIZE), 50).convert("RGB")
+    data, pixels = codec.sample(picture, 90)
+    assert (image.decode(data) == pixels).all()
+    assert Pillow.open(io.BytesIO(data)).format == codec.format
+    assert (pixels == np.asarray(picture)).all() == codec.lossless
+
+
+def test_readers_know_every_codec() -> None:
+    assert CODECS.keys() == EXTENSIONS.keys() == set(get_args(CodecName))

@@ -15,8 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PLAN = """
 import sys
 from gratis.preprocess.sources.listing import ListingBuilder
-from gratis.preprocess.stages.plan import make_task, slices
-from gratis.preprocess.shards import ShardsConfig, draft_manifest
+from gratis.preprocess.stages.plan import draft_manifest, make_task, slices
 from gratis.preprocess.sources.source import Source
 from gratis.dataset import ImageClass
 
@@ -30,7 +29,7 @@ for row in range(count):
 listing = builder.build()
 source = Source(classes=tuple(ImageClass(wnid=w, words=w, ilsvrc_id=None) for w in wnids),
                 splits={"train": listing}, skipped=())
-draft = draft_manifest(ShardsConfig(src="s", out="o"), source)
+draft = draft_manifest(source, size=256, codec="jpeg", quality=95, samples_per_shard=1000)
 parts = list(slices(source, draft))
 assert sum(len(part.rows) for part in parts) == count
 for part in parts[:: max(1, len(parts) // 50)]:
@@ -45,9 +44,9 @@ import sys
 from pathlib import Path
 import numpy as np
 from gratis import dataset
+from gratis.preprocess.stages.plan import draft_manifest
 from gratis.preprocess.stages.publish import publish
 from gratis.preprocess.output.receipt import ShardReceipt, write_receipt
-from gratis.preprocess.shards import ShardsConfig, draft_manifest
 from gratis.preprocess.sources.source import Source
 from gratis.preprocess.statistics import PixelSums
 from gratis.preprocess.output.store import WORK, open_store
@@ -69,7 +68,7 @@ for begin in range(0, count, 1000):
     total, ends = int(sizes.sum()), np.cumsum(sizes, dtype=np.int64)
     receipt = ShardReceipt(ends, sizes, labels, total, "0" * 64, {"greyscale": 9}, [], sums)
     write_receipt(store, name, receipt)
-draft = draft_manifest(ShardsConfig(src="s", size=16), source)
+draft = draft_manifest(source, size=16, codec="jpeg", quality=95, samples_per_shard=1000)
 manifest = publish(store, draft, {"train": names}, 0)
 index = dataset.read_index(Path(out), "train")
 assert manifest.splits["train"].samples == count == len(index.label)

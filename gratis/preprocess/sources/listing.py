@@ -190,7 +190,7 @@ def _distinct(listing: Listing, hashes: NDArray[np.int64]) -> Listing:
 
 
 def _equal_pairs(hashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Neighbours in sorted order that are equal: true clashes are among them, whoever else is."""
+    """Rows of equal hashes: all rows of equal keys are among them."""
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     for place in np.flatnonzero(ordered[1:] == ordered[:-1]):

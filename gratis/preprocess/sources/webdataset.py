@@ -110,10 +110,10 @@ def _list_archive(path: str, builder: ListingBuilder) -> int:
     return largest
 
 
-def group_samples(path: str, found: Iterable[Member]) -> Iterator[TarSample]:
+def group_samples(path: str, files: Iterable[Member]) -> Iterator[TarSample]:
     """The members of the archive at `path` by sample. GratisError for a sample of several images
-    unless exactly one has no further extension; their order decides nothing."""
-    for key, listed in groupby(found, lambda member: _key(member.name)):
+    unless exactly one has no further extension, in whatever order they are."""
+    for key, listed in groupby(files, lambda member: _key(member.name)):
         parts = list(listed)
         images = [member for member in parts if IMAGE_NAME.fullmatch(member.name)]
         plain = images

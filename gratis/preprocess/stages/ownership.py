@@ -68,8 +68,8 @@ def foreign_files(store: Store) -> list[str]:
     """The files in OUT, sorted, that have names of a dataset although no plan is there.
 
     Every run writes its plan before its first shard, and removes it after its manifest is written:
-    call this first and look for the manifest then, and no run of ours is mistaken for somebody
-    else's, not even one that ends in between."""
+    call this first and look for the manifest then, and no run of ours is mistaken for a
+    foreign one, not even if it ends in between."""
     names = sorted(name for name in store.sizes() if OURS.fullmatch(name))
     return [] if PLAN in _work(store) else names
 

@@ -20,7 +20,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import features
 
-from gratis.dataset import Manifest
+from gratis.dataset import FORMAT, Manifest
 from gratis.errors import GratisError
 from gratis.preprocess.output.store import WORK, Store
 from gratis.preprocess.sources.source import Source
@@ -77,6 +77,31 @@ def permutation(count: int, seed: int, salt: str) -> NDArray[np.int64]:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
+
+
+def draft_manifest(
+    source: Source,
+    *,
+    size: int,
+    codec: str,
+    samples_per_shard: int,
+    quality: int | None = None,
+    seed: int = 0,
+) -> Manifest:
+    """The manifest of the dataset to be, without what only its shards tell."""
+    return Manifest(
+        format=FORMAT,
+        image_size=size,
+        codec=codec,
+        quality=quality,
+        seed=seed,
+        samples_per_shard=samples_per_shard,
+        source=source.fingerprint,
+        tools=tools(),
+        classes=source.classes,
+        splits={},
+        stats_sha256="",
+    )
 
 
 def slices(source: Source, draft: Manifest) -> Iterator[Slice]:
