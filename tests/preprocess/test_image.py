@@ -194,14 +194,14 @@ def test_rejects(kind: str, data: bytes) -> None:
 
 def test_the_same_file_is_rejected_in_the_same_words() -> None:
     """They are published: rejects.jsonl has to come out the same to the byte."""
-    said = []
+    messages = []
     for _ in range(2):
         with pytest.raises(Reject) as caught:
             to_image(b"this is no picture" * 20, SIZE)
         # kept, so that nothing takes an address twice
-        said.append((str(caught.value), bytearray(1000)))
-    assert "0x" not in said[0][0]
-    assert said[0][0] == said[1][0]
+        messages.append((str(caught.value), bytearray(1000)))
+    assert "0x" not in messages[0][0]
+    assert messages[0][0] == messages[1][0]
 
 
 def test_any_damage_is_a_reject_or_an_image() -> None:
@@ -232,8 +232,8 @@ def test_codecs() -> None:
 @pytest.mark.parametrize("kind", [*odd_files(), "comment"])
 def test_a_picture_encodes_to_the_same_bytes_as_its_pixels(kind: str) -> None:
     """Nothing of the source but pixels goes into the JPEG that is made of it."""
-    told = encoded(photo(100, 80), comment=b"by nobody", dpi=(72, 72), icc_profile=b"x" * 200)
-    data = told if kind == "comment" else odd_files()[kind]
+    commented = encoded(photo(100, 80), comment=b"by nobody", dpi=(72, 72), icc_profile=b"x" * 200)
+    data = commented if kind == "comment" else odd_files()[kind]
     picture, conversions = to_picture(data, SIZE)
     assert encode_jpeg(picture, 95) == encode_jpeg(to_image(data, SIZE).pixels, 95)
     assert conversions == to_image(data, SIZE).conversions

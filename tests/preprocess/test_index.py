@@ -47,23 +47,23 @@ def archive(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 def by_img2dataset(numbers: range, **more: object) -> list[tuple[str, bytes]]:
     """As its writer lays a sample out: image, JSON, caption."""
-    found = []
+    files = []
     for number in numbers:
         facts = json.dumps(
             {"key": f"{number:09d}", "status": "success", "label": number % 5}
         ).encode()
-        found += [(f"{number:09d}.jpg", picture(number, **more)), (f"{number:09d}.json", facts)]  # type: ignore[arg-type]
-        found += [(f"{number:09d}.txt", b"a caption")]
-    return found
+        files += [(f"{number:09d}.jpg", picture(number, **more)), (f"{number:09d}.json", facts)]  # type: ignore[arg-type]
+        files += [(f"{number:09d}.txt", b"a caption")]
+    return files
 
 
 def by_webdataset(numbers: range, **more: object) -> list[tuple[str, bytes]]:
     """As webdataset's TarWriter does: members sorted by name, so that labels come first. Greyscale
     here."""
-    found = []
+    files = []
     for k in numbers:
-        found += [(f"a b {k}.cls", b"%d" % (k % 5)), (f"a b {k}.jpg", picture(k, mode="L", **more))]  # type: ignore[arg-type]
-    return found
+        files += [(f"a b {k}.cls", b"%d" % (k % 5)), (f"a b {k}.jpg", picture(k, mode="L", **more))]  # type: ignore[arg-type]
+    return files
 
 
 def tars(root: Path) -> Path:

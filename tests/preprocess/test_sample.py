@@ -1,5 +1,5 @@
-"""The drawn dataset: the same bytes for any number of workers, official in form, and not to be told
-apart by colour."""
+"""The drawn dataset: the same bytes for any number of workers, official in form, of classes that
+colour does not separate."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_counts_sizes_and_greyscale(sample_source: Path) -> None:
     assert {picture.mode for picture in pictures} == {"RGB", "L"}
 
 
-def test_ctrl_c_is_heard_again_where_no_process_could_start(tmp_path: Path) -> None:
+def test_ctrl_c_works_again_where_no_process_could_start(tmp_path: Path) -> None:
     # imports all it needs
     make_sample(SampleConfig(out=tmp_path / "a", train_per_class=1, val_per_class=1, workers=1))
     before, (soft, hard) = (
@@ -66,8 +66,8 @@ def test_ctrl_c_is_heard_again_where_no_process_could_start(tmp_path: Path) -> N
             )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        heard = signal.signal(signal.SIGINT, before)
-    assert heard == before
+        after = signal.signal(signal.SIGINT, before)
+    assert after == before
 
 
 def test_mean_colour_says_nothing() -> None:

@@ -114,12 +114,12 @@ def test_tasks_of_an_array_are_numbered_from_0(
     numbers: range, number: int, task: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_array(monkeypatch, numbers, number, numbers.step)
-    found = as_array_task(ShardsConfig(src="s"))
-    assert (found.task_id, found.num_tasks) == (task, len(numbers))
+    result = as_array_task(ShardsConfig(src="s"))
+    assert (result.task_id, result.num_tasks) == (task, len(numbers))
 
 
 @pytest.mark.parametrize("number", [1, 3, 7])
-def test_an_array_with_gaps_is_told(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_with_gaps_is_an_error(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     in_array(monkeypatch, [1, 3, 7], number, 1)
     with pytest.raises(
         GratisError,
@@ -321,11 +321,11 @@ def test_a_disk_without_locks_is_one_line(
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr("fcntl.flock", refused)
-    told = {
+    messages = {
         errno.ENOLCK: r"o cannot be locked \(No locks available\)",
         errno.EACCES: "another process is making",
     }
-    with pytest.raises(GratisError, match=told[error]):
+    with pytest.raises(GratisError, match=messages[error]):
         make_shards(config(sample_source, tmp_path / "o"))
 
 
@@ -360,8 +360,8 @@ def test_limits_take_the_first(sample_source: Path) -> None:
         expected = [
             item for label in range(3) for item in [i for i in everything if i.label == label][:7]
         ]
-        found = [listing.item(row) for row in range(len(listing))]
-        assert sorted(found) == sorted(expected)
+        taken = [listing.item(row) for row in range(len(listing))]
+        assert sorted(taken) == sorted(expected)
     assert few.fingerprint != source.fingerprint
 
 
@@ -389,7 +389,7 @@ def archive(path: Path, files: list[tuple[str, bytes]]) -> None:
 
 
 def pictures(shards: Path, split: str) -> dict[str, tuple[bytes, bytes]]:
-    found = {}
+    images = {}
     for path in sorted(shards.glob(f"{split}-*.tar")):
         with tarfile.open(path) as tar:
             blobs = {
@@ -397,8 +397,8 @@ def pictures(shards: Path, split: str) -> dict[str, tuple[bytes, bytes]]:
             }
         for name, data in blobs.items():
             if name.endswith(".jpg"):
-                found[name[:-4]] = (data, blobs[name[:-4] + ".cls"])
-    return found
+                images[name[:-4]] = (data, blobs[name[:-4] + ".cls"])
+    return images
 
 
 def test_a_dataset_is_sharded_again(whole: Path, tmp_path: Path) -> None:
@@ -439,11 +439,11 @@ def test_tars_of_others_are_read(whole: Path, tmp_path: Path) -> None:
         src / "val-0.tar", [("v.jpg", samples[0][1][0]), ("v.cls", b"3"), ("w.txt", b"no image")]
     )
     source = open_source(str(src))
-    found = {
+    labels = {
         source.splits["train"].item(row).key: int(source.splits["train"].label[row])
         for row in range(12)
     }
-    assert found == {key: int(cls) for key, (_, cls) in samples}
+    assert labels == {key: int(cls) for key, (_, cls) in samples}
     assert source.splits["val"].label.tolist() == [3]
     assert len(source.skipped) == 1
     assert "no image" in source.skipped[0]
@@ -457,7 +457,9 @@ def test_a_label_is_digits(tmp_path: Path, text: bytes) -> None:
     assert open_source(str(tmp_path)).splits["train"].label.tolist() == [3]
 
 
-def test_one_is_told_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_image_is_named_in_the_singular(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "src" / "train" / "a"
     folder.mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(folder / "1.png")

@@ -197,7 +197,7 @@ def test_a_montage_of_another_source_is_refused(sample_shards: Path, tmp_path: P
 
 
 def test_writer_writes_what_tarfile_writes() -> None:
-    """The archive is written by hand for speed; tarfile, told the same, writes the same bytes."""
+    """The archive is written by hand for speed; tarfile, given the same, writes the same bytes."""
     ours, theirs = io.BytesIO(), io.BytesIO()
     buffered = io.BufferedWriter(ours)  # type: ignore[type-var]
     writer = ShardWriter(buffered, "jpg")
