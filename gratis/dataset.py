@@ -2,14 +2,14 @@
 and how to read them.
 
     root/
-      manifest.json                                written last, by rename: its presence means the
-      dataset is whole train-00000.tar train-00000.idx ...          USTAR; per sample `<key>.jpg`
-      (or `.ppm`), then `<key>.cls` train.index.npz [val.index.npz] stats.npz    uncompressed NumPy
-      archives without pickles rejects.jsonl                                one line per source file
-      that was left out
+      manifest.json                    written last: its presence means the dataset is complete
+      train-00000.tar train-00000.idx  USTAR; per sample `<key>.jpg` or `.ppm`, then `<key>.cls`
+      train.index.npz val.index.npz    uncompressed NumPy archives without pickles
+      stats.npz                        the same
+      rejects.jsonl                    one line per source file that was left out
 
-Imports the standard library and NumPy alone, so that a reader without torch, DALI or Pillow can use
-it."""
+Needs NumPy alone, so that a reader without torch, DALI or Pillow can use it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gratis.atomic import at_once, durably, sha256_file, sha256_rest
+from gratis.atomic import atomic_path, open_nonblocking, sha256_file, sha256_stream
 from gratis.errors import GratisError
 from gratis.schema import check_types
 
@@ -44,11 +44,11 @@ SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.tar", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One tar of samples: its file name in the dataset's folder, and what must be found there.
-    sha256: hexadecimal.
+    """One tar of samples: its file name in the dataset's folder, and what it must hold. sha256:
+    hexadecimal.
 
-    ValueError for other names: a manifest may come from a server, and readers write files of these
-    names to a cache."""
+    ValueError for a name that may be no plain file's: a manifest may come from a server, and
+    readers write files of these names to a cache."""
 
     name: str
     samples: int
@@ -172,7 +172,7 @@ def read_manifest(root: Path) -> Manifest:
     version does not read."""
     path = root / MANIFEST
     try:
-        with open(path, "rb", opener=at_once) as file:
+        with open(path, "rb", opener=open_nonblocking) as file:
             text = file.read()
     except (FileNotFoundError, NotADirectoryError):
         way_out = f"make one with `make shards SRC=... OUT={root}`"
@@ -181,28 +181,27 @@ def read_manifest(root: Path) -> Manifest:
         raise GratisError(
             f"{path} cannot be read ({error.strerror}); verify the copy, or its permissions"
         ) from None
+    return parse_manifest(text, path)
+
+
+def parse_manifest(text: bytes, path: Path | str) -> Manifest:
+    """A manifest from the bytes of its file; `path` is for the GratisError if it is none, or of a
+    format that this version does not read."""
     try:
-        found = json.loads(text)["format"]
+        version = json.loads(text)["format"]
     except RecursionError:
-        raise GratisError(
-            f"{path} is damaged (brackets within brackets); make the shards again, or verify "
-            f"the copy"
-        ) from None
+        raise _damaged(path, "is damaged (brackets within brackets)") from None
     except (ValueError, KeyError, TypeError):
-        raise GratisError(
-            f"{path} is not a manifest; make the shards again, or verify the copy"
-        ) from None
-    if found not in READABLE_FORMATS:
+        raise _damaged(path, "is not a manifest") from None
+    if version not in READABLE_FORMATS:
         readable = " and ".join(map(str, READABLE_FORMATS))
         raise GratisError(
-            f"{path} has format {found}; this version reads {readable}: make the shards again"
+            f"{path} has format {version}; this version reads {readable}: make the shards again"
         )
     try:
         return Manifest.from_json(text)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise GratisError(
-            f"{path} is damaged ({error}); make the shards again, or verify the copy"
-        ) from None
+        raise _damaged(path, f"is damaged ({error})") from None
 
 
 def require_split(root: Path | str, manifest: Manifest, split: str) -> Split:
@@ -220,16 +219,12 @@ def write_index(root: Path, split: str, index: Index) -> str:
 
 
 def read_index(root: Path, split: str, sha256: str | None = None) -> Index:
-    """The split's index; GratisError if its file is missing, is no index, or has another sum than
-    the manifest's, where that is given: an index of other shards would feed wrong labels, and
-    nobody would know."""
+    """The split's index; GratisError if its file is missing, is no index, or has another sha256
+    than this one of the manifest: an index of other shards would give samples wrong labels."""
     path = root / index_name(split)
     index = Index(**_read_npz(path, Index._fields, sha256))
     if any(rows.shape != (index.label.size,) or rows.dtype.kind != "i" for rows in index):
-        raise GratisError(
-            f"{path} is damaged (not rows of whole numbers); make the shards again, or verify "
-            f"the copy"
-        )
+        raise _damaged(path, "is damaged (not rows of whole numbers)")
     return index
 
 
@@ -240,39 +235,40 @@ def write_stats(root: Path, stats: Stats) -> str:
 
 def read_stats(root: Path, sha256: str | None = None) -> Stats:
     """The training split's statistics; GratisError if their file is missing, holds something else,
-    or has another sum than the manifest's, where that is given."""
-    arrays = _read_npz(root / STATS, Stats._fields, sha256)
+    or has another sha256 than this one of the manifest."""
+    path = root / STATS
+    arrays = _read_npz(path, Stats._fields, sha256)
     side = arrays["mean"].shape[:1]
-    shapes = {
-        "mean": (*side, *side, 3),
-        "eigenvalues": (3,),
-        "eigenvectors": (3, 3),
-        "num_images": (),
+    expected = {
+        "mean": ("f", (*side, *side, 3)),
+        "eigenvalues": ("f", (3,)),
+        "eigenvectors": ("f", (3, 3)),
+        "num_images": ("i", ()),
     }
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape or arrays[name].dtype.kind != (
-            "i" if name == "num_images" else "f"
-        ):
-            told = f"{name} is {arrays[name].dtype} {arrays[name].shape}"
-            raise GratisError(
-                f"{root / STATS} is damaged ({told}); make the shards again, or verify the copy"
-            )
+    for name, (kind, shape) in expected.items():
+        array = arrays[name]
+        if array.shape != shape or array.dtype.kind != kind:
+            raise _damaged(path, f"is damaged ({name} is {array.dtype} {array.shape})")
     return Stats(**(arrays | {"num_images": int(arrays["num_images"])}))
+
+
+def _damaged(path: Path | str, what: str) -> GratisError:
+    return GratisError(f"{path} {what}; make the shards again, or verify the copy")
 
 
 def _write_npz(path: Path, arrays: dict[str, Any]) -> str:
     # np.savez stamps its members with the same constant date, so equal arrays give equal bytes
-    with durably(path) as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
     return sha256_file(path)
 
 
 def _read_npz(path: Path, fields: tuple[str, ...], sha256: str | None) -> dict[str, Any]:
+    damage = (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError)
     try:
-        with open(
-            path, "rb", opener=at_once
-        ) as file:  # the very bytes that are read; NumPy leaves a damaged one open
-            if sha256 is not None and sha256_rest(file) != sha256:
+        # opened once, for the sum and for NumPy, which leaves a damaged file open
+        with open(path, "rb", opener=open_nonblocking) as file:
+            if sha256 is not None and sha256_stream(file) != sha256:
                 way_out = "copy the dataset again, or make the shards again"
                 raise GratisError(
                     f"{path} is not the one the manifest names (its sha256 differs); {way_out}"
@@ -281,17 +277,6 @@ def _read_npz(path: Path, fields: tuple[str, ...], sha256: str | None) -> dict[s
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in fields}
     except FileNotFoundError:
-        raise GratisError(f"{path} is missing; make the shards again, or verify the copy") from None
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        OSError,
-        EOFError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise GratisError(
-            f"{path} is damaged ({error}); make the shards again, or verify the copy"
-        ) from None
+        raise _damaged(path, "is missing") from None
+    except (*damage, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, f"is damaged ({error})") from None

@@ -7,16 +7,18 @@ target) and other large pictures by whole-number averaging: 0.01 dB against the 
 quarter less CPU time.
 
 Odd files are converted, and every conversion is named, so that it can be counted:
-    greyscale     one channel: repeated three times          palette, 1-bit, 16-bit (its high byte),
-    alpha (dropped) cmyk, ycck    four channels, inverted as Adobe writes them (so do all JPEGs of
-    ImageNet) png, gif, ... not a JPEG, whatever the name says         gzip          a compressed
-    file around the picture exif-rotated  orientation other than upright: ignored, as decoders did
-    in 2012 exif-corrupt  unreadable EXIF: ignored                   progressive   decoded like any
-    other one-pixel     a side of one pixel: stretched like any other
+    greyscale                  one channel: repeated three times
+    palette, 1-bit, 16-bit     converted to 8 bits a channel; of 16 bits, the high byte
+    alpha                      dropped
+    cmyk, ycck                 four channels, inverted as Adobe writes them (in ImageNet's JPEGs)
+    png, gif, ...              not a JPEG, whatever the name says
+    gzip                       a compressed file around the picture
+    exif-rotated               orientation other than upright: ignored, as decoders did in 2012
+    exif-corrupt               unreadable EXIF: ignored
+    progressive                decoded like any other
+    one-pixel                  a side of one pixel: stretched like any other
 What cannot become pixels raises Reject, with one of the kinds empty, truncated, undecodable,
 too-large, multi-frame.
-
-Imports the standard library, NumPy and Pillow.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from PIL import ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 MAX_BYTES = 64 << 20  # the largest file of ILSVRC2012 has 15 MB
-MAX_PIXELS = 100_000_000  # held against the header, before anything is decoded: 300 MB as RGB
-# beside JPEG; a short list is a small surface for hostile files
+MAX_PIXELS = 100_000_000  # by the header, before anything is decoded: 300 MB as RGB
+# beside JPEG; few formats leave hostile files few decoders to attack
 FORMATS = ("PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 # shrinking inside the decoder stops at this multiple of the target, and the filter does the rest
 KEPT_GAP = 2
@@ -51,8 +53,8 @@ class Reject(ValueError):
 
 
 class Image(NamedTuple):
-    """pixels uint8 [size,size,3], RGB; conversions: what was odd about the file, in the words of
-    the module."""
+    """pixels uint8 [size,size,3], RGB; conversions: what was odd about the file, as listed
+    above."""
 
     pixels: NDArray[np.uint8]
     conversions: tuple[str, ...]
@@ -71,13 +73,14 @@ def central_box(width: int, height: int, size: int) -> tuple[float, float, float
 
 def to_image(data: bytes, size: int = 256) -> Image:
     """The file's central square at size x size. Raises Reject, and nothing else, for bytes that are
-    no such picture."""
+    no picture."""
     picture, conversions = to_picture(data, size)
     return Image(np.asarray(picture), conversions)
 
 
 def to_picture(data: bytes, size: int) -> tuple[Pillow.Image, tuple[str, ...]]:
-    """The same as Pillow holds it, RGB: for who only encodes it, two copies less."""
+    """`to_image` with an RGB picture instead of an array: two copies less where it is only
+    encoded."""
     if not data:
         raise Reject("empty", "the file has no bytes")
     if len(data) > MAX_BYTES:
@@ -90,16 +93,14 @@ def to_picture(data: bytes, size: int) -> tuple[Pillow.Image, tuple[str, ...]]:
             raise
         except Exception as error:  # parsers raise anything on hostile bytes
             raise Reject(*_diagnosis(error)) from None
-    if (
-        any("EXIF" in str(warning.message) for warning in caught)
-        and "exif-corrupt" not in conversions
-    ):
+    exif_warning = any("EXIF" in str(warning.message) for warning in caught)
+    if exif_warning and "exif-corrupt" not in conversions:
         conversions.append("exif-corrupt")
     return picture, tuple(conversions)
 
 
 def probe(data: bytes) -> tuple[str, int, int, str]:
-    """What the header says: format, width, height and mode in Pillow's words. Raises Reject."""
+    """Format, width, height and mode by the header, as Pillow names them. Raises Reject."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -110,7 +111,7 @@ def probe(data: bytes) -> tuple[str, int, int, str]:
 
 
 def decode_or_reject(data: bytes) -> NDArray[np.uint8]:
-    """The same as `decode` for a file that somebody else wrote. Raises Reject."""
+    """`decode` for a file that somebody else wrote. Raises Reject."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -120,45 +121,9 @@ def decode_or_reject(data: bytes) -> NDArray[np.uint8]:
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
-    """uint8 [height,width,3] of a file that this project wrote (JPEG or PPM), decoded whole and as
-    it is."""
+    """uint8 [height,width,3] of a JPEG or PPM that this project wrote. Raises Pillow's errors."""
     with Pillow.open(io.BytesIO(data), formats=("JPEG", "PPM")) as picture:
         return np.asarray(_rgb(picture))
-
-
-def encode_jpeg(pixels: NDArray[np.uint8] | Pillow.Image, quality: int) -> bytes:
-    """Baseline JPEG, colour at half resolution (4:2:0), Huffman tables fitted to the image, of
-    uint8 [height,width,3] or of what `to_picture` gave.
-
-    Chosen by `gratis bench shards` (125 ILSVRC photographs, libjpeg-turbo 2.1.5 through pillow-simd
-    12.1.1, CPU ms on one core of an EPYC; dB against the full decode and Lanczos filter):
-
-        quality subsampling tables                bytes  encode  decode     dB
-        95      4:4:4       fitted               41,131    1.09   0.495  40.66
-        95      4:2:0       standard             33,307    0.25   0.362  37.38
-        95      4:2:0       fitted               31,790    0.79   0.364  37.38   <- the default
-        95      4:2:0       fitted, progressive  30,188    1.76   1.063  37.38
-        90      4:4:4       fitted               28,600    0.87   0.386  37.27
-        90      4:2:0       fitted               22,936    0.63   0.314  35.30
-        85      4:2:0       fitted               18,506    0.58   0.302  33.89
-
-    Quality 95 is what ImageNet's own 256-pixel sets were made at. Fitted tables cost 0.5 ms once;
-    they save 4.6 % of the bytes and, in DALI's crop decoder, 2.7 % of each epoch's decoding
-    (paired, n = 15, quartiles 2.3 and 3.8), which over 90 epochs is more than they cost.
-    Progressive saves another 5 % of bytes and triples the decoding."""
-    picture = Pillow.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
-    # fitting needs the whole file in one buffer, and Pillow's own guess (height * width) is too
-    # small for noise
-    ImageFile.MAXBLOCK = max(1 << 16, 8 * picture.height * picture.width)
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
-    return file.getvalue()
-
-
-def encode_ppm(pixels: NDArray[np.uint8]) -> bytes:
-    """Binary PPM (P6): a header of a few bytes, then the pixels as they are."""
-    height, width, _ = pixels.shape
-    return b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
 
 
 def _window(side: int, shorter: int, size: int) -> tuple[float, float]:
@@ -188,9 +153,9 @@ def _read(data: bytes, size: int) -> tuple[Pillow.Image, list[str]]:
     # the original than area
     method = Pillow.Resampling.LANCZOS if min(width, height) > size else Pillow.Resampling.BICUBIC
     small = flat.resize((size, size), method, box=scaled, reducing_gap=float(KEPT_GAP))
-    made = _rgb(small)
-    made.info = {}  # the file's comment would go into the JPEG that is made of it
-    return made, conversions
+    result = _rgb(small)
+    result.info = {}  # the file's comment would go into the JPEG that is made of it
+    return result, conversions
 
 
 def _rgb(picture: Pillow.Image) -> Pillow.Image:
@@ -216,25 +181,25 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 def _oddities(picture: ImageFile.ImageFile, data: bytes) -> list[str]:
     kind = picture.format or ""
-    found = [] if kind == "JPEG" else [kind.lower()]
+    kinds = [] if kind == "JPEG" else [kind.lower()]
     if picture.mode == "CMYK":
-        found.append("ycck" if picture.info.get("adobe_transform") == 2 else "cmyk")
+        kinds.append("ycck" if picture.info.get("adobe_transform") == 2 else "cmyk")
     if picture.mode in ("L", "LA", "1", "I", "I;16", "I;16B", "F"):
-        found.append("greyscale")
+        kinds.append("greyscale")
     if picture.mode == "1":
-        found.append("1-bit")
+        kinds.append("1-bit")
     # byte 24 of a PNG: bits per channel
     if picture.mode.startswith("I") or (kind == "PNG" and data[24] == 16):
-        found.append("16-bit")
+        kinds.append("16-bit")
     if picture.mode in ("P", "PA"):
-        found.append("palette")
+        kinds.append("palette")
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
-        found.append("alpha")
+        kinds.append("alpha")
     if picture.info.get("progressive"):
-        found.append("progressive")
+        kinds.append("progressive")
     if min(picture.size) == 1:
-        found.append("one-pixel")
-    return found + _exif_oddities(picture)
+        kinds.append("one-pixel")
+    return kinds + _exif_oddities(picture)
 
 
 def _exif_oddities(picture: ImageFile.ImageFile) -> list[str]:
@@ -253,9 +218,8 @@ def _flatten(picture: ImageFile.ImageFile) -> Pillow.Image:
     if picture.mode in ("L", "RGB"):
         return picture
     if picture.mode.startswith("I"):
-        return Pillow.fromarray(
-            (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        )
+        high_byte = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255)
+        return Pillow.fromarray(high_byte.astype(np.uint8))
     return picture.convert("L" if picture.mode in ("1", "LA") else "RGB")
 
 
@@ -263,10 +227,9 @@ def _diagnosis(error: Exception) -> tuple[str, str]:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, Pillow.DecompressionBombError):
         return "too-large", text
-    # its text holds an address in memory, another one each time
+    # its message holds an address in memory, another one each time
     if isinstance(error, UnidentifiedImageError):
         return "undecodable", "UnidentifiedImageError: no image format that is read here"
-    early = isinstance(error, EOFError) or any(
-        word in text.lower() for word in ("truncated", "not enough", "end of")
-    )
+    words = ("truncated", "not enough", "end of")
+    early = isinstance(error, EOFError) or any(word in text.lower() for word in words)
     return ("truncated" if early else "undecodable"), text

@@ -1,5 +1,4 @@
-"""Whether values read from JSON have the types that their dataclass declares. A contract module:
-standard library."""
+"""Whether values read from JSON have the types that their dataclass declares."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ def check_types(value: Any) -> None:
     declares."""
     declaring: Any = type(value)
     for name, hint in _hints(declaring).items():
-        if not _fits(found := getattr(value, name), hint):
-            raise TypeError(f"{name} is {shortened(found)}")
+        if not _fits(held := getattr(value, name), hint):
+            raise TypeError(f"{name} is {shortened(held)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from gratis.atomic import atomic_output
 from gratis.errors import GratisError
-from gratis.written import written
 
 Value: TypeAlias = "float | str | list[float]"
 Result = dict[str, Value]
@@ -158,7 +158,7 @@ class Book:
 
 def publish(path: Path, text: str) -> None:
     """Whoever reads it, or ends this, finds one state or the other."""
-    with written(path, "make room, or choose another --out") as draft:
+    with atomic_output(path, "make room, or choose another --out") as draft:
         draft.write_text(text)
 
 

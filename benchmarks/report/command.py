@@ -43,11 +43,11 @@ class Report:
 
 def main(arguments: list[str]) -> int:
     options = parse(Report, arguments, "gratis report", description=__doc__)
+    from gratis.atomic import exclusive
     from gratis.processes import leave
-    from gratis.written import alone
 
     signal.signal(signal.SIGTERM, leave)
-    with alone(options.out, f"--out {options.out}"):
+    with exclusive(options.out, f"--out {options.out}"):
         print(f"report: {report(options)}", flush=True)
     return 0
 

@@ -1,7 +1,7 @@
 """Other tools at the same work, for `gratis bench shards`: runs alone, under an interpreter that
 has them.
 
-    PYTHON preprocess/peers.py TOOL FOLDER OUT WORKERS
+    PYTHON benchmarks/shards/peers.py TOOL FOLDER OUT WORKERS
 
 Every picture of FOLDER/train/<class>/ becomes a 256x256 JPEG (quality 95, 4:2:0) of its central
 square in tars under OUT. The tools: pillow (Lanczos from the box, as most scripts do it), opencv
@@ -72,11 +72,8 @@ def by_libvips(data: bytes) -> bytes:
     return encoded
 
 
-TOOLS: dict[str, Callable[[bytes], bytes]] = {
-    "pillow": by_pillow,
-    "opencv": by_opencv,
-    "libvips": by_libvips,
-}
+TOOLS: dict[str, Callable[[bytes], bytes]]
+TOOLS = {"pillow": by_pillow, "opencv": by_opencv, "libvips": by_libvips}
 
 
 def part(job: tuple[str, list[Path], Path]) -> None:
@@ -124,11 +121,8 @@ def main(tool: str, folder: str, out: str, workers: int) -> int:
         return 0
     parts = workers * 4  # smaller than a worker's share, so that none ends early
     with Pool(workers) as pool:
-        pool.map(
-            part,
-            [(tool, paths[k::parts], root / f"{k:05d}.tar") for k in range(parts)],
-            chunksize=1,
-        )
+        jobs = [(tool, paths[k::parts], root / f"{k:05d}.tar") for k in range(parts)]
+        pool.map(part, jobs, chunksize=1)
     return 0
 
 

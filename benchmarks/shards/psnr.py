@@ -1,13 +1,13 @@
-"""Judging other tools' images for `gratis bench shards`: PSNR against a full decode and Lanczos
+"""The quality of tools' images for `gratis bench shards`: PSNR against a full decode and Lanczos
 filter.
 
 Tools cut out the central square by conventions of their own, and half a pixel of shift costs more
-than any filter. So each output is held against the nearest of the conventions in use. Pictures that
-have to be enlarged are held against both filters in use for that: cubic, which the 2012 sources
-take and so does this stage, and Lanczos.
+than any filter. So each output is compared with the nearest of the conventions in use. Pictures
+that have to be enlarged are compared with both filters in use for that: cubic, of the 2012 sources
+and of this stage, and Lanczos.
 
 This stage over 500 ILSVRC photographs: 37.80 dB, where the reference itself keeps 37.80 through
-quality 95; with the 50 of them that are enlarged held against Lanczos, 37.53 of 37.78."""
+quality 95; with the 50 of them that are enlarged compared with Lanczos, 37.53 of 37.78."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from PIL import Image as Pillow
 
 from gratis import image
 from gratis.errors import GratisError
+from gratis.preprocess.codecs import encode_jpeg
 from gratis.preprocess.sources.listing import make_key
 
 SIZE = 256
@@ -34,19 +35,18 @@ def ceiling(judged: list[Path]) -> float:
     """dB that the reference itself keeps through a JPEG of quality 95."""
     references = (reference(Pillow.open(path).convert("RGB")) for path in judged)
     return float(
-        np.mean(
-            [psnr(image.decode(image.encode_jpeg(pixels, 95)), pixels) for pixels in references]
-        )
+        np.mean([psnr(image.decode(encode_jpeg(pixels, 95)), pixels) for pixels in references])
     )
 
 
 def quality(out: Path, judged: list[Path]) -> float:
     """Mean dB of what a tool wrote under `out`. GratisError if one of the judged images is not
     there."""
-    found = dict(_outputs(out))
+    written = dict(_outputs(out))
     # this stage's; others keep the stem
     keys = {path.stem: make_key(path.name, path.parent.name) for path in judged}
-    made = {stem: data for stem, key in keys.items() if (data := found.get(stem) or found.get(key))}
+    images = {stem: written.get(stem) or written.get(key) for stem, key in keys.items()}
+    made = {stem: data for stem, data in images.items() if data}
     missing = [path.name for path in judged if path.stem not in made]
     if missing:
         raise GratisError(
@@ -64,9 +64,8 @@ def _outputs(out: Path) -> Iterator[tuple[str, bytes]]:
     """(stem of the source file, JPEG). img2dataset renames: its JSON has the source."""
     for path in sorted(out.glob("*.tar")):
         with tarfile.open(path) as tar:
-            members = {
-                member.name: file.read() for member in tar if (file := tar.extractfile(member))
-            }
+            files = {member.name: tar.extractfile(member) for member in tar}
+            members = {name: file.read() for name, file in files.items() if file}
         for name, data in members.items():
             stem = name.removesuffix(".jpg")
             if stem != name:

@@ -1,4 +1,4 @@
-"""The verbs of the preprocess stage, as functions of their arguments.
+"""The verbs of the preprocess stage: each parses its arguments and calls one function.
 
 gratis sample --out sample/source
 gratis shards --src sample/source --out sample/shards
@@ -13,66 +13,56 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from types import FrameType
 from typing import TypeVar
 
 from gratis.command_line import parse
 from gratis.errors import GratisError
-from gratis.preprocess.index import IndexConfig
-from gratis.preprocess.index import index as index_tars
-from gratis.preprocess.inspect import InspectConfig
-from gratis.preprocess.inspect import inspect as inspect_dataset
-from gratis.preprocess.merge import MergeConfig
-from gratis.preprocess.merge import merge as merge_shards
+from gratis.preprocess.index import IndexConfig, index_tars
+from gratis.preprocess.inspect import InspectConfig, inspect_dataset
+from gratis.preprocess.merge import MergeConfig, merge_tasks
 from gratis.preprocess.sample import SampleConfig, make_sample
 from gratis.preprocess.shards import ShardsConfig, make_shards
-from gratis.preprocess.verify import VerifyConfig
-from gratis.preprocess.verify import verify as verify_dataset
+from gratis.preprocess.verify import VerifyConfig, verify_dataset
 
 Config = TypeVar("Config")
 
 
 def sample(arguments: list[str]) -> None:
-    make_sample(_parsed(SampleConfig, arguments, "sample"))
+    make_sample(_parse(SampleConfig, arguments, "sample"))
 
 
 def shards(arguments: list[str]) -> None:
-    make_shards(_in_slurm_array(_parsed(ShardsConfig, arguments, "shards")))
+    make_shards(as_array_task(_parse(ShardsConfig, arguments, "shards")))
 
 
 def merge(arguments: list[str]) -> None:
-    merge_shards(_parsed(MergeConfig, arguments, "merge"))
+    merge_tasks(_parse(MergeConfig, arguments, "merge"))
 
 
 def index(arguments: list[str]) -> None:
-    index_tars(_parsed(IndexConfig, arguments, "index"))
+    index_tars(_parse(IndexConfig, arguments, "index"))
 
 
 def verify(arguments: list[str]) -> None:
-    verify_dataset(_parsed(VerifyConfig, arguments, "verify"))
+    verify_dataset(_parse(VerifyConfig, arguments, "verify"))
 
 
 def inspect(arguments: list[str]) -> None:
-    inspect_dataset(_parsed(InspectConfig, arguments, "inspect"))
+    inspect_dataset(_parse(InspectConfig, arguments, "inspect"))
 
 
-def _parsed(kind: type[Config], arguments: list[str], verb: str) -> Config:
-    signal.signal(signal.SIGTERM, _interrupt)
-    return parse(kind, arguments, f"gratis {verb}")
-
-
-def _in_slurm_array(config: ShardsConfig) -> ShardsConfig:
-    """As a task of the batch scheduler's array, if it is one and nothing else was asked for."""
-    task, count = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_ARRAY_TASK_COUNT")
-    if config.task_id is not None or not task or not count or config.dry_run:
+def as_array_task(config: ShardsConfig) -> ShardsConfig:
+    """With the task of SLURM's array, if this process is one and the options name no task.
+    GratisError for an array with gaps."""
+    number, count = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_ARRAY_TASK_COUNT")
+    if config.task_id is not None or not number or not count or config.dry_run:
         return config
     tasks = int(count)
-    first, step = (
-        int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", least))
-        for name, least in (("MIN", 0), ("STEP", 1))
-    )
-    last = int(os.environ.get("SLURM_ARRAY_TASK_MAX", first + (tasks - 1) * step))
-    if last != first + (tasks - 1) * step:  # --array=1,3,7: nobody knows who is who
+    first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+    step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1"))
+    expected = first + (tasks - 1) * step
+    last = int(os.environ.get("SLURM_ARRAY_TASK_MAX", str(expected)))
+    if last != expected:  # --array=1,3,7: a task does not know its position
         numbers = (
             f"SLURM_ARRAY_TASK_COUNT={tasks} numbers from {first} to {last} by "
             f"SLURM_ARRAY_TASK_STEP={step}"
@@ -81,9 +71,15 @@ def _in_slurm_array(config: ShardsConfig) -> ShardsConfig:
             f"the array has gaps ({numbers}): take --array=0-{tasks - 1}, or give --task-id and "
             f"--num-tasks"
         )
-    # 1-64, or 0-6:2
-    return dataclasses.replace(config, task_id=(int(task) - first) // step, num_tasks=tasks)
+    task = (int(number) - first) // step  # of --array=1-64 or 0-6:2
+    return dataclasses.replace(config, task_id=task, num_tasks=tasks)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def terminate_interrupts() -> None:
+    """SIGTERM: KeyboardInterrupt, as ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _parse(kind: type[Config], arguments: list[str], verb: str) -> Config:
+    terminate_interrupts()
+    return parse(kind, arguments, f"gratis {verb}")

@@ -1,14 +1,15 @@
 """Pictures of a dataset for the inspect command, drawn with Pillow alone.
 
-mean.png          the mean image, beside it the same with its contrast stretched components.png
-three strips: the mean colour moved along each principal direction, from -3 to +3 deviations
-classes.png       images per class, by label, one panel a split montage.png       originals, their
-central square outlined, beside the images that they became"""
+mean.png          the mean image, beside it the same with its contrast stretched
+components.png    three strips: the mean colour moved along each principal direction, -3 to +3
+                  deviations
+classes.png       images per class, by label, one panel a split
+montage.png       originals with their central square outlined, beside the images they became
+"""
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,9 +114,3 @@ def _outlined(data: bytes, size: int) -> Pillow.Image:
         (left, top, max(left, right - 1), max(top, bottom - 1)), outline=LINE, width=2
     )
     return small
-
-
-def member(root: Path, shard: str, offset: int, size: int) -> bytes:
-    """An image member's bytes."""
-    with (root / shard).open("rb") as file:
-        return os.pread(file.fileno(), size, offset)

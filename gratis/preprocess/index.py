@@ -5,15 +5,16 @@ rewritten.
     gratis index TARS --out OUT    or in OUT, with a symbolic link to each tar
 
 The loader reads images that are square, of one size, RGB or greyscale JPEG (or PPM as this project
-writes it), each with a class number (gratis.preprocess.sources.webdataset says where it is looked
-for). Other images are no matter of an index: the tars are refused, and `make shards SRC=TARS` makes
-them so. Every image is decoded once, for the statistics, and because one that no decoder takes
-would end an epoch: such are refused beyond --max-rejects, else left out of the index. An .idx
-beside a tar, or another file of a dataset's names, is written over if an index has left it: else it
-is refused. In OUT a tar that is no link is always refused, and links of an earlier index to tars
-that are no more go. The decoder here is Pillow's libjpeg-turbo. Files of other encoders may be odd
-enough for training's to refuse what it took; the loader names such a sample, and its
-`bad_samples="quarantine"` goes on without it."""
+writes it), each with a class number (sources/webdataset.py says where that is looked for). Tars of
+other images are refused: `make shards SRC=TARS` makes them so. Every image is decoded once, for the
+statistics, and because one that no decoder takes would end an epoch: such images are refused beyond
+--max-rejects, else left out of the index. An .idx beside a tar, or another file of a dataset's
+names, is replaced if an index command wrote it, and refused otherwise. In OUT a tar that is no link
+is always refused, and links of an earlier index to tars that are no more are removed.
+
+The decoder here is Pillow's libjpeg-turbo. It may accept a file of another encoder which training's
+decoder refuses; the loader then names the sample, and its `bad_samples="quarantine"` goes on
+without it."""
 
 from __future__ import annotations
 
@@ -29,42 +30,32 @@ from numpy.typing import NDArray
 
 from gratis import addresses, dataset, image
 from gratis.atomic import sha256_file
-from gratis.dataset import Manifest, read_manifest
+from gratis.dataset import Manifest
 from gratis.errors import GratisError
-from gratis.preprocess.execution.workers import Report, run_tasks
-from gratis.preprocess.output.ownership import (
-    INDEXING,
-    claimed,
-    names_in,
-    refuse_unindexed,
-    surplus,
-)
-from gratis.preprocess.output.store import WORK, LocalStore, publish_bytes
-from gratis.preprocess.sources.archives import members
+from gratis.preprocess.codecs import CODECS, encode_ppm
+from gratis.preprocess.execution.workers import ReportProgress, run_tasks
+from gratis.preprocess.output.receipt import ShardReceipt, read_receipt, reject_row, write_receipt
+from gratis.preprocess.output.store import WORK, LocalStore
 from gratis.preprocess.sources.listing import Item, Listing
-from gratis.preprocess.sources.source import Reader, Source
-from gratis.preprocess.sources.webdataset import (
-    find_archives,
-    grouped,
-    idx_bytes,
-    idx_line,
-    list_archives,
+from gratis.preprocess.sources.reader import ImageReader
+from gratis.preprocess.sources.source import Source
+from gratis.preprocess.sources.tar import members
+from gratis.preprocess.sources.webdataset import group_samples, idx_bytes, idx_line, open_webdataset
+from gratis.preprocess.stages.ownership import (
+    INDEXING,
+    claim,
+    dataset_files,
+    refuse_unindexed,
+    stale_files,
 )
-from gratis.preprocess.stages.plan import PLAN, tools
+from gratis.preprocess.stages.plan import PLAN, draft_manifest
 from gratis.preprocess.stages.progress import Progress
 from gratis.preprocess.stages.publish import publish, summary
-from gratis.preprocess.stages.shard import (
-    Receipt,
-    read_receipt,
-    refuse_unread,
-    rejected,
-    write_receipt,
-)
-from gratis.preprocess.stages.statistics import Accumulator
+from gratis.preprocess.stages.shard import refuse_unread
+from gratis.preprocess.statistics import Accumulator
 from gratis.preprocess.verify import local_folder
 
 SMALLEST = 8  # pixels a side, as of the shards command
-KINDS = {"jpeg": "JPEG", "raw": "PPM"}  # codec of a dataset -> what Pillow calls the files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +81,8 @@ class IndexConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexTask:
-    """One tar, for a worker: `items` are its images in order, all to be of this size and codec."""
+    """One tar, for a worker: `items` are its images in order, all of which must be of this size and
+    codec."""
 
     out: str
     split: str
@@ -101,120 +93,91 @@ class IndexTask:
     codec: str
     condemned: dict[int, str] = field(default_factory=dict)
 
-    def make(self, begin: Callable[[int], None], report: Report) -> None:
-        with Reader() as reader:
-            receipt = _look(self, reader, begin, report)
+    def make(self, begin: Callable[[int], None], report: ReportProgress) -> None:
+        """Writes the tar's .idx and receipt to the work folder."""
+        with ImageReader() as reader:
+            receipt = _examine(self, reader, begin, report)
         begin(-1)
         store = LocalStore(self.out)
-        publish_bytes(
-            store, f"{WORK}/{self.name}.idx", _idx(self.tar, set(receipt.offset.tolist()))
-        )
+        store.write(f"{WORK}/{self.name}.idx", _idx(self.tar, set(receipt.offset.tolist())))
         write_receipt(store, self.name, receipt)
 
     def condemn(self, position: int, cause: str) -> IndexTask:
         return dataclasses.replace(self, condemned=self.condemned | {position: cause})
 
 
-def index(config: IndexConfig) -> Manifest:
+def index_tars(config: IndexConfig) -> Manifest:
     """Publishes the dataset, returns its manifest. GratisError, and nothing published, where the
     tars are not fit."""
-    root, out = (local_folder(place, "index") for place in (config.tars, config.out or config.tars))
+    root, out = (local_folder(path, "index") for path in (config.tars, config.out or config.tars))
     if not root.is_dir():
         raise GratisError(f"no such folder: {root}; give the one that holds the tars")
     if (out / dataset.MANIFEST).exists():
-        manifest = read_manifest(out)
+        manifest = dataset.read_manifest(out)
         print(f"{out} is a dataset already: {summary(manifest)}")
         return manifest
     if (out / PLAN).exists():
         raise GratisError(
             f"{out} holds unfinished work of the shards command; finish or remove it, or give --out"
         )
-    source = _open(root)
-    named = _names(source, root, out)
-    size, codec = _first(source, root)
-    tasks = (
-        IndexTask(
-            out=str(out),
-            split=split,
-            tar=place,
-            name=name,
-            size=size,
-            codec=codec,
-            items=_items(listing, k),
-        )
-        for split, listing in source.splits.items()
-        for k, (place, name) in enumerate(named[split].items())
-    )
-    store, names = (
-        LocalStore(str(out)),
-        {split: list(places.values()) for split, places in named.items()},
-    )
-    apart, written = out.resolve() != root.resolve(), names_in(names)
-    refuse_unindexed(
-        store, written if apart else {name for name in written if not name.endswith(".tar")}
-    )
-    old = surplus(store, written) if apart else []
-    with claimed(str(out), store, shared=False):
+    source = open_webdataset(str(root), unique=False)  # no key is written
+    if not source:
+        raise GratisError(f"{root} holds no tars; give the folder that does")
+    for message in source.skipped:
+        print(message)
+    apart = out.resolve() != root.resolve()
+    names = _shard_names(source, root, apart)
+    size, codec = _first_image(source, root)
+    store, shards = LocalStore(str(out)), {split: list(n.values()) for split, n in names.items()}
+    files = dataset_files(shards)
+    refuse_unindexed(store, {name for name in files if apart or not name.endswith(".tar")})
+    stale = stale_files(store, files) if apart else []
+    with claim(store, shared=False):
         try:
-            _map(config, tasks, source)
-            publish_bytes(store, INDEXING, b"")
-            for places in named.values():
-                for place, name in places.items():
-                    _lay_out(store, place, name)
-            for name in old:  # before the manifest, which says that nothing is left to do
+            _map(config, source, _tasks(store, source, names, size, codec))
+            store.write(INDEXING, b"")
+            for tar, name in (pair for split in names.values() for pair in split.items()):
+                _lay_out(store, tar, name)
+            for name in stale:  # before the manifest, which says that nothing is left to do
                 store.remove(name)
-            manifest = publish(
-                store, str(out), _draft(source, size, codec), names, config.max_rejects
-            )
-        finally:  # of the work itself nothing is resumed: a tar may be another one by then
+            largest = max(int(np.bincount(one.container).max()) for one in source.splits.values())
+            draft = draft_manifest(source, size=size, codec=codec, samples_per_shard=largest)
+            manifest = publish(store, draft, shards, config.max_rejects)
+        finally:  # a rerun does all of the work again, as a tar may have changed by then
             if not (out / INDEXING).exists():
                 store.remove(WORK)
     print(f"{out}: {summary(manifest)}")
     return manifest
 
 
-def _open(root: Path) -> Source:
-    found = find_archives(str(root))
-    if not found:
-        raise GratisError(f"{root} holds no tars; give the folder that does")
-    classes, splits, skipped = list_archives(str(root), found, unique=False)  # no key is written
-    for line in skipped:
-        print(line)
-    return Source(classes=classes, splits=splits, skipped=skipped)
+def _shard_names(source: Source, root: Path, apart: bool) -> dict[str, dict[str, str]]:
+    """By split: each tar's path, and its shard's name in the dataset (without .tar)."""
+    names: dict[str, dict[str, str]] = {}
+    for split, listing in source.splits.items():
+        tars = [Path(path) for path in listing.containers]
+        for tar in tars:
+            if not apart and (tar.parent != root or not dataset.SHARD_NAME.fullmatch(tar.name)):
+                raise GratisError(
+                    f"{tar} cannot stay where it is: give --out, a folder for the dataset with "
+                    f"links to the tars"
+                )
+        shards = [f"{split}-{k:05d}" if apart else tar.stem for k, tar in enumerate(tars)]
+        names[split] = dict(zip(listing.containers, shards, strict=True))
+    return names
 
 
-def _names(source: Source, root: Path, out: Path) -> dict[str, dict[str, str]]:
-    """By split: each tar's place, and its shard's name in the dataset (without .tar)."""
-    if out.resolve() != root.resolve():
-        return {
-            split: {place: f"{split}-{k:05d}" for k, place in enumerate(listing.containers)}
-            for split, listing in source.splits.items()
-        }
-    places = [Path(place) for listing in source.splits.values() for place in listing.containers]
-    for place in places:
-        if place.parent != root or not dataset.SHARD_NAME.fullmatch(place.name):
-            raise GratisError(
-                f"{place} cannot stay where it is: give --out, a folder for the dataset with "
-                f"links to the tars"
-            )
-    return {
-        split: {place: Path(place).stem for place in listing.containers}
-        for split, listing in source.splits.items()
-    }
-
-
-def _first(source: Source, root: Path) -> tuple[int, str]:
-    """Size and codec of the first image that has any, which all others must share."""
+def _first_image(source: Source, root: Path) -> tuple[int, str]:
+    """Size and codec of the first image that can be read, which all others must share."""
     listing = source.splits["train"]
     for row in range(len(listing)):
         item = listing.item(row)
         try:
             refuse_unread({}, row, item)
-            with Reader() as reader:
+            with ImageReader() as reader:
                 kind, width, height, _ = image.probe(reader.read(item))
         except image.Reject:
             continue
-        codec = next((codec for codec, name in KINDS.items() if kind == name), None)
+        codec = next((name for name, codec in CODECS.items() if kind == codec.format), None)
         if codec is None or width != height or width < SMALLEST:
             raise _unfit(item, f"is {width} x {height} {kind}")
         return width, codec
@@ -222,11 +185,27 @@ def _first(source: Source, root: Path) -> tuple[int, str]:
 
 
 def _unfit(item: Item, what: str) -> GratisError:
+    folder = os.path.dirname(item.container)
     return GratisError(
         f"{item.container}: {item.name!r} {what}, where the loader needs square images of one "
-        f"size as JPEG: "
-        f"make shards SRC={os.path.dirname(item.container)} makes them so"
+        f"size as JPEG: make shards SRC={folder} makes them so"
     )
+
+
+def _tasks(
+    store: LocalStore, source: Source, names: dict[str, dict[str, str]], size: int, codec: str
+) -> Iterable[IndexTask]:
+    for split, listing in source.splits.items():
+        for number, (tar, name) in enumerate(names[split].items()):
+            yield IndexTask(
+                out=store.address,
+                split=split,
+                tar=tar,
+                name=name,
+                items=_items(listing, number),
+                size=size,
+                codec=codec,
+            )
 
 
 def _items(listing: Listing, number: int) -> tuple[Item, ...]:
@@ -235,15 +214,17 @@ def _items(listing: Listing, number: int) -> tuple[Item, ...]:
     return tuple(listing.item(row) for row in range(begin, end))
 
 
-def _map(config: IndexConfig, tasks: Iterable[IndexTask], source: Source) -> None:
+def _map(config: IndexConfig, source: Source, tasks: Iterable[IndexTask]) -> None:
     tars = sum(len(listing.containers) for listing in source.splits.values())
     workers = min(config.workers or len(os.sched_getaffinity(0)), tars)
     with Progress(None, total=sum(map(len, source.splits.values())), done=0, rejects=0) as progress:
-        for step in run_tasks(tasks, workers):
-            progress.add(step)
+        for new in run_tasks(tasks, workers):
+            progress.add(new)
 
 
-def _look(task: IndexTask, reader: Reader, begin: Callable[[int], None], report: Report) -> Receipt:
+def _examine(
+    task: IndexTask, reader: ImageReader, begin: Callable[[int], None], report: ReportProgress
+) -> ShardReceipt:
     """Decodes every image, hashes the tar."""
     good: list[Item] = []
     statistics = Accumulator(task.size) if task.split == "train" else None
@@ -254,7 +235,7 @@ def _look(task: IndexTask, reader: Reader, begin: Callable[[int], None], report:
             refuse_unread(task.condemned, position, item)
             pixels = _pixels(task, item, reader.read(item))
         except image.Reject as reject:
-            rejects.append(rejected(task.split, item, reject))
+            rejects.append(reject_row(task.split, item, reject))
             report(0, item.size, 0, 1)
             continue
         good.append(item)
@@ -262,7 +243,7 @@ def _look(task: IndexTask, reader: Reader, begin: Callable[[int], None], report:
             statistics.add(pixels)
         report(1, item.size, 0, 0)
     begin(-1)
-    return Receipt(
+    return ShardReceipt(
         offset=np.array([item.offset for item in good], np.int64),
         size=np.array([item.size for item in good], np.int32),
         label=np.array([item.label for item in good], np.int32),
@@ -276,53 +257,31 @@ def _look(task: IndexTask, reader: Reader, begin: Callable[[int], None], report:
 
 def _pixels(task: IndexTask, item: Item, data: bytes) -> NDArray[np.uint8]:
     kind, width, height, mode = image.probe(data)
-    if (
-        kind != KINDS[task.codec]
-        or (width, height) != (task.size, task.size)
-        or mode not in ("RGB", "L")
-    ):
-        first = f"the first one {task.size} x {task.size} {KINDS[task.codec]}"
+    expected = (CODECS[task.codec].format, task.size, task.size)
+    if (kind, width, height) != expected or mode not in ("RGB", "L"):
+        first = f"the first one {task.size} x {task.size} {expected[0]}"
         raise _unfit(item, f"is {width} x {height} {mode} {kind}, {first}")
     pixels = image.decode_or_reject(data)
-    if task.codec == "raw" and data != image.encode_ppm(pixels):
+    if task.codec == "raw" and data != encode_ppm(pixels):
         raise _unfit(item, "is no PPM as this project writes it")
     return pixels
 
 
-def _idx(place: str, offsets: set[int]) -> bytes:
-    with addresses.Bytes(place) as archive:
-        found = grouped(place, members(archive, place, lambda name, reason: None, 0, archive.size))
-        lines = [
-            idx_line(group) for group in found if group.picture and group.picture.offset in offsets
-        ]
-    return idx_bytes(lines)
+def _idx(tar: str, offsets: set[int]) -> bytes:
+    with addresses.Bytes(tar) as archive:
+        files = members(archive, tar, lambda name, reason: None, 0, archive.size)
+        samples = list(group_samples(tar, files))
+    kept = [s for s in samples if s.picture and s.picture.offset in offsets]
+    return idx_bytes([idx_line(sample) for sample in kept])
 
 
-def _lay_out(store: LocalStore, place: str, name: str) -> None:
+def _lay_out(store: LocalStore, path: str, name: str) -> None:
     # publish would remove it, as is right for shards of our own
     if not len(read_receipt(store, name).label):
-        raise GratisError(f"{place} holds no image that can be used; move it elsewhere")
+        raise GratisError(f"{path} holds no image that can be used; move it elsewhere")
     (store.root / WORK / f"{name}.idx").replace(store.root / f"{name}.idx")
-    link, tar = store.root / f"{name}.tar", Path(place).resolve()
+    link, tar = store.root / f"{name}.tar", Path(path).resolve()
     if link.resolve() != tar:
         if link.is_symlink():  # of an earlier index, to another tar
             link.unlink()
         link.symlink_to(os.path.relpath(tar, store.root.resolve()))
-
-
-def _draft(source: Source, size: int, codec: str) -> Manifest:
-    return Manifest(
-        format=dataset.FORMAT,
-        image_size=size,
-        codec=codec,
-        quality=None,
-        seed=0,
-        samples_per_shard=max(
-            int(np.bincount(listing.container).max()) for listing in source.splits.values()
-        ),
-        source=source.fingerprint,
-        tools=tools(),
-        classes=source.classes,
-        splits={},
-        stats_sha256="",
-    )

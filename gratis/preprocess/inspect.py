@@ -12,17 +12,18 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from gratis import dataset, image
+from gratis import addresses, dataset, image
 from gratis.dataset import ImageClass, Manifest, Stats
 from gratis.errors import GratisError
 from gratis.preprocess import contact_sheets
 from gratis.preprocess.sources.listing import Item
-from gratis.preprocess.sources.source import Reader, open_source
-from gratis.preprocess.stages.plan import shuffled
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.sources.reader import ImageReader
+from gratis.preprocess.sources.tar import BLOCK
+from gratis.preprocess.stages.plan import permutation
 from gratis.preprocess.verify import local_folder
 
-# of ILSVRC2012, as its authors' successor code ships it : columns by descending eigenvalue, rows R,
-# G, B
+# of ILSVRC2012, from cuda-convnet2: columns by descending eigenvalue, rows R, G, B
 PUBLISHED = np.array(
     [[-0.56351, -0.71258, 0.41796], [-0.57618, -0.02354, -0.81698], [-0.59200, 0.70120, 0.39731]]
 )
@@ -47,19 +48,13 @@ class InspectConfig:
             raise GratisError("--src is for the montage, which --png DIR draws; add it")
 
 
-def inspect(config: InspectConfig) -> None:
+def inspect_dataset(config: InspectConfig) -> None:
     root = local_folder(config.shards, "inspect")
     manifest = dataset.read_manifest(root)
-    codec = (
-        manifest.codec
-        if manifest.quality is None
-        else f"{manifest.codec} quality {manifest.quality}"
-    )
+    codec = manifest.codec + ("" if manifest.quality is None else f" quality {manifest.quality}")
     print(f"dataset {manifest.hash[:8]}: {manifest.image_size} px, {codec}, seed {manifest.seed}")
-    print(
-        f"source {manifest.source[:8]}; "
-        + ", ".join(f"{name} {version}" for name, version in manifest.tools.items())
-    )
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.tools.items())
+    print(f"source {manifest.source[:8]}; {versions}")
     for name in manifest.splits:
         _show_split(root, manifest, name)
     stats = dataset.read_stats(root, manifest.stats_sha256)
@@ -74,27 +69,25 @@ def _show_split(root: Path, manifest: Manifest, name: str) -> None:
     shards = "1 shard" if len(split.shards) == 1 else f"{len(split.shards):,} shards"
     print(f"{name}: {split.samples:,} images in {shards}, {size / 1e6:,.1f} MB")
     for title, counts in (("converted", split.conversions), ("rejected", split.rejects)):
-        print(
-            f"  {title}: "
-            + (", ".join(f"{count:,} {kind}" for kind, count in counts.items()) or "none")
-        )
-    images = np.bincount(
-        dataset.read_index(root, name, split.index_sha256).label, minlength=len(manifest.classes)
-    )
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+        print(f"  {title}: {kinds or 'none'}")
+    images = _images_per_class(root, manifest, name)
     order = np.argsort(images, kind="stable")
     print(f"  per class: {images.min():,} to {images.max():,}, median {np.median(images):,.0f}")
     if images.min() < images.max():
         for title, labels in (("fewest", order[:EXTREMES]), ("most", order[::-1][:EXTREMES])):
-            print(
-                f"  {title}: "
-                + "; ".join(f"{images[k]:,} {_name(manifest.classes[k])}" for k in labels)
-            )
+            classes = "; ".join(f"{images[k]:,} {_name(manifest.classes[k])}" for k in labels)
+            print(f"  {title}: {classes}")
+
+
+def _images_per_class(root: Path, manifest: Manifest, split: str) -> NDArray[np.int64]:
+    index = dataset.read_index(root, split, manifest.splits[split].index_sha256)
+    return np.bincount(index.label, minlength=len(manifest.classes))
 
 
 def _name(entry: ImageClass) -> str:
-    return (
-        entry.wnid if entry.words == entry.wnid else f"{entry.wnid} {entry.words.partition(',')[0]}"
-    )
+    first = entry.words.partition(",")[0]
+    return entry.wnid if entry.words == entry.wnid else f"{entry.wnid} {first}"
 
 
 def _show_stats(stats: Stats) -> None:
@@ -117,17 +110,11 @@ def _cosines(stats: Stats) -> list[float]:
 def _draw(
     config: InspectConfig, root: Path, folder: Path, manifest: Manifest, stats: Stats
 ) -> None:
+    counts = {name: _images_per_class(root, manifest, name) for name in manifest.splits}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         contact_sheets.draw_mean(stats, folder / "mean.png")
         contact_sheets.draw_components(stats, _cosines(stats), folder / "components.png")
-        counts = {
-            name: np.bincount(
-                dataset.read_index(root, name, split.index_sha256).label,
-                minlength=len(manifest.classes),
-            )
-            for name, split in manifest.splits.items()
-        }
         contact_sheets.draw_classes(counts, folder / "classes.png")
         if config.src is not None:
             contact_sheets.draw_montage(_pairs(root, manifest, config.src), folder / "montage.png")
@@ -137,30 +124,36 @@ def _draw(
 
 
 def _pairs(root: Path, manifest: Manifest, src: str) -> list[tuple[bytes, NDArray[np.uint8]]]:
-    """Some training images, spread by the seed, and the source files they came from."""
-    index = dataset.read_index(root, "train", manifest.splits["train"].index_sha256)
-    shards = manifest.splits["train"].shards
-    rows = shuffled(len(index.label), manifest.seed, "montage")[:SHOWN]
-    keys = [_key(root, shards[index.shard[row]].name, int(index.offset[row])) for row in rows]
+    """Some training images, chosen by the seed: the source file's bytes, and the image it
+    became."""
+    split = manifest.splits["train"]
+    index = dataset.read_index(root, "train", split.index_sha256)
+    rows = permutation(len(index.label), manifest.seed, "montage")[:SHOWN]
+    paths = [root / split.shards[index.shard[row]].name for row in rows]
+    keys = [_key(path, int(index.offset[row])) for path, row in zip(paths, rows, strict=True)]
     items = _find(src, set(keys))
+    if missing := [key for key in keys if key not in items]:
+        raise GratisError(
+            f"{src} has no file for {missing[0]!r}: it is not this dataset's source; give the "
+            f"right --src"
+        )
     pairs = []
-    with Reader() as reader:
-        for row, key in zip(rows, keys, strict=True):
-            if key not in items:
-                raise GratisError(
-                    f"{src} has no file for {key!r}: it is not this dataset's source; give the "
-                    f"right --src"
-                )
-            shard = shards[index.shard[row]].name
-            data = contact_sheets.member(root, shard, int(index.offset[row]), int(index.size[row]))
+    with ImageReader() as reader:
+        for path, row, key in zip(paths, rows, keys, strict=True):
+            data = _read(path, int(index.offset[row]), int(index.size[row]))
             pairs.append((reader.read(items[key]), image.decode(data)))
     return pairs
 
 
-def _key(root: Path, shard: str, offset: int) -> str:
+def _key(shard: Path, offset: int) -> str:
     # a USTAR header starts with the name
-    header = contact_sheets.member(root, shard, offset - 512, 100)
+    header = _read(shard, offset - BLOCK, 100)
     return header.partition(b"\0")[0].decode().partition(".")[0]
+
+
+def _read(path: Path, offset: int, size: int) -> bytes:
+    with addresses.Bytes(str(path)) as archive:
+        return archive.read(offset, size)
 
 
 def _find(src: str, keys: set[str]) -> dict[str, Item]:

@@ -1,4 +1,4 @@
-"""The merge command: the reduce alone, once the tasks of a batch scheduler have made the shards.
+"""The merge command: publishes a dataset whose shards the tasks of a batch scheduler have made.
 
 gratis merge shards
 """
@@ -12,11 +12,11 @@ import tyro
 from gratis import dataset
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
-from gratis.preprocess.output.ownership import claimed
+from gratis.preprocess.output.receipt import finished_shards
 from gratis.preprocess.output.store import WORK, Store, open_store
-from gratis.preprocess.stages.plan import PLAN, Plan
-from gratis.preprocess.stages.publish import publish, published, summary
-from gratis.preprocess.stages.shard import finished
+from gratis.preprocess.stages.ownership import claim
+from gratis.preprocess.stages.plan import PLAN, ShardPlan
+from gratis.preprocess.stages.publish import publish, read_published, summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,43 +29,41 @@ class MergeConfig:
     """Publish although up to so many files could not be used."""
 
 
-def merge(config: MergeConfig) -> Manifest:
-    """The reduce alone. GratisError naming shards that no task has finished yet."""
+def merge_tasks(config: MergeConfig) -> Manifest:
+    """Publishes the dataset, returns its manifest. GratisError naming shards that no task has
+    finished yet."""
     store = open_store(config.out)
     if dataset.MANIFEST in store.sizes():
-        return _already(config.out, store)
+        return _already_there(store)
+    no_work = GratisError(
+        f"{config.out} holds no work of any task; run the shards command's tasks first"
+    )
     if not store.sizes(WORK):  # before the claim, which would make the folder
-        raise GratisError(
-            f"{config.out} holds no work of any task; run the shards command's tasks first"
-        )
-    with claimed(config.out, store, shared=False):
-        # another merge has published it since, and let the lock go
+        raise no_work
+    with claim(store, shared=False):
+        # another merge has published it in between, and released the lock
         if dataset.MANIFEST in store.sizes():
-            return _already(config.out, store)
+            return _already_there(store)
         try:
-            plan = Plan.from_json(store.read(PLAN))
+            plan = ShardPlan.from_json(store.read(PLAN))
         except (OSError, ValueError, KeyError, TypeError):
-            raise GratisError(
-                f"{config.out} holds no work of any task; run the shards command's tasks first"
-            ) from None
-        there, receipts = store.sizes(), store.sizes(WORK)
-        by_split = plan.shard_names()
-        names = [name for shards in by_split.values() for name in shards]
-        missing = [name for name in names if finished(store, name, there, receipts) is None]
-        if missing:
+            raise no_work from None
+        shards = plan.shard_names()
+        names = [name for split in shards.values() for name in split]
+        done = finished_shards(store, names)
+        if missing := [name for name in names if name not in done]:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise GratisError(
                 f"{config.out} lacks {len(missing)} of {len(names)} shards: {shown}; run their "
                 f"tasks again"
             )
-        manifest = publish(store, config.out, plan.draft, by_split, config.max_rejects)
+        manifest = publish(store, plan.draft, shards, config.max_rejects)
     print(f"{config.out}: {summary(manifest)}")
     return manifest
 
 
-def _already(out: str, store: Store) -> Manifest:
-    manifest = published(out, store)
-    # of this command's claim, or of a run that was killed after its last act but one
-    store.remove(WORK)
-    print(f"{out} is already there: {summary(manifest)}")
+def _already_there(store: Store) -> Manifest:
+    manifest = read_published(store)
+    store.remove(WORK)  # of this command's claim, or of a run that was killed just before its end
+    print(f"{store.address} is already there: {summary(manifest)}")
     return manifest

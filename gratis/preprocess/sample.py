@@ -3,9 +3,9 @@ archives.
 
     gratis sample --out sample/source
 
-So a machine without ImageNet runs the very reader, shards and training that ImageNet would. Each
-picture depends on the seed and its own number alone, so the archives are the same bytes for any
-number of workers."""
+So a machine without ImageNet runs the reader, shards and training that ImageNet runs. Each picture
+depends on the seed and its own number alone, so the archives are the same bytes for any number of
+workers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import multiprocessing as mp
 import os
 import signal
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +26,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from gratis.atomic import sync_folder, write_durably
+from gratis.atomic import atomic_write
 from gratis.errors import GratisError
 from gratis.preprocess.shapes import CLASSES, draw
-from gratis.preprocess.sources.archives import DEVKIT, META, TRAIN, TRUTH, VAL
+from gratis.preprocess.sources import matlab
+from gratis.preprocess.sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL
 
 SETTINGS = "sample.json"  # written last: its presence means that the archives are whole
 VERSION = 1  # of the drawing: part of the settings
+FIELDS = (  # of meta.mat
+    "ILSVRC2012_ID WNID words gloss num_children children wordnet_height num_train_images"
+).split()
 GREYSCALE_SHARE = 0.02  # as in ImageNet
 QUALITY = 90
 
@@ -71,8 +77,9 @@ def make_sample(config: SampleConfig) -> None:
         )
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        _write(config)
-        write_durably(marker, wanted)
+        for name, content in _archives(config).items():
+            atomic_write(config.out / name, content)
+        atomic_write(marker, wanted)
     except OSError as error:
         raise GratisError(
             f"cannot write to {config.out}: {error.strerror}; choose another --out"
@@ -81,41 +88,44 @@ def make_sample(config: SampleConfig) -> None:
     print(f"{config.out}: {count:,} images of {len(CLASSES)} classes drawn")
 
 
-def _write(config: SampleConfig) -> None:
-    train = [label for label in range(len(CLASSES)) for _ in range(config.train_per_class)]
-    val = [label for label in range(len(CLASSES)) for _ in range(config.val_per_class)]
+def _archives(config: SampleConfig) -> dict[str, bytes]:
+    """The three archives by name."""
+    labels, per_class = range(len(CLASSES)), config.train_per_class
+    train = [label for label in labels for _ in range(per_class)]
+    val = [label for label in labels for _ in range(config.val_per_class)]
     val = [val[k] for k in np.random.Generator(np.random.Philox(config.seed)).permutation(len(val))]
-    jobs = [(config.seed, number, label) for number, label in enumerate(train + val)]
-    workers = config.workers or len(os.sched_getaffinity(0))
-    # ctrl-C reaches the whole group: the parent decides
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        started = mp.get_context("spawn").Pool(workers)
-    finally:
-        signal.signal(signal.SIGINT, heard)
-    with started as pool:
-        drawn = pool.imap(_draw, jobs, chunksize=16)
-        pictures = list(tqdm(drawn, "drawing", total=len(jobs), unit="img", delay=2.0, leave=False))
+    pictures = _draw_all(config, train + val)
     ids = _ilsvrc_ids(config.seed)
-    classes = []
-    for label in range(len(CLASSES)):
-        first = label * config.train_per_class
-        files = enumerate(pictures[first : first + config.train_per_class])
-        classes.append(
-            (f"{wnid(label)}.tar", _tar([(f"{wnid(label)}_{k}.JPEG", data) for k, data in files]))
-        )
-    flat = [
-        (f"ILSVRC2012_val_{k:08d}.JPEG", data) for k, data in enumerate(pictures[len(train) :], 1)
-    ]
+    tars = []
+    for label in labels:
+        files = enumerate(pictures[label * per_class : (label + 1) * per_class])
+        tar = _tar([(f"{wnid(label)}_{k}.JPEG", data) for k, data in files])
+        tars.append((f"{wnid(label)}.tar", tar))
+    numbered = enumerate(pictures[len(train) :], 1)
+    flat = [(f"ILSVRC2012_val_{k:08d}.JPEG", data) for k, data in numbered]
     truth = "".join(f"{ids[label]}\n" for label in val).encode()
-    kit = _tar([(META, _meta(ids, config.train_per_class)), (TRUTH, truth)])
-    for name, content in (
-        (TRAIN, _tar(classes)),
-        (VAL, _tar(flat)),
-        (DEVKIT, gzip.compress(kit, mtime=0)),
-    ):
-        write_durably(config.out / name, content)
-    sync_folder(config.out)
+    kit = _tar([(META, _meta(ids, per_class)), (TRUTH, truth)])
+    return {TRAIN: _tar(tars), VAL: _tar(flat), DEVKIT: gzip.compress(kit, mtime=0)}
+
+
+def _draw_all(config: SampleConfig, labels: list[int]) -> list[bytes]:
+    """A JPEG for each label."""
+    jobs = [(config.seed, number, label) for number, label in enumerate(labels)]
+    with interrupt_ignored():  # the parent decides, and gets it again below
+        pool = mp.get_context("spawn").Pool(config.workers or len(os.sched_getaffinity(0)))
+    with pool:
+        drawn = pool.imap(_draw, jobs, chunksize=16)
+        return list(tqdm(drawn, "drawing", total=len(jobs), unit="img", delay=2.0, leave=False))
+
+
+@contextmanager
+def interrupt_ignored() -> Iterator[None]:
+    """Processes that are started inside ignore ctrl-C, which reaches the whole process group."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wnid(label: int) -> str:
@@ -150,36 +160,12 @@ def _tar(files: list[tuple[str, bytes]]) -> bytes:
 
 
 def _meta(ids: list[int], images: int) -> bytes:
-    """meta.mat: the classes by id, and behind them, as in the official kit, an inner node of
-    WordNet."""
-    from scipy.io import savemat  # 0.2 s of import that only this needs
-
-    names = (
-        "ILSVRC2012_ID",
-        "WNID",
-        "words",
-        "gloss",
-        "num_children",
-        "children",
-        "wordnet_height",
-        "num_train_images",
-    )
-    rows = np.zeros((len(ids) + 1, 1), dtype=[(name, "O") for name in names])
-    for label, number in enumerate(ids):
+    """meta.mat: the classes by id, then, as in the official kit, an inner node of WordNet."""
+    labels = sorted(range(len(ids)), key=lambda label: ids[label])
+    rows: list[tuple[matlab.Cell, ...]] = []
+    for label in labels:
         words = CLASSES[label][0]
-        rows[number - 1, 0] = (number, wnid(label), words, words, 0, np.zeros((1, 0)), 0, images)
-    children = np.arange(1, len(ids) + 1)[None]
-    rows[len(ids), 0] = (
-        len(ids) + 1,
-        "n00000000",
-        "shape",
-        "any drawn figure",
-        len(ids),
-        children,
-        1,
-        0,
-    )
-    file = io.BytesIO()
-    savemat(file, {"synsets": rows})
-    constant = b"MATLAB 5.0 MAT-file".ljust(116)  # SciPy writes the date here
-    return constant + file.getvalue()[116:]
+        rows.append((ids[label], wnid(label), words, words, 0, [], 0, images))
+    children, inner = sorted(ids), ("n00000000", "shape", "any drawn figure")
+    rows.append((len(ids) + 1, *inner, len(ids), children, 1, 0))
+    return matlab.write_struct("synsets", [dict(zip(FIELDS, row, strict=True)) for row in rows])

@@ -2,48 +2,67 @@
 
     gratis shards --src SRC --out shards
 
-The plan shuffles each split once, by seed, and cuts it into shards (gratis.preprocess.stages.plan).
-The map makes shards (gratis.preprocess.stages.shard), by local processes, a Ray cluster or the
-tasks of a batch scheduler. The reduce adds up statistics, writes indices and, last, the manifest.
-So the same source and settings give the same bytes with any number of workers and after any
-interruption; a rerun does only what is missing.
+The plan shuffles each split once, by seed, and cuts it into shards (stages/plan.py). The map makes
+shards (stages/shard.py), by local processes, a Ray cluster or the tasks of a batch scheduler
+(execution/). The reduce adds up statistics, writes indices and, last, the manifest
+(stages/publish.py). So the same source and settings give the same bytes with any number of workers
+and after any interruption; a rerun does only what is missing.
 
-    #SBATCH --array=0-63                                        each task makes every 64th shard,
+    #SBATCH --array=0-63                     each task makes every 64th shard,
     gratis shards --src SRC --out shards
-    gratis merge shards                           and when all are done, this publishes them
+    gratis merge shards                      and when all are done, this publishes them
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePath
-from typing import Literal
 
 from gratis import addresses, dataset
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
+from gratis.preprocess.codecs import CODECS, CodecName
 from gratis.preprocess.execution.engines import Engine, run_by
-from gratis.preprocess.output.ownership import claimed, discard, foreign, names_of, refuse_others
-from gratis.preprocess.output.store import WORK, Store, open_store
-from gratis.preprocess.sources.archives import PUBLISHED_MD5, check_md5
-from gratis.preprocess.sources.source import Source, open_source
+from gratis.preprocess.output.receipt import finished_shards
+from gratis.preprocess.output.store import WORK, LocalStore, Store, open_store
+from gratis.preprocess.sources.imagenet import PUBLISHED_MD5, check_md5
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.sources.source import Source
 from gratis.preprocess.stages.estimate import describe, estimate_apart, refuse_full_disk
+from gratis.preprocess.stages.ownership import (
+    claim,
+    discard,
+    foreign_files,
+    plan_files,
+    refuse_others,
+)
 from gratis.preprocess.stages.plan import (
-    Plan,
-    Slice,
+    ShardPlan,
     agree,
+    draft_manifest,
     make_task,
     pillow_name,
     refuse_other,
     slices,
-    tools,
-    without_tools,
 )
 from gratis.preprocess.stages.progress import Progress
-from gratis.preprocess.stages.publish import publish, published, summary
-from gratis.preprocess.stages.shard import finished
+from gratis.preprocess.stages.publish import publish, read_published, summary
+
+RANGES = {  # of options: least and most
+    "workers": (1, 10_000),
+    "quality": (1, 100),
+    "size": (8, 4096),
+    "seed": (0, 2**63 - 1),
+    "samples_per_shard": (1, 100_000),
+    "limit_classes": (1, 1 << 31),
+    "limit_per_class": (1, 1 << 31),
+    "max_rejects": (0, 1 << 31),
+    "num_tasks": (1, 100_000),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +80,7 @@ class ShardsConfig:
     engine: Engine = "local"
     """ray: the same tasks on a Ray cluster (RAY_ADDRESS), which must see SRC and OUT under the same
     names."""
-    codec: Literal["jpeg", "raw"] = "jpeg"
+    codec: CodecName = "jpeg"
     """raw: PPM members, six times the disk and no decoding."""
     quality: int = 95
     """Of the JPEGs, 1 to 100."""
@@ -77,7 +96,7 @@ class ShardsConfig:
     max_rejects: int = 0
     """Publish although up to so many files could not be used."""
     check_md5: bool = False
-    """Hold the ILSVRC2012 archives against their published md5 sums first."""
+    """Compare the ILSVRC2012 archives with their published md5 sums first."""
     discard: bool = False
     """Remove unfinished work of other settings from OUT first; never a published dataset, or files
     of others."""
@@ -94,34 +113,23 @@ class ShardsConfig:
 
     def __post_init__(self) -> None:
         if not self.src:
-            sample = "gratis sample --out sample/source"
             raise GratisError(
-                f"no source: make shards SRC=FOLDER (--src FOLDER); for a drawn one: {sample}"
+                "no source: make shards SRC=FOLDER (--src FOLDER); for a drawn one: gratis sample "
+                "--out sample/source"
             )
         if not self.out:  # of a shell variable that is not set; it would be the current folder
             raise GratisError("--out is empty: name the folder or URL of the dataset")
-        for name, least, most in (
-            ("workers", 1, 10_000),
-            ("quality", 1, 100),
-            ("size", 8, 4096),
-            ("seed", 0, 2**63 - 1),
-            ("samples_per_shard", 1, 100_000),
-            ("limit_classes", 1, 1 << 31),
-            ("limit_per_class", 1, 1 << 31),
-            ("max_rejects", 0, 1 << 31),
-            ("num_tasks", 1, 100_000),
-        ):
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                raise GratisError(
-                    f"--{name.replace('_', '-')} {value}: between {least:,} and {most:,}"
-                )
+                option = name.replace("_", "-")
+                raise GratisError(f"--{option} {value}: between {least:,} and {most:,}")
         if (self.task_id is None) != (self.num_tasks is None):
             raise GratisError("--task-id and --num-tasks go together; give both or neither")
-        if self.task_id is not None and not 0 <= self.task_id < (self.num_tasks or 0):
+        tasks = self.num_tasks or 0
+        if self.task_id is not None and not 0 <= self.task_id < tasks:
             raise GratisError(
-                f"--task-id {self.task_id}: from 0 to {(self.num_tasks or 0) - 1}, one below "
-                f"--num-tasks"
+                f"--task-id {self.task_id}: from 0 to {tasks - 1}, one below --num-tasks"
             )
         if self.discard and self.is_part:
             raise GratisError(
@@ -148,56 +156,63 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
         check_md5(config.src, PUBLISHED_MD5)
     _refuse_inside(config)
     source = open_source(config.src).limited(config.limit_classes, config.limit_per_class)
-    plan = Plan(
-        draft=_draft(config, source),
-        counts={split: len(part) for split, part in source.splits.items()},
-    )
+    plan = _plan(config, source)
     store = open_store(config.out)
-    taken = foreign(store)
+    foreign = foreign_files(store)
     if dataset.MANIFEST in store.sizes():
-        return _leave(config, store, plan.draft)
-    refuse_others(store, config.out, plan, taken)
-    for line in source.skipped:
-        print(line, file=sys.stderr)
-    if not pillow_name().startswith("pillow-simd"):
-        print(
-            f"warning: {pillow_name()} runs, not pillow-simd: half the speed; see "
-            f"docker/install.py",
-            file=sys.stderr,
-        )
+        return _already_there(store, plan.draft)
+    refuse_others(store, plan, foreign)
+    _warn(source)
     first = make_task(next(slices(source, plan.draft)), source, plan.draft, config.out)
     cost = estimate_apart(sum(plan.counts.values()), first)
     if config.dry_run:
         print(describe(cost, config.processes))
         return None
-    with claimed(config.out, store, shared=config.is_part):
-        # another run has published it since, and let the lock go
+    with claim(store, shared=config.is_part):
+        # another run has published it in between, and released the lock
         if dataset.MANIFEST in store.sizes():
-            return _leave(config, store, plan.draft)
+            return _already_there(store, plan.draft)
         if config.discard:
             discard(store)
-            refuse_others(store, config.out, plan, sorted(names_of(plan) & store.sizes().keys()))
-        if cost and not addresses.is_url(config.out):
-            refuse_full_disk(Path(config.out), cost.bytes)
-        agree(store, config.out, plan)
+            refuse_others(store, plan, sorted(plan_files(plan) & store.sizes().keys()))
+        if cost and isinstance(store, LocalStore):
+            refuse_full_disk(store.root, cost.bytes)
+        agree(store, plan)
         _map(config, store, source, plan.draft)
         if config.is_part:
-            print(
-                f"{config.out}: task {config.task_id} of {config.num_tasks} is done; after the "
-                f"last, merge publishes"
-            )
+            task = f"task {config.task_id} of {config.num_tasks}"
+            print(f"{config.out}: {task} is done; after the last, merge publishes")
             return None
         try:
-            manifest = publish(
-                store, config.out, plan.draft, plan.shard_names(), config.max_rejects
-            )
+            manifest = publish(store, plan.draft, plan.shard_names(), config.max_rejects)
         # at a URL, where there is no lock, another run may have removed the receipts
         except FileNotFoundError:
             if dataset.MANIFEST not in store.sizes():
                 raise
-            return _leave(config, store, plan.draft)
+            return _already_there(store, plan.draft)
     print(f"{config.out}: {summary(manifest)}")
     return manifest
+
+
+def _plan(config: ShardsConfig, source: Source) -> ShardPlan:
+    draft = draft_manifest(
+        source,
+        size=config.size,
+        codec=config.codec,
+        quality=None if CODECS[config.codec].lossless else config.quality,
+        seed=config.seed,
+        samples_per_shard=config.samples_per_shard,
+    )
+    counts = {split: len(listing) for split, listing in source.splits.items()}
+    return ShardPlan(draft=draft, counts=counts)
+
+
+def _warn(source: Source) -> None:
+    for message in source.skipped:
+        print(message, file=sys.stderr)
+    if not pillow_name().startswith("pillow-simd"):
+        slow = f"{pillow_name()} runs, not pillow-simd: half the speed; see docker/install.py"
+        print(f"warning: {slow}", file=sys.stderr)
 
 
 def _refuse_inside(config: ShardsConfig) -> None:
@@ -210,50 +225,27 @@ def _refuse_inside(config: ShardsConfig) -> None:
         raise GratisError(f"OUT {config.out} lies in SRC {config.src}; choose an OUT outside of it")
 
 
-def _draft(config: ShardsConfig, source: Source) -> Manifest:
-    return Manifest(
-        format=dataset.FORMAT,
-        image_size=config.size,
-        codec=config.codec,
-        quality=config.quality if config.codec == "jpeg" else None,
-        seed=config.seed,
-        samples_per_shard=config.samples_per_shard,
-        source=source.fingerprint,
-        tools=tools(),
-        classes=source.classes,
-        splits={},
-        stats_sha256="",
-    )
-
-
-def _leave(config: ShardsConfig, store: Store, wanted: Manifest) -> Manifest:
-    manifest = published(config.out, store)
-    store.remove(WORK)  # of this run's claim, or of one that was killed after its last act but one
-    refuse_other(
-        config.out, without_tools(manifest), without_tools(wanted), "remove it, or choose another"
-    )
-    print(f"{config.out} is already there: {summary(manifest)}")
+def _already_there(store: Store, wanted: Manifest) -> Manifest:
+    manifest = read_published(store)
+    store.remove(WORK)  # of this run's claim, or of a run that was killed just before its end
+    there, wanted = (dataclasses.replace(one, tools={}) for one in (manifest, wanted))
+    refuse_other(store, there, wanted, "remove it, or choose another")
+    print(f"{store.address} is already there: {summary(manifest)}")
     return manifest
 
 
 def _map(config: ShardsConfig, store: Store, source: Source, draft: Manifest) -> None:
-    there, receipts = store.sizes(), store.sizes(WORK)
-    total, done, rejects = 0, 0, 0
-    missing: list[Slice] = []
-    for number, part in enumerate(slices(source, draft)):
-        if config.task_id is not None and number % (config.num_tasks or 1) != config.task_id:
-            continue
-        total += len(part.rows)
-        rejected = finished(store, part.name, there, receipts)
-        if rejected is None:
-            missing.append(part)
-        else:
-            done += len(part.rows)
-            rejects += rejected
+    tasks, task = config.num_tasks or 1, config.task_id or 0
+    parts = list(islice(slices(source, draft), task, None, tasks))
+    rejects = finished_shards(store, [part.name for part in parts])
+    missing = [part for part in parts if part.name not in rejects]
     if not missing:
         return
-    tasks = (make_task(part, source, draft, config.out) for part in missing)
+    total = sum(len(part.rows) for part in parts)
+    done = total - sum(len(part.rows) for part in missing)
+    work = (make_task(part, source, draft, config.out) for part in missing)
     workers = min(config.processes, len(missing))
-    with Progress(config.run_dir, total=total, done=done, rejects=rejects) as progress:
-        for step in run_by(config.engine, tasks, workers):
-            progress.add(step)
+    rejected = sum(rejects.values())
+    with Progress(config.run_dir, total=total, done=done, rejects=rejected) as progress:
+        for new in run_by(config.engine, work, workers):
+            progress.add(new)

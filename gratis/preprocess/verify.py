@@ -1,10 +1,10 @@
-"""The verify command: is what lies in a folder still the dataset that was published?
+"""The verify command: is a folder still the dataset that was published?
 
     gratis verify shards --sample 1000
 
-Every archive is hashed; every index entry, ours and DALI's, is held against the archive's own
-headers and labels; some images are decoded. Each finding is a line that names the file; a copy with
-findings should be made again."""
+Every archive is hashed; every index entry, ours and DALI's, is compared with the archive's own
+headers and labels; some images are decoded. Each finding is a message that names the file; a copy
+with findings should be made again."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ from gratis import addresses, dataset, image
 from gratis.atomic import sha256_file
 from gratis.dataset import Index, Manifest, Shard, Split
 from gratis.errors import GratisError
-from gratis.preprocess.sources.archives import Member
-from gratis.preprocess.sources.webdataset import Group, grouped, idx_bytes, idx_line, label_of
-from gratis.preprocess.stages.plan import shuffled
+from gratis.preprocess.sources.tar import Member
+from gratis.preprocess.sources.webdataset import (
+    TarSample,
+    group_samples,
+    idx_bytes,
+    idx_line,
+    label_of,
+)
+from gratis.preprocess.stages.plan import permutation
 
 SHOWN = 20  # findings printed before the rest is only counted
 
@@ -44,7 +50,7 @@ class VerifyConfig:
             raise GratisError(f"--sample {self.sample}: 0 or more")
 
 
-def verify(config: VerifyConfig) -> None:
+def verify_dataset(config: VerifyConfig) -> None:
     """Prints what is wrong; GratisError if anything is."""
     root = local_folder(config.shards, "verify")
     manifest = dataset.read_manifest(root)
@@ -60,13 +66,12 @@ def verify(config: VerifyConfig) -> None:
     print(f"{config.shards}: {samples:,} samples are as they were published")
 
 
-def local_folder(place: str, command: str) -> Path:
+def local_folder(address: str, command: str) -> Path:
     """GratisError for a URL, which this command does not read."""
-    if addresses.is_url(str(place)):
-        raise GratisError(
-            f"{command} reads local folders, not {place}; copy the dataset first, or give its mount"
-        )
-    return Path(place)
+    if addresses.is_url(str(address)):
+        way_out = "copy the dataset first, or give its mount"
+        raise GratisError(f"{command} reads local folders, not {address}; {way_out}")
+    return Path(address)
 
 
 def _findings(root: Path, sample: int, manifest: Manifest) -> Iterator[str]:
@@ -74,50 +79,43 @@ def _findings(root: Path, sample: int, manifest: Manifest) -> Iterator[str]:
     yield from wrong
     side = manifest.image_size if wrong else len(dataset.read_stats(root).mean)
     if side != manifest.image_size:
-        yield (
-            f"{dataset.MANIFEST} says images of {manifest.image_size} px, the statistics are of "
-            f"{side} px"
-        )
+        size = f"{manifest.image_size} px, the statistics are of {side} px"
+        yield f"{dataset.MANIFEST} says images of {size}"
     total = sum(split.samples for split in manifest.splits.values())
     for name, split in manifest.splits.items():
-        path = root / dataset.index_name(name)
-        wrong = list(_file(path, split.index_sha256))
+        wrong = list(_file(root / dataset.index_name(name), split.index_sha256))
         yield from wrong
         if wrong:
             continue
         index = dataset.read_index(root, name)
-        sound = []
-        for number, shard in enumerate(
-            tqdm(split.shards, name, unit="shard", delay=2.0, leave=False)
-        ):
-            found = list(_readable(shard.name, _shard(root, number, shard, index)))
-            yield from found
-            if not found:
-                sound.append(number)
-        wanted = -(-sample * split.samples // total)
-        rows = np.flatnonzero(np.isin(index.shard, sound))
-        rows = rows[shuffled(len(rows), manifest.seed, "verify")[:wanted]]
-        yield from _readable(name, _decode(root, split, index, rows, side))
+        intact = []
+        shards = tqdm(split.shards, name, unit="shard", delay=2.0, leave=False)
+        for number, shard in enumerate(shards):
+            wrong = list(_unless_unreadable(shard.name, _shard(root, number, shard, index)))
+            yield from wrong
+            if not wrong:
+                intact.append(number)
+        count = -(-sample * split.samples // total)
+        rows = np.flatnonzero(np.isin(index.shard, intact))
+        rows = rows[permutation(len(rows), manifest.seed, "verify")[:count]]
+        yield from _unless_unreadable(name, _decode(root, split, index, rows, side))
 
 
-def _readable(name: str, findings: Iterator[str]) -> Iterator[str]:
-    """The findings; and one more that ends them where a file, `name` unless the system names it,
-    cannot be read."""
+def _unless_unreadable(name: str, findings: Iterator[str]) -> Iterator[str]:
+    """The findings; where a file cannot be read, one more, and no others. name: of the file unless
+    the system names it."""
     try:
         yield from findings
     except OSError as error:
-        path = Path(error.filename or name)
-        yield (
-            f"{path.name} cannot be read ({error.strerror or error}); mend its permissions, or "
-            f"its disk"
-        )
+        path, reason = Path(error.filename or name), error.strerror or error
+        yield f"{path.name} cannot be read ({reason}); mend its permissions, or its disk"
 
 
 def _file(path: Path, sha256: str) -> Iterator[str]:
-    return _readable(path.name, _published(path, sha256))
+    return _unless_unreadable(path.name, _same_sum(path, sha256))
 
 
-def _published(path: Path, sha256: str) -> Iterator[str]:
+def _same_sum(path: Path, sha256: str) -> Iterator[str]:
     if not path.exists():
         yield f"{path.name} is missing"
     elif sha256_file(path) != sha256:
@@ -125,13 +123,10 @@ def _published(path: Path, sha256: str) -> Iterator[str]:
 
 
 def _shard(root: Path, number: int, shard: Shard, index: Index) -> Iterator[str]:
-    """One archive: size and hash; then, member by member, both indices."""
+    """Of one archive: its size and hash; then, member by member, both indices."""
     path = root / shard.name
-    if path.is_file() and path.stat().st_size != shard.bytes:
-        yield (
-            f"{shard.name} has {path.stat().st_size:,} bytes, not {shard.bytes:,}: it was cut "
-            f"or replaced"
-        )
+    if path.is_file() and (size := path.stat().st_size) != shard.bytes:
+        yield f"{shard.name} has {size:,} bytes, not {shard.bytes:,}: it was cut or replaced"
         return
     wrong = list(_file(path, shard.sha256))
     yield from wrong
@@ -141,40 +136,30 @@ def _shard(root: Path, number: int, shard: Shard, index: Index) -> Iterator[str]
     expected = dict(zip(index.offset[rows].tolist(), np.flatnonzero(rows).tolist(), strict=True))
     lines = []
     with tarfile.open(path) as tar, addresses.Bytes(str(path)) as archive:
-        for group in grouped(
-            str(path), (Member(m.name, m.offset_data, m.size) for m in tar if m.isreg())
-        ):
-            if group.picture is None or group.picture.offset not in expected:
-                continue  # tars of others may hold what was left out of the index
-            row = expected.pop(group.picture.offset)
-            if [group.picture.size, _label(archive, shard, group)] != [
-                int(index.size[row]),
-                int(index.label[row]),
-            ]:
-                yield (
-                    f"{shard.name}: {group.picture.name} has another size or label than the "
-                    f"index says"
-                )
+        files = (Member(m.name, m.offset_data, m.size) for m in tar if m.isreg())
+        for group in group_samples(str(path), files):
+            picture = group.picture
+            if picture is None or picture.offset not in expected:
+                continue  # an archive of others may hold what was left out of the index
+            row = expected.pop(picture.offset)
+            named = (int(index.size[row]), int(index.label[row]))
+            if (picture.size, _label(archive, shard, group)) != named:
+                other = "has another size or label than the index says"
+                yield f"{shard.name}: {picture.name} {other}"
             lines.append(idx_line(group))
     if expected:
-        yield (
-            f"{shard.name} has no image where the index says, {len(expected):,} times; first at "
-            f"byte {min(expected)}"
-        )
+        first = f"{len(expected):,} times; first at byte {min(expected)}"
+        yield f"{shard.name} has no image where the index says, {first}"
     if not len(lines) == rows.sum() == shard.samples:
-        yield (
-            f"{shard.name} holds {len(lines)} samples, the index {rows.sum()}, the manifest "
-            f"{shard.samples}"
-        )
+        counts = f"{len(lines)} samples, the index {rows.sum()}, the manifest {shard.samples}"
+        yield f"{shard.name} holds {counts}"
     idx = path.with_suffix(".idx")
     if not idx.exists() or idx.read_bytes() != idx_bytes(lines):
-        yield (
-            f"{idx.name} is missing or does not fit {shard.name}: plain DALI readers would feed "
-            f"wrong labels from it"
-        )
+        wrong_labels = "plain DALI readers would feed wrong labels from it"
+        yield f"{idx.name} is missing or does not fit {shard.name}: {wrong_labels}"
 
 
-def _label(archive: addresses.Bytes, shard: Shard, group: Group) -> int | None:
+def _label(archive: addresses.Bytes, shard: Shard, group: TarSample) -> int | None:
     try:
         return label_of(archive, shard.name, group)
     except GratisError:

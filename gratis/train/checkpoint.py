@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gratis.atomic import at_once, sha256_file, sync_folder, write_durably
+from gratis.atomic import atomic_write, fsync, open_nonblocking, sha256_file
 from gratis.errors import GratisError
 from gratis.train.mesh.mesh import Axis
 from gratis.train.network.alexnet import AlexNet, weight_shapes
@@ -94,8 +94,8 @@ def write(folder: Path, arrays: Arrays, state: State) -> int:
         size = _write(temporary, arrays, state)
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
-        sync_folder(folder)
-        write_durably(folder / LATEST, target.name.encode())
+        fsync(folder)
+        atomic_write(folder / LATEST, target.name.encode())
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -237,7 +237,7 @@ def load(checkpoint: Path, network: AlexNet, optimiser: Optimiser) -> Tensor:
 def _read(path: Path) -> str:
     """Its text; empty if it is no file. GratisError where it cannot be read."""
     try:
-        with open(path, errors="replace", opener=at_once) as file:
+        with open(path, errors="replace", opener=open_nonblocking) as file:
             return file.read(1 << 16)
     except ABSENT:
         return ""
@@ -291,9 +291,9 @@ def _write(folder: Path, arrays: Arrays, state: State) -> int:
         share(path)
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    write_durably(folder / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
+    atomic_write(folder / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
     sums = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in sorted(FILES))
-    write_durably(folder / SUMS, sums.encode())
+    atomic_write(folder / SUMS, sums.encode())
     return _size(folder)
 
 

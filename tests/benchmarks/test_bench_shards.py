@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from benchmarks.shards.bench import BenchConfig, bench
+from benchmarks.shards.bench import ShardBenchConfig, bench
 from benchmarks.shards.psnr import ceiling, conventions, psnr
 from gratis import image
 from gratis.errors import GratisError
@@ -29,7 +29,7 @@ def photographs(root: Path, count: int) -> Path:
 
 @pytest.mark.slow
 def test_bench_measures_this_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench(BenchConfig(src=photographs(tmp_path, 8), rounds=1))
+    bench(ShardBenchConfig(src=photographs(tmp_path, 8), rounds=1))
     shown = capsys.readouterr().out
     steps = dict(re.findall(r"^  (\S.*?) +([0-9.]+)$", shown.partition("codec")[0], re.MULTILINE))
     assert float(steps["all"]) == pytest.approx(
@@ -58,4 +58,4 @@ def test_the_nearest_convention_is_taken(tmp_path: Path) -> None:
 
 def test_a_folder_without_photographs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GratisError, match="no photographs"):
-        bench(BenchConfig(src=tmp_path))
+        bench(ShardBenchConfig(src=tmp_path))

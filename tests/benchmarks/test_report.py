@@ -29,6 +29,7 @@ from benchmarks.report.page import page, summary
 from benchmarks.report.plan import for_a_gpu
 from benchmarks.report.setting import Setting, sizes
 from benchmarks.report.stages import by_stage
+from gratis.atomic import exclusive
 from gratis.dataset import read_manifest
 from gratis.errors import GratisError
 from gratis.train.launcher.launch import records
@@ -40,7 +41,6 @@ from gratis.train.options import parse
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import LAYERS, RECIPES, RELEASED, Recipe
 from gratis.train.schedule import rates
-from gratis.written import alone
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -554,7 +554,7 @@ E     no module
 
 
 def test_two_reports_in_one_place_take_turns(tmp_path: Path) -> None:
-    with alone(tmp_path / "report", "the first"):
+    with exclusive(tmp_path / "report", "the first"):
         done = subprocess.run(
             [sys.executable, "-m", "gratis", "report", "--out", str(tmp_path / "report")],
             cwd=ROOT,

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from handmade import picture, write_dataset
 
-from gratis.atomic import open_files
+from gratis.atomic import max_open_files
 from gratis.dataset import (
     Index,
     Manifest,
@@ -241,4 +241,4 @@ def test_a_small_limit_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -
     limits = {1024: 256, 1 << 20: 256, resource.RLIM_INFINITY: 256, 64: 16, 3: 1}
     for limit, most in limits.items():
         monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
-        assert open_files() == most
+        assert max_open_files() == most

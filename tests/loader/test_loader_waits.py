@@ -22,7 +22,7 @@ from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig, read_pieces
 from gratis.loader.reading.cache import Cache
 from gratis.loader.reading.remote import Helper, Remote, fetch_dataset, locked
-from gratis.preprocess.verify import VerifyConfig, verify
+from gratis.preprocess.verify import VerifyConfig, verify_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
 
@@ -78,7 +78,7 @@ def test_a_pipe_in_a_file_s_place_is_one_line(
         for read, words in (
             (lambda: list(make(root)), name),
             (lambda: list(read_pieces(root, [(name, 0, 1)])), name),
-            (lambda: verify(VerifyConfig(shards=str(root))), "finding|manifest"),
+            (lambda: verify_dataset(VerifyConfig(shards=str(root))), "finding|manifest"),
         ):
             with pytest.raises(GratisError, match=words) as caught:
                 read()

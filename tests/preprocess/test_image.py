@@ -9,6 +9,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from PIL import Image as Pillow
 
 from benchmarks.shards.psnr import psnr, reference
 from gratis import image
-from gratis.image import Reject, central_box, encode_jpeg, encode_ppm, to_image, to_picture
+from gratis.dataset import EXTENSIONS
+from gratis.image import Reject, central_box, to_image, to_picture
+from gratis.preprocess.codecs import CODECS, CodecName, encode_jpeg, encode_ppm
 
 SIZE = 64
 
@@ -191,14 +194,14 @@ def test_rejects(kind: str, data: bytes) -> None:
 
 def test_the_same_file_is_rejected_in_the_same_words() -> None:
     """They are published: rejects.jsonl has to come out the same to the byte."""
-    said = []
+    messages = []
     for _ in range(2):
         with pytest.raises(Reject) as caught:
             to_image(b"this is no picture" * 20, SIZE)
         # kept, so that nothing takes an address twice
-        said.append((str(caught.value), bytearray(1000)))
-    assert "0x" not in said[0][0]
-    assert said[0][0] == said[1][0]
+        messages.append((str(caught.value), bytearray(1000)))
+    assert "0x" not in messages[0][0]
+    assert messages[0][0] == messages[1][0]
 
 
 def test_any_damage_is_a_reject_or_an_image() -> None:
@@ -229,8 +232,8 @@ def test_codecs() -> None:
 @pytest.mark.parametrize("kind", [*odd_files(), "comment"])
 def test_a_picture_encodes_to_the_same_bytes_as_its_pixels(kind: str) -> None:
     """Nothing of the source but pixels goes into the JPEG that is made of it."""
-    told = encoded(photo(100, 80), comment=b"by nobody", dpi=(72, 72), icc_profile=b"x" * 200)
-    data = told if kind == "comment" else odd_files()[kind]
+    commented = encoded(photo(100, 80), comment=b"by nobody", dpi=(72, 72), icc_profile=b"x" * 200)
+    data = commented if kind == "comment" else odd_files()[kind]
     picture, conversions = to_picture(data, SIZE)
     assert encode_jpeg(picture, 95) == encode_jpeg(to_image(data, SIZE).pixels, 95)
     assert conversions == to_image(data, SIZE).conversions
@@ -258,3 +261,17 @@ def test_quality_on_photographs(ilsvrc500: Path, every: int) -> None:
         ceiling.append(psnr(image.decode(encode_jpeg(expected, 95)), expected))
     print(f"{len(scores)} photographs: {np.mean(scores):.3f} dB of {np.mean(ceiling):.3f}")
     assert np.mean(scores) > max(37.6, float(np.mean(ceiling)) - 0.02)
+
+
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_a_codec_s_pixels_are_those_of_its_bytes(name: str) -> None:
+    codec = CODECS[name]
+    picture = Pillow.effect_noise((SIZE, SIZE), 50).convert("RGB")
+    data, pixels = codec.sample(picture, 90)
+    assert (image.decode(data) == pixels).all()
+    assert Pillow.open(io.BytesIO(data)).format == codec.format
+    assert (pixels == np.asarray(picture)).all() == codec.lossless
+
+
+def test_readers_know_every_codec() -> None:
+    assert CODECS.keys() == EXTENSIONS.keys() == set(get_args(CodecName))

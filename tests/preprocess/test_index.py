@@ -19,9 +19,9 @@ from PIL import Image as Pillow
 from gratis import dataset
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig
-from gratis.preprocess.index import IndexConfig, index
-from gratis.preprocess.stages.statistics import Accumulator, finish
-from gratis.preprocess.verify import VerifyConfig, verify
+from gratis.preprocess.index import IndexConfig, index_tars
+from gratis.preprocess.statistics import Accumulator, finish
+from gratis.preprocess.verify import VerifyConfig, verify_dataset
 
 SIZE, CROP = 64, 56
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -47,23 +47,23 @@ def archive(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 def by_img2dataset(numbers: range, **more: object) -> list[tuple[str, bytes]]:
     """As its writer lays a sample out: image, JSON, caption."""
-    found = []
+    files = []
     for number in numbers:
         facts = json.dumps(
             {"key": f"{number:09d}", "status": "success", "label": number % 5}
         ).encode()
-        found += [(f"{number:09d}.jpg", picture(number, **more)), (f"{number:09d}.json", facts)]  # type: ignore[arg-type]
-        found += [(f"{number:09d}.txt", b"a caption")]
-    return found
+        files += [(f"{number:09d}.jpg", picture(number, **more)), (f"{number:09d}.json", facts)]  # type: ignore[arg-type]
+        files += [(f"{number:09d}.txt", b"a caption")]
+    return files
 
 
 def by_webdataset(numbers: range, **more: object) -> list[tuple[str, bytes]]:
     """As webdataset's TarWriter does: members sorted by name, so that labels come first. Greyscale
     here."""
-    found = []
+    files = []
     for k in numbers:
-        found += [(f"a b {k}.cls", b"%d" % (k % 5)), (f"a b {k}.jpg", picture(k, mode="L", **more))]  # type: ignore[arg-type]
-    return found
+        files += [(f"a b {k}.cls", b"%d" % (k % 5)), (f"a b {k}.jpg", picture(k, mode="L", **more))]  # type: ignore[arg-type]
+    return files
 
 
 def tars(root: Path) -> Path:
@@ -107,18 +107,18 @@ def check_loaded(root: Path, split: str, numbers: range) -> None:
 def test_the_loader_reads_tars_of_others_in_place(tmp_path: Path) -> None:
     root = tars(tmp_path / "t")
     before = digests(root)
-    manifest = index(IndexConfig(tars=str(root), workers=2))
+    manifest = index_tars(IndexConfig(tars=str(root), workers=2))
     assert digests(root) == before
     assert [shard.name for shard in manifest.splits["train"].shards] == ["00000.tar", "00001.tar"]
     check_loaded(root, "train", range(12))
     check_loaded(root, "val", range(12, 15))
-    verify(VerifyConfig(shards=str(root)))
+    verify_dataset(VerifyConfig(shards=str(root)))
     assert not (root / ".work").exists()
 
 
 def test_statistics_are_those_of_the_training_images(tmp_path: Path) -> None:
     root = tars(tmp_path / "t")
-    index(IndexConfig(tars=str(root), workers=1))
+    index_tars(IndexConfig(tars=str(root), workers=1))
     accumulator = Accumulator(SIZE)
     for number in range(12):
         data = picture(number, mode="L" if number >= 7 else "RGB")
@@ -133,20 +133,20 @@ def test_links_in_another_folder(tmp_path: Path) -> None:
     archive(root / "train" / "x 0.tar", by_img2dataset(range(12)))
     archive(root / "val" / "0.tar", by_img2dataset(range(12, 15)))
     with pytest.raises(GratisError, match="give --out"):
-        index(IndexConfig(tars=str(root)))
+        index_tars(IndexConfig(tars=str(root)))
     before = sorted(path.name for path in root.rglob("*"))
-    index(IndexConfig(tars=str(root), out=str(tmp_path / "both" / "o"), workers=1))
+    index_tars(IndexConfig(tars=str(root), out=str(tmp_path / "both" / "o"), workers=1))
     assert sorted(path.name for path in root.rglob("*")) == before
     moved = (tmp_path / "both").rename(tmp_path / "moved")
     check_loaded(moved / "o", "val", range(12, 15))
-    verify(VerifyConfig(shards=str(moved / "o")))
+    verify_dataset(VerifyConfig(shards=str(moved / "o")))
 
 
 def test_idx_is_what_dali_s_own_tool_writes(tmp_path: Path) -> None:
     tool = pytest.importorskip("wds2idx")
     root = tmp_path / "t"
     archive(root / "00000.tar", by_img2dataset(range(7)))
-    index(IndexConfig(tars=str(root), workers=1))
+    index_tars(IndexConfig(tars=str(root), workers=1))
     with tool.IndexCreator(
         str(root / "00000.tar"), str(tmp_path / "idx"), verbose=False
     ) as creator:
@@ -170,7 +170,7 @@ def test_other_images_are_sent_to_the_shards_command(tmp_path: Path, bad: str) -
     archive(root / ("0.tar" if bad == "first" else "2.tar"), wrong)
     before = sorted(path.name for path in root.iterdir())
     with pytest.raises(GratisError, match=rf"make shards SRC={root}") as caught:
-        index(IndexConfig(tars=str(root), workers=1))
+        index_tars(IndexConfig(tars=str(root), workers=1))
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in root.iterdir()) == before
 
@@ -183,12 +183,12 @@ def test_what_cannot_be_decoded_is_left_out_on_request(tmp_path: Path) -> None:
         root / "00002.tar", [*by_webdataset(range(7, 9)), ("torn.jpg", torn), ("torn.cls", b"4")]
     )
     with pytest.raises(GratisError, match=r"1 truncated.*--max-rejects 1"):
-        index(IndexConfig(tars=str(root), workers=1))
+        index_tars(IndexConfig(tars=str(root), workers=1))
     assert not (root / dataset.MANIFEST).exists()
-    manifest = index(IndexConfig(tars=str(root), workers=1, max_rejects=1))
+    manifest = index_tars(IndexConfig(tars=str(root), workers=1, max_rejects=1))
     assert manifest.splits["train"].samples == 14
     assert manifest.splits["train"].rejects == {"truncated": 1}
-    verify(VerifyConfig(shards=str(root)))
+    verify_dataset(VerifyConfig(shards=str(root)))
 
 
 def test_a_tar_of_which_nothing_can_be_used_is_not_touched(tmp_path: Path) -> None:
@@ -196,13 +196,13 @@ def test_a_tar_of_which_nothing_can_be_used_is_not_touched(tmp_path: Path) -> No
     archive(root / "00002.tar", [("torn.jpg", picture(99)[:700]), ("torn.cls", b"4")])
     before = digests(root)
     with pytest.raises(GratisError, match=r"00002\.tar holds no image that can be used"):
-        index(IndexConfig(tars=str(root), workers=1, max_rejects=9))
+        index_tars(IndexConfig(tars=str(root), workers=1, max_rejects=9))
     assert digests(root) == before
 
 
 def test_verify_finds_a_swapped_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tars(tmp_path / "t")
-    manifest = index(IndexConfig(tars=str(root), workers=1))
+    manifest = index_tars(IndexConfig(tars=str(root), workers=1))
     rows = dataset.read_index(root, "train")
     changed = dataset.write_index(root, "train", rows._replace(label=np.roll(rows.label, 1)))
     text = (
@@ -212,7 +212,7 @@ def test_verify_finds_a_swapped_label(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     (root / dataset.MANIFEST).write_text(text)
     with pytest.raises(GratisError, match="12 findings"):
-        verify(VerifyConfig(shards=str(root)))
+        verify_dataset(VerifyConfig(shards=str(root)))
     assert "00000.tar: 000000000.jpg has another size or label" in capsys.readouterr().out
 
 
@@ -224,22 +224,22 @@ def test_files_of_others_beside_the_tars_stay_as_they_are(tmp_path: Path, name: 
         with pytest.raises(
             GratisError, match=rf"t holds {name}: .*; choose another OUT, or move them away"
         ):
-            index(IndexConfig(tars=str(root), workers=1))
+            index_tars(IndexConfig(tars=str(root), workers=1))
         assert sorted(path.name for path in root.iterdir()) == sorted(
             ["00000.tar", "00001.tar", "val-000.tar", name]
         )
-    index(IndexConfig(tars=str(root), out=str(tmp_path / "o"), workers=1))
+    index_tars(IndexConfig(tars=str(root), out=str(tmp_path / "o"), workers=1))
     assert (root / name).read_text() == "somebody else's"
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "val-00000.tar").write_text("too")
     with pytest.raises(GratisError, match=r"p holds val-00000\.tar: "):
-        index(IndexConfig(tars=str(root), out=str(tmp_path / "p"), workers=1))
+        index_tars(IndexConfig(tars=str(root), out=str(tmp_path / "p"), workers=1))
 
 
 def check_published(out: Path, *, alone: bool) -> None:
     """A sound dataset, and alone in its folder; not where the tars lie, as an .idx there may be
     somebody else's."""
-    verify(VerifyConfig(shards=str(out)))
+    verify_dataset(VerifyConfig(shards=str(out)))
     assert not (out / ".work").exists()
     splits = dataset.read_manifest(out).splits
     made = {"manifest.json", "rejects.jsonl", "stats.npz"} | {
@@ -265,16 +265,16 @@ def test_what_an_index_left_is_no_obstacle_to_the_next(tmp_path: Path, elsewhere
     )
     config = IndexConfig(tars=str(root), out=str(out), workers=1)
     with pytest.raises(GratisError, match="1 truncated"):
-        index(config)
+        index_tars(config)
     assert (out / dataset.REJECTS).exists()
     (root / "00000.tar").rename(root / "00003.tar")
     (root / "00002.tar").unlink()
-    assert index(config).splits["train"].samples == 12
+    assert index_tars(config).splits["train"].samples == 12
     check_published(out, alone=elsewhere)
     (out / dataset.MANIFEST).unlink()
     archive(root / "000.tar", by_img2dataset(range(17, 21)))
     (root / "val-000.tar").unlink()
-    assert index(config).splits["train"].samples == 16
+    assert index_tars(config).splits["train"].samples == 16
     check_published(out, alone=elsewhere)
 
 
@@ -283,7 +283,7 @@ def test_a_dataset_of_real_tars_is_not_written_over(tmp_path: Path) -> None:
     alone."""
     root, out = tars(tmp_path / "t"), tmp_path / "o"
     archive(out / "train-00000.tar", by_img2dataset(range(30, 33)))
-    index(IndexConfig(tars=str(out), workers=1))
+    index_tars(IndexConfig(tars=str(out), workers=1))
     (out / dataset.MANIFEST).unlink()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     for _ in range(2):
@@ -291,7 +291,7 @@ def test_a_dataset_of_real_tars_is_not_written_over(tmp_path: Path) -> None:
             GratisError,
             match=r"o holds train-00000\.tar: .*; choose another OUT, or move them away",
         ):
-            index(IndexConfig(tars=str(root), out=str(out), workers=1))
+            index_tars(IndexConfig(tars=str(root), out=str(out), workers=1))
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -300,15 +300,15 @@ def test_links_of_somebody_else_stay(tmp_path: Path) -> None:
     out.mkdir()
     (out / "train-00007.tar").symlink_to(root / "00000.tar")
     (out / "train-00007.idx").write_text("theirs")
-    index(IndexConfig(tars=str(root), out=str(out), workers=1))
+    index_tars(IndexConfig(tars=str(root), out=str(out), workers=1))
     assert (out / "train-00007.tar").is_symlink()
     assert (out / "train-00007.idx").read_text() == "theirs"
 
 
 def test_a_dataset_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tars(tmp_path / "t")
-    first = index(IndexConfig(tars=str(root), workers=1))
-    assert index(IndexConfig(tars=str(root))) == first
+    first = index_tars(IndexConfig(tars=str(root), workers=1))
+    assert index_tars(IndexConfig(tars=str(root))) == first
     assert "is a dataset already" in capsys.readouterr().out
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from gratis.errors import GratisError, answered
-from gratis.preprocess.sources.source import open_source
+from gratis.preprocess.sources.open import open_source
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEYS = {

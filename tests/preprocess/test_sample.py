@@ -1,5 +1,5 @@
-"""The drawn dataset: the same bytes for any number of workers, official in form, and not to be told
-apart by colour."""
+"""The drawn dataset: the same bytes for any number of workers, official in form, of classes that
+colour does not separate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from PIL import Image as Pillow
 from gratis.errors import GratisError
 from gratis.preprocess.sample import SampleConfig, make_sample
 from gratis.preprocess.shapes import CLASSES, draw
-from gratis.preprocess.sources.source import Reader, open_source
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.sources.reader import ImageReader
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -44,13 +45,13 @@ def test_counts_sizes_and_greyscale(sample_source: Path) -> None:
     assert not source.skipped
     assert np.bincount(source.splits["train"].label).tolist() == [100] * 10
     assert np.bincount(source.splits["val"].label).tolist() == [20] * 10
-    reader, train = Reader(), source.splits["train"]
+    reader, train = ImageReader(), source.splits["train"]
     pictures = [Pillow.open(io.BytesIO(reader.read(train.item(row)))) for row in range(0, 1000, 5)]
     assert len({picture.size for picture in pictures}) > 150
     assert {picture.mode for picture in pictures} == {"RGB", "L"}
 
 
-def test_ctrl_c_is_heard_again_where_no_process_could_start(tmp_path: Path) -> None:
+def test_ctrl_c_works_again_where_no_process_could_start(tmp_path: Path) -> None:
     # imports all it needs
     make_sample(SampleConfig(out=tmp_path / "a", train_per_class=1, val_per_class=1, workers=1))
     before, (soft, hard) = (
@@ -65,8 +66,8 @@ def test_ctrl_c_is_heard_again_where_no_process_could_start(tmp_path: Path) -> N
             )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        heard = signal.signal(signal.SIGINT, before)
-    assert heard == before
+        after = signal.signal(signal.SIGINT, before)
+    assert after == before
 
 
 def test_mean_colour_says_nothing() -> None:

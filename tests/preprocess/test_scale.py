@@ -15,8 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PLAN = """
 import sys
 from gratis.preprocess.sources.listing import ListingBuilder
-from gratis.preprocess.stages.plan import shuffled, make_task, slices, Plan
-from gratis.preprocess.shards import ShardsConfig, _draft
+from gratis.preprocess.stages.plan import draft_manifest, make_task, slices
 from gratis.preprocess.sources.source import Source
 from gratis.dataset import ImageClass
 
@@ -30,7 +29,7 @@ for row in range(count):
 listing = builder.build()
 source = Source(classes=tuple(ImageClass(wnid=w, words=w, ilsvrc_id=None) for w in wnids),
                 splits={"train": listing}, skipped=())
-draft = _draft(ShardsConfig(src="s", out="o"), source)
+draft = draft_manifest(source, size=256, codec="jpeg", quality=95, samples_per_shard=1000)
 parts = list(slices(source, draft))
 assert sum(len(part.rows) for part in parts) == count
 for part in parts[:: max(1, len(parts) // 50)]:
@@ -45,16 +44,17 @@ import sys
 from pathlib import Path
 import numpy as np
 from gratis import dataset
+from gratis.preprocess.stages.plan import draft_manifest
 from gratis.preprocess.stages.publish import publish
-from gratis.preprocess.stages.shard import Receipt, _pack, receipt_name
-from gratis.preprocess.shards import ShardsConfig, _draft
+from gratis.preprocess.output.receipt import ShardReceipt, write_receipt
 from gratis.preprocess.sources.source import Source
-from gratis.preprocess.stages.statistics import Sums
+from gratis.preprocess.statistics import PixelSums
 from gratis.preprocess.output.store import WORK, open_store
 from gratis.dataset import ImageClass
 
 count, classes, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 (Path(out) / WORK).mkdir(parents=True)
+store = open_store(out)
 wnids = [f"n{k:08d}" for k in range(classes)]
 kinds = tuple(ImageClass(wnid=w, words=w, ilsvrc_id=None) for w in wnids)
 source = Source(classes=kinds, splits={}, skipped=())
@@ -62,14 +62,14 @@ rng, names = np.random.default_rng(0), []
 for begin in range(0, count, 1000):
     n, name = min(1000, count - begin), f"train-{len(names):05d}"
     names.append(name)
-    sums = Sums(n, np.full((16, 16, 3), 100 * n), np.diag([n * 256 * 10_000 + 9] * 3))
+    sums = PixelSums(n, np.full((16, 16, 3), 100 * n), np.diag([n * 256 * 10_000 + 9] * 3))
     sizes = rng.integers(10_000, 60_000, n).astype(np.int32)
     labels = rng.integers(0, classes, n).astype(np.int32)
     total, ends = int(sizes.sum()), np.cumsum(sizes, dtype=np.int64)
-    receipt = Receipt(ends, sizes, labels, total, "0" * 64, {"greyscale": 9}, [], sums)
-    Path(out, receipt_name(name)).write_bytes(_pack(receipt))
-draft = _draft(ShardsConfig(src="s", size=16), source)
-manifest = publish(open_store(out), out, draft, {"train": names}, 0)
+    receipt = ShardReceipt(ends, sizes, labels, total, "0" * 64, {"greyscale": 9}, [], sums)
+    write_receipt(store, name, receipt)
+draft = draft_manifest(source, size=16, codec="jpeg", quality=95, samples_per_shard=1000)
+manifest = publish(store, draft, {"train": names}, 0)
 index = dataset.read_index(Path(out), "train")
 assert manifest.splits["train"].samples == count == len(index.label)
 assert manifest.splits["train"].conversions == {"greyscale": 9 * len(names)}

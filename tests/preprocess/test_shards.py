@@ -33,7 +33,7 @@ from gratis.errors import GratisError
 from gratis.events import EventTail
 from gratis.preprocess.output.store import WORK
 from gratis.preprocess.shards import ShardsConfig, make_shards
-from gratis.preprocess.sources.source import open_source
+from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.stages.estimate import (
     Estimate,
     describe,
@@ -41,7 +41,7 @@ from gratis.preprocess.stages.estimate import (
     estimate_apart,
     refuse_full_disk,
 )
-from gratis.preprocess.stages.plan import shuffled
+from gratis.preprocess.stages.plan import permutation
 from gratis.preprocess.stages.shard import ShardTask
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -92,10 +92,10 @@ def samples(root: Path, split: str) -> Iterator[tuple[str, bytes, int]]:
 def test_every_source_file_is_there_once(sample_source: Path, small: Path, split: str) -> None:
     listing = open_source(str(sample_source)).splits[split]
     expected = {item.key: item.label for item in map(listing.item, range(len(listing)))}
-    found = [(key, label) for key, _, label in samples(small, split)]
-    assert len(found) == len(expected)
-    assert dict(found) == expected
-    assert [key for key, _ in found] != sorted(expected)
+    written = [(key, label) for key, _, label in samples(small, split)]
+    assert len(written) == len(expected)
+    assert dict(written) == expected
+    assert [key for key, _ in written] != sorted(expected)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -129,11 +129,11 @@ def test_webdataset_reads_them(small: Path) -> None:
         # it leaves its files to the garbage collector
         warnings.simplefilter("ignore", ResourceWarning)
         reader = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
-        found = list(reader.decode("rgb8").to_tuple("jpg", "cls"))
+        decoded = list(reader.decode("rgb8").to_tuple("jpg", "cls"))
         gc.collect()
     expected = list(samples(small, "train"))
-    assert [label for _, label in found] == [label for _, _, label in expected]
-    assert found[7][0].shape == (64, 64, 3)
+    assert [label for _, label in decoded] == [label for _, _, label in expected]
+    assert decoded[7][0].shape == (64, 64, 3)
 
 
 def test_dali_reads_them_and_decodes_to_the_same_pixels(small: Path) -> None:
@@ -198,9 +198,9 @@ def test_raw_codec(sample_source: Path, tmp_path: Path) -> None:
 
 def test_order_is_golden() -> None:
     """Not NumPy's to change: the order decides the bytes of every dataset."""
-    assert shuffled(10, 0, "train").tolist() == GOLDEN
-    assert sorted(shuffled(1000, 3, "val").tolist()) == list(range(1000))
-    assert shuffled(1000, 3, "val").tolist() != shuffled(1000, 4, "val").tolist()
+    assert permutation(10, 0, "train").tolist() == GOLDEN
+    assert sorted(permutation(1000, 3, "val").tolist()) == list(range(1000))
+    assert permutation(1000, 3, "val").tolist() != permutation(1000, 4, "val").tolist()
 
 
 GOLDEN = [4, 8, 1, 6, 2, 7, 3, 9, 0, 5]
@@ -438,12 +438,12 @@ def test_dry_run_estimates_and_writes_nothing(
     )
     actual = sum(path.stat().st_size for path in small.glob("*.tar"))
     assert estimate(1200, train).bytes == pytest.approx(actual, rel=0.15)
-    told = re.search(r"about ([\d.]+) MB, ", done.stdout)
-    assert told
-    assert float(told[1]) > 1
+    size = re.search(r"about ([\d.]+) MB, ", done.stdout)
+    assert size
+    assert float(size[1]) > 1
 
 
-def test_sizes_are_told_in_a_unit_that_fits(tmp_path: Path) -> None:
+def test_sizes_are_given_in_a_unit_that_fits(tmp_path: Path) -> None:
     with pytest.raises(
         GratisError, match=r"needs about 1000000\.0 GB and its disk has [\d.]+ [GM]B free"
     ):

@@ -21,9 +21,10 @@ from scipy.io import loadmat
 from gratis.errors import GratisError
 from gratis.preprocess.output.store import WORK
 from gratis.preprocess.shards import ShardsConfig, make_shards
-from gratis.preprocess.sources.archives import DEVKIT, META, TRAIN, TRUTH, VAL
+from gratis.preprocess.sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL
 from gratis.preprocess.sources.listing import make_key
-from gratis.preprocess.sources.source import Reader, open_source
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.sources.reader import ImageReader
 from gratis.preprocess.stages.estimate import estimate
 from gratis.preprocess.stages.shard import ShardTask
 
@@ -89,7 +90,7 @@ def test_labels_against_an_independent_reading(sample_source: Path) -> None:  # 
     assert [c.wnid for c in source.classes] == leaves
     assert [c.ilsvrc_id for c in source.classes] != sorted(c.ilsvrc_id or 0 for c in source.classes)
     assert all(wnid_of[c.ilsvrc_id or 0] == c.wnid for c in source.classes)
-    val, reader = source.splits["val"], Reader()
+    val, reader = source.splits["val"], ImageReader()
     assert [leaves[label] for label in val.label] == [wnid_of[int(line)] for line in truth.split()]
     with tarfile.open(sample_source / VAL) as archive:
         for row in (0, 77, 199):
@@ -111,7 +112,7 @@ def test_train_members_lie_where_listed(sample_source: Path) -> None:
             ) as inner:
                 member = inner.extractfile(item.name)
                 assert member
-                assert Reader().read(item) == member.read()
+                assert ImageReader().read(item) == member.read()
 
 
 def test_tiny100_labels(tiny100: Path) -> None:  # trap 16
@@ -140,7 +141,7 @@ def test_class_folders(tmp_path: Path) -> None:
     train, val = source.splits["train"], source.splits["val"]
     assert [train.item(k).key for k in range(len(train))] == ["a_1", "b_1"]
     assert val.label.tolist() == [1]
-    assert Reader().read(train.item(0)) == jpeg()
+    assert ImageReader().read(train.item(0)) == jpeg()
 
 
 def test_a_link_to_itself_is_skipped_with_a_line(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_says_what_lies_there_instead(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "told"),
+    ("there", "message"),
     [
         ([], "val has no class folders, nor anything else; sort the images"),
         (
@@ -213,20 +214,20 @@ def test_says_what_lies_there_instead(tmp_path: Path) -> None:
         (["notes.txt"], "val has no class folders but notes.txt; "),
     ],
 )
-def test_a_validation_split_without_classes_is_told_before_a_shard(
-    tmp_path: Path, there: list[str], told: str
+def test_a_validation_split_without_classes_stops_before_a_shard(
+    tmp_path: Path, there: list[str], message: str
 ) -> None:
     src, out = (
         folders(tmp_path / "src", "train/a/1.jpg", *(f"val/{name}" for name in there)),
         tmp_path / "out",
     )
     (src / "val").mkdir(exist_ok=True)
-    with pytest.raises(GratisError, match=re.escape(told)):
+    with pytest.raises(GratisError, match=re.escape(message)):
         make_shards(ShardsConfig(src=str(src), out=str(out), size=16, workers=1))
     assert not out.exists()
 
 
-def test_a_limit_that_empties_a_split_is_told(tmp_path: Path) -> None:
+def test_a_limit_that_empties_a_split_is_one_message(tmp_path: Path) -> None:
     source = open_source(
         str(folders(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", "val/b/1.jpg"))
     )
@@ -249,7 +250,7 @@ def test_images_beside_class_folders_are_skipped_with_a_line(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_tars_without_images_are_told(tmp_path: Path, split: str) -> None:
+def test_tars_without_images_are_an_error(tmp_path: Path, split: str) -> None:
     for name in ("train", "val"):
         image = [] if name == split else [("1.jpg", jpeg())]
         (tmp_path / f"{name}.tar").write_bytes(tar([*image, ("1.cls", b"0")]))
@@ -272,10 +273,10 @@ def test_of_many_tars_some_are_open_at_a_time(
     for k in range(9):
         (tmp_path / f"{k}.tar").write_bytes(tar([(f"{k}.jpg", jpeg(k)), (f"{k}.cls", b"0")]))
     train = open_source(str(tmp_path)).splits["train"]
-    monkeypatch.setattr("gratis.preprocess.sources.source.open_files", lambda: 3)
+    monkeypatch.setattr("gratis.preprocess.sources.reader.max_open_files", lambda: 3)
     before = descriptors()
     for _ in range(2):
-        with Reader() as reader:
+        with ImageReader() as reader:
             for row in [*range(9), 8, 0, 4]:
                 assert reader.read(train.item(row)) == jpeg(row)
             assert len(descriptors() - before) == 3
@@ -302,12 +303,12 @@ def test_a_shard_leaves_no_archive_open(tmp_path: Path) -> None:
     assert descriptors() == before
 
 
-def test_a_pipe_among_tars_is_told_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_among_tars_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.tar")
     assert f"{tmp_path / 'x.tar'} is a pipe, no file; remove it" in refusal(tmp_path)
 
 
-def test_a_class_folder_in_no_encoding_is_told(tmp_path: Path) -> None:
+def test_a_class_folder_in_no_encoding_is_one_message(tmp_path: Path) -> None:
     folders(tmp_path, "train/a/1.jpg", "train/\udce9t\udce9/1.jpg")
     assert r"train holds a class folder named '\udce9t\udce9': no UTF-8; rename it" in refusal(
         tmp_path
@@ -346,15 +347,15 @@ def keys(root: Path) -> dict[str, str]:
 def test_files_of_different_paths_have_different_keys(tmp_path: Path, paths: list[str]) -> None:
     """Only those that would share one are changed, all of them, and not by SRC's place nor by files
     that share none."""
-    found = keys(folders(tmp_path / "one", *paths))
-    assert len(set(found.values())) == len(paths)
-    plain = [make_key(Path(path).name, Path(path).parent.name) for path in found]
-    for key, by_name in zip(found.values(), plain, strict=True):
+    by_file = keys(folders(tmp_path / "one", *paths))
+    assert len(set(by_file.values())) == len(paths)
+    plain = [make_key(Path(path).name, Path(path).parent.name) for path in by_file]
+    for key, by_name in zip(by_file.values(), plain, strict=True):
         assert key == by_name if plain.count(by_name) == 1 else key.startswith(by_name[:73] + "_")
         assert len(key) <= 90
-    assert keys(folders(tmp_path / "other", *reversed(paths))) == found
+    assert keys(folders(tmp_path / "other", *reversed(paths))) == by_file
     with_more = keys(folders(tmp_path / "other", "train/zz/more.jpg"))
-    assert with_more == found | {"train/zz/more.jpg": "zz_more"}
+    assert with_more == by_file | {"train/zz/more.jpg": "zz_more"}
 
 
 def test_tars_may_share_names_and_have_folders(tmp_path: Path) -> None:
@@ -370,10 +371,10 @@ def test_tars_may_share_names_and_have_folders(tmp_path: Path) -> None:
         (tmp_path / f"{name}.tar").write_bytes(
             tar([*members, (f"only{name}.jpg", jpeg()), (f"only{name}.cls", b"0")])
         )
-    found, before = keys(tmp_path), open_source(str(tmp_path)).fingerprint
-    assert len(set(found.values())) == 10
-    assert found["00000.tar:only00000.jpg"] == "only00000"
-    assert re.fullmatch("1_[0-9a-f]{16}", found["00001.tar:b/1.jpg"])
+    by_file, before = keys(tmp_path), open_source(str(tmp_path)).fingerprint
+    assert len(set(by_file.values())) == 10
+    assert by_file["00000.tar:only00000.jpg"] == "only00000"
+    assert re.fullmatch("1_[0-9a-f]{16}", by_file["00001.tar:b/1.jpg"])
     (tmp_path / "00001.tar").rename(tmp_path / "00002.tar")
     assert open_source(str(tmp_path)).fingerprint != before
 
@@ -448,7 +449,7 @@ def test_hostile_members_are_skipped_with_a_line(sample_source: Path, tmp_path: 
     assert len(source.skipped) == len(bad)
     assert all("\n" not in line and len(line) < 1000 for line in source.skipped)
     rows = [source.splits["train"].item(row) for row in (0, 49, 50, 99)]
-    assert [Reader().read(item) for item in rows] == [files[k][1] for k in (0, 49, 50, 99)]
+    assert [ImageReader().read(item) for item in rows] == [files[k][1] for k in (0, 49, 50, 99)]
 
 
 def test_refuses_an_archive_that_holds_a_class_twice(sample_source: Path, tmp_path: Path) -> None:
@@ -522,7 +523,7 @@ def unprivileged() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("closed", [".", "train", "train/b"])
-def test_a_folder_that_may_not_be_read_is_told(closed: str) -> None:
+def test_a_folder_that_may_not_be_read_is_one_message(closed: str) -> None:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
         os.chmod(folder, 0o755)
         src = Path(folder) / "src"
@@ -531,10 +532,10 @@ def test_a_folder_that_may_not_be_read_is_told(closed: str) -> None:
             (src / "train" / label / "1.jpg").write_bytes(b"1")
         open_source(str(src))
         (src / closed).chmod(0)
-        with unprivileged(), pytest.raises(GratisError) as told:
+        with unprivileged(), pytest.raises(GratisError) as caught:
             open_source(str(src))
         (src / closed).chmod(0o755)
-    assert str(told.value) == f"cannot read {src / closed}: Permission denied; {MEND}"
+    assert str(caught.value) == f"cannot read {src / closed}: Permission denied; {MEND}"
 
 
 MEND = "mend that, or its permissions, or give another SRC"

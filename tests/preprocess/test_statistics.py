@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gratis.preprocess.stages.statistics import FULL, Accumulator, finish, merge, no_sums
+from gratis.preprocess.statistics import FULL, Accumulator, finish, merge, no_sums
 
 
 def pictures(count: int, size: int = 16) -> NDArray[np.uint8]:

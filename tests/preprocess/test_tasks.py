@@ -23,13 +23,13 @@ from PIL import Image
 
 from gratis import dataset
 from gratis.errors import GratisError
-from gratis.preprocess.commands import _in_slurm_array
-from gratis.preprocess.merge import MergeConfig, merge
-from gratis.preprocess.output.ownership import discard, foreign
+from gratis.preprocess.commands import as_array_task
+from gratis.preprocess.merge import MergeConfig, merge_tasks
 from gratis.preprocess.output.store import LocalStore
 from gratis.preprocess.shards import ShardsConfig, make_shards
-from gratis.preprocess.sources.archives import DEVKIT, PUBLISHED_MD5, TRAIN, VAL, check_md5
-from gratis.preprocess.sources.source import open_source
+from gratis.preprocess.sources.imagenet import DEVKIT, PUBLISHED_MD5, TRAIN, VAL, check_md5
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.stages.ownership import discard, foreign_files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -67,11 +67,11 @@ def test_tasks_and_merge_write_the_same_bytes(
     with pytest.raises(
         GratisError, match=r"lacks 3 of 10 shards: train-00001, train-00004, val-00002"
     ):
-        merge(MergeConfig(out=str(out)))
+        merge_tasks(MergeConfig(out=str(out)))
     make_shards(config(sample_source, out, task_id=1, num_tasks=3))
-    merge(MergeConfig(out=str(out)))
+    merge_tasks(MergeConfig(out=str(out)))
     assert digests(out) == digests(whole)
-    merge(MergeConfig(out=str(out)))  # again: nothing to do
+    merge_tasks(MergeConfig(out=str(out)))  # again: nothing to do
 
 
 def test_slurm_s_array_is_understood(sample_source: Path, whole: Path, tmp_path: Path) -> None:
@@ -114,20 +114,20 @@ def test_tasks_of_an_array_are_numbered_from_0(
     numbers: range, number: int, task: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_array(monkeypatch, numbers, number, numbers.step)
-    found = _in_slurm_array(ShardsConfig(src="s"))
-    assert (found.task_id, found.num_tasks) == (task, len(numbers))
+    result = as_array_task(ShardsConfig(src="s"))
+    assert (result.task_id, result.num_tasks) == (task, len(numbers))
 
 
 @pytest.mark.parametrize("number", [1, 3, 7])
-def test_an_array_with_gaps_is_told(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_with_gaps_is_an_error(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     in_array(monkeypatch, [1, 3, 7], number, 1)
     with pytest.raises(
         GratisError,
         match=r"gaps \(SLURM_ARRAY_TASK_COUNT=3 numbers from 1 to 7 .*take --array=0-2, or",
     ):
-        _in_slurm_array(ShardsConfig(src="s"))
+        as_array_task(ShardsConfig(src="s"))
     given = ShardsConfig(src="s", task_id=1, num_tasks=9)
-    assert _in_slurm_array(given) == given
+    assert as_array_task(given) == given
 
 
 def in_array(
@@ -156,7 +156,7 @@ def test_tasks_of_other_settings_are_refused(sample_source: Path, tmp_path: Path
     with pytest.raises(GratisError, match="seed 0 there and 1 asked for"):
         make_shards(config(sample_source, tmp_path / "o", task_id=1, num_tasks=9, seed=1))
     with pytest.raises(GratisError, match="no work"):
-        merge(MergeConfig(out=str(tmp_path / "none")))
+        merge_tasks(MergeConfig(out=str(tmp_path / "none")))
     assert not (tmp_path / "none").exists()
 
 
@@ -253,7 +253,7 @@ def test_a_discard_that_was_killed_is_known_for_ours(
             discard(store)
         except KeyboardInterrupt:
             kills += 1
-            assert foreign(store) == []
+            assert foreign_files(store) == []
         else:
             break
     assert kills > 3
@@ -321,11 +321,11 @@ def test_a_disk_without_locks_is_one_line(
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr("fcntl.flock", refused)
-    told = {
+    messages = {
         errno.ENOLCK: r"o cannot be locked \(No locks available\)",
         errno.EACCES: "another process is making",
     }
-    with pytest.raises(GratisError, match=told[error]):
+    with pytest.raises(GratisError, match=messages[error]):
         make_shards(config(sample_source, tmp_path / "o"))
 
 
@@ -360,8 +360,8 @@ def test_limits_take_the_first(sample_source: Path) -> None:
         expected = [
             item for label in range(3) for item in [i for i in everything if i.label == label][:7]
         ]
-        found = [listing.item(row) for row in range(len(listing))]
-        assert sorted(found) == sorted(expected)
+        taken = [listing.item(row) for row in range(len(listing))]
+        assert sorted(taken) == sorted(expected)
     assert few.fingerprint != source.fingerprint
 
 
@@ -389,7 +389,7 @@ def archive(path: Path, files: list[tuple[str, bytes]]) -> None:
 
 
 def pictures(shards: Path, split: str) -> dict[str, tuple[bytes, bytes]]:
-    found = {}
+    images = {}
     for path in sorted(shards.glob(f"{split}-*.tar")):
         with tarfile.open(path) as tar:
             blobs = {
@@ -397,8 +397,8 @@ def pictures(shards: Path, split: str) -> dict[str, tuple[bytes, bytes]]:
             }
         for name, data in blobs.items():
             if name.endswith(".jpg"):
-                found[name[:-4]] = (data, blobs[name[:-4] + ".cls"])
-    return found
+                images[name[:-4]] = (data, blobs[name[:-4] + ".cls"])
+    return images
 
 
 def test_a_dataset_is_sharded_again(whole: Path, tmp_path: Path) -> None:
@@ -439,11 +439,11 @@ def test_tars_of_others_are_read(whole: Path, tmp_path: Path) -> None:
         src / "val-0.tar", [("v.jpg", samples[0][1][0]), ("v.cls", b"3"), ("w.txt", b"no image")]
     )
     source = open_source(str(src))
-    found = {
+    labels = {
         source.splits["train"].item(row).key: int(source.splits["train"].label[row])
         for row in range(12)
     }
-    assert found == {key: int(cls) for key, (_, cls) in samples}
+    assert labels == {key: int(cls) for key, (_, cls) in samples}
     assert source.splits["val"].label.tolist() == [3]
     assert len(source.skipped) == 1
     assert "no image" in source.skipped[0]
@@ -457,7 +457,9 @@ def test_a_label_is_digits(tmp_path: Path, text: bytes) -> None:
     assert open_source(str(tmp_path)).splits["train"].label.tolist() == [3]
 
 
-def test_one_is_told_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_image_is_named_in_the_singular(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "src" / "train" / "a"
     folder.mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(folder / "1.png")

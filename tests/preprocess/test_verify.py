@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from gratis import dataset
-from gratis.atomic import write_durably
+from gratis.atomic import atomic_write
 from gratis.errors import GratisError
-from gratis.preprocess.inspect import InspectConfig, inspect
-from gratis.preprocess.stages.shard import ShardWriter
-from gratis.preprocess.verify import VerifyConfig, verify
+from gratis.preprocess.inspect import InspectConfig, inspect_dataset
+from gratis.preprocess.output.shard_writer import ShardWriter
+from gratis.preprocess.verify import VerifyConfig, verify_dataset
 
 
 def flip_a_bit(root: Path) -> str:
@@ -105,7 +105,7 @@ def unreadable_picture(root: Path) -> str:
         index_sha256=dataset.write_index(root, "val", index),
     )
     changed = dataclasses.replace(manifest, splits=manifest.splits | {"val": split})
-    write_durably(root / dataset.MANIFEST, changed.to_json())
+    atomic_write(root / dataset.MANIFEST, changed.to_json())
     return f"{path.name}: sample 0"
 
 
@@ -146,19 +146,19 @@ def test_verify_names_the_damage(
     root = shutil.copytree(sample_shards, tmp_path / "copy")
     named = damage(root)
     with pytest.raises(GratisError, match="finding"):
-        verify(VerifyConfig(shards=str(root), sample=2000))
+        verify_dataset(VerifyConfig(shards=str(root), sample=2000))
     assert named in capsys.readouterr().out
 
 
 def test_a_sound_dataset_passes(sample_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    verify(VerifyConfig(shards=str(sample_shards)))
+    verify_dataset(VerifyConfig(shards=str(sample_shards)))
     assert "1,200 samples" in capsys.readouterr().out
 
 
 def test_inspect_shows_counts_and_statistics(
     sample_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inspect(InspectConfig(shards=str(sample_shards)))
+    inspect_dataset(InspectConfig(shards=str(sample_shards)))
     shown = capsys.readouterr().out
     assert "train: 1,000 images" in shown
     assert "val: 200 images" in shown
@@ -167,7 +167,9 @@ def test_inspect_shows_counts_and_statistics(
 
 
 def test_inspect_draws(sample_shards: Path, sample_source: Path, tmp_path: Path) -> None:
-    inspect(InspectConfig(shards=str(sample_shards), png=tmp_path / "png", src=str(sample_source)))
+    inspect_dataset(
+        InspectConfig(shards=str(sample_shards), png=tmp_path / "png", src=str(sample_source))
+    )
     drawn = {}
     for path in (tmp_path / "png").iterdir():
         with Image.open(path) as picture:
@@ -187,7 +189,7 @@ def test_a_montage_of_another_source_is_refused(sample_shards: Path, tmp_path: P
     (tmp_path / "src/train/a").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "src/train/a/1.png")
     with pytest.raises(GratisError, match="not this dataset's source"):
-        inspect(
+        inspect_dataset(
             InspectConfig(
                 shards=str(sample_shards), png=tmp_path / "png", src=str(tmp_path / "src")
             )
@@ -195,7 +197,7 @@ def test_a_montage_of_another_source_is_refused(sample_shards: Path, tmp_path: P
 
 
 def test_writer_writes_what_tarfile_writes() -> None:
-    """The archive is written by hand for speed; tarfile, told the same, writes the same bytes."""
+    """The archive is written by hand for speed; tarfile, given the same, writes the same bytes."""
     ours, theirs = io.BytesIO(), io.BytesIO()
     buffered = io.BufferedWriter(ours)  # type: ignore[type-var]
     writer = ShardWriter(buffered, "jpg")
@@ -223,19 +225,18 @@ def test_a_wrong_size_in_the_manifest_is_one_finding(
 ) -> None:
     root = shutil.copytree(sample_shards, tmp_path / "copy")
     manifest = dataset.read_manifest(root)
-    write_durably(root / dataset.MANIFEST, dataclasses.replace(manifest, image_size=96).to_json())
+    atomic_write(root / dataset.MANIFEST, dataclasses.replace(manifest, image_size=96).to_json())
     with pytest.raises(GratisError, match=": 1 finding;"):
-        verify(VerifyConfig(shards=str(root)))
+        verify_dataset(VerifyConfig(shards=str(root)))
     assert (
         "manifest.json says images of 96 px, the statistics are of 128 px"
         in capsys.readouterr().out
     )
 
 
-@pytest.mark.parametrize("command", [verify, inspect])
+@pytest.mark.parametrize("command", [verify_dataset, inspect_dataset])
 def test_urls_are_one_line(command: Callable[[Any], None]) -> None:
-    config = (
-        VerifyConfig(shards="s3://b/x") if command is verify else InspectConfig(shards="s3://b/x")
-    )
+    kind = VerifyConfig if command is verify_dataset else InspectConfig
+    config = kind(shards="s3://b/x")
     with pytest.raises(GratisError, match="local folders, not s3://b/x"):
         command(config)

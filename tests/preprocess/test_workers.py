@@ -18,10 +18,11 @@ from PIL import Image as Pillow
 
 from gratis.errors import GratisError
 from gratis.preprocess.execution import workers
-from gratis.preprocess.execution.workers import Report, Step, run_tasks
+from gratis.preprocess.execution.workers import ReportProgress, TaskProgress, run_tasks
+from gratis.preprocess.output.receipt import read_receipt
 from gratis.preprocess.output.store import WORK, open_store
 from gratis.preprocess.sources.listing import Item
-from gratis.preprocess.stages.shard import ShardTask, read_receipt
+from gratis.preprocess.stages.shard import ShardTask
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -58,7 +59,7 @@ def tasks(root: Path, bad: str) -> list[ShardTask]:
 
 
 def check(root: Path, planned: list[ShardTask], kind: str) -> None:
-    total = Step()
+    total = TaskProgress()
     for step in run_tasks(planned, 2):
         total = total.plus(step)
     assert total[:2] == (9, 10 * 100)
@@ -101,7 +102,7 @@ class Dying:
     name: str
     fate: str
 
-    def make(self, begin: Callable[[int], None], report: Report) -> None:
+    def make(self, begin: Callable[[int], None], report: ReportProgress) -> None:
         if self.fate == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         raise ArithmeticError(self.fate)
@@ -111,16 +112,16 @@ class Dying:
 
 
 @pytest.mark.parametrize(
-    ("fate", "told"),
+    ("fate", "message"),
     [
         ("two and two", "ArithmeticError: two and two"),
         ("killed", "signal 9; is the machine out of memory?"),
     ],
 )
-def test_why_workers_died_is_told(fate: str, told: str) -> None:
+def test_the_message_says_why_workers_died(fate: str, message: str) -> None:
     with pytest.raises(GratisError) as caught:
         list(run_tasks([Dying("train-00003", fate)], 1))
-    assert str(caught.value) == f"workers died 2 times outside any image of train-00003: {told}"
+    assert str(caught.value) == f"workers died 2 times outside any image of train-00003: {message}"
 
 
 class Untimely(Dying):
@@ -132,7 +133,7 @@ class Untimely(Dying):
         return Dying, (self.name, self.fate)
 
 
-def test_a_worker_killed_before_it_begins_is_told_as_killed() -> None:
+def test_a_worker_killed_before_it_begins_is_reported_as_killed() -> None:
     with pytest.raises(
         GratisError, match=r"train-00003: signal 9; is the machine out of memory\?$"
     ):
@@ -158,7 +159,7 @@ def test_a_limit_below_the_workers_own_is_kept(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == (b"3\n", b"")
 
 
-def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
+def test_a_script_without_a_main_guard_is_an_error(tmp_path: Path) -> None:
     """Each worker imports it, and would start workers."""
     (tmp_path / "train" / "a").mkdir(parents=True)
     Pillow.new("RGB", (40, 30)).save(tmp_path / "train" / "a" / "1.jpg")
@@ -173,5 +174,5 @@ def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.endswith(f"GratisError: {workers.UNBEGUN}\n")
+    assert done.stderr.endswith(f"GratisError: {workers.NO_MAIN_GUARD}\n")
     assert not (tmp_path.parent / f"{tmp_path.name}-out").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gratis.atomic import atomic_output, exclusive
 from gratis.dataset import read_manifest
 from gratis.errors import GratisError
 from gratis.events import EventWriter
@@ -23,7 +24,6 @@ from gratis.train.paper.parts import Work, explain, train, whole_of
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.paper.tables import tables
 from gratis.train.recipes import RECIPES, RELEASED, SAMPLE, TINY, Recipe
-from gratis.written import alone, written
 
 
 def finished(
@@ -209,9 +209,9 @@ def test_resized_crops_are_not_drawn_as_plain_ones(sample_shards: Path, tmp_path
 
 def test_two_who_write_one_file_at_once_do_not_touch_each_other_s_draft(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    with written(path, "") as first:
+    with atomic_output(path, "") as first:
         first.write_text("first")
-        with written(path, "") as second:
+        with atomic_output(path, "") as second:
             second.write_text("second")
         assert path.read_text() == "second"
     assert path.read_text() == "first"
@@ -227,7 +227,7 @@ def test_a_disk_without_locks_is_not_told_as_another_report(
     monkeypatch.setattr("fcntl.flock", refused)
     with (
         pytest.raises(GratisError, match=r"lock cannot be locked \(No locks available\)"),
-        alone(tmp_path, "a"),
+        exclusive(tmp_path, "a"),
     ):
         pass
 
@@ -261,7 +261,7 @@ def test_the_report_holds_what_there_was_time_for(
     with pytest.raises(GratisError, match="--seeds x must be whole numbers"):
         replace(options, seeds="x")
     with (
-        alone(run / "paper", "the first"),
+        exclusive(run / "paper", "the first"),
         pytest.raises(
             GratisError, match=rf"run {run.name}: another report is being made there; wait for it"
         ),

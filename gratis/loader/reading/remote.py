@@ -18,7 +18,7 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from gratis.atomic import at_once, write_durably
+from gratis.atomic import atomic_write, open_nonblocking
 from gratis.dataset import MANIFEST, STATS, Manifest, index_name, read_manifest, require_split
 from gratis.errors import GratisError, answered, asking
 
@@ -160,7 +160,7 @@ def read_pieces(root: Path | str, pieces: Iterable[tuple[str, int, int]]) -> Ite
             data = data if len(data) == size else data[start : start + size]
         else:
             try:
-                with open(Path(root, name), "rb", opener=at_once) as file:
+                with open(Path(root, name), "rb", opener=open_nonblocking) as file:
                     file.seek(start)
                     data = file.read(size)
             except OSError as error:
@@ -191,7 +191,7 @@ def fetch_dataset(remote: Remote, cache: Path, split: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock"):
             if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != text:
-                write_durably(folder / MANIFEST, text)
+                atomic_write(folder / MANIFEST, text)
             manifest = read_manifest(folder)
             _fetch_small(remote, folder, STATS, manifest.stats_sha256)
             _fetch_small(remote, folder, index_name(split), _index_sha256(remote, manifest, split))
@@ -227,7 +227,7 @@ def _fetch_small(remote: Remote, folder: Path, name: str, sha256: str) -> None:
         raise GratisError(
             f"{remote.url}/{name} is not what the manifest says; copy the dataset there again"
         )
-    write_durably(path, data)
+    atomic_write(path, data)
 
 
 def _index_sha256(remote: Remote, manifest: Manifest, split: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gratis.atomic import at_once, open_files
+from gratis.atomic import max_open_files, open_nonblocking
 from gratis.dataset import Index, Split
 from gratis.errors import GratisError
 from gratis.loader.reading.cache import Cache, uses_of
@@ -32,7 +32,7 @@ class Source:
     def __init__(self, root: Path, split: Split, index: Index, cache: Cache | None = None) -> None:
         self._root, self._shards, self._index, self._cache = root, split.shards, index, cache
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._most = open_files()
+        self._most = max_open_files()
 
     def begin(self, order: Ids, batch_size: int, first_step: int) -> None:
         """Of an epoch: shards on a server are now fetched in this order."""
@@ -142,7 +142,7 @@ class Source:
                 return (
                     self._cache.open(shard)
                     if self._cache
-                    else at_once(path, os.O_RDONLY | os.O_CLOEXEC)
+                    else open_nonblocking(path, os.O_RDONLY | os.O_CLOEXEC)
                 )
             except OSError as error:
                 if error.errno != errno.EMFILE or not self._files:

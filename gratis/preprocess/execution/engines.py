@@ -1,10 +1,9 @@
-"""Engines: who runs shard tasks. Local processes by default, or a Ray cluster (`pip install ray`,
+"""Engines: where shard tasks run. Local processes by default, or a Ray cluster (`pip install ray`,
 --engine ray).
 
-A task is whole in itself and its output a pure function of it, so that engines may run one twice,
-anywhere, at any time. Ray starts at RAY_ADDRESS or on this machine; OUT and SRC must be the same
-for all its nodes, a shared file system or a URL. A node that dies costs the tasks it was at: Ray
-runs them again elsewhere."""
+A task's output is a pure function of the task, so an engine may run it twice, anywhere, at any
+time. Ray starts at RAY_ADDRESS or on this machine; OUT and SRC must be the same for all its nodes,
+a shared file system or a URL. Ray runs the tasks of a node that dies again on another."""
 
 from __future__ import annotations
 
@@ -16,21 +15,20 @@ from typing import Any, Literal
 
 import gratis
 from gratis.errors import GratisError
-from gratis.preprocess.execution.workers import Step, Worker, run_tasks
+from gratis.preprocess.execution.workers import TaskProgress, Worker, run_tasks
 from gratis.preprocess.stages.shard import ShardTask
 
 Engine = Literal["local", "ray"]
-AHEAD = 2  # tasks given to the cluster per core: one at work, one waiting
+AHEAD = 2  # tasks given to the cluster per core: one that runs, one that waits
 
 
-def run_by(engine: Engine, tasks: Iterable[ShardTask], workers: int) -> Iterator[Step]:
-    """Runs every task; yields what was done as it is done. GratisError where a task cannot read or
-    write."""
+def run_by(engine: Engine, tasks: Iterable[ShardTask], workers: int) -> Iterator[TaskProgress]:
+    """Runs every task; yields progress. GratisError where a task cannot read or write."""
     return run_on_ray(tasks) if engine == "ray" else run_tasks(tasks, workers)
 
 
-def run_on_ray(tasks: Iterable[ShardTask]) -> Iterator[Step]:
-    """The tasks on a Ray cluster, a core each; yields a step a shard."""
+def run_on_ray(tasks: Iterable[ShardTask]) -> Iterator[TaskProgress]:
+    """The tasks on a Ray cluster, a core each; yields progress shard by shard."""
     ray = _connect()
     remote = ray.remote(num_cpus=1, max_retries=-1)(_one)
     source = iter(tasks)
@@ -44,33 +42,30 @@ def run_on_ray(tasks: Iterable[ShardTask]) -> Iterator[Step]:
                 return
             for done in ray.wait(list(running), timeout=1.0)[0]:
                 del running[done]
-                step, failure = ray.get(done)
+                progress, failure = ray.get(done)
                 if failure:
                     raise GratisError(failure)
-                yield step
-    except (
-        ray.exceptions.RayError
-    ) as error:  # the cluster itself is lost: a task's own failures come back as text
-        raise GratisError(
-            f"--engine ray: {' '.join(str(error).split())[:300]}; run it again to go on"
-        ) from None
+                yield progress
+    except ray.exceptions.RayError as error:  # of the cluster; a task's own failures are texts
+        reason = " ".join(str(error).split())[:300]
+        raise GratisError(f"--engine ray: {reason}; run it again to go on") from None
     finally:
         ray.shutdown()
 
 
-# A worker process of our own inside each of Ray's: the guard against decoders that crash or hang is
-# the same. It waits for the next shard, as starting one costs 0.2 CPU s; when Ray ends its process,
+# A worker process of our own inside each of Ray's, so that decoders which crash or hang are handled
+# alike. It waits for the next shard, as starting one costs 0.2 CPU s; when Ray ends its process,
 # the pipe to this one ends it too.
 _kept: list[Worker] = []
 
 
-def _one(task: ShardTask, folder: str) -> tuple[Step, str]:
-    """What the task did, and why it failed or ""; `folder` is where relative paths start."""
+def _one(task: ShardTask, folder: str) -> tuple[TaskProgress, str]:
+    """Progress of the whole task, and why it failed, or "". folder: where relative paths start."""
     os.chdir(folder)
-    total = Step()
+    total = TaskProgress()
     try:
-        for step in run_tasks([task], 1, _kept):
-            total = total.plus(step)
+        for progress in run_tasks([task], 1, _kept):
+            total = total.plus(progress)
     except GratisError as error:
         return total, str(error)
     return total, ""
@@ -85,16 +80,12 @@ def _connect() -> Any:
         ) from None
     # Ray's own future default; it warns otherwise
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_path())}}
     try:
-        ray.init(
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_import_path())}},
-        )
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise GratisError(
-            f"--engine ray: no cluster: {' '.join(str(error).split())[:300]}"
-        ) from None
+        reason = " ".join(str(error).split())[:300]
+        raise GratisError(f"--engine ray: no cluster: {reason}") from None
     return ray
 
 

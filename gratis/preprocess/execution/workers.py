@@ -2,16 +2,16 @@
 image, not the run.
 
 A worker notes which image it is at in memory shared with the parent. One that dies, or is at the
-same image for longer than IMAGE_SECONDS, is replaced and its shard begun again; an image that does
-so twice is condemned: the shard is made without it, and it counts as a reject ("crashed" or
-"hung"). Once can be the machine's fault (a worker killed for memory), so one death changes nothing
-in the output.
+same image for longer than IMAGE_SECONDS, is replaced and its shard begun again; an image at which
+that happens twice is condemned: the shard is made without it, and it counts as a reject ("crashed"
+or "hung"). A single death may be the machine's fault (a worker killed for memory), so it changes
+nothing in the output.
 
-Reading a local file is inside that minute: what never ends is then found whether it is the file (a
-pipe, a disk that fails) or the decoder, which the parent cannot tell apart. A network mount that
-stalls for longer, twice at the same image, costs that image: the run fails unless --max-rejects
-permits it, and --discard begins anew. Reading a URL is outside: its library's own time limits hold
-there."""
+Reading a local file is inside that minute: a read that never ends is then noticed whether it is the
+file (a pipe, a disk that fails) or the decoder, which the parent cannot tell apart. A network mount
+that stalls for longer, twice at the same image, costs that image: the run fails unless
+--max-rejects permits it, and --discard begins again. Reading a URL is outside: its library's own
+time limits hold there."""
 
 from __future__ import annotations
 
@@ -26,59 +26,60 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
+from gratis.addresses import describe
 from gratis.errors import GratisError
 
 IMAGE_SECONDS = 60.0
 MEMORY = 8 << 30  # address space of a worker: an image of the largest permitted size needs 1 GB
 STRIKES = 2
 NOT_BEGUN = -2  # in the place of a position
-UNBEGUN = (
+NO_MAIN_GUARD = (
     "worker processes end before they begin, for the reason above; in a script of your own the "
     "call belongs under "
     "`if __name__ == '__main__':`, as each of them imports it"
 )
 REPORT_S = 0.2
 
-
-Report = Callable[[int, int, int, int], None]  # images, bytes read, bytes written, rejects
+# images, bytes read, bytes written, rejects
+ReportProgress = Callable[[int, int, int, int], None]
 
 
 class Task(Protocol):
-    """Work on one shard, sent to a worker whole. It may be begun anew at any time."""
+    """Work on one shard, sent to a worker as a whole. It may be begun again at any time."""
 
     @property
     def name(self) -> str:
         """Of the shard."""
 
-    def make(self, begin: Callable[[int], None], report: Report) -> None:
-        """Does the work. Calls begin(k) before image k is touched, and begin(-1) where none is.
-        OSError, GratisError."""
+    def make(self, begin: Callable[[int], None], report: ReportProgress) -> None:
+        """Does the work. Calls begin(k) before it touches image k, and begin(-1) when it leaves the
+        last. Raises OSError, GratisError."""
 
     def condemn(self, position: int, cause: str) -> Task:
         """The same task without this image, which counts as a reject of that kind."""
 
 
-class Step(NamedTuple):
-    """What happened since the last step."""
+class TaskProgress(NamedTuple):
+    """What was done since the last report."""
 
     images: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     rejects: int = 0
 
-    def plus(self, other: Step) -> Step:
-        return Step(*(a + b for a, b in zip(self, other, strict=True)))
+    def plus(self, other: TaskProgress) -> TaskProgress:
+        return TaskProgress(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def run_tasks(
     tasks: Iterable[Task], workers: int, kept: list[Worker] | None = None
-) -> Iterator[Step]:
-    """Runs every task, yields as work is done (at least once a second). GratisError if a worker
-    cannot read or write.
+) -> Iterator[TaskProgress]:
+    """Runs every task; yields progress at least once a second. GratisError if a worker cannot read
+    or write.
 
-    Images of a shard that is begun again are reported again, as rejects are: negative counts take
-    the first ones back. kept: processes of an earlier call, which go on, and then wait there for
-    the next; after an error it is empty."""
+    Images and rejects of a shard that is begun again are reported again: negative counts take the
+    first ones back. kept: processes of an earlier call, which are used, and kept there for the
+    next; after an error it is empty."""
     source = iter(tasks)
     again: list[Task] = []
     strikes: Counter[tuple[str, int]] = Counter()
@@ -95,17 +96,15 @@ def run_tasks(
                 finished = True
                 return
             wait([handle for worker in pool for handle in worker.handles], timeout=1.0)
-            for place, worker in enumerate(pool):
-                yield worker.step()
-                cause = worker.cause_of_death()
-                if cause:
-                    yield worker.step()  # what it said in between
-                if cause and worker.task:
-                    again.append(_after_death(worker.task, worker, cause, strikes))
-                    yield worker.taken_back()
-                if cause:
+            for number, worker in enumerate(pool):
+                yield worker.progress()
+                if cause := worker.cause_of_death():
+                    yield worker.progress()  # what it has sent in between
+                    if worker.task:
+                        again.append(_after_death(worker.task, worker, cause, strikes))
+                        yield worker.withdraw()
                     worker.stop()
-                    pool[place] = Worker()
+                    pool[number] = Worker()
     finally:
         if kept is None or not finished:
             while pool:
@@ -118,10 +117,10 @@ def _after_death(task: Task, worker: Worker, cause: str, strikes: Counter[tuple[
     if strikes[task.name, position] < STRIKES:
         return task
     if position == NOT_BEGUN and not worker.killed:
-        raise GratisError(UNBEGUN)
+        raise GratisError(NO_MAIN_GUARD)
     if position < 0:
         raise GratisError(
-            f"workers died {STRIKES} times outside any image of {task.name}: {worker.last_words()}"
+            f"workers died {STRIKES} times outside any image of {task.name}: {worker.reason()}"
         )
     return task.condemn(position, cause)
 
@@ -137,13 +136,12 @@ class Worker:
         self._at[0] = NOT_BEGUN
         self._pipe, theirs = context.Pipe()
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one worker, one core
-        self._process = context.Process(
-            target=_work, args=(theirs, self._at, os.getpid()), daemon=True
-        )
+        arguments = (theirs, self._at, os.getpid())
+        self._process = context.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
-        self._sums = Step()
-        self._words = ""
+        self._reported = TaskProgress()
+        self._reason = ""
         self.task: Task | None = None
 
     @property
@@ -155,14 +153,14 @@ class Worker:
         return int(self._at[0])
 
     def give(self, task: Task) -> None:
-        self.task, self._sums = task, Step()
-        # it is dead already, which the next look will find
+        self.task, self._reported = task, TaskProgress()
+        # it is dead already, which cause_of_death will tell
         with contextlib.suppress(BrokenPipeError):
             self._pipe.send(task)
 
-    def step(self) -> Step:
-        """Everything the worker has said since the last call, added up."""
-        total = Step()
+    def progress(self) -> TaskProgress:
+        """What the worker has reported since the last call, added up. GratisError if it failed."""
+        total = TaskProgress()
         with contextlib.suppress(EOFError, ConnectionResetError):
             while self._pipe.poll():
                 kind, value = self._pipe.recv()
@@ -171,15 +169,16 @@ class Worker:
                 if kind == "finished":
                     self.task = None
                 elif kind == "died":
-                    self._words = value
+                    self._reason = value
                 else:
                     total = total.plus(value)
-        self._sums = self._sums.plus(total)
+        self._reported = self._reported.plus(total)
         return total
 
-    def taken_back(self) -> Step:
+    def withdraw(self) -> TaskProgress:
+        """Takes the task away; the negative of what was reported of it."""
         self.task = None
-        return Step(*(-count for count in self._sums))
+        return TaskProgress(*(-count for count in self._reported))
 
     def cause_of_death(self) -> str | None:
         if not self._process.is_alive():
@@ -191,12 +190,13 @@ class Worker:
     def killed(self) -> bool:
         return (self._process.exitcode or 0) < 0
 
-    def last_words(self) -> str:
+    def reason(self) -> str:
         """Why it is dead."""
         code = self._process.exitcode or 0
-        return self._words or (
+        ended = (
             f"signal {-code}; is the machine out of memory?" if code < 0 else f"exit code {code}"
         )
+        return self._reason or ended
 
     def stop(self) -> None:
         self._process.kill()
@@ -204,17 +204,25 @@ class Worker:
         self._pipe.close()
 
 
-def _work(pipe: Connection, at: Any, parent: int) -> None:
-    """A worker's life: tasks from the pipe until the parent is gone."""
-    at[0] = -1
-    # ctrl-C reaches the whole group: the parent decides
+def leave_to_parent() -> None:
+    """In a child process. Ctrl-C reaches the whole process group: the parent decides what it means,
+    and ends its children."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _limit_memory() -> None:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # of a batch scheduler, or `ulimit -v`
-    resource.setrlimit(
-        resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard)
-    )
-    counts, last = Step(), time.monotonic()
+    soft = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _work(pipe: Connection, at: Any, parent: int) -> None:
+    """What a worker does: tasks from the pipe until the parent is gone."""
+    at[0] = -1
+    leave_to_parent()
+    _limit_memory()
+    counts, last = TaskProgress(), time.monotonic()
 
     def begin(position: int) -> None:
         if os.getppid() != parent:
@@ -223,15 +231,15 @@ def _work(pipe: Connection, at: Any, parent: int) -> None:
         at[0] = position
 
     def report(*new: int) -> None:
-        nonlocal counts, last
-        counts = counts.plus(Step(*new))
+        nonlocal counts
+        counts = counts.plus(TaskProgress(*new))
         if time.monotonic() - last > REPORT_S:
             flush()
 
     def flush() -> None:
         nonlocal counts, last
         pipe.send(("counts", counts))
-        counts, last = Step(), time.monotonic()
+        counts, last = TaskProgress(), time.monotonic()
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
@@ -242,15 +250,11 @@ def _work(pipe: Connection, at: Any, parent: int) -> None:
                 pipe.send(("failed", str(error)))
                 return
             except OSError as error:
-                pipe.send(
-                    (
-                        "failed",
-                        f"{task.name}: {error}; what is finished stays: mend that and run it again",
-                    )
-                )
+                way_out = "what is finished stays: mend that and run it again"
+                pipe.send(("failed", f"{task.name}: {error}; {way_out}"))
                 return
             except Exception as error:
-                pipe.send(("died", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+                pipe.send(("died", describe(error)))
                 raise
             flush()
             pipe.send(("finished", None))

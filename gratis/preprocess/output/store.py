@@ -8,66 +8,77 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Protocol
+from pathlib import Path, PurePath
 
 from gratis import addresses
-from gratis.atomic import sync_folder
+from gratis.atomic import fsync, move_synced, temporary_name
 from gratis.errors import GratisError
 
-WORK = (
-    ".work"  # beside the dataset until it is published: receipts, the plan, what is being written
-)
-TOKEN = secrets.token_hex(4)
+WORK = ".work"  # in the dataset's folder until publication: plan, receipts, unfinished files
 
 
-class Store(Protocol):
-    """`name` is relative to the dataset's folder: "train-00000.tar", ".work/plan.json"."""
+class Store(ABC):
+    """`address` is the dataset's folder or URL. `name` is relative to it: "train-00000.tar",
+    ".work/plan.json"."""
 
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    @abstractmethod
     def staging(self) -> contextlib.AbstractContextManager[Path]:
         """A local folder to make files in."""
 
-    def publish(self, made: Path, name: str) -> None:
+    @abstractmethod
+    def publish(self, file: Path, name: str) -> None:
         """Moves a finished local file to its name."""
 
-    def create(self, made: Path, name: str) -> None:
-        """The same, unless another was first with that name: then nothing changes."""
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Writes or replaces a file."""
 
+    @abstractmethod
+    def create(self, name: str, data: bytes) -> None:
+        """Writes a file, unless another process was first with that name: then nothing changes."""
+
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """Raises OSError."""
 
+    @abstractmethod
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Name and size of every file there is in the dataset's folder, or in one under it."""
+        """Name and size of every file in the dataset's folder, or in one under it."""
 
+    @abstractmethod
     def remove(self, name: str) -> None:
-        """Removes a file, or WORK with all that is in it; what is not there is no error."""
+        """Removes a file, or WORK with all that is in it; no error if there is none."""
 
 
-class LocalStore:
-    def __init__(self, out: str) -> None:
-        self.root = Path(out)
+class LocalStore(Store):
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.root = Path(address)
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
         yield self.root / WORK
 
-    def publish(self, made: Path, name: str) -> None:
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
-        made.replace(self.root / name)
-        sync_folder((self.root / name).parent)
+    def publish(self, file: Path, name: str) -> None:
+        move_synced(file, self.root / name)
 
-    def create(self, made: Path, name: str) -> None:
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
+    def write(self, name: str, data: bytes) -> None:
+        self.publish(self._draft(name, data), name)
+
+    def create(self, name: str, data: bytes) -> None:
+        draft, path = self._draft(name, data), self.root / name
+        fsync(draft)
         with contextlib.suppress(FileExistsError):
-            os.link(made, self.root / name)
-        made.unlink()
-        sync_folder((self.root / name).parent)
+            os.link(draft, path)
+        draft.unlink()
+        fsync(path.parent)
 
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
@@ -77,17 +88,12 @@ class LocalStore:
         if not os.path.isdir(place):  # Path.is_dir raises where it may not look
             return {}
         try:
-            return {
-                entry.name: entry.size
-                for entry in addresses.entries(str(place))
-                if not entry.is_folder
-            }
-        except FileNotFoundError:  # it went meanwhile: another process has published
+            entries = addresses.entries(str(place))
+        except FileNotFoundError:  # removed in this moment: another process has published
             return {}
         except PermissionError as error:
-            raise GratisError(
-                f"cannot list {place}: {error.strerror}; mend that, or choose another OUT"
-            ) from None
+            raise _unlisted(str(place), error.strerror) from None
+        return {entry.name: entry.size for entry in entries if not entry.is_folder}
 
     def remove(self, name: str) -> None:
         if name == WORK:
@@ -95,37 +101,44 @@ class LocalStore:
         else:
             (self.root / name).unlink(missing_ok=True)
 
+    def _draft(self, name: str, data: bytes) -> Path:
+        draft = self.root / WORK / temporary_name(PurePath(name).name)
+        draft.write_bytes(data)
+        return draft
 
-class RemoteStore:
+
+class RemoteStore(Store):
     """The same at a URL. No lock keeps two runs apart there: the plan, which is created once, keeps
-    out other settings, and with the same ones both write the same bytes; whoever ends later finds
-    the dataset published. On servers that know no conditional writes, two runs that start in the
+    out other settings, and with the same ones both write the same bytes; the one that ends later
+    finds the dataset published. On servers without conditional writes, two runs that start in the
     same second may both take their plan for the first."""
 
-    def __init__(self, out: str) -> None:
-        self._out = out
-        self._fs, self._root = addresses.filesystem(out)
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self._fs, self._root = addresses.filesystem(address)
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="shards-") as folder:
             yield Path(folder)
 
-    def publish(self, made: Path, name: str) -> None:
+    def publish(self, file: Path, name: str) -> None:
         with _as_os_errors(name):
-            self._fs.put_file(str(made), f"{self._root}/{name}")
-        made.unlink()
+            self._fs.put_file(str(file), f"{self._root}/{name}")
+        file.unlink()
 
-    def create(self, made: Path, name: str) -> None:
+    def write(self, name: str, data: bytes) -> None:
+        with _as_os_errors(name):
+            self._fs.pipe_file(f"{self._root}/{name}", data)
+
+    def create(self, name: str, data: bytes) -> None:
         path = f"{self._root}/{name}"
         with contextlib.suppress(FileExistsError), _as_os_errors(name):
             try:
-                self._fs.pipe_file(path, made.read_bytes(), mode="create")
-            # each service's own: it is there, or conditional writes are not known
-            except Exception:
+                self._fs.pipe_file(path, data, mode="create")
+            except Exception:  # each service's own: it exists, or there are no conditional writes
                 if not self._fs.exists(path):
-                    self._fs.pipe_file(path, made.read_bytes())
-        made.unlink()
+                    self._fs.pipe_file(path, data)
 
     def read(self, name: str) -> bytes:
         self._fs.invalidate_cache()  # its listing is of before other processes wrote
@@ -135,59 +148,34 @@ class RemoteStore:
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         self._fs.invalidate_cache()
-        place = f"{self._root}/{folder}".rstrip("/")
         try:
-            rows = self._fs.ls(place, detail=True)
+            rows = self._fs.ls(f"{self._root}/{folder}".rstrip("/"), detail=True)
         except FileNotFoundError:
             return {}
         except Exception as error:  # each service's own
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise GratisError(
-                f"cannot list {self._out}: {reason}; mend that, or choose another OUT"
-            ) from None
-        return {
-            row["name"].rpartition("/")[2]: int(row["size"])
-            for row in rows
-            if row["type"] == "file"
-        }
+            raise _unlisted(self.address, addresses.describe(error)) from None
+        files = [row for row in rows if row["type"] == "file"]
+        return {row["name"].rpartition("/")[2]: int(row["size"]) for row in files}
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError), _as_os_errors(name):
             self._fs.rm(f"{self._root}/{name}", recursive=True)
 
 
-def open_store(out: str) -> Store:
-    return RemoteStore(out) if addresses.is_url(out) else LocalStore(out)
+def open_store(address: str) -> Store:
+    return RemoteStore(address) if addresses.is_url(address) else LocalStore(address)
 
 
-def temporary(name: str) -> str:
-    """A name of this process's own: an orphan of kill -9, or another host, may be at the same
-    file."""
-    return f"{Path(name).name}.{os.getpid()}-{TOKEN}.tmp"
-
-
-def publish_bytes(store: Store, name: str, data: bytes) -> None:
-    with store.staging() as folder:
-        made = folder / temporary(name)
-        made.write_bytes(data)
-        store.publish(made, name)
-
-
-def create_bytes(store: Store, name: str, data: bytes) -> None:
-    with store.staging() as folder:
-        made = folder / temporary(name)
-        made.write_bytes(data)
-        store.create(made, name)
+def _unlisted(place: str, reason: str | None) -> GratisError:
+    return GratisError(f"cannot list {place}: {reason}; mend that, or choose another OUT")
 
 
 @contextlib.contextmanager
 def _as_os_errors(name: str) -> Iterator[None]:
-    """Services' libraries have errors of their own; whoever writes files expects OSError."""
+    """Services' libraries have errors of their own; callers that write files expect OSError."""
     try:
         yield
     except OSError:
         raise
     except Exception as error:
-        raise OSError(
-            f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise OSError(f"{name}: {addresses.describe(error)}") from error

@@ -1,9 +1,9 @@
-"""Listing: what a split consists of and where each file's bytes lie. 14 million samples fit in a
+"""Listing: the files of a split, and where each one's bytes are. 14 million samples fit in a
 gigabyte.
 
 A row is one file: an archive member (container = the tar, offset in it) or a file of a class folder
 (container = the folder, offset -1). Keys are derived from names when they are needed; where files
-of different paths would share one, each of them has a hash of its path behind it."""
+of different paths would share one, a hash of the path is appended to each."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ IMAGE_NAME = re.compile(r"(?s).*\.(jpe?g|png|gif|bmp|webp|tiff?|ppm)", re.IGNORE
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 LONGEST_KEY = 90  # a USTAR name has 100 bytes
 HASH = 16  # hexadecimal digits: a million files may share a key
+QUIET_S = 2.0  # a progress bar appears for listings that take longer
 
 
 class Item(NamedTuple):
@@ -69,7 +70,7 @@ class Listing:
         key = make_key(name, None if self.official else self.wnids[label])
         container = self.containers[self.container[row]]
         if self.shared[row]:
-            key = distinguished(key, container, name)
+            key = key_with_hash(key, container, name)
         return Item(container, name, int(self.offset[row]), int(self.size[row]), label, key)
 
     def take(self, rows: NDArray[np.int64]) -> Listing:
@@ -89,8 +90,8 @@ class Listing:
 
 
 class ListingBuilder:
-    """Collects rows in machine integers; skips what cannot be a sample, with a line that says
-    why."""
+    """Collects rows in machine integers. What cannot be a sample is skipped, with a message in
+    `skipped`."""
 
     def __init__(self, wnids: tuple[str, ...], *, official: bool) -> None:
         self.wnids = wnids
@@ -160,15 +161,14 @@ def objection(name: str, key: str) -> str | None:
 
 
 def make_key(name: str, wnid: str | None) -> str:
-    """The sample's key: the file's stem, behind its class's name if it does not start with it; wnid
-    None: as it is."""
+    """The sample's key: the file's stem, with its class's name before it unless it starts with
+    that. wnid None: the stem alone."""
     stem = os.path.basename(name).rpartition(".")[0]
     return UNSAFE.sub("_", stem if wnid is None or stem.startswith(wnid) else f"{wnid}_{stem}")
 
 
-def distinguished(key: str, container: str, name: str) -> str:
-    """A key that others share, with the path's hash: of archive or folder and name, so that SRC may
-    be moved."""
+def key_with_hash(key: str, container: str, name: str) -> str:
+    """A key that other files share, with the hash of the path in SRC, so that SRC may be moved."""
     path = f"{os.path.basename(container)}/{name}".encode("utf-8", "surrogateescape")
     return f"{key[: LONGEST_KEY - HASH - 1]}_{hashlib.sha256(path).hexdigest()[:HASH]}"
 
@@ -190,7 +190,7 @@ def _distinct(listing: Listing, hashes: NDArray[np.int64]) -> Listing:
 
 
 def _equal_pairs(hashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Neighbours in sorted order that are equal: true clashes are among them, whoever else is."""
+    """Rows of equal hashes: all rows of equal keys are among them."""
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     for place in np.flatnonzero(ordered[1:] == ordered[:-1]):

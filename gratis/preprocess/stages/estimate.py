@@ -1,5 +1,5 @@
-"""What the shards will cost, from a few images of the source itself: disk, before a byte is
-written, and time."""
+"""What the shards will cost in disk and time, from a few images of the source, before a byte is
+written."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from gratis.errors import GratisError
 from gratis.image import Reject
-from gratis.preprocess.execution.workers import UNBEGUN
-from gratis.preprocess.sources.source import Reader
-from gratis.preprocess.stages.shard import ShardTask, make_sample_bytes
+from gratis.preprocess.execution.workers import NO_MAIN_GUARD, leave_to_parent
+from gratis.preprocess.sources.reader import ImageReader
+from gratis.preprocess.stages.shard import ShardTask, sample_size
 
 TRIED = 48  # images: 0.15 s, and a mean size within some 5 %
 PATIENCE_S = 60.0
@@ -37,22 +37,20 @@ def estimate(images: int, tried: ShardTask) -> Estimate:
     shuffled."""
     sizes = []
     begun = time.process_time()
-    with Reader() as reader:
+    with ImageReader() as reader:
         for item in tried.items[:TRIED]:
             try:
-                sizes.append(len(make_sample_bytes(reader.read(item), tried)))
+                sizes.append(sample_size(reader.read(item), tried))
             except Reject:
                 continue
-    spent = time.process_time() - begun
+    each_s = (time.process_time() - begun) / max(1, len(tried.items[:TRIED]))
     mean = sum(sizes) / max(1, len(sizes)) + TAR_OVERHEAD
-    return Estimate(
-        images, int(mean * images * MARGIN), spent / max(1, len(tried.items[:TRIED])) * images
-    )
+    return Estimate(images, int(mean * images * MARGIN), each_s * images)
 
 
 def estimate_apart(images: int, tried: ShardTask) -> Estimate | None:
-    """The same in a process of its own; None if a file among the tried crashes or hangs the
-    decoder, or if the process is killed or does not begin within PATIENCE_S."""
+    """`estimate` in a process of its own; None if one of the files crashes or hangs the decoder, or
+    if the process is killed or does not begin within PATIENCE_S."""
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     # no pool: a pool's process outlives a parent that is killed, and holds its terminal
@@ -68,7 +66,7 @@ def estimate_apart(images: int, tried: ShardTask) -> Estimate | None:
         apart.join(1)
         # what was killed, for memory perhaps, costs the estimate alone
         if not begun and (apart.exitcode or 0) >= 0:
-            raise GratisError(UNBEGUN) from None
+            raise GratisError(NO_MAIN_GUARD) from None
     finally:
         apart.kill()
         apart.join()
@@ -79,8 +77,7 @@ def estimate_apart(images: int, tried: ShardTask) -> Estimate | None:
 
 
 def _estimate_into(pipe: Connection, images: int, tried: ShardTask) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_to_parent()
     signal.alarm(int(PATIENCE_S))
     pipe.send(True)
     try:
@@ -92,12 +89,9 @@ def _estimate_into(pipe: Connection, images: int, tried: ShardTask) -> None:
 def refuse_full_disk(out: Path, needed: int) -> None:
     """GratisError if the disk under `out` has less room than is still needed."""
     existing = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
-    there = (
-        sum(entry.stat().st_size for entry in os.scandir(out) if entry.is_file())
-        if out.is_dir()
-        else 0
-    )
+    free, there = shutil.disk_usage(existing).free, 0
+    if out.is_dir():
+        there = sum(entry.stat().st_size for entry in os.scandir(out) if entry.is_file())
     if needed - there > free:
         raise GratisError(
             f"{out} needs about {_size(needed - there)} and its disk has {_size(free)} free; "
@@ -106,24 +100,25 @@ def refuse_full_disk(out: Path, needed: int) -> None:
 
 
 def describe(cost: Estimate | None, workers: int) -> str:
+    """One line: "1,200 images: about 3.1 MB, 0 h 1 min on 2 workers (...)"."""
     if cost is None:
         return (
             f"no estimate: the decoder does not survive one of the first {TRIED} images; a run "
             f"leaves it out"
         )
     hours, minutes = divmod(round(cost.cpu_s / workers / 60), 60)
-    images = f"{cost.images:,} {'image' if cost.images == 1 else 'images'}"
+    images = "1 image" if cost.images == 1 else f"{cost.images:,} images"
+    processes = "1 worker" if workers == 1 else f"{workers} workers"
     rate = f"{1000 * cost.cpu_s / max(1, cost.images):.2f} CPU s per 1,000 images"
     return (
-        f"{images}: about {_size(cost.bytes)}, {hours} h {minutes} min on {workers} "
-        f"{'worker' if workers == 1 else 'workers'} ({rate}, measured here on "
-        f"{min(TRIED, cost.images)})"
+        f"{images}: about {_size(cost.bytes)}, {hours} h {minutes} min on {processes} ({rate}, "
+        f"measured here on {min(TRIED, cost.images)})"
     )
 
 
 def _size(count: int) -> str:
-    """44.0 GB, 3.1 MB, 4.2 kB: never 0.0 of anything but nothing."""
-    size, unit = next(
-        ((size, unit) for size, unit in ((1e9, "GB"), (1e6, "MB")) if count >= size), (1e3, "kB")
-    )
-    return f"{count / size:.1f} {unit}"
+    """44.0 GB, 3.1 MB, 4.2 kB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"

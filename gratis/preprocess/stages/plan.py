@@ -1,14 +1,13 @@
-"""Plan: each split shuffled once, by seed, and cut into shards. It knows nothing of workers.
+"""Plan: each split shuffled once, by seed, and cut into shards. It does not depend on the number of
+workers.
 
 A shard is a slice of the shuffled listing; its items are looked up when a worker is about to get
-them, as the items of all shards at once would not fit memory. What is being made is written down in
-OUT before the first shard, so that a rerun, the tasks of a batch scheduler and their merge agree on
-it."""
+them, as the items of all shards at once would not fit memory. The plan is written to OUT before the
+first shard, so that a rerun, the tasks of a batch scheduler and their merge agree on it."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -21,9 +20,9 @@ import PIL
 from numpy.typing import NDArray
 from PIL import features
 
-from gratis.dataset import Manifest
+from gratis.dataset import FORMAT, Manifest
 from gratis.errors import GratisError
-from gratis.preprocess.output.store import WORK, Store, create_bytes
+from gratis.preprocess.output.store import WORK, Store
 from gratis.preprocess.sources.source import Source
 from gratis.preprocess.stages.shard import ShardTask
 
@@ -43,51 +42,72 @@ class Slice(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """`draft` is the manifest without what only the finished shards can tell; counts: planned
-    samples by split."""
+class ShardPlan:
+    """draft: the manifest without what only finished shards tell; counts: planned samples by
+    split."""
 
     draft: Manifest
     counts: dict[str, int]
 
     def shard_names(self) -> dict[str, list[str]]:
-        cut = self.draft.samples_per_shard
-        return {
-            split: [f"{split}-{k:05d}" for k in range(-(-n // cut))]
-            for split, n in self.counts.items()
-        }
+        """By split, without .tar."""
+        shards = {split: -(-n // self.draft.samples_per_shard) for split, n in self.counts.items()}
+        return {split: [f"{split}-{k:05d}" for k in range(n)] for split, n in shards.items()}
 
     def to_json(self) -> bytes:
-        return json.dumps(
-            {"draft": json.loads(self.draft.to_json()), "counts": self.counts}
-        ).encode()
+        draft = json.loads(self.draft.to_json())
+        return json.dumps({"draft": draft, "counts": self.counts}).encode()
 
     @classmethod
-    def from_json(cls, text: bytes) -> Plan:
+    def from_json(cls, text: bytes) -> ShardPlan:
+        """Raises KeyError, TypeError or ValueError."""
         raw = json.loads(text)
-        return cls(
-            draft=Manifest.from_json(json.dumps(raw["draft"]).encode()), counts=raw["counts"]
-        )
+        draft = Manifest.from_json(json.dumps(raw["draft"]).encode())
+        return cls(draft=draft, counts=raw["counts"])
 
 
-def shuffled(count: int, seed: int, salt: str) -> NDArray[np.int64]:
+def permutation(count: int, seed: int, salt: str) -> NDArray[np.int64]:
     """A permutation of range(count), the same on every machine and NumPy: sorts by a 64-bit mix of
     seed and number."""
     start = int.from_bytes(hashlib.sha256(f"{seed} {salt}".encode()).digest()[:8], "little")
     with np.errstate(over="ignore"):
-        z = np.uint64(start) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
+        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z += np.uint64(start)
         # splitmix64, a bijection: no ties
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
 
 
+def draft_manifest(
+    source: Source,
+    *,
+    size: int,
+    codec: str,
+    samples_per_shard: int,
+    quality: int | None = None,
+    seed: int = 0,
+) -> Manifest:
+    """The manifest of the dataset to be, without what only its shards tell."""
+    return Manifest(
+        format=FORMAT,
+        image_size=size,
+        codec=codec,
+        quality=quality,
+        seed=seed,
+        samples_per_shard=samples_per_shard,
+        source=source.fingerprint,
+        tools=tools(),
+        classes=source.classes,
+        splits={},
+        stats_sha256="",
+    )
+
+
 def slices(source: Source, draft: Manifest) -> Iterator[Slice]:
     """All shards in order."""
     for split, listing in source.splits.items():
-        order = shuffled(len(listing), draft.seed, split)
+        order = permutation(len(listing), draft.seed, split)
         for number, start in enumerate(range(0, len(order), draft.samples_per_shard)):
             yield Slice(split, number, order[start : start + draft.samples_per_shard])
 
@@ -105,49 +125,40 @@ def make_task(part: Slice, source: Source, draft: Manifest, out: str) -> ShardTa
     )
 
 
-def agree(store: Store, place: str, plan: Plan) -> None:
-    """Writes down what is being made; refuses unfinished work of other settings, another source or
-    other tools.
+def agree(store: Store, plan: ShardPlan) -> None:
+    """Writes the plan; GratisError where there is unfinished work of other settings, another source
+    or other tools.
 
-    Tasks, and runs at a URL, may do this at the same time: the first one's plan stands, and is read
-    by all."""
+    Tasks, and runs at a URL, may do this at the same time: the first one's plan stays, and all read
+    it."""
     try:
         if PLAN not in {f"{WORK}/{name}" for name in store.sizes(WORK)}:
-            create_bytes(store, PLAN, plan.to_json())
-        there = Plan.from_json(store.read(PLAN))
+            store.create(PLAN, plan.to_json())
+        there = ShardPlan.from_json(store.read(PLAN))
     except (ValueError, KeyError, TypeError):
         raise GratisError(
-            f"{place} holds unfinished work of another version; add --discard to remove it"
+            f"{store.address} holds unfinished work of another version; add --discard to remove it"
         ) from None
-    refuse_other(
-        place,
-        there.draft,
-        plan.draft,
-        "add --discard to remove that unfinished work, or choose another",
-    )
+    way_out = "add --discard to remove that unfinished work, or choose another"
+    refuse_other(store, there.draft, plan.draft, way_out)
 
 
-def refuse_other(place: str, there: Manifest, wanted: Manifest, way_out: str) -> None:
-    """GratisError naming every setting in which what lies at `place` differs from what is
-    wanted."""
+def refuse_other(store: Store, there: Manifest, wanted: Manifest, way_out: str) -> None:
+    """GratisError naming every setting in which the dataset in the store differs from the wanted
+    one."""
     one, other = settings(there), settings(wanted)
     differences = ", ".join(
         f"{k} {one.get(k)} there and {v} asked for" for k, v in other.items() if one.get(k) != v
     )
     if differences:
-        raise GratisError(f"{place} is another dataset: {differences}; {way_out} OUT")
+        raise GratisError(f"{store.address} is another dataset: {differences}; {way_out} OUT")
 
 
 def settings(manifest: Manifest) -> dict[str, object]:
     """What decides the bytes of the output."""
     names = ("source", "image_size", "codec", "quality", "seed", "samples_per_shard")
-    return {name.replace("_", "-"): getattr(manifest, name) for name in names} | dict(
-        manifest.tools
-    )
-
-
-def without_tools(manifest: Manifest) -> Manifest:
-    return dataclasses.replace(manifest, tools={})
+    values = {name.replace("_", "-"): getattr(manifest, name) for name in names}
+    return values | manifest.tools
 
 
 def pillow_name() -> str:

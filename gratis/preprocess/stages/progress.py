@@ -11,46 +11,38 @@ from types import TracebackType
 from tqdm import tqdm
 
 from gratis.events import EventTail, EventWriter, ShardProgress
-from gratis.preprocess.execution.workers import Step
+from gratis.preprocess.execution.workers import TaskProgress
 
 EVENTS = "shards.jsonl"
 EVENT_S = 1.0
 
 
 class Progress:
-    """Context of one run of the map. done and rejects are what earlier attempts left finished."""
+    """Context of one run of the map. done, rejects: what earlier attempts have finished."""
 
     def __init__(self, run_dir: Path | None, *, total: int, done: int, rejects: int) -> None:
         self._bar = tqdm(total=total, initial=done, desc="shards", unit="img", delay=2.0)
-        self._events = (
-            EventWriter(run_dir / EVENTS, attempt=_attempts(run_dir) + 1, rank=0)
-            if run_dir
-            else None
-        )
+        self._events: EventWriter | None = None
+        if run_dir:
+            path = run_dir / EVENTS
+            self._events = EventWriter(path, attempt=_attempts(path) + 1, rank=0)
         self._total, self._done, self._rejects = total, done, rejects
-        self._interval, self._since = Step(), time.monotonic()
+        self._interval, self._since = TaskProgress(), time.monotonic()
         self._begun, self._bytes_in = self._since, 0
 
     def __enter__(self) -> Progress:
-        self._write(
-            "start",
-            {
-                "total": self._total,
-                "done": self._done,
-                "pid": os.getpid(),
-                "host": os.uname().nodename,
-            },
-        )
+        here = {"pid": os.getpid(), "host": os.uname().nodename}
+        self._write("start", {"total": self._total, "done": self._done, **here})
         return self
 
-    def add(self, step: Step) -> None:
-        self._interval = self._interval.plus(step)
-        self._done += step.images + step.rejects
-        self._rejects += step.rejects
-        self._bytes_in += step.bytes_in
+    def add(self, new: TaskProgress) -> None:
+        self._interval = self._interval.plus(new)
+        self._done += new.images + new.rejects
+        self._rejects += new.rejects
+        self._bytes_in += new.bytes_in
         rate = self._bytes_in / 1e6 / max(1e-9, time.monotonic() - self._begun)
         self._bar.set_postfix_str(f"{rate:.1f} MB/s in, {self._rejects} rejects", refresh=False)
-        self._bar.update(step.images + step.rejects)
+        self._bar.update(new.images + new.rejects)
         if time.monotonic() - self._since > EVENT_S:
             self._flush()
 
@@ -62,9 +54,7 @@ class Progress:
     ) -> None:
         self._bar.close()
         self._flush()
-        outcome = (
-            "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
-        )
+        outcome = "interrupted" if kind is KeyboardInterrupt else "failed" if kind else "finished"
         self._write("end", {"outcome": outcome, "error": str(error) if error else None})
         if self._events:
             self._events.close()
@@ -81,12 +71,12 @@ class Progress:
             rejects=self._rejects,
         )
         self._write("progress", dict(fields))
-        self._interval, self._since = Step(), now
+        self._interval, self._since = TaskProgress(), now
 
     def _write(self, kind: str, fields: dict[str, object]) -> None:
         if self._events:
             self._events.write(kind, fields)
 
 
-def _attempts(run_dir: Path) -> int:
-    return sum(record["kind"] == "start" for record in EventTail(run_dir / EVENTS).read())
+def _attempts(path: Path) -> int:
+    return sum(record["kind"] == "start" for record in EventTail(path).read())

@@ -1,11 +1,10 @@
-"""Reduce: receipts become the index, the statistics and, last, the manifest; then the work folder
-goes."""
+"""Reduce: the shards' receipts become the index, the statistics and, last, the manifest; then the
+work folder is removed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,32 +14,28 @@ import numpy as np
 from gratis import addresses, dataset
 from gratis.dataset import Index, Manifest, Shard, Split
 from gratis.errors import GratisError
-from gratis.preprocess.output.store import WORK, Store, publish_bytes
-from gratis.preprocess.stages.shard import Receipt, read_receipt
-from gratis.preprocess.stages.statistics import finish, merge, no_sums
+from gratis.preprocess.output.receipt import ShardReceipt, read_receipt
+from gratis.preprocess.output.store import WORK, LocalStore, Store
+from gratis.preprocess.statistics import finish, merge, no_sums
 
 SHOWN = 5  # rejects named in the error line
 
 
 def publish(
-    store: Store, place: str, draft: Manifest, names: dict[str, list[str]], max_rejects: int
+    store: Store, draft: Manifest, shards: dict[str, list[str]], max_rejects: int
 ) -> Manifest:
-    """Publishes the dataset from the receipts of these shards, by split. draft: what the manifest
-    says beside them.
+    """Publishes the dataset of these shards, by split, from their receipts. draft: the manifest
+    without what the receipts tell.
 
-    GratisError, and nothing published, if more than max_rejects files were rejected.
+    GratisError, and nothing is published, if more than max_rejects files were rejected.
     """
-    rejects = [
-        r
-        for shards in names.values()
-        for receipt in _receipts(store, shards)
-        for r in receipt.rejects
-    ]
-    publish_bytes(store, dataset.REJECTS, "".join(json.dumps(r) + "\n" for r in rejects).encode())
+    names = [name for split in shards.values() for name in split]
+    rejects = [row for receipt in _receipts(store, names) for row in receipt.rejects]
+    store.write(dataset.REJECTS, "".join(json.dumps(row) + "\n" for row in rejects).encode())
     if len(rejects) > max_rejects:
-        raise GratisError(_complaint(addresses.join(place, dataset.REJECTS), rejects))
+        raise _too_many(addresses.join(store.address, dataset.REJECTS), rejects)
     sums = no_sums(draft.image_size)
-    for receipt in _receipts(store, names["train"]):
+    for receipt in _receipts(store, shards["train"]):
         assert receipt.sums is not None
         sums = merge(sums, receipt.sums)
     if sums.images == 0:
@@ -50,11 +45,9 @@ def publish(
     with store.staging() as folder:
         stats_sha256 = dataset.write_stats(folder, finish(sums))
         store.publish(folder / dataset.STATS, dataset.STATS)
-        splits = {
-            split: _write_split(store, folder, split, shards) for split, shards in names.items()
-        }
+        splits = {split: _split(store, folder, split, parts) for split, parts in shards.items()}
     manifest = dataclasses.replace(draft, splits=splits, stats_sha256=stats_sha256)
-    publish_bytes(store, dataset.MANIFEST, manifest.to_json())
+    store.write(dataset.MANIFEST, manifest.to_json())
     store.remove(WORK)
     return manifest
 
@@ -67,28 +60,26 @@ def summary(manifest: Manifest) -> str:
     count = sum(len(split.shards) for split in manifest.splits.values())
     shards = "shard" if count == 1 else "shards"
     size = manifest.image_size
-    return (
-        f"{counts} {images} of {len(manifest.classes):,} {classes}, {size} px, in {count:,} "
-        f"{shards}"
-    )
+    of = f"{images} of {len(manifest.classes):,} {classes}"
+    return f"{counts} {of}, {size} px, in {count:,} {shards}"
 
 
-def published(place: str, store: Store) -> Manifest:
-    """The manifest of a dataset that is there. GratisError if it cannot be read."""
-    if not addresses.is_url(place):
-        return dataset.read_manifest(Path(place))
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / dataset.MANIFEST).write_bytes(store.read(dataset.MANIFEST))
-        return dataset.read_manifest(Path(folder))
+def read_published(store: Store) -> Manifest:
+    """The manifest of a dataset that was published. GratisError if it cannot be read."""
+    if isinstance(store, LocalStore):
+        return dataset.read_manifest(store.root)
+    url = addresses.join(store.address, dataset.MANIFEST)
+    return dataset.parse_manifest(store.read(dataset.MANIFEST), url)
 
 
-def _receipts(store: Store, shards: list[str]) -> Iterator[Receipt]:
-    # read anew for each purpose: all of ILSVRC2012's would be 1 GB at once
+def _receipts(store: Store, shards: list[str]) -> Iterator[ShardReceipt]:
+    # read again for each purpose: all of ILSVRC2012's would be 1 GB at once
     for shard in shards:
         yield read_receipt(store, shard)
 
 
-def _write_split(store: Store, folder: Path, split: str, names: list[str]) -> Split:
+def _split(store: Store, folder: Path, split: str, names: list[str]) -> Split:
+    """Publishes the split's index."""
     shards: list[Shard] = []
     parts: list[Index] = []
     conversions: Counter[str] = Counter()
@@ -96,25 +87,19 @@ def _write_split(store: Store, folder: Path, split: str, names: list[str]) -> Sp
     for name, receipt in zip(names, _receipts(store, names), strict=True):
         conversions.update(receipt.conversions)
         rejects.update(reject["kind"] for reject in receipt.rejects)
-        if not len(receipt.label):  # every file of it was rejected: readers choke on empty archives
+        samples = len(receipt.label)
+        if not samples:  # every file of it was rejected, and readers fail at empty archives
             store.remove(f"{name}.tar")
             store.remove(f"{name}.idx")
             continue
-        number = np.full(len(receipt.label), len(shards), np.int32)
+        number = np.full(samples, len(shards), np.int32)
         parts.append(Index(number, receipt.offset, receipt.size, receipt.label))
-        shards.append(
-            Shard(
-                name=f"{name}.tar",
-                samples=len(receipt.label),
-                bytes=receipt.bytes,
-                sha256=receipt.sha256,
-            )
-        )
+        tar, size = f"{name}.tar", receipt.bytes
+        shards.append(Shard(name=tar, samples=samples, bytes=size, sha256=receipt.sha256))
     if not parts:
         raise GratisError(f"no file of the split {split} could be used")
-    index_sha256 = dataset.write_index(
-        folder, split, Index(*(np.concatenate(c) for c in zip(*parts, strict=True)))
-    )
+    index = Index(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    index_sha256 = dataset.write_index(folder, split, index)
     store.publish(folder / dataset.index_name(split), dataset.index_name(split))
     return Split(
         shards=tuple(shards),
@@ -124,13 +109,12 @@ def _write_split(store: Store, folder: Path, split: str, names: list[str]) -> Sp
     )
 
 
-def _complaint(where: str, rejects: list[dict[str, str]]) -> str:
-    kinds = ", ".join(
-        f"{count} {kind}" for kind, count in Counter(r["kind"] for r in rejects).most_common()
-    )
-    first = "; ".join(f"{r['split']}/{r['file']} ({r['kind']})" for r in rejects[:SHOWN])
+def _too_many(path: str, rejects: list[dict[str, str]]) -> GratisError:
+    counts = Counter(row["kind"] for row in rejects).most_common()
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
+    first = "; ".join(f"{row['split']}/{row['file']} ({row['kind']})" for row in rejects[:SHOWN])
     more = "; ..." if len(rejects) > SHOWN else ""
-    return (
-        f"{len(rejects)} files cannot be used ({kinds}): {first}{more}; see {where}; "
+    return GratisError(
+        f"{len(rejects)} files cannot be used ({kinds}): {first}{more}; see {path}; "
         f"nothing is published: mend them, or run again with --max-rejects {len(rejects)}"
     )

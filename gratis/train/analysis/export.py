@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from gratis.atomic import atomic_output
 from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.processes import leave
 from gratis.train.analysis.saved import Saved
-from gratis.written import written
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
     print(f"run {trained.folder}, step {trained.state.step}: {DOING[form]}", flush=True)
     # all write bytes, so that a full disk is an OSError: the libraries' own writers have other
     # words for it
-    with written(options.out, "choose another OUT") as draft:
+    with atomic_output(options.out, "choose another OUT") as draft:
         said = WRITE[form](trained, draft)
     print(f"{options.out}: {form}, {options.out.stat().st_size / 1e6:,.1f} MB, {said}")
 

@@ -17,12 +17,12 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from gratis.atomic import atomic_output
 from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.train.analysis.saved import Saved
 from gratis.train.network.layers import Plan, plan
 from gratis.train.recipes import Layer
-from gratis.written import written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +81,7 @@ def write(trained: Trained, layer: Layer, split: str, out: Path) -> tuple[int, i
             f"{out} takes {needed / 1e6:,.1f} MB, {out.parent} has {free / 1e6:,.1f} left; "
             f"make room"
         )
-    with written(out, "choose another OUT") as draft:
+    with atomic_output(out, "choose another OUT") as draft:
         rows = np.lib.format.open_memmap(draft, "w+", np.float32, (samples, units))
         for ids, found in responses(trained, layer, split):
             rows[ids] = found.cpu().numpy()

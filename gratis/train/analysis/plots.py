@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from gratis.written import written
+from gratis.atomic import atomic_output
 
 BLUE, ORANGE, RED, GREEN = "#3b6fb6", "#d9822b", "#c0392b", "#3a8f5c"
 GREY, DARK = "#8a8a8a", "#444444"
@@ -32,7 +32,7 @@ def styled() -> Any:
 
 def save(figure: Figure, path: Path) -> Path:
     """Writes a PNG; GratisError where that cannot be, with the one of before as it was."""
-    with written(path, "choose another folder") as draft:
+    with atomic_output(path, "choose another folder") as draft:
         figure.savefig(draft, dpi=DPI, format="png")
     return path
 

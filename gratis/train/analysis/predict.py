@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import tyro
 
-from gratis.atomic import at_once
+from gratis.atomic import open_nonblocking
 from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.image import MAX_BYTES, Reject, to_image
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
 def opens(path: Path) -> bool:
     """Whether it does: asked before anything is loaded, and answered by a line if it does not."""
     try:
-        with open(path, "rb", opener=at_once) as file:
+        with open(path, "rb", opener=open_nonblocking) as file:
             found = os.fstat(file.fileno())
     except OSError as error:
         complain(path, error.strerror or str(error))

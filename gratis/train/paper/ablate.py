@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gratis.atomic import atomic_output
 from gratis.dataset import Manifest, read_manifest, require_split
 from gratis.errors import GratisError
 from gratis.processes import leave
@@ -31,7 +32,6 @@ from gratis.train.launcher.launch import outcome, records
 from gratis.train.options import Fields, read
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, Recipe, RecipeName
-from gratis.written import written
 
 WHOLE = "whole"
 VIEWS = 10
@@ -223,7 +223,7 @@ def write(folder: Path, options: Ablate, manifest: Manifest, found: Found) -> Pa
         ("ablation.json", json.dumps(report, indent=1) + "\n"),
         ("ablation.md", markdown(rows, options, manifest)),
     ):
-        with written(folder / name, "choose another --out") as draft:
+        with atomic_output(folder / name, "choose another --out") as draft:
             draft.write_text(text)
     return folder / "ablation.md"
 

@@ -21,9 +21,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from gratis.atomic import atomic_output
 from gratis.command_line import parse
 from gratis.errors import GratisError
-from gratis.written import written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
         + ", ".join(f"{m} {c:.3f}" for m, c in zip(options.members, tuned, strict=True))
     )
     if options.out:
-        with written(options.out, "choose another --out") as draft:
+        with atomic_output(options.out, "choose another --out") as draft:
             draft.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
 

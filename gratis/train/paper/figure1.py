@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from tqdm import tqdm
 
+from gratis.atomic import atomic_output
 from gratis.command_line import parse
 from gratis.dataset import Manifest, read_manifest, require_split
 from gratis.errors import GratisError
-from gratis.written import written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -239,7 +239,7 @@ def write(options: Figure1, terms: dict[str, object], courses: list[Course]) -> 
         "gratis.train.paper.four_layers",
         "courses": [dataclasses.asdict(course) for course in courses],
     }
-    with written(options.out / "figure1.json", "choose another --out") as draft:
+    with atomic_output(options.out / "figure1.json", "choose another --out") as draft:
         draft.write_text(json.dumps(said, indent=1) + "\n")
 
 

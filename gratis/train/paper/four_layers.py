@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from gratis.atomic import atomic_output
 from gratis.loader import Loader, LoaderConfig
-from gratis.written import written
 
 SIZE = 32
 CHANNELS = (32, 32, 64)
@@ -184,7 +184,7 @@ class Checkpoint:
         return cls(path=path, terms=terms)
 
     def write(self, state: dict[str, Tensor]) -> None:
-        with written(self.path, "choose another --out") as draft:
+        with atomic_output(self.path, "choose another --out") as draft:
             draft.write_bytes(save(state, {"terms": self.terms, "errors": json.dumps(self.errors)}))
 
 

@@ -12,6 +12,7 @@ import signal
 import time
 from pathlib import Path
 
+from gratis.atomic import atomic_output, exclusive
 from gratis.command_line import parse
 from gratis.dataset import Manifest, read_manifest
 from gratis.errors import GratisError
@@ -20,7 +21,6 @@ from gratis.train.launcher.launch import records
 from gratis.train.paper.options import Paper
 from gratis.train.paper.parts import PARTS, PartResult, Work
 from gratis.train.recipes import RECIPES, RecipeName
-from gratis.written import alone, written
 
 
 def main(arguments: list[str]) -> None:
@@ -48,7 +48,7 @@ def paper(options: Paper) -> Path:
         options=options, manifest=manifest, recipe_name=name, recipe=recipe, run=run, ends=ends
     )
     results: list[PartResult] = []
-    with alone(work.folder, f"run {run.name}"):
+    with exclusive(work.folder, f"run {run.name}"):
         for number, part in enumerate(PARTS, 1):
             print(
                 f"{number} of {len(PARTS)}: {part.__name__}, {max(0, work.left) / 60:.0f} "
@@ -116,6 +116,6 @@ def write(work: Work, results: list[PartResult]) -> Path:
         for line in result.lines:
             lines += [line, ""]
     path = work.folder / "report.md"
-    with written(path, "make room, or choose other --runs") as draft:
+    with atomic_output(path, "make room, or choose other --runs") as draft:
         draft.write_text("\n".join(lines))
     return path

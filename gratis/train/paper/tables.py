@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gratis.atomic import atomic_output
 from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.train.launcher.launch import outcome, records
 from gratis.train.recipes import RECIPES
-from gratis.written import written
 
 CLASSES, VALIDATION, TRAINING = 1000, 50_000, 1_281_167  # of ILSVRC2012
 
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> None:
     if options.out is None:
         print(text, end="")
         return
-    with written(options.out, "choose another --out") as draft:
+    with atomic_output(options.out, "choose another --out") as draft:
         draft.write_text(text)
     print(options.out)
 

@@ -1,5 +1,5 @@
-"""Statistics of the training pixels as integers until the last line, so that no split of the work
-can change a bit.
+"""Statistics of the training pixels: integers until the last step, so that the result is the same
+to the last bit however the work is split.
 
 Per image, exactly: S*S*3 sums of pixels and the six sums of products of two channels. The products
 are taken by float32 dot products of rows. That is exact: a row has at most 256 products of at most
@@ -22,25 +22,25 @@ FULL = 257  # images whose sums fit uint16: 257 * 255 = 65,535
 PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
-class Sums(NamedTuple):
-    """images; pixels int64 [S,S,3], sums over images; products int64 [3,3], sums over images and
-    positions."""
+class PixelSums(NamedTuple):
+    """images: their number; pixels int64 [S,S,3]: sums over images; products int64 [3,3] of two
+    channels each: sums over images and positions."""
 
     images: int
     pixels: NDArray[np.int64]
     products: NDArray[np.int64]
 
 
-def no_sums(size: int) -> Sums:
-    return Sums(0, np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64))
+def no_sums(size: int) -> PixelSums:
+    return PixelSums(0, np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64))
 
 
-def merge(a: Sums, b: Sums) -> Sums:
-    return Sums(a.images + b.images, a.pixels + b.pixels, a.products + b.products)
+def merge(a: PixelSums, b: PixelSums) -> PixelSums:
+    return PixelSums(a.images + b.images, a.pixels + b.pixels, a.products + b.products)
 
 
 class Accumulator:
-    """Adds images up. Sums of pixels gather in uint16 first, at a fifth of the cost of int64."""
+    """Adds up images. Pixels are summed in uint16 first, at a fifth of the cost of int64."""
 
     def __init__(self, size: int) -> None:
         self._total = no_sums(size)
@@ -63,18 +63,18 @@ class Accumulator:
         if self._recent_images == FULL:
             self._flush()
 
-    def sums(self) -> Sums:
+    def sums(self) -> PixelSums:
         self._flush()
         return self._total
 
     def _flush(self) -> None:
         images, pixels, products = self._total
-        self._total = Sums(images + self._recent_images, pixels + self._recent, products)
+        self._total = PixelSums(images + self._recent_images, pixels + self._recent, products)
         self._recent[:] = 0
         self._recent_images = 0
 
 
-def finish(sums: Sums) -> Stats:
+def finish(sums: PixelSums) -> Stats:
     """Mean image and principal components of single pixels, from at least one image.
 
     cov = E[x x^T] - E[x] E[x]^T, its numerator in whole numbers: in float64 the difference of the

@@ -1,0 +1,56 @@
+"""A shard's tar and its DALI index, written sample by sample."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from typing import BinaryIO
+
+BLOCK = tarfile.BLOCKSIZE
+OWNER = "gratis"  # the same everywhere, so that equal samples give equal bytes
+
+
+class ShardWriter:
+    """Writes samples as USTAR members, and collects their index. digest (SHA-256) and bytes are of
+    what was written so far."""
+
+    def __init__(self, file: BinaryIO, extension: str) -> None:
+        self._file = file
+        self._extension = extension
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+        self.lines: list[str] = []  # of DALI's index: extension, offset, size, name of each member
+        self.offset: list[int] = []
+        self.size: list[int] = []
+        self.label: list[int] = []
+
+    def add(self, key: str, data: bytes, label: int) -> None:
+        self.label.append(label)
+        self.size.append(len(data))
+        self.offset.append(self.bytes + BLOCK)
+        first = self._member(f"{key}.{self._extension}", data)
+        second = self._member(f"{key}.cls", b"%d" % label)
+        self.lines.append(f"{first} {second}\n")
+
+    def index(self) -> bytes:
+        """DALI's index of the samples so far."""
+        return (f"v1.2 {len(self.lines)}\n" + "".join(self.lines)).encode()
+
+    def close(self) -> None:
+        """Ends the archive as tarfile does: two blocks of zeros, more up to a record of 20."""
+        padded = -(-(self.bytes + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+        self._write(bytes(padded - self.bytes))
+
+    def _member(self, name: str, data: bytes) -> str:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o644
+        info.uname = info.gname = OWNER
+        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        line = f"{name.partition('.')[2]} {self.bytes} {len(data)} {name}"
+        self._write(data + bytes(-len(data) % BLOCK))
+        return line
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.digest.update(data)
+        self.bytes += len(data)

@@ -1,0 +1,52 @@
+"""Which kind of source SRC is. A new kind is one function and one entry of SOURCES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gratis import addresses
+from gratis.errors import GratisError
+from gratis.preprocess.sources.folders import holds_instead, open_class_folders
+from gratis.preprocess.sources.imagenet import TRAIN, open_imagenet
+from gratis.preprocess.sources.source import Source
+from gratis.preprocess.sources.webdataset import open_webdataset
+
+# in the order in which they are tried; None where the address holds no source of that kind
+SOURCES: tuple[Callable[[str], Source | None], ...] = (
+    open_imagenet,
+    open_class_folders,
+    open_webdataset,
+)
+
+
+def open_source(root: str) -> Source:
+    """Lists the source at a folder or URL; nothing is extracted or copied. GratisError naming what
+    is missing, unreadable, empty or contradictory."""
+    try:
+        return _open(root)
+    except OSError as error:  # of a local source; servers' errors are GratisErrors already
+        message = f"cannot read {error.filename or root}: {error.strerror or error}"
+        raise GratisError(
+            f"{message}; mend that, or its permissions, or give another SRC"
+        ) from None
+
+
+def _open(root: str) -> Source:
+    if not addresses.is_url(root) and not addresses.is_folder(root):
+        raise GratisError(
+            f"no such folder: {root}; SRC is a folder with the ILSVRC2012 archives, "
+            f"train/<class>/* or WebDataset tars"
+        )
+    for open_kind in SOURCES:
+        if source := open_kind(root):
+            return source
+    train = addresses.join(root, "train")
+    if addresses.is_folder(train):
+        raise GratisError(
+            f"{train} has no class folders{holds_instead(train)}; expected {train}/<class>/<image>"
+        )
+    raise GratisError(
+        f"{root} holds neither {TRAIN} nor train/<class>/ nor WebDataset tars"
+        f"{holds_instead(root)}; give the folder that does (a web server lists no folders: there, "
+        f"the ILSVRC2012 archives or a dataset with its manifest.json)"
+    )
