@@ -30,7 +30,7 @@ from gratis.events import EventWriter
 from gratis.loader import Loader, LoaderConfig
 from gratis.locks import lock
 from gratis.output import lose_unwritable
-from gratis.records import Outcome, Start
+from gratis.records import Outcome, StartRecord
 from gratis.train import checkpoint, loop
 from gratis.train.choices import BadSamples, Choice
 from gratis.train.job import Job, resume
@@ -266,7 +266,7 @@ def training_config(recipe: Recipe, seed: int, bad_samples: BadSamples = "raise"
     )
 
 
-def start_record(launch: Launch, job: Job) -> Start:
+def start_record(launch: Launch, job: Job) -> StartRecord:
     mesh, splits = job.mesh, job.loader.manifest.splits
     cuda = mesh.device.type == "cuda"
     return {
