@@ -16,11 +16,11 @@ from starlette.staticfiles import StaticFiles
 from gratis.server.access import Access, Gate
 from gratis.server.metrics import exposition
 from gratis.server.models import Health, RunList, RunStatus
-from gratis.server.runs import Runs, View
+from gratis.server.runs import Runs, RunSnapshot
 from gratis.server.stream import stream
 
 STATIC = Path(__file__).parent / "static"
-CLIENTS = 64  # event streams at a time: each costs a look at the clock twice a second and a socket
+CLIENTS = 64  # event streams at a time: each costs a socket and a check twice a second
 NOT_FOUND: dict[int | str, dict[str, Any]] = {
     404: {"description": "no such run; or no run yet, of which /readyz says 503"}
 }
@@ -52,7 +52,7 @@ def create_app(runs: Runs, access: Access, closing: Callable[[], bool]) -> FastA
     return app
 
 
-def _found(runs: Runs, name: str | None) -> View:
+def _snapshot(runs: Runs, name: str | None) -> RunSnapshot:
     view = runs.view(name)
     if view is None:
         raise HTTPException(
@@ -66,12 +66,12 @@ def _add_status(app: FastAPI, runs: Runs) -> None:
     @app.get("/status", responses=NOT_FOUND)
     def newest_status(run: RunName = None) -> RunStatus:
         """The run of that name, else the one whose files grew last."""
-        return _found(runs, run).status
+        return _snapshot(runs, run).status
 
     @app.get("/status/{run}", responses=NOT_FOUND)
     def status(run: KnownName) -> RunStatus:
         """The run of that name."""
-        return _found(runs, run).status
+        return _snapshot(runs, run).status
 
     @app.get(
         "/status/{run}/picture",
@@ -116,7 +116,7 @@ def _add_events(app: FastAPI, runs: Runs, closing: Callable[[], bool]) -> None:
 
     async def known(run: RunName = None) -> None:
         if run is not None:
-            await run_in_threadpool(_found, runs, run)
+            await run_in_threadpool(_snapshot, runs, run)
 
     @app.get(
         "/events",

@@ -18,11 +18,11 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from gratis.server.models import RunStatus, State
-from gratis.server.runs import Runs, View
+from gratis.server.runs import Runs, RunSnapshot
 
 
-class ViewCollector(Collector):
-    def __init__(self, view: View | None) -> None:
+class SnapshotCollector(Collector):
+    def __init__(self, view: RunSnapshot | None) -> None:
         self.view = view
 
     def describe(self) -> list[Metric]:
@@ -44,13 +44,13 @@ class ViewCollector(Collector):
 def exposition(runs: Runs, accept: str) -> tuple[bytes, str]:
     """The metrics and their content type: OpenMetrics where `accept` prefers it, else Prometheus's
     text."""
-    return _exposed(runs.view(), accept)
+    return _encode(runs.view(), accept)
 
 
-@lru_cache(maxsize=4)  # however many scrape, one look at the run is written out once
-def _exposed(view: View | None, accept: str) -> tuple[bytes, str]:
+@lru_cache(maxsize=4)  # one snapshot is encoded once, however many scrape
+def _encode(view: RunSnapshot | None, accept: str) -> tuple[bytes, str]:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(ViewCollector(view))
+    registry.register(SnapshotCollector(view))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
@@ -121,7 +121,7 @@ def _evaluation(run: RunStatus) -> Iterator[Metric]:
     yield error
 
 
-def _rank_counters(view: View) -> Iterator[Metric]:
+def _rank_counters(view: RunSnapshot) -> Iterator[Metric]:
     for name, text, field in (
         ("trained_images", "Images trained on.", "images"),
         ("training_steps", "Training steps taken, repeated ones too.", "steps"),
@@ -142,21 +142,21 @@ def _rank_counters(view: View) -> Iterator[Metric]:
         ),
     ):
         counter = CounterMetricFamily(f"gratis_{name}", text, labels=["run", "rank"])
-        for rank, sums in view.counters.items():
-            counter.add_metric([view.status.name, str(rank)], getattr(sums, field))
+        for rank, counters in view.counters.items():
+            counter.add_metric([view.status.name, str(rank)], getattr(counters, field))
         yield counter
     stages = CounterMetricFamily(
         "gratis_loader_stage_seconds",
         "Time the loader spent in each stage.",
         labels=["run", "rank", "stage"],
     )
-    for rank, sums in view.counters.items():
-        for stage, seconds in sums.stages().items():
+    for rank, counters in view.counters.items():
+        for stage, seconds in counters.stages.items():
             stages.add_metric([view.status.name, str(rank), stage], seconds)
     yield stages
 
 
-def _rank_gauges(view: View) -> Iterator[Metric]:
+def _rank_gauges(view: RunSnapshot) -> Iterator[Metric]:
     for name, text, field in (
         ("resident_memory_bytes", "Resident memory of the rank's process.", "rss_bytes"),
         ("loader_queue_batches", "Batches ready, at the newest record.", "queue_depth"),
@@ -174,7 +174,7 @@ def _rank_gauges(view: View) -> Iterator[Metric]:
         yield gauge
 
 
-def _gpu_gauges(view: View) -> Iterator[Metric]:
+def _gpu_gauges(view: RunSnapshot) -> Iterator[Metric]:
     for name, text, field in (
         ("gpu_busy_ratio", "Share of the last sample period with a kernel running.", "busy"),
         ("gpu_nvjpg_busy_ratio", "Share of it with the JPEG engine at work.", "nvjpg_busy"),
@@ -188,7 +188,7 @@ def _gpu_gauges(view: View) -> Iterator[Metric]:
         yield gauge
 
 
-def _shards(view: View) -> Iterator[Metric]:
+def _shards(view: RunSnapshot) -> Iterator[Metric]:
     if (shards := view.status.shards) is None:
         return
     run = [view.status.name]

@@ -27,6 +27,7 @@ if __name__ == "__main__":
 import torch
 
 from gratis.events import EventWriter
+from gratis.history import attempts
 from gratis.loader import Loader, LoaderConfig
 from gratis.locks import lock
 from gratis.output import lose_unwritable
@@ -35,7 +36,7 @@ from gratis.train import checkpoint, loop
 from gratis.train.choices import BadSamples, Choice
 from gratis.train.job import Job, resume
 from gratis.train.launcher.agent import report_failure
-from gratis.train.launcher.launch import Launch, attempts
+from gratis.train.launcher.launch import Launch
 from gratis.train.mesh.device import lacks_for_compiling
 from gratis.train.mesh.mesh import GradientSum, Mesh, connect, disconnect, sum_over_world
 from gratis.train.network.alexnet import AlexNet

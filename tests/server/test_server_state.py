@@ -14,12 +14,12 @@ import pytest
 from served import RunWriter, dead_pid, writing
 
 from gratis.events import EventWriter, ShardProgress
+from gratis.rates import ZERO, Counters, throughput, wait_fraction
 from gratis.server.metrics import exposition
-from gratis.server.records import NOTHING, Sums
 from gratis.server.run import Run
 from gratis.server.runs import Runs
 from gratis.server.state import derive
-from gratis.server.verdict import RankLoad, headroom, judge, total_speed, wait_fraction
+from gratis.server.verdict import judge
 
 STALL_S = 60.0
 
@@ -54,7 +54,7 @@ def test_state_by_the_table(
     )
 
 
-def load(rank: int = 0, **changed: float) -> RankLoad:
+def counters(**changed: float) -> Counters:
     usual = {
         "steps": 10,
         "images": 1000,
@@ -64,34 +64,39 @@ def load(rank: int = 0, **changed: float) -> RankLoad:
         "decode_s": 3,
         "read_s": 1,
     }
-    return RankLoad(rank=rank, sums=Sums(**NOTHING._asdict() | usual | changed))
+    return Counters(**ZERO._asdict() | usual | changed)
 
 
 @pytest.mark.parametrize(
-    ("loads", "kind", "stage", "rank"),
+    ("ranks", "kind", "stage", "rank"),
     [
         ([], "starting", None, None),
-        ([load(wait_s=0.49)], "compute-bound", None, None),
-        ([load(wait_s=0.5)], "input-bound", "decode", None),
-        ([load(wait_s=5, read_s=4)], "input-bound", "read", None),
-        ([load(wait_s=5, finish_s=4)], "input-bound", "finish", None),
-        ([load(wait_s=5, transfer_s=4)], "input-bound", "transfer", None),
-        ([load(wait_s=5, decode_s=0, read_s=0)], "input-bound", None, None),
-        ([load(0, wait_s=4), load(1, wait_s=5)], "input-bound", "decode", None),
-        ([load(0, wait_s=2), load(1, wait_s=5, read_s=4)], "straggler", "read", 1),
-        ([load(0, wait_s=0.2), load(1, wait_s=0.4)], "compute-bound", None, None),
-        ([load(0, exchange_s=6), load(1, exchange_s=1)], "straggler", None, 1),
-        ([load(0, exchange_s=6), load(1, exchange_s=5.5)], "compute-bound", None, None),
-        ([load(0, exchange_s=2), load(1, exchange_s=0.5)], "compute-bound", None, None),
-        ([load(0, exchange_s=5, wait_s=4), load(1, exchange_s=1, wait_s=4)], "straggler", None, 1),
-        ([load(0), load(1), load(2, wall_s=12.5)], "straggler", None, 2),
-        ([load(0), load(1), load(2, wall_s=12.4)], "compute-bound", None, None),
+        ([counters(wait_s=0.49)], "compute-bound", None, None),
+        ([counters(wait_s=0.5)], "input-bound", "decode", None),
+        ([counters(wait_s=5, read_s=4)], "input-bound", "read", None),
+        ([counters(wait_s=5, finish_s=4)], "input-bound", "finish", None),
+        ([counters(wait_s=5, transfer_s=4)], "input-bound", "transfer", None),
+        ([counters(wait_s=5, decode_s=0, read_s=0)], "input-bound", None, None),
+        ([counters(wait_s=4), counters(wait_s=5)], "input-bound", "decode", None),
+        ([counters(wait_s=2), counters(wait_s=5, read_s=4)], "straggler", "read", 1),
+        ([counters(wait_s=0.2), counters(wait_s=0.4)], "compute-bound", None, None),
+        ([counters(exchange_s=6), counters(exchange_s=1)], "straggler", None, 1),
+        ([counters(exchange_s=6), counters(exchange_s=5.5)], "compute-bound", None, None),
+        ([counters(exchange_s=2), counters(exchange_s=0.5)], "compute-bound", None, None),
+        (
+            [counters(exchange_s=5, wait_s=4), counters(exchange_s=1, wait_s=4)],
+            "straggler",
+            None,
+            1,
+        ),
+        ([counters(), counters(), counters(wall_s=12.5)], "straggler", None, 2),
+        ([counters(), counters(), counters(wall_s=12.4)], "compute-bound", None, None),
     ],
 )
 def test_verdict_by_the_table(
-    loads: list[RankLoad], kind: str, stage: str | None, rank: int | None
+    ranks: list[Counters], kind: str, stage: str | None, rank: int | None
 ) -> None:
-    verdict = judge(loads)
+    verdict = judge(dict(enumerate(ranks)))
     assert (verdict.kind, verdict.stage, verdict.rank) == (kind, stage, rank)
     assert verdict.text
 
@@ -120,29 +125,31 @@ def test_a_long_evaluation_is_no_stall(tmp_path: Path) -> None:
 
 
 def test_a_stalled_run_says_for_how_long() -> None:
-    verdict = judge([load()], stalled_s=600)
+    verdict = judge({0: counters()}, stalled_s=600)
     assert verdict.kind == "stalled"
     assert "10 minutes" in verdict.text
 
 
 def test_rates_by_hand() -> None:
-    loads = [load(0, wait_s=1), load(1, wait_s=3, decode_s=4)]
-    speed = total_speed(loads)
+    ranks = [counters(wait_s=1), counters(wait_s=3, decode_s=4)]
+    speed = throughput(ranks)
     assert speed.trainer == pytest.approx(200)  # 2 x 1000 images in 10 s
     assert speed.loader == pytest.approx(1000 / 4 + 1000 / 5)
-    assert headroom(speed) == pytest.approx(450 / 200)
-    assert wait_fraction(loads) == pytest.approx(4 / 20)
-    assert "450 images/s" not in judge(loads).text  # waits 30 % on rank 1: not compute-bound
+    assert speed.headroom == pytest.approx(450 / 200)
+    assert wait_fraction(ranks) == pytest.approx(4 / 20)
+    assert (
+        "450 images/s" not in judge(dict(enumerate(ranks))).text
+    )  # waits 30 % on rank 1: not compute-bound
 
 
 def test_capacity_is_over_the_time_at_work() -> None:
     # idle at an epoch's end counts as little as blocked
-    assert load(blocked_s=0).capacity == pytest.approx(1000 / 4)
+    assert counters(blocked_s=0).capacity == pytest.approx(1000 / 4)
     # nobody waits for a loader that is not at work
-    assert load(wait_s=5).capacity == pytest.approx(1000 / 5)
+    assert counters(wait_s=5).capacity == pytest.approx(1000 / 5)
     # without stages: what was not blocked
-    assert load(decode_s=0, read_s=0).capacity == pytest.approx(1000 / 4)
-    assert load(delivered=0).capacity is None
+    assert counters(decode_s=0, read_s=0).capacity == pytest.approx(1000 / 4)
+    assert counters(delivered=0).capacity is None
 
 
 def look(path: Path, stall_s: float = STALL_S) -> tuple[str, str, int]:
@@ -306,7 +313,7 @@ def test_history_is_bounded_and_adds_up(tmp_path: Path) -> None:
     assert intervals[-1].step == 20_000
     assert all(one.images_per_s.trainer == pytest.approx(100) for one in intervals)
     assert intervals[-1].loss == pytest.approx(2.0, abs=0.01)
-    assert sum(bin_.sums.images for bin_ in reader.ranks[0].history.bins.values()) == 2_000_000
+    assert sum(one.counters.images for one in reader.ranks[0].bins.by_step.values()) == 2_000_000
 
 
 def garbage(path: Path) -> None:
@@ -371,27 +378,31 @@ def test_a_torn_line_waits_and_its_end_counts(tmp_path: Path) -> None:
     file = run.path / "rank-0.jsonl"
     whole = file.read_bytes()
     file.write_bytes(whole[:-30])
-    reader = Run(run.path)
-    reader.refresh()
-    assert reader.crew()[0].step == 0
-    assert not any(one.behind for one in reader.files())
+    runs = Runs(tmp_path, STALL_S)
+    view = runs.view("a")
+    assert view is not None
+    assert (view.status.step, view.status.behind_bytes) == (0, 0)
     file.write_bytes(whole)
-    reader.refresh()
-    assert reader.crew()[0].step == 10
+    time.sleep(0.45)
+    view = runs.view("a")
+    assert view is not None
+    assert view.status.step == 10
 
 
 def test_a_replaced_run_is_read_anew(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "a")
     run.start()
     run.step(50)
-    reader = Run(run.path)
-    reader.refresh()
+    runs = Runs(tmp_path, STALL_S)
+    assert runs.view("a") is not None
     (run.path / "rank-0.jsonl").unlink()
     again = RunWriter(tmp_path / "a")
     again.start()
     again.step(10)
-    reader.refresh()
-    assert (reader.crew()[0].step, reader.crew()[0].lifetime.images) == (10, 1000)
+    time.sleep(0.45)
+    view = runs.view("a")
+    assert view is not None
+    assert (view.status.step, view.status.images_trained) == (10, 1000)
 
 
 def test_shard_progress(tmp_path: Path) -> None:
