@@ -11,6 +11,7 @@ from gratis.fields import Record, count, integer, number, text
 from gratis.rates import Counters, throughput, wait_fraction
 from gratis.server.bins import superseded
 from gratis.server.event_files import EventFile, RankFile, ShardFile
+from gratis.server.liveness import is_gone
 from gratis.server.models import (
     CoverageStatus,
     Evaluation,
@@ -22,7 +23,6 @@ from gratis.server.models import (
     StageShares,
     State,
 )
-from gratis.server.processes import is_gone
 from gratis.server.run import PICTURE, Run, start_of
 from gratis.server.state import derive
 from gratis.server.verdict import judge, stage_shares

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from gratis.history import Attempt, read_attempt
+from gratis.server.liveness import is_gone
 from gratis.server.models import RunSummary
-from gratis.server.processes import is_gone
 from gratis.server.run import SHARD_FILE
 from gratis.server.state import derive
 
