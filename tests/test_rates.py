@@ -43,9 +43,9 @@ def test_the_result_of_a_run_shows_what_the_page_shows(
     tmp_path: Path, loaders: list[dict[str, float]], wait_s: float, capacity: float | None
 ) -> None:
     write_run(tmp_path / "a", *loaders, wait_s=wait_s)
-    view = Runs(tmp_path, 60.0).view("a")
-    assert view is not None
-    page, line = view.status, result(tmp_path / "a")
+    snapshot = Runs(tmp_path, 60.0).snapshot("a")
+    assert snapshot is not None
+    page, line = snapshot.status, result(tmp_path / "a")
     assert page.images_per_s.loader == capacity
     assert line["loader_images_per_s"] == pytest.approx(
         math.nan if capacity is None else capacity, nan_ok=True

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 from gratis.rates import Counters
 
-CAPACITY = 512  # bins of a rank: more points than a chart has pixels to tell apart
+CAPACITY = 512  # bins of a rank: more points than a chart can resolve
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    first_step: int  # the bin's place: it covers first_step .. first_step + width - 1
-    step: int  # the last one that has arrived
+    first_step: int  # it covers first_step .. first_step + width - 1
+    step: int  # the newest one of them so far
     epoch: int
     attempt: int
     t: float  # Unix seconds of its last record

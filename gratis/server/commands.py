@@ -5,7 +5,7 @@
 
 It only reads. With a token (environment variable GRATIS_TOKEN, or --token-file) it may listen on
 other addresses than loopback, under further names by --allow-host; the page asks for the token,
-other clients send it as a bearer's."""
+other clients send it as a bearer token."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def serve(config: StatusConfig) -> None:
             lifespan="off",
             ws="none",
             log_level="error",
-            # it would hold what people ask for, and be the loudest thing in the terminal
+            # it would log every request, and fill the terminal
             access_log=False,
             server_header=False,
             limit_concurrency=256,

@@ -50,12 +50,12 @@ class EventFile:
                 for record in self.tail.read(1 << 20):
                     self.t = number(record, "t")
                     self.add(record)
-                if self.tail.offset == offset:  # a torn last line, which waits
+                if self.tail.offset == offset:  # a torn last line, read once it is whole
                     break
                 if time.monotonic() > deadline:
                     self.behind = max(stat.st_size - self.tail.offset, 0)
                     break
-        except OSError:  # gone, or no file at all: what was read stays
+        except OSError:  # deleted, or no file at all: what was read stays
             pass
         return self.tail.offset != before
 
@@ -64,7 +64,7 @@ class EventFile:
 
 
 class RankFile(EventFile):
-    """What one rank wrote, of its newest attempt, and its history over all."""
+    """One rank's file: its newest attempt, and its intervals and evaluations over all attempts."""
 
     def __init__(self, path: Path, rank: int) -> None:
         super().__init__(path)
@@ -77,7 +77,7 @@ class RankFile(EventFile):
         self._reset()
 
     def _reset(self) -> None:
-        """Forgets what is of one attempt alone."""
+        """Clears what belongs to one attempt."""
         self.step = 0
         self.total = ZERO  # of this attempt, from its first interval on
         self.recent: deque[Counters] = deque(maxlen=256)
@@ -139,7 +139,7 @@ class RankFile(EventFile):
 
 
 class ShardFile(EventFile):
-    """What the shard stage wrote."""
+    """The shard stage's file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

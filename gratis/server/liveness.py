@@ -11,8 +11,8 @@ from gratis.fields import Record, integer, number
 
 
 def is_gone(start: Record | None) -> bool:
-    """Whether the process that wrote this `start` was on this host and has ended. Elsewhere nobody
-    can tell: no."""
+    """Whether the process that wrote this `start` was on this host and has ended. False where
+    that cannot be known."""
     pid = integer(start, "pid") if start is not None else None
     if start is None or pid is None or start.get("host") != socket.gethostname():
         return False

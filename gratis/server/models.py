@@ -30,7 +30,7 @@ class Verdict(StatusModel):
     rank: int | None = Field(
         default=None, description="the rank that holds the others back, if one does"
     )
-    text: str = Field(description="the verdict in words, with the numbers behind it")
+    text: str = Field(description="the verdict as a sentence, with the numbers behind it")
 
 
 class Speed(StatusModel):
@@ -121,9 +121,9 @@ class ShardStatus(StatusModel):
     done: int = Field(description="images finished")
     total: int = Field(description="images planned")
     rejects: int = Field(description="images left out")
-    images_per_s: Rate = Field(default=None, description="images per second, of late")
-    bytes_in_per_s: Rate = Field(default=None, description="source bytes per second, of late")
-    bytes_out_per_s: Rate = Field(default=None, description="shard bytes per second, of late")
+    images_per_s: Rate = Field(default=None, description="images per second, recently")
+    bytes_in_per_s: Rate = Field(default=None, description="source bytes per second, recently")
+    bytes_out_per_s: Rate = Field(default=None, description="shard bytes per second, recently")
     remaining_s: Rate = Field(default=None, description="seconds to go at that rate")
     age_s: float = Field(description="seconds since its file last grew, by the server's clock")
 
@@ -151,15 +151,15 @@ class RunList(StatusModel):
 
 
 class RunStatus(RunSummary):
-    reason: str = Field(description="why it is in this state, in words")
+    reason: str = Field(description="why it is in this state")
     verdict: Verdict = Field(description="what holds training back")
     images_per_s: Speed = Field(
-        description="images per second over all ranks: of late, or of the attempt once over"
+        description="images per second over all ranks, of the newest 30 s, or the attempt once over"
     )
     data_wait_fraction: Share = Field(
         default=None,
-        description="share of the ranks' time spent waiting for batches, in [0, 1]: of late, or "
-        "of the attempt",
+        description="share of the ranks' time spent waiting for batches, in [0, 1], of "
+        "the newest 30 s; once over, of the attempt",
     )
     headroom: Rate = Field(
         default=None,

@@ -18,7 +18,7 @@ from gratis.server.models import IntervalStatus, Speed
 RANK_FILE = re.compile(r"rank-(0|[1-9][0-9]{0,3})\.jsonl")
 SHARD_FILE = "shards.jsonl"
 PICTURE = "latest.jpg"  # of augmented images, put there by training
-# of training behind a point of the loader's capacity: it fills its queue by fits and starts
+# of training behind a point of the loader's capacity, as the queue is filled in bursts
 SMOOTH_S = 10.0
 READ_S = 0.3  # how long one refresh may read: a request never waits for a million lines
 
@@ -100,19 +100,19 @@ def _capacity(rows: list[list[Bin]], place: int) -> float | None:
 
 
 def _interval(row: list[Bin], capacity: float | None) -> IntervalStatus:
-    ranks, lead = [bin_.counters for bin_ in row], row[0]
+    ranks, first = [bin_.counters for bin_ in row], row[0]
     total = reduce(Counters.plus, ranks)
     rates = throughput(ranks)._replace(loader=capacity)
     error = 1 - total.hits / total.hit_images if total.hit_images else None
     return IntervalStatus(
-        first_step=lead.first_step,
+        first_step=first.first_step,
         step=max(bin_.step for bin_ in row),
-        epoch=lead.epoch,
-        attempt=lead.attempt,
+        epoch=first.epoch,
+        attempt=first.attempt,
         t=max(bin_.t for bin_ in row),
         images_per_s=Speed(**rates._asdict()),
         data_wait_fraction=wait_fraction(ranks),
         loss=total.loss / total.loss_steps if total.loss_steps else None,
         train_error=error if error is None else min(max(error, 0.0), 1.0),
-        learning_rate=lead.lr,
+        learning_rate=first.lr,
     )

@@ -31,8 +31,8 @@ OVER: tuple[State, ...] = ("finished", "crashed", "preempted", "diverged")
 
 
 def run_status(run: Run, stall_s: float) -> RunStatus:
-    """The status as of the run's last refresh. Rates are of late; of the whole attempt once it is
-    over."""
+    """The status as of the run's last refresh. Rates are over the newest intervals; over the
+    whole attempt once it has ended."""
     ranks, now = run.latest_ranks(), time.time()
     start = start_of(ranks)
     world = integer(start, "world") or max(len(ranks), 1)
@@ -92,12 +92,12 @@ def _shards_alone(file: ShardFile, age_s: float, stall_s: float) -> tuple[State,
         age_s=age_s,
         stall_s=stall_s,
     )
-    words = (
+    reason = (
         "shards are being made"
         if state == "starting"
         else reason.replace("rank 0", "the shard stage")
     )
-    return state, words
+    return state, reason
 
 
 def _modified(path: Path) -> float | None:
@@ -139,7 +139,7 @@ def _plan(start: Record) -> dict[str, Any]:
 
 
 def _decoded_bytes(start: Record) -> float | None:
-    """Of the whole training split as RGB, where it is kept."""
+    """Bytes of the whole training split as RGB, where decoded images are cached."""
     config = start.get("config")
     recipe = config.get("recipe") if isinstance(config, dict) else None
     side = integer(recipe, "image_size") if isinstance(recipe, dict) else None
@@ -153,15 +153,15 @@ def _progress(ranks: list[RankFile]) -> dict[str, Any]:
     """What the first rank's newest records hold of the training itself."""
     if not ranks:
         return {}
-    lead = ranks[0]
-    receipt = {key: int(count(lead.receipt or {}, key)) for key in CoverageStatus.model_fields}
+    first = ranks[0]
+    receipt = {key: int(count(first.receipt or {}, key)) for key in CoverageStatus.model_fields}
     return {
-        "loss": number(lead.newest, "loss"),
-        "train_error": _error(lead.newest, "top1"),
-        "learning_rate": number(lead.newest, "lr"),
-        "receipt": CoverageStatus(**receipt) if lead.receipt is not None else None,
-        "checkpoint_step": integer(lead.checkpoint, "step")
-        if lead.checkpoint is not None
+        "loss": number(first.newest, "loss"),
+        "train_error": _error(first.newest, "top1"),
+        "learning_rate": number(first.newest, "lr"),
+        "receipt": CoverageStatus(**receipt) if first.receipt is not None else None,
+        "checkpoint_step": integer(first.checkpoint, "step")
+        if first.checkpoint is not None
         else None,
     }
 
@@ -177,8 +177,8 @@ def _remaining(
 
 
 def _rank_status(file: RankFile, state: State, dead: bool, now: float) -> RankStatus:
-    mine = _counters(file, state) if file.step else None
-    counters = [mine] if mine else []
+    own = _counters(file, state) if file.step else None
+    counters = [own] if own else []
     start: Record = file.attempt.start or {}
     loader = file.newest.get("loader")
     loader = loader if isinstance(loader, dict) else {}
@@ -189,17 +189,17 @@ def _rank_status(file: RankFile, state: State, dead: bool, now: float) -> RankSt
         else "gone"
         if dead
         else "running"
-        if mine
+        if own
         else "waiting",
         device=text(start, "device"),
         device_name=text(start, "device_name"),
         step=file.step,
         images_per_s=Speed(**throughput(counters)._asdict()),
         data_wait_fraction=wait_fraction(counters),
-        step_s=mine.step_s if mine else None,
+        step_s=own.step_s if own else None,
         stages=StageShares(**stage_shares(counters)),
-        read_bytes_per_s=mine.bytes_read / mine.wall_s if mine else None,
-        cpu_cores=mine.cpu_s / mine.wall_s if mine else None,
+        read_bytes_per_s=own.bytes_read / own.wall_s if own else None,
+        cpu_cores=own.cpu_s / own.wall_s if own else None,
         rss_bytes=count(file.newest, "rss_bytes") or None,
         queue_depth=integer(loader, "queue_depth"),
         queue_capacity=integer(loader, "queue_capacity"),

@@ -81,7 +81,7 @@ class Runs:
         with self._lock:
             return RunList(runs=[self._summary(entry) for entry in self._entries()])
 
-    def view(self, name: str | None = None) -> RunSnapshot | None:
+    def snapshot(self, name: str | None = None) -> RunSnapshot | None:
         """The run of that name, or the newest. None if there is none: names are looked up, never
         made into paths."""
         with self._lock:
@@ -114,16 +114,16 @@ class Runs:
                 update={"state": summary.state, "reason": "the server is still reading"}
             )
         same = old is not None and run.revision == revision
-        view = RunSnapshot(
+        snapshot = RunSnapshot(
             status,
             old.intervals if old is not None and same else run.intervals(),
             {file.rank: file.lifetime for file in run.latest_ranks() if file.lifetime.steps},
             run.shards.lifetime if run.shards else (),
         )
-        self._open[entry.name] = (time.monotonic(), run, view)
+        self._open[entry.name] = (time.monotonic(), run, snapshot)
         while len(self._open) > CACHED:
             self._open.popitem(last=False)
-        return view
+        return snapshot
 
     def _summary(self, entry: CachedRun) -> RunSummary:
         """Whether a run is alive can change without a write, so only those that ended stay as they

@@ -32,16 +32,17 @@ async def stream(
         # training ends its server right after its last records: they are still to be read
         if over := closing():
             await asyncio.sleep(FRESH_S)
-        view = await run_in_threadpool(runs.view, name)
-        if view is None and (name is not None or shown):
+        snapshot = await run_in_threadpool(runs.snapshot, name)
+        if snapshot is None and (name is not None or shown):
             return
-        if view is not None:
-            if view.status.name != shown:
-                shown, position, sent = view.status.name, parse_id(last_id, view.status.name), ""
-            if view.json_without_ages != sent:
-                sent = view.json_without_ages
-                yield ServerSentEvent(event="status", raw_data=view.json)
-            for interval in _later(view, position):
+        if snapshot is not None:
+            if snapshot.status.name != shown:
+                shown, sent = snapshot.status.name, ""
+                position = parse_id(last_id, shown)
+            if snapshot.json_without_ages != sent:
+                sent = snapshot.json_without_ages
+                yield ServerSentEvent(event="status", raw_data=snapshot.json)
+            for interval in _later(snapshot, position):
                 position = (interval.attempt, interval.step)
                 yield ServerSentEvent(
                     event="interval",
@@ -56,7 +57,7 @@ def make_id(name: str, position: Position) -> str:
 
 
 def parse_id(last_id: str | None, name: str) -> Position:
-    """The position that an id names; before all if it is not one of ours, or another run's."""
+    """The position that an id names; BEFORE_ALL for any other id, or another run's."""
     run, _, position = (last_id or "").partition("/")
     attempt, _, step = position.partition(".")
     if run != quote(name, safe="") or not all(
@@ -66,9 +67,9 @@ def parse_id(last_id: str | None, name: str) -> Position:
     return int(attempt), int(step)
 
 
-def _later(view: RunSnapshot, position: Position) -> list[IntervalStatus]:
-    """What came after `position`; nothing while the server is still reading, as the intervals are
-    still being merged."""
-    if view.status.behind_bytes:
+def _later(snapshot: RunSnapshot, position: Position) -> list[IntervalStatus]:
+    """The intervals after `position`; none while the server is still reading, as the intervals
+    are still being merged."""
+    if snapshot.status.behind_bytes:
         return []
-    return [interval for interval in view.intervals if (interval.attempt, interval.step) > position]
+    return [one for one in snapshot.intervals if (one.attempt, one.step) > position]

@@ -112,11 +112,11 @@ def _extreme(
 
 
 def _slowest(ranks: Iterable[Counters]) -> tuple[Stage | None, str]:
-    """The stage that takes most of the loaders' working time, and all of them in words."""
+    """The stage that takes most of the loaders' working time, and a sentence with all shares."""
     shares = stage_shares(ranks)
     order = sorted((stage for stage in shares if shares[stage]), key=lambda stage: -shares[stage])
-    words = ", ".join(f"{stage} {shares[stage]:.0%}" for stage in order)
-    return (order[0], f"Of the loader's work: {words}.") if order else (None, "")
+    listing = ", ".join(f"{stage} {shares[stage]:.0%}" for stage in order)
+    return (order[0], f"Of the loader's work: {listing}.") if order else (None, "")
 
 
 def _rate(images_per_s: float | None) -> str:

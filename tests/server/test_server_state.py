@@ -16,6 +16,7 @@ from served import RunWriter, dead_pid, writing
 from gratis.events import EventWriter, ShardProgress
 from gratis.rates import ZERO, Counters, throughput, wait_fraction
 from gratis.server.metrics import exposition
+from gratis.server.models import RunStatus
 from gratis.server.run import Run
 from gratis.server.runs import Runs
 from gratis.server.state import derive
@@ -115,13 +116,11 @@ def test_a_long_evaluation_is_no_stall(tmp_path: Path) -> None:
         epoch=1,
         step=10,
     )
-    view = Runs(tmp_path, STALL_S).view("a")
-    assert view is not None
-    assert (view.status.state, view.status.reason) == ("running", "evaluating, 80 of 200 images")
+    status = status_of(Runs(tmp_path, STALL_S), "a")
+    assert (status.state, status.reason) == ("running", "evaluating, 80 of 200 images")
     run.step(20)
-    view = Runs(tmp_path, STALL_S).view("a")
-    assert view is not None
-    assert view.status.reason == "events arrive"
+    status = status_of(Runs(tmp_path, STALL_S), "a")
+    assert status.reason == "events arrive"
 
 
 def test_a_stalled_run_says_for_how_long() -> None:
@@ -152,15 +151,20 @@ def test_capacity_is_over_the_time_at_work() -> None:
     assert counters(delivered=0).capacity is None
 
 
+def status_of(runs: Runs, name: str | None = None) -> RunStatus:
+    snapshot = runs.snapshot(name)
+    assert snapshot is not None
+    return snapshot.status
+
+
 def look(path: Path, stall_s: float = STALL_S) -> tuple[str, str, int]:
     """State by the whole files, by their ends alone, and the step, which must agree."""
     runs = Runs(path.parent, stall_s)
-    view = runs.view(path.name)
-    assert view is not None
+    status = status_of(runs, path.name)
     (summary,) = [run for run in runs.listing().runs if run.name == path.name]
-    assert summary.step == view.status.step
-    assert summary.state == view.status.state
-    return view.status.state, view.status.verdict.kind, view.status.step
+    assert summary.step == status.step
+    assert summary.state == status.state
+    return status.state, status.verdict.kind, status.step
 
 
 def test_a_run_from_start_to_end(tmp_path: Path) -> None:
@@ -240,7 +244,7 @@ def test_another_process_with_the_pid_is_not_the_writer(tmp_path: Path) -> None:
 def test_a_pid_counts_in_its_own_host_and_namespace(
     tmp_path: Path, host: str | None, namespace: int | None, state: str
 ) -> None:
-    """In a container a writer's pid means something else here: nobody can tell whether it lives."""
+    """In a container a writer's pid means something else here: whether it runs cannot be known."""
     here = os.stat("/proc/self/ns/pid").st_ino
     start = {
         "world": 1,
@@ -258,18 +262,16 @@ def test_gpu_counters_are_shown_where_there_are_some(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "a")
     run.start()
     run.step(10, gpu={"busy": 0.93, "nvjpg_busy": None, "memory_bytes": 5 << 30, "power_w": 612.5})
-    view = Runs(tmp_path, STALL_S).view("a")
-    assert view is not None
-    gpu = view.status.ranks[0].gpu
+    status = status_of(Runs(tmp_path, STALL_S), "a")
+    gpu = status.ranks[0].gpu
     assert gpu is not None
     assert (gpu.busy, gpu.nvjpg_busy, gpu.memory_bytes, gpu.power_w) == (0.93, None, 5 << 30, 612.5)
     text = exposition(Runs(tmp_path, STALL_S), "text/plain")[0].decode()
     assert 'gratis_gpu_power_watts{rank="0",run="a"} 612.5' in text
     assert "gratis_gpu_nvjpg_busy_ratio{" not in text
     run.step(20)
-    view = Runs(tmp_path, STALL_S).view("a")
-    assert view is not None
-    assert view.status.ranks[0].gpu is None
+    status = status_of(Runs(tmp_path, STALL_S), "a")
+    assert status.ranks[0].gpu is None
 
 
 def test_a_later_attempt_wins_and_runs_in_a_smaller_world(tmp_path: Path) -> None:
@@ -286,15 +288,9 @@ def test_a_later_attempt_wins_and_runs_in_a_smaller_world(tmp_path: Path) -> Non
     run.refresh()
     seen = [(one.step, one.attempt, one.loss, one.images_per_s.trainer) for one in run.intervals()]
     assert seen == [(10, 1, 3.0, 200.0), (20, 1, 3.0, 200.0), (30, 2, 1.0, 100.0)]
-    view = Runs(tmp_path, STALL_S).view("a")
-    assert view is not None
-    assert (view.status.world, view.status.attempt, len(view.status.ranks), view.status.step) == (
-        1,
-        2,
-        1,
-        30,
-    )
-    assert view.status.images_trained == 6000  # rank 0's, both attempts
+    status = status_of(Runs(tmp_path, STALL_S), "a")
+    assert (status.world, status.attempt, len(status.ranks), status.step) == (1, 2, 1, 30)
+    assert status.images_trained == 6000  # rank 0's, both attempts
 
 
 def test_history_is_bounded_and_adds_up(tmp_path: Path) -> None:
@@ -361,13 +357,12 @@ def test_harm_to_a_file_is_a_state(tmp_path: Path, harm: Callable[[Path], None])
     run.start()
     run.step(10)
     runs = Runs(tmp_path, STALL_S)
-    assert runs.view("a") is not None
+    status_of(runs, "a")
     harm(run.path / "rank-0.jsonl")
     for reader in (Runs(tmp_path, STALL_S), runs):
         time.sleep(0.45)
-        view = reader.view("a")
-        assert view is not None
-        assert view.status.state in ("starting", "running", "crashed")
+        status = status_of(reader, "a")
+        assert status.state in ("starting", "running", "crashed")
         assert reader.listing().runs[0].name == "a"
 
 
@@ -379,14 +374,12 @@ def test_a_torn_line_waits_and_its_end_counts(tmp_path: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[:-30])
     runs = Runs(tmp_path, STALL_S)
-    view = runs.view("a")
-    assert view is not None
-    assert (view.status.step, view.status.behind_bytes) == (0, 0)
+    status = status_of(runs, "a")
+    assert (status.step, status.behind_bytes) == (0, 0)
     file.write_bytes(whole)
     time.sleep(0.45)
-    view = runs.view("a")
-    assert view is not None
-    assert view.status.step == 10
+    status = status_of(runs, "a")
+    assert status.step == 10
 
 
 def test_a_replaced_run_is_read_anew(tmp_path: Path) -> None:
@@ -394,15 +387,14 @@ def test_a_replaced_run_is_read_anew(tmp_path: Path) -> None:
     run.start()
     run.step(50)
     runs = Runs(tmp_path, STALL_S)
-    assert runs.view("a") is not None
+    status_of(runs, "a")
     (run.path / "rank-0.jsonl").unlink()
     again = RunWriter(tmp_path / "a")
     again.start()
     again.step(10)
     time.sleep(0.45)
-    view = runs.view("a")
-    assert view is not None
-    assert (view.status.step, view.status.images_trained) == (10, 1000)
+    status = status_of(runs, "a")
+    assert (status.step, status.images_trained) == (10, 1000)
 
 
 def test_shard_progress(tmp_path: Path) -> None:
@@ -417,10 +409,9 @@ def test_shard_progress(tmp_path: Path) -> None:
         rejects=1,
     )
     writer.write("progress", progress)
-    view = Runs(tmp_path, STALL_S).view()
-    assert view is not None
-    assert view.status.state == "starting"
-    shards = view.status.shards
+    status = status_of(Runs(tmp_path, STALL_S))
+    assert status.state == "starting"
+    shards = status.shards
     assert shards is not None
     assert (shards.state, shards.done, shards.total, shards.rejects) == ("running", 50, 100, 1)
     assert (shards.images_per_s, shards.bytes_in_per_s, shards.remaining_s) == (
@@ -429,17 +420,16 @@ def test_shard_progress(tmp_path: Path) -> None:
         2.0,
     )
     writer.write("progress", progress | ShardProgress(**progress | {"done": 100}))  # type: ignore[typeddict-item]
-    view = Runs(tmp_path, STALL_S).view()
-    assert view is not None
-    assert view.status.shards is not None
-    assert view.status.shards.state == "finished"
+    status = status_of(Runs(tmp_path, STALL_S))
+    assert status.shards is not None
+    assert status.shards.state == "finished"
 
 
 @pytest.mark.parametrize(
-    ("lives", "end", "state", "words"),
+    ("lives", "end", "state", "reason"),
     [
         (True, (), "starting", "shards are being made"),
-        (False, (), "crashed", "the process of the shard stage is gone and left no word"),
+        (False, (), "crashed", "the process of the shard stage is gone and reported no end"),
         (False, ("finished", None), "finished", "the shard stage reports the end"),
         (
             False,
@@ -455,8 +445,8 @@ def test_shard_progress(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_where_nothing_trains_the_shard_stage_speaks_for_the_run(
-    tmp_path: Path, lives: bool, end: tuple[str, ...], state: str, words: str
+def test_where_nothing_trains_the_state_is_the_shard_stages(
+    tmp_path: Path, lives: bool, end: tuple[str, ...], state: str, reason: str
 ) -> None:
     writer = EventWriter(tmp_path / "a" / "shards.jsonl", attempt=1, rank=0)
     pid = os.getpid() if lives else dead_pid()
@@ -464,10 +454,9 @@ def test_where_nothing_trains_the_shard_stage_speaks_for_the_run(
     if end:
         writer.write("end", dict(zip(("outcome", "error"), end, strict=True)))
     runs = Runs(tmp_path, STALL_S)
-    view = runs.view()
-    assert view is not None
-    assert (view.status.state, view.status.reason) == (state, words)
-    assert (view.status.ranks, view.status.verdict.kind) == ([], "starting")
+    status = status_of(runs)
+    assert (status.state, status.reason) == (state, reason)
+    assert (status.ranks, status.verdict.kind) == ([], "starting")
     assert runs.listing().runs[0].state == state
 
 
@@ -507,17 +496,17 @@ def test_a_long_file_never_holds_a_request_up(tmp_path: Path, lines: int) -> Non
     run.step(30)
     runs = Runs(tmp_path, STALL_S)
     begin = time.process_time()
-    view = runs.view("a")
+    snapshot = runs.snapshot("a")
     assert time.process_time() - begin < 1.5
-    assert view is not None
-    assert view.status.behind_bytes > 0
-    assert view.status.state == "running"
+    assert snapshot is not None
+    assert snapshot.status.behind_bytes > 0
+    assert snapshot.status.state == "running"
     before = psutil.Process().memory_info().rss
     deadline = time.monotonic() + lines / 2000
-    while view.status.behind_bytes:
+    while snapshot.status.behind_bytes:
         assert time.monotonic() < deadline
         time.sleep(0.4)
-        view = runs.view("a") or view
+        snapshot = runs.snapshot("a") or snapshot
     assert psutil.Process().memory_info().rss - before < 64 << 20
-    assert view.status.images_trained == (lines + 3) * 1000
-    assert view.intervals[-1].step == 30
+    assert snapshot.status.images_trained == (lines + 3) * 1000
+    assert snapshot.intervals[-1].step == 30
