@@ -52,10 +52,12 @@ class RunSnapshot:
 
 @dataclass(frozen=True)
 class CachedRun:
+    """A run as of the newest listing of the folder."""
+
     name: str
     path: Path
     updated: float  # Unix seconds
-    size: int  # bytes of rank 0's file
+    size: int  # bytes of rank 0's file and the shard stage's
 
 
 class Runs:
@@ -69,35 +71,37 @@ class Runs:
         self._listed: tuple[float, list[CachedRun]] = (-FRESH_S, [])
         self._summaries: dict[str, tuple[tuple[float, int], RunSummary]] = {}
 
-    def _entries(self) -> list[CachedRun]:
+    def _cached_runs(self) -> list[CachedRun]:
         """The runs there are, the newest first. A folder without an event file is none."""
         if time.monotonic() - self._listed[0] >= FRESH_S:
-            entries = sorted(_entries(self.root), key=lambda entry: (-entry.updated, entry.name))
+            entries = sorted(_list_runs(self.root), key=lambda entry: (-entry.updated, entry.name))
             self._listed = (time.monotonic(), entries)
         return self._listed[1]
 
     def listing(self) -> RunList:
         """All runs, by the ends of their files alone: a thousand in well under 100 ms."""
         with self._lock:
-            return RunList(runs=[self._summary(entry) for entry in self._entries()])
+            return RunList(runs=[self._summary(entry) for entry in self._cached_runs()])
 
     def snapshot(self, name: str | None = None) -> RunSnapshot | None:
         """The run of that name, or the newest. None if there is none: names are looked up, never
         made into paths."""
         with self._lock:
-            entry = next((entry for entry in self._entries() if name in (None, entry.name)), None)
-            return self._view(entry) if entry else None
+            entry = next(
+                (entry for entry in self._cached_runs() if name in (None, entry.name)), None
+            )
+            return self._refresh(entry) if entry else None
 
     def picture(self, name: str) -> bytes | None:
         """The run's JPEG of augmented images. None if there is none, or no run of that name."""
         with self._lock:
             path = next(
-                (entry.path / PICTURE for entry in self._entries() if entry.name == name), None
+                (entry.path / PICTURE for entry in self._cached_runs() if entry.name == name), None
             )
         whole = _read_regular(path) if path else None
         return whole if whole and whole.startswith(JPEG) and len(whole) <= MAX_PICTURE else None
 
-    def _view(self, entry: CachedRun) -> RunSnapshot:
+    def _refresh(self, entry: CachedRun) -> RunSnapshot:
         now = time.monotonic()
         seen, run, old = self._open.pop(entry.name, (-FRESH_S, None, None))
         if run is None or old is None:
@@ -137,7 +141,7 @@ class Runs:
         return summary
 
 
-def _entries(root: Path) -> Iterator[CachedRun]:
+def _list_runs(root: Path) -> Iterator[CachedRun]:
     try:
         folders = list(os.scandir(root))
     except OSError:
