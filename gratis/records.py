@@ -13,7 +13,7 @@ from gratis.events import LoaderCounters
 Outcome = Literal["finished", "preempted", "interrupted", "diverged", "failed"]
 
 
-class Start(TypedDict):
+class StartRecord(TypedDict):
     """`start`: first record of every attempt, by every rank."""
 
     run: str
@@ -26,9 +26,8 @@ class Start(TypedDict):
     decoded: str  # where decoded images are kept: "device", "host" or "none"
     pid: int
     host: str
-    pid_namespace: (
-        int  # inode of the namespace that pid counts in: a reader in another one cannot look it up
-    )
+    # inode of the namespace that pid counts in: a reader in another one cannot look it up
+    pid_namespace: int
     versions: dict[str, str]
     dataset: str  # the manifest's hash
     classes: int
@@ -40,8 +39,7 @@ class Start(TypedDict):
 
 
 class GpuCounters(TypedDict):
-    """What a rank's GPU said at an interval's end; null where the device or driver does not
-    tell."""
+    """A rank's GPU at an interval's end; null where the device or driver does not report it."""
 
     busy: float | None  # share of the driver's last sample period with a kernel running, in [0, 1]
     nvjpg_busy: float | None  # likewise of the JPEG engine
@@ -49,7 +47,7 @@ class GpuCounters(TypedDict):
     power_w: float | None
 
 
-class Step(TypedDict):
+class StepRecord(TypedDict):
     """`step`: what this rank did since its last `step` record; its own `step` counts those of the
     run."""
 
@@ -68,7 +66,7 @@ class Step(TypedDict):
     gpu: GpuCounters | None  # null on a CPU
 
 
-class Eval(TypedDict):
+class EvalRecord(TypedDict):
     """`eval`: one pass over the validation split, by rank 0. Shares in [0, 1]; errors are 1 -
     share."""
 
@@ -80,9 +78,9 @@ class Eval(TypedDict):
     wall_s: float
 
 
-class EvalProgress(TypedDict):
-    """`eval_progress`: a sign of life of a pass over the validation split, about once a second, by
-    every rank.
+class EvalProgressRecord(TypedDict):
+    """`eval_progress`: how far a pass over the validation split is, about once a second, by every
+    rank.
 
     No `step` record comes during a pass: a reader must not take a long one for a stall.
     """
@@ -93,7 +91,7 @@ class EvalProgress(TypedDict):
     wall_s: float  # since the pass began
 
 
-class Receipt(TypedDict):
+class ReceiptRecord(TypedDict):
     """`receipt`: one epoch's samples over all ranks; a whole epoch has missing = duplicates = 0."""
 
     seen: int
@@ -102,7 +100,7 @@ class Receipt(TypedDict):
     dropped: int  # left out by remainder="drop"
 
 
-class Checkpoint(TypedDict):
+class CheckpointRecord(TypedDict):
     """`checkpoint`: one was written and is now the latest."""
 
     path: str  # relative to the run
@@ -110,13 +108,13 @@ class Checkpoint(TypedDict):
     wall_s: float
 
 
-class Warn(TypedDict):
-    """`warning`: something the user should know that did not stop the run."""
+class WarningRecord(TypedDict):
+    """`warning`: something the user should know, and that did not stop the run."""
 
     message: str
 
 
-class End(TypedDict):
+class EndRecord(TypedDict):
     """`end`: last record of an attempt that ended by itself. Its absence, with the writer dead,
     means a crash."""
 

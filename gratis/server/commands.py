@@ -5,7 +5,7 @@
 
 It only reads. With a token (environment variable GRATIS_TOKEN, or --token-file) it may listen on
 other addresses than loopback, under further names by --allow-host; the page asks for the token,
-other clients send it as a bearer's."""
+other clients send it as a bearer token."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ import os
 import signal
 import socket
 import sys
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,21 +24,17 @@ from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.server.state import STALL_S
 
-# after a parent that was killed, the page still says what happened; then the port is free again
-LINGER_S = 600.0
-LOOK_S = 1.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig:
-    """What `gratis status` is asked for. Raises GratisError."""
+    """Options of `gratis status`. Raises GratisError."""
 
     runs: Path = Path("runs")
-    """Folder of the runs. It may come into being later."""
+    """Folder of the runs. It need not exist yet."""
     host: str = "127.0.0.1"
     """Address to listen on. Another one than loopback needs a token."""
     port: int = 8000
-    """Port to listen on; 0 takes a free one and says which."""
+    """Port to listen on; 0 takes a free one and prints it."""
     allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A further name by which clients may address the server. Repeatable."""
     token_file: Path | None = None
@@ -48,9 +42,6 @@ class StatusConfig:
     GRATIS_TOKEN, if set."""
     stall_seconds: float = STALL_S
     """A run without an event for this long is stalled."""
-    parent: int | None = None
-    """Process id of whoever starts this one: ten minutes after that process is gone, the server
-    ends by itself."""
 
     def __post_init__(self) -> None:
         _check_runs(self.runs, self.stall_seconds)
@@ -121,7 +112,7 @@ def serve(config: StatusConfig) -> None:
             lifespan="off",
             ws="none",
             log_level="error",
-            # it would hold what people ask for, and be the loudest thing in the terminal
+            # it would log every request, and fill the terminal
             access_log=False,
             server_header=False,
             limit_concurrency=256,
@@ -131,18 +122,8 @@ def serve(config: StatusConfig) -> None:
         )
     )
     host = f"[{config.host}]" if ":" in config.host else config.host
-    if config.parent is not None:
-        threading.Thread(target=_end_with, args=(config.parent,), daemon=True).start()
     print(f"serving http://{host}:{listener.getsockname()[1]}/", flush=True)
     server.run(sockets=[listener])
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process, as a signal would, LINGER_S after it was left to another parent."""
-    while os.getppid() == parent:
-        time.sleep(LOOK_S)
-    time.sleep(LINGER_S)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _token(file: Path | None) -> str | None:

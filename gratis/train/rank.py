@@ -27,15 +27,16 @@ if __name__ == "__main__":
 import torch
 
 from gratis.events import EventWriter
+from gratis.history import attempts
 from gratis.loader import Loader, LoaderConfig
 from gratis.locks import lock
 from gratis.output import lose_unwritable
-from gratis.records import Outcome, Start
+from gratis.records import Outcome, StartRecord
 from gratis.train import checkpoint, loop
 from gratis.train.choices import BadSamples, Choice
 from gratis.train.job import Job, resume
 from gratis.train.launcher.agent import report_failure
-from gratis.train.launcher.launch import Launch, attempts
+from gratis.train.launcher.launch import Launch
 from gratis.train.mesh.device import lacks_for_compiling
 from gratis.train.mesh.mesh import GradientSum, Mesh, connect, disconnect, sum_over_world
 from gratis.train.network.alexnet import AlexNet
@@ -266,7 +267,7 @@ def training_config(recipe: Recipe, seed: int, bad_samples: BadSamples = "raise"
     )
 
 
-def start_record(launch: Launch, job: Job) -> Start:
+def start_record(launch: Launch, job: Job) -> StartRecord:
     mesh, splits = job.mesh, job.loader.manifest.splits
     cuda = mesh.device.type == "cuda"
     return {

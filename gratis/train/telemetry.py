@@ -17,7 +17,7 @@ from torch import Tensor
 from gratis.errors import INTERRUPTED, GratisError
 from gratis.events import EventWriter
 from gratis.loader import Batch, Loader
-from gratis.records import Outcome, Step
+from gratis.records import Outcome, StepRecord
 from gratis.signals import STOPS, heard
 from gratis.train.mesh.device import GpuMeter, WaitClock
 from gratis.train.mesh.mesh import Mesh, sum_over_world
@@ -146,7 +146,7 @@ class Interval:
 
     def _record(
         self, report: Report, images: int, wall_s: float, exchange_s: float, rate: float
-    ) -> Step:
+    ) -> StepRecord:
         return {
             "steps": self._steps,
             "images": images,

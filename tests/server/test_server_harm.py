@@ -20,10 +20,11 @@ from torch.nn.functional import cross_entropy
 
 from gratis.events import EventWriter
 from gratis.loader import Loader, LoaderConfig
-from gratis.train.mesh.mesh import Mesh
+from gratis.loader.pipeline.work import Meter
+from gratis.train.mesh.mesh import connect, disconnect
 from gratis.train.network.alexnet import AlexNet, Draw
 from gratis.train.recipes import RECIPES
-from gratis.train.telemetry import SECONDS, Interval, Report, Signals
+from gratis.train.telemetry import SECONDS, Interval, Signals
 
 ALONE = {
     "RANK": "0",
@@ -36,19 +37,25 @@ ALONE = {
 HERE = Path(__file__).parent
 
 
-def seconds_each(count: int, call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - begin) / count
+def seconds_each(count: int, call: Callable[[], object], rows: int = 20) -> float:
+    """Of a call, in the fastest of `rows` rows of `count`: others may use the machine."""
+    means = []
+    for _ in range(rows):
+        begin = time.perf_counter()
+        for _ in range(count):
+            call()
+        means.append((time.perf_counter() - begin) / count)
+    return min(means)
 
 
 @pytest.mark.slow
 def test_measuring_takes_less_than_a_thousandth_of_a_step(
-    sample_shards: Path, tmp_path: Path
+    sample_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is done per step and per interval for the counters' sake alone, against a step of the
     sample's recipe."""
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
     recipe, signals = RECIPES["sample"], Signals()
     writer = EventWriter(tmp_path / "rank-0.jsonl", attempt=1, rank=0)
     with Loader(
@@ -62,23 +69,30 @@ def test_measuring_takes_less_than_a_thousandth_of_a_step(
             cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
 
         train()
-        step_s = seconds_each(5, train)
-        interval = Interval(Mesh(), loader, writer, signals)
-        report = Report(steps=1, loss=1.0, top1=0.5, images=32, wall_s=1.0, stop=None)
-        interval.add(torch.zeros(()), torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64))
-        record = lambda: interval._record(report, 32, 1.0, 0.0, 0.01)  # noqa: E731
-        per_interval = seconds_each(200, lambda: writer.write("step", record(), step=1))
-        per_step = seconds_each(2000, lambda: (time.perf_counter(), time.perf_counter()))
+        step_s = seconds_each(1, train, rows=5)
+        interval = Interval(connect(1), loader, writer, signals)
+        first = torch.zeros(()), torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64)
+
+        def close() -> None:
+            interval.add(*first)
+            interval.close(epoch=0, step=1, rate=0.01)
+
+        per_interval = seconds_each(10, close)
+        disconnect()
+        per_step = seconds_each(100, lambda: (time.perf_counter(), time.perf_counter()))
         # read, decode, finish, blocked, wait, taken
-        per_step += 6 * seconds_each(2000, lambda: spend(loader))
+        per_step += 6 * seconds_each(100, time_a_stage)
     share = per_step / step_s + per_interval / SECONDS
     print(f"step {step_s * 1e3:.1f} ms; counters: {per_step * 1e6:.1f} us a step", end=", ")
     print(f"{per_interval * 1e6:.0f} us an interval of {SECONDS:.0f} s: {share:.4%}")
     assert share < 0.001
 
 
-def spend(loader: Loader) -> None:
-    with loader._meter.time("wait_s"):
+METER = Meter()
+
+
+def time_a_stage() -> None:
+    with METER.time("wait_s"):
         pass
 
 

@@ -27,10 +27,11 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 from gratis.cli import run as gratis_command
 from gratis.errors import PREEMPTED, GratisError, guard
 from gratis.events import EventWriter
+from gratis.history import records
 from gratis.locks import RESERVED, lock, reserve
 from gratis.signals import STOPS
 from gratis.train.launcher.agent import ECHO_S, SHUTDOWN_S, _agent, _first, after_signal
-from gratis.train.launcher.launch import Launch, changes, choose_run, records
+from gratis.train.launcher.launch import Launch, changes, choose_run
 from gratis.train.options import parse
 from gratis.train.recipes import RECIPES, SAMPLE
 

@@ -16,9 +16,10 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 
 from gratis.errors import INTERRUPTED, PREEMPTED, USER_ERROR, GratisError
+from gratis.history import records
 from gratis.locks import hold
 from gratis.signals import STOPS, heard
-from gratis.train.launcher.launch import Launch, records
+from gratis.train.launcher.launch import Launch
 from gratis.train.launcher.rendezvous import LAST_CALL_S, End, Meeting
 
 if TYPE_CHECKING:  # torch takes two seconds, which --help need not

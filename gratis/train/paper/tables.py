@@ -15,7 +15,7 @@ from typing import Any
 from gratis.atomic import atomic_output
 from gratis.command_line import parse
 from gratis.errors import GratisError
-from gratis.train.launcher.launch import outcome, records
+from gratis.history import outcome, records
 from gratis.train.recipes import RECIPES
 
 CLASSES, VALIDATION, TRAINING = 1000, 50_000, 1_281_167  # of ILSVRC2012
