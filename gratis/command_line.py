@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Parsed = TypeVar("Parsed")
 KINDS = {"INT": "a whole number", "FLOAT": "a number"}
-SIMILAR = 0.8  # difflib's ratio from which an option is proposed for one that does not exist
+SIMILAR = 0.7  # difflib's ratio from which an option is proposed for one that does not exist
 
 
 def parse(
