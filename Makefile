@@ -4,6 +4,7 @@ PYTHON ?= python3
 GRATIS := .venv/bin/gratis
 PY := .venv/bin/python
 INSTALLED := .venv/installed
+PYTEST_ARGS ?= # of `make test` and `make check`, such as -n 2 --dist loadfile
 
 # $(call quoted,TEXT): one word of the shell. $(call flag,--name,VARIABLE): the flag, if the variable was given
 quoted = '$(subst ','\'',$(1))'
@@ -47,14 +48,14 @@ doctor: ## what this machine has and what it means; leftovers. ARGS
 quick: $(INSTALLED) ## the pure tests: nothing is started, under a minute. ARGS
 	@$(PY) -m pytest -m "not starts and not slow" $(ARGS)
 
-test: $(INSTALLED) ## run every test. ARGS
-	@$(PY) -m pytest $(ARGS)
+test: $(INSTALLED) ## run every test. PYTEST_ARGS ARGS
+	@$(PY) -m pytest $(PYTEST_ARGS) $(ARGS)
 
 prove: $(INSTALLED) ## the long forms of the slow tests: minutes to hours. ARGS
 	@$(PY) -m pytest -m prove $(ARGS)
 
-check: $(INSTALLED) ## linters, types, every test. ARGS
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m pytest $(ARGS)
+check: $(INSTALLED) ## linters, types, every test. PYTEST_ARGS ARGS
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m pytest $(PYTEST_ARGS) $(ARGS)
 
 clean: ## remove .venv, the drawn sample with its shards, builds and caches; ./shards and ./runs stay
 	@rm -rf .venv sample build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

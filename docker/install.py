@@ -3,7 +3,8 @@ library alone.
 
 Does what is missing and nothing else, so it can be called again at any time: after a failed
 download it goes on, and after `apt install libjpeg-dev` it puts pillow-simd where it had to put
-Pillow. The Dockerfile runs the same file."""
+Pillow, after `apt install libwebp-dev libtiff-dev` one that reads those. The Dockerfile runs the
+same file."""
 
 from __future__ import annotations
 
@@ -22,9 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
 EXTRA_LOCK = ROOT / "requirements-extra.lock"
 STAMP = "installed"  # in the environment: newer than the lock means complete
-HEADERS = "python3-dev libjpeg-dev zlib1g-dev"
+SIZE = "up to 3.1 GB of downloads (most of it CUDA's libraries) and 5.9 GB of disk"
+HEADERS = "python3-dev libjpeg-dev zlib1g-dev libwebp-dev libtiff-dev"
+OPTIONAL = {"webp": "webp/decode.h", "libtiff": "tiff.h"}  # of Pillow's features: a header of it
 # their metadata asks for Pillow by name, which pip would lay over pillow-simd
 BESIDE_PILLOW = ("matplotlib==",)
+TORCHVISION = "torchvision==0.28.0"  # for the locked torch; the index has its CUDA build alone
 # the prefix of AVX2 instructions such as vpmovzxbw: absent from an SSE-only build
 VEX_256_0F38 = b"\xc4\xe2\x7d"
 
@@ -56,27 +60,34 @@ def main() -> int:
         return fail(
             "this Python cannot make virtual environments; install Debian's package python3-venv"
         )
+    # a /tmp in memory may be too small for what pip unpacks
+    with tempfile.TemporaryDirectory(prefix="install-", dir=venv) as scratch:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(Path(scratch).absolute())
+        problem = install(python, extra=options.extra)
+    if problem:
+        return fail(problem)
+    if venv is not None:
+        (venv / STAMP).write_text(LOCK.read_text())
+    return 0
+
+
+def install(python: Path, *, extra: bool) -> str | None:
+    """What failed, or None."""
     lines = LOCK.read_text().splitlines()
     pillow = next(line for line in lines if line.startswith("pillow-simd=="))
     beside = [line for line in lines if line.startswith(BESIDE_PILLOW)]
     if not install_locked(python, beside, leave_out=[pillow, *beside]):
-        return fail(
-            "a package could not be installed (pip's words are above); mend that and try again"
-        )
+        return "a package could not be installed (pip's words are above); mend that and try again"
     if not install_pillow(python, pillow):
-        return fail("neither pillow-simd nor Pillow could be installed (pip's words are above)")
-    if options.extra and not pip(
-        python, "optional packages", ["install", "-r", str(EXTRA_LOCK), "-c", str(LOCK)]
-    ):
-        return fail(
+        return "neither pillow-simd nor Pillow could be installed (pip's words are above)"
+    if extra and not install_extra(python):
+        return (
             "an optional package could not be installed (pip's words are above); everything else "
             "is there"
         )
     if (ROOT / "pyproject.toml").exists() and not install_ours(python):
-        return fail("gratis itself could not be installed (pip's words are above)")
-    if venv is not None:
-        (venv / STAMP).write_text(LOCK.read_text())
-    return 0
+        return "gratis itself could not be installed (pip's words are above)"
+    return None
 
 
 def fail(message: str) -> int:
@@ -91,7 +102,7 @@ def make_venv(venv: Path) -> Path | None:
     if not (venv / "bin" / "pip").exists():
         if importlib.util.find_spec("ensurepip") is None:
             return None
-        print(f"making {venv} with Python {platform.python_version()}", flush=True)
+        print(f"making {venv} with Python {platform.python_version()}: {SIZE}", flush=True)
         if subprocess.run([sys.executable, "-m", "venv", "--clear", venv]).returncode:
             return None
     return python.absolute()
@@ -107,6 +118,18 @@ def install_locked(python: Path, beside: list[str], leave_out: list[str]) -> boo
     return everything and pip(python, "what draws figures", ["install", "--no-deps", *beside])
 
 
+def install_extra(python: Path) -> bool:
+    """Without dependencies, which are all in the lock: some ask for Pillow by name."""
+    extra = ["install", "--no-deps", "-r", str(EXTRA_LOCK)]
+    if not pip(python, "optional packages", extra):
+        return False
+    cuda = "import torch; raise SystemExit(torch.version.cuda is None)"
+    if subprocess.run([str(python), "-c", cuda], capture_output=True).returncode:
+        print(f"note: {TORCHVISION} is left out: it does not load beside a torch for CPUs")
+        return True
+    return pip(python, TORCHVISION, ["install", "--no-deps", TORCHVISION])
+
+
 def install_ours(python: Path) -> bool:
     """This checkout as it is, so that edits take effect: the package `gratis` and the command of
     that name."""
@@ -117,54 +140,63 @@ def install_ours(python: Path) -> bool:
 def install_pillow(python: Path, simd: str) -> bool:
     """pillow-simd with AVX2 where the CPU has it, else Pillow of the same version, saying so
     once."""
-    if installed(python, simd):
+    present = installed(python, simd)
+    if present and not addable(python):
         return True
-    compiler = "cc -mavx2" if "avx2" in cpu_flags() else "cc"
-    with tempfile.TemporaryDirectory() as folder:
-        # no cache: pip keys a wheel it built by name alone and would bring back one compiled with
-        # other flags
-        build = [
-            "wheel",
-            "--no-cache-dir",
-            "--no-deps",
-            "--no-binary",
-            "pillow-simd",
-            "-w",
-            folder,
-            simd,
-        ]
-        built = pip(
-            python,
-            f"{simd}, compiled by {compiler}",
-            build,
-            env={"CC": compiler},
-            show_failure=False,
-        )
-        if built:
-            # both packages lay the same files, so the other one has to leave first
-            subprocess.run(
-                [str(python), "-m", "pip", "uninstall", "-qy", "pillow"], capture_output=True
-            )
-            built = pip(
-                python,
-                simd,
-                ["install", "--no-index", "--no-deps", *map(str, Path(folder).glob("*.whl"))],
-            )
-    if built:
-        if "avx2" in compiler and VEX_256_0F38 not in extension(python).read_bytes():
-            print(
-                "note: pillow-simd was compiled without AVX2; resizing takes about twice the time",
-                file=sys.stderr,
-            )
+    if build_pillow(python, simd):
+        return True
+    if present:  # as it was
         return True
     plain = simd.replace("pillow-simd", "pillow").split(".post")[0]
     print(
-        f"note: pillow-simd could not be compiled here; {plain} takes its place (same pixels, "
-        f"slower shards).\n"
+        f"note: pillow-simd could not be compiled here; {plain} takes its place: slower shards, "
+        "other bytes in them\n"
+        "      (resized, half a per cent of the values differ, by up to 2 of 255 levels).\n"
         f"      For the fast one: apt install gcc {HEADERS}, then `make install`.",
         file=sys.stderr,
     )
     return installed(python, plain) or pip(python, plain, ["install", plain])
+
+
+def build_pillow(python: Path, simd: str) -> bool:
+    compiler = "cc -mavx2" if "avx2" in cpu_flags() else "cc"
+    with tempfile.TemporaryDirectory() as folder:
+        # no cache: pip keys a wheel it built by name alone and would bring back one compiled with
+        # other flags
+        build = ["wheel", "--no-cache-dir", "--no-deps", "--no-binary", "pillow-simd"]
+        build += ["-w", folder, simd]
+        what = f"{simd}, compiled by {compiler}"
+        if not pip(python, what, build, env={"CC": compiler}, show_failure=False):
+            return False
+        # both packages lay the same files, so the other one has to leave first
+        remove = [str(python), "-m", "pip", "uninstall", "-qy", "pillow"]
+        subprocess.run(remove, capture_output=True)
+        wheels = [str(wheel) for wheel in Path(folder).glob("*.whl")]
+        options = ["--no-index", "--no-deps", "--force-reinstall"]
+        if not pip(python, simd, ["install", *options, *wheels]):
+            return False
+    if "avx2" in compiler and VEX_256_0F38 not in extension(python).read_bytes():
+        print(
+            "note: pillow-simd was compiled without AVX2; resizing takes about twice the time",
+            file=sys.stderr,
+        )
+    return True
+
+
+def addable(python: Path) -> bool:
+    """Whether a new build would read a format that this one does not."""
+    code = f"from PIL import features; print(*(n for n in {[*OPTIONAL]} if not features.check(n)))"
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True)
+    return any(has_header(OPTIONAL[name]) for name in done.stdout.split())
+
+
+def has_header(name: str) -> bool:
+    try:
+        return not subprocess.run(
+            ["cc", "-E", "-"], input=f"#include <{name}>\n", text=True, capture_output=True
+        ).returncode
+    except OSError:
+        return False
 
 
 def installed(python: Path, requirement: str) -> bool:

@@ -93,7 +93,15 @@ def run(arguments: list[str]) -> int | None:
     module, _, function = VERBS[verb][0].partition(":")
     if module.startswith("benchmarks."):
         import_benchmarks(verb)
-    imported = import_module(module)
+    try:
+        imported = import_module(module)
+    except ModuleNotFoundError as error:
+        lacking = str(error.name).partition(".")[0]
+        if lacking == "gratis":
+            raise
+        raise GratisError(
+            f"gratis {verb} needs {lacking}, which is not installed: pip install {lacking}"
+        ) from None
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code: int | None = getattr(imported, function)(arguments[1:])

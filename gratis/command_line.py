@@ -1,24 +1,25 @@
-"""A command line's mistakes in one line: what tyro draws as a box becomes GratisError.
+"""Reads a command line into a dataclass; what is wrong with it becomes one line (GratisError).
 
-A contract module (standard library alone). It knows tyro by its words (`WORDS`); those it does not
-know are passed on as they are, and a test holds each one against the tyro that is installed."""
+tyro parses, and would print a box of several lines. It hands each error to a hook first
+(`tyro._errors`, private: pyproject.toml bounds tyro's version)."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import re
-import sys
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import TypeVar
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 from gratis.errors import GratisError
 
+if TYPE_CHECKING:
+    from tyro._arguments import ArgumentDefinition
+    from tyro._errors import ParseErrorEvent
+
 Parsed = TypeVar("Parsed")
-COLOUR = re.compile("\x1b\\[[0-9;]*m")  # tyro's, on a terminal
 KINDS = {"INT": "a whole number", "FLOAT": "a number"}
+SIMILAR = 0.7  # difflib's ratio from which an option is proposed for one that does not exist
 
 
 def parse(
@@ -35,129 +36,91 @@ def parse(
     program: what was typed, for --help and hints. description: for --help; the dataclass's
     docstring unless given. default: where fields begin."""
     import tyro
+    from tyro._errors import on_parse_error
 
-    return parsed(
-        lambda: tyro.cli(
+    def stop(event: ParseErrorEvent) -> None:
+        message = _message(event, arguments, kind)
+        joint = "" if message.endswith("?") else ";"
+        raise GratisError(f"{message}{joint} {program} --help says more")
+
+    with on_parse_error(stop):
+        return tyro.cli(
             kind,
             args=arguments,
             prog=program,
             description=description or kind.__doc__,
             default=tyro.MISSING_NONPROP if default is None else default,
         )
-    )
 
 
-def parsed(parse: Callable[[], Parsed]) -> Parsed:
-    """What a parser of the command line returns; all that it finds wrong there is one line
-    (GratisError).
+def _message(event: ParseErrorEvent, arguments: Sequence[str], kind: type) -> str:
+    from tyro import _errors
 
-    The parser is tyro, which draws a box of several lines for it. It is asked again for one that
-    breaks no word."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            found = parse()
-    except SystemExit as end:
-        if not end.code:  # --help
-            raise
-    else:
-        if warnings := said.getvalue():  # on a terminal that is gone, writing nothing fails too
-            sys.stderr.write(warnings)
-        return found
-    box, columns = io.StringIO(), os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100000"
-    try:
-        with contextlib.redirect_stderr(box), contextlib.suppress(SystemExit):
-            parse()
-    finally:
-        del os.environ["COLUMNS"]
-        if columns is not None:
-            os.environ["COLUMNS"] = columns
-    raise GratisError(_line(COLOUR.sub("", box.getvalue())))
+    match event:
+        # among missing ones too: perhaps what is missing, misspelled
+        case (
+            _errors.UnrecognizedArgs(tokens=tokens)
+            | _errors.MissingArgs(unrecognized_tokens=[_, *_] as tokens)
+        ):
+            return _unknown(tokens, kind)
+        case _errors.MissingArgs(missing_arguments=missing):
+            return f"missing {', '.join(_description(one.arg) for one in missing)}"
+        case _errors.InvalidChoice(argument=argument, value=value, choices=choices):
+            allowed = " or ".join(sorted({*choices} - {"None"}))
+            return f"{argument.display_name()} {value}: it may be {allowed}"
+        case _errors.BadValue(argument=argument):
+            return f"{argument.display_name()} has no value"
+        case _errors.InstantiationFailure(argument=argument) if argument:
+            return _wrong_value(argument, arguments)
+    return " ".join(str(getattr(event, "message", event)).split())
 
 
-def _line(box: str) -> str:
-    """Of a title, then paragraphs between rules: what is wrong, perhaps hints, and which --help to
-    read."""
-    lines = [line.strip("│|")[1:].rstrip() for line in box.splitlines()][1:-1]
-    rules = [
-        -1,
-        *(number for number, line in enumerate(lines) if line and not line.strip("─-")),
-        len(lines),
-    ]
-    parts = [lines[one + 1 : two] for one, two in pairwise(rules)]
-    told, hints, footer = (
-        " ".join(parts[0]),
-        parts[1:-1],
-        " ".join(line.strip() for line in parts[-1]),
-    )
-    found = next(
-        ((words, match) for start, words in WORDS.items() if (match := re.match(start, told))), None
-    )
-    line = found[0](found[1], parts[0], hints) if found else told.rstrip(".")
-    program = re.sub(r"^For full helptext, (run:?|see) | --help$", "", footer)
-    return f"{line}{'' if line.endswith('?') else ';'} {program} --help says more"
+def _unknown(tokens: list[str], kind: type) -> str:
+    near = [option for token in tokens for option in _similar(token, [*_options(kind)])]
+    way_out = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+    return f"not understood: {', '.join(tokens)}{way_out}"
 
 
-Hints = list[list[str]]
+def _similar(token: str, options: list[str]) -> list[str]:
+    name = token.partition("=")[0]
+    if not name.startswith("--"):
+        return []
+    longer = [option for option in options if option.startswith(name)]
+    return longer or difflib.get_close_matches(name, options, cutoff=SIMILAR)
 
 
-def _missing(_: re.Match[str], lines: list[str], __: Hints) -> str:
-    """Of each argument its name, or what it is if it has none: names are indented by four, what
-    follows by eight."""
-    found: list[str] = []
-    for line in lines[1:]:
-        if not line.startswith(" " * 8):
-            found.append(line.strip())
-        elif not found[-1].startswith("-"):
-            found[-1] = line.strip().removesuffix("(required)").rstrip(" .")
-    return f"missing {', '.join(found)}"
+def _options(kind: type) -> Iterator[str]:
+    """Of a dataclass, and of those among its fields, whose options have no prefix."""
+    types = get_type_hints(kind)
+    for field in fields(kind):
+        inner = types[field.name]
+        if isinstance(inner, type) and is_dataclass(inner):
+            yield from _options(inner)
+        else:
+            yield f"--{field.name.replace('_', '-')}"
 
 
-def _no_choice(match: re.Match[str], _: list[str], __: Hints) -> str:
-    choices = sorted(set(re.findall(r"'(.*?)'", match[3])) - {"None"})
-    return f"{match[2]} {match[1]}: it may be {' or '.join(choices)}"
+def _description(argument: ArgumentDefinition) -> str:
+    """An option's name and type; what a positional argument is."""
+    text = argument.field.helptext
+    if argument.is_positional() and (text := text() if callable(text) else text):
+        return text.rstrip(".")
+    return f"{argument.display_name()} {argument.lowered.metavar}"
 
 
-def _no_value(match: re.Match[str], _: list[str], hints: Hints) -> str:
-    if several := re.match(
-        r"no type matching \{None\}\|\{(.*?)\} could be instantiated from (\[.*?\])\.", match[2]
-    ):
-        given = " ".join(re.findall(r"'(.*?)'", several[2]))
-        return f"{match[1]} {given}: it takes {several[1]}" if given else f"{match[1]} has no value"
-    kind = hints[0][1].rpartition(" ")[2].removeprefix("{None}|") if hints else ""
-    value = re.search(r"from \['(.*?)'\]|: '(.*)'$", match[2])
-    if value and kind in KINDS:
-        return f"{match[1]} {value[1] or value[2] or ''}: it takes {KINDS[kind]}"
-    return f"{match[1]}: {match[2]}"
-
-
-def _unknown(match: re.Match[str], _: list[str], hints: Hints) -> str:
-    near = [
-        line.split()[0].rstrip(",") for hint in hints for line in hint if line.startswith("    --")
-    ]
-    known = [
-        hint[0].removeprefix("Available subcommands: ")
-        for hint in hints
-        if hint[0].startswith("Available")
-    ]
-    way_out = (
-        f"; did you mean {' or '.join(dict.fromkeys(near))}?"
-        if near
-        else f"; there are {known[0]}"
-        if known
-        else ""
-    )
-    return f"not understood: {match[1]}{way_out}"
-
-
-# how tyro begins -> what is said instead: the offending value, then what is taken; other words of
-# its stay
-WORDS: dict[str, Callable[[re.Match[str], list[str], Hints], str]] = {
-    r"Missing from ": _missing,
-    r"Missing value for argument '(.*?)'": lambda match, _, __: f"{match[1]} has no value",
-    r"invalid choice '(.*)' for argument '(.*?)'\. Expected one of \((.*)\)": _no_choice,
-    r"Error parsing (.*?): (.*)": _no_value,
-    r"Unrecognized options: (.*)": _unknown,
-    r"Expected one of \{(.*)\}": lambda match, _, __: f"no command is given; there are {match[1]}",
-}
+def _wrong_value(argument: ArgumentDefinition, arguments: Sequence[str]) -> str:
+    name, count = argument.display_name(), argument.lowered.nargs
+    given = ""
+    for number, token in enumerate(arguments, start=1):
+        option, equals, value = token.partition("=")
+        if option.replace("_", "-") == name:
+            values = takewhile(lambda word: not word.startswith("--"), arguments[number:])
+            given = (
+                value
+                if equals
+                else " ".join(islice(values, count if isinstance(count, int) else None))
+            )
+    if not given:
+        return f"{name} has no value"
+    expected = str(argument.lowered.metavar).removeprefix("{None}|").strip("{}")
+    return f"{name} {given}: it takes {KINDS.get(expected, expected)}"

@@ -1,4 +1,4 @@
-"""Says what this machine has and what that means for gratis: `make doctor`, or `gratis doctor`.
+"""Says what this machine has and what that means for gratis: `gratis doctor`, or `make doctor`.
 
 Lists old runs and abandoned shards too; `--remove PATH` removes one of those, and nothing else.
 It needs the standard library alone, so that it also runs where nothing could be installed. Exit
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from gratis.history import read_attempt
+from gratis.memory import available_bytes
 
 GB = 1e9
 BYTES_AN_IMAGE = (
@@ -36,6 +37,10 @@ CUDA_13_DRIVER = (
 )
 # the prefix of AVX2 instructions such as vpmovzxbw: absent from an SSE-only build
 VEX_256_0F38 = b"\xc4\xe2\x7d"
+ASK_PILLOW = (
+    "from PIL import features as f; print(*(n for n in ('webp', 'libtiff') if not f.check(n)))"
+)
+CHECKOUT = (Path(__file__).parents[1] / "Makefile").is_file()  # else installed by pip
 ASK_TORCH = "import torch as t; print(t.__version__, t.version.cuda, t.cuda.device_count())"
 
 Level = Literal["good", "note", "bad"]
@@ -81,16 +86,18 @@ def main(arguments: list[str]) -> int:
     left = [*old_runs(options.runs), *abandoned(shards)]
     if options.remove:
         return remove(options.remove, left)
-    found = [*cpu(), *python(), *pillow(), *torch_and_gpus(), *dali(), *room(), port(options.port)]
-    for finding in found:
+    findings = [*cpu(), *python(), *pillow(), *torch_and_gpus(), *dali(), *disk_and_memory()]
+    for finding in [*findings, port(options.port)]:
         print(f"{finding.level:<5} {finding.what}: {finding.meaning}")
     for leftover in left:
         print(f"left  {leftover}")
     if left:
-        print(
-            "      remove what you do not need by --remove PATH (make doctor ARGS='--remove PATH')"
-        )
-    return int(any(finding.level == "bad" for finding in found))
+        print("      remove what you do not need by gratis doctor --remove PATH")
+    return int(any(finding.level == "bad" for finding in findings))
+
+
+def brings(package: str) -> str:
+    return f"`{'make install' if CHECKOUT else f'pip install {package!r}'}` brings it"
 
 
 def cpu() -> Iterator[Finding]:
@@ -116,10 +123,11 @@ def cpu() -> Iterator[Finding]:
 def python() -> Iterator[Finding]:
     present = sys.version_info[:2]
     level: Level = "good" if present >= (3, 11) else "note" if present >= (3, 10) else "bad"
+    another = "give another one by PYTHON=..." if CHECKOUT else "make an environment of that"
     means = {
         "good": "new enough",
-        "note": "gratis runs; make install needs 3.11 or later: give another one by PYTHON=...",
-        "bad": "gratis needs 3.10 or later: give another one by PYTHON=...",
+        "note": f"gratis runs; the locked versions need 3.11 or later: {another}",
+        "bad": f"gratis needs 3.10 or later: {another}",
     }[level]
     yield Finding(level, f"Python {platform.python_version()}", means)
 
@@ -128,29 +136,37 @@ def pillow() -> Iterator[Finding]:
     simd, plain = version("pillow-simd"), version("pillow")
     spec = importlib.util.find_spec("PIL._imaging") if importlib.util.find_spec("PIL") else None
     if spec is None or spec.origin is None:
-        yield Finding("bad", "no Pillow", "`make install` brings it")
-    elif simd and plain:
+        yield Finding("bad", "no Pillow", brings("pillow>=11"))
+        return
+    if simd and plain:
+        again = "`make install`" if CHECKOUT else "`pip install pillow`"
         yield Finding(
             "bad",
             f"Pillow {plain} over pillow-simd {simd}",
-            "same files, one lost: `pip uninstall pillow pillow-simd`, `make install`",
+            f"same files, one lost: `pip uninstall pillow pillow-simd`, {again}",
         )
     elif not simd:
+        headers = "apt install gcc python3-dev libjpeg-dev zlib1g-dev libwebp-dev libtiff-dev"
+        build = f"{headers}, then `make install`" if CHECKOUT else "a source checkout builds it"
         yield Finding(
             "note",
             f"Pillow {plain}",
-            "same pixels as pillow-simd's, slower: apt install gcc python3-dev "
-            "libjpeg-dev zlib1g-dev, then `make install`",
+            "shards take longer than with pillow-simd, and half a per cent of their values differ "
+            f"from its by up to 2 levels: {build}",
         )
     elif VEX_256_0F38 in Path(spec.origin).read_bytes():
-        yield Finding(
-            "good",
-            f"pillow-simd {simd}, compiled with AVX2",
-            "the fastest resize there is on a CPU",
-        )
+        what = f"pillow-simd {simd}, compiled with AVX2"
+        yield Finding("good", what, "the fastest resize there is on a CPU")
     else:
+        what = f"pillow-simd {simd} without AVX2"
+        yield Finding("note", what, "resizing takes about twice the time")
+    if lacking := ask(sys.executable, "-c", ASK_PILLOW).split():
+        again = "apt install libwebp-dev libtiff-dev, then `make install`"
         yield Finding(
-            "note", f"pillow-simd {simd} without AVX2", "resizing takes about twice the time"
+            "note",
+            f"Pillow is built without {' and '.join(lacking)}",
+            "shards cannot be made of such images: "
+            + (again if CHECKOUT else "`pip install --force-reinstall pillow`"),
         )
 
 
@@ -179,17 +195,16 @@ def torch_and_gpus() -> Iterator[Finding]:
             "note", "no GPU", "everything runs on the CPU, which is for trying things out"
         )
     if version("torch") is None:
-        yield Finding("bad", "no torch", "`make install` brings it; shards and status need none")
+        means = f"{brings('torch>=2.8,<2.15')}; shards and status need none"
+        yield Finding("bad", "no torch", means)
         return
-    said = ask(sys.executable, "-c", ASK_TORCH).split()
-    if len(said) != 3:
-        yield Finding(
-            "bad",
-            f"torch {version('torch')}",
-            "cannot be imported: rm -r .venv, then `make install`",
-        )
+    answer = ask(sys.executable, "-c", ASK_TORCH).split()
+    if len(answer) != 3:
+        again = "rm -r .venv, then `make install`"
+        again = again if CHECKOUT else "`pip install --force-reinstall torch`"
+        yield Finding("bad", f"torch {version('torch')}", f"cannot be imported: {again}")
         return
-    build, cuda, seen = said
+    build, cuda, seen = answer
     if cuda == "None":
         means = (
             "it sees no GPU: install the build for CUDA 13"
@@ -214,10 +229,11 @@ def dali() -> Iterator[Finding]:
                 "good", f"{name} {build}", "decodes on CPUs, and on GPUs where there are some"
             )
             return
-    yield Finding("bad", "no DALI", "`make install` brings it (Linux on x86-64 or aarch64)")
+    means = f"{brings('nvidia-dali-cuda130>=2')} (Linux on x86-64 or aarch64)"
+    yield Finding("bad", "no DALI", means)
 
 
-def room() -> Iterator[Finding]:
+def disk_and_memory() -> Iterator[Finding]:
     need, free = BYTES_AN_IMAGE * IMAGENET / GB, shutil.disk_usage(".").free / GB
     means = f"ImageNet's shards take about {need:.0f} GB"
     yield Finding(
@@ -225,10 +241,7 @@ def room() -> Iterator[Finding]:
         f"{free:.0f} GB of disk free here",
         means,
     )
-    memory = {
-        key: int(kb) / 1e6 for key, kb in re.findall(r"(\w+):\s+(\d+) kB", read("/proc/meminfo"))
-    }
-    available = memory.get("MemAvailable", 0.0)
+    available = available_bytes() / GB
     means = "a rank needs 1 to 2 GB; what is left keeps shards in memory"
     yield Finding(
         "good" if available > 4 else "note", f"{available:.0f} GB of memory available", means
@@ -250,7 +263,9 @@ def port(number: int) -> Finding:
         except OverflowError:
             return Finding("note", f"port {number} is none", "a port is a number from 0 to 65535")
         except OSError:
-            way_out = f"`make train` takes the next free one, `make serve` wants PORT={number + 1}"
+            way_out = (
+                f"gratis train takes the next free one, gratis status wants --port {number + 1}"
+            )
             return Finding("note", f"port {number} is taken", way_out)
     return Finding("good", f"port {number} is free", "the status page will be there")
 
@@ -339,11 +354,9 @@ def planned(plan: Path) -> Iterator[str]:
     """The files that the shards command may have written by its plan
     (gratis.preprocess.stages.plan); none if it cannot be read."""
     try:
-        said = json.loads(plan.read_text())
-        shards = {
-            split: -(-count // said["draft"]["samples_per_shard"])
-            for split, count in said["counts"].items()
-        }
+        content = json.loads(plan.read_text())
+        per_shard = content["draft"]["samples_per_shard"]
+        shards = {split: -(-count // per_shard) for split, count in content["counts"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         return
     yield from ("stats.npz", "rejects.jsonl")

@@ -3,11 +3,11 @@ job."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
+MACHINE = Path("/proc/meminfo")
 GROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # of the files with a group's limit and use, and, in its memory.stat, of cache it may drop
 Names = tuple[str, str, str]
@@ -17,8 +17,13 @@ VERSION_2: Names = ("memory.max", "memory.current", "inactive_file")
 
 def available_bytes() -> int:
     """The least of what is free on the machine and in each control group (cgroups(7)) that holds
-    this process."""
-    return max(0, min([int(psutil.virtual_memory().available), *_left_in_groups()]))
+    this process. 0 where nothing tells it."""
+    return max(0, min([*_left_on_machine(), *_left_in_groups()], default=0))
+
+
+def _left_on_machine() -> Iterator[int]:
+    text = MACHINE.read_text() if MACHINE.exists() else ""
+    yield from (1024 * int(kib) for kib in re.findall(r"^MemAvailable:\s+(\d+) kB", text, re.M))
 
 
 def _left_in_groups() -> Iterator[int]:

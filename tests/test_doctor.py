@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -70,6 +71,50 @@ def test_bare_python_says_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 1
     for missing in ("no Pillow", "no torch", "no DALI"):
         assert f"bad   {missing}: `make install`" in done.stdout
+
+
+def test_advice_is_pip_s_where_there_is_no_checkout(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "gratis", tmp_path / "site" / "gratis")
+    bare = BARE.replace(repr(str(ROOT)), repr(str(tmp_path / "site")))
+    command = [sys.executable, "-I", "-S", "-c", bare]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "bad   no Pillow: `pip install 'pillow>=11'` brings it" in done.stdout
+    assert "bad   no DALI: `pip install 'nvidia-dali-cuda130>=2'` brings it" in done.stdout
+    assert "make " not in done.stdout
+
+
+def test_memory_of_a_control_group_is_what_is_available(tmp_path: Path) -> None:
+    group = tmp_path / "groups" / "job"
+    group.mkdir(parents=True)
+    (tmp_path / "own").write_text("0::/job\n")
+    for name, value in (
+        ("memory.max", 3_000_000_000),
+        ("memory.current", 1_500_000_000),
+        ("memory.stat", "anon 1\ninactive_file 500000000"),
+    ):
+        (group / name).write_text(f"{value}\n")
+    places = f"m.OWN, m.GROUPS = Path({str(tmp_path / 'own')!r}), Path({str(group.parent)!r})"
+    code = f"from pathlib import Path; import gratis.memory as m; {places}"
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        BARE.replace("from gratis", f"{code}; from gratis"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "note  2 GB of memory available" in done.stdout
+
+
+def test_formats_that_pillow_was_built_without_are_named(tmp_path: Path) -> None:
+    """By a Pillow that has none."""
+    (tmp_path / "PIL").mkdir()
+    (tmp_path / "PIL" / "__init__.py").touch()
+    (tmp_path / "PIL" / "_imaging.py").touch()
+    (tmp_path / "PIL" / "features.py").write_text("def check(name): return False\n")
+    done = doctor(tmp_path, env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+    assert "note  Pillow is built without webp and libtiff: " in done.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processor affinity is Linux's")

@@ -25,7 +25,6 @@ ABOUT = {
     "image.py": {"PIL"},
     "addresses.py": {"fsspec", "aiohttp"},
     "command_line.py": {"tyro"},
-    "memory.py": {"psutil"},
     "output.py": {"_typeshed"},
     "__init__.py": {"gratis.loader"},
 }

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from gratis.command_line import parsed
+from gratis.command_line import parse
 from gratis.errors import GratisError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ class Asked:
 
 def told(*arguments: str) -> str:
     with pytest.raises(GratisError) as caught:
-        parsed(lambda: tyro.cli(Asked, args=list(arguments), prog="python -m some thing"))
+        parse(Asked, arguments, "python -m some thing")
     line, help_, rest = str(caught.value).partition(" python -m some thing --help says more")
     assert (help_, rest) == (" python -m some thing --help says more", "")
     return line.rstrip(";")
@@ -54,6 +54,7 @@ def told(*arguments: str) -> str:
         ("shards", "missing --key STR"),
         ("s --key", "--key has no value"),
         ("s --key k --size abc", "--size abc: it takes a whole number"),
+        ("--key k --size abc s", "--size abc: it takes a whole number"),
         ("s --key k --size=1.5", "--size 1.5: it takes a whole number"),
         ("s --key k --share much", "--share much: it takes a number"),
         ("s --key k --part 3", "--part 3: it may be 1 or 2 or 30"),
@@ -66,6 +67,10 @@ def told(*arguments: str) -> str:
         ("s --key k --places a", "--places a: it takes PATH PATH"),
         ("s --key k --xyz 3", "not understood: --xyz, 3"),
         ("s t --key k", "not understood: t"),
+        ("s --kay k", "not understood: --kay, k; did you mean --key?"),
+        ("s --key k --siz 3", "not understood: --siz, 3; did you mean --size?"),
+        ("s --key k --ratio_of_the_images=x", "--ratio-of-the-images x: it takes a number"),
+        ("s --key k --pair 3 x --size 1", "--pair 3 x: it takes INT INT"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -76,17 +81,25 @@ def test_a_mistake_is_one_line(
     assert os.environ["COLUMNS"] == columns
 
 
-def test_what_has_no_words_of_ours_is_still_one_line_with_the_value() -> None:
-    assert "\n" not in (line := told("s", "--key", "k", "--pair", "3", "x"))
-    assert line.startswith("--pair")
-    assert "'x'" in line
+def test_a_check_of_the_dataclass_s_own_is_one_line() -> None:
+    @dataclass
+    class Checked:
+        size: int = 1
+
+        def __post_init__(self) -> None:
+            if self.size > 1:
+                raise ValueError(f"size {self.size}\nis too large")
+
+    with pytest.raises(GratisError) as caught:
+        parse(Checked, ["--size", "2"], "some thing")
+    assert str(caught.value) == "size 2 is too large; some thing --help says more"
 
 
 def test_what_is_right_is_returned_and_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = parsed(lambda: tyro.cli(Asked, args=["s", "--key", "k", "--part", "30"]))
+    asked = parse(Asked, ["s", "--key", "k", "--part", "30"], "some thing")
     assert asked == Asked(place=Path("s"), key="k", part=30)
     with pytest.raises(SystemExit) as end:
-        parsed(lambda: tyro.cli(Asked, args=["--help"]))
+        parse(Asked, ["--help"], "some thing")
     assert not end.value.code
     assert "Folder of the dataset." in capsys.readouterr().out
 

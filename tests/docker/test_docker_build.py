@@ -145,7 +145,9 @@ def copy(arguments: str, stage: Stage, stages: dict[str, Stage]) -> None:
         sources = [line[1:] for line in kept if line.startswith("!")]
     for source in sources:
         into = where / Path(source).name if target.endswith("/") or target in (".", "./") else where
-        if (ROOT / source).is_dir():
+        if (ROOT / source).is_symlink():
+            into.symlink_to((ROOT / source).readlink())
+        elif (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, into, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             into.parent.mkdir(parents=True, exist_ok=True)
