@@ -120,10 +120,10 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 def test_files_that_a_page_names_are_there(page: Path) -> None:
-    """In backticks, by their way from the top of the checkout."""
+    """In backticks, from the top of the checkout or, in a room's page, from there."""
     for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page.read_text()):
-        if re.fullmatch(rf"({TOPS})/[\w./-]*", span):
-            assert (ROOT / span).exists(), span
+        if re.fullmatch(rf"({TOPS})/([\w./-]*(/|\.\w+))?", span):
+            assert (ROOT / span).exists() or (page.parent / span).exists(), span
 
 
 def test_the_readme_is_short_and_in_order() -> None:
