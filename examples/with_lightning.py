@@ -1,23 +1,25 @@
-"""Lightning trains a ResNet on shards; its checkpoints hold the loader's place in the epoch."""
+"""Lightning trains a ResNet-50 on shards; its checkpoints hold the loader's place in the epoch."""
 
 import lightning
 import torch
-from resnet import resnet18
 from torch.nn.functional import cross_entropy
+from torchvision.models import resnet50
 
 from gratis import Loader, LoaderConfig
 
+STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)  # of ImageNet's pixels, in grey levels
+
 
 class Classifier(lightning.LightningModule):
-    def __init__(self, classes, width=64):
+    def __init__(self, network):
         super().__init__()
-        self.model = resnet18(classes, width)
+        self.model = network
 
     def training_step(self, batch, _):
-        return cross_entropy(self.model(batch.images / 58), batch.labels)
+        return cross_entropy(self.model(batch.images / STD.to(self.device)), batch.labels)
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
 
 def train(shards, trainer, config, module, checkpoint=None):
@@ -27,5 +29,5 @@ def train(shards, trainer, config, module, checkpoint=None):
 
 
 if __name__ == "__main__":
-    config = LoaderConfig(batch_size=256, remainder="drop")
-    train("shards", lightning.Trainer(max_epochs=90), config, Classifier(1000))
+    config = LoaderConfig(batch_size=256, area=(0.08, 1), noise="off", remainder="drop")
+    train("shards", lightning.Trainer(max_epochs=90), config, Classifier(resnet50()))

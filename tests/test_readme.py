@@ -1,10 +1,11 @@
-"""Every command that the documentation gives exists: its verb or target, its options and
-variables."""
+"""What the documentation names exists: verbs, targets, options, variables, files and pages."""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,91 @@ def test_a_make_command_exists(command: str) -> None:
         assert re.search(rf"[,(]{variable}\)", rule[1]), f"{target} knows no {variable}"
     if target not in PYTEST and (words := re.search(r"ARGS='(.*)'", command)):
         assert flags(words[1]) <= OPTIONS
+
+
+WRITTEN = [page for page in PAGES if page.name != "CHANGELOG.md"]
+TOPS = "gratis|docs|examples|tests|benchmarks|docker|preprocess|loader|train|server"
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"https?://", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.is_relative_to(ROOT), link
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    """In backticks, from the top of the checkout or, in a room's page, from there."""
+    for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page.read_text()):
+        if re.fullmatch(rf"({TOPS})/([\w./-]*(/|\.\w+))?", span):
+            assert (ROOT / span).exists() or (page.parent / span).exists(), span
+
+
+def test_the_readme_is_short_and_in_order() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 160
+    order = (
+        "install, thirty seconds, use it, your imagenet, headline, alexnet, watch, where, limits"
+    )
+    headings = [one.lower() for one in re.findall(r"^## (.+)$", text, re.MULTILINE)]
+    assert len(headings) == 10
+    for heading, beginning in zip(headings, [*order.split(", "), "contributing"], strict=True):
+        assert heading.startswith(beginning)
+
+
+def test_every_verb_and_target_is_on_some_page() -> None:
+    """A verb in the reference of options, a target in the README or beside it."""
+    options = (ROOT / "docs/options.md").read_text()
+    for verb in VERBS.keys() - {"bench"}:
+        assert f"\n## gratis {verb}\n" in options
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):.* ## ", makefile, re.MULTILINE))
+    assert targets - {"help"} <= {command.split()[1] for command in MAKE}
+
+
+@pytest.mark.starts
+def test_the_reference_of_options_is_what_the_commands_say() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs/make_options.py"), "--check"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_exit_codes_are_those_of_the_code() -> None:
+    from gratis import errors
+
+    page = (ROOT / "docs/commands.md").read_text()
+    for code in (errors.USER_ERROR, errors.PREEMPTED, errors.INTERRUPTED, errors.UNREAD):
+        assert re.search(rf"^\| {code} \| ", page, re.MULTILINE)
+
+
+def test_every_environment_variable_that_is_read_is_on_the_page() -> None:
+    page = (ROOT / "docs/commands.md").read_text()
+    read = set()
+    for path in (ROOT / "gratis").rglob("*.py"):
+        call = r"environ(?:\.get\(|\.setdefault\(|\[)\s*\"([A-Z_]+)\""
+        read |= set(re.findall(call, path.read_text()))
+    assert "GRATIS_TOKEN" in read
+    ours = {"COLUMNS"}  # set for a moment
+    wild = [one.removesuffix("*") for one in re.findall(r"`([A-Z_]+\*)`", page)]
+    for name in read - ours:
+        assert f"`{name}`" in page or any(name.startswith(one) for one in wild), name

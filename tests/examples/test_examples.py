@@ -3,15 +3,24 @@ stand."""
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import shutil
+import subprocess
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import resnet
 import torch
+from PIL import Image
 
+from gratis.dataset import read_index, read_manifest
 from gratis.loader import Loader, LoaderConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,17 +35,53 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
-def test_a_plain_loop_trains_a_resnet(sample_shards: Path) -> None:
-    """The README's example, with shards, size and number of epochs put in: the loss falls below
-    chance's 2.3."""
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(example.strip().splitlines()) <= 14
-    example = re.sub("from torchvision.models import resnet18.*\n", "", example)
-    example = example.replace('"shards"', repr(str(sample_shards))).replace("range(90)", "range(4)")
-    example = example.replace("batch_size=256", "batch_size=50, crop=96").replace(
-        "lr=0.1", "lr=0.05"
+def stand_in_for_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an example asks it for, in this test alone; examples can be imported then."""
+    models = types.ModuleType("torchvision.models")
+    models.resnet50 = resnet.resnet18  # type: ignore[attr-defined]
+    for name in ("torchvision", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, name, models)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+
+
+def readme_examples() -> tuple[str, str]:
+    """The README's lines of Python: the first look at a batch, and the training of a ResNet."""
+    first, training = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
     )
+    return first, training
+
+
+def test_the_first_example_runs_as_it_stands_on_the_drawn_sample(
+    sample_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "sample").mkdir()
+    (tmp_path / "sample/shards").symlink_to(sample_shards)
+    monkeypatch.chdir(tmp_path)
+    exec(readme_examples()[0], {})
+    output = capsys.readouterr().out.splitlines()
+    assert len(output) == 10
+    assert output[0].startswith("torch.Size([100, 3, 112, 112]) [")
+
+
+@pytest.mark.slow
+def test_a_plain_loop_trains_a_resnet(
+    sample_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The README's example, with shards, size and number of epochs put in: the loss falls below
+    chance's 2.3, every validation image is counted, and the checkpoint resumes."""
+    example = readme_examples()[1]
+    assert len(example.strip().splitlines()) <= 24
+    example = re.sub("from torchvision.models import resnet50.*\n", "", example)
+    example = example.replace('"shards"', repr(str(sample_shards))).replace("range(90)", "range(6)")
+    example = example.replace("batch_size=256", "batch_size=50, crop=96")
+    example = example.replace("lr=0.1", "lr=0.01").replace("area=(0.08, 1)", "area=(0.5, 1)")
     losses: list[float] = []
 
     def noted(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -45,11 +90,78 @@ def test_a_plain_loop_trains_a_resnet(sample_shards: Path) -> None:
         return loss
 
     example = example.replace("torch.nn.functional.cross_entropy", "noted")
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    exec(example, {"noted": noted, "resnet18": lambda: resnet.resnet18(10, width=8)})
-    print(f"loss {sum(losses[:5]) / 5:.2f} at first, {sum(losses[-5:]) / 5:.2f} at last")
-    assert len(losses) == 80
-    assert sum(losses[-5:]) / 5 < 1.9
+    exec(example, {"noted": noted, "resnet50": lambda: resnet.resnet18(10, width=8)})
+    print(f"loss {sum(losses[:9]) / 9:.2f} at first, {sum(losses[-9:]) / 9:.2f} at last")
+    assert len(losses) == 120
+    assert sum(losses[-9:]) / 9 < 1.9
+    top1 = re.findall(r"epoch \d: top-1 ([\d.]+)%", capsys.readouterr().out)
+    assert len(top1) == 6
+    state = torch.load("resnet50.pt", weights_only=True)
+    assert (state["loader"]["epoch"], state["loader"]["step"]) == (6, 0)
+
+
+def resnet50_ddp(folder: Path, shards: Path, ranks: int, *arguments: str) -> str:
+    """Runs the example in that folder with a small network; its output."""
+    here = Path(__file__).resolve().parent
+    small = "--batch 50 --crop 64 --epochs 1 --warmup-epochs 0 --lr 0.05".split()
+    program = [str(ROOT / "examples/resnet50_ddp.py"), "--shards", str(shards), *small]
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node".split()
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(ranks), *program, *arguments],
+        cwd=folder,
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}:{here}:{here / 'stand_in'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.starts
+@pytest.mark.slow
+def test_resnet50_resumes_inside_an_epoch(sample_shards: Path, tmp_path: Path) -> None:
+    """Stopped after 13 of 20 steps and started again by two ranks, the weights are those of a
+    training that was not stopped; one rank can go on there too."""
+    whole, parts, alone = (tmp_path / f"{name}.pt" for name in ("whole", "parts", "alone"))
+    resnet50_ddp(tmp_path, sample_shards, 2, "--checkpoint", str(whole))
+    stopped = ("--checkpoint", str(parts), "--max-steps", "13")
+    assert resnet50_ddp(tmp_path, sample_shards, 2, *stopped) == ""
+    state = torch.load(parts, weights_only=True)["loader"]
+    assert (state["epoch"], state["step"]) == (0, 13)
+    shutil.copy(parts, alone)
+    for path, ranks in ((parts, 2), (alone, 1)):
+        output = resnet50_ddp(tmp_path, sample_shards, ranks, "--checkpoint", str(path))
+        assert re.search(r"^epoch 0: loss [\d.]+, top-1 [\d.]+% of 200 images, ", output)
+    first, second, third = (torch.load(path, weights_only=True) for path in (whole, parts, alone))
+    assert (first["loader"]["epoch"], first["loader"]["step"]) == (1, 0)
+    assert first["loader"] == second["loader"] == third["loader"]
+    assert first["network"].keys() == second["network"].keys()
+    for name, value in first["network"].items():
+        torch.testing.assert_close(second["network"][name], value, rtol=0, atol=1e-6)
+
+
+def test_resnet50_gets_torchvisions_input(
+    sample_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(RGB - mean) / standard deviation of the stored pixels, as torchvision's weights expect."""
+    stand_in_for_torchvision(monkeypatch)
+    import resnet50_ddp as example
+
+    with Loader(sample_shards, "val", LoaderConfig(batch_size=8, crop=112, augment=False)) as val:
+        batch = next(iter(val))
+        result = example.Normalise(val.stats.mean, 112)(batch.images)[3].permute(1, 2, 0).numpy()
+    manifest, index = read_manifest(sample_shards), read_index(sample_shards, "val")
+    row = batch.ids[3]
+    shard = sample_shards / manifest.splits["val"].shards[index.shard[row]].name
+    data = shard.read_bytes()[index.offset[row] :][: index.size[row]]
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float32)
+    expected = (pixels[8:120, 8:120] - example.MEAN) / example.STD
+    assert np.abs(result - expected).max() < 0.03  # a level, of decoders that round differently
 
 
 @pytest.mark.parametrize(("remainder", "empty"), [("pad", [2, 3]), ("drop", [])])
@@ -78,10 +190,10 @@ def test_lightning_trains_and_resumes_inside_an_epoch(
     """A checkpoint after 13 of 20 steps; another process's worth of objects goes on, and every
     sample came once."""
     lightning = pytest.importorskip("lightning", reason="needs lightning")
-    monkeypatch.syspath_prepend(ROOT / "examples")
+    stand_in_for_torchvision(monkeypatch)
     import with_lightning
 
-    assert len(Path(with_lightning.__file__).read_text().splitlines()) <= 31
+    assert len(Path(with_lightning.__file__).read_text().splitlines()) <= 34
     seen: list[list[int]] = []
 
     class Watched(with_lightning.Classifier):  # type: ignore[misc]
@@ -103,10 +215,14 @@ def test_lightning_trains_and_resumes_inside_an_epoch(
 
     config = LoaderConfig(batch_size=50, crop=64)
     first = trainer(13)
-    with_lightning.train(sample_shards, first, config, Watched(10, width=8))
+    with_lightning.train(sample_shards, first, config, Watched(resnet.resnet18(10, width=8)))
     first.save_checkpoint(tmp_path / "middle.ckpt")
     with_lightning.train(
-        sample_shards, trainer(20), config, Watched(10, width=8), tmp_path / "middle.ckpt"
+        sample_shards,
+        trainer(20),
+        config,
+        Watched(resnet.resnet18(10, width=8)),
+        tmp_path / "middle.ckpt",
     )
     with Loader(sample_shards, "train", config) as loader:
         # Lightning begins to read twice

@@ -1,0 +1,1 @@
+"""Stands in for torchvision, which is not installed with the tests."""
