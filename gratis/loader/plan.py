@@ -177,8 +177,8 @@ def stand_in(seed: int, epoch: int, sample: int, count: int, attempt: int) -> in
 
 
 def ten_views(positions: int) -> Draws:
-    """The views of an evaluation: four corners and the centre, then their mirrors (spec section 2);
-    no colour noise."""
+    """The views of an evaluation: four corners and the centre, then their mirrors
+    (specification, section 2); no colour noise."""
     last, centre = positions - 1, (positions - 1) // 2
     y, x = np.array([0, 0, centre, last, last] * 2), np.array([0, last, centre, 0, last] * 2)
     return Draws(y, x, np.arange(10) >= 5, np.zeros((10, 3)))

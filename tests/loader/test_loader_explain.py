@@ -30,14 +30,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("mean", ["central", "offset"])
-def test_a_presentation_is_the_loaders(dataset: Path, mean: str) -> None:
+def test_an_applied_view_is_the_loaders(dataset: Path, mean: str) -> None:
     config = LoaderConfig(batch_size=25, seed=3, crop=CROP, mean=mean)  # type: ignore[arg-type]
     with Loader(dataset, "train", config) as loader:
         images, _, ids = next(iter(loader))
         for row in range(5):
             sample = int(ids[row])
             draws = plan.draws(3, 0, np.array([sample]), SIZE - CROP + 1)
-            shown = explain_figure.presented(
+            shown = explain_figure.apply_row(
                 loader, explain.read(loader, sample), draws, 0, colour=True
             )
             np.testing.assert_allclose(shown.input, images[row].numpy(), atol=1e-3)
@@ -61,7 +61,7 @@ def test_a_sample_is_found_by_key_and_by_id(dataset: Path) -> None:
                 explain.find(loader, wrong)
 
 
-def test_an_address_is_told() -> None:
+def test_an_address_is_an_error() -> None:
     with pytest.raises(
         GratisError, match=r"s3://bucket/shards: this reads local folders; copy the dataset first"
     ):
@@ -141,7 +141,7 @@ def folder(listed: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [garbled, cut, folder])
-def test_a_damaged_list_is_told(
+def test_a_damaged_list_is_an_error(
     sample_shards: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     root = shutil.copytree(sample_shards, tmp_path / "copy")
@@ -153,7 +153,7 @@ def test_a_damaged_list_is_told(
 
 
 @pytest.mark.parametrize("spoilt", [b"\0" * 64, b"\xff\xd8\xff\xd9"])
-def test_a_damaged_image_is_told_first(
+def test_a_damaged_image_is_an_error_before_anything_is_drawn(
     sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoilt: bytes
 ) -> None:
     root = shutil.copytree(sample_shards, tmp_path / "copy")
@@ -170,6 +170,6 @@ def test_a_damaged_image_is_told_first(
 @pytest.mark.parametrize(
     ("option", "wrong"), [("--crop", "0"), ("--crop", "-1"), ("--crop-chunk", str(10**30))]
 )
-def test_numbers_out_of_range_are_told(sample_shards: Path, option: str, wrong: str) -> None:
+def test_numbers_out_of_range_are_errors(sample_shards: Path, option: str, wrong: str) -> None:
     with pytest.raises(GratisError, match=f"is {wrong}; it m(ust|ay) be at (least|most)"):
         explain.main([str(sample_shards), "--sample", "0", option, wrong])

@@ -32,7 +32,7 @@ from gratis.dataset import (
 )
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig
-from gratis.loader.reading.shards import Source
+from gratis.loader.reading.shard_reader import ShardReader
 
 CONFIG = LoaderConfig(batch_size=8, crop=24, threads=1)
 
@@ -222,10 +222,10 @@ def test_a_process_with_few_files_left_reads_all_shards(jpeg_dataset: Path) -> N
     index, split = read_index(jpeg_dataset, "train"), read_manifest(jpeg_dataset).splits["train"]
     assert len(split.shards) == 11
     ids = np.arange(100, -1, -1)
-    whole = Source(jpeg_dataset, split, index)
+    whole = ShardReader(jpeg_dataset, split, index)
     expected = [part.tobytes() for part in whole.read(ids)[0]]
     whole.close()
-    source = Source(jpeg_dataset, split, index)
+    source = ShardReader(jpeg_dataset, split, index)
     with files_left(2):
         assert [part.tobytes() for part in source.read(ids)[0]] == expected
         source.close()

@@ -78,7 +78,7 @@ def test_measuring_takes_less_than_a_thousandth_of_a_step(
 
 
 def spend(loader: Loader) -> None:
-    with loader._meter.time("wait_s"):
+    with loader._timer.time("wait_s"):
         pass
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gratis.dataset import read_index, read_manifest, read_stats
-from gratis.loader.views.normaliser import colour_matrix
+from gratis.loader.views.colour_noise import colour_matrix
 
 BATCH = 256
 SHUFFLE = 1000  # samples in the shuffle buffers of libraries that have no other shuffle

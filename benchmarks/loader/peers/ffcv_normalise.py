@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.loader.peers.common import crop_of, mean_of
 from gratis.dataset import read_stats
-from gratis.loader.views.normaliser import colour_matrix
+from gratis.loader.views.colour_noise import colour_matrix
 
 
 def finishing(root: Path) -> Any:
