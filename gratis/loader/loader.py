@@ -219,8 +219,8 @@ class Loader:
         return self.epoch_plan(epoch).order()[len(self) * self.config.batch_size :]
 
     def coverage(self, ids: ArrayLike, epoch: int | None = None) -> Coverage:
-        """The receipt of an epoch (the one begun last) from the ids of all ranks' batches, padding
-        included."""
+        """Whether an epoch (the one begun last) saw every sample once, from the ids of all ranks'
+        batches, padding included."""
         begun = self._at[0] if epoch is None else epoch
         return coverage(np.asarray(ids, np.int64), self.num_samples, self.dropped(begun))
 

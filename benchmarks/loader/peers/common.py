@@ -1,5 +1,5 @@
-"""What every peer's measurement shares: sizes, the finish that was quickest for them, the cut by a
-plain decoder."""
+"""What every peer's measurement shares: sizes, the normalisation that was quickest for them, the
+crop by a plain decoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Batches = Iterator[torch.Tensor]
 Pixels = NDArray[np.uint8]
 
 
-class Finish:
+class NumpyNormaliser:
     """uint8 NHWC to float32 NCHW with colour noise and mean, by NumPy, into buffers that are used
     in turn.
 
