@@ -28,6 +28,7 @@ from gratis.loader.decoding.gpu import device_of
 from gratis.loader.epoch.coverage import Coverage, coverage
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
+from gratis.loader.pipeline.batch_pipeline import BatchPipeline
 from gratis.loader.pipeline.prefetch import Prefetcher
 from gratis.loader.plan import num_steps
 from gratis.loader.reading.metadata import open_dataset
@@ -262,7 +263,7 @@ class Loader:
         if self._decoded is None and self.decoded_place != "none":
             device = self.device if self.decoded_place == "device" else None
             self._decoded = DecodedCache(self.num_samples, self.manifest.image_size, device)
-        return Prefetcher(
+        pipeline = BatchPipeline(
             plan,
             self.shard_reader(),
             self._timer,
@@ -270,6 +271,7 @@ class Loader:
             threads=self.threads,
             decoded=self._decoded,
         )
+        return Prefetcher(pipeline, self._timer, self.config.prefetch)
 
     def _state(self) -> tuple[int, int]:
         epoch, step = self._at

@@ -152,13 +152,9 @@ def boxes(  # noqa: PLR0917
         height[todo[good]], width[todo[good]], fits[todo[good]] = h[good], w[good], True
         todo = todo[~good]
     place = (np.stack(words(seed, epoch, ids, PLACE)[:2]).astype(np.float64) + 0.5) / 2**32
-    y = np.where(fits, np.floor(place[0] * (size - height + 1)), (size - height) // 2).astype(
-        np.int64
-    )
-    x = np.where(fits, np.floor(place[1] * (size - width + 1)), (size - width) // 2).astype(
-        np.int64
-    )
-    return y, x, height, width
+    y = np.where(fits, np.floor(place[0] * (size - height + 1)), (size - height) // 2)
+    x = np.where(fits, np.floor(place[1] * (size - width + 1)), (size - width) // 2)
+    return y.astype(np.int64), x.astype(np.int64), height, width
 
 
 def _largest(size: int, ratio: tuple[float, float], count: int) -> tuple[Ids, Ids]:

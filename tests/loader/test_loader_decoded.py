@@ -73,10 +73,12 @@ def test_slivers_of_a_small_image_are_the_same(tmp_path: Path, ratio: tuple[floa
     """A part that never fits is the largest central one, which has a row or column at least."""
     root = write_dataset(tmp_path / "small", [picture(number, 40) for number in range(30)])
     options = {"area": (0.9, 1.0), "ratio": ratio, "crop": 32, "noise": "off"}
-    found = epoch(make(root, **options))
-    assert_same(epoch(make(root, **options, decoded="host")), found)
+    batches = epoch(make(root, **options))
+    assert_same(epoch(make(root, **options, decoded="host")), batches)
     mean = read_stats(root).mean[4:36, 4:36].transpose(2, 0, 1)
-    for image, sample in zip(found[0].images.numpy() + mean, found[0].ids.tolist(), strict=True):
+    for image, sample in zip(
+        batches[0].images.numpy() + mean, batches[0].ids.tolist(), strict=True
+    ):
         middle = picture(sample, 40)[19] if ratio[0] > 1 else picture(sample, 40)[:, 19]
         assert abs(image.mean() - middle.mean()) < 5
 
@@ -130,7 +132,7 @@ def test_other_samples_stand_in_as_ever(tmp_path: Path, codec: str) -> None:
 
 
 def test_a_bad_sample_ends_the_epoch_at_its_step(tmp_path: Path) -> None:
-    found = []
+    errors = []
     for place in ("none", "host"):
         loader, seen = make(rotten(tmp_path / place, 17), decoded=place), 0
         batches = iter(loader)
@@ -138,11 +140,11 @@ def test_a_bad_sample_ends_the_epoch_at_its_step(tmp_path: Path) -> None:
             try:
                 next(batches)
             except GratisError as error:
-                found.append((str(error).replace(f"/{place}/", "/"), seen))
+                errors.append((str(error).replace(f"/{place}/", "/"), seen))
                 break
             seen += 1
-    assert found[0] == found[1]
-    assert "key s_17," in found[0][0]
+    assert errors[0] == errors[1]
+    assert "key s_17," in errors[0][0]
 
 
 def test_a_batch_with_a_sample_that_the_cache_cannot_hold_is_made_as_ever(
@@ -191,9 +193,9 @@ def test_a_part_of_the_whole_image_is_what_decoding_the_part_gives(jpeg_dataset:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "resized parts"])
-def test_torch_finishes_as_the_graph_for_gpus_does(jpeg_dataset: Path, name: str) -> None:
+def test_torch_applies_views_as_the_graph_for_gpus_does(jpeg_dataset: Path, name: str) -> None:
     """On the CPU both, to the bit: the same operations in the same order."""
-    from test_loader_finish import graph_of, plan_of
+    from test_loader_views import graph_of, plan_of
 
     config = LoaderConfig(**({"batch_size": 25, "crop": CROP, "seed": 3} | CASES[name]))
     plan, pixels = plan_of(jpeg_dataset, config), filled_cache(jpeg_dataset).pixels
@@ -207,7 +209,7 @@ def test_torch_finishes_as_the_graph_for_gpus_does(jpeg_dataset: Path, name: str
 
 def filled_cache(root: Path) -> DecodedCache:
     """With all samples of a split, decoded as an epoch decodes them."""
-    from test_loader_finish import plan_of
+    from test_loader_views import plan_of
 
     plan, timer = plan_of(root, LoaderConfig(batch_size=25, crop=CROP)), StageTimer()
     cache = DecodedCache(101, 64, None)
@@ -314,8 +316,8 @@ def test_closing_frees_the_pixels(jpeg_dataset: Path) -> None:
 @pytest.mark.parametrize("place", ["device", "host"])
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_gpu_batches_are_those_without_it(jpeg_dataset: Path, name: str, place: str) -> None:
-    """To rounding: both decode whole images, by the same decoder, and differ in what finishes them.
-    Beyond 128 levels neighbours in bfloat16 are 1 apart."""
+    """To rounding: both decode whole images, by the same decoder, and differ in what normalises
+    them. Beyond 128 levels neighbours in bfloat16 are 1 apart."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if place == "device" and "area" in CASES[name]:

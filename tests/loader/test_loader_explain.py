@@ -121,10 +121,10 @@ def test_the_page_is_drawn_from_the_shards_that_preprocess_writes(
         "a.png cannot be written (No such file or directory); name a .png file in an "
         "existing folder with room"
     )
-    with pytest.raises(GratisError) as said:
+    with pytest.raises(GratisError) as caught:
         explain.main([*command[4:], "--out", str(tmp_path / "none" / "a.png")])
-    assert str(said.value).endswith(advice)
-    assert "\n" not in str(said.value)
+    assert str(caught.value).endswith(advice)
+    assert "\n" not in str(caught.value)
 
 
 def garbled(listed: Path) -> None:
@@ -152,14 +152,14 @@ def test_a_damaged_list_is_an_error(
         explain.main([str(root), "--sample", "no such key"])
 
 
-@pytest.mark.parametrize("spoilt", [b"\0" * 64, b"\xff\xd8\xff\xd9"])
+@pytest.mark.parametrize("damaged", [b"\0" * 64, b"\xff\xd8\xff\xd9"])
 def test_a_damaged_image_is_an_error_before_anything_is_drawn(
-    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoilt: bytes
+    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: bytes
 ) -> None:
     root = shutil.copytree(sample_shards, tmp_path / "copy")
     with (root / "train-00000.tar").open("r+b") as file:
         file.seek(int(np.load(root / "train.index.npz")["offset"][0]))
-        file.write(spoilt)
+        file.write(damaged)
     with pytest.raises(
         GratisError, match=r"train-00000\.tar, key .* does not decode \(.*\); verify the copy"
     ):

@@ -51,11 +51,11 @@ def jpeg(mode: str = "RGB", **options: Any) -> bytes:
 
 def segments(data: bytes) -> list[bytes]:
     """The marker segments, and from the first scan on the rest."""
-    found, at = [data[:2]], 2
+    parts, at = [data[:2]], 2
     while data[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        found, at = [*found, data[at:end]], end
-    return [*found, data[at:]]
+        parts, at = [*parts, data[at:end]], end
+    return [*parts, data[at:]]
 
 
 KINDS: dict[str, dict[str, Any]] = {

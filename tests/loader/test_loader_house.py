@@ -1,4 +1,4 @@
-"""The loader's room: its sub-rooms stand in one order, and its README names files that are there."""
+"""The loader's room: its sub-rooms stand in one order, and its README names what is there."""
 
 from __future__ import annotations
 

@@ -91,9 +91,9 @@ def test_the_cache_is_bounded_and_the_oldest_go_first(
     most = 0
     with make(server.url, tmp_path / "cache", augment=False, cache_gb=limit / 1e9) as loader:
         expected = epoch(make(jpeg_dataset, tmp_path, augment=False))
-        found = []
+        batches = []
         for batch in loader:
-            found.append(Batch(*(tensor.clone() for tensor in batch)))
+            batches.append(Batch(*(tensor.clone() for tensor in batch)))
             # else one that goes and the next would both be counted
             with file_lock(tmp_path / "cache" / "evict.lock"):
                 held = [
@@ -102,7 +102,7 @@ def test_the_cache_is_bounded_and_the_oldest_go_first(
                     if file.path.suffix == ".tar"
                 ]
             most = max(most, sum(held))
-        assert_same(found, expected)
+        assert_same(batches, expected)
         left = [path.name for path in cached(tmp_path / "cache")]
         assert_same(epoch(loader), expected)
     assert most <= limit
@@ -128,7 +128,7 @@ def test_what_else_lies_in_the_cache_folder_is_not_touched(
     assert all(other.stat().st_size == 300_000 for other in others)
 
 
-def test_what_was_spoilt_in_the_cache_is_fetched_again(
+def test_what_was_damaged_in_the_cache_is_fetched_again(
     server: FaultyServer, jpeg_dataset: Path, tmp_path: Path
 ) -> None:
     with make(server.url, tmp_path) as loader:

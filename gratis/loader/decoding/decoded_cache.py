@@ -35,16 +35,13 @@ def choose_place(
     for is not possible."""
     if config.decoded == "none":
         return "none"
-    if config.decoded == "device" and (device.type != "cuda" or config.area):
-        reason = (
-            "parts are resized by the decoder's library"
-            if config.area
-            else f"the loader's device is {device}"
-        )
-        raise GratisError(f"decoded='device': {reason}; take 'host' or 'auto'")
-    places: tuple[DecodedPlace, ...] = (
-        ("host",) if device.type != "cuda" or config.area else ("device", "host")
-    )
+    places: tuple[DecodedPlace, ...] = ("device", "host")
+    if device.type != "cuda" or config.area:
+        places = ("host",)
+        if config.decoded == "device":
+            resized = "parts are resized by the decoder's library"
+            reason = resized if config.area else f"the loader's device is {device}"
+            raise GratisError(f"decoded='device': {reason}; take 'host' or 'auto'")
     if config.decoded != "auto":
         places = tuple(place for place in places if place == config.decoded)
     elif device.type != "cuda" and manifest.codec == "raw":
@@ -55,12 +52,11 @@ def choose_place(
         if nbytes <= free[place]:
             return place
     if config.decoded != "auto":
-        way_out = (
-            "raise decoded_gb" if config.decoded_gb else "set decoded_gb if it fits all the same"
-        )
+        chosen = config.decoded_gb
+        advice = "raise decoded_gb" if chosen else "set decoded_gb if it fits all the same"
         most = f"{nbytes / 1e9:.3g} GB of pixels are more than the {free[places[0]] / 1e9:.3g} GB"
         raise GratisError(
-            f"decoded={config.decoded!r}: {most} meant for them; {way_out}, or take decoded='auto'"
+            f"decoded={config.decoded!r}: {most} meant for them; {advice}, or take decoded='auto'"
         )
     return "none"
 

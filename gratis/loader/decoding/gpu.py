@@ -97,28 +97,21 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
                 source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims
             )
             images = _whole(data, plan)
-            crop = [plan.config.crop] * 2
-            done = fn.stack(
-                *(
-                    _apply_view(_cut(images, corner, crop), corner, flip, None, plan)
-                    for corner, flip in _views(plan)
-                )
-            )
+            crop, views = [plan.config.crop] * 2, ten_views(plan.positions)
+            normalised = []
+            for y, x, flip in zip(views.y, views.x, views.flip, strict=True):
+                corner = [int(y), int(x)]
+                part = _cut(images, corner, crop)
+                normalised.append(_apply_view(part, corner, int(flip), None, plan))
+            done = fn.stack(*normalised)
         else:
-            kinds = [
-                (types.UINT8, bytes_dims),
-                (types.INT32, 0),
-                (types.FLOAT, 3),
-                (types.INT32, 1),
-                (types.INT32, 1),
-            ]
-            kinds = kinds if plan.config.area else kinds[:4]
+            inputs = 5 if plan.config.area else 4
             data, flip, shift, anchor, *extent = fn.external_source(
                 source=feed,
-                num_outputs=len(kinds),
+                num_outputs=inputs,
                 batch=True,
-                dtype=[k for k, _ in kinds],
-                ndim=[n for _, n in kinds],
+                dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32, types.INT32][:inputs],
+                ndim=[bytes_dims, 0, 3, 1, 1][:inputs],
             )
             shift = shift.gpu() if plan.device.type == "cuda" else shift
             (shape,) = extent or [[plan.config.crop] * 2]
@@ -165,15 +158,6 @@ def _cut(images: Any, anchor: Any, extent: Any) -> Any:
     from nvidia.dali import fn
 
     return fn.slice(images, start=anchor, shape=extent, axes=[0, 1])
-
-
-def _views(plan: EpochPlan) -> list[tuple[list[int], int]]:
-    """Corner (y, x) and mirror of each of the ten views."""
-    views = ten_views(plan.positions)
-    return [
-        ([int(y), int(x)], int(flip))
-        for y, x, flip in zip(views.y, views.x, views.flip, strict=True)
-    ]
 
 
 def _apply_view(images: Any, anchor: Any, flip: Any, shift: Any, plan: EpochPlan) -> Any:

@@ -11,13 +11,10 @@ import queue
 import threading
 import weakref
 
-from gratis.loader.decoding.decoded_cache import DecodedCache
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_pipeline import BatchPipeline, ReadyBatch
-from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.remote import FetchCancelled, LoaderThread
-from gratis.loader.reading.shard_reader import ShardReader
 
 POLL_S = 1.0  # between looks whether the thread that is waited for lives
 
@@ -29,23 +26,11 @@ class Prefetcher:
     Slots: `prefetch` batches are ready and one is with the consumer; the next is written once that
     one's place is free. Meanwhile it waits decoded, as bytes, a fourth of the size."""
 
-    def __init__(
-        self,
-        plan: EpochPlan,
-        shards: ShardReader,
-        timer: StageTimer,
-        quarantine: Quarantine,
-        *,
-        threads: int,
-        decoded: DecodedCache | None,
-    ) -> None:
-        self._timer, self.closed = timer, False
-        self._pipeline = BatchPipeline(
-            plan, shards, timer, quarantine, threads=threads, decoded=decoded
-        )
+    def __init__(self, pipeline: BatchPipeline, timer: StageTimer, prefetch: int) -> None:
+        self._pipeline, self._timer, self.closed = pipeline, timer, False
         self._ready: queue.SimpleQueue[ReadyBatch | BaseException | None] = queue.SimpleQueue()
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        for slot in range(plan.config.prefetch + 1):
+        for slot in range(prefetch + 1):
             self._free.put(slot)
         self._ticket = self._left = 0  # batches of this epoch that were not taken
         self._held: int | None = None  # the slot of the batch that the consumer has

@@ -275,7 +275,7 @@ def test_dali_accepts_the_graph_as_it_is_on_a_gpu(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_finishes_decoded_images_stays_on_their_device(jpeg_dataset: Path, name: str) -> None:
+def test_torch_views_stay_on_the_images_device(jpeg_dataset: Path, name: str) -> None:
     """On torch's device without values, where an operation with another device's tensor is an error
     as on a GPU, but for one in place."""
     config, device = replace(CONFIGS[name], batch_size=25, crop=CROP), torch.device("meta")
@@ -335,7 +335,7 @@ def plan_of(root: Path, config: LoaderConfig) -> EpochPlan:
     )
 
 
-def finish_one(
+def normalise_one(
     image: NDArray[np.uint8],
     stats: Stats,
     config: LoaderConfig,
@@ -352,13 +352,13 @@ def finish_one(
         image.reshape(-1), 3 * SIZE, start, np.array([0]), np.array([x]), np.array([False]), normals
     )
     Normaliser(stats, replace(config, crop=CROP), epoch)(crops, out)
-    found: NDArray[np.float32] = out[0].numpy()
-    return found
+    normalised: NDArray[np.float32] = out[0].numpy()
+    return normalised
 
 
 def test_trap_7_the_first_component_shifts_colours_by_its_standard_deviation() -> None:
     grey = np.zeros((SIZE, SIZE, 3), np.uint8)
-    released = finish_one(grey, ALEXNET, LoaderConfig(), z=[1, 0, 0])
+    released = normalise_one(grey, ALEXNET, LoaderConfig(), z=[1, 0, 0])
     for c, value in enumerate((-6.23857, -6.37888, -6.55401)):
         np.testing.assert_allclose(released[c], value, atol=1e-4)
     before = colour_shift(ALEXNET, LoaderConfig(), 0, np.array([[1.0, 0, 0]]))
@@ -369,7 +369,7 @@ def test_trap_7_the_first_component_shifts_colours_by_its_standard_deviation() -
         np.array([[-0.5675], [-0.5808], [-0.5836]]) * np.array([[1, 0, 0]]),
         1,
     )
-    printed = finish_one(grey, published, LoaderConfig(noise="printed"), z=[1, 0, 0])
+    printed = normalise_one(grey, published, LoaderConfig(noise="printed"), z=[1, 0, 0])
     np.testing.assert_allclose(printed[:, 0, 0], [-3.147, -3.221, -3.237], atol=1e-3)
 
 
@@ -390,7 +390,9 @@ def test_trap_8_training_divides_and_evaluation_does_not() -> None:
         (LoaderConfig(noise="off"), 0, 33.0),
         (LoaderConfig(noise="printed"), 0, 33.0),
     ):
-        np.testing.assert_allclose(finish_one(image, stats, config, epoch=epoch), wanted, atol=1e-4)
+        np.testing.assert_allclose(
+            normalise_one(image, stats, config, epoch=epoch), wanted, atol=1e-4
+        )
         assert (scale(config, epoch) == 1) == (wanted == 33)
 
 
@@ -399,9 +401,9 @@ def test_trap_9_the_mean_is_the_central_region_whatever_the_offset(x: int, centr
     ramp = np.broadcast_to(np.arange(SIZE)[None, :, None], (SIZE, SIZE, 3)).astype(np.uint8)
     stats = Stats(ramp.astype(np.float32), ALEXNET.eigenvalues, VECTORS, 1)
     quiet = LoaderConfig(noise="off")
-    np.testing.assert_allclose(finish_one(ramp, stats, quiet, x=x), central, atol=1e-4)
+    np.testing.assert_allclose(normalise_one(ramp, stats, quiet, x=x), central, atol=1e-4)
     np.testing.assert_allclose(
-        finish_one(ramp, stats, replace(quiet, mean="offset"), x=x), 0, atol=1e-4
+        normalise_one(ramp, stats, replace(quiet, mean="offset"), x=x), 0, atol=1e-4
     )
 
 
@@ -433,8 +435,8 @@ def test_trap_20_exif_orientation_is_left_alone(tmp_path: Path) -> None:
     once = iter([([bytes_], np.zeros((1, 2), np.int32))])
     pipeline = crop_pipeline(lambda: next(once), epoch, 1, SIZE, rows=1)
     pipeline.schedule_run()
-    found = np.asarray(pipeline.share_outputs()[0].as_tensor())[0]
-    np.testing.assert_array_equal(found, np.asarray(Image.open(buffer)))
+    pixels = np.asarray(pipeline.share_outputs()[0].as_tensor())[0]
+    np.testing.assert_array_equal(pixels, np.asarray(Image.open(buffer)))
     assert stats.mean.shape == (SIZE, SIZE, 3)
 
 
