@@ -47,7 +47,7 @@ Record = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class LoaderBench:
     """Measures the loader and its peers in alternating rounds."""
 
     shards: Annotated[Path, tyro.conf.Positional]
@@ -73,7 +73,7 @@ class Bench:
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Bench, arguments, "gratis bench loader")
+    options = parse(LoaderBench, arguments, "gratis bench loader")
     manifest = read_manifest(options.shards)
     require_split(options.shards, manifest, "train")
     if manifest.codec != "jpeg":
@@ -81,36 +81,38 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         forms: set[Files] = {"usual", *(PEERS[name].files for name in options.only or PEERS)}
         lay_out(options.shards, Path(scratch), forms)
-        records = _rounds(_ready(options, Path(scratch)), options, Path(scratch))
+        names = _usable_peers(options, Path(scratch))
+        records = _rounds(names, options, Path(scratch))
     _report(records, options)
     return 0
 
 
-def _ready(options: Bench, scratch: Path) -> list[str]:
+def _usable_peers(options: LoaderBench, scratch: Path) -> list[str]:
     """Those that can be measured here, ours first, their data written."""
-    ready = ["ours"]
+    names = ["ours"]
     for name in [name for name in options.only or PEERS if name != "ours"]:
-        done = _run(
-            [sys.executable, "-m", "benchmarks.loader.measure", name, str(scratch), "write"]
-        )
+        done = _run(_measure(name, scratch, "write"))
         if done.returncode == 0:
-            ready.append(name)
+            names.append(name)
         elif options.only:
             raise GratisError(f"{name} cannot be used here: {_last_line(done)}")
         else:
             print(f"{name} is left out: {_last_line(done)}", file=sys.stderr, flush=True)
-    return ready
+    return names
 
 
-def _rounds(names: list[str], options: Bench, scratch: Path) -> dict[str, list[Record]]:
+def _rounds(names: list[str], options: LoaderBench, scratch: Path) -> dict[str, list[Record]]:
     """Every other round goes the other way, so that a slow minute meets all alike."""
     limit = _compile_limit(scratch)
     every = [*names, *STAGES, *(LIMITS if limit else ())]
     records: dict[str, list[Record]] = {name: [] for name in every}
     for number in range(options.rounds):
         for name in every if number % 2 == 0 else every[::-1]:
-            command = _limit_command(limit, name, options, scratch) if name in LIMITS else None
-            done = _run(command or _own_command(name, options, scratch))
+            if name in LIMITS:
+                command = _limit_command(limit, name, options, scratch)
+            else:
+                command = _measure(name, scratch, _threads(options), options.batches)
+            done = _run(command)
             if done.returncode:
                 raise GratisError(f"{name} failed: {_last_line(done)}")
             records[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
@@ -131,10 +133,10 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    return (done.stderr.strip() or "without a word").splitlines()[-1]
+    return (done.stderr.strip() or "no message").splitlines()[-1]
 
 
-def _report(records: dict[str, list[Record]], options: Bench) -> None:
+def _report(records: dict[str, list[Record]], options: LoaderBench) -> None:
     what = (
         f"{options.rounds} alternating rounds of {options.batches * BATCH:,} images, "
         f"{_threads(options)} threads"
@@ -177,7 +179,7 @@ def _stages(records: dict[str, list[Record]]) -> Table:
     table = Table(
         "stage", "CPU s per 1,000", title="where our time goes, beside bare libjpeg-turbo"
     )
-    costs = {name: [record["cost"] for record in found] for name, found in records.items()}
+    costs = {name: [record["cost"] for record in each] for name, each in records.items()}
     rows = {
         "read": costs["read"],
         "decode: DALI": [a - b for a, b in zip(costs["decode"], costs["read"], strict=True)],
@@ -196,28 +198,17 @@ def _stages(records: dict[str, list[Record]]) -> Table:
     return table
 
 
-def _own_command(name: str, options: Bench, scratch: Path) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "benchmarks.loader.measure",
-        name,
-        str(scratch),
-        str(_threads(options)),
-        str(options.batches),
-    ]
+def _measure(name: str, scratch: Path, *arguments: object) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks.loader.measure", name, scratch, *arguments]
+    return [str(part) for part in command]
 
 
-def _limit_command(binary: Path | None, mode: str, options: Bench, scratch: Path) -> list[str]:
+def _limit_command(
+    binary: Path | None, mode: str, options: LoaderBench, scratch: Path
+) -> list[str]:
     root = scratch / "usual"
-    return [
-        str(binary),
-        mode,
-        str(crop_of(root)),
-        str(_threads(options)),
-        str(LIMIT_S),
-        *map(str, tars_of(root)),
-    ]
+    numbers = (crop_of(root), _threads(options), LIMIT_S)
+    return [str(part) for part in (binary, mode, *numbers, *tars_of(root))]
 
 
 def _compile_limit(scratch: Path) -> Path | None:
@@ -226,20 +217,12 @@ def _compile_limit(scratch: Path) -> Path | None:
     source, binary = Path(__file__).with_name("libjpeg_turbo.c"), scratch / "limit"
     if not compiler:
         return None
-    command = [
-        compiler,
-        "-O3",
-        "-march=native",
-        "-o",
-        str(binary),
-        str(source),
-        "-ljpeg",
-        "-lpthread",
-    ]
+    flags, libraries = "-O3 -march=native -o".split(), ["-ljpeg", "-lpthread"]
+    command = [compiler, *flags, str(binary), str(source), *libraries]
     return binary if subprocess.run(command, capture_output=True).returncode == 0 else None
 
 
-def _threads(options: Bench) -> int:
+def _threads(options: LoaderBench) -> int:
     return options.threads or len(os.sched_getaffinity(0))
 
 

@@ -1,8 +1,9 @@
 """One measurement in a process of its own, for `benchmarks.loader.bench`: endless batches of one
 peer, as a line of JSON.
 
-python -m benchmarks.loader.measure ours SCRATCH 2 26      # threads, batches python -m
-benchmarks.loader.measure ffcv SCRATCH write     # first, where a peer has a format of its own"""
+python -m benchmarks.loader.measure ours SCRATCH 2 26     # threads, batches
+python -m benchmarks.loader.measure ffcv SCRATCH write    # first, where a peer has its own format
+"""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ PART = 1
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = (
     "tests/loader/test_loader_gpu.py",
-    "tests/loader/test_loader_finish.py",
+    "tests/loader/test_loader_views.py",
     "tests/loader/test_loader_decoded.py",
     "tests/benchmarks/test_report.py",
     "tests/benchmarks/test_bench_train.py",
@@ -41,7 +41,7 @@ FILES = (
 )
 TWINS = (
     ("tests/loader/test_loader_gpu.py", ""),
-    ("tests/loader/test_loader_finish.py", "not resized"),
+    ("tests/loader/test_loader_views.py", "not resized"),
     ("tests/loader/test_loader_decoded.py", ""),
     ("tests/benchmarks/test_report.py", "not measures and not mistakes"),
 )

@@ -57,7 +57,7 @@ def free(setting: Setting, route: str, batch: int) -> Result:
         torch.random.fork_rng(devices=[]),
         Loader(shards, "train", config, device=setting.device) as loader,
     ):
-        if loader.keeps != "none":
+        if loader.decoded_place != "none":
             fill(loader)
         step = training_step(recipe, setting.device, "on" if setting.cuda else "off")
         still, source = resident_batch(recipe, setting.device), Watched(loader, setting.device)
@@ -73,7 +73,7 @@ def free(setting: Setting, route: str, batch: int) -> Result:
             source.began()
             runs.append(one_round(contenders, steps, setting.device))
             waits.append(source.waited() / runs[-1]["loader"])
-        keeps = loader.keeps
+        keeps = loader.decoded_place
     ratios = [one["resident"] / one["loader"] for one in runs]
     ratio, wait = statistics.median(ratios), statistics.median(waits)
     status = live(setting, route, batch, compute, decoded=config.decoded)

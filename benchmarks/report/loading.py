@@ -98,7 +98,7 @@ def thread_counts() -> list[int]:
 
 def loaded(setting: Setting, shards: Path, config: LoaderConfig) -> Result:
     with Loader(shards, "train", config, device=setting.device) as loader:
-        if loader.keeps != "none":
+        if loader.decoded_place != "none":
             fill(loader)
         return timed(endless(loader), config.batch_size, setting)
 

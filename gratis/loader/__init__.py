@@ -9,7 +9,7 @@ with Loader("shards", "train", LoaderConfig(batch_size=256)) as loader:
 from gratis.loader.batch import Batch
 from gratis.loader.config import LoaderConfig
 from gratis.loader.decoding.gpu import GPU_DECODER
-from gratis.loader.epoch_coverage import Coverage, coverage
+from gratis.loader.epoch.coverage import Coverage, coverage
 from gratis.loader.loader import Loader
 from gratis.loader.reading.remote import dataset_folder, read_pieces
 

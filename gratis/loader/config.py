@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -20,33 +20,23 @@ Positions = Literal["all", "printed"]
 Remainder = Literal["pad", "drop"]
 Order = Literal["full", "window"]
 BadSamples = Literal["raise", "quarantine"]
-Place = Literal["device", "host", "none"]
-Keep = Literal["auto"] | Place
+DecodedPlace = Literal["device", "host", "none"]
+DecodedOption = Literal["auto", "device", "host", "none"]
 
 CHOICES: dict[str, tuple[object, ...]] = {
-    "crop_positions": ("all", "printed"),
-    "mean": ("central", "offset"),
-    "noise": ("sqrt", "printed", "off"),
-    "remainder": ("pad", "drop"),
-    "order": ("full", "window"),
-    "bad_samples": ("raise", "quarantine"),
-    "decoded": ("auto", "device", "host", "none"),
+    "crop_positions": get_args(Positions),
+    "mean": get_args(MeanForm),
+    "noise": get_args(NoiseForm),
+    "remainder": get_args(Remainder),
+    "order": get_args(Order),
+    "bad_samples": get_args(BadSamples),
+    "decoded": get_args(DecodedOption),
     "views": (1, 10),
     "dtype": (torch.float32, torch.float16, torch.bfloat16),
 }
 
 MOST = {"batch_size": 1 << 20, "threads": 1024, "crop_chunk": 1 << 40}
-WHOLE = (
-    "batch_size",
-    "seed",
-    "crop",
-    "crop_chunk",
-    "window",
-    "prefetch",
-    "views",
-    "threads",
-    "noise_until",
-)
+WHOLE = "batch_size seed crop crop_chunk window prefetch views threads noise_until".split()
 KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
     "a number": (("cache_gb", "decoded_gb"), (Real,)),
     "True or False": (("augment", "channels_last"), (bool,)),
@@ -66,85 +56,74 @@ def whole(name: str, value: Any) -> int:
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
     """A plain value: picklable, comparable, the same on every rank. GratisError, when it is made,
-    for a value of another type or out of its range, or one that contradicts another.
-
-    batch_size      of all ranks together, so that the loss curve does not depend on their number
-    seed            of order and augmentation, 0 <= seed < 2**64 crop            side of the square
-    that is cut out of the stored image area, ratio     for other networks than AlexNet: the crop is
-    a random part of the image, of this range of its area
-                    and of aspect ratios (width / height), resized to crop x crop (torchvision's
-                    RandomResizedCrop; usually area=(0.08, 1)); area None: the plain crop
-    crop_positions  "all": of 224 in 256 pixels 33 offsets along each axis, the ten views' corners
-    among them (released
-                    code); "printed": 32, the paper's 32 x 32 x 2 = 2048
-    crop_chunk      so many consecutive samples of the epoch's order share one offset and one
-    mirror; 1: each its own;
-                    32: released code
-    augment         True: shuffled, random crop and mirror, colour noise. False: evaluation, in the
-    order of ids, the
-                    central crop (or ten views), neither noise nor division
-    mean            "central": the central region of the mean image is subtracted from every crop,
-    whatever its offset
-                    (released code); "offset": each pixel loses the mean of its own place (Caffe)
-    noise           "sqrt": 0.1 * E diag(square root of eigenvalue) z on all pixels, then the whole
-    image divided by 1.1
-                    (released code); "printed": 0.1 * E diag(eigenvalue) z on [0,1]-scaled pixels,
-                    and no division (the paper's formula); or "off"
-    noise_until     first epoch without noise and without the division; None: never views
-    10: four corners and centre, then their mirrors; decoded once; for augment=False alone remainder
-    what becomes of the N mod batch_size last samples of an epoch: "pad": they come in a last batch
-                    filled up with rows of id -1 and label -100; "drop": they are left out
-    order           "full": one shuffle of all samples. "window": shards are shuffled, then samples
-    within each run of
-                    `window` shards: nearly sequential reads, for disks on which random ones are
-                    slow
-    dtype           of the images: torch.float32, float16 or bfloat16 channels_last   memory layout
-    of the images; their shape stays [b, 3, crop, crop] threads         of the decoder; None: this
-    process's share of the cores, were all ranks on this machine prefetch        ready batches kept
-    in advance, beside the two inside the decoder; each costs memory (154 MB for
-                    256 images of 224 px)
-    cache           folder for the shards of datasets on a server; None: `gratis` in the user's
-    cache folder cache_gb        most that it holds, in units of 10**9 bytes; the shards used
-    longest ago go first bad_samples     what becomes of a sample that cannot be decoded: "raise"
-    ends the epoch with an error that names it;
-                    "quarantine" (training alone) lets another sample stand in for it and warns
-                    (`take_warnings`)
-    decoded         where whole decoded images are kept, so that an epoch decodes only what none
-    before it did: on the
-                    GPU ("device"), in this machine's memory ("host"), or nowhere ("none"). "auto":
-                    the first of these that they fit into. Batches are the same. (`cache` holds
-                    shards, on a disk.)
-    decoded_gb      most that they may take of a device's or the machine's memory, in units of 10**9
-    bytes, shared by
-                    the ranks on it; None: half of what is free on the device when the loader is
-                    made, or a quarter on the machine. A second loader has a bound of its own: its
-                    configuration says how much
-    """
+    for a value of another type or out of its range, or one that contradicts another."""
 
     batch_size: int = 128
+    """Of all ranks together, so that the loss curve does not depend on their number."""
     seed: int = 0
+    """Of order and augmentation, 0 <= seed < 2**64."""
     crop: int = 224
+    """Side of the square that is cut out of the stored image."""
     area: tuple[float, float] | None = None
+    """For other networks than AlexNet: the crop is a random part of the image, of this range of its
+    area and of aspect ratios `ratio`, resized to crop x crop (torchvision's RandomResizedCrop;
+    usually (0.08, 1)). None: the plain crop."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of width / height of the parts that `area` asks for."""
     crop_positions: Positions = "all"
+    """all: of 224 in 256 pixels 33 offsets along each axis, the ten views' corners among them
+    (released code). printed: 32, the paper's 32 x 32 x 2 = 2048."""
     crop_chunk: int = 1
+    """So many consecutive samples of the epoch's order share one offset and one mirror. 1: each has
+    its own; 32: released code."""
     augment: bool = True
+    """True: shuffled, random crop and mirror, colour noise. False: evaluation, in the order of ids,
+    the central crop (or ten views), neither noise nor division."""
     mean: MeanForm = "central"
+    """central: the central region of the mean image is subtracted from every crop, whatever its
+    offset (released code). offset: each pixel loses the mean of its own place (Caffe)."""
     noise: NoiseForm = "sqrt"
+    """sqrt: 0.1 * E diag(square root of eigenvalue) z on all pixels, then the whole image divided
+    by 1.1 (released code). printed: 0.1 * E diag(eigenvalue) z on [0,1]-scaled pixels, and no
+    division (the paper's formula). off: none."""
     noise_until: int | None = None
+    """First epoch without noise and without the division. None: never."""
     views: int = 1
+    """10: four corners and centre, then their mirrors; decoded once; for augment=False alone."""
     remainder: Remainder = "pad"
+    """What becomes of the N mod batch_size last samples of an epoch. pad: they come in a last batch
+    filled up with rows of id -1 and label -100. drop: they are left out."""
     order: Order = "full"
+    """full: one shuffle of all samples. window: shards are shuffled, then samples within each run
+    of `window` shards: nearly sequential reads, for disks on which random ones are slow."""
     window: int = 8
+    """Shards that are shuffled together where order is window."""
     dtype: torch.dtype = torch.float32
+    """Of the images: torch.float32, float16 or bfloat16."""
     channels_last: bool = False
+    """Memory layout of the images; their shape stays [b, 3, crop, crop]."""
     threads: int | None = None
+    """Of the decoder. None: this process's share of the cores that it may use."""
     prefetch: int = 1
+    """Ready batches kept in advance, beside the two inside the decoder; each costs memory (154 MB
+    for 256 images of 224 px)."""
     cache: str | None = None
+    """Folder for the shards of datasets on a server. None: `gratis` in the user's cache folder."""
     cache_gb: float = 200.0
+    """Most that the cache holds, in units of 10**9 bytes; the shards used longest ago go first."""
     bad_samples: BadSamples = "raise"
-    decoded: Keep = "none"
+    """What becomes of a sample that cannot be decoded. raise: it ends the epoch with an error that
+    names it. quarantine (training alone): another sample stands in for it, with a warning
+    (`Loader.take_warnings`)."""
+    decoded: DecodedOption = "none"
+    """Where whole decoded images are kept, so that an epoch decodes only what none before it did:
+    on the GPU (device), in this machine's memory (host), or nowhere (none). auto: the first of
+    these that they fit into. Batches are the same. (`cache` holds shards, on a disk.)"""
     decoded_gb: float | None = None
+    """Most that the decoded images may take of a device's or the machine's memory, in units of
+    10**9 bytes, shared by the ranks on it. None: half of what is free on the device when the loader
+    is made, or a quarter on the machine. A second loader has a bound of its own: its configuration
+    says how much."""
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -181,13 +160,13 @@ class LoaderConfig:
         for name in WHOLE:
             if (value := getattr(self, name)) is not None or name not in MAY_BE_NONE:
                 object.__setattr__(self, name, whole(name, value))
-        for said, (names, kinds) in KINDS.items():
+        for kind, (names, types) in KINDS.items():
             for name in names:
                 value = getattr(self, name)
                 if value is None and name in MAY_BE_NONE:
                     continue
-                if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                    raise GratisError(f"{name} is {value!r}; it must be {said}")
+                if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                    raise GratisError(f"{name} is {value!r}; it must be {kind}")
         for name in ("area", "ratio"):
             pair = getattr(self, name)
             if pair is None and name == "area":

@@ -1,5 +1,5 @@
-"""Contract 2: the loader. Every sample exactly once an epoch, the same on any number of ranks,
-resumable anywhere.
+"""The loader: every sample exactly once an epoch, the same on any number of ranks, resumable
+anywhere.
 
 with Loader("shards", "train", LoaderConfig(batch_size=256), rank=0, world_size=1) as loader:
     for epoch in range(90):
@@ -21,17 +21,21 @@ from numpy.typing import ArrayLike, NDArray
 from gratis.dataset import ImageClass, Manifest, Stats
 from gratis.errors import GratisError
 from gratis.events import LoaderCounters
-from gratis.loader import plan
 from gratis.loader.batch import Batch
-from gratis.loader.config import LoaderConfig, Place, whole
-from gratis.loader.decoding.decoded_cache import Decoded, choose
+from gratis.loader.config import DecodedPlace, LoaderConfig, whole
+from gratis.loader.decoding.decoded_cache import DecodedCache, choose_place
 from gratis.loader.decoding.gpu import device_of
-from gratis.loader.epoch_coverage import Coverage, coverage
-from gratis.loader.pipeline.prefetch import Producer
-from gratis.loader.pipeline.work import Job, Meter
+from gratis.loader.epoch.coverage import Coverage, coverage
+from gratis.loader.epoch.epoch_plan import EpochPlan
+from gratis.loader.epoch.stage_timer import StageTimer
+from gratis.loader.pipeline.batch_pipeline import BatchPipeline
+from gratis.loader.pipeline.prefetch import Prefetcher
+from gratis.loader.plan import num_steps
 from gratis.loader.reading.metadata import open_dataset
 from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.remote import Remote, cache_folder, fetch_dataset, is_remote
+from gratis.loader.reading.shard_cache import ShardCache
+from gratis.loader.reading.shard_reader import ShardReader
 
 CPU = torch.device("cpu")
 EPOCHS = 1 << 32  # a word of the generator's counter
@@ -49,15 +53,15 @@ class Loader:
     configuration, which can be pickled.
 
     root                a folder, or an address (https://, s3://, gs://: what fsspec reads), whose
-    shards then come
-                        through a cache on this machine (`LoaderConfig.cache`)
-    split               one that the manifest names: "train", mostly "val" too rank, world_size
-    this rank gets rows [rank * b, (rank + 1) * b) of each global batch, b = batch_size / world_size
+                        shards then come through a cache on this machine (`LoaderConfig.cache`)
+    split               one that the manifest names: "train", mostly "val" too
+    rank, world_size    this rank gets rows [rank * b, (rank + 1) * b) of each global batch,
+                        b = batch_size / world_size
     device              where images and labels come to lie: the CPU, or a CUDA device
     local_world_size    how many of the ranks run on this machine and so share its cores; None: all
-    of them
 
-    keeps: where decoded images are kept: what `LoaderConfig.decoded` came to.
+    decoded_place: where decoded images are kept, "device", "host" or "none": what
+    `LoaderConfig.decoded` came to.
 
     GratisError: a root or config of another type, no dataset, no such split, a damaged file, a crop
     larger than the images, a batch that the ranks cannot share; during iteration, a shard that is
@@ -82,43 +86,22 @@ class Loader:
             raise GratisError(
                 f"config is {config!r}; it must be a LoaderConfig, as LoaderConfig(batch_size=256)"
             )
-        rank, world_size = whole("rank", rank), whole("world_size", world_size)
-        if world_size < 1:
-            raise GratisError(f"world_size is {world_size}; it must be at least 1")
-        if not 0 <= rank < world_size:
-            raise GratisError(
-                f"rank is {rank}; with world_size {world_size} it must be from 0 to "
-                f"{world_size - 1}"
-            )
-        if config.batch_size % world_size:
-            raise GratisError(
-                f"batch_size {config.batch_size} cannot be shared by {world_size} ranks; choose a "
-                f"multiple"
-            )
-        local = (
-            world_size if local_world_size is None else whole("local_world_size", local_world_size)
+        self.rank, self.world_size, self._local = _ranks(
+            rank, world_size, local_world_size, config.batch_size
         )
-        if not 1 <= local <= world_size:
-            raise GratisError(
-                f"local_world_size is {local}; with world_size {world_size} it must be 1 to "
-                f"{world_size}"
-            )
-        self.split, self.config, self._local = split, config, local
+        self.split, self.config = split, config
         self._remote = Remote(str(root)) if is_remote(root) else None
-        self.root = (
-            fetch_dataset(self._remote, cache_folder(config.cache), split)
-            if self._remote
-            else Path(root)
-        )
-        self.rank, self.world_size, self.device = rank, world_size, device_of(device)
+        folder = Path(root)
+        if self._remote:
+            folder = fetch_dataset(self._remote, cache_folder(config.cache), split)
+        self.device = device_of(device)
         self.manifest: Manifest
         self.stats: Stats
-        fetched = self._remote is not None
         self.manifest, self.stats, self._index = open_dataset(
-            self.root, split, root, fetched=fetched
+            folder, split, root, fetched=self._remote is not None
         )
         # shards are opened later, from wherever the process stands then
-        self.root = self.root.absolute()
+        self.root = folder.absolute()
         if config.crop > self.manifest.image_size:
             raise GratisError(
                 f"crop is {config.crop}; the images of {root} have {self.manifest.image_size} px "
@@ -131,20 +114,21 @@ class Loader:
                 f"{config.batch_size}"
             )
         self._hash = self.manifest.hash
-        self._meter = Meter()
+        self._timer = StageTimer()
         self._begin = (0, 0)  # epoch and step at which the next iter() begins
         self._at = (0, 0)  # epoch begun last, and batches of it that were taken
-        self._quarantine = Quarantine(
-            config.seed, len(self._index.label), allowed=config.bad_samples == "quarantine"
+        quarantine = config.bad_samples == "quarantine"
+        self._quarantine = Quarantine(config.seed, samples, allowed=quarantine)
+        self._decoded: DecodedCache | None = None  # outlives an epoch that is broken off
+        self.decoded_place: DecodedPlace = choose_place(
+            config, self.manifest, samples, self.device, local_world=self._local
         )
-        self._decoded: Decoded | None = None  # outlives an epoch that is broken off
-        self.keeps: Place = choose(config, self.manifest, samples, self.device, local_world=local)
-        self._producer: Producer | None = None
+        self._prefetcher: Prefetcher | None = None
         self._running: Callable[[], EpochIterator | None] = lambda: None
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
-        return plan.num_steps(self.num_samples, self.config.batch_size, self.config.remainder)
+        return num_steps(self.num_samples, self.config.batch_size, self.config.remainder)
 
     @property
     def num_samples(self) -> int:
@@ -164,18 +148,13 @@ class Loader:
     def __iter__(self) -> EpochIterator:
         epoch, step = self._begin
         self._begin, self._at = (epoch + 1, 0), (epoch, step)
-        job = self.job(epoch, step)
-        if self._producer and (running := self._running()):
+        plan = self.epoch_plan(epoch, step)
+        if self._prefetcher and (running := self._running()):
             running.leave()
-        if self._producer is None or self._producer.closed:
-            if self._decoded is None and self.keeps != "none":
-                on = self.device if self.keeps == "device" else None
-                self._decoded = Decoded(self.num_samples, self.manifest.image_size, on)
-            self._producer = Producer(
-                job, self._meter, self.threads, self._quarantine, self._decoded
-            )
+        if self._prefetcher is None or self._prefetcher.closed:
+            self._prefetcher = self._make_prefetcher(plan)
         self._quarantine.begin()
-        iterator = EpochIterator(self, self._producer, self._producer.begin(job))
+        iterator = EpochIterator(self, self._prefetcher, self._prefetcher.begin(plan))
         self._running = weakref.ref(iterator)
         return iterator
 
@@ -184,11 +163,9 @@ class Loader:
         """Of the decoder: as configured, or this process's share of the cores that it may use."""
         return self.config.threads or max(1, len(os.sched_getaffinity(0)) // self._local)
 
-    def job(self, epoch: int, step: int = 0) -> Job:
-        """This rank's work in an epoch, from a step on: a plain value."""
-        return Job(
-            root=self.root,
-            remote=self._remote,
+    def epoch_plan(self, epoch: int, step: int = 0) -> EpochPlan:
+        """What this rank loads in an epoch, from a step on: a plain value."""
+        return EpochPlan(
             split=self.split,
             manifest=self.manifest,
             index=self._index,
@@ -200,6 +177,14 @@ class Loader:
             epoch=epoch,
             first_step=step,
         )
+
+    def shard_reader(self) -> ShardReader:
+        """Opens the split's shards, on this machine or on a server; for who closes it."""
+        split, cache = self.manifest.splits[self.split], None
+        if self._remote:
+            limit = int(self.config.cache_gb * 1e9)
+            cache = ShardCache(self._remote, self.root, split.shards, limit)
+        return ShardReader(self.root, split, self._index, cache)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands by the batches that were taken, as integers and strings; equal on
@@ -232,21 +217,21 @@ class Loader:
 
     def dropped(self, epoch: int) -> NDArray[np.int64]:
         """Ids that `remainder="drop"` leaves out of an epoch."""
-        return self.job(epoch).order()[len(self) * self.config.batch_size :]
+        return self.epoch_plan(epoch).order()[len(self) * self.config.batch_size :]
 
     def coverage(self, ids: ArrayLike, epoch: int | None = None) -> Coverage:
-        """The receipt of an epoch (the one begun last) from the ids of all ranks' batches, padding
-        included."""
+        """Whether an epoch (the one begun last) saw every sample once, from the ids of all ranks'
+        batches, padding included."""
         begun = self._at[0] if epoch is None else epoch
         return coverage(np.asarray(ids, np.int64), self.num_samples, self.dropped(begun))
 
     def take_counters(self) -> LoaderCounters:
         """What the loader did since they were last taken. For any thread."""
-        depth = self._producer.depth if self._producer else 0
-        return self._meter.take(depth=depth, capacity=self.config.prefetch)
+        depth = self._prefetcher.depth if self._prefetcher else 0
+        return self._timer.take(depth=depth, capacity=self.config.prefetch)
 
     def take_warnings(self) -> list[str]:
-        """One line for each sample that was quarantined since they were last taken. For any
+        """A message for each sample that was quarantined since they were last taken. For any
         thread."""
         return self._quarantine.take_warnings()
 
@@ -254,14 +239,14 @@ class Loader:
     def quarantined(self) -> Mapping[int, str]:
         """Samples that could not be decoded so far, by id, with shard, key and offset; of this
         rank."""
-        return dict(self._quarantine.found)
+        return dict(self._quarantine.bad)
 
     def close(self) -> None:
         """Ends the epoch that is under way, if any, and frees all there is. The loader stays
         usable."""
-        if self._producer:
-            self._producer.close()
-        self._producer = self._decoded = None
+        if self._prefetcher:
+            self._prefetcher.close()
+        self._prefetcher = self._decoded = None
 
     def __enter__(self) -> Loader:
         return self
@@ -272,7 +257,21 @@ class Loader:
     def taken(self, samples: int) -> None:
         """Counts one batch as taken; for the iterator."""
         self._at = (self._at[0], self._at[1] + 1)
-        self._meter.add(images=samples, batches=1)
+        self._timer.add(images=samples, batches=1)
+
+    def _make_prefetcher(self, plan: EpochPlan) -> Prefetcher:
+        if self._decoded is None and self.decoded_place != "none":
+            device = self.device if self.decoded_place == "device" else None
+            self._decoded = DecodedCache(self.num_samples, self.manifest.image_size, device)
+        pipeline = BatchPipeline(
+            plan,
+            self.shard_reader(),
+            self._timer,
+            self._quarantine,
+            threads=self.threads,
+            decoded=self._decoded,
+        )
+        return Prefetcher(pipeline, self._timer, self.config.prefetch)
 
     def _state(self) -> tuple[int, int]:
         epoch, step = self._at
@@ -289,13 +288,37 @@ class Loader:
         }
 
 
+def _ranks(
+    rank: object, world_size: object, local_world_size: object, batch_size: int
+) -> tuple[int, int, int]:
+    """rank, world_size and local_world_size as whole numbers that fit each other, and the batch."""
+    rank, world = whole("rank", rank), whole("world_size", world_size)
+    if world < 1:
+        raise GratisError(f"world_size is {world}; it must be at least 1")
+    if not 0 <= rank < world:
+        raise GratisError(
+            f"rank is {rank}; with world_size {world} it must be from 0 to {world - 1}"
+        )
+    if batch_size % world:
+        raise GratisError(
+            f"batch_size {batch_size} cannot be shared by {world} ranks; choose a multiple"
+        )
+    local = world if local_world_size is None else whole("local_world_size", local_world_size)
+    if not 1 <= local <= world:
+        raise GratisError(
+            f"local_world_size is {local}; with world_size {world} it must be 1 to {world}"
+        )
+    return rank, world, local
+
+
 class EpochIterator:
     """The batches of one epoch that are still to come. Dropped before the last, it closes the
-    producer."""
+    prefetcher."""
 
-    def __init__(self, loader: Loader, producer: Producer, ticket: int) -> None:
-        self._loader, self._producer, self._ticket, self._over = loader, producer, ticket, False
-        self.leave = weakref.finalize(self, producer.leave, ticket)
+    def __init__(self, loader: Loader, prefetcher: Prefetcher, ticket: int) -> None:
+        self._loader, self._prefetcher, self._ticket = loader, prefetcher, ticket
+        self._over = False
+        self.leave = weakref.finalize(self, prefetcher.leave, ticket)
 
     def __iter__(self) -> EpochIterator:
         return self
@@ -303,7 +326,7 @@ class EpochIterator:
     def __next__(self) -> Batch:
         if self._over:
             raise StopIteration
-        ready = self._producer.take(self._ticket)
+        ready = self._prefetcher.take(self._ticket)
         if ready is None:
             self._over = True
             raise StopIteration

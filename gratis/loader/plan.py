@@ -152,13 +152,9 @@ def boxes(  # noqa: PLR0917
         height[todo[good]], width[todo[good]], fits[todo[good]] = h[good], w[good], True
         todo = todo[~good]
     place = (np.stack(words(seed, epoch, ids, PLACE)[:2]).astype(np.float64) + 0.5) / 2**32
-    y = np.where(fits, np.floor(place[0] * (size - height + 1)), (size - height) // 2).astype(
-        np.int64
-    )
-    x = np.where(fits, np.floor(place[1] * (size - width + 1)), (size - width) // 2).astype(
-        np.int64
-    )
-    return y, x, height, width
+    y = np.where(fits, np.floor(place[0] * (size - height + 1)), (size - height) // 2)
+    x = np.where(fits, np.floor(place[1] * (size - width + 1)), (size - width) // 2)
+    return y.astype(np.int64), x.astype(np.int64), height, width
 
 
 def _largest(size: int, ratio: tuple[float, float], count: int) -> tuple[Ids, Ids]:
@@ -177,8 +173,8 @@ def stand_in(seed: int, epoch: int, sample: int, count: int, attempt: int) -> in
 
 
 def ten_views(positions: int) -> Draws:
-    """The views of an evaluation: four corners and the centre, then their mirrors (spec section 2);
-    no colour noise."""
+    """The views of an evaluation: four corners and the centre, then their mirrors
+    (specification, section 2); no colour noise."""
     last, centre = positions - 1, (positions - 1) // 2
     y, x = np.array([0, 0, centre, last, last] * 2), np.array([0, last, centre, 0, last] * 2)
     return Draws(y, x, np.arange(10) >= 5, np.zeros((10, 3)))

@@ -278,7 +278,7 @@ def start_record(launch: Launch, job: Job) -> StartRecord:
         "world": mesh.world,
         "device": str(mesh.device),
         "device_name": torch.cuda.get_device_name(mesh.device) if cuda else "CPU",
-        "decoded": job.loader.keeps,
+        "decoded": job.loader.decoded_place,
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "pid_namespace": os.stat("/proc/self/ns/pid").st_ino,

@@ -3,10 +3,10 @@ happens in between."""
 
 from __future__ import annotations
 
+import gc
 import io
 import shutil
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,20 @@ import torch
 from batches import assert_same, epoch
 from handmade import picture, rotten, write_dataset
 from PIL import Image
+from torch import Tensor
 
 from gratis import memory
 from gratis.dataset import read_index, read_stats
 from gratis.errors import GratisError
 from gratis.loader import Batch, Loader, LoaderConfig
-from gratis.loader.decoding import decoded_cache, gpu
-from gratis.loader.decoding.decoded_cache import Decoded, choose
+from gratis.loader.decoding import cached_decoder, decoded_cache, gpu
+from gratis.loader.decoding.cached_decoder import CachedDecoder
+from gratis.loader.decoding.decoded_cache import DecodedCache, choose_place
+from gratis.loader.epoch.stage_timer import StageTimer
+from gratis.loader.reading.batch_reader import BatchReader
+from gratis.loader.reading.quarantine import Quarantine
+from gratis.loader.reading.shard_reader import ShardReader
+from gratis.loader.views.torch_views import apply_views
 
 CROP, EPOCHS = 48, 3
 
@@ -52,7 +59,7 @@ def test_batches_are_the_same_to_the_bit(
 ) -> None:
     root: Path = request.getfixturevalue(f"{codec}_dataset")
     plain, kept = make(root, **CASES[name]), make(root, **CASES[name], decoded="host")
-    assert kept.keeps == "host"
+    assert kept.decoded_place == "host"
     for number in range(EPOCHS):
         assert_same(epoch(kept), epoch(plain))
         counters = kept.take_counters()
@@ -66,10 +73,12 @@ def test_slivers_of_a_small_image_are_the_same(tmp_path: Path, ratio: tuple[floa
     """A part that never fits is the largest central one, which has a row or column at least."""
     root = write_dataset(tmp_path / "small", [picture(number, 40) for number in range(30)])
     options = {"area": (0.9, 1.0), "ratio": ratio, "crop": 32, "noise": "off"}
-    found = epoch(make(root, **options))
-    assert_same(epoch(make(root, **options, decoded="host")), found)
+    batches = epoch(make(root, **options))
+    assert_same(epoch(make(root, **options, decoded="host")), batches)
     mean = read_stats(root).mean[4:36, 4:36].transpose(2, 0, 1)
-    for image, sample in zip(found[0].images.numpy() + mean, found[0].ids.tolist(), strict=True):
+    for image, sample in zip(
+        batches[0].images.numpy() + mean, batches[0].ids.tolist(), strict=True
+    ):
         middle = picture(sample, 40)[19] if ratio[0] > 1 else picture(sample, 40)[:, 19]
         assert abs(image.mean() - middle.mean()) < 5
 
@@ -123,7 +132,7 @@ def test_other_samples_stand_in_as_ever(tmp_path: Path, codec: str) -> None:
 
 
 def test_a_bad_sample_ends_the_epoch_at_its_step(tmp_path: Path) -> None:
-    found = []
+    errors = []
     for place in ("none", "host"):
         loader, seen = make(rotten(tmp_path / place, 17), decoded=place), 0
         batches = iter(loader)
@@ -131,42 +140,47 @@ def test_a_bad_sample_ends_the_epoch_at_its_step(tmp_path: Path) -> None:
             try:
                 next(batches)
             except GratisError as error:
-                found.append((str(error).replace(f"/{place}/", "/"), seen))
+                errors.append((str(error).replace(f"/{place}/", "/"), seen))
                 break
             seen += 1
-    assert found[0] == found[1]
-    assert "key s_17," in found[0][0]
+    assert errors[0] == errors[1]
+    assert "key s_17," in errors[0][0]
 
 
-def test_a_batch_with_a_sample_that_the_store_cannot_hold_is_made_as_ever(
-    jpeg_dataset: Path, tmp_path: Path
+def test_a_batch_with_a_sample_that_the_cache_cannot_hold_is_made_as_ever(
+    jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit rot below the crop, where the decoder of the crop alone never comes; and one that was
-    given up."""
-    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "low"))
+    """Bit rot below the crop, where the decoder of the crop alone never comes. Each epoch reads the
+    batches of samples that cannot be decoded whole, and no others."""
+    root, bad = Path(shutil.copytree(jpeg_dataset, tmp_path / "low")), (5, 30)
     index = read_index(root, "train")
     shard, offset, size = int(index.shard[30]), int(index.offset[30]), int(index.size[30])
     with (root / f"train-{shard:05d}.tar").open("r+b") as file:
         file.seek(offset + size - size // 8)
         file.write(b"\xff\xd9" + bytes(size // 8 - 2))  # its end comes early
+    lengths = {int(index.size[sample]) for sample in bad}
+
+    def cannot_be_whole(parts: list[Any], codec: str, side: int) -> list[int]:
+        return [row for row, part in enumerate(parts) if len(part) in lengths]
+
+    monkeypatch.setattr(cached_decoder, "invalid_rows", cannot_be_whole)
+    bad = tuple(np.flatnonzero(np.isin(index.size, list(lengths))).tolist())
     plain, kept = make(root, crop=16), make(root, crop=16, decoded="host")
-    for _ in range(2):
-        assert_same(epoch(kept), epoch(plain))
-    assert kept._decoded is not None
-    kept._decoded.state[[5, 30]] = decoded_cache.SPOILT
-    for _ in range(2):
-        assert_same(epoch(kept), epoch(plain))
-    assert (kept._decoded.state == decoded_cache.SPOILT).sum() == 2
+    for number in range(4):
+        batches = epoch(kept)
+        assert_same(batches, epoch(plain))
+        read = [ids[ids >= 0] for _, _, ids in batches if any(k in ids for k in bad)]
+        counters = kept.take_counters()
+        if number:
+            assert counters["bytes_read"] == sum(int(index.size[ids].sum()) for ids in read) > 0
+            assert counters["decode_s"] > 0
 
 
 def test_a_part_of_the_whole_image_is_what_decoding_the_part_gives(jpeg_dataset: Path) -> None:
-    """The pixels in the store equal Pillow's, and the crops that DALI decodes alone equal the
-    store's: 0 levels."""
-    kept = make(jpeg_dataset, decoded="host", augment=False)
-    epoch(kept)
-    store = kept._decoded
-    assert store is not None
-    assert (store.state == decoded_cache.THERE).all()
+    """The pixels in the cache equal Pillow's, and the crops that DALI decodes alone equal the
+    cache's: 0 levels."""
+    cache = filled_cache(jpeg_dataset)
+    assert cache.holds(np.arange(101))
     for shard in sorted(jpeg_dataset.glob("*.tar")):
         with tarfile.open(shard) as tar:
             for member in tar.getmembers():
@@ -175,30 +189,37 @@ def test_a_part_of_the_whole_image_is_what_decoding_the_part_gives(jpeg_dataset:
                     data = tar.extractfile(member)
                     assert data is not None
                     wanted = np.asarray(Image.open(io.BytesIO(data.read())).convert("RGB"))
-                    assert np.abs(store.pixels[sample].numpy().astype(int) - wanted).max() == 0
+                    assert np.abs(cache.pixels[sample].numpy().astype(int) - wanted).max() == 0
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "resized parts"])
-def test_torch_finishes_as_the_graph_for_gpus_does(jpeg_dataset: Path, name: str) -> None:
+def test_torch_applies_views_as_the_graph_for_gpus_does(jpeg_dataset: Path, name: str) -> None:
     """On the CPU both, to the bit: the same operations in the same order."""
-    from test_loader_finish import graph_of, job_of
+    from test_loader_views import graph_of, plan_of
 
     config = LoaderConfig(**({"batch_size": 25, "crop": CROP, "seed": 3} | CASES[name]))
-    job = job_of(jpeg_dataset, config)
-    with Loader(jpeg_dataset, "train", replace(config, decoded="host")) as kept:
-        epoch(kept)
-        assert kept._decoded is not None
-        store = kept._decoded.pixels
-    mean = torch.from_numpy(job.stats.mean)
-    for work, tensor in graph_of(job):
-        wanted = gpu.to_torch(tensor, job)
-        found = gpu.finish(store, torch.from_numpy(work.ids), work.draws, mean, job)
-        assert (found.shape, found.dtype, found.stride()) == (
-            wanted.shape,
-            wanted.dtype,
-            wanted.stride(),
-        )
-        assert torch.equal(found, wanted)
+    plan, pixels = plan_of(jpeg_dataset, config), filled_cache(jpeg_dataset).pixels
+    mean = torch.from_numpy(plan.stats.mean)
+    for batch, tensor in graph_of(jpeg_dataset, plan):
+        wanted, ids = gpu.to_torch(tensor, plan), torch.from_numpy(batch.ids)
+        got = apply_views(pixels, ids, batch.draws, mean, plan.stats, config, 0)
+        assert (got.shape, got.dtype, got.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
+        assert torch.equal(got, wanted)
+
+
+def filled_cache(root: Path) -> DecodedCache:
+    """With all samples of a split, decoded as an epoch decodes them."""
+    from test_loader_views import plan_of
+
+    plan, timer = plan_of(root, LoaderConfig(batch_size=25, crop=CROP)), StageTimer()
+    cache = DecodedCache(101, 64, None)
+    shards = ShardReader(root, plan.manifest.splits["train"], plan.index)
+    reader = BatchReader(shards, timer, Quarantine(0, 101, allowed=False))
+    decoder = CachedDecoder(cache, reader, timer, 2)
+    assert all(held for _, held in decoder.steps(plan))
+    decoder.close()
+    shards.close()
+    return cache
 
 
 CPU, GB = torch.device("cpu"), 10**9
@@ -208,14 +229,14 @@ def test_auto_keeps_what_fits(
     jpeg_dataset: Path, raw_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = 101 * 64 * 64 * 3
-    assert make(jpeg_dataset, decoded="auto", decoded_gb=pixels / GB).keeps == "host"
-    assert make(jpeg_dataset, decoded="auto", decoded_gb=(pixels - 1) / GB).keeps == "none"
-    assert make(raw_dataset, decoded="auto").keeps == "none"
+    assert make(jpeg_dataset, decoded="auto", decoded_gb=pixels / GB).decoded_place == "host"
+    assert make(jpeg_dataset, decoded="auto", decoded_gb=(pixels - 1) / GB).decoded_place == "none"
+    assert make(raw_dataset, decoded="auto").decoded_place == "none"
     manifest = make(jpeg_dataset).manifest
     monkeypatch.setattr(decoded_cache, "available_bytes", lambda: 8 * pixels)
     for ranks, place in ((1, "host"), (2, "host"), (3, "none")):
         config = LoaderConfig(batch_size=12, crop=CROP, decoded="auto")
-        assert choose(config, manifest, 101, CPU, local_world=ranks) == place
+        assert choose_place(config, manifest, 101, CPU, local_world=ranks) == place
 
 
 @pytest.mark.parametrize(
@@ -228,8 +249,8 @@ def test_ranks_in_one_memory_share_what_was_allowed(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     manifest, pixels = make(jpeg_dataset).manifest, 101 * 64 * 64 * 3
     config = LoaderConfig(batch_size=12, crop=CROP, decoded="auto", decoded_gb=pixels / GB)
-    assert choose(config, manifest, 101, torch.device("cuda", 0), local_world=ranks) == device
-    assert choose(config, manifest, 101, CPU, local_world=ranks) == host
+    assert choose_place(config, manifest, 101, torch.device("cuda", 0), local_world=ranks) == device
+    assert choose_place(config, manifest, 101, CPU, local_world=ranks) == host
 
 
 @pytest.mark.parametrize(("version", "unlimited"), [(1, str(2**63 - 4096)), (2, "max")])
@@ -277,11 +298,17 @@ def test_mistakes_are_one_line(jpeg_dataset: Path, options: dict[str, Any], mess
 
 
 def test_closing_frees_the_pixels(jpeg_dataset: Path) -> None:
+    def pixels() -> list[torch.Tensor]:
+        shape = (101, 64, 64, 3)
+        return [each for each in gc.get_objects() if type(each) is Tensor and each.shape == shape]
+
+    gc.collect()
+    assert not pixels()
     kept = make(jpeg_dataset, decoded="host")
     epoch(kept)
-    assert isinstance(kept._decoded, Decoded)
+    assert len(pixels()) == 1
     kept.close()
-    assert kept._decoded is None
+    assert not pixels()
     assert len(epoch(kept)) == 9
 
 
@@ -289,8 +316,8 @@ def test_closing_frees_the_pixels(jpeg_dataset: Path) -> None:
 @pytest.mark.parametrize("place", ["device", "host"])
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_gpu_batches_are_those_without_it(jpeg_dataset: Path, name: str, place: str) -> None:
-    """To rounding: both decode whole images, by the same decoder, and differ in what finishes them.
-    Beyond 128 levels neighbours in bfloat16 are 1 apart."""
+    """To rounding: both decode whole images, by the same decoder, and differ in what normalises
+    them. Beyond 128 levels neighbours in bfloat16 are 1 apart."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if place == "device" and "area" in CASES[name]:

@@ -30,14 +30,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("mean", ["central", "offset"])
-def test_a_presentation_is_the_loaders(dataset: Path, mean: str) -> None:
+def test_an_applied_view_is_the_loaders(dataset: Path, mean: str) -> None:
     config = LoaderConfig(batch_size=25, seed=3, crop=CROP, mean=mean)  # type: ignore[arg-type]
     with Loader(dataset, "train", config) as loader:
         images, _, ids = next(iter(loader))
         for row in range(5):
             sample = int(ids[row])
             draws = plan.draws(3, 0, np.array([sample]), SIZE - CROP + 1)
-            shown = explain_figure.presented(
+            shown = explain_figure.apply_row(
                 loader, explain.read(loader, sample), draws, 0, colour=True
             )
             np.testing.assert_allclose(shown.input, images[row].numpy(), atol=1e-3)
@@ -61,7 +61,7 @@ def test_a_sample_is_found_by_key_and_by_id(dataset: Path) -> None:
                 explain.find(loader, wrong)
 
 
-def test_an_address_is_told() -> None:
+def test_an_address_is_an_error() -> None:
     with pytest.raises(
         GratisError, match=r"s3://bucket/shards: this reads local folders; copy the dataset first"
     ):
@@ -121,10 +121,10 @@ def test_the_page_is_drawn_from_the_shards_that_preprocess_writes(
         "a.png cannot be written (No such file or directory); name a .png file in an "
         "existing folder with room"
     )
-    with pytest.raises(GratisError) as said:
+    with pytest.raises(GratisError) as caught:
         explain.main([*command[4:], "--out", str(tmp_path / "none" / "a.png")])
-    assert str(said.value).endswith(advice)
-    assert "\n" not in str(said.value)
+    assert str(caught.value).endswith(advice)
+    assert "\n" not in str(caught.value)
 
 
 def garbled(listed: Path) -> None:
@@ -141,7 +141,7 @@ def folder(listed: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [garbled, cut, folder])
-def test_a_damaged_list_is_told(
+def test_a_damaged_list_is_an_error(
     sample_shards: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     root = shutil.copytree(sample_shards, tmp_path / "copy")
@@ -152,14 +152,14 @@ def test_a_damaged_list_is_told(
         explain.main([str(root), "--sample", "no such key"])
 
 
-@pytest.mark.parametrize("spoilt", [b"\0" * 64, b"\xff\xd8\xff\xd9"])
-def test_a_damaged_image_is_told_first(
-    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoilt: bytes
+@pytest.mark.parametrize("damaged", [b"\0" * 64, b"\xff\xd8\xff\xd9"])
+def test_a_damaged_image_is_an_error_before_anything_is_drawn(
+    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: bytes
 ) -> None:
     root = shutil.copytree(sample_shards, tmp_path / "copy")
     with (root / "train-00000.tar").open("r+b") as file:
         file.seek(int(np.load(root / "train.index.npz")["offset"][0]))
-        file.write(spoilt)
+        file.write(damaged)
     with pytest.raises(
         GratisError, match=r"train-00000\.tar, key .* does not decode \(.*\); verify the copy"
     ):
@@ -170,6 +170,6 @@ def test_a_damaged_image_is_told_first(
 @pytest.mark.parametrize(
     ("option", "wrong"), [("--crop", "0"), ("--crop", "-1"), ("--crop-chunk", str(10**30))]
 )
-def test_numbers_out_of_range_are_told(sample_shards: Path, option: str, wrong: str) -> None:
+def test_numbers_out_of_range_are_errors(sample_shards: Path, option: str, wrong: str) -> None:
     with pytest.raises(GratisError, match=f"is {wrong}; it m(ust|ay) be at (least|most)"):
         explain.main([str(sample_shards), "--sample", "0", option, wrong])

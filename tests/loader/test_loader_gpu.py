@@ -22,7 +22,7 @@ from gratis.loader import Batch, Loader, LoaderConfig
 from gratis.loader.inspect.preview import draw_preview
 
 CROP, COUNT, LEAK_EPOCHS = 48, 101, 20
-LEVELS = 8.0  # between a GPU's decoder and the CPU's; test_loader_finish.py has the sum
+LEVELS = 8.0  # between a GPU's decoder and the CPU's; test_loader_views.py has the sum
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

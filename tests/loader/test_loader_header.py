@@ -12,7 +12,7 @@ from handmade import SIZE, picture
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from gratis.loader.decoding.jpeg_check import well_formed
+from gratis.loader.reading.jpeg_check import well_formed
 
 
 def decoder() -> Callable[[bytes], bool]:
@@ -51,11 +51,11 @@ def jpeg(mode: str = "RGB", **options: Any) -> bytes:
 
 def segments(data: bytes) -> list[bytes]:
     """The marker segments, and from the first scan on the rest."""
-    found, at = [data[:2]], 2
+    parts, at = [data[:2]], 2
     while data[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        found, at = [*found, data[at:end]], end
-    return [*found, data[at:]]
+        parts, at = [*parts, data[at:end]], end
+    return [*parts, data[at:]]
 
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -1,5 +1,5 @@
-"""What the loader reads beside the shards: another dataset's, a damaged or an odd one is told in
-one line."""
+"""What the loader reads beside the shards: for another dataset's, a damaged or an odd one there is
+one message of one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from gratis.dataset import (
 )
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig
-from gratis.loader.reading.shards import Source
+from gratis.loader.reading.shard_reader import ShardReader
 
 CONFIG = LoaderConfig(batch_size=8, crop=24, threads=1)
 
@@ -96,10 +96,14 @@ INDICES: dict[str, Callable[[Index], Index]] = {
 }
 
 
-@pytest.mark.parametrize("told", INDICES)
-def test_an_odd_index_is_one_line_also_where_the_manifest_names_it(root: Path, told: str) -> None:
-    publish(root, index_sha256=write_index(root, "train", INDICES[told](read_index(root, "train"))))
-    refused(root, rf"train\.index\.npz is damaged \({told}.*; make the shards again")
+@pytest.mark.parametrize("message", INDICES)
+def test_an_odd_index_is_one_line_also_where_the_manifest_names_it(
+    root: Path, message: str
+) -> None:
+    publish(
+        root, index_sha256=write_index(root, "train", INDICES[message](read_index(root, "train")))
+    )
+    refused(root, rf"train\.index\.npz is damaged \({message}.*; make the shards again")
 
 
 STATISTICS: dict[str, Callable[[Stats], Stats]] = {
@@ -114,12 +118,12 @@ STATISTICS: dict[str, Callable[[Stats], Stats]] = {
 }
 
 
-@pytest.mark.parametrize("told", STATISTICS)
+@pytest.mark.parametrize("message", STATISTICS)
 def test_odd_statistics_are_one_line_also_where_the_manifest_names_them(
-    root: Path, told: str
+    root: Path, message: str
 ) -> None:
-    publish(root, stats_sha256=write_stats(root, STATISTICS[told](read_stats(root))))
-    refused(root, rf"stats\.npz (is damaged \(|has a ){told}.*; make the shards again")
+    publish(root, stats_sha256=write_stats(root, STATISTICS[message](read_stats(root))))
+    refused(root, rf"stats\.npz (is damaged \(|has a ){message}.*; make the shards again")
 
 
 def test_an_archive_of_one_array_is_no_index(root: Path) -> None:
@@ -146,13 +150,13 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-@pytest.mark.parametrize("told", MANIFESTS)
-def test_a_manifest_of_odd_types_is_one_line(root: Path, told: str) -> None:
+@pytest.mark.parametrize("message", MANIFESTS)
+def test_a_manifest_of_odd_types_is_one_line(root: Path, message: str) -> None:
     raw = json.loads((root / "manifest.json").read_bytes())
-    MANIFESTS[told](raw)
+    MANIFESTS[message](raw)
     (root / "manifest.json").write_text(json.dumps(raw))
     refused(
-        root, rf"manifest\.json is damaged \(.*{re.escape(told)}.{{,80}}; make the shards again"
+        root, rf"manifest\.json is damaged \(.*{re.escape(message)}.{{,80}}; make the shards again"
     )
 
 
@@ -222,10 +226,10 @@ def test_a_process_with_few_files_left_reads_all_shards(jpeg_dataset: Path) -> N
     index, split = read_index(jpeg_dataset, "train"), read_manifest(jpeg_dataset).splits["train"]
     assert len(split.shards) == 11
     ids = np.arange(100, -1, -1)
-    whole = Source(jpeg_dataset, split, index)
+    whole = ShardReader(jpeg_dataset, split, index)
     expected = [part.tobytes() for part in whole.read(ids)[0]]
     whole.close()
-    source = Source(jpeg_dataset, split, index)
+    source = ShardReader(jpeg_dataset, split, index)
     with files_left(2):
         assert [part.tobytes() for part in source.read(ids)[0]] == expected
         source.close()

@@ -114,8 +114,8 @@ def test_within_a_window_samples_come_in_the_order_of_a_full_shuffle(
 def class_mix(order: plan.Ids, labels: plan.Ids, batch: int) -> float:
     """Different classes in a batch, as a share of what a random batch of so many would have."""
     classes, steps = int(labels.max()) + 1, len(order) // batch
-    found = [len(np.unique(labels[part])) for part in np.split(order[: steps * batch], steps)]
-    return float(np.mean(found) / (classes * (1 - (1 - 1 / classes) ** batch)))
+    distinct = [len(np.unique(labels[part])) for part in np.split(order[: steps * batch], steps)]
+    return float(np.mean(distinct) / (classes * (1 - (1 - 1 / classes) ** batch)))
 
 
 def test_batches_of_class_sorted_input_are_mixed_as_random_ones() -> None:
@@ -131,9 +131,11 @@ def test_batches_of_class_sorted_input_are_mixed_as_random_ones() -> None:
 def test_window_orders_of_consecutive_epochs_are_uncorrelated() -> None:
     shard = np.repeat(np.arange(400, dtype=np.int32), 50)
     ranks = [np.argsort(plan.window_order(0, epoch, shard, 8)) for epoch in range(21)]
-    found = [np.corrcoef(a, b)[0, 1] for a, b in pairwise(ranks)]
-    assert np.abs(found).max() < 4 / np.sqrt(400)  # whole shards move: 400 independent places
-    assert abs(np.mean(found)) < 4 / np.sqrt(400 * len(found))
+    correlations = [np.corrcoef(a, b)[0, 1] for a, b in pairwise(ranks)]
+    assert np.abs(correlations).max() < 4 / np.sqrt(
+        400
+    )  # whole shards move: 400 independent places
+    assert abs(np.mean(correlations)) < 4 / np.sqrt(400 * len(correlations))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8])

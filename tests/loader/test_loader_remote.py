@@ -30,8 +30,8 @@ from serving import FaultyServer, Handler, faulty, nginx, nginx_binary, served
 from gratis.dataset import read_manifest
 from gratis.errors import GratisError
 from gratis.loader import Batch, Loader, LoaderConfig
-from gratis.loader.reading.cache import Cache, Use, held_files, uses_of
-from gratis.loader.reading.remote import Remote, fetch_dataset, locked
+from gratis.loader.reading.remote import Remote, fetch_dataset, file_lock
+from gratis.loader.reading.shard_cache import ShardCache, ShardUse, cached_files, uses_of
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
@@ -91,18 +91,18 @@ def test_the_cache_is_bounded_and_the_oldest_go_first(
     most = 0
     with make(server.url, tmp_path / "cache", augment=False, cache_gb=limit / 1e9) as loader:
         expected = epoch(make(jpeg_dataset, tmp_path, augment=False))
-        found = []
+        batches = []
         for batch in loader:
-            found.append(Batch(*(tensor.clone() for tensor in batch)))
+            batches.append(Batch(*(tensor.clone() for tensor in batch)))
             # else one that goes and the next would both be counted
-            with locked(tmp_path / "cache" / "evict.lock"):
+            with file_lock(tmp_path / "cache" / "evict.lock"):
                 held = [
                     file.bytes
-                    for file in held_files(tmp_path / "cache")
+                    for file in cached_files(tmp_path / "cache")
                     if file.path.suffix == ".tar"
                 ]
             most = max(most, sum(held))
-        assert_same(found, expected)
+        assert_same(batches, expected)
         left = [path.name for path in cached(tmp_path / "cache")]
         assert_same(epoch(loader), expected)
     assert most <= limit
@@ -128,7 +128,7 @@ def test_what_else_lies_in_the_cache_folder_is_not_touched(
     assert all(other.stat().st_size == 300_000 for other in others)
 
 
-def test_what_was_spoilt_in_the_cache_is_fetched_again(
+def test_what_was_damaged_in_the_cache_is_fetched_again(
     server: FaultyServer, jpeg_dataset: Path, tmp_path: Path
 ) -> None:
     with make(server.url, tmp_path) as loader:
@@ -140,7 +140,7 @@ def test_what_was_spoilt_in_the_cache_is_fetched_again(
         assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path)))
 
 
-def test_a_page_that_comes_for_a_shard_is_told(
+def test_a_page_that_comes_for_a_shard_is_an_error(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a login, say, with 200: it was put into the shard again and again, until that was long
@@ -374,18 +374,24 @@ def test_on_a_full_disk_what_is_read_now_takes_the_place_of_what_comes_later(
     remote = Remote(server.url)
     folder = fetch_dataset(remote, tmp_path, "train")
     shards = read_manifest(server.folder).splits["train"].shards
-    cache = Cache(remote, folder, shards, 10**9)
-    cache._uses, cache._next = [Use(shard, shard, shard) for shard in range(9)], 9
-    later = folder / shards[8].name
-    later.write_bytes(bytes(shards[8].bytes))
-    download = remote.download
+    cache = ShardCache(remote, folder, shards, 10**9)
+    later, download = folder / shards[8].name, remote.download
+    refused = threading.Event()
 
     def full(name: str, file: Any, **terms: Any) -> bool:
-        if later.exists():
+        if name == shards[2].name and (not refused.is_set() or later.exists()):
+            refused.set()
             raise OSError(errno.ENOSPC, "No space left on device")
         return download(name, file, **terms)
 
     monkeypatch.setattr(remote, "download", full)
+    cache.begin([ShardUse(shard, shard, shard) for shard in range(9)], 0)
+    for _ in range(600):
+        if refused.is_set() and later.exists():
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("not all shards were fetched ahead")
     with pytest.raises(GratisError, match=r"cannot hold train-00002"):
         cache.open(2, ahead=True)
     os.close(cache.open(2))
@@ -515,5 +521,5 @@ def test_training_reads_shards_from_an_address(sample_shards: Path, tmp_path: Pa
 
 def test_uses_are_the_first_and_last_step_of_each_shard() -> None:
     shards = np.array([2, 2, 0, 2, 0, 0, 1], np.int32)
-    assert uses_of(shards, 2, 0) == [Use(2, 0, 1), Use(0, 1, 2), Use(1, 3, 3)]
-    assert uses_of(shards, 2, 2) == [Use(0, 2, 2), Use(1, 3, 3)]
+    assert uses_of(shards, 2, 0) == [ShardUse(2, 0, 1), ShardUse(0, 1, 2), ShardUse(1, 3, 3)]
+    assert uses_of(shards, 2, 2) == [ShardUse(0, 2, 2), ShardUse(1, 3, 3)]

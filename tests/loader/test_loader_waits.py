@@ -4,6 +4,7 @@ itself."""
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import os
 import shutil
@@ -20,8 +21,8 @@ from serving import FaultyServer, Handler, faulty
 from gratis.dataset import read_manifest
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig, read_pieces
-from gratis.loader.reading.cache import Cache
-from gratis.loader.reading.remote import Helper, Remote, fetch_dataset, locked
+from gratis.loader.reading.remote import LoaderThread, Remote, fetch_dataset, file_lock
+from gratis.loader.reading.shard_cache import ShardCache
 from gratis.preprocess.verify import VerifyConfig, verify_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
@@ -82,12 +83,12 @@ def test_a_pipe_in_a_file_s_place_is_one_line(
         ):
             with pytest.raises(GratisError, match=words) as caught:
                 read()
-            told.append(str(caught.value))
+            messages.append(str(caught.value))
 
-    told: list[str] = []
+    messages: list[str] = []
     within(30, reads)
-    assert len(told) == 3
-    assert not any("\n" in line or "None" in line for line in told)
+    assert len(messages) == 3
+    assert not any("\n" in line or "None" in line for line in messages)
 
 
 def test_an_epoch_that_a_signal_closes_while_it_waits_does_not_seem_whole(
@@ -111,7 +112,7 @@ def test_closing_does_not_wait_for_who_counts_the_cache(
 ) -> None:
     """Another process, stopped while it held the lock."""
     loader = make(server.url, cache=str(tmp_path))
-    with locked(tmp_path / "evict.lock"):
+    with file_lock(tmp_path / "evict.lock"):
         batches = iter(loader)
         for _ in range(600):
             if any(tmp_path.glob("*/*-*.lock")):
@@ -125,31 +126,38 @@ def test_closing_does_not_wait_for_who_counts_the_cache(
 
 
 def test_an_iterator_that_is_collected_in_a_thread_of_the_loader_ends_it(
-    server: FaultyServer, tmp_path: Path
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the thread that fetches shards drops the last reference, it must not wait for
-    itself."""
-    loader = make(server.url, cache=str(tmp_path))
-    ring: list[Any] = [iter(loader)]
+    """Where a thread that fetches shards drops the last reference, it must not wait for itself."""
+    ring: list[Any] = []
+    dropped, collected, fetched = threading.Event(), threading.Event(), itertools.count()
+    download = Remote.download
+
+    def collects(remote: Remote, *args: Any, **terms: Any) -> bool:
+        # the sixth shard that is fetched ahead: the first batch comes without it
+        if threading.current_thread().name == "loader-fetch" and next(fetched) == 5:
+            dropped.wait(60)
+            ring.clear()
+            gc.collect()
+            collected.set()
+        return download(remote, *args, **terms)
+
+    monkeypatch.setattr(Remote, "download", collects)
+    loader = make(server.url, cache=str(tmp_path), order="window", window=1)
+    ring.append(iter(loader))
     next(ring[0])
     ring.append(ring)
-    producer = loader._producer
-    assert producer is not None
-
-    def collects() -> None:
-        ring.clear()
-        gc.collect()
-
-    helper = Helper(target=collects, daemon=True)
-    cache = producer._stages._source._cache
-    assert cache is not None
-    cache._fetchers.append(helper)
-    helper.start()
-    helper.join(10)
-    assert not helper.is_alive()
-    assert producer.closed
+    dropped.set()
+    assert collected.wait(10)
+    for thread in threads_of_loaders():
+        thread.join(10)
+    assert not threads_of_loaders()
     within(10, loader.close)
     assert sum(1 for _ in loader) == len(loader)
+
+
+def threads_of_loaders() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if isinstance(thread, LoaderThread)]
 
 
 def test_an_iterator_that_is_collected_in_such_a_thread_at_its_end_leaves_no_file(
@@ -171,16 +179,12 @@ def test_an_iterator_that_is_collected_in_such_a_thread_at_its_end_leaves_no_fil
     batches = [iter(loader)]
     for _ in range(len(loader) - 1):
         next(batches[0])
-    producer = loader._producer
-    assert producer is not None
-    thread = producer._thread
-    assert thread is not None
-    thread.join(60)
+    for thread in threads_of_loaders():
+        thread.join(60)
     assert shards_open() > 0
-    helper = Helper(target=batches.clear, daemon=True)
+    helper = LoaderThread(target=batches.clear, daemon=True)
     helper.start()
     helper.join(60)
-    assert producer.closed
     assert shards_open() == 0
 
 
@@ -189,7 +193,7 @@ def _there(file: str) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_fork_inside_an_epoch_is_told_in_the_child(jpeg_dataset: Path) -> None:
+def test_a_fork_inside_an_epoch_is_an_error_in_the_child(jpeg_dataset: Path) -> None:
     """`take` would wait for a thread that no fork copies."""
     loader = make(jpeg_dataset)
     batches = iter(loader)
@@ -202,8 +206,8 @@ def test_a_fork_inside_an_epoch_is_told_in_the_child(jpeg_dataset: Path) -> None
             os._exit(0 if "forked inside an epoch" in str(error) else 1)
         os._exit(2)
     for _ in range(200):
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
             break
         time.sleep(0.05)
     else:
@@ -214,23 +218,24 @@ def test_a_fork_inside_an_epoch_is_told_in_the_child(jpeg_dataset: Path) -> None
     assert sum(1 for _ in batches) == len(loader) - 1
 
 
-def test_a_shard_that_went_before_it_was_opened_is_fetched_again(tmp_path: Path) -> None:
+def test_a_shard_that_went_before_it_was_opened_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another process made room for its own."""
     root = write_dataset(tmp_path / "data", [picture(i) for i in range(20)])
     with faulty(root) as server:
         remote = Remote(server.url)
         folder = fetch_dataset(remote, tmp_path / "cache", "train")
-        cache, gone = Cache(remote, folder, read_manifest(root).splits["train"].shards, 10**9), []
-        download = cache._download
+        cache = ShardCache(remote, folder, read_manifest(root).splits["train"].shards, 10**9)
+        gone, touch = [], os.utime
 
-        def goes(shard: Any, path: Path, *, ahead: bool) -> bool:
-            good = download(shard, path, ahead=ahead)
-            if not gone:
+        def goes(path: Path, *times: Any) -> None:
+            if path.suffix == ".tar" and not gone:  # used now: what the cache notes as it opens it
                 path.unlink()
                 gone.append(path)
-            return good
+            touch(path, *times)
 
-        cache._download = goes  # type: ignore[method-assign]
+        monkeypatch.setattr(os, "utime", goes)
         file = cache.open(0)
         assert os.pread(file, 1 << 30, 0) == (root / "train-00000.tar").read_bytes()
         os.close(file)

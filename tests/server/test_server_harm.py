@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from gratis.events import EventWriter
 from gratis.loader import Loader, LoaderConfig
-from gratis.loader.pipeline.work import Meter
+from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.train.mesh.mesh import connect, disconnect
 from gratis.train.network.alexnet import AlexNet, Draw
 from gratis.train.recipes import RECIPES
@@ -88,11 +88,11 @@ def test_measuring_takes_less_than_a_thousandth_of_a_step(
     assert share < 0.001
 
 
-METER = Meter()
+TIMER = StageTimer()
 
 
 def time_a_stage() -> None:
-    with METER.time("wait_s"):
+    with TIMER.time("wait_s"):
         pass
 
 

@@ -1,5 +1,5 @@
-"""What every peer's measurement shares: sizes, the finish that was quickest for them, the cut by a
-plain decoder."""
+"""What every peer's measurement shares: sizes, the normalisation that was quickest for them, the
+crop by a plain decoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gratis.dataset import read_index, read_manifest, read_stats
-from gratis.loader.views.normaliser import colour_matrix
+from gratis.loader.views.colour_noise import colour_matrix
 
 BATCH = 256
 SHUFFLE = 1000  # samples in the shuffle buffers of libraries that have no other shuffle
@@ -29,7 +29,7 @@ Batches = Iterator[torch.Tensor]
 Pixels = NDArray[np.uint8]
 
 
-class Finish:
+class NumpyNormaliser:
     """uint8 NHWC to float32 NCHW with colour noise and mean, by NumPy, into buffers that are used
     in turn.
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from benchmarks.loader.peers.common import crop_of, mean_of
 from gratis.dataset import read_stats
-from gratis.loader.views.normaliser import colour_matrix
+from gratis.loader.views.colour_noise import colour_matrix
 
 
-def finishing(root: Path) -> Any:
+def normalising(root: Path) -> Any:
     """The operation: uint8 NHWC to float32 NCHW, plus noise, minus mean."""
     base: Any = import_module("ffcv.pipeline.operation").Operation
     query: Any = import_module("ffcv.pipeline.allocation_query").AllocationQuery
@@ -24,11 +24,11 @@ def finishing(root: Path) -> Any:
     mean, crop = mean_of(root), crop_of(root)
     matrix = colour_matrix(read_stats(root), "sqrt").astype(np.float32)
 
-    class Finishing(base):  # type: ignore[misc]
+    class Normalising(base):  # type: ignore[misc]
         def generate_code(self) -> Any:
             rows = parallel()
 
-            def finish(images: Any, out: Any) -> Any:
+            def normalise(images: Any, out: Any) -> Any:
                 for i in rows(images.shape[0]):
                     a, b, c = np.random.normal(), np.random.normal(), np.random.normal()  # noqa: NPY002
                     for channel in range(3):
@@ -45,8 +45,8 @@ def finishing(root: Path) -> Any:
                                 )
                 return out[: images.shape[0]]
 
-            finish.is_parallel = True  # type: ignore[attr-defined]
-            return finish
+            normalise.is_parallel = True  # type: ignore[attr-defined]
+            return normalise
 
         def declare_state_and_memory(self, previous: Any) -> tuple[Any, Any]:
             kind = np.dtype("float32")
@@ -54,4 +54,4 @@ def finishing(root: Path) -> Any:
                 (3, crop, crop), kind
             )
 
-    return Finishing()
+    return Normalising()

@@ -18,7 +18,7 @@ from benchmarks.loader.peers.common import (
     BATCH,
     SHUFFLE,
     Batches,
-    Finish,
+    NumpyNormaliser,
     Pixels,
     Samples,
     crop_of,
@@ -58,9 +58,9 @@ def dali(root: Path, threads: int, scratch: Path) -> Batches:
         )
         pipeline.set_outputs(fn.flip(images, horizontal=flip), label)
     pipeline.build()
-    finish = Finish(root)
+    normalise = NumpyNormaliser(root)
     while True:
-        yield finish(np.asarray(pipeline.run()[0].as_tensor()))
+        yield normalise(np.asarray(pipeline.run()[0].as_tensor()))
 
 
 def write_tfdata(root: Path, scratch: Path) -> None:
@@ -96,14 +96,14 @@ def tfdata(root: Path, threads: int, scratch: Path) -> Batches:
     )
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads + 1
-    finish = Finish(root)
+    normalise = NumpyNormaliser(root)
     for batch in (
         samples.batch(BATCH, drop_remainder=True)
         .prefetch(2)
         .with_options(options)
         .as_numpy_iterator()
     ):
-        yield finish(batch)
+        yield normalise(batch)
 
 
 def grain(root: Path, threads: int, scratch: Path) -> Batches:
@@ -112,9 +112,9 @@ def grain(root: Path, threads: int, scratch: Path) -> Batches:
     import_module("absl.flags").FLAGS(["bench"])
     source = library.MapDataset.source(Samples(root, crop_of(root))).seed(1).shuffle().repeat()
     options = library.ReadOptions(num_threads=threads + 1, prefetch_buffer_size=512)
-    finish = Finish(root)
+    normalise = NumpyNormaliser(root)
     for batch in source.to_iter_dataset(options).batch(BATCH, drop_remainder=True):
-        yield finish(batch)
+        yield normalise(batch)
 
 
 def spdl(root: Path, threads: int, scratch: Path) -> Batches:
@@ -123,14 +123,14 @@ def spdl(root: Path, threads: int, scratch: Path) -> Batches:
     io: Any = import_module("spdl.io")
     builder: Any = import_module("spdl.pipeline").PipelineBuilder()
     workers, crop, to_rgb = threads + 1, crop_of(root), io.get_video_filter_desc(pix_fmt="rgb24")
-    finish, turn = Finish(root, ring=workers + 4), itertools.count()
-    buffers = [finish.buffer() for _ in range(workers + 4)]
+    normalise, turn = NumpyNormaliser(root, ring=workers + 4), itertools.count()
+    buffers = [normalise.buffer() for _ in range(workers + 4)]
 
     def batch_of(paths: list[str]) -> torch.Tensor:
         out = buffers[next(turn) % len(buffers)]
-        for path, target, shift in zip(paths, out.numpy(), finish.shifts(), strict=True):
+        for path, target, shift in zip(paths, out.numpy(), normalise.shifts(), strict=True):
             frames = io.decode_packets(io.demux_image(path), filter_desc=to_rgb)
-            finish.one(cut_pixels(io.to_numpy(io.convert_frames(frames)), crop), shift, target)
+            normalise.one(cut_pixels(io.to_numpy(io.convert_frames(frames)), crop), shift, target)
         return out
 
     files = builder.add_source(_shuffled(scratch.parent / "folder")).aggregate(BATCH)
@@ -186,13 +186,13 @@ def ffcv(root: Path, threads: int, scratch: Path) -> Batches:
     """FFCV: all compiled, noise and mean too, into its own buffers."""
     decoders, transforms = import_module("ffcv.fields.decoders"), import_module("ffcv.transforms")
     library: Any = import_module("ffcv.loader")
-    finishing = import_module("benchmarks.loader.peers.ffcv_normalise").finishing
+    normalising = import_module("benchmarks.loader.peers.ffcv_normalise").normalising
     crop, size = crop_of(root), read_manifest(root).image_size
     area = crop * crop / (size * size)
     cutter = decoders.RandomResizedCropRGBImageDecoder(
         (crop, crop), scale=(area, area), ratio=(1, 1)
     )
-    image = [cutter, transforms.RandomHorizontalFlip(), finishing(root), transforms.ToTensor()]
+    image = [cutter, transforms.RandomHorizontalFlip(), normalising(root), transforms.ToTensor()]
     loader = library.Loader(
         str(scratch / "data.beton"),
         batch_size=BATCH,

@@ -13,7 +13,7 @@ from benchmarks.loader.peers.common import (
     BATCH,
     SHUFFLE,
     Batches,
-    Finish,
+    NumpyNormaliser,
     Samples,
     crop_of,
     cut,
@@ -31,8 +31,6 @@ def dataloader(root: Path, threads: int, scratch: Path) -> Batches:
 
 def imagefolder(root: Path, threads: int, scratch: Path) -> Batches:
     """torchvision's ImageFolder, its own decoder (Pillow) and its second transforms."""
-    from torch.utils.data import DataLoader, RandomSampler
-
     torchvision()
     folders: Any = import_module("torchvision.datasets")
     v2: Any = import_module("torchvision.transforms.v2")
@@ -40,13 +38,9 @@ def imagefolder(root: Path, threads: int, scratch: Path) -> Batches:
         [v2.RandomCrop(crop_of(root)), v2.RandomHorizontalFlip(), v2.PILToTensor()]
     )
     samples = folders.ImageFolder(str(scratch.parent / "folder"), cutting)
-    sampler = RandomSampler(samples, replacement=True, num_samples=1 << 30)
-    loader: Any = DataLoader(
-        samples, BATCH, sampler=sampler, num_workers=threads + 1, prefetch_factor=2, drop_last=True
-    )
-    finish = Finish(root)
-    for batch, _ in loader:
-        yield finish(batch.permute(0, 2, 3, 1).numpy())
+    normalise = NumpyNormaliser(root)
+    for batch, _ in _loader(samples, threads):
+        yield normalise(batch.permute(0, 2, 3, 1).numpy())
 
 
 def webdataset(root: Path, threads: int, scratch: Path) -> Batches:
@@ -62,9 +56,9 @@ def webdataset(root: Path, threads: int, scratch: Path) -> Batches:
     batches = samples.batched(BATCH, partial=False).map_tuple(
         lambda parts: cut_all(parts, crop), lambda labels: labels
     )
-    finish = Finish(root)
+    normalise = NumpyNormaliser(root)
     for batch, _ in wds.WebLoader(batches, batch_size=None, num_workers=threads + 1):
-        yield finish(batch.numpy())
+        yield normalise(batch.numpy())
 
 
 def write_litdata(root: Path, scratch: Path) -> None:
@@ -88,13 +82,8 @@ def packed(path: str) -> dict[str, Any]:
 def litdata(root: Path, threads: int, scratch: Path) -> Batches:
     """Lightning's StreamingDataset and StreamingDataLoader on local chunks."""
     library: Any = import_module("litdata")
-    crop = crop_of(root)
-
-    class Crops(library.StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, number: Any) -> Any:
-            return torch.from_numpy(cut(super().__getitem__(number)["image"], crop))
-
-    samples = Crops(str(scratch / "chunks"), shuffle=True, drop_last=True)
+    dataset = _crop_dataset(library.StreamingDataset, crop_of(root))
+    samples = dataset(str(scratch / "chunks"), shuffle=True, drop_last=True)
     loader = library.StreamingDataLoader(
         samples, batch_size=BATCH, num_workers=threads + 1, drop_last=True, persistent_workers=True
     )
@@ -117,19 +106,24 @@ def streaming(root: Path, threads: int, scratch: Path) -> Batches:
     torchvision()
     library: Any = import_module("streaming")
     import_module("streaming.base.util").clean_stale_shared_memory()
-    crop = crop_of(root)
-
-    class Crops(library.StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, number: Any) -> Any:
-            return torch.from_numpy(cut(super().__getitem__(number)["image"], crop))
-
-    samples = Crops(local=str(scratch / "mds"), shuffle=True, batch_size=BATCH)
+    dataset = _crop_dataset(library.StreamingDataset, crop_of(root))
+    samples = dataset(local=str(scratch / "mds"), shuffle=True, batch_size=BATCH)
     from torch.utils.data import DataLoader
 
     loader: Any = DataLoader(
         samples, batch_size=BATCH, num_workers=threads + 1, drop_last=True, persistent_workers=True
     )
     return _finished(root, loader)
+
+
+def _crop_dataset(base: Any, crop: int) -> Any:
+    """A library's dataset of {"image": bytes} whose samples are uint8 crops."""
+
+    class CropDataset(base):  # type: ignore[misc]
+        def __getitem__(self, number: Any) -> Any:
+            return torch.from_numpy(cut(super().__getitem__(number)["image"], crop))
+
+    return CropDataset
 
 
 def _loader(samples: Any, threads: int) -> Any:
@@ -142,7 +136,7 @@ def _loader(samples: Any, threads: int) -> Any:
 
 
 def _finished(root: Path, loader: Any) -> Batches:
-    finish = Finish(root)
+    normalise = NumpyNormaliser(root)
     while True:
         for batch in loader:
-            yield finish(batch.numpy())
+            yield normalise(batch.numpy())

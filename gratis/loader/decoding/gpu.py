@@ -1,4 +1,4 @@
-"""Bytes to finished batches on a GPU, all in one DALI graph: decode, crop, mirror, mean, colour
+"""Bytes to normalised batches on a GPU, all in one DALI graph: decode, crop, mirror, mean, colour
 noise, layout.
 
 With device="cpu" the same graph runs on the CPU, where tests hold it against the reference; on a
@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from gratis.errors import GratisError
-from gratis.loader import plan
-from gratis.loader.decoding.cpu import DEPTH, Feed, Runner, encoded, rectangles, resized
-from gratis.loader.pipeline.work import Job, Work
-from gratis.loader.views.normaliser import colour_shift, scale
+from gratis.loader.decoding.crop_graph import DEPTH, Feed, dali_samples, rectangles, resize
+from gratis.loader.decoding.dali_runner import DaliRunner
+from gratis.loader.epoch.epoch_plan import EpochPlan
+from gratis.loader.plan import ten_views
+from gratis.loader.reading.batch_reader import EncodedBatch
+from gratis.loader.views.colour_noise import colour_shift, scale
 
-GPU_DECODER: dict[str, Any] = {  # what a decoder on the GPU is told; one on the CPU takes no notice
+GPU_DECODER: dict[str, Any] = {  # arguments of a decoder on the GPU; one on the CPU ignores them
     # libjpeg-turbo's chroma upsampling; nvJPEG's own repeats pixels, tens of levels away at the
     # edges of 4:2:0 images
     "jpeg_fancy_upsampling": True,
@@ -52,92 +52,84 @@ def device_of(named: object) -> torch.device:
     return device
 
 
-def decode_and_finish(
-    works: Iterator[Work], job: Job, runner: Runner, threads: int
-) -> Generator[tuple[Work, Any], None, None]:
-    """Each work with its DALI tensor, float32 [n,3,crop,crop] or [n,10,3,crop,crop], channels last
-    on request.
-
-    Valid until the next is taken.
-    """
+def decode_views(
+    batches: Iterator[EncodedBatch], plan: EpochPlan, runner: DaliRunner, threads: int
+) -> Generator[tuple[EncodedBatch, Any], None, None]:
+    """Each batch with its DALI tensor, float32 [n,3,crop,crop] or [n,10,3,crop,crop], channels last
+    on request; valid until the next is taken."""
     # a constant of the graph: when noise ends, another graph is built
-    factor = scale(job.config, job.epoch)
+    factor = scale(plan.config, plan.epoch)
 
     def build(feed: Feed) -> Any:
-        return finishing_pipeline(feed, job, threads)
+        return view_pipeline(feed, plan, threads)
 
-    for work, images in runner.run(works, job, build, lambda work: _inputs(work, job), key=factor):
-        yield work, images.as_tensor()
+    def inputs(batch: EncodedBatch) -> tuple[Any, ...]:
+        return _inputs(batch, plan)
+
+    for batch, images in runner.run(batches, plan, build, inputs, key=factor):
+        yield batch, images.as_tensor()
         del images
 
 
-def to_torch(tensor: Any, job: Job) -> torch.Tensor:
+def to_torch(tensor: Any, plan: EpochPlan) -> torch.Tensor:
     """A copy that torch owns, in the type and layout of the configuration; on the current stream.
-
     The copy (0.3 ms for 256 images on a device with 1 TB/s) frees the batch from DALI's buffers.
     """
     images: torch.Tensor = torch.utils.dlpack.from_dlpack(tensor)
-    images = images.to(job.config.dtype, copy=True)
-    return images.movedim(-1, -3) if job.config.channels_last else images
+    images = images.to(plan.config.dtype, copy=True)
+    return images.movedim(-1, -3) if plan.config.channels_last else images
 
 
-def finishing_pipeline(feed: Feed, job: Job, threads: int) -> Any:
-    """The graph, from `_inputs` to finished images; built when it is first run."""
+def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
+    """The graph, from `_inputs` to normalised images; built when it is first run."""
     from nvidia.dali import Pipeline, fn, types
 
-    bytes_dims = 3 if job.manifest.codec == "raw" else 1
+    bytes_dims = 3 if plan.manifest.codec == "raw" else 1
     pipeline = Pipeline(
-        batch_size=job.rows,
+        batch_size=plan.rows,
         num_threads=threads,
-        device_id=job.device.index,
+        device_id=plan.device.index,
         prefetch_queue_depth=DEPTH,
     )
     with pipeline:
-        if job.config.views == 10:  # evaluation: nothing differs between samples
+        if plan.config.views == 10:  # evaluation: nothing differs between samples
             (data,) = fn.external_source(
                 source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims
             )
-            images = _whole(data, job)
-            crop = [job.config.crop] * 2
-            done = fn.stack(
-                *(
-                    _finish(_cut(images, corner, crop), corner, flip, None, job)
-                    for corner, flip in _views(job)
-                )
-            )
+            images = _whole(data, plan)
+            crop, views = [plan.config.crop] * 2, ten_views(plan.positions)
+            normalised = []
+            for y, x, flip in zip(views.y, views.x, views.flip, strict=True):
+                corner = [int(y), int(x)]
+                part = _cut(images, corner, crop)
+                normalised.append(_apply_view(part, corner, int(flip), None, plan))
+            done = fn.stack(*normalised)
         else:
-            kinds = [
-                (types.UINT8, bytes_dims),
-                (types.INT32, 0),
-                (types.FLOAT, 3),
-                (types.INT32, 1),
-                (types.INT32, 1),
-            ]
-            kinds = kinds if job.config.area else kinds[:4]
+            inputs = 5 if plan.config.area else 4
             data, flip, shift, anchor, *extent = fn.external_source(
                 source=feed,
-                num_outputs=len(kinds),
+                num_outputs=inputs,
                 batch=True,
-                dtype=[k for k, _ in kinds],
-                ndim=[n for _, n in kinds],
+                dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32, types.INT32][:inputs],
+                ndim=[bytes_dims, 0, 3, 1, 1][:inputs],
             )
-            shift = shift.gpu() if job.device.type == "cuda" else shift
-            (shape,) = extent or [[job.config.crop] * 2]
-            part = resized(_cut(_whole(data, job), anchor, shape), job)
-            done = _finish(part, anchor, flip, shift, job)
+            shift = shift.gpu() if plan.device.type == "cuda" else shift
+            (shape,) = extent or [[plan.config.crop] * 2]
+            part = resize(_cut(_whole(data, plan), anchor, shape), plan)
+            done = _apply_view(part, anchor, flip, shift, plan)
         pipeline.set_outputs(done)
     return pipeline
 
 
-def image_pipeline(feed: Feed, job: Job, threads: int) -> Any:
+def image_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     """A graph from bytes to whole images on the device, uint8 [S,S,3], that is fed when it is run,
     and built then."""
     from nvidia.dali import Pipeline, fn, types
 
     pipeline = Pipeline(
-        batch_size=job.rows,
+        batch_size=plan.rows,
         num_threads=threads,
-        device_id=job.device.index,
+        device_id=plan.device.index,
         prefetch_queue_depth=1,
         exec_pipelined=False,
         exec_async=False,
@@ -146,51 +138,17 @@ def image_pipeline(feed: Feed, job: Job, threads: int) -> Any:
         (data,) = fn.external_source(
             source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=1
         )
-        pipeline.set_outputs(_whole(data, job))
+        pipeline.set_outputs(_whole(data, plan))
     return pipeline
 
 
-def finish(store: Tensor, ids: Tensor, draws: plan.Draws, mean: Tensor, job: Job) -> Tensor:
-    """Crop, mirror, mean, colour noise and type of samples `ids` of a store uint8 [N,S,S,3], on its
-    device.
-
-    [n,3,crop,crop] or [n,10,3,crop,crop], in the configuration's type and layout;
-    `gratis.loader.views.reference.finish`."""
-    config, device = job.config, store.device
-    count, crop = config.views, config.crop
-
-    def there(values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
-
-    span = torch.arange(crop, device=device)
-    flip = there(draws.flip)[:, None]
-    y = there(draws.y)[:, None] + span
-    x = there(draws.x)[:, None] + torch.where(flip, crop - 1 - span, span)
-    sample = ids.to(device).repeat_interleave(count)[:, None, None]
-    images = store[sample, y[:, :, None], x[:, None, :]].float()
-    if config.mean == "offset":
-        images -= mean[y[:, :, None], x[:, None, :]]
-    else:
-        centre = (job.positions - 1) // 2
-        images -= mean[centre : centre + crop, centre : centre + crop]
-    if config.views == 1:
-        shift = colour_shift(job.stats, config, job.epoch, draws.normals).astype(np.float32)
-        images = (images + there(shift)[:, None, None]) * float(
-            np.float32(scale(config, job.epoch))
-        )
-    images = images.to(config.dtype).movedim(-1, 1)
-    if not config.channels_last:
-        images = images.contiguous()
-    return images.view(-1, count, *images.shape[1:]) if count > 1 else images
-
-
-def _whole(data: Any, job: Job) -> Any:
-    """uint8 [S,S,3] on the job's device."""
+def _whole(data: Any, plan: EpochPlan) -> Any:
+    """uint8 [S,S,3] on the plan's device."""
     from nvidia.dali import fn, types
 
-    if job.manifest.codec == "raw":
-        return data.gpu() if job.device.type == "cuda" else data
-    device = "mixed" if job.device.type == "cuda" else "cpu"
+    if plan.manifest.codec == "raw":
+        return data.gpu() if plan.device.type == "cuda" else data
+    device = "mixed" if plan.device.type == "cuda" else "cpu"
     return fn.decoders.image(
         data, device=device, output_type=types.RGB, adjust_orientation=False, **GPU_DECODER
     )
@@ -202,41 +160,34 @@ def _cut(images: Any, anchor: Any, extent: Any) -> Any:
     return fn.slice(images, start=anchor, shape=extent, axes=[0, 1])
 
 
-def _views(job: Job) -> list[tuple[list[int], int]]:
-    """Corner (y, x) and mirror of each of the ten views."""
-    views = plan.ten_views(job.positions)
-    return [
-        ([int(y), int(x)], int(flip))
-        for y, x, flip in zip(views.y, views.x, views.flip, strict=True)
-    ]
-
-
-def _finish(images: Any, anchor: Any, flip: Any, shift: Any, job: Job) -> Any:
-    """Cropped uint8 HWC to finished images; `gratis.loader.views.reference.finish` in DALI's
+def _apply_view(images: Any, anchor: Any, flip: Any, shift: Any, plan: EpochPlan) -> Any:
+    """Cropped uint8 HWC to normalised images; `gratis.loader.views.reference` in DALI's
     operators."""
     from nvidia.dali import fn, types
 
-    device = "gpu" if job.device.type == "cuda" else "cpu"
-    crop, centre = job.config.crop, (job.positions - 1) // 2
-    if job.config.mean == "offset":
-        mean = _cut(types.Constant(job.stats.mean, device=device), anchor, [crop] * 2)
+    device = "gpu" if plan.device.type == "cuda" else "cpu"
+    crop, centre = plan.config.crop, (plan.positions - 1) // 2
+    if plan.config.mean == "offset":
+        mean = _cut(types.Constant(plan.stats.mean, device=device), anchor, [crop] * 2)
         images = fn.cast(images, dtype=types.FLOAT) - mean
     images = fn.flip(images, horizontal=flip)
-    if job.config.mean == "central":
+    if plan.config.mean == "central":
         region = np.ascontiguousarray(
-            job.stats.mean[centre : centre + crop, centre : centre + crop]
+            plan.stats.mean[centre : centre + crop, centre : centre + crop]
         )
         images = fn.cast(images, dtype=types.FLOAT) - types.Constant(region, device=device)
     if shift is not None:
-        images = (images + shift) * np.float32(scale(job.config, job.epoch))
-    return images if job.config.channels_last else fn.transpose(images, perm=[2, 0, 1])
+        images = (images + shift) * np.float32(scale(plan.config, plan.epoch))
+    return images if plan.config.channels_last else fn.transpose(images, perm=[2, 0, 1])
 
 
-def _inputs(work: Work, job: Job) -> tuple[Any, ...]:
+def _inputs(batch: EncodedBatch, plan: EpochPlan) -> tuple[Any, ...]:
     """Bytes; and for one view mirror int32 [n], colour shift float32 [n,1,1,3], and what is cut
     out."""
-    if job.config.views == 10:
-        return (encoded(work, job),)
-    shift = colour_shift(job.stats, job.config, job.epoch, work.draws.normals).astype(np.float32)
-    flip = work.draws.flip.astype(np.int32)
-    return encoded(work, job), flip, shift[:, None, None], *rectangles(work)
+    if plan.config.views == 10:
+        return (dali_samples(batch, plan),)
+    shift = colour_shift(plan.stats, plan.config, plan.epoch, batch.draws.normals).astype(
+        np.float32
+    )
+    flip = batch.draws.flip.astype(np.int32)
+    return dali_samples(batch, plan), flip, shift[:, None, None], *rectangles(batch)

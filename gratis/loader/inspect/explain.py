@@ -19,14 +19,14 @@ import tyro
 from numpy.typing import NDArray
 
 from gratis.command_line import parse
-from gratis.dataset import Stats, read_manifest
+from gratis.dataset import Stats
 from gratis.errors import GratisError
 from gratis.image import Reject, decode_or_reject
 from gratis.loader.config import LoaderConfig, MeanForm, NoiseForm, Positions
 from gratis.loader.inspect.explain_figure import Floats, Pixels, draw, histogram
+from gratis.loader.inspect.pictures import crop_side, require_folder
 from gratis.loader.loader import Loader
-from gratis.loader.reading.shards import Source
-from gratis.loader.views.normaliser import colour_matrix
+from gratis.loader.views.colour_noise import colour_matrix
 
 DRAWS = 200_000  # for the heat map and the covariance, at least
 
@@ -56,24 +56,15 @@ class Explain:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if "://" in self.shards:
-            raise GratisError(
-                f"{self.shards}: this reads local folders; copy the dataset first, or give its "
-                f"mount"
-            )
+        require_folder(self.shards)
 
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(Explain, arguments, "gratis explain")
-    crop = (
-        read_manifest(Path(options.shards)).image_size * 7 // 8
-        if options.crop is None
-        else options.crop
-    )
     config = LoaderConfig(
         batch_size=1,
         seed=options.seed,
-        crop=crop,
+        crop=crop_side(options.shards, options.crop),
         crop_positions=options.crop_positions,
         crop_chunk=options.crop_chunk,
         mean=options.mean,
@@ -124,11 +115,9 @@ def _keys(listed: Path) -> list[str]:
 def read(loader: Loader, sample: int) -> Pixels:
     """The image as it is stored, uint8 [S,S,3]. GratisError if it is damaged."""
     side = loader.manifest.image_size
-    with closing(
-        Source(loader.root, loader.manifest.splits[loader.split], loader.job(0).index)
-    ) as source:
+    with closing(loader.shard_reader()) as shards:
         try:
-            image = decode_or_reject(source.read(np.array([sample]))[0][0].tobytes())
+            image = decode_or_reject(shards.read(np.array([sample]))[0][0].tobytes())
         except Reject as reject:
             reason = reject.reason
         else:
@@ -136,7 +125,7 @@ def read(loader: Loader, sample: int) -> Pixels:
                 return image
             reason = f"it is of shape {image.shape}, not {(side, side, 3)}"
         raise GratisError(
-            f"{source.describe(sample)} does not decode ({reason}); verify the copy of the dataset"
+            f"{shards.describe(sample)} does not decode ({reason}); verify the copy of the dataset"
         )
 
 
@@ -145,7 +134,7 @@ def many_draws(loader: Loader) -> tuple[NDArray[np.int64], Floats]:
     draw."""
     ids = np.arange(loader.num_samples)
     epochs = -(-DRAWS // len(ids))
-    drawn = [loader.job(epoch).draws(ids)[0] for epoch in range(epochs)]
+    drawn = [loader.epoch_plan(epoch).draws(ids)[0] for epoch in range(epochs)]
     offsets = np.concatenate([np.stack([one.y, one.x], axis=1) for one in drawn])
     return offsets, np.concatenate([one.normals for one in drawn])
 

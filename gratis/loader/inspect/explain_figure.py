@@ -15,22 +15,21 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from gratis.loader import plan
-from gratis.loader.inspect.preview import write_picture
+from gratis.loader.inspect.pictures import write_picture
 from gratis.loader.loader import Loader
-from gratis.loader.reading.shards import Source
+from gratis.loader.plan import Draws, ten_views
 from gratis.loader.views import reference
-from gratis.loader.views.normaliser import colour_shift, scale
+from gratis.loader.views.colour_noise import colour_shift, scale
 
 SHOWN = 10  # epochs, colour draws, views
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
-# what is said above a picture; input: it is shown mean-subtracted
-Look = Literal["place", "shift", "input"]
+# the caption above a picture; input: it is shown mean-subtracted
+Caption = Literal["place", "shift", "input"]
 
 
-class Shown(NamedTuple):
-    """One presentation: input float64 [3,crop,crop] as the network gets it; visible uint8
+class AppliedView(NamedTuple):
+    """One view: input float64 [3,crop,crop] as the network gets it; visible uint8
     [crop,crop,3], the same with mean and division taken back; where it was cut out, and its colour
     draw [3] in gray levels."""
 
@@ -39,23 +38,25 @@ class Shown(NamedTuple):
     place: str
     shift: Floats
 
-    def words(self, look: Look) -> str:
-        if look == "shift":
+    def text(self, caption: Caption) -> str:
+        if caption == "shift":
             return "RGB " + " ".join(f"{value:+.0f}" for value in self.shift)
-        return (
-            self.place if look == "place" else f"{self.input.min():.0f} to {self.input.max():.0f}"
-        )
+        if caption == "place":
+            return self.place
+        return f"{self.input.min():.0f} to {self.input.max():.0f}"
 
 
-def presented(loader: Loader, image: Pixels, draws: plan.Draws, row: int, *, colour: bool) -> Shown:
-    """One row of draws applied to the image as the loader presents it."""
+def apply_row(
+    loader: Loader, image: Pixels, draws: Draws, row: int, *, colour: bool
+) -> AppliedView:
+    """One row of draws applied to the image as the loader does it."""
     config, stats = loader.config, loader.stats
     shift = (
         colour_shift(stats, config, 0, draws.normals[row : row + 1])[0] if colour else np.zeros(3)
     )
     divisor = scale(config, 0) if colour else 1.0
     y, x, flip = int(draws.y[row]), int(draws.x[row]), bool(draws.flip[row])
-    found = reference.finish(
+    normalised = reference.apply_view(
         image,
         y=y,
         x=x,
@@ -69,7 +70,7 @@ def presented(loader: Loader, image: Pixels, draws: plan.Draws, row: int, *, col
     cut = image[y : y + config.crop, x : x + config.crop].astype(np.float64)
     visible = (cut[:, ::-1] if flip else cut) + shift
     place = f"({y}, {x}){' mirrored' if flip else ''}"
-    return Shown(found, np.rint(visible.clip(0, 255)).astype(np.uint8), place, shift)
+    return AppliedView(normalised, np.rint(visible.clip(0, 255)).astype(np.uint8), place, shift)
 
 
 def histogram(offsets: NDArray[np.int64], positions: int) -> NDArray[np.int64]:
@@ -93,14 +94,12 @@ def _head(
     """The stored image with the five crops' frames, the mean that is subtracted, and the heat map
     of offsets."""
     stored, mean, heat = figure.subplots(1, 3)
-    crop, positions = loader.config.crop, loader.job(0).positions
-    with closing(
-        Source(loader.root, loader.manifest.splits[loader.split], loader.job(0).index)
-    ) as source:
-        key = source.describe(sample).split("key ")[1].split(",")[0]
-    words = loader.classes[int(loader.job(0).index.label[sample])].words.split(",")[0]
+    crop, positions = loader.config.crop, loader.epoch_plan(0).positions
+    with closing(loader.shard_reader()) as shards:
+        key = shards.key(sample)
+    words = loader.classes[int(loader.epoch_plan(0).index.label[sample])].words.split(",")[0]
     stored.imshow(image)
-    views = plan.ten_views(positions)
+    views = ten_views(positions)
     for y, x in zip(views.y[:5].tolist(), views.x[:5].tolist(), strict=True):
         stored.add_patch(_frame(y, x, crop))
     stored.set_title(
@@ -134,38 +133,38 @@ def _frame(y: int, x: int, crop: int) -> Any:
 def _strips(figure: Any, loader: Loader, sample: int, image: Pixels) -> None:
     """Ten views; ten epochs; ten colour draws of the central crop; what the network gets of those
     epochs."""
-    positions, ids = loader.job(0).positions, np.array([sample])
-    drawn = [loader.job(epoch).draws(ids)[0] for epoch in range(SHOWN)]
-    epochs = plan.Draws(*(np.concatenate(column) for column in zip(*drawn, strict=True)))
+    positions, ids = loader.epoch_plan(0).positions, np.array([sample])
+    drawn = [loader.epoch_plan(epoch).draws(ids)[0] for epoch in range(SHOWN)]
+    epochs = Draws(*(np.concatenate(column) for column in zip(*drawn, strict=True)))
     centre = (positions - 1) // 2
     still = epochs._replace(
         y=np.full(SHOWN, centre), x=np.full(SHOWN, centre), flip=np.zeros(SHOWN, np.bool_)
     )
     everything = range(SHOWN)
     evaluated = [
-        presented(loader, image, plan.ten_views(positions), row, colour=False) for row in everything
+        apply_row(loader, image, ten_views(positions), row, colour=False) for row in everything
     ]
-    coloured = [presented(loader, image, still, row, colour=True) for row in everything]
-    trained = [presented(loader, image, epochs, row, colour=True) for row in everything]
-    strips: tuple[tuple[str, list[Shown], Look], ...] = (
+    coloured = [apply_row(loader, image, still, row, colour=True) for row in everything]
+    trained = [apply_row(loader, image, epochs, row, colour=True) for row in everything]
+    strips: tuple[tuple[str, list[AppliedView], Caption], ...] = (
         ("evaluation:\nten views", evaluated, "place"),
         ("colour draws\nalone, centre", coloured, "shift"),
         ("training:\nepochs 0 to 9", trained, "place"),
         ("the network's\ninput then", trained, "input"),
     )
     grid = figure.subplots(len(strips), SHOWN)
-    for row, (name, shown, look) in enumerate(strips):
-        for axes, one in zip(grid[row], shown, strict=True):
-            axes.imshow(_visible(one.input) if look == "input" else one.visible)
-            axes.set_title(one.words(look), fontsize=6.5, pad=2)
+    for row, (name, views, caption) in enumerate(strips):
+        for axes, one in zip(grid[row], views, strict=True):
+            axes.imshow(_visible(one.input) if caption == "input" else one.visible)
+            axes.set_title(one.text(caption), fontsize=6.5, pad=2)
         _bare(*grid[row])
         grid[row][0].set_ylabel(name)
 
 
-def _visible(found: Floats) -> Floats:
+def _visible(normalised: Floats) -> Floats:
     """[3,c,c] about -150 to 150, zero as middle grey."""
-    shown: Floats = (found.transpose(1, 2, 0) / 300 + 0.5).clip(0, 1)
-    return shown
+    grey: Floats = (normalised.transpose(1, 2, 0) / 300 + 0.5).clip(0, 1)
+    return grey
 
 
 def _bare(*all_axes: Any) -> None:

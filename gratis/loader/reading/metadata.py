@@ -50,6 +50,6 @@ def open_dataset(
         ("size", index.size, 1, 1 << 31),
     ):
         if len(rows) and not (least <= rows.min() and rows.max() < below):
-            told = f"{name}s from {rows.min()} to {rows.max()}"
-            raise GratisError(f"{root / index_name(split)} is damaged ({told}); {WAY_OUT}")
+            span = f"{name}s from {rows.min()} to {rows.max()}"
+            raise GratisError(f"{root / index_name(split)} is damaged ({span}); {WAY_OUT}")
     return manifest, stats, index

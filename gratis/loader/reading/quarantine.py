@@ -1,7 +1,7 @@
 """Samples that turn out undecodable while an epoch runs, and who stands in for them.
 
 A shard that rots after publication is damaged in one of two ways. Where a decoder would give up on
-a sample (gratis.loader.decoding.jpeg_check), or does, this module acts. Where a flipped bit still
+a sample (gratis.loader.reading.jpeg_check), or does, this module acts. Where a flipped bit still
 decodes, to wrong pixels, nothing in the loader notices: a checksum of every sample would have to be
 kept in the index and cost 3 % of decoding, to guard against what disks and file systems guard
 against already. `gratis verify` compares whole shards with the manifest's sha256, and the cache of
@@ -14,8 +14,7 @@ import threading
 import numpy as np
 
 from gratis.errors import GratisError
-from gratis.loader import plan
-from gratis.loader.reading.shards import Ids
+from gratis.loader.plan import Ids, stand_in
 
 MOST = 0.01  # share of the samples; beyond it the dataset is damaged, not a sample
 FEW = 10  # that a small dataset may lose all the same
@@ -34,7 +33,7 @@ class Quarantine:
         self._lock = threading.Lock()
         self._new: list[str] = []
         self._failures: dict[int, int] = {}  # of each id that the order names, in this epoch
-        self.found: dict[int, str] = {}  # id -> shard, key and offset
+        self.bad: dict[int, str] = {}  # id -> shard, key and offset
 
     def begin(self) -> None:
         """Of an epoch."""
@@ -48,12 +47,12 @@ class Quarantine:
             raise GratisError(f"{damage}; verify the copy, or make the shards again")
         self._failures[wanted] = self._failures.get(wanted, 0) + 1
         with self._lock:
-            if sample not in self.found:
+            if sample not in self.bad:
                 self._new.append(f"{damage}; other samples stand in for it")
-            self.found[sample] = where
-        if len(self.found) > max(FEW, MOST * self._count):
+            self.bad[sample] = where
+        if len(self.bad) > max(FEW, MOST * self._count):
             raise GratisError(
-                f"{damage}, as {len(self.found) - 1} other samples; verify the copy of the dataset"
+                f"{damage}, as {len(self.bad) - 1} other samples; verify the copy of the dataset"
             )
 
     def replace(self, epoch: int, wanted: Ids) -> Ids:
@@ -63,15 +62,12 @@ class Quarantine:
         return np.array([self._stand_in(epoch, sample) for sample in wanted.tolist()], np.int64)
 
     def take_warnings(self) -> list[str]:
-        """One line for each sample found since they were last taken. For any thread."""
+        """A message for each bad sample since they were last taken. For any thread."""
         with self._lock:
-            lines, self._new = self._new, []
-        return lines
+            messages, self._new = self._new, []
+        return messages
 
     def _stand_in(self, epoch: int, wanted: int) -> int:
-        failures = self._failures.get(wanted, 0)
-        return (
-            plan.stand_in(self._seed, epoch, wanted, self._count, failures - 1)
-            if failures
-            else wanted
-        )
+        if not (failures := self._failures.get(wanted, 0)):
+            return wanted
+        return stand_in(self._seed, epoch, wanted, self._count, failures - 1)

@@ -2,7 +2,7 @@
 and how it is checked.
 
 Manifest, indices and statistics come into the cache once, into a folder named for the manifest's
-hash. Shards follow while epochs run (`gratis.loader.reading.cache`)."""
+hash. Shards follow while epochs run (`gratis.loader.reading.shard_cache`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from gratis.atomic import atomic_write, open_nonblocking
-from gratis.dataset import MANIFEST, STATS, Manifest, index_name, read_manifest, require_split
+from gratis.dataset import MANIFEST, STATS, index_name, read_manifest, require_split
 from gratis.errors import GratisError, answered, asking
 
 FOLDER = re.compile("[0-9a-f]{16}")  # of a dataset in the cache: its manifest's hash, shortened
@@ -31,21 +31,21 @@ POLL = 0.02  # seconds between looks at a lock that another holds, or at what is
 T = TypeVar("T")
 
 
-class Stopped(Exception):
+class FetchCancelled(Exception):
     """The epoch was ended while something waited."""
 
 
-class Helper(threading.Thread):
+class LoaderThread(threading.Thread):
     """One of a loader's own. Garbage, iterators too, may be collected in any thread, and one of
     these that waited for the others might hold what they wait for."""
 
 
 def _answer(request: Callable[[], T], stop: threading.Event) -> T:
-    """Stopped on request: the one to the server is then left to its library."""
-    answer = asking(request, Helper)
+    """FetchCancelled on request: the one to the server is then left to its library."""
+    answer = asking(request, LoaderThread)
     while not futures.wait([answer], POLL).done:
         if stop.is_set():
-            raise Stopped
+            raise FetchCancelled
     return answer.result()
 
 
@@ -61,7 +61,7 @@ class Remote:
         from fsspec.core import url_to_fs
 
         self.url = url.rstrip("/")
-        # it tells several times what it raises in the end; a level of the user's stays
+        # it logs several times what it raises in the end; a level of the user's stays
         if (
             self.url.startswith(("gs://", "gcs://"))
             and not (log := logging.getLogger("gcsfs")).level
@@ -72,7 +72,7 @@ class Remote:
         except GratisError:
             raise
         except Exception as error:  # no such protocol or package, or one that connects already here
-            raise GratisError(f"{url} cannot be read: {_line(error)}") from None
+            raise GratisError(f"{url} cannot be read: {_first_line(error)}") from None
 
     def read(
         self,
@@ -83,12 +83,12 @@ class Remote:
         stop: threading.Event | None = None,
     ) -> bytes:
         """A file, or `size` bytes of it. GratisError if it is not there, or after TRIES errors;
-        Stopped on request."""
+        FetchCancelled on request."""
         end = None if size is None else start + size
 
         def request() -> bytes:
             data: bytes = self._files.cat_file(f"{self._path}/{name}", start=start or None, end=end)
-            # a page that says something else, of a server without ranges
+            # an error page, of a server without ranges
             if size is not None and len(data) < size:
                 raise OSError(
                     f"{len(data):,} bytes came where {size:,} were asked for; copy the dataset "
@@ -110,7 +110,7 @@ class Remote:
             have += len(chunk)
         while have < size:
             if stop.is_set():
-                raise Stopped
+                raise FetchCancelled
             block = self.read(name, have, min(BLOCK, size - have), stop=stop)
             if len(block) == size and have:  # a server that knows no ranges sends the whole
                 block = block[have:]
@@ -126,15 +126,17 @@ class Remote:
             try:
                 return _answer(request, waiting)
             except (FileNotFoundError, PermissionError) as error:
-                raise GratisError(f"{self.url}/{name} cannot be read: {_line(error)}") from None
-            except Stopped:
+                raise GratisError(
+                    f"{self.url}/{name} cannot be read: {_first_line(error)}"
+                ) from None
+            except FetchCancelled:
                 raise
             except Exception as error:  # each protocol's library has errors of its own
                 last = error
             if attempt < TRIES - 1 and waiting.wait(PAUSE * 2**attempt):
-                raise Stopped
+                raise FetchCancelled
         raise GratisError(
-            f"{self.url}/{name} cannot be read, after {TRIES} attempts: {_line(last)}"
+            f"{self.url}/{name} cannot be read, after {TRIES} attempts: {_first_line(last)}"
         )
 
 
@@ -142,11 +144,9 @@ def dataset_folder(root: Path | str, split: str = "train", cache: str | None = N
     """The folder on this machine that holds a dataset's manifest, statistics and index of a split:
     root itself, or of an address its place in the cache, fetched if need be. GratisError, also
     where the split is not there."""
-    return (
-        fetch_dataset(Remote(str(root)), cache_folder(cache), split)
-        if is_remote(root)
-        else Path(root)
-    )
+    if not is_remote(root):
+        return Path(root)
+    return fetch_dataset(Remote(str(root)), cache_folder(cache), split)
 
 
 def read_pieces(root: Path | str, pieces: Iterable[tuple[str, int, int]]) -> Iterator[bytes]:
@@ -189,21 +189,22 @@ def fetch_dataset(remote: Remote, cache: Path, split: str) -> Path:
     folder = cache / hashlib.sha256(text).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / "lock"):
+        with file_lock(folder / "lock"):
             if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != text:
                 atomic_write(folder / MANIFEST, text)
             manifest = read_manifest(folder)
             _fetch_small(remote, folder, STATS, manifest.stats_sha256)
-            _fetch_small(remote, folder, index_name(split), _index_sha256(remote, manifest, split))
+            index_sha256 = require_split(remote.url, manifest, split).index_sha256
+            _fetch_small(remote, folder, index_name(split), index_sha256)
     except OSError as error:
-        raise GratisError(f"the cache {cache} cannot be written: {_line(error)}") from None
+        raise GratisError(f"the cache {cache} cannot be written: {_first_line(error)}") from None
     return folder
 
 
 @contextmanager
-def locked(path: Path, stop: threading.Event | None = None) -> Iterator[None]:
+def file_lock(path: Path, stop: threading.Event | None = None) -> Iterator[None]:
     """Holds a lock among the threads and processes of this machine; the system ends it with its
-    holder. Stopped on request, while it waits."""
+    holder. FetchCancelled on request, while it waits."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         while True:
@@ -212,7 +213,7 @@ def locked(path: Path, stop: threading.Event | None = None) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if stop and stop.wait(POLL):
-                    raise Stopped from None
+                    raise FetchCancelled from None
         yield
     finally:
         os.close(handle)
@@ -230,9 +231,5 @@ def _fetch_small(remote: Remote, folder: Path, name: str, sha256: str) -> None:
     atomic_write(path, data)
 
 
-def _index_sha256(remote: Remote, manifest: Manifest, split: str) -> str:
-    return require_split(remote.url, manifest, split).index_sha256
-
-
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).split("\n", maxsplit=1)[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""From cut-out pixels to what the network sees, on the CPU: mirror, minus mean, plus colour noise,
+"""From cropped pixels to what the network sees, on the CPU: mirror, minus mean, plus colour noise,
 scale, type, layout.
 
 One compiled pass writes each output once. Per 1,000 crops of 224 x 224 on one core of an EPYC
@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 
 from gratis.dataset import Stats
 from gratis.loader.config import LoaderConfig
+from gratis.loader.views.colour_noise import colour_shift, scale
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-CHUNK = 16  # crops that are finished at a time where the type is not float32
-DIVISOR = 1.1  # of images with colour noise: 1 + its coefficient (spec section 2, step 5)
+CHUNK = 16  # crops that are normalised at a time where the type is not float32
 
 
 class Crops(NamedTuple):
     """Where m crops lie in decoded pixels, and what becomes of each.
 
     pixels uint8, flat: RGB triplets in rows that are `stride` bytes apart; start int64 [m]: the
-    byte at which a crop begins; y, x int64 [m]: its offset in the stored image; flip bool [m];
-    normals float64 [m,3]."""
+    byte at which a crop begins; y, x int64 [m]: its offset in the stored image; flip bool [m]:
+    mirrored; normals float64 [m,3]: the colour draw."""
 
     pixels: NDArray[np.uint8]
     stride: int
@@ -51,32 +51,8 @@ class Crops(NamedTuple):
         )
 
 
-def colour_matrix(stats: Stats, noise: str) -> NDArray[np.float64]:
-    """float64 [3,3]: times three standard normals it is the colour noise in 0-255 units."""
-    if noise == "sqrt":
-        return 0.1 * stats.eigenvectors * np.sqrt(np.maximum(stats.eigenvalues, 0))
-    # eigenvalues / 255**2 on [0,1] pixels, times 255
-    return 0.1 * stats.eigenvectors * (stats.eigenvalues / 255)
-
-
-def colour_shift(
-    stats: Stats, config: LoaderConfig, epoch: int, normals: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """What colour noise adds to each sample before the division, float64 [n,3], 0-255 units."""
-    if not config.noisy(epoch):
-        return np.zeros_like(normals)
-    shift: NDArray[np.float64] = normals @ colour_matrix(stats, config.noise).T
-    return shift
-
-
-def scale(config: LoaderConfig, epoch: int) -> float:
-    """The factor on the whole image at the end: 1 / 1.1 in the released form while there is noise,
-    else 1."""
-    return 1 / DIVISOR if config.noisy(epoch) and config.noise == "sqrt" else 1.0
-
-
-class Finisher:
-    """Finishes the crops of one epoch, into buffers given from outside."""
+class Normaliser:
+    """Normalises the crops of one epoch, into buffers given from outside."""
 
     def __init__(self, stats: Stats, config: LoaderConfig, epoch: int) -> None:
         self._stats, self._config, self._epoch = stats, config, epoch
@@ -133,20 +109,20 @@ class Finisher:
         return self._scratch[: len(out)]
 
 
-_compiled: list[Callable[..., None]] = []
+_kernels: list[Callable[..., None]] = []
 
 
 def kernels() -> list[Callable[..., None]]:
     """The compiled passes for planes and for channels-last memory; the first call of either on a
     machine takes 1 s."""
-    if not _compiled:
-        from gratis.loader.views.compiled import call, compiled
+    if not _kernels:
+        from gratis.loader.views.jit import call_kernel, jit
 
-        _compiled.extend(
-            partial(call, compiled(fastmath=True)(fill))
+        _kernels.extend(
+            partial(call_kernel, jit(fastmath=True)(fill))
             for fill in (_fill_planes, _fill_channels_last)
         )
-    return _compiled
+    return _kernels
 
 
 def _fill_planes(  # noqa: PLR0917

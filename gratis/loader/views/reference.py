@@ -1,5 +1,5 @@
-"""The finish in plain NumPy: what the compiled pass on the CPU and DALI's graph on a GPU must
-equal, to 1e-3."""
+"""One view in plain NumPy: what the compiled pass on the CPU (`normaliser`), torch (`torch_views`)
+and DALI's graph on a GPU (`gratis.loader.decoding.gpu`) must equal, to 1e-3."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def finish(
+def apply_view(
     image: NDArray[np.uint8],
     *,
     y: int,
@@ -20,7 +20,7 @@ def finish(
     scale: float,
 ) -> NDArray[np.float64]:
     """One stored image [S,S,3] to what the network sees, float64 [3,crop,crop], in the order of
-    spec section 2, step 6.
+    the specification's section 2, step 6.
 
     shift [3] is the colour noise in 0-255 units before scaling. The mean at the crop's own offset
     belongs to the image's places and is mirrored with them; the central region belongs to the

@@ -26,8 +26,8 @@ def slow_down(owner: Any, name: str, variable: str) -> None:
 
 
 if "RANK" in os.environ:
-    from gratis.loader.reading.shards import Source
+    from gratis.loader.reading.shard_reader import ShardReader
     from gratis.train.network.alexnet import AlexNet
 
-    slow_down(Source, "read", "GRATIS_SLOW_READ")
+    slow_down(ShardReader, "read", "GRATIS_SLOW_READ")
     slow_down(AlexNet, "forward", "GRATIS_SLOW_STEP")

@@ -18,18 +18,20 @@ from numpy.typing import NDArray
 from gratis.atomic import max_open_files, open_nonblocking
 from gratis.dataset import Index, Split
 from gratis.errors import GratisError
-from gratis.loader.reading.cache import Cache, uses_of
+from gratis.loader.plan import Ids
+from gratis.loader.reading.shard_cache import ShardCache, uses_of
 
-Ids = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 HEADER = 512  # of a tar member, directly before its bytes; the name is its first 100 bytes
 
 
-class Source:
+class ShardReader:
     """Reads one split. For one thread; files stay open until `close`."""
 
-    def __init__(self, root: Path, split: Split, index: Index, cache: Cache | None = None) -> None:
+    def __init__(
+        self, root: Path, split: Split, index: Index, cache: ShardCache | None = None
+    ) -> None:
         self._root, self._shards, self._index, self._cache = root, split.shards, index, cache
         self._files: OrderedDict[int, int] = OrderedDict()
         self._most = max_open_files()
@@ -72,19 +74,18 @@ class Source:
     def describe(self, sample: int) -> str:
         """Where a sample is: shard, key and byte offset."""
         shard, offset, _ = self._places(np.array([sample]))[0]
-        name = (
-            os.pread(self._file(shard), 100, offset - HEADER)
-            .split(b"\0")[0]
-            .decode(errors="replace")
-        )
-        # it may be damaged too
-        name = "".join(character if character.isprintable() else "?" for character in name)
-        return (
-            f"shard {self._root / self._shards[shard].name}, key {Path(name).stem}, offset {offset}"
-        )
+        path = self._root / self._shards[shard].name
+        return f"shard {path}, key {self.key(sample)}, offset {offset}"
+
+    def key(self, sample: int) -> str:
+        """A sample's key, as its tar header has it, which may be damaged too."""
+        shard, offset, _ = self._places(np.array([sample]))[0]
+        name = os.pread(self._file(shard), 100, offset - HEADER).split(b"\0")[0]
+        text = name.decode(errors="replace")
+        return Path("".join(c if c.isprintable() else "?" for c in text)).stem
 
     def stop(self) -> None:
-        """Ends a `read` that waits for a server, with Stopped. For any thread."""
+        """Ends a `read` that waits for a server, with FetchCancelled. For any thread."""
         if self._cache:
             self._cache.stop()
 
@@ -96,14 +97,8 @@ class Source:
 
     def _places(self, ids: Ids) -> list[tuple[int, int, int]]:
         index = self._index
-        return list(
-            zip(
-                index.shard[ids].tolist(),
-                index.offset[ids].tolist(),
-                index.size[ids].tolist(),
-                strict=True,
-            )
-        )
+        columns = (column[ids].tolist() for column in (index.shard, index.offset, index.size))
+        return list(zip(*columns, strict=True))
 
     def _file(self, shard: int) -> int:
         if shard in self._files:
@@ -122,28 +117,26 @@ class Source:
         except OSError as error:
             if error.errno == errno.EMFILE:
                 limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-                told = (
-                    f"this process has its {limit} files open; raise that limit (`ulimit -n 4096`)"
-                )
-                raise GratisError(f"{path} cannot be opened: {told}") from None
+                raise GratisError(
+                    f"{path} cannot be opened: this process has its {limit} files open; raise that "
+                    f"limit (`ulimit -n 4096`)"
+                ) from None
             raise GratisError(
                 f"{path} cannot be read ({error.strerror}); verify the copy of the dataset"
             ) from None
-        if (found := os.fstat(file).st_size) != expected.bytes:
+        if (size := os.fstat(file).st_size) != expected.bytes:
             os.close(file)
             raise GratisError(
-                f"{path} has {found} bytes, not {expected.bytes}; verify the copy of the dataset"
+                f"{path} has {size} bytes, not {expected.bytes}; verify the copy of the dataset"
             )
         return file
 
     def _descriptor(self, shard: int, path: Path) -> int:
         while True:
             try:
-                return (
-                    self._cache.open(shard)
-                    if self._cache
-                    else open_nonblocking(path, os.O_RDONLY | os.O_CLOEXEC)
-                )
+                if self._cache:
+                    return self._cache.open(shard)
+                return open_nonblocking(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
                 if error.errno != errno.EMFILE or not self._files:
                     raise

@@ -20,13 +20,19 @@ from PIL import Image
 from gratis.dataset import Stats, read_index, read_manifest, read_stats
 from gratis.loader import Loader, LoaderConfig, plan
 from gratis.loader.decoding import gpu
-from gratis.loader.decoding.cpu import Mender, Runner, crop_pipeline, undecodable
-from gratis.loader.pipeline.stages import padded
-from gratis.loader.pipeline.work import Job, Meter, Reader, Work
+from gratis.loader.decoding.bad_samples import BadSampleHandler, undecodable
+from gratis.loader.decoding.crop_graph import crop_pipeline
+from gratis.loader.decoding.dali_runner import DaliRunner
+from gratis.loader.epoch.epoch_plan import EpochPlan
+from gratis.loader.epoch.stage_timer import StageTimer
+from gratis.loader.pipeline.batch_tensors import pad_images
+from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
 from gratis.loader.reading.quarantine import Quarantine
-from gratis.loader.reading.shards import Source
+from gratis.loader.reading.shard_reader import ShardReader
 from gratis.loader.views import reference
-from gratis.loader.views.normaliser import Crops, Finisher, colour_matrix, colour_shift, scale
+from gratis.loader.views.colour_noise import colour_matrix, colour_shift, scale
+from gratis.loader.views.normaliser import Crops, Normaliser
+from gratis.loader.views.torch_views import apply_views
 
 CROP = 48
 # AlexNet's own constants (spec section 2, step 5): standard deviations in 0-255 units and
@@ -73,7 +79,7 @@ def expected(
         else:
             noise = 255 * 0.1 * stats.eigenvectors @ (stats.eigenvalues / 255**2 * z)
     return [
-        reference.finish(
+        reference.apply_view(
             image,
             y=int(y),
             x=int(x),
@@ -149,15 +155,15 @@ def test_a_padded_batch_of_the_graph_for_gpus_is_laid_out_as_a_full_one(
     config = LoaderConfig(
         batch_size=60, crop=CROP, views=views, augment=False, channels_last=channels_last
     )
-    job = job_of(jpeg_dataset, config)
-    for work, tensor in graph_of(job):
-        images = gpu.to_torch(tensor, job)
-        whole = padded(images, job)
+    epoch = plan_of(jpeg_dataset, config)
+    for batch, tensor in graph_of(jpeg_dataset, epoch):
+        images = gpu.to_torch(tensor, epoch)
+        whole = pad_images(images, epoch)
         assert whole.shape == (60, *images.shape[1:])
         assert whole.stride() == images.stride()
-        assert torch.equal(whole[: len(work.ids)], images)
-        assert not whole[len(work.ids) :].any()
-    assert len(work.ids) == 41
+        assert torch.equal(whole[: len(batch.ids)], images)
+        assert not whole[len(batch.ids) :].any()
+    assert len(batch.ids) == 41
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
@@ -167,12 +173,12 @@ def test_the_graph_for_gpus_equals_the_reference_when_run_on_the_cpu(
 ) -> None:
     root: Path = request.getfixturevalue(f"{codec}_dataset")
     config = replace(CONFIGS[name], batch_size=25, crop=CROP, seed=3)
-    job, images = job_of(root, config), read_with_pillow(root)
+    epoch, images = plan_of(root, config), read_with_pillow(root)
     seen = 0
-    for work, tensor in graph_of(job):
-        got = gpu.to_torch(tensor, job).numpy()
-        for row, sample in enumerate(work.ids.tolist()):
-            wanted = np.stack(expected(images[sample], job.stats, config, 0, sample)).reshape(
+    for batch, tensor in graph_of(root, epoch):
+        got = gpu.to_torch(tensor, epoch).numpy()
+        for row, sample in enumerate(batch.ids.tolist()):
+            wanted = np.stack(expected(images[sample], epoch.stats, config, 0, sample)).reshape(
                 got[row].shape
             )
             np.testing.assert_allclose(got[row], wanted, atol=1e-3)
@@ -215,22 +221,21 @@ def through_the_loader(root: Path, config: LoaderConfig) -> tuple[plan.Ids, NDAr
 
 
 def through_the_graph(root: Path, config: LoaderConfig) -> tuple[plan.Ids, NDArray[np.float32]]:
-    job = job_of(root, config)
-    found = [(work.ids, gpu.to_torch(tensor, job).numpy()) for work, tensor in graph_of(job)]
-    return np.concatenate([ids for ids, _ in found]), np.concatenate(
-        [images for _, images in found]
-    )
+    epoch = plan_of(root, config)
+    batches = [
+        (batch.ids, gpu.to_torch(tensor, epoch).numpy()) for batch, tensor in graph_of(root, epoch)
+    ]
+    ids, images = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return ids, images
 
 
-def graph_of(job: Job) -> Iterator[tuple[Work, Any]]:
-    """The graph for GPUs, run on the CPU over a job."""
-    source, meter = Source(job.root, job.manifest.splits["train"], job.index), Meter()
-    quarantine = Quarantine(0, 101, allowed=False)
-    reader = Reader(source, meter, quarantine)
-    yield from gpu.decode_and_finish(
-        reader.works(job), job, Runner(meter, Mender(reader, source, quarantine)), 2
-    )
-    source.close()
+def graph_of(root: Path, epoch: EpochPlan) -> Iterator[tuple[EncodedBatch, Any]]:
+    """The graph for GPUs, run on the CPU over an epoch."""
+    shards, timer = ShardReader(root, epoch.manifest.splits["train"], epoch.index), StageTimer()
+    reader = BatchReader(shards, timer, Quarantine(0, 101, allowed=False))
+    runner = DaliRunner(timer, BadSampleHandler(reader))
+    yield from gpu.decode_views(reader.batches(epoch), epoch, runner, 2)
+    shards.close()
 
 
 @pytest.mark.parametrize("area", [None, (0.05, 0.1)])
@@ -239,15 +244,17 @@ def test_on_a_gpu_a_sample_is_tried_whole(
 ) -> None:
     """A file that lacks its end decodes as far as a part at its top needs it; a GPU decodes no
     parts."""
-    job = job_of(jpeg_dataset, LoaderConfig(batch_size=3, crop=16, area=area))
-    source = Source(job.root, job.manifest.splits["train"], job.index)
-    work = Reader(source, Meter(), Quarantine(0, 101, allowed=False)).read(job, np.arange(3))
-    work.parts[1] = work.parts[1][: len(work.parts[1]) * 9 // 10]
-    at_the_top = work.draws._replace(y=np.zeros_like(work.draws.y), x=np.zeros_like(work.draws.x))
-    work = work._replace(draws=at_the_top, extents=np.full((3, 2), 16) if area else None)
-    assert undecodable(work, job) == []
-    assert undecodable(work, replace(job, device=torch.device("cuda"))) == [1]
-    source.close()
+    epoch = plan_of(jpeg_dataset, LoaderConfig(batch_size=3, crop=16, area=area))
+    shards = ShardReader(jpeg_dataset, epoch.manifest.splits["train"], epoch.index)
+    reader = BatchReader(shards, StageTimer(), Quarantine(0, 101, allowed=False))
+    batch = reader.read(epoch, np.arange(3))
+    batch.parts[1] = batch.parts[1][: len(batch.parts[1]) * 9 // 10]
+    zero = np.zeros_like(batch.draws.y)
+    at_the_top = batch.draws._replace(y=zero, x=zero)
+    batch = batch._replace(draws=at_the_top, extents=np.full((3, 2), 16) if area else None)
+    assert undecodable(batch, epoch) == []
+    assert undecodable(batch, replace(epoch, device=torch.device("cuda"))) == [1]
+    shards.close()
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
@@ -259,28 +266,26 @@ def test_dali_accepts_the_graph_as_it_is_on_a_gpu(
     down, anywhere."""
     root: Path = request.getfixturevalue(f"{codec}_dataset")
     config = replace(CONFIGS.get(name, LoaderConfig(area=(0.08, 1.0))), batch_size=25, crop=CROP)
-    job = replace(job_of(root, config), device=torch.device("cuda"))
-    graphs = [gpu.finishing_pipeline] + ([gpu.image_pipeline] if codec == "jpeg" else [])
+    epoch = replace(plan_of(root, config), device=torch.device("cuda"))
+    graphs = [gpu.view_pipeline] + ([gpu.image_pipeline] if codec == "jpeg" else [])
     for graph in graphs:
-        written = graph(lambda: (), job, 2).serialize()
+        written = graph(lambda: (), epoch, 2).serialize()
         assert (b"jpeg_fancy_upsampling" in written) == (b"mixed" in written) == (codec == "jpeg")
         assert b"gpu" in written
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_finishes_decoded_images_stays_on_their_device(jpeg_dataset: Path, name: str) -> None:
+def test_torch_views_stay_on_the_images_device(jpeg_dataset: Path, name: str) -> None:
     """On torch's device without values, where an operation with another device's tensor is an error
     as on a GPU, but for one in place."""
     config, device = replace(CONFIGS[name], batch_size=25, crop=CROP), torch.device("meta")
-    job, ids = job_of(jpeg_dataset, config), torch.arange(25)
-    store, mean = (
-        torch.empty(101, SIZE, SIZE, 3, dtype=torch.uint8),
-        torch.from_numpy(job.stats.mean),
-    )
-    draws, _ = job.draws(ids.numpy())
-    wanted = gpu.finish(store, ids, draws, mean, job)
-    found = gpu.finish(store.to(device), ids, draws, mean.to(device), job)
-    assert (found.device, found.shape, found.stride()) == (device, wanted.shape, wanted.stride())
+    epoch, ids = plan_of(jpeg_dataset, config), torch.arange(25)
+    pixels = torch.empty(101, SIZE, SIZE, 3, dtype=torch.uint8)
+    mean, stats = torch.from_numpy(epoch.stats.mean), epoch.stats
+    draws, _ = epoch.draws(ids.numpy())
+    wanted = apply_views(pixels, ids, draws, mean, stats, config, 0)
+    got = apply_views(pixels.to(device), ids, draws, mean.to(device), stats, config, 0)
+    assert (got.device, got.shape, got.stride()) == (device, wanted.shape, wanted.stride())
 
 
 @pytest.mark.gpu
@@ -315,10 +320,8 @@ def test_on_a_gpu_batches_equal_those_of_the_cpu(
     assert torch.cuda.memory_allocated() == before
 
 
-def job_of(root: Path, config: LoaderConfig) -> Job:
-    return Job(
-        root=root,
-        remote=None,
+def plan_of(root: Path, config: LoaderConfig) -> EpochPlan:
+    return EpochPlan(
         split="train",
         manifest=read_manifest(root),
         index=read_index(root, "train"),
@@ -332,7 +335,7 @@ def job_of(root: Path, config: LoaderConfig) -> Job:
     )
 
 
-def finish_one(
+def normalise_one(
     image: NDArray[np.uint8],
     stats: Stats,
     config: LoaderConfig,
@@ -348,14 +351,14 @@ def finish_one(
     crops = Crops(
         image.reshape(-1), 3 * SIZE, start, np.array([0]), np.array([x]), np.array([False]), normals
     )
-    Finisher(stats, replace(config, crop=CROP), epoch)(crops, out)
-    found: NDArray[np.float32] = out[0].numpy()
-    return found
+    Normaliser(stats, replace(config, crop=CROP), epoch)(crops, out)
+    normalised: NDArray[np.float32] = out[0].numpy()
+    return normalised
 
 
 def test_trap_7_the_first_component_shifts_colours_by_its_standard_deviation() -> None:
     grey = np.zeros((SIZE, SIZE, 3), np.uint8)
-    released = finish_one(grey, ALEXNET, LoaderConfig(), z=[1, 0, 0])
+    released = normalise_one(grey, ALEXNET, LoaderConfig(), z=[1, 0, 0])
     for c, value in enumerate((-6.23857, -6.37888, -6.55401)):
         np.testing.assert_allclose(released[c], value, atol=1e-4)
     before = colour_shift(ALEXNET, LoaderConfig(), 0, np.array([[1.0, 0, 0]]))
@@ -366,7 +369,7 @@ def test_trap_7_the_first_component_shifts_colours_by_its_standard_deviation() -
         np.array([[-0.5675], [-0.5808], [-0.5836]]) * np.array([[1, 0, 0]]),
         1,
     )
-    printed = finish_one(grey, published, LoaderConfig(noise="printed"), z=[1, 0, 0])
+    printed = normalise_one(grey, published, LoaderConfig(noise="printed"), z=[1, 0, 0])
     np.testing.assert_allclose(printed[:, 0, 0], [-3.147, -3.221, -3.237], atol=1e-3)
 
 
@@ -387,7 +390,9 @@ def test_trap_8_training_divides_and_evaluation_does_not() -> None:
         (LoaderConfig(noise="off"), 0, 33.0),
         (LoaderConfig(noise="printed"), 0, 33.0),
     ):
-        np.testing.assert_allclose(finish_one(image, stats, config, epoch=epoch), wanted, atol=1e-4)
+        np.testing.assert_allclose(
+            normalise_one(image, stats, config, epoch=epoch), wanted, atol=1e-4
+        )
         assert (scale(config, epoch) == 1) == (wanted == 33)
 
 
@@ -396,9 +401,9 @@ def test_trap_9_the_mean_is_the_central_region_whatever_the_offset(x: int, centr
     ramp = np.broadcast_to(np.arange(SIZE)[None, :, None], (SIZE, SIZE, 3)).astype(np.uint8)
     stats = Stats(ramp.astype(np.float32), ALEXNET.eigenvalues, VECTORS, 1)
     quiet = LoaderConfig(noise="off")
-    np.testing.assert_allclose(finish_one(ramp, stats, quiet, x=x), central, atol=1e-4)
+    np.testing.assert_allclose(normalise_one(ramp, stats, quiet, x=x), central, atol=1e-4)
     np.testing.assert_allclose(
-        finish_one(ramp, stats, replace(quiet, mean="offset"), x=x), 0, atol=1e-4
+        normalise_one(ramp, stats, replace(quiet, mean="offset"), x=x), 0, atol=1e-4
     )
 
 
@@ -425,13 +430,13 @@ def test_trap_20_exif_orientation_is_left_alone(tmp_path: Path) -> None:
     Image.fromarray(picture(1)).save(buffer, "JPEG", quality=95, exif=exif)
     root = write_dataset(tmp_path / "exif", [picture(0)] * 2)
     stats = read_stats(root)
-    job = job_of(root, LoaderConfig(batch_size=1, crop=SIZE))
+    epoch = plan_of(root, LoaderConfig(batch_size=1, crop=SIZE))
     bytes_ = np.frombuffer(buffer.getvalue(), np.uint8)
     once = iter([([bytes_], np.zeros((1, 2), np.int32))])
-    pipeline = crop_pipeline(lambda: next(once), job, 1, SIZE, rows=1)
+    pipeline = crop_pipeline(lambda: next(once), epoch, 1, SIZE, rows=1)
     pipeline.schedule_run()
-    found = np.asarray(pipeline.share_outputs()[0].as_tensor())[0]
-    np.testing.assert_array_equal(found, np.asarray(Image.open(buffer)))
+    pixels = np.asarray(pipeline.share_outputs()[0].as_tensor())[0]
+    np.testing.assert_array_equal(pixels, np.asarray(Image.open(buffer)))
     assert stats.mean.shape == (SIZE, SIZE, 3)
 
 

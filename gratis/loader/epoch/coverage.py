@@ -1,4 +1,4 @@
-"""The receipt of an epoch: was every sample seen exactly once, over all ranks?"""
+"""Whether an epoch saw every sample exactly once, over all ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Coverage(TypedDict):
 def coverage(
     ids: NDArray[np.int64], num_samples: int, dropped: NDArray[np.int64] | None = None
 ) -> Coverage:
-    """The receipt for the ids of an epoch's batches, of all ranks and in any order, padding (-1)
+    """Counted over the ids of an epoch's batches, of all ranks and in any order, padding (-1)
     included.
 
     `dropped` are the ids that the epoch leaves out (`Loader.dropped`). Takes num_samples * 8 bytes.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gratis.loader.views.compiled import call, compiled, inner
+from gratis.loader.views.jit import call_kernel, inner_jit, jit
 
 SOI, EOI, SOS, DQT, DNL, DRI, DHT, COMMENT = 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xC4, 0xFE
 SEQUENTIAL, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
@@ -32,10 +32,10 @@ DEFINED, HUFFMAN, QUANTISATION, KIND, FRAME = range(5)
 def well_formed(image: NDArray[np.uint8], side: int) -> bool:
     """Whether the segments of a side x side JPEG are whole and agree, and there is an end. image:
     uint8 [bytes]."""
-    return bool(call(_walk, image, side))
+    return bool(call_kernel(_walk, image, side))
 
 
-@compiled()
+@jit()
 def _walk(data: Any, side: Any) -> Any:
     """From segment to segment."""
     size, at = len(data), 2
@@ -60,7 +60,7 @@ def _walk(data: Any, side: Any) -> Any:
                 return True
 
 
-@inner
+@inner_jit
 def _segment(data: Any, marker: Any, begin: Any, end: Any, side: Any, state: Any) -> Any:  # noqa: PLR0917
     """Whether it fits. What it defines is noted in state."""
     if marker == DHT:
@@ -82,12 +82,12 @@ def _segment(data: Any, marker: Any, begin: Any, end: Any, side: Any, state: Any
     return marker in (DNL, COMMENT) or marker >> 4 == 0xE  # what applications add
 
 
-@inner
+@inner_jit
 def _word(data: Any, at: Any) -> Any:
     return (np.int64(data[at]) << 8) + np.int64(data[at + 1])
 
 
-@inner
+@inner_jit
 def _huffman(data: Any, at: Any, end: Any, state: Any) -> Any:
     """A table is as none if its codes take all there are, or more, or if a DC length is above
     15."""
@@ -109,7 +109,7 @@ def _huffman(data: Any, at: Any, end: Any, state: Any) -> Any:
     return at == end
 
 
-@inner
+@inner_jit
 def _quantisation(data: Any, at: Any, end: Any, state: Any) -> Any:
     while at < end:
         kind = np.int64(data[at])
@@ -120,7 +120,7 @@ def _quantisation(data: Any, at: Any, end: Any, state: Any) -> Any:
     return at == end
 
 
-@inner
+@inner_jit
 def _frame(data: Any, at: Any, end: Any, side: Any) -> Any:
     if end - at < 6 or data[at] != 8 or _word(data, at + 1) != side or _word(data, at + 3) != side:
         return False
@@ -138,7 +138,7 @@ def _frame(data: Any, at: Any, end: Any, side: Any) -> Any:
     return True
 
 
-@inner
+@inner_jit
 def _band(data: Any, at: Any, end: Any, state: Any) -> Any:
     """Which coefficients a scan has, and of them which bits: decoders look at that in progressive
     frames alone."""
@@ -153,7 +153,7 @@ def _band(data: Any, at: Any, end: Any, state: Any) -> Any:
     return band and after <= 13 and (before == 0 or after == before - 1)
 
 
-@inner
+@inner_jit
 def _components(data: Any, at: Any, end: Any, state: Any) -> Any:
     """Whether a scan's are the frame's, in its order, and what they are coded with is defined."""
     k, blocks = state[FRAME] + 6, np.int64(0)
@@ -177,7 +177,7 @@ def _components(data: Any, at: Any, end: Any, state: Any) -> Any:
     return data[at] == 1 or blocks <= 10
 
 
-@inner
+@inner_jit
 def _next(data: Any, at: Any) -> Any:
     """Where the next segment begins, behind a scan that is not the only one."""
     while at + 1 < len(data) and (
@@ -187,7 +187,7 @@ def _next(data: Any, at: Any) -> Any:
     return at
 
 
-@inner
+@inner_jit
 def _ends(data: Any, begin: Any) -> Any:
     at = len(data) - 2
     while at >= begin and (data[at] != 0xFF or data[at + 1] != EOI):

@@ -9,22 +9,22 @@ from typing import Any
 import numba
 
 # for those that only compiled ones call: they are kept with their caller
-inner = numba.njit(nogil=True)
+inner_jit = numba.njit(nogil=True)
 
 
-def compiled(*, fastmath: bool = False) -> Callable[[Callable[..., Any]], Any]:
-    """Decorates what Python calls, by `call`."""
+def jit(*, fastmath: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Decorates what Python calls, by `call_kernel`."""
 
-    def compile_(function: Callable[..., Any]) -> Any:
+    def decorate(function: Callable[..., Any]) -> Any:
         try:
             return numba.njit(cache=True, nogil=True, fastmath=fastmath)(function)
         except RuntimeError:  # no folder that could hold it is writable
             return numba.njit(nogil=True, fastmath=fastmath)(function)
 
-    return compile_
+    return decorate
 
 
-def call(kernel: Any, *values: Any) -> Any:
+def call_kernel(kernel: Any, *values: Any) -> Any:
     try:
         return kernel(*values)
     except OSError:  # compiled, but a full disk would not keep it; nothing has run yet

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from gratis.dataset import Shard
 from gratis.errors import GratisError
-from gratis.loader.reading.remote import FOLDER, Helper, Remote, Stopped, locked
+from gratis.loader.reading.remote import FOLDER, FetchCancelled, LoaderThread, Remote, file_lock
 
 PART = re.compile(r".*\.([0-9]+)\.part")
 FETCHERS = 3  # downloads at a time, beside one that the reader waits for
 
 
 @dataclass(frozen=True)
-class Use:
+class ShardUse:
     """The steps of an epoch between which a shard is read."""
 
     shard: int
@@ -38,7 +38,7 @@ class Use:
     last: int
 
 
-def uses_of(shards: NDArray[np.int32], batch_size: int, first_step: int) -> list[Use]:
+def uses_of(shards: NDArray[np.int32], batch_size: int, first_step: int) -> list[ShardUse]:
     """From the shard of every sample in the epoch's order; by first use, of what is left of the
     epoch."""
     rest = shards[first_step * batch_size :]
@@ -46,26 +46,26 @@ def uses_of(shards: NDArray[np.int32], batch_size: int, first_step: int) -> list
     first, last = np.full(shards.max(initial=0) + 1, -1), np.full(shards.max(initial=0) + 1, -1)
     # of several values for one place the last one stays
     first[rest[::-1]], last[rest] = (steps[::-1], steps)
-    found = np.flatnonzero(first >= 0)
+    used = np.flatnonzero(first >= 0)
     return [
-        Use(int(s), int(first[s]), int(last[s]))
-        for s in found[np.argsort(first[found], kind="stable")]
+        ShardUse(int(s), int(first[s]), int(last[s]))
+        for s in used[np.argsort(first[used], kind="stable")]
     ]
 
 
-class Cache:
-    """The shards of one split. `open` is for the reader's thread, `begin` and `at` tell where it
-    is."""
+class ShardCache:
+    """The shards of one split. `open` is for the reader's thread, `begin` and `at` are called
+    with its position."""
 
     def __init__(self, remote: Remote, folder: Path, shards: tuple[Shard, ...], limit: int) -> None:
         self._remote, self._folder, self._shards, self._limit = remote, folder, shards, limit
         self._moved = threading.Condition()
         self._stop = threading.Event()
-        self._fetchers: list[Helper] = []
-        self._uses: list[Use] = []
+        self._fetchers: list[LoaderThread] = []
+        self._uses: list[ShardUse] = []
         self._step = self._next = 0
 
-    def begin(self, uses: list[Use], first_step: int) -> None:
+    def begin(self, uses: list[ShardUse], first_step: int) -> None:
         """Of an epoch: starts fetching. GratisError if it cannot do with the space there is."""
         self._check_space(uses)
         # a rank without a sample in the last step leaves fetchers waiting for that step
@@ -76,7 +76,7 @@ class Cache:
         with self._moved:
             self._uses, self._step, self._next = uses, first_step, 0
         self._fetchers = [
-            Helper(target=self._fetch, name="loader-fetch", daemon=True)
+            LoaderThread(target=self._fetch, name="loader-fetch", daemon=True)
             for _ in range(min(FETCHERS, len(uses)))
         ]
         for thread in self._fetchers:
@@ -92,13 +92,13 @@ class Cache:
 
     def open(self, number: int, *, ahead: bool = False) -> int:
         """A file descriptor of a shard, which is fetched first if it is not there. GratisError;
-        Stopped on request.
+        FetchCancelled on request.
 
         On a full disk a shard that is wanted now takes the place of others that were fetched ahead.
         """
         shard = self._shards[number]
         path = self._folder / shard.name
-        with locked(path.with_suffix(".lock"), self._stop):
+        with file_lock(path.with_suffix(".lock"), self._stop):
             bad = 0
             while bad < 2:  # one that came well may be gone again: another process made room
                 with suppress(FileNotFoundError):
@@ -134,10 +134,10 @@ class Cache:
         while (use := self._take()) is not None:
             try:
                 os.close(self.open(use.shard, ahead=True))
-            except (GratisError, Stopped, OSError):
-                return  # the reader meets the same and says it
+            except (GratisError, FetchCancelled, OSError):
+                return  # the reader meets the same error and raises it
 
-    def _take(self) -> Use | None:
+    def _take(self) -> ShardUse | None:
         """The next shard to fetch, once there is space for it beside those that are still of use;
         None when the epoch needs no more."""
         with self._moved:
@@ -150,14 +150,14 @@ class Cache:
                 self._moved.wait()
             return None if self._over(uses) else use
 
-    def _over(self, uses: list[Use]) -> bool:
+    def _over(self, uses: list[ShardUse]) -> bool:
         return self._stop.is_set() or self._uses is not uses
 
     def _fits(self, number: int) -> bool:
         wanted = (use for use in self._uses[: number + 1] if use.last >= self._step)
         return sum(self._shards[use.shard].bytes for use in wanted) <= self._limit
 
-    def _check_space(self, uses: list[Use]) -> None:
+    def _check_space(self, uses: list[ShardUse]) -> None:
         """Against the most that any one step needs."""
         if not uses:
             return
@@ -211,7 +211,7 @@ class Cache:
 
     def _counting(self) -> AbstractContextManager[None]:
         """What the cache holds changes under one lock of all its processes."""
-        return locked(self._folder.parent / "evict.lock", self._stop)
+        return file_lock(self._folder.parent / "evict.lock", self._stop)
 
     def _evict(
         self, part: Path, too_much: Callable[[int], bool], *, once: bool = False, spare: bool = True
@@ -219,7 +219,7 @@ class Cache:
         """Removes what was used longest ago while there is too much beside `part`, then, if not
         spared, what is wanted last; whether anything went. The caller is counting."""
         went = False
-        files = {file.path: file for file in held_files(self._folder.parent) if file.path != part}
+        files = {file.path: file for file in cached_files(self._folder.parent) if file.path != part}
         held, wanted = sum(file.bytes for file in files.values()), self._wanted()
         order = [path for path in files if path not in wanted]
         order += [] if spare else [path for path in reversed(wanted) if path in files]
@@ -241,7 +241,7 @@ class Cache:
             ]
 
 
-class Held(NamedTuple):
+class CachedFile(NamedTuple):
     """A file in the cache."""
 
     used: float  # last, Unix seconds
@@ -249,10 +249,10 @@ class Held(NamedTuple):
     path: Path
 
 
-def held_files(cache: Path) -> list[Held]:
+def cached_files(cache: Path) -> list[CachedFile]:
     """All shards and parts of shards, of any dataset, those used longest ago first. Whatever else a
     user keeps in that folder is none of them."""
-    found = []
+    files = []
     for path in cache.glob("*/*"):
         part = PART.fullmatch(path.name)
         if FOLDER.fullmatch(path.parent.name) and (part or path.suffix == ".tar"):
@@ -260,8 +260,9 @@ def held_files(cache: Path) -> list[Held]:
                 status = path.stat()
             except FileNotFoundError:  # another process was quicker
                 continue
-            found.append(Held(status.st_mtime, int(part[1]) if part else status.st_size, path))
-    return sorted(found)
+            size = int(part[1]) if part else status.st_size
+            files.append(CachedFile(status.st_mtime, size, path))
+    return sorted(files)
 
 
 def _remove(path: Path) -> bool:
@@ -272,8 +273,8 @@ def _remove(path: Path) -> bool:
     stop = threading.Event()
     stop.set()  # do not wait
     try:
-        with locked(path.with_suffix("").with_suffix(".lock"), stop):
+        with file_lock(path.with_suffix("").with_suffix(".lock"), stop):
             path.unlink(missing_ok=True)
-    except Stopped:
+    except FetchCancelled:
         return False
     return True

@@ -1,0 +1,58 @@
+"""What happens when DALI cannot decode a batch: which of its samples are bad, and what is decoded
+in its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gratis.loader.decoding.crop_graph import crop_pipeline, dali_samples, rectangles
+from gratis.loader.epoch.epoch_plan import EpochPlan
+from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
+
+
+class BadSampleHandler:
+    """Finds the samples that broke a batch, hands them to the quarantine, and reads the batch again
+    without them."""
+
+    def __init__(self, reader: BatchReader) -> None:
+        self._reader = reader
+
+    def replace(
+        self, error: Exception, batches: list[EncodedBatch], plan: EpochPlan
+    ) -> list[EncodedBatch]:
+        """GratisError naming shard, key and offset, where that is the policy; the error itself if
+        no sample is bad."""
+        bad = [
+            self._reader.reject(batch.wanted, batch.ids, undecodable(batch, plan))
+            for batch in batches
+        ]
+        if not any(bad):
+            raise error
+        return [self._reader.read(plan, batch.wanted) for batch in batches]
+
+
+def undecodable(batch: EncodedBatch, plan: EpochPlan) -> list[int]:
+    """Rows whose sample fails by itself, of as much of it as the batch decodes: on a GPU that is
+    always the whole."""
+    if plan.manifest.codec == "raw":
+        return []  # the reader has checked them
+    whole = plan.config.views == 10 or plan.device.type == "cuda"
+    side = plan.manifest.image_size if whole else plan.config.crop
+    if whole and batch.extents is not None:
+        batch = batch._replace(extents=np.full_like(batch.extents, side))
+    inputs: list[Any] = [dali_samples(batch, plan), *rectangles(batch, whole=whole)]
+    pipeline, bad, row = None, [], 0
+
+    def feed() -> tuple[Any, ...]:
+        return tuple(values[row : row + 1] for values in inputs)
+
+    for row in range(len(batch.ids)):
+        pipeline = pipeline or crop_pipeline(feed, plan, 1, side, rows=1, lockstep=True)
+        try:
+            pipeline.run()
+        except RuntimeError:
+            bad.append(row)
+            pipeline = None
+    return bad

@@ -1,0 +1,182 @@
+"""Batches from the decoded cache, which is filled with what each step lacks.
+
+Batches are those of a loader without the cache, to the bit on a CPU: a part of a whole decoded
+image equals what the decoder makes of that part alone, and the same pass normalises both. A sample
+that cannot be decoded whole never enters, and a batch that has one is made as without the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gratis.loader.decoding import gpu
+from gratis.loader.decoding.bad_samples import undecodable
+from gratis.loader.decoding.cpu import BatchCrops, crops_of, decode
+from gratis.loader.decoding.crop_graph import crop_pipeline, dali_samples, rectangles
+from gratis.loader.decoding.dali_runner import DaliRunner
+from gratis.loader.decoding.decoded_cache import BAD, DecodedCache
+from gratis.loader.epoch.epoch_plan import EpochPlan
+from gratis.loader.epoch.stage_timer import StageTimer
+from gratis.loader.plan import Ids
+from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
+from gratis.loader.reading.sample_check import invalid_rows
+from gratis.loader.views.torch_views import apply_views
+
+Uncached = Callable[[EncodedBatch], Generator[tuple[EncodedBatch, Any], None, None]]
+MakeImages = Callable[[], Tensor]
+
+
+class CachedDecoder:
+    """Batches of a plan from the cache, which it fills. For one thread at a time."""
+
+    def __init__(
+        self, cache: DecodedCache, reader: BatchReader, timer: StageTimer, threads: int
+    ) -> None:
+        self._cache, self._reader, self._shards = cache, reader, reader.shards
+        self._timer, self._threads = timer, threads
+        self._inputs: list[tuple[Any, ...]] = []  # of the batch that is being decoded whole
+        self._pipeline: Any = None
+        self._mean: Tensor | None = None  # on the device
+
+    def close(self) -> None:
+        """Ends the decoder. The cache stays."""
+        self._pipeline = None
+        self._inputs.clear()
+
+    def steps(self, plan: EpochPlan) -> Iterator[tuple[EncodedBatch, bool]]:
+        """Each step's samples, without bytes, and whether the cache holds all of them."""
+        order = plan.order()
+        steps = plan.ids_by_step(order)
+        if any(not self._cache.holds(wanted) for wanted in steps):  # else nothing is read
+            self._shards.begin(order, plan.config.batch_size, plan.first_step)
+        for number, wanted in enumerate(steps):
+            held = self._cache.holds(wanted)
+            if not held:
+                self._shards.at(plan.first_step + number)
+                lacking = self._cache.lacks(wanted)
+                if number + 1 < len(steps) and len(later := self._cache.lacks(steps[number + 1])):
+                    self._shards.expect(later)
+                if len(lacking):
+                    self._fill(lacking, _whole_plan(plan))
+                held = self._cache.holds(wanted)
+            draws, extents = plan.draws(wanted)
+            yield EncodedBatch(wanted, wanted, draws, extents, [], np.empty(0, np.uint8)), held
+
+    def crops(self, plan: EpochPlan, uncached: Uncached, resizer: DaliRunner) -> BatchCrops:
+        """On the CPU: each step's crops where they lie. uncached: decodes a batch as without a
+        cache; resizer: for parts that are resized. Each is valid until the next is taken."""
+        size, pixels = plan.manifest.image_size, self._cache.pixels
+        for batch, held in self.steps(plan):
+            if not held:
+                yield from uncached(self._read(plan, batch.wanted))
+            elif plan.config.area:
+                raw = iter([self._as_raw(batch)])
+                yield from decode(raw, _raw_plan(plan), resizer, self._threads)
+            else:
+                flat, begins = pixels.numpy().reshape(-1), batch.ids * (3 * size * size)
+                yield batch, crops_of(batch, flat, begins, plan, side=size, corner=True)
+
+    def images(
+        self, plan: EpochPlan, uncached: Uncached, resizer: DaliRunner
+    ) -> Generator[tuple[EncodedBatch, MakeImages], None, None]:
+        """On a GPU: each step, and what makes its normalised images on the current stream."""
+        for batch, held in self.steps(plan):
+            if not held:
+                decoded = uncached(self._read(plan, batch.wanted))
+            elif plan.config.area:
+                raw = iter([self._as_raw(batch)])
+                decoded = gpu.decode_views(raw, _raw_plan(plan), resizer, self._threads)
+            else:
+                yield batch, partial(self._apply_views, batch, plan)
+                continue
+            for read, tensor in decoded:
+                yield read, partial(gpu.to_torch, tensor, plan)
+
+    def _apply_views(self, batch: EncodedBatch, plan: EpochPlan) -> Tensor:
+        pixels, ids = self._cache.pixels, torch.from_numpy(batch.ids)
+        if self._mean is None:
+            self._mean = torch.from_numpy(plan.stats.mean).to(plan.device)
+        if pixels.device.type == "cpu":  # what crosses is a copy that the device fetches by itself
+            shape, pinned = (len(ids), *pixels.shape[1:]), plan.device.type == "cuda"
+            some = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+            torch.index_select(pixels, 0, ids, out=some)
+            pixels, ids = some.to(plan.device, non_blocking=True), torch.arange(len(ids))
+        return apply_views(
+            pixels, ids, batch.draws, self._mean, plan.stats, plan.config, plan.epoch
+        )
+
+    def _as_raw(self, batch: EncodedBatch) -> EncodedBatch:
+        """The samples as if they had been stored as raw pixels. Of a cache in the machine's
+        memory."""
+        flat = self._cache.pixels.numpy()
+        return batch._replace(parts=[flat[sample].reshape(-1) for sample in batch.ids.tolist()])
+
+    def _read(self, plan: EpochPlan, ids: Ids, *, check: bool = True) -> EncodedBatch:
+        with self._timer.time("read_s"):
+            batch = self._reader.read(plan, ids, check=check)
+        self._timer.add(bytes_read=sum(map(len, batch.parts)))
+        return batch
+
+    def _fill(self, ids: Ids, plan: EpochPlan) -> None:
+        batch = self._read(plan, ids, check=False)  # a stand-in has a place of its own in the cache
+        with self._timer.time("decode_s"):
+            rows, pixels = self._decode(batch, plan)
+            if len(rows):
+                self._cache.put(ids[rows], pixels)
+        self._cache.state[np.delete(ids, rows)] = BAD
+
+    def _decode(self, batch: EncodedBatch, plan: EpochPlan) -> tuple[NDArray[np.int64], Tensor]:
+        """Rows that can be decoded whole, and their pixels, uint8 [n,S,S,3]; valid until the next
+        call."""
+        bad = invalid_rows(batch.parts, plan.manifest.codec, plan.manifest.image_size)
+        rows = np.delete(np.arange(len(batch.ids)), bad)
+        batch = batch.select(rows)
+        if not len(rows):
+            return rows, torch.empty(0)
+        if plan.manifest.codec == "raw":
+            return rows, torch.from_numpy(np.stack(dali_samples(batch, plan)))
+        try:
+            return rows, self._run(batch, plan)
+        except RuntimeError:
+            self._pipeline = None  # an error breaks it
+            if not (bad := undecodable(batch, plan)):
+                raise
+        kept = np.delete(np.arange(len(rows)), bad)
+        return rows[kept], self._run(batch.select(kept), plan) if len(kept) else torch.empty(0)
+
+    def _run(self, batch: EncodedBatch, plan: EpochPlan) -> Tensor:
+        self._inputs[:] = [(dali_samples(batch, plan), *rectangles(batch, whole=True))]
+        if self._pipeline is None:
+            inputs = self._inputs  # not self: a pipeline is a cycle and would keep the cache alive
+            self._pipeline = _whole_pipeline(lambda: inputs[0], plan, self._threads)
+        (images,) = self._pipeline.run()
+        tensor = images.as_tensor()
+        if plan.device.type == "cuda":
+            return torch.utils.dlpack.from_dlpack(tensor)
+        return torch.from_numpy(np.asarray(tensor))
+
+
+def _whole_plan(plan: EpochPlan) -> EpochPlan:
+    """The same rank's plan, were it to see whole images."""
+    config = replace(plan.config, augment=False, views=10, area=None, bad_samples="raise")
+    return replace(plan, config=config)
+
+
+def _raw_plan(plan: EpochPlan) -> EpochPlan:
+    """The same plan, were the dataset of raw pixels."""
+    return replace(plan, manifest=replace(plan.manifest, codec="raw", quality=None))
+
+
+def _whole_pipeline(feed: Any, plan: EpochPlan, threads: int) -> Any:
+    """Whole images, by the decoder that serves the plan's device."""
+    if plan.device.type == "cuda":
+        return gpu.image_pipeline(lambda: feed()[:1], plan, threads)
+    side = plan.manifest.image_size
+    return crop_pipeline(feed, plan, threads, side, rows=plan.rows, lockstep=True)

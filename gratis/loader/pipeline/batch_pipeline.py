@@ -1,0 +1,170 @@
+"""The stages that make batches, and what they keep from one epoch to the next: files, decoders,
+buffers.
+
+The way of the bytes from tar to batch, all of it on the prefetcher's thread but for DALI's own:
+
+    EpochPlan                  which samples in which step, and their views: pure numbers
+        | ids of a step
+    BatchReader (reading/)     ShardReader: pread of the tars, from the ShardCache if they are on a
+        |                      server; sample_check and Quarantine: bad samples are replaced
+        | EncodedBatch: JPEG or PPM bytes, with the draws of their views
+        |
+        |-- device cpu --> decoding/cpu: DALI decodes the crop alone; of PPMs nothing is decoded
+        |                      | Crops: where uint8 pixels lie, and the draws
+        |                  Normaliser (views/): mirror, mean, colour noise, type, layout, one pass
+        |                      | into one of prefetch + 1 buffers, once its batch was given back
+        |
+        '-- device cuda -> decoding/gpu: one DALI graph decodes, crops and normalises
+                               | float32 on the device, copied out of DALI's memory
+    ReadyBatch: Batch (images, labels, ids), padded to b rows
+        | queue (prefetch.py)
+    EpochIterator (loader.py)
+
+With LoaderConfig.decoded, CachedDecoder (decoding/) stands between reader and decoder: what was
+decoded in an earlier epoch comes from the DecodedCache as Crops (CPU) or by torch_views (GPU)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from gratis.loader.batch import Batch
+from gratis.loader.decoding import gpu
+from gratis.loader.decoding.bad_samples import BadSampleHandler
+from gratis.loader.decoding.cached_decoder import CachedDecoder, MakeImages
+from gratis.loader.decoding.cpu import BatchCrops, decode
+from gratis.loader.decoding.dali_runner import DaliRunner
+from gratis.loader.decoding.decoded_cache import DecodedCache
+from gratis.loader.epoch.epoch_plan import EpochPlan
+from gratis.loader.epoch.stage_timer import StageTimer
+from gratis.loader.pipeline.batch_tensors import blank_images, labels_and_ids, pad_images
+from gratis.loader.plan import Ids
+from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
+from gratis.loader.reading.quarantine import Quarantine
+from gratis.loader.reading.shard_reader import ShardReader
+from gratis.loader.views.normaliser import Normaliser
+
+Slot = Callable[[], int]
+
+
+class ReadyBatch(NamedTuple):
+    """A batch, and what the queue needs to know of it."""
+
+    batch: Batch
+    samples: int  # rows that are samples
+    copied: Any  # CUDA event after which the batch is on the device; None on the CPU
+    slot: int  # comes back when the consumer has taken the next batch
+
+
+class BatchPipeline:
+    """Plans of one loader, one after the other, to ready batches. For one thread at a time."""
+
+    def __init__(
+        self,
+        plan: EpochPlan,
+        shards: ShardReader,
+        timer: StageTimer,
+        quarantine: Quarantine,
+        *,
+        threads: int,
+        decoded: DecodedCache | None,
+    ) -> None:
+        self._shards, self._timer, self._threads = shards, timer, threads
+        self._reader = BatchReader(shards, timer, quarantine)
+        bad_samples = BadSampleHandler(self._reader)
+        self._runner, self._resizer = DaliRunner(timer, bad_samples), DaliRunner(timer, bad_samples)
+        self._cached = CachedDecoder(decoded, self._reader, timer, threads) if decoded else None
+        self._buffers: dict[int, torch.Tensor] = {}  # by slot
+        self._stream: Any = None
+        if plan.device.type == "cuda":
+            self._stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]
+            # the cache's memory may have been that of a tensor which the consumer's stream is not
+            # done with
+            self._stream.wait_stream(torch.cuda.current_stream(plan.device))
+
+    def batches(self, plan: EpochPlan, slot: Slot) -> Generator[ReadyBatch, None, None]:
+        """Each batch takes a slot before it is written; one that has come back is written again."""
+        done = 0
+        for ready in self._on_cpu(plan, slot) if self._stream is None else self._on_gpu(plan, slot):
+            yield ready
+            done += 1
+        if done < len(plan.steps):  # the last step has no sample for this rank
+            number, none = slot(), np.empty(0, np.int64)
+            if self._stream is None:
+                batch, copied = Batch(blank_images(plan), *labels_and_ids(plan, none)), None
+            else:
+                with torch.cuda.stream(self._stream):
+                    batch, copied = self._to_device(plan, none, blank_images(plan))
+            yield ReadyBatch(batch, 0, copied, number)
+
+    def stop(self) -> None:
+        """Ends a wait for a server. For any thread."""
+        self._shards.stop()
+
+    def close(self) -> None:
+        for closing in (self._runner, self._resizer, self._cached):
+            if closing:
+                closing.close()
+        self._reader.close()
+        self._shards.close()
+        self._buffers.clear()
+
+    def _on_cpu(self, plan: EpochPlan, slot: Slot) -> Generator[ReadyBatch, None, None]:
+        normalise = Normaliser(plan.stats, plan.config, plan.epoch)
+        for encoded, crops in self._crops(plan):
+            with self._timer.time("blocked_s"):
+                number = slot()
+            with self._timer.time("finish_s"):
+                if number not in self._buffers:
+                    self._buffers[number] = blank_images(plan)
+                images = self._buffers[number]
+                rows = images.flatten(0, 1) if plan.config.views > 1 else images
+                normalise(crops, rows[: len(crops.start)])
+                rows[len(crops.start) :] = 0
+            batch = Batch(images, *labels_and_ids(plan, encoded.ids))
+            yield ReadyBatch(batch, len(encoded.ids), None, number)
+
+    def _crops(self, plan: EpochPlan) -> BatchCrops:
+        if self._cached is None:
+            return decode(self._reader.batches(plan), plan, self._runner, self._threads)
+
+        def uncached(encoded: EncodedBatch) -> BatchCrops:
+            return decode(iter([encoded]), plan, self._runner, self._threads)
+
+        return self._cached.crops(plan, uncached, self._resizer)
+
+    def _on_gpu(self, plan: EpochPlan, slot: Slot) -> Generator[ReadyBatch, None, None]:
+        with torch.cuda.stream(self._stream):  # of this thread alone
+            for encoded, make_images in self._images(plan):
+                with self._timer.time("blocked_s"):
+                    number = slot()
+                with self._timer.time("transfer_s"):
+                    batch, copied = self._to_device(plan, encoded.ids, make_images())
+                yield ReadyBatch(batch, len(encoded.ids), copied, number)
+
+    def _images(self, plan: EpochPlan) -> Generator[tuple[EncodedBatch, MakeImages], None, None]:
+        if self._cached is None:
+            batches = self._reader.batches(plan)
+            for encoded, tensor in gpu.decode_views(batches, plan, self._runner, self._threads):
+                yield encoded, partial(gpu.to_torch, tensor, plan)
+                del tensor
+            return
+
+        def uncached(encoded: EncodedBatch) -> Generator[tuple[EncodedBatch, Any], None, None]:
+            return gpu.decode_views(iter([encoded]), plan, self._runner, self._threads)
+
+        yield from self._cached.images(plan, uncached, self._resizer)
+
+    def _to_device(self, plan: EpochPlan, ids: Ids, images: torch.Tensor) -> tuple[Batch, Any]:
+        """A batch that torch owns, and the event after which it may be read. DALI may take its
+        buffer back at once."""
+        labels, padded_ids = labels_and_ids(plan, ids)
+        batch = Batch(pad_images(images, plan), labels.to(plan.device), padded_ids)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(self._stream)
+        self._stream.synchronize()
+        return batch, copied
