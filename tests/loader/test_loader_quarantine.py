@@ -208,8 +208,8 @@ FLIPS = """
             assert batch.images[sample].isfinite().all()
             kinds["same pixels" if torch.equal(batch.images, sound) else "other pixels"] += 1
         except GratisError as error:
-            place = f"train-00000.tar, key s_{sample}, offset {offset}"
-            assert re.search(f"{place}: cannot be decoded", str(error))
+            sample_place = f"train-00000.tar, key s_{sample}, offset {offset}"
+            assert re.search(f"{sample_place}: cannot be decoded", str(error))
             kinds["error"] += 1
         os.pwrite(shard, bytes([byte]), place)
     (again,) = loader
