@@ -17,7 +17,6 @@ recipe as metadata torchvision        a state dict that
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import io
 import json
 import logging
@@ -34,6 +33,7 @@ import tyro
 
 from gratis.command_line import parse
 from gratis.errors import GratisError
+from gratis.extras import importable, require
 from gratis.processes import leave
 from gratis.train.analysis.saved import Saved
 from gratis.written import written
@@ -83,11 +83,8 @@ class Export(Saved):
 def main(arguments: list[str]) -> None:
     options = parse(Export, arguments, "gratis export")
     form = options.format or ENDINGS[options.out.suffix]
-    missing = [name for name in NEEDS.get(form, ()) if importlib.util.find_spec(name) is None]
-    if missing:
-        raise GratisError(
-            f"--format {form} needs {' and '.join(missing)}: make install ARGS=--extra"
-        )
+    if form == "onnx":
+        require("onnx", "--format onnx")
     from gratis.train.analysis.trained import load
 
     signal.signal(signal.SIGTERM, leave)  # by way of what removes a half-written file
@@ -126,8 +123,8 @@ def _onnx(trained: Trained, path: Path) -> str:
     model = program.model_proto
     onnx.helper.set_model_props(model, metadata(trained))
     onnx.save(model, path)
-    if importlib.util.find_spec("onnxruntime") is None:
-        return "not compared: onnxruntime is not installed (make install ARGS=--extra)"
+    if not importable("onnxruntime"):
+        return "not compared: onnxruntime is not installed (pip install onnxruntime)"
     return compared("onnxruntime", _onnxruntime(path, images), network, images)
 
 
@@ -221,7 +218,6 @@ WRITE: dict[Format, Callable[[Trained, Path], str]] = {
     "torchvision": _torchvision,
     "safetensors": _safetensors,
 }
-NEEDS: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript")}
 
 
 def examples(trained: Trained) -> NDArray[np.float32]:

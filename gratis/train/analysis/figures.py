@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from gratis.command_line import parse
 from gratis.errors import GratisError
+from gratis.extras import require
 from gratis.train.analysis.saved import Saved
 from gratis.train.recipes import Layer
 
@@ -67,6 +68,7 @@ class Figures(Saved):
 
 def main(arguments: list[str]) -> None:
     options = parse(Figures, arguments, "gratis figures")
+    require("figures", "gratis figures")
     for path in draw(options):
         print(path, flush=True)
 

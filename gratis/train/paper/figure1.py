@@ -29,6 +29,7 @@ from tqdm import tqdm
 from gratis.command_line import parse
 from gratis.dataset import Manifest, read_manifest, require_split
 from gratis.errors import GratisError
+from gratis.extras import require
 from gratis.written import written
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Figure1:
 
 def main(arguments: list[str]) -> None:
     options = parse(Figure1, arguments, "gratis figure1")
+    require("figures", "gratis figure1")
     for line in figure1(options):
         print(line, flush=True)
 

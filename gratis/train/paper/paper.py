@@ -15,6 +15,7 @@ from pathlib import Path
 from gratis.command_line import parse
 from gratis.dataset import Manifest, read_manifest
 from gratis.errors import GratisError
+from gratis.extras import require
 from gratis.processes import leave
 from gratis.train.launcher.launch import records
 from gratis.train.paper.options import Paper
@@ -25,6 +26,7 @@ from gratis.written import alone, written
 
 def main(arguments: list[str]) -> None:
     options = parse(Paper, arguments, "gratis paper")
+    require("figures", "gratis paper")
     signal.signal(signal.SIGTERM, leave)
     print(paper(options), flush=True)
 
