@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.report.book import Book, Entry, Result, described, failure, number
+from benchmarks.report.ablations import table
+from benchmarks.report.results import Entry, ResultFile, described, failure, number
 
 TITLES = {
     "1": "Correctness on the device",
@@ -13,20 +14,21 @@ TITLES = {
     "3": "Training alone",
     "4": "The free ratio: training from the loader over training from batches that stay on the "
     "device",
-    "5": "Whole trainings",
+    "5": "Trainings of the whole network, and with one part switched off",
 }
-
-
-TOPS = ("error top1, %", "error top1_10view, %", "error top5_10view, %")
 OTHER_SIZES = (
     "On a GPU these are measured with the network of full width (recipe released, 90 epochs), "
     "batches of 128 to 2048 "
     "and more rounds."
 )
+MORE = (
+    "`gratis paper --shards ...` trains longer, draws the paper's figures and puts all into a "
+    "report of its own."
+)
 GOALS = {"speedup": 2.0, "free ratio": 0.99}
 
 
-def page(book: Book, missing: dict[str, list[str]]) -> str:
+def page(results: ResultFile, missing: dict[str, list[str]]) -> str:
     """missing: by part what a GPU alone could measure; empty on one."""
     lines = ["# What this machine can do", ""]
     lines += [
@@ -42,10 +44,10 @@ def page(book: Book, missing: dict[str, list[str]]) -> str:
             "",
         ]
     lines += ["| machine | |", "|---|---|"] + [
-        f"| {name} | {cell(value)} |" for name, value in book.machine.items()
+        f"| {name} | {cell(value)} |" for name, value in results.machine.items()
     ]
-    loads = [float(str(e["load"])) for part in book.entries.values() for e in part.values()]
-    if loads and max(loads) > 1.5 * float(book.machine.get("cores", "inf")):
+    loads = [float(str(e["load"])) for part in results.entries.values() for e in part.values()]
+    if loads and max(loads) > 1.5 * float(results.machine.get("cores", "inf")):
         lines += [
             "",
             f"**The machine was busy with other work: its load was {min(loads)} to {max(loads)} "
@@ -54,8 +56,8 @@ def page(book: Book, missing: dict[str, list[str]]) -> str:
         ]
     for part, title in TITLES.items():
         lines += ["", f"## {part}. {title}", ""]
-        entries = book.entries.get(part, {})
-        if part not in book.complete:
+        entries = results.entries.get(part, {})
+        if part not in results.complete:
             state, verb = ("Not complete", "goes on") if entries else ("Not measured", "does it")
             lines += [f"{state}: `gratis report --part {part}` {verb}.", ""]
         if entries:
@@ -66,6 +68,8 @@ def page(book: Book, missing: dict[str, list[str]]) -> str:
                 lines.append(
                     f"| {cell(name)} | {cell(described(entry))} | {cell(how)} | {wall} | {load} |"
                 )
+        if part == "5":
+            lines += ["", *table(results).splitlines(), "", MORE]
         if missing.get(part):
             lines += ["", f"Needs a GPU, not measured here: {'; '.join(missing[part])}."]
     return "\n".join(lines) + "\n"
@@ -106,8 +110,6 @@ def summary(part: str, entries: dict[str, Entry]) -> list[str]:
             f"{agreed}.",
             "",
         ]
-    if part == "5" and results:
-        lines += _deltas(results) + _pictures(results)
     return lines
 
 
@@ -144,66 +146,6 @@ def _speedup(results: dict[str, object]) -> list[str]:
         told += [f"the device worked {busy:.0%} of the time"] if isinstance(busy, float) else []
         lines += [f"{name.removeprefix('where the time goes, ')}, eager: {'; '.join(told)}."]
     return [" ".join(lines), ""]
-
-
-def _deltas(results: dict[str, object]) -> list[str]:
-    """Each variant's errors over its seeds, and against the whole network's of the same seeds."""
-    from benchmarks.report.whole import PAPER, WHOLE
-
-    by_variant: dict[str, dict[str, Result]] = {}
-    for name, result in results.items():
-        variant, _, seed = name.rpartition(", seed ")
-        if isinstance(result, dict) and TOPS[0] in result:
-            by_variant.setdefault(variant, {})[seed] = result
-    whole = by_variant.get(WHOLE, {})
-    lines = [
-        "Errors in %, mean and extremes of the seeds. Differences: over ten views, seed by seed, "
-        "positive where the "
-        "variant is worse than the whole network.",
-        "",
-        "| variant | seeds | top-1, one view | top-1, ten views | top-5, ten views | top-1 "
-        "difference "
-        "| top-5 difference | the paper's, top-1 / top-5 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for variant, runs in by_variant.items():
-        cells = [
-            _spread([_error(run, top) for run in runs.values() if top in run], "") for top in TOPS
-        ]
-        both = [] if variant == WHOLE else [seed for seed in runs if seed in whole]
-        for top in TOPS[1:]:
-            apart = [_error(runs[seed], top) - _error(whole[seed], top) for seed in both]
-            cells.append(
-                _spread(apart, "+")
-                + (f", n = {len(both)}" if both and len(both) < len(runs) else "")
-            )
-        lines.append(
-            f"| {variant} | {len(runs)} | {' | '.join(cells)} | {PAPER.get(variant, '')} |"
-        )
-    return [*lines, ""] if by_variant else []
-
-
-def _error(run: Result, top: str) -> float:
-    return float(str(run[top]))
-
-
-def _spread(values: list[float], sign: str) -> str:
-    """Mean and extremes, where there is more than one."""
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):{sign}.1f}"
-    return (
-        mean if len(values) == 1 else f"{mean} [{min(values):{sign}.1f}..{max(values):{sign}.1f}]"
-    )
-
-
-def _pictures(results: dict[str, object]) -> list[str]:
-    """Figures 3 and 4 of the paper, of the run that was drawn."""
-    from benchmarks.report.whole import FIGURES
-
-    drawn = results.get(FIGURES, {})
-    assert isinstance(drawn, dict)
-    return [line for name, png in drawn.items() for line in (f"![{name}]({png})", "")]
 
 
 def _get(result: object, key: str) -> object:

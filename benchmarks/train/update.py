@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from benchmarks.timing import measure
 from gratis.train.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -90,14 +91,5 @@ def _network(recipe: Recipe, device: torch.device) -> tuple[nn.Module, Step]:
 
 
 def _seconds(step: Step, device: torch.device) -> float:
-    import torch
-
-    if device.type != "cuda":
-        began = time.thread_time()
-        step()
-        return time.thread_time() - began
-    torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    step()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    timing = measure(step, device, cpu_clock=time.thread_time)
+    return timing.wall_s if device.type == "cuda" else timing.cpu_s

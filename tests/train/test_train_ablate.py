@@ -12,7 +12,8 @@ from gratis.errors import GratisError
 from gratis.train.launcher.launch import outcome, records
 from gratis.train.network.layers import plan
 from gratis.train.options import parse
-from gratis.train.paper.ablate import WHOLE, Ablate, ablate, as_arguments, digest, row
+from gratis.train.paper.ablate import WHOLE, Ablate, ablate, digest, row
+from gratis.train.paper.arguments import recipe_flags
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, SAMPLE
 
@@ -21,7 +22,7 @@ from gratis.train.recipes import RECIPES, RELEASED, SAMPLE
 @pytest.mark.parametrize("name", ["released", "tiny", "paper"])
 def test_a_switched_recipe_is_what_its_options_say(name: str, switch: str) -> None:
     switched = SWITCHES[switch].off(replace(RECIPES[name], epochs=7, exchange=()))
-    arguments = ["--shards", "x", "--recipe", name, *as_arguments(switched, RECIPES[name])]
+    arguments = ["--shards", "x", "--recipe", name, *recipe_flags(switched, RECIPES[name])]
     assert parse(arguments).fields == switched
     assert digest(switched) != digest(RECIPES[name])
 
