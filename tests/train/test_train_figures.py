@@ -28,13 +28,19 @@ from safetensors import safe_open
 from gratis.errors import GratisError
 from gratis.image import decode
 from gratis.loader import Loader, read_pieces
-from gratis.train.analysis import curves, features, gallery, kernels
+from gratis.train.analysis import curves, features, figure4, kernels
 from gratis.train.analysis.export import Export, compared
 from gratis.train.analysis.export import main as export
 from gratis.train.analysis.figures import NAMES, Figures, draw
 from gratis.train.analysis.plots import save
-from gratis.train.analysis.saved import Saved
-from gratis.train.analysis.trained import Trained, load, run_folder, stored, ten_views
+from gratis.train.analysis.run_options import RunOptions
+from gratis.train.analysis.trained_network import (
+    TrainedNetwork,
+    load,
+    run_folder,
+    stored,
+    ten_views,
+)
 from gratis.train.evaluate import evaluation_config
 from gratis.train.metrics import average_views
 from gratis.train.recipes import PAPER, RELEASED, SAMPLE, Recipe
@@ -72,11 +78,11 @@ def run(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(run: Path) -> Trained:
-    return load(Saved(run=str(run)))
+def trained(run: Path) -> TrainedNetwork:
+    return load(RunOptions(run=str(run)))
 
 
-def centres(trained: Trained, split: str) -> torch.Tensor:
+def centres(trained: TrainedNetwork, split: str) -> torch.Tensor:
     """Every centre view of a split in the order of ids."""
     images = [images[ids >= 0].clone() for images, _, ids in trained.split(split)]
     return torch.cat(images)
@@ -102,26 +108,26 @@ def test_every_figure_is_drawn(
 
 
 def test_the_default_run_is_the_one_saved_last(run: Path, tmp_path: Path) -> None:
-    assert run_folder(Saved(runs=run.parent)) == run
+    assert run_folder(RunOptions(runs=run.parent)) == run
     with pytest.raises(GratisError, match="holds no run with a checkpoint"):
-        run_folder(Saved(runs=tmp_path))
+        run_folder(RunOptions(runs=tmp_path))
     with pytest.raises(GratisError, match="no run other"):
-        run_folder(Saved(run="other", runs=run.parent))
+        run_folder(RunOptions(run="other", runs=run.parent))
 
 
 def test_a_run_whose_dataset_is_gone_or_another_is_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(GratisError, match="name it with --shards"):
-        load(Saved(run=str(run), shards=str(tmp_path / "gone")))
+        load(RunOptions(run=str(run), shards=str(tmp_path / "gone")))
     (tmp_path / "other").mkdir()
     with pytest.raises(GratisError, match="is no dataset"):
-        load(Saved(run=str(run), shards=str(tmp_path / "other")))
+        load(RunOptions(run=str(run), shards=str(tmp_path / "other")))
 
 
 def test_what_is_looked_at_is_computed_in_full_float32(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch begins
-    load(Saved(run=str(run)))
+    load(RunOptions(run=str(run)))
     assert not torch.backends.cudnn.allow_tf32
 
 
@@ -239,7 +245,7 @@ def test_ten_views_are_the_loaders(sample_shards: Path, recipe: Recipe) -> None:
             np.testing.assert_allclose(own, images[row].numpy(), atol=1e-3)
 
 
-def test_probabilities_are_those_of_evaluation(trained: Trained) -> None:
+def test_probabilities_are_those_of_evaluation(trained: TrainedNetwork) -> None:
     asked, found, theirs = [0, 57, 199], {}, {}
     with torch.inference_mode():
         for images, labels, ids in trained.split("val", 10):
@@ -254,7 +260,7 @@ def test_probabilities_are_those_of_evaluation(trained: Trained) -> None:
 
 
 def test_predict_names_what_it_cannot_read_and_goes_on(
-    run: Path, trained: Trained, tmp_path: Path
+    run: Path, trained: TrainedNetwork, tmp_path: Path
 ) -> None:
     pixels, _ = stored(trained, "val", [3])
     good, odd, torn = tmp_path / "good.png", tmp_path / "odd.jpg", tmp_path / "torn.jpg"
@@ -327,25 +333,25 @@ def test_nearest_is_brute_force() -> None:
         draw.normal(size=(50, 8)).astype(np.float32),
     )
     rows[20] = rows[7]  # equal distances: the first seen stays before the other
-    found = gallery.Nearest.to(torch.from_numpy(queries))
+    found = figure4.Nearest.to(torch.from_numpy(queries))
     for first in range(0, 50, 16):
         found.see(
             torch.from_numpy(rows[first : first + 16]), torch.arange(first, min(first + 16, 50))
         )
     distances = ((queries[:, None] - rows) ** 2).sum(2)
-    expected = np.argsort(distances, axis=1, kind="stable")[:, : gallery.NEAREST]
+    expected = np.argsort(distances, axis=1, kind="stable")[:, : figure4.NEAREST]
     np.testing.assert_array_equal(found.ids.numpy(), expected)
     np.testing.assert_allclose(
         found.distances.numpy(), np.take_along_axis(distances, expected, 1), rtol=1e-4
     )
 
 
-def test_a_training_image_is_nearest_to_itself(trained: Trained) -> None:
+def test_a_training_image_is_nearest_to_itself(trained: TrainedNetwork) -> None:
     pixels, _ = stored(trained, "train", [5, 321])
-    by_layer, by_pixels, seen = gallery.find(trained, pixels, "fc7", 10_000)
+    by_layer, by_pixels, seen = figure4.find(trained, pixels, "fc7", 10_000)
     assert seen == 1000
     assert by_layer.ids[:, 0].tolist() == by_pixels.ids[:, 0].tolist() == [5, 321]
-    assert gallery.find(trained, pixels, "conv3", 100)[2] == 100
+    assert figure4.find(trained, pixels, "conv3", 100)[2] == 100
 
 
 # datasets at an address
@@ -379,9 +385,9 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 def test_a_dataset_at_an_address_is_looked_at_the_same(
-    run: Path, trained: Trained, address: str, tmp_path: Path
+    run: Path, trained: TrainedNetwork, address: str, tmp_path: Path
 ) -> None:
-    far = load(Saved(run=str(run), shards=address))
+    far = load(RunOptions(run=str(run), shards=address))
     assert far.name(3) == trained.name(3)
     with pytest.raises(GratisError, match=f"{address} has no split 'test'"):
         far.index("test")
@@ -414,7 +420,7 @@ class Hiccups(Quiet):
 
 
 def test_images_come_from_a_server_that_is_busy_now_and_then(
-    trained: Trained, sample_shards: Path
+    trained: TrainedNetwork, sample_shards: Path
 ) -> None:
     with ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(Hiccups, directory=str(sample_shards))
@@ -441,7 +447,7 @@ def test_images_that_are_gone_from_an_address_are_one_line(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(sample_shards, tmp_path / "shards")
-    far = load(Saved(run=str(run), shards=f"file://{tmp_path}/shards"))
+    far = load(RunOptions(run=str(run), shards=f"file://{tmp_path}/shards"))
     (tmp_path / "shards" / "val-00000.tar").unlink()
     with pytest.raises(GratisError, match=r"file://.*/shards/val-00000\.tar cannot be read: "):
         stored(far, "val", [0])
@@ -450,7 +456,7 @@ def test_images_that_are_gone_from_an_address_are_one_line(
 # features
 
 
-def test_features_are_the_networks_own(trained: Trained, tmp_path: Path) -> None:
+def test_features_are_the_networks_own(trained: TrainedNetwork, tmp_path: Path) -> None:
     """fc8's row times what fc7's file holds gives fc8's file: what was written is what the next
     layer reads."""
     images = centres(trained, "val")
@@ -472,7 +478,7 @@ def test_features_are_the_networks_own(trained: Trained, tmp_path: Path) -> None
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_features_of_a_convolution_and_of_none(trained: Trained, tmp_path: Path) -> None:
+def test_features_of_a_convolution_and_of_none(trained: TrainedNetwork, tmp_path: Path) -> None:
     samples, units = features.write(trained, "conv5", "val", tmp_path / "conv5.npy")
     own = trained.network.plan["conv5"]
     assert (samples, units) == (200, own.outputs * own.side**2)
@@ -484,7 +490,7 @@ def test_features_of_a_convolution_and_of_none(trained: Trained, tmp_path: Path)
 # exports
 
 
-def plain(trained: Trained, count: int) -> tuple[np.ndarray, np.ndarray]:
+def plain(trained: TrainedNetwork, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Training images as users feed them, RGB 0-255, and the logits that the run's network gives
     their centre views."""
     views = centres(trained, "train")[:count]
@@ -499,7 +505,7 @@ def plain(trained: Trained, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 def test_onnx_says_what_the_network_says(
-    run: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, trained: TrainedNetwork, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxscript", reason="needs onnxscript (make install ARGS=--extra)")
     onnxruntime = pytest.importorskip(
@@ -520,7 +526,7 @@ def test_onnx_says_what_the_network_says(
 
 
 def test_torchscript_says_what_the_network_says(
-    run: Path, trained: Trained, tmp_path: Path
+    run: Path, trained: TrainedNetwork, tmp_path: Path
 ) -> None:
     export(["--run", str(run), str(tmp_path / "a.pt")])
     code = """import sys, warnings; warnings.simplefilter("ignore")
@@ -550,7 +556,7 @@ print(told["classes"].decode())"""
     assert json.loads(done.stdout)[0] == trained.name(0)
 
 
-def test_safetensors_hold_all(run: Path, trained: Trained, tmp_path: Path) -> None:
+def test_safetensors_hold_all(run: Path, trained: TrainedNetwork, tmp_path: Path) -> None:
     export(["--run", str(run), str(tmp_path / "a.safetensors")])
     with safe_open(tmp_path / "a.safetensors", framework="np") as file:
         assert set(file.keys()) == {"mean", *trained.network.state_dict()}
@@ -561,13 +567,15 @@ def test_safetensors_hold_all(run: Path, trained: Trained, tmp_path: Path) -> No
         assert json.loads(file.metadata()["recipe"])["towers"] == 2
 
 
-def test_an_export_that_differs_is_not_kept_quiet(trained: Trained) -> None:
-    from gratis.train.analysis.deployed import Deployed
+def test_an_export_that_differs_is_not_kept_quiet(trained: TrainedNetwork) -> None:
+    from gratis.train.analysis.deployment import DeploymentNetwork
 
     images, logits = plain(trained, 3)
-    assert "agrees on 3 images" in compared("itself", logits, Deployed(trained).eval(), images)
-    with pytest.raises(RuntimeError, match="says something else"):
-        compared("itself", logits + 0.01, Deployed(trained).eval(), images)
+    assert "agrees on 3 images" in compared(
+        "itself", logits, DeploymentNetwork(trained).eval(), images
+    )
+    with pytest.raises(RuntimeError, match="itself and the network differ"):
+        compared("itself", logits + 0.01, DeploymentNetwork(trained).eval(), images)
 
 
 def test_exports_that_cannot_be_are_one_line(run: Path, tmp_path: Path) -> None:
@@ -623,8 +631,8 @@ def test_drawing_leaves_pillow_simd_in_place(tmp_path: Path) -> None:
         pytest.skip("needs pillow-simd, which could not be compiled here")
     code = f"""import PIL, PIL.Image, matplotlib.image
 from matplotlib.figure import Figure
-from gratis.train.analysis.plots import save, styled
-with styled():
+from gratis.train.analysis.plots import save, style
+with style():
     save(Figure(), __import__("pathlib").Path({str(tmp_path)!r}) / "a.png")
 print(PIL.__version__, "matplotlib.pyplot" in __import__("sys").modules)"""
     done = python("-W", "error", "-c", code)

@@ -15,11 +15,11 @@ from gratis.errors import GratisError
 from gratis.events import EventWriter
 from gratis.processes import timed
 from gratis.train.analysis.figures import CAPTIONS
-from gratis.train.analysis.trained import last_launch
+from gratis.train.analysis.trained_network import last_launch
 from gratis.train.launcher.launch import Launch
 from gratis.train.paper.ablate import has
 from gratis.train.paper.paper import Paper, fitting, of_run, paper
-from gratis.train.paper.parts import Work, explain, train, whole_of
+from gratis.train.paper.parts import PartContext, explain, train, whole_of
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.paper.tables import tables
 from gratis.train.recipes import RECIPES, RELEASED, SAMPLE, TINY, Recipe
@@ -116,7 +116,7 @@ def test_how_far_training_is_said(
     events.write("step", {"steps": 3}, epoch=0, step=3)
     events.write("end", {"outcome": told, "error": None})
     options = Paper(shards=str(sample_shards), runs=tmp_path, run=run)
-    work = Work(
+    context = PartContext(
         options=options,
         manifest=read_manifest(sample_shards),
         recipe_name="sample",
@@ -124,7 +124,7 @@ def test_how_far_training_is_said(
         run=tmp_path / "a",
         ends=0,
     )
-    assert train(work).state == state
+    assert train(context).state == state
 
 
 def test_the_recipe_fits_the_dataset(sample_shards: Path, shards32: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_named_run_is_reported_with_its_own_settings(sample_shards: Path, tmp_
     started(tmp_path / "a", "tiny", own, manifest.hash)
     options = Paper(shards=str(sample_shards), runs=tmp_path, run="a", minutes=0.001)
     assert of_run(options, manifest) == "tiny"
-    work = Work(
+    context = PartContext(
         options=options,
         manifest=manifest,
         recipe_name="tiny",
@@ -182,16 +182,16 @@ def test_a_named_run_is_reported_with_its_own_settings(sample_shards: Path, tmp_
         run=tmp_path / "a",
         ends=0,
     )
-    assert work.recipe == own
-    assert whole_of(work) == replace(own, init_from=None)  # epochs are 3 in both
-    chosen = replace(work, options=replace(options, recipe="sample"))
+    assert context.recipe == own
+    assert whole_of(context) == replace(own, init_from=None)  # epochs are 3 in both
+    chosen = replace(context, options=replace(options, recipe="sample"))
     assert whole_of(chosen) == replace(SAMPLE, epochs=3)
     assert [name for name in SWITCHES if not has(name, own)] == ["lrn"]
 
 
 def test_resized_crops_are_not_drawn_as_plain_ones(sample_shards: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPES["torchvision"], image_size=128, crop=112)
-    work = Work(
+    context = PartContext(
         options=Paper(shards=str(sample_shards), runs=tmp_path),
         manifest=read_manifest(sample_shards),
         recipe_name="torchvision",
@@ -200,9 +200,10 @@ def test_resized_crops_are_not_drawn_as_plain_ones(sample_shards: Path, tmp_path
         ends=0,
     )
     assert (
-        explain(work).state == "skipped: it draws plain crops, and this run trains on resized ones"
+        explain(context).state
+        == "skipped: it draws plain crops, and this run trains on resized ones"
     )
-    assert explain(replace(work, recipe=replace(recipe, crop_area=None))).state.startswith(
+    assert explain(replace(context, recipe=replace(recipe, crop_area=None))).state.startswith(
         "skipped: the minutes are"
     )
 

@@ -36,7 +36,7 @@ class PartResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class PartContext:
     """What every part needs. ends: when the minutes are over, on time.monotonic's clock.
 
     recipe: the run's own settings, which began as those of the name; of a run that is yet to be,
@@ -61,23 +61,23 @@ class Work:
         return self.folder / f"{name}.log"
 
 
-def train(work: Work) -> PartResult:
+def train(context: PartContext) -> PartResult:
     """Until it is finished or half of the time is over; then it saves itself."""
-    options, ended, failure = work.options, outcome(work.run), None
+    options, ended, failure = context.options, outcome(context.run), None
     goes_on = options.run is None and ended not in OVER_FOR_GOOD
     if goes_on:
-        command = ["train", *flags(shards=options.shards, runs=options.runs, run=work.run.name)]
-        command += flags(recipe=work.recipe_name, port=0, save_probabilities=True)
+        command = ["train", *flags(shards=options.shards, runs=options.runs, run=context.run.name)]
+        command += flags(recipe=context.recipe_name, port=0, save_probabilities=True)
         command += flags(gpus=options.gpus)
-        failure = timed(work.log("training"), command, TRAINING_SHARE * work.left)
-        ended = outcome(work.run)
-        if not (work.run / "checkpoints").is_dir():
+        failure = timed(context.log("training"), command, TRAINING_SHARE * context.left)
+        ended = outcome(context.run)
+        if not (context.run / "checkpoints").is_dir():
             why = failure or "ended before its first checkpoint"
             return PartResult(title="Training", state=why)
     states = [failure] if failure and OVER not in failure else []
-    states += ["done" if ended == "finished" else progress(work.run)]
+    states += ["done" if ended == "finished" else progress(context.run)]
     states += ["the same command goes on"] if goes_on and ended not in OVER_FOR_GOOD else []
-    return PartResult(title="Training", state="; ".join(states), lines=errors(work.run))
+    return PartResult(title="Training", state="; ".join(states), lines=errors(context.run))
 
 
 def progress(run: Path) -> str:
@@ -102,24 +102,27 @@ def errors(run: Path) -> tuple[str, ...]:
     )
 
 
-def figures(work: Work) -> PartResult:
+def figures(context: PartContext) -> PartResult:
     """Drawn anew where the run has gone on since."""
-    title, saved = "Figures of the run", work.run / "checkpoints" / "latest"
-    pngs = {work.folder / f"{name}.png": caption for name, caption in CAPTIONS.items()}
+    title, saved = "Figures of the run", context.run / "checkpoints" / "latest"
+    pngs = {context.folder / f"{name}.png": caption for name, caption in CAPTIONS.items()}
     if not saved.exists():
         return PartResult(title=title, state="skipped: the run has no checkpoint yet")
     failure = None
     if not all(png.exists() and png.stat().st_mtime >= saved.stat().st_mtime for png in pngs):
-        options = work.options
-        command = ["figures", *flags(run=work.run.name, runs=options.runs, shards=options.shards)]
-        command += flags(out=work.folder, search=SEARCHED)
-        failure = timed(work.log("figures"), command, work.left)
+        options = context.options
+        command = [
+            "figures",
+            *flags(run=context.run.name, runs=options.runs, shards=options.shards),
+        ]
+        command += flags(out=context.folder, search=SEARCHED)
+        failure = timed(context.log("figures"), command, context.left)
     return PartResult(title=title, state=failure or "done", lines=pictures(pngs))
 
 
-def explain(work: Work) -> PartResult:
-    title, png = "One image's way through the loader", work.folder / "explain.png"
-    recipe, options, log, failure = work.recipe, work.options, work.log("explain"), None
+def explain(context: PartContext) -> PartResult:
+    title, png = "One image's way through the loader", context.folder / "explain.png"
+    recipe, options, log, failure = context.recipe, context.options, context.log("explain"), None
     if "://" in options.shards:
         why = "it reads local folders; copy the dataset, or give its mount"
         return PartResult(title=title, state=f"skipped: {why}")
@@ -131,62 +134,62 @@ def explain(work: Work) -> PartResult:
     command += flags(crop_chunk=recipe.crop_chunk)
     # as another call drew it
     if not png.exists() or first_line(command) not in said(log):
-        failure = timed(log, command, work.left)
+        failure = timed(log, command, context.left)
     lines = pictures({png: EXPLAINED})
     if lines and not failure:  # what it has printed: offsets and colours, measured and in theory
         lines += ("\n".join(f"    {line}" for line in said(log).splitlines()[1:-1]),)
     return PartResult(title=title, state=failure or "done", lines=lines)
 
 
-def figure1(work: Work) -> PartResult:
-    title, shards, log = "Figure 1", work.options.shards32, work.log("figure1")
-    if shards is None and work.manifest.image_size == FIGURE1_SIZE:
-        shards = work.options.shards
+def figure1(context: PartContext) -> PartResult:
+    title, shards, log = "Figure 1", context.options.shards32, context.log("figure1")
+    if shards is None and context.manifest.image_size == FIGURE1_SIZE:
+        shards = context.options.shards
     if shards is None:
         how = f"make shards SRC=... OUT=shards32 ARGS='--size {FIGURE1_SIZE}', then --shards32"
         return PartResult(title=title, state=f"skipped: it wants 32-pixel images: {how}")
-    minutes = f"{FIGURE1_SHARE * work.left / 60:.4g}"
-    command = ["figure1", *flags(shards=shards, out=work.folder, minutes=minutes)]
-    failure = timed(log, command, work.left)
+    minutes = f"{FIGURE1_SHARE * context.left / 60:.4g}"
+    command = ["figure1", *flags(shards=shards, out=context.folder, minutes=minutes)]
+    failure = timed(log, command, context.left)
     lines = said(log).splitlines()
     result = [line for line in lines if "training error" in line][-1:]
     short = any(cut in line for cut in ("skipped, --minutes", "time is over") for line in lines)
     state = failure or (f"in part: {OVER}" if short else "done")
-    drawn = pictures({work.folder / "figure1.png": FIGURE1})
+    drawn = pictures({context.folder / "figure1.png": FIGURE1})
     return PartResult(title=title, state=state, lines=(*result, *drawn))
 
 
-def ablation(work: Work) -> PartResult:
-    title, table, options = "Ablations", work.folder / "ablation.md", work.options
-    if "val" not in work.manifest.splits:
+def ablation(context: PartContext) -> PartResult:
+    title, table, options = "Ablations", context.folder / "ablation.md", context.options
+    if "val" not in context.manifest.splits:
         return PartResult(title=title, state="skipped: the dataset has no validation split")
-    whole = whole_of(work)
+    whole = whole_of(context)
     ablate = Ablate(
         shards=options.shards,
         fields=switchable(whole),
         seeds=options.seeds,
         runs=options.runs,
-        out=work.folder,
+        out=context.folder,
         gpus=options.gpus,
-        recipe=work.recipe_name,
+        recipe=context.recipe_name,
         whole=whole,
     )
-    state = ablate_within(work.left, work.log("ablation"), ablate)
+    state = ablate_within(context.left, context.log("ablation"), ablate)
     lines = (table.read_text(),) if table.exists() else ()
     return PartResult(title=title, state=state, lines=lines)
 
 
-def whole_of(work: Work) -> Recipe:
+def whole_of(context: PartContext) -> Recipe:
     """The ablations' whole network: with the run's settings, but from new weights, which fit every
     switch."""
-    recipe = RECIPES[work.options.recipe] if work.options.recipe else work.recipe
-    return replace(recipe, epochs=work.options.ablate_epochs, init_from=None, conv_rate=1.0)
+    recipe = RECIPES[context.options.recipe] if context.options.recipe else context.recipe
+    return replace(recipe, epochs=context.options.ablate_epochs, init_from=None, conv_rate=1.0)
 
 
-def tables(work: Work) -> PartResult:
+def tables(context: PartContext) -> PartResult:
     from gratis.train.paper.tables import tables as table_of
 
-    lines = (table_of(work.options.runs),)
+    lines = (table_of(context.options.runs),)
     return PartResult(title="Beside the paper's tables", state="done", lines=lines)
 
 
