@@ -208,8 +208,8 @@ def decoded(
     pipeline.build()
     (done,) = pipeline.run()
     on_host = done.as_cpu() if device == "mixed" else done
-    found: NDArray[np.uint8] = np.array(on_host.as_tensor())
-    return found
+    pixels: NDArray[np.uint8] = np.array(on_host.as_tensor())
+    return pixels
 
 
 def decoding(kind: str, device: torch.device) -> Result:

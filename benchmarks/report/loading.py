@@ -73,11 +73,11 @@ def routes(
     decoded."""
     config = training_config(replace(setting.recipe, batch=batch), 0)
     config = replace(config, remainder="drop", prefetch=2, threads=threads)
-    found = {"jpeg": (setting.jpeg, config), "raw": (setting.raw, config)}
-    found["decoded, host"] = (setting.jpeg, replace(config, decoded="host"))
+    named = {"jpeg": (setting.jpeg, config), "raw": (setting.raw, config)}
+    named["decoded, host"] = (setting.jpeg, replace(config, decoded="host"))
     if setting.cuda:
-        found["decoded, device"] = (setting.jpeg, replace(config, decoded="device"))
-    return found
+        named["decoded, device"] = (setting.jpeg, replace(config, decoded="device"))
+    return named
 
 
 def thread_counts() -> list[int]:

@@ -1,5 +1,5 @@
-"""The result as a page for people: Markdown, one table a part, the machine first, what is missing
-said."""
+"""The result as a page for people: Markdown, the machine first, a table for each part, what is
+missing named."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ TITLES = {
 }
 OTHER_SIZES = (
     "On a GPU these are measured with the network of full width (recipe released, 90 epochs), "
-    "batches of 128 to 2048 "
-    "and more rounds."
+    "batches of 128 to 2048 and more rounds."
 )
 MORE = (
     "`gratis paper --shards ...` trains longer, draws the paper's figures and puts all into a "
@@ -30,29 +29,27 @@ GOALS = {"speedup": 2.0, "free ratio": 0.99}
 
 def page(results: ResultFile, missing: dict[str, list[str]]) -> str:
     """missing: by part what a GPU alone could measure; empty on one."""
-    lines = ["# What this machine can do", ""]
-    lines += [
+    lines = [
+        "# What this machine can do",
+        "",
         "Made by `gratis report`; `report.json` beside it has every single value. Medians with the "
         "extremes of n; s: seconds that measuring took; load: of the machine when it began.",
         "",
     ]
     if missing:
         lines += [
-            "**No GPU here: this is the CPU's part of the report, on a smaller network. What "
-            "needs a GPU is "
-            f"named under each part and remains unproven.** {OTHER_SIZES}",
+            "**No GPU here: this is the CPU's part of the report, on a smaller network. What needs "
+            f"a GPU is named under each part and remains unproven.** {OTHER_SIZES}",
             "",
         ]
-    lines += ["| machine | |", "|---|---|"] + [
-        f"| {name} | {cell(value)} |" for name, value in results.machine.items()
-    ]
+    lines += ["| machine | |", "|---|---|"]
+    lines += [f"| {name} | {cell(value)} |" for name, value in results.machine.items()]
     loads = [float(str(e["load"])) for part in results.entries.values() for e in part.values()]
     if loads and max(loads) > 1.5 * float(results.machine.get("cores", "inf")):
         lines += [
             "",
             f"**The machine was busy with other work: its load was {min(loads)} to {max(loads)} "
-            f"when "
-            "measurements began. Rates and ratios are not what it can do alone.**",
+            "when measurements began. Rates and ratios are not what it can do alone.**",
         ]
     for part, title in TITLES.items():
         lines += ["", f"## {part}. {title}", ""]
@@ -63,13 +60,12 @@ def page(results: ResultFile, missing: dict[str, list[str]]) -> str:
         if entries:
             lines += summary(part, entries)
             lines += ["| what | result | how | s | load |", "|---|---|---|---|---|"]
-            for name, entry in entries.items():
-                how, wall, load = (str(entry[key]) for key in ("command", "wall_s", "load"))
-                lines.append(
-                    f"| {cell(name)} | {cell(described(entry))} | {cell(how)} | {wall} | {load} |"
-                )
+        for name, entry in entries.items():
+            words = (name, described(entry), str(entry["command"]))
+            cells = [*map(cell, words), str(entry["wall_s"]), str(entry["load"])]
+            lines.append(f"| {' | '.join(cells)} |")
         if part == "5":
-            lines += ["", *table(results).splitlines(), "", MORE]
+            lines += ["", *([table(results)] if table(results) else []), MORE]
         if missing.get(part):
             lines += ["", f"Needs a GPU, not measured here: {'; '.join(missing[part])}."]
     return "\n".join(lines) + "\n"
@@ -83,11 +79,8 @@ def summary(part: str, entries: dict[str, Entry]) -> list[str]:
     """The lines of a part that people look for."""
     from benchmarks.report.free import NOISE
 
-    results = {
-        name: entry["result"]
-        for name, entry in entries.items()
-        if isinstance(entry.get("result"), dict)
-    }
+    every = {name: entry.get("result") for name, entry in entries.items()}
+    results: dict[str, object] = {n: one for n, one in every.items() if isinstance(one, dict)}
     failed = [name for name, entry in entries.items() if failure(entry)]
     lines = [f"Failed: {', '.join(failed)}.", ""] if failed else []
     if part == "3":
@@ -96,20 +89,14 @@ def summary(part: str, entries: dict[str, Entry]) -> list[str]:
         ratios = {name: _median(result, "free ratio") for name, result in results.items()}
         best = max(ratios, key=lambda name: ratios[name])
         disagree = [name for name, result in results.items() if _get(result, "agree") != "yes"]
-        agreed = (
-            f"does not agree for {', '.join(disagree)}" if disagree else "agrees with every one"
-        )
-        busy = ratios[best] > 1 + NOISE
-        goal = (
-            "above 1 the machine was busy: nothing is decided"
-            if busy
-            else _goal(ratios[best], "free ratio")
-        )
-        lines += [
-            f"Best: {best}, {number(ratios[best])} ({goal}). The status page's live verdict "
-            f"{agreed}.",
-            "",
-        ]
+        agreed = "agrees with every one"
+        if disagree:
+            agreed = f"does not agree for {', '.join(disagree)}"
+        goal = _goal(ratios[best], "free ratio")
+        if ratios[best] > 1 + NOISE:
+            goal = "above 1 the machine was busy: nothing is decided"
+        verdict = f"The status page's live verdict {agreed}."
+        lines += [f"Best: {best}, {number(ratios[best])} ({goal}). {verdict}", ""]
     return lines
 
 
@@ -120,31 +107,28 @@ def _goal(reached: float, name: str) -> str:
 def _speedup(results: dict[str, object]) -> list[str]:
     """The fastest variant over torchvision's layout at the same batch, and where the rest of the
     roofline went."""
-    found = {}
+    ratios = {}
     for name, result in results.items():
-        if name.startswith("ours, "):
-            base = results.get(f"torchvision's layout, batch {name.rpartition(' ')[2]}")
-            if base is not None:
-                found[name] = _median(result, "images/s") / _median(base, "images/s")
-    if not found:
+        base = results.get(f"torchvision's layout, batch {name.rpartition(' ')[2]}")
+        if name.startswith("ours, ") and base is not None:
+            ratios[name] = _median(result, "images/s") / _median(base, "images/s")
+    if not ratios:
         return []
-    best = max(found, key=lambda name: found[name])
+    best = max(ratios, key=lambda name: ratios[name])
     lines = [
-        f"Best against torchvision's layout at the same batch: {best}, {found[best]:.2f} times "
-        f"({_goal(found[best], 'speedup')})."
+        f"Best against torchvision's layout at the same batch: {best}, {ratios[best]:.2f} times "
+        f"({_goal(ratios[best], 'speedup')})."
     ]
     share = _get(results[best], "share of the matrix rate")
     if isinstance(share, float):
         lines += [f"It reaches {share:.0%} of this machine's matrix rate."]
-    accounts = {
-        name: result for name, result in results.items() if name.startswith("where the time goes")
-    }
+    accounts = [name for name in results if name.startswith("where the time goes")]
     lines += ["The rest went here:"] if accounts else []
-    for name, result in accounts.items():
-        told = [str(_get(result, "by kind"))]
-        busy = _get(result, "device busy, share of the time")
-        told += [f"the device worked {busy:.0%} of the time"] if isinstance(busy, float) else []
-        lines += [f"{name.removeprefix('where the time goes, ')}, eager: {'; '.join(told)}."]
+    for name in accounts:
+        parts = [str(_get(results[name], "by kind"))]
+        busy = _get(results[name], "device busy, share of the time")
+        parts += [f"the device worked {busy:.0%} of the time"] if isinstance(busy, float) else []
+        lines += [f"{name.removeprefix('where the time goes, ')}, eager: {'; '.join(parts)}."]
     return [" ".join(lines), ""]
 
 

@@ -21,7 +21,9 @@ from gratis.train.recipes import RECIPES, Recipe, RecipeName
 TRIED = 2
 # training images a class: on a GPU enough for its largest batch, on a CPU quick
 DRAWN = {True: 820, False: 100}
-MOST_S = 60.0  # of a measurement's rounds: on a busy machine there are fewer, as their n says
+MOST_S = (
+    60.0  # of a measurement's rounds: on a busy machine there are fewer, and their n is smaller
+)
 
 
 @dataclass(frozen=True, kw_only=True)

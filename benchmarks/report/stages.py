@@ -21,7 +21,7 @@ REST = "rest"  # the loss, and what belongs to no layer
 
 
 class Marked(AlexNet):
-    """Says to the profiler which layer it is in. Compiled it would say nothing."""
+    """Marks for the profiler which layer runs. Compiled it would mark nothing."""
 
     at = ""
 
@@ -97,11 +97,11 @@ def summed(events: Any, column: str) -> dict[str, float]:
         if event.sequence_nr >= 0 and not any(name.startswith(BACKWARD) for name in names):
             # of operations with one number the last one made the backward function
             forward[event.sequence_nr] = next((name for name in names if name.startswith(MARK)), "")
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for event in operations:
         stage = stage_of(event, forward)
-        found[stage] = found.get(stage, 0.0) + getattr(event, column)
-    return found
+        totals[stage] = totals.get(stage, 0.0) + getattr(event, column)
+    return totals
 
 
 def stage_of(event: Any, forward: dict[int, str]) -> str:

@@ -41,12 +41,12 @@ class Variant:
 def variants(setting: Setting) -> dict[str, Variant]:
     """On a CPU float32 alone: one without bfloat16's instructions takes a hundred times as long for
     a product."""
-    found = {"float32": Variant(compute="float32")}
+    eager = {"float32": Variant(compute="float32")}
     if not setting.cuda:
-        return found
-    found["tf32"] = Variant(compute="float32", tf32=True)
-    found["bfloat16"] = Variant(compute="bfloat16")
-    return found | {f"{name}, compiled": replace(one, compiled=True) for name, one in found.items()}
+        return eager
+    eager["tf32"] = Variant(compute="float32", tf32=True)
+    eager["bfloat16"] = Variant(compute="bfloat16")
+    return eager | {f"{name}, compiled": replace(one, compiled=True) for name, one in eager.items()}
 
 
 def run(setting: Setting, results: ResultFile) -> None:

@@ -34,17 +34,17 @@ def update_ratios(recipe: Recipe, device: torch.device, rounds: int) -> list[flo
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = []
+        ratios = []
         for number in range(-2, rounds):
             ratio = 1.0
             for pair in ((own, plain), (plain, own)):
                 seconds = {step: _seconds(step, device) for step in pair}
                 ratio *= seconds[own] / seconds[plain]
             if number >= 0:  # the first ones meet fresh memory
-                found.append(math.sqrt(ratio))
+                ratios.append(math.sqrt(ratio))
     finally:
         torch.set_num_threads(threads)
-    return found
+    return ratios
 
 
 def optimiser_steps(recipe: Recipe, device: torch.device) -> dict[str, Step]:

@@ -136,7 +136,7 @@ COLOURS = dict(zip(ROWS, (RED, ORANGE, GREEN, GREEN, BLUE, GREY), strict=True))
 def draw_rates(
     records: Sequence[Record], recipe: Recipe, steps_per_epoch: int, title: str
 ) -> Figure:
-    """The rates above, as recorded (weights) and as the recipe says (biases, conv1); events
+    """The rates above, as recorded (weights) and by the recipe (biases, conv1); events
     below."""
     kept = surviving(records)
     steps = of_kind(kept, "step")

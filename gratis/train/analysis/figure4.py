@@ -1,4 +1,4 @@
-"""Figure 4 of the paper: what the network says of single images, and which images it finds alike.
+"""Figure 4 of the paper: the network's guesses for single images, and images alike to it.
 
 Left: validation images with the five classes held most probable. Right: validation images and the
 training images nearest to them by the Euclidean distance of their fc7 responses; nearest by pixels

@@ -17,7 +17,7 @@ from gratis.train.recipes import RELEASED, Layer, Recipe, RecipeName
 
 FLOAT = 4  # bytes
 WIDTH = 100  # columns: narrower cuts numbers
-CLASSES = 1000  # where nothing is said
+CLASSES = 1000  # by default
 
 
 @dataclass(frozen=True, kw_only=True)

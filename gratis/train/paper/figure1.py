@@ -3,8 +3,8 @@
     make shards SRC=... OUT=S ARGS='--size 32'
 
 The paper's is CIFAR-10, 25 % training error, ReLU six times as fast. Both nonlinearities get the
-same network, initial weights and order of images (`gratis.train.paper.four_layers` says what the
-paper leaves open and what was taken), and each the best of --rates: the one that needs the fewest
+same network, initial weights and order of images (`gratis.train.paper.four_layers` lists what the
+paper leaves open and what was chosen), and each the best of --rates: the one that needs the fewest
 epochs. Writes figure1.png and, with every training's errors, figure1.json. What is finished is not
 trained again: the JSON is read back. What --minutes, --epochs or an interrupt has ended goes on
 after the last of its epochs that was whole, from a file beside them.

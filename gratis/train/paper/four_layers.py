@@ -4,7 +4,7 @@ The paper does not print this network, its rates or its batch. Chosen here is wh
 author's cuda-convnet trains in its smallest example (`layers-19pct`): three convolutions of 5x5
 (32, 32, 64 channels), each followed by pooling over 3x3 every 2 pixels (maximum, then twice the
 mean), and one dense layer; 32x32 inputs. Initial deviations .0001, .01, .01, .01; momentum .9;
-biases at twice the rate. As the paper says: no regularisation, so no weight decay, no augmentation;
+biases at twice the rate. As in the paper: no regularisation, so no weight decay, no augmentation;
 and the rate is found separately for either nonlinearity."""
 
 from __future__ import annotations

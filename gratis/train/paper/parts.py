@@ -1,5 +1,5 @@
-"""The parts of `make paper`: each is a command of ours in the time that is left, and what the
-report says of it."""
+"""The parts of `make paper`: each is a command of ours in the time that is left, and its
+section of the report."""
 
 from __future__ import annotations
 

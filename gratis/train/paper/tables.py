@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> None:
 def tables(runs: Path) -> str:
     if not runs.is_dir():
         raise GratisError(f"--runs {runs} is no folder; train something first, or name its folder")
-    ours = [found for path in sorted(runs.iterdir()) if path.is_dir() and (found := read(path))]
+    ours = [run for path in sorted(runs.iterdir()) if path.is_dir() and (run := read(path))]
     return "\n".join([*_table1(), "", *_table2(ours), "", *_table_of_ours(ours)]) + "\n"
 
 
@@ -175,7 +175,7 @@ def _table2(ours: list[FinishedRun]) -> list[str]:
 
 
 def counterpart(model: str, ours: list[FinishedRun]) -> FinishedRun | None:
-    """The best of our runs that is what the paper's row says: the unchanged recipe on
+    """The best of our runs that matches the paper's row: the unchanged recipe on
     ILSVRC-2012."""
     wanted = {"1 CNN": False, "1 CNN*": True}.get(model)
     fitting = [
