@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # torch takes two seconds, which --help need not
     from torch import Tensor, nn
 
     from gratis.loader import Batch
+    from gratis.train.network.alexnet import AlexNet
 
 CLASSES = 1000
 PAIRS = 60  # of updates
@@ -141,9 +142,10 @@ def training_batches(
 
 
 def training_step(
-    recipe: Recipe, device: torch.device, compile: Choice
+    recipe: Recipe, device: torch.device, compile: Choice, make: type[AlexNet] | None = None
 ) -> Callable[[Tensor, Tensor], None]:
-    """The recipe's step as gratis.train.loop takes it, without what it counts."""
+    """The recipe's step as gratis.train.loop takes it, without what it counts. make: a network with
+    probes in it."""
     import torch
 
     from gratis.train.metrics import share_of_loss
@@ -152,7 +154,7 @@ def training_step(
     from gratis.train.rank import compiles
     from gratis.train.schedule import rates
 
-    network = AlexNet(recipe, CLASSES).to(device)
+    network = (make or AlexNet)(recipe, CLASSES).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser, steps = Optimiser(network, recipe), itertools.count()
     if compiles(compile, device):

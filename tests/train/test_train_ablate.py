@@ -13,7 +13,7 @@ from gratis.train.launcher.launch import outcome, records
 from gratis.train.network.layers import plan
 from gratis.train.options import parse
 from gratis.train.paper.ablate import WHOLE, Ablate, ablate, digest, row
-from gratis.train.paper.arguments import recipe_flags
+from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, SAMPLE
 
@@ -25,6 +25,11 @@ def test_a_switched_recipe_is_what_its_options_say(name: str, switch: str) -> No
     arguments = ["--shards", "x", "--recipe", name, *recipe_flags(switched, RECIPES[name])]
     assert parse(arguments).fields == switched
     assert digest(switched) != digest(RECIPES[name])
+
+
+def test_a_command_is_put_together() -> None:
+    options = flags(gpus=None, save_probabilities=True, lrn=False, only=("a", "b"), port=0)
+    assert options == ["--save-probabilities", "--no-lrn", "--only", "a", "b", "--port", "0"]
 
 
 def test_the_one_column_network_is_the_authors_own() -> None:

@@ -4,8 +4,10 @@ names."""
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gratis.errors import GratisError
@@ -52,10 +54,14 @@ class DeploymentNetwork(nn.Module):
 
 def central_mean(trained: TrainedNetwork) -> Tensor:
     """float32 [3,crop,crop]: what evaluation's centre view subtracts."""
-    crop = trained.recipe.crop
-    margin = (trained.manifest.image_size - crop) // 2
-    own = trained.stats.mean[margin : margin + crop, margin : margin + crop]
+    own = centre_crop(trained.stats.mean, trained.recipe.crop)
     return torch.from_numpy(own).permute(2, 0, 1).contiguous()
+
+
+def centre_crop(image: NDArray[Any], crop: int) -> NDArray[Any]:
+    """[S,S,3] -> [crop,crop,3]."""
+    margin = (len(image) - crop) // 2
+    return image[margin : margin + crop, margin : margin + crop]
 
 
 def to_torchvision(recipe: Recipe, weights: dict[str, Tensor]) -> dict[str, Tensor]:

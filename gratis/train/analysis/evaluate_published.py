@@ -157,9 +157,9 @@ def to_torchvision_scale(
     MEAN) / STD."""
     import torch
 
-    margin = (len(stats.mean) - config.crop) // 2
-    centre = slice(margin, margin + config.crop)
-    back = torch.from_numpy(stats.mean[centre, centre]).permute(2, 0, 1)
+    from gratis.train.analysis.deployment import centre_crop
+
+    back = torch.from_numpy(centre_crop(stats.mean, config.crop)).permute(2, 0, 1)
     for batch in batches:
         yield batch._replace(images=normalise(batch.images + back.to(batch.images.device)))
 

@@ -215,13 +215,12 @@ WRITE: dict[Format, Callable[[TrainedNetwork, Path], str]] = {
 
 def examples(trained: TrainedNetwork) -> NDArray[np.float32]:
     """Training images' centre views as a user would feed them: RGB, 0-255, [TRIED,3,crop,crop]."""
+    from gratis.train.analysis.deployment import centre_crop
     from gratis.train.analysis.trained_network import stored
 
-    crop = trained.recipe.crop
-    margin = (trained.manifest.image_size - crop) // 2
     count = min(TRIED, trained.manifest.splits["train"].samples)
     pixels, _ = stored(trained, "train", range(count))
-    cut = np.stack([one[margin : margin + crop, margin : margin + crop] for one in pixels])
+    cut = np.stack([centre_crop(one, trained.recipe.crop) for one in pixels])
     return np.ascontiguousarray(cut.transpose(0, 3, 1, 2)).astype(np.float32)
 
 
