@@ -56,7 +56,7 @@ def free(setting: Setting, route: str, batch: int) -> Result:
         if loader.keeps != "none":
             fill(loader)
         step = training_step(recipe, setting.device, "on" if setting.cuda else "off")
-        still, source = resident_batch(recipe, setting.device), Watched(loader, setting.device)
+        still, source = resident_batch(recipe, setting.device), TimedBatches(loader, setting.device)
         contenders: dict[str, Step] = {
             "resident": lambda: step(*still),
             "loader": lambda: step(*source.take()),
@@ -92,7 +92,7 @@ def free(setting: Setting, route: str, batch: int) -> Result:
     }
 
 
-class Watched:
+class TimedBatches:
     """Batches of epoch after epoch, and the seconds for which they kept training waiting."""
 
     def __init__(self, loader: Loader, device: torch.device) -> None:

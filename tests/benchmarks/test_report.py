@@ -69,7 +69,7 @@ def curve(
     network = AlexNet(recipe, 10).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
         network.compile_layers()
-    optimiser, found = Optimiser(network, recipe), []
+    optimiser, losses = Optimiser(network, recipe), []
     generator = torch.Generator().manual_seed(0)
     images = torch.empty(16, 3, 64, 64).normal_(0, 60, generator=generator).to(device)
     labels = (torch.arange(16) % 10).to(device)
@@ -78,8 +78,8 @@ def curve(
         loss = share_of_loss(logits, labels, 16)
         loss.backward()
         optimiser.step(rates(recipe, step, 100))
-        found.append(loss.item())
-    return found
+        losses.append(loss.item())
+    return losses
 
 
 @pytest.mark.parametrize("kind", [*SUBSAMPLINGS, "grey"])
@@ -87,13 +87,13 @@ def test_two_decoders_agree(kind: str, device: torch.device) -> None:
     """On a CPU DALI and Pillow, to the level; on a GPU nvJPEG and the CPU, which round otherwise:
     DALI's own test allows a level in the mean. With chroma repeated instead of interpolated it
     would be 2.9 for 4:2:0."""
-    found = decoding(kind, device)
-    print(f"{device}, {kind}: {described({'result': found})}")
-    assert found["region against whole, largest"] == 0 or device.type == "cuda"
+    differences = decoding(kind, device)
+    print(f"{device}, {kind}: {described({'result': differences})}")
+    assert differences["region against whole, largest"] == 0 or device.type == "cuda"
     if device.type == "cpu":
-        assert (found["largest difference, levels"], found["mean"]) == (0.0, 0.0)
+        assert (differences["largest difference, levels"], differences["mean"]) == (0.0, 0.0)
     else:
-        assert float(str(found["mean"])) < 1.0
+        assert float(str(differences["mean"])) < 1.0
 
 
 def test_a_device_s_losses_are_the_cpu_s(device: torch.device) -> None:
@@ -188,9 +188,9 @@ def test_what_is_in_the_book_is_not_measured_again(
                 results.measure(2, name, "command", lambda n=name: measured(n))  # type: ignore[misc]
     # what has not been tried comes before what failed
     assert made == ["bad", "good", "late", "bad"]
-    said = capsys.readouterr().out
-    assert "part 2, good: images/s 2 [1..3] (n = 3)" in said
-    assert "part 2, bad: failed: no such engine\n" in said
+    printed = capsys.readouterr().out
+    assert "part 2, good: images/s 2 [1..3] (n = 3)" in printed
+    assert "part 2, bad: failed: no such engine\n" in printed
     assert json.loads((tmp_path / "report.json").read_text())["parts"]["2"]["bad"][
         "result"
     ] == result(1.0, 3.0, 2.0)
@@ -290,8 +290,8 @@ def test_the_page_says_what_was_found_and_what_is_missing(tmp_path: Path) -> Non
     ],
 )
 def test_a_goal_is_not_met_by_noise(ratios: list[float], words: str) -> None:
-    found: dict[str, object] = {"free ratio": ratios, "agree": "yes"}
-    assert words in summary("4", {"jpeg, batch 32": {"result": found}})[0]
+    result: dict[str, object] = {"free ratio": ratios, "agree": "yes"}
+    assert words in summary("4", {"jpeg, batch 32": {"result": result}})[0]
 
 
 def cpu_setting(out: Path, shards: Path, recipe: Recipe = RECIPES["sample"]) -> Setting:
@@ -315,16 +315,16 @@ def test_part_5_is_the_ablation_runner(tmp_path: Path, sample_shards: Path) -> N
     results.seconds = 400
     results.begin()
     results.measure(5, NAME, "", lambda: ablations(options, results))
-    found = results.entries["5"][NAME]["result"]
-    assert isinstance(found, dict)
+    errors = results.entries["5"][NAME]["result"]
+    assert isinstance(errors, dict)
     names = ("the whole network", SWITCHES["overlap"].words)
-    assert list(found) == [f"top-1 error in %, {name}" for name in names]
+    assert list(errors) == [f"top-1 error in %, {name}" for name in names]
     assert f"| {names[1]} | 1 |" in page(results, {})
     runs = sorted(results.runs.glob("ablate-*"))
     assert len(runs) == 2
     assert not list(results.runs.glob("*/checkpoints"))
     before = [(run / "rank-0.jsonl").stat().st_size for run in runs]
-    assert ablations(options, results) == found
+    assert ablations(options, results) == errors
     assert [(run / "rank-0.jsonl").stat().st_size for run in runs] == before
 
 
@@ -342,7 +342,7 @@ def test_a_part_that_is_ended_keeps_what_it_has_and_goes_on(
         str(sample_shards),
     ]
     books = [{}]
-    for told, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
@@ -350,10 +350,10 @@ def test_a_part_that_is_ended_keeps_what_it_has_and_goes_on(
             for line in process.stdout:
                 if line.startswith("part 3, "):
                     break
-            process.send_signal(told)
-            _, said = process.communicate(timeout=120)
-        assert process.returncode == code, said
-        assert "Traceback" not in said
+            process.send_signal(number)
+            _, printed = process.communicate(timeout=120)
+        assert process.returncode == code, printed
+        assert "Traceback" not in printed
         books.append(json.loads((tmp_path / "report.json").read_text())["parts"]["3"])
         assert books[-2].items() < books[-1].items()
         assert all("result" in entry for entry in books[-1].values())
@@ -438,15 +438,15 @@ E     no module
     <skipped message="needs a GPU"/></testcase>
     <testcase name="test_b[y]"><skipped message="needs a GPU"/></testcase>
     <testcase name="test_c"/></testsuite></testsuites>"""
-    found = counted(ET.fromstring(cases))
-    assert found == {
+    outcome = counted(ET.fromstring(cases))
+    assert outcome == {
         "passed": 1.0,
         "skipped": 2.0,
         "failed": "test_a[x]",
         "why": "no module",
         "not run": "test_b (needs a GPU)",
     }
-    assert failure({"result": found}) == "test_a[x]"
+    assert failure({"result": outcome}) == "test_a[x]"
     assert failure({"result": counted(ET.fromstring("<a><testcase name='test_c'/></a>"))}) is None
     child = (
         f"import subprocess, sys; subprocess.Popen(['sleep', '987']).wait(); "

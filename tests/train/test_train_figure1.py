@@ -112,7 +112,7 @@ def test_a_training_that_is_cut_goes_on_as_if_it_had_not_been(
     assert FourLayersCheckpoint.read(path, '{"rate": 2}').errors == []
     assert (
         FourLayersCheckpoint.read(path, "{}").errors == curve.errors
-    )  # of a version that said more
+    )  # of a version that wrote more
     path.write_bytes(path.read_bytes()[:1000])
     assert FourLayersCheckpoint.read(path, TERMS).errors == []
 
@@ -130,9 +130,9 @@ def test_figure1_draws_and_does_not_train_again(
     assert "relu did not reach 25% training error in 2 epochs" in lines[0]
     with Image.open(tmp_path / "figure1.png") as picture:
         assert min(picture.size) > 300
-    said = json.loads((tmp_path / "figure1.json").read_text())
-    assert [len(curve["errors"]) for curve in said["courses"]] == [2, 2]
-    assert all(0.5 < error <= 1 for curve in said["courses"] for error in curve["errors"])
+    file = json.loads((tmp_path / "figure1.json").read_text())
+    assert [len(curve["errors"]) for curve in file["courses"]] == [2, 2]
+    assert all(0.5 < error <= 1 for curve in file["courses"] for error in curve["errors"])
     capsys.readouterr()
     assert figure1(options) == lines
     assert "not reached" not in capsys.readouterr().out
@@ -164,23 +164,23 @@ def test_figure1_is_the_same_from_an_address(
     shards32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    said = []
+    files = []
     for name, shards in (("near", str(shards32)), ("far", f"file://{shards32}")):
         figure1(Figure1(shards=shards, out=tmp_path / name, epochs=1, rates=(0.001,), images=300))
-        said.append((tmp_path / name / "figure1.json").read_text())
-    assert said[0] == said[1]
+        files.append((tmp_path / name / "figure1.json").read_text())
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"rates": ()}, "--rates has no value; give learning rates, such as --rates 0.004 0.032"),
         ({"rates": (0.1, float("nan"))}, "--rates nan must be a number above 0"),
         ({"minutes": -1.0}, "--minutes -1 must be above 0; leave it out for as long as it takes"),
     ],
 )
-def test_wrong_figures_are_told(wrong: dict[str, object], said: str) -> None:
-    with pytest.raises(GratisError, match=said):
+def test_wrong_figures_stop_with_an_error(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(GratisError, match=message):
         Figure1(shards="x", **wrong)  # type: ignore[arg-type]
 
 

@@ -246,15 +246,15 @@ def test_ten_views_are_the_loaders(sample_shards: Path, recipe: Recipe) -> None:
 
 
 def test_probabilities_are_those_of_evaluation(trained: TrainedNetwork) -> None:
-    asked, found, theirs = [0, 57, 199], {}, {}
+    asked, by_id, theirs = [0, 57, 199], {}, {}
     with torch.inference_mode():
         for images, labels, ids in trained.split("val", 10):
             for row in [row for row, sample in enumerate(ids.tolist()) if sample in asked]:
-                found[int(ids[row])] = average_views(trained.network(images[row]), 10)[0].numpy()
+                by_id[int(ids[row])] = average_views(trained.network(images[row]), 10)[0].numpy()
                 theirs[int(ids[row])] = int(labels[row])
     pixels, own = stored(trained, "val", asked)
     np.testing.assert_allclose(
-        trained.probabilities(pixels), [found[sample] for sample in asked], atol=1e-5
+        trained.probabilities(pixels), [by_id[sample] for sample in asked], atol=1e-5
     )
     assert own == [theirs[sample] for sample in asked]
 
@@ -278,11 +278,11 @@ def test_predict_names_what_it_cannot_read_and_goes_on(
         str(run),
     )
     assert done.returncode == 2
-    told = done.stderr.splitlines()
-    assert [line.split(":")[0] for line in told[:-1]] == [
+    messages = done.stderr.splitlines()
+    assert [line.split(":")[0] for line in messages[:-1]] == [
         str(path) for path in (missing, tmp_path, odd, torn)
     ]
-    assert told[-1] == "error: 4 of 5 images could not be read"
+    assert messages[-1] == "error: 4 of 5 images could not be read"
     lines = done.stdout.splitlines()
     assert lines[1] == str(good)
     probabilities = trained.probabilities(pixels)[0]
@@ -299,10 +299,10 @@ def test_pictures_that_are_not_there_are_told_before_anything_is_loaded(tmp_path
         "-m", "gratis", "predict", str(tmp_path / "none.jpg"), "--runs", str(tmp_path / "nowhere")
     )
     assert (done.returncode, done.stdout) == (2, "")
-    told = (
+    message = (
         f"{tmp_path}/none.jpg: No such file or directory\nerror: 1 of 1 images could not be read\n"
     )
-    assert done.stderr == told
+    assert done.stderr == message
 
 
 def test_what_is_no_file_or_too_large_is_told_before_it_is_read(tmp_path: Path) -> None:
@@ -333,16 +333,16 @@ def test_nearest_is_brute_force() -> None:
         draw.normal(size=(50, 8)).astype(np.float32),
     )
     rows[20] = rows[7]  # equal distances: the first seen stays before the other
-    found = figure4.Nearest.to(torch.from_numpy(queries))
+    nearest = figure4.Nearest.to(torch.from_numpy(queries))
     for first in range(0, 50, 16):
-        found.see(
+        nearest.see(
             torch.from_numpy(rows[first : first + 16]), torch.arange(first, min(first + 16, 50))
         )
     distances = ((queries[:, None] - rows) ** 2).sum(2)
     expected = np.argsort(distances, axis=1, kind="stable")[:, : figure4.NEAREST]
-    np.testing.assert_array_equal(found.ids.numpy(), expected)
+    np.testing.assert_array_equal(nearest.ids.numpy(), expected)
     np.testing.assert_allclose(
-        found.distances.numpy(), np.take_along_axis(distances, expected, 1), rtol=1e-4
+        nearest.distances.numpy(), np.take_along_axis(distances, expected, 1), rtol=1e-4
     )
 
 
@@ -517,12 +517,12 @@ def test_onnx_says_what_the_network_says(
         str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"]
     )
     images, logits = plain(trained, 7)  # another number than it was traced with
-    (found,) = session.run(["logits"], {"images": images})
-    np.testing.assert_allclose(found, logits, atol=1e-4)
-    told = session.get_modelmeta().custom_metadata_map
-    assert "RGB, 0-255, float32 [n,3,112,112]" in told["input"]
-    assert json.loads(told["classes"])[:2] == [trained.name(0), trained.name(1)]
-    assert json.loads(told["recipe"])["width"] == 0.0625
+    (output,) = session.run(["logits"], {"images": images})
+    np.testing.assert_allclose(output, logits, atol=1e-4)
+    properties = session.get_modelmeta().custom_metadata_map
+    assert "RGB, 0-255, float32 [n,3,112,112]" in properties["input"]
+    assert json.loads(properties["classes"])[:2] == [trained.name(0), trained.name(1)]
+    assert json.loads(properties["recipe"])["width"] == 0.0625
 
 
 def test_torchscript_says_what_the_network_says(
@@ -531,10 +531,10 @@ def test_torchscript_says_what_the_network_says(
     export(["--run", str(run), str(tmp_path / "a.pt")])
     code = """import sys, warnings; warnings.simplefilter("ignore")
 import numpy as np, torch
-told = {"classes": ""}
-network = torch.jit.load(sys.argv[1], _extra_files=told)
+extra = {"classes": ""}
+network = torch.jit.load(sys.argv[1], _extra_files=extra)
 np.save(sys.argv[3], network(torch.from_numpy(np.load(sys.argv[2]))).numpy())
-print(told["classes"].decode())"""
+print(extra["classes"].decode())"""
     images, logits = plain(trained, 7)
     np.save(tmp_path / "in.npy", images)
     done = subprocess.run(  # where nothing of this project can be imported

@@ -41,22 +41,22 @@ def test_memory_kept_for_backward_is_counted() -> None:
 
 
 def test_a_batch_that_does_not_fit_is_told_with_one_that_would() -> None:
-    def told(gib: float, **fields: int) -> str:
+    def advice(gib: float, **fields: int) -> str:
         recipe = replace(RELEASED, batch=fields.pop("batch", 8192))
         return too_large(recipe, 1000, size=int(gib * 2**30), **fields)
 
-    line = told(16, world=1)
+    line = advice(16, world=1)
     assert line.startswith("--batch 8192 on 1 does not fit into a GPU of 16 GiB: about --batch ")
-    assert told(16) == line.replace(" on 1", "")  # of the benchmark, which has one GPU
+    assert advice(16) == line.replace(" on 1", "")  # of the benchmark, which has one GPU
     fits = int(line.split()[-2])
     per_image, parameters = kept_bytes(RELEASED, 1000)
     assert RESERVED + COPIES * parameters + TRANSIENT * fits * per_image <= 16 * 2**30
-    assert int(told(16, sharers=2).split()[-2]) < fits
-    assert "on 6 does not fit into a GPU of 16 GiB: about --batch 48 fits" in told(
+    assert int(advice(16, sharers=2).split()[-2]) < fits
+    assert "on 6 does not fit into a GPU of 16 GiB: about --batch 48 fits" in advice(
         16, batch=102, world=6
     )
-    assert told(1, world=1).endswith(": take more GPUs, or a smaller --width")
-    assert told(1).endswith(": take a smaller --width")
+    assert advice(1, world=1).endswith(": take more GPUs, or a smaller --width")
+    assert advice(1).endswith(": take a smaller --width")
 
 
 def test_other_libraries_words_for_no_memory_are_known() -> None:

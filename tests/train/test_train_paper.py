@@ -86,10 +86,10 @@ def test_only_ilsvrc_runs_stand_beside_the_paper(tmp_path: Path) -> None:
     assert "| 7 CNNs* | 36.7 | 15.4 | 15.3 |  |  |  |" in text
 
 
-def test_a_command_that_fails_or_takes_too_long_is_said(tmp_path: Path) -> None:
+def test_a_command_that_fails_or_takes_too_long_is_reported(tmp_path: Path) -> None:
     assert timed(tmp_path / "a.log", ["summary"], 100) is None
-    said = timed(tmp_path / "b.log", ["summary", "--recipe", "nose"], 100) or ""
-    assert said.startswith("failed with exit code 2: --recipe nose is none of")
+    failure = timed(tmp_path / "b.log", ["summary", "--recipe", "nose"], 100) or ""
+    assert failure.startswith("failed with exit code 2: --recipe nose is none of")
     assert (
         timed(tmp_path / "c.log", ["status", "--runs", str(tmp_path), "--port", "0"], 1) or ""
     ).startswith("stopped after")
@@ -99,7 +99,7 @@ def test_a_command_that_fails_or_takes_too_long_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "run", "state"),
+    ("ended", "run", "state"),
     [
         ("preempted", None, "stopped at step 3 of 20; the same command goes on"),
         ("preempted", "a", "stopped at step 3 of 20"),  # a run that is named is reported as it is
@@ -107,14 +107,14 @@ def test_a_command_that_fails_or_takes_too_long_is_said(tmp_path: Path) -> None:
         ("finished", None, "done"),
     ],
 )
-def test_how_far_training_is_said(
-    told: str, run: str | None, state: str, sample_shards: Path, tmp_path: Path
+def test_how_far_training_is_reported(
+    ended: str, run: str | None, state: str, sample_shards: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     events = EventWriter(tmp_path / "a" / "rank-0.jsonl", attempt=1, rank=0)
     events.write("start", {"epochs": 2, "steps_per_epoch": 10})
     events.write("step", {"steps": 3}, epoch=0, step=3)
-    events.write("end", {"outcome": told, "error": None})
+    events.write("end", {"outcome": ended, "error": None})
     options = Paper(shards=str(sample_shards), runs=tmp_path, run=run)
     context = PartContext(
         options=options,
@@ -251,7 +251,9 @@ def test_the_report_holds_what_there_was_time_for(
         assert png == "explain" or CAPTIONS[png] in text  # type: ignore[index]
     assert text.count("    measured ") == 3  # rows of the colours' covariance
     assert "skipped: it wants 32-pixel images: make shards" in text
-    assert "Ablations\n\n*failed with exit code 2: " in text  # three processes; told, and gone on
+    assert (
+        "Ablations\n\n*failed with exit code 2: " in text
+    )  # three processes: reported, and gone on
     assert "| 1 CNN | 40.7 | 18.2 |" in text
     drawn = (report.parent / "top5.png").stat().st_mtime_ns
     with pytest.raises(

@@ -80,8 +80,8 @@ class TorchvisionAlexNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
-        return found
+        logits: Tensor = self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+        return logits
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ class Ablate:
     shards: str | None = None
     """Required: folder of the dataset, or its address; it needs a validation split."""
     fields: str = ",".join(SWITCHES)
-    """What to switch off, one at a time, comma-separated."""
+    """What to switch off, one at a time, comma-separated; empty: the whole network alone."""
     seeds: str = "0,1"
     """Comma-separated; every setting is trained with each."""
     runs: Path = Path("runs")
@@ -72,7 +72,8 @@ class Ablate:
 
     @property
     def switches(self) -> list[str]:
-        return list(dict.fromkeys(name.strip() for name in self.fields.split(",")))
+        names = (name.strip() for name in self.fields.split(","))
+        return list(dict.fromkeys(name for name in names if name))
 
 
 def seeds_of(text: str) -> list[int]:
