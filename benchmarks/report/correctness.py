@@ -59,17 +59,17 @@ def run(setting: Setting, results: ResultFile) -> None:
     # without one they are only counted
     for files in [(file,) for file in FILES] if setting.cuda else [FILES]:
         command = f"pytest -m gpu {' '.join(files)}"
-        make = partial(tested, files, "gpu", "", results)
+        make = partial(run_tests, files, "gpu", "", results)
         results.measure(PART, command if setting.cuda else ALL, command, make, needs=60, stops=True)
     if not setting.cuda:
         for file, names in TWINS:
             command = f"pytest -m 'not gpu and not slow' {file}"
             command += f" -k '{names}'" if names else ""
-            make = partial(tested, (file,), "not gpu and not slow", names, results)
+            make = partial(run_tests, (file,), "not gpu and not slow", names, results)
             results.measure(PART, f"{file} without a GPU", command, make, needs=60, stops=True)
 
 
-def tested(files: tuple[str, ...], marks: str, names: str, results: ResultFile) -> Result:
+def run_tests(files: tuple[str, ...], marks: str, names: str, results: ResultFile) -> Result:
     """Outcomes of these files' tests, and what they printed."""
     if importlib.util.find_spec("pytest") is None:
         raise RuntimeError("pytest is not installed")
@@ -84,7 +84,7 @@ def tested(files: tuple[str, ...], marks: str, names: str, results: ResultFile) 
         text = output(command, min(results.left, FILE_S), over).strip()
         if not report.exists():
             raise RuntimeError(text.splitlines()[-1] if text else "pytest ended without output")
-        return counted(ET.parse(report).getroot())
+        return count_outcomes(ET.parse(report).getroot())
 
 
 def output(command: list[str], seconds: float, over: Exception | None) -> str:
@@ -107,7 +107,7 @@ def output(command: list[str], seconds: float, over: Exception | None) -> str:
                 os.killpg(child.pid, signal.SIGKILL)
 
 
-def counted(root: Any) -> Result:
+def count_outcomes(root: Any) -> Result:
     """From pytest's XML: how many passed; which failed or were skipped, and why; and what the tests
     measured."""
     cases = list(root.iter("testcase"))
@@ -164,7 +164,7 @@ def photographs(count: int = 16, size: int = 256) -> list[NDArray[np.uint8]]:
     return images
 
 
-def encoded(image: NDArray[np.uint8], kind: str) -> bytes:
+def encode(image: NDArray[np.uint8], kind: str) -> bytes:
     buffer, picture = io.BytesIO(), Image.fromarray(image)
     if kind == "grey":
         picture.convert("L").save(buffer, "JPEG", quality=95)
@@ -173,7 +173,7 @@ def encoded(image: NDArray[np.uint8], kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def decoded(
+def decode(
     files: list[bytes], device: str, box: tuple[int, int, int] | None = None
 ) -> NDArray[np.uint8]:
     """By DALI ("cpu", "mixed"; with the loader's own settings), [n,S,S,3]: whole, or the square (y,
@@ -215,17 +215,17 @@ def decoded(
 def decoding(kind: str, device: torch.device) -> Result:
     """Grey levels between two decoders; and between a region decoded alone and cut out of the
     whole."""
-    files = [encoded(image, kind) for image in photographs()]
-    host = decoded(files, "cpu")
+    files = [encode(image, kind) for image in photographs()]
+    host = decode(files, "cpu")
     box = (13, 7, 224)
     y, x, side = box
     if device.type == "cuda":
-        whole = other = decoded(files, "mixed")
-        region = decoded(files, "mixed", box)
+        whole = other = decode(files, "mixed")
+        region = decode(files, "mixed", box)
     else:
         opened = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
         whole, other = host, np.stack([np.asarray(image) for image in opened])
-        region = decoded(files, "cpu", box)
+        region = decode(files, "cpu", box)
     apart = np.abs(host.astype(np.int16) - other)
     cut = np.abs(whole[:, y : y + side, x : x + side].astype(np.int16) - region)
     return {

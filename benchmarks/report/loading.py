@@ -32,14 +32,14 @@ def run(setting: Setting, results: ResultFile) -> None:
     middle = setting.batches[len(setting.batches) // 2]
     for batch in (middle, *(size for size in setting.batches if size != middle)):
         for route, (shards, config) in routes(setting, batch).items():
+            make = partial(measure_loader, setting, shards, config)
             name = f"{route}, batch {batch}"
-            results.measure(
-                PART, name, f"Loader, {route}", partial(loaded, setting, shards, config), needs=30
-            )
+            results.measure(PART, name, f"Loader, {route}", make, needs=30)
     for threads in thread_counts():
         shards, config = routes(setting, middle, threads)["jpeg"]
+        make = partial(measure_loader, setting, shards, config)
         name = f"jpeg, threads {threads}, batch {middle}"
-        results.measure(PART, name, "Loader", partial(loaded, setting, shards, config), needs=30)
+        results.measure(PART, name, "Loader", make, needs=30)
     for name, make_stock in stocks(setting, middle).items():
         how = "benchmarks/report/stock.py"
         results.measure(PART, f"{name}, batch {middle}", how, make_stock, needs=30)
@@ -85,7 +85,7 @@ def thread_counts() -> list[int]:
     return sorted({2**k for k in range(cores.bit_length()) if 2**k < cores} | {cores})
 
 
-def loaded(setting: Setting, shards: Path, config: LoaderConfig) -> Result:
+def measure_loader(setting: Setting, shards: Path, config: LoaderConfig) -> Result:
     with Loader(shards, "train", config, device=setting.device) as loader:
         if loader.keeps != "none":
             fill(loader)

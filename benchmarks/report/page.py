@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 
 from benchmarks.report.ablations import table
-from benchmarks.report.results import Entry, ResultFile, described, failure, number
+from benchmarks.report.results import Entry, ResultFile, describe_entry, failure, format_number
 
 TITLES = {
     "1": "Correctness on the device",
@@ -61,7 +61,7 @@ def page(results: ResultFile, missing: dict[str, list[str]]) -> str:
             lines += summary(part, entries)
             lines += ["| what | result | how | s | load |", "|---|---|---|---|---|"]
         for name, entry in entries.items():
-            words = (name, described(entry), str(entry["command"]))
+            words = (name, describe_entry(entry), str(entry["command"]))
             cells = [*map(cell, words), str(entry["wall_s"]), str(entry["load"])]
             lines.append(f"| {' | '.join(cells)} |")
         if part == "5":
@@ -96,7 +96,7 @@ def summary(part: str, entries: dict[str, Entry]) -> list[str]:
         if ratios[best] > 1 + NOISE:
             goal = "above 1 the machine was busy: nothing is decided"
         verdict = f"The status page's live verdict {agreed}."
-        lines += [f"Best: {best}, {number(ratios[best])} ({goal}). {verdict}", ""]
+        lines += [f"Best: {best}, {format_number(ratios[best])} ({goal}). {verdict}", ""]
     return lines
 
 

@@ -66,7 +66,8 @@ class ResultFile:
             machine, entries = dict(raw["machine"]), raw["parts"]
             complete = list(raw.get("complete", []))
             for entry in (entry for part in entries.values() for entry in part.values()):
-                described(entry), entry["command"], float(entry["load"]), float(entry["wall_s"])
+                describe_entry(entry), entry["command"]
+                float(entry["load"]), float(entry["wall_s"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
             why = f"{type(error).__name__} {error}".splitlines()[0]
             raise GratisError(
@@ -134,7 +135,7 @@ class ResultFile:
         entry["wall_s"] = round(time.monotonic() - began, 1)
         known[name] = entry
         self.write()
-        print(f"part {part}, {name}: {described(entry)}", flush=True)
+        print(f"part {part}, {name}: {describe_entry(entry)}", flush=True)
 
     def write(self) -> None:
         whole = {"machine": self.machine, "complete": self.complete, "parts": self.entries}
@@ -160,25 +161,25 @@ def failure(entry: Entry) -> str | None:
     return str(result["failed"]) if result.get("failed") else None
 
 
-def described(entry: Entry) -> str:
+def describe_entry(entry: Entry) -> str:
     """An entry's result in one line: medians with the extremes of n."""
     if "error" in entry:
         return f"failed: {entry['error']}"
     result = entry["result"]
     assert isinstance(result, dict)
-    return "; ".join(f"{name} {shown(value)}" for name, value in result.items())
+    return "; ".join(f"{name} {format_value(value)}" for name, value in result.items())
 
 
-def shown(value: Value) -> str:
+def format_value(value: Value) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        return number(value)
+        return format_number(value)
     if len(value) == 1:
-        return number(value[0])
-    middle, ends = number(statistics.median(value)), f"{number(min(value))}..{number(max(value))}"
-    return f"{middle} [{ends}] (n = {len(value)})"
+        return format_number(value[0])
+    middle, low, high = map(format_number, (statistics.median(value), min(value), max(value)))
+    return f"{middle} [{low}..{high}] (n = {len(value)})"
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

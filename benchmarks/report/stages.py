@@ -68,13 +68,14 @@ def by_stage(recipe: Recipe, device: torch.device) -> tuple[dict[str, float], fl
             step(*batch)
         if cuda:
             torch.cuda.synchronize()
-    took = summed(profiled.events(), "self_device_time_total" if cuda else "self_cpu_time_total")
+    column = "self_device_time_total" if cuda else "self_cpu_time_total"
+    took = sum_by_stage(profiled.events(), column)
     whole = sum(took.values())
     order = sorted(took, key=lambda stage: -took[stage])
     return {stage: took[stage] / whole for stage in order}, whole / 1e6 / PROFILED
 
 
-def summed(events: Any, column: str) -> dict[str, float]:
+def sum_by_stage(events: Any, column: str) -> dict[str, float]:
     """Microseconds by stage. A backward function has the number of the forward operation that it
     belongs to."""
     from torch.autograd import DeviceType  # type: ignore[attr-defined]

@@ -62,9 +62,9 @@ def run(setting: Setting, results: ResultFile) -> None:
     baseline = f"eager, channels first, {numbers}, torch.optim.SGD"
     for batch in batches:
         for name, variant in variants(setting).items():
-            make = partial(trained, setting, variant, batch)
+            make = partial(measure_ours, setting, variant, batch)
             measure(f"ours, {name}, batch {batch}", "bench.training_step", make, needs=40)
-        make = partial(plain, setting, batch)
+        make = partial(measure_torchvision, setting, batch)
         measure(f"torchvision's layout, batch {batch}", baseline, make, needs=30)
     measure("update rule", "update.update_ratios", partial(updates, setting), needs=20)
     for name in computes:
@@ -99,7 +99,7 @@ def matrix(setting: Setting, compute: str, *, tf32: bool = False) -> Result:
     return {"TFLOP/s": [2 * MATRIX[setting.device.type] ** 3 / each / 1e12 for each in took]}
 
 
-def trained(setting: Setting, variant: Variant, batch: int) -> Result:
+def measure_ours(setting: Setting, variant: Variant, batch: int) -> Result:
     recipe = replace(setting.recipe, batch=batch, compute=variant.compute)  # type: ignore[arg-type]
     with precision(variant.tf32), torch.random.fork_rng(devices=[]):
         images, labels = resident_batch(recipe, setting.device)
@@ -115,7 +115,7 @@ def trained(setting: Setting, variant: Variant, batch: int) -> Result:
     }
 
 
-def plain(setting: Setting, batch: int) -> Result:
+def measure_torchvision(setting: Setting, batch: int) -> Result:
     """torchvision's network as most would write its training: eager, channels first, on a GPU
     autocast to bfloat16."""
     from torch.nn import functional

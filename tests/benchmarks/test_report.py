@@ -21,11 +21,11 @@ import torch
 
 from benchmarks.report.ablations import NAME, ablate_options, ablations
 from benchmarks.report.command import ReportOptions, report
-from benchmarks.report.correctness import FILES, SUBSAMPLINGS, counted, decoding, output
+from benchmarks.report.correctness import FILES, SUBSAMPLINGS, count_outcomes, decoding, output
 from benchmarks.report.loading import LOADS
 from benchmarks.report.page import page, summary
 from benchmarks.report.plan import for_a_gpu
-from benchmarks.report.results import OutOfTime, Result, ResultFile, described, failure
+from benchmarks.report.results import OutOfTime, Result, ResultFile, describe_entry, failure
 from benchmarks.report.setting import Setting, sizes
 from benchmarks.report.stages import by_stage
 from gratis.errors import GratisError
@@ -88,7 +88,7 @@ def test_two_decoders_agree(kind: str, device: torch.device) -> None:
     DALI's own test allows a level in the mean. With chroma repeated instead of interpolated it
     would be 2.9 for 4:2:0."""
     differences = decoding(kind, device)
-    print(f"{device}, {kind}: {described({'result': differences})}")
+    print(f"{device}, {kind}: {describe_entry({'result': differences})}")
     assert differences["region against whole, largest"] == 0 or device.type == "cuda"
     if device.type == "cpu":
         assert (differences["largest difference, levels"], differences["mean"]) == (0.0, 0.0)
@@ -379,7 +379,7 @@ def test_a_training_of_another_machine_is_not_taken_for_this_one_s(
 
 def test_tests_that_are_not_there_have_not_passed() -> None:
     with pytest.raises(RuntimeError, match="no test was found"):
-        counted(ET.fromstring("<testsuites><testsuite/></testsuites>"))
+        count_outcomes(ET.fromstring("<testsuites><testsuite/></testsuites>"))
 
 
 def test_what_a_gpu_alone_could_measure_is_named(tmp_path: Path, sample_shards: Path) -> None:
@@ -438,7 +438,7 @@ E     no module
     <skipped message="needs a GPU"/></testcase>
     <testcase name="test_b[y]"><skipped message="needs a GPU"/></testcase>
     <testcase name="test_c"/></testsuite></testsuites>"""
-    outcome = counted(ET.fromstring(cases))
+    outcome = count_outcomes(ET.fromstring(cases))
     assert outcome == {
         "passed": 1.0,
         "skipped": 2.0,
@@ -447,7 +447,10 @@ E     no module
         "not run": "test_b (needs a GPU)",
     }
     assert failure({"result": outcome}) == "test_a[x]"
-    assert failure({"result": counted(ET.fromstring("<a><testcase name='test_c'/></a>"))}) is None
+    assert (
+        failure({"result": count_outcomes(ET.fromstring("<a><testcase name='test_c'/></a>"))})
+        is None
+    )
     child = (
         f"import subprocess, sys; subprocess.Popen(['sleep', '987']).wait(); "
         f"open({str(tmp_path / 'a')!r}, 'w')"

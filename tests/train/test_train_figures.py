@@ -29,7 +29,7 @@ from gratis.errors import GratisError
 from gratis.image import decode
 from gratis.loader import Loader, read_pieces
 from gratis.train.analysis import curves, features, figure4, kernels
-from gratis.train.analysis.export import Export, compared
+from gratis.train.analysis.export import Export, compare
 from gratis.train.analysis.export import main as export
 from gratis.train.analysis.figures import NAMES, Figures, draw
 from gratis.train.analysis.plots import save
@@ -37,8 +37,8 @@ from gratis.train.analysis.run_options import RunOptions
 from gratis.train.analysis.trained_network import (
     TrainedNetwork,
     load,
+    read_images,
     run_folder,
-    stored,
     ten_views,
 )
 from gratis.train.evaluate import evaluation_config
@@ -252,7 +252,7 @@ def test_probabilities_are_those_of_evaluation(trained: TrainedNetwork) -> None:
             for row in [row for row, sample in enumerate(ids.tolist()) if sample in asked]:
                 by_id[int(ids[row])] = average_views(trained.network(images[row]), 10)[0].numpy()
                 theirs[int(ids[row])] = int(labels[row])
-    pixels, own = stored(trained, "val", asked)
+    pixels, own = read_images(trained, "val", asked)
     np.testing.assert_allclose(
         trained.probabilities(pixels), [by_id[sample] for sample in asked], atol=1e-5
     )
@@ -262,7 +262,7 @@ def test_probabilities_are_those_of_evaluation(trained: TrainedNetwork) -> None:
 def test_predict_names_what_it_cannot_read_and_goes_on(
     run: Path, trained: TrainedNetwork, tmp_path: Path
 ) -> None:
-    pixels, _ = stored(trained, "val", [3])
+    pixels, _ = read_images(trained, "val", [3])
     good, odd, torn = tmp_path / "good.png", tmp_path / "odd.jpg", tmp_path / "torn.jpg"
     Image.fromarray(pixels[0]).save(good)
     odd.write_text("no picture")
@@ -347,7 +347,7 @@ def test_nearest_is_brute_force() -> None:
 
 
 def test_a_training_image_is_nearest_to_itself(trained: TrainedNetwork) -> None:
-    pixels, _ = stored(trained, "train", [5, 321])
+    pixels, _ = read_images(trained, "train", [5, 321])
     by_layer, by_pixels, seen = figure4.find(trained, pixels, "fc7", 10_000)
     assert seen == 1000
     assert by_layer.ids[:, 0].tolist() == by_pixels.ids[:, 0].tolist() == [5, 321]
@@ -392,7 +392,9 @@ def test_a_dataset_at_an_address_is_looked_at_the_same(
     with pytest.raises(GratisError, match=f"{address} has no split 'test'"):
         far.index("test")
     asked = [0, 57, 199]
-    for one, other in zip(stored(far, "val", asked), stored(trained, "val", asked), strict=True):
+    for one, other in zip(
+        read_images(far, "val", asked), read_images(trained, "val", asked), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
     for name, looked in (("far", far), ("near", trained)):
         features.write(looked, "fc8", "val", tmp_path / f"{name}.npy")
@@ -438,7 +440,7 @@ def test_images_come_from_a_server_that_is_busy_now_and_then(
         thread.join()
     assert Hiccups.asked == 4
     assert far == list(read_pieces(sample_shards, places))
-    for one, other in zip(map(decode, far), stored(trained, "val", [0, 57])[0], strict=True):
+    for one, other in zip(map(decode, far), read_images(trained, "val", [0, 57])[0], strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -450,7 +452,7 @@ def test_images_that_are_gone_from_an_address_are_one_line(
     far = load(RunOptions(run=str(run), shards=f"file://{tmp_path}/shards"))
     (tmp_path / "shards" / "val-00000.tar").unlink()
     with pytest.raises(GratisError, match=r"file://.*/shards/val-00000\.tar cannot be read: "):
-        stored(far, "val", [0])
+        read_images(far, "val", [0])
 
 
 # features
@@ -571,11 +573,11 @@ def test_an_export_that_differs_is_not_kept_quiet(trained: TrainedNetwork) -> No
     from gratis.train.analysis.deployment import DeploymentNetwork
 
     images, logits = plain(trained, 3)
-    assert "agrees on 3 images" in compared(
+    assert "agrees on 3 images" in compare(
         "itself", logits, DeploymentNetwork(trained).eval(), images
     )
     with pytest.raises(RuntimeError, match="itself and the network differ"):
-        compared("itself", logits + 0.01, DeploymentNetwork(trained).eval(), images)
+        compare("itself", logits + 0.01, DeploymentNetwork(trained).eval(), images)
 
 
 def test_exports_that_cannot_be_are_one_line(run: Path, tmp_path: Path) -> None:

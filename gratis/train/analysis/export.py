@@ -121,7 +121,7 @@ def _onnx(trained: TrainedNetwork, path: Path) -> str:
     onnx.save(model, path)
     if not importable("onnxruntime"):
         return "not compared: onnxruntime is not installed (pip install onnxruntime)"
-    return compared("onnxruntime", _onnxruntime(path, images), network, images)
+    return compare("onnxruntime", _onnxruntime(path, images), network, images)
 
 
 def _window_sums(  # noqa: PLR0917 - as the operator has them
@@ -176,7 +176,7 @@ def _torchscript(trained: TrainedNetwork, path: Path) -> str:
         extra = {name: text.encode() for name, text in metadata(trained).items()}
         path.write_bytes(script.save_to_buffer(_extra_files=extra))
         logits = torch.jit.load(str(path))(torch.from_numpy(images)).numpy()  # type: ignore[no-untyped-call]
-    return compared("torch.jit", logits, network, images)
+    return compare("torch.jit", logits, network, images)
 
 
 def _torchvision(trained: TrainedNetwork, path: Path) -> str:
@@ -216,10 +216,10 @@ WRITE: dict[Format, Callable[[TrainedNetwork, Path], str]] = {
 def examples(trained: TrainedNetwork) -> NDArray[np.float32]:
     """Training images' centre views as a user would feed them: RGB, 0-255, [TRIED,3,crop,crop]."""
     from gratis.train.analysis.deployment import centre_crop
-    from gratis.train.analysis.trained_network import stored
+    from gratis.train.analysis.trained_network import read_images
 
     count = min(TRIED, trained.manifest.splits["train"].samples)
-    pixels, _ = stored(trained, "train", range(count))
+    pixels, _ = read_images(trained, "train", range(count))
     cut = np.stack([centre_crop(one, trained.recipe.crop) for one in pixels])
     return np.ascontiguousarray(cut.transpose(0, 3, 1, 2)).astype(np.float32)
 
@@ -241,7 +241,7 @@ def metadata(trained: TrainedNetwork) -> dict[str, str]:
     }
 
 
-def compared(
+def compare(
     by: str, logits: NDArray[np.float32], network: DeploymentNetwork, images: NDArray[np.float32]
 ) -> str:
     """How far the file's logits are from the network's, as text; RuntimeError, a defect of ours, if

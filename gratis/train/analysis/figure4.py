@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gratis.train.analysis.plots import BLUE, DARK, RED, bare, new_figure
-from gratis.train.analysis.trained_network import Pixels, TrainedNetwork, stored, ten_views
+from gratis.train.analysis.trained_network import Pixels, TrainedNetwork, read_images, ten_views
 from gratis.train.recipes import Layer
 
 Floats = NDArray[np.float64]
@@ -42,7 +42,7 @@ def choose(trained: TrainedNetwork, count: int, seed: int) -> list[int]:
 def draw_guesses(trained: TrainedNetwork, samples: Sequence[int], title: str) -> Figure:
     """Figure 4, left: each image with its true class, and five bars, that of the true class in
     red."""
-    pixels, labels = stored(trained, "val", samples)
+    pixels, labels = read_images(trained, "val", samples)
     rows = -(-len(samples) // COLUMNS)
     heights = [2.2, 1.2] * rows
     size = (2.3 * COLUMNS, 3.9 * rows + 0.4)
@@ -136,7 +136,7 @@ def draw_nearest(
 ) -> Figure:
     """Figure 4, right: a row for each query, its nearest by the layer, and its nearest by
     pixels."""
-    queries, labels = stored(trained, "val", samples)
+    queries, labels = read_images(trained, "val", samples)
     by_layer, by_pixels, seen = find(trained, queries, layer, limit)
     total = trained.manifest.splits["train"].samples
     widths = [1, 0.1, *[1] * NEAREST, 0.1, *[1] * NEAREST]
@@ -145,7 +145,7 @@ def draw_nearest(
     for row, (query, label) in enumerate(zip(queries, labels, strict=True)):
         _tile(grid[row][0], query, trained.name(label), BLUE)
         for first, nearest in ((2, by_layer), (3 + NEAREST, by_pixels)):
-            tiles, theirs = stored(trained, "train", nearest.ids[row].tolist())
+            tiles, theirs = read_images(trained, "train", nearest.ids[row].tolist())
             for place, (tile, their) in enumerate(zip(tiles, theirs, strict=True)):
                 colour = "black" if their == label else RED
                 _tile(grid[row][first + place], tile, trained.name(their), colour)

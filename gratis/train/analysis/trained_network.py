@@ -201,7 +201,7 @@ def ten_views(pixels: Pixels, recipe: Recipe, stats: Stats) -> NDArray[np.float3
     return np.ascontiguousarray(np.stack(plain + mirrors).transpose(0, 3, 1, 2))
 
 
-def stored(
+def read_images(
     trained: TrainedNetwork, split: str, samples: Sequence[int]
 ) -> tuple[list[Pixels], list[int]]:
     """Images of a dataset by id, as they are stored, and their labels. Of an address, a request for

@@ -130,7 +130,9 @@ def train_all(options: Figure1, manifest: Manifest, samples: int) -> list[Traini
 
     terms: dict[str, object] = {"dataset": manifest.hash, "images": samples, "seed": options.seed}
     curves = [
-        curve for curve in stored(options.out / "figure1.json", terms) if ended(options, curve)
+        curve
+        for curve in read_curves(options.out / "figure1.json", terms)
+        if is_complete(options, curve)
     ]
     data: tuple[Tensor, Tensor] | None = None
     partial: list[TrainingCurve] = []
@@ -142,7 +144,7 @@ def train_all(options: Figure1, manifest: Manifest, samples: int) -> list[Traini
             options.out / f"{activation}-{rate:g}.safetensors", json.dumps(terms)
         )
         before = TrainingCurve(activation=activation, rate=rate, errors=checkpoint.errors)
-        if ended(options, before):  # by this call's --target and --epochs
+        if is_complete(options, before):  # by this call's --target and --epochs
             curves.append(before)
             write(options, terms, curves)
             continue
@@ -202,14 +204,14 @@ def train_one(
     return curve, True
 
 
-def ended(options: Figure1, curve: TrainingCurve) -> bool:
+def is_complete(options: Figure1, curve: TrainingCurve) -> bool:
     """Is nothing left to train? An epoch's error depends on neither --target nor --epochs, so both
     may change."""
     reached = curve.epochs_to(options.target) is not None
     return curve.diverged or reached or len(curve.errors) >= options.epochs
 
 
-def stored(path: Path, terms: dict[str, object]) -> list[TrainingCurve]:
+def read_curves(path: Path, terms: dict[str, object]) -> list[TrainingCurve]:
     """What an earlier call with the same terms has trained to its end; earlier versions wrote more
     terms (--epochs too)."""
     from gratis.train.paper.four_layers import TrainingCurve
