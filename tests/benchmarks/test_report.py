@@ -451,17 +451,23 @@ E     no module
         failure({"result": count_outcomes(ET.fromstring("<a><testcase name='test_c'/></a>"))})
         is None
     )
+    sleep = ["sleep", f"987.{os.getpid()}"]  # another run of this test has its own
     child = (
-        f"import subprocess, sys; subprocess.Popen(['sleep', '987']).wait(); "
+        f"import subprocess, sys; subprocess.Popen({sleep}).wait(); "
         f"open({str(tmp_path / 'a')!r}, 'w')"
     )
     with pytest.raises(OutOfTime):
         output([sys.executable, "-c", child], 3, OutOfTime())
     with pytest.raises(RuntimeError, match="not done in 1 s"):
         output([sys.executable, "-c", child], 1, None)
-    assert not [
-        one for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == ["sleep", "987"]
-    ]
+
+    def left() -> bool:
+        return any(one.info["cmdline"] == sleep for one in psutil.process_iter(["cmdline"]))
+
+    patience = time.monotonic() + 10  # a killed process is there until it is reaped
+    while left() and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert not left()
 
 
 def test_two_reports_in_one_place_take_turns(tmp_path: Path) -> None:
