@@ -10,7 +10,6 @@ BENCHMARKS = {  # what is typed -> module, what for
     "loader": ("benchmarks.loader.bench", "the loader beside its peers and bare libjpeg-turbo"),
     "shards": ("benchmarks.shards.bench", "the shard stage step by step, beside other tools"),
     "train": ("benchmarks.train.bench", "training with the loader against training on one batch"),
-    "scaling": ("benchmarks.train.scaling", "a model of the time per step on 2 to 64 GPUs"),
 }
 
 

@@ -45,7 +45,7 @@ VERBS: dict[str, tuple[str, str]] = {  # what is typed -> module:function, what 
         "a trained network as ONNX, TorchScript or safetensors",
     ),
     "evaluate-published": (
-        f"{TRAINING}.analysis.published:main",
+        f"{TRAINING}.analysis.evaluate_published:main",
         "torchvision's AlexNet weights on your shards",
     ),
     "paper": (

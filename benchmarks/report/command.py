@@ -2,8 +2,9 @@
 PART=2`.
 
 Five parts, each within minutes: correctness on the device, the loader alone, training alone, the
-free ratio, whole trainings. Each goes on where it was stopped, and all merge into OUT/report.json
-and OUT/report.md. Without network; without a GPU the CPU's part, on a smaller network."""
+free ratio, trainings of the whole network and with one part switched off. Each goes on where it was
+stopped, and all merge into OUT/report.json and OUT/report.md. Without network; without a GPU the
+CPU's part, on a smaller network."""
 
 from __future__ import annotations
 
@@ -12,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gratis.atomic import exclusive
 from gratis.command_line import parse
 from gratis.errors import GratisError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ReportOptions:
     """Measures what this machine can do, and writes it down."""
 
     part: Literal[1, 2, 3, 4, 5] | None = None
-    """1 correctness, 2 loader, 3 training, 4 free ratio, 5 whole trainings. Default: one after the
+    """1 correctness, 2 loader, 3 training, 4 free ratio, 5 ablations. Default: one after the
     other."""
     out: Path = Path("report")
     """Folder of the result, and of datasets and runs that are made for it."""
@@ -42,8 +44,7 @@ class Report:
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(Report, arguments, "gratis report", description=__doc__)
-    from gratis.atomic import exclusive
+    options = parse(ReportOptions, arguments, "gratis report", description=__doc__)
     from gratis.processes import leave
 
     signal.signal(signal.SIGTERM, leave)
@@ -52,39 +53,37 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def report(options: Report) -> Path:
+def report(options: ReportOptions) -> Path:
     """Measures what is asked for and missing; the page's path."""
     import torch
 
-    from benchmarks.report.book import Book, OutOfTime, failure, publish
     from benchmarks.report.machine import describe
     from benchmarks.report.page import page
     from benchmarks.report.plan import PARTS, for_a_gpu
+    from benchmarks.report.results import OutOfTime, ResultFile, failure, publish
     from benchmarks.report.setting import about, prepare
     from gratis.train.mesh.mesh import full_float32
 
     full_float32()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    setting = prepare(
-        options.out, device, shards=options.shards, src=options.src, size=options.size
-    )
-    book = Book.opened(options.out / "report.json", describe() | about(setting), options.seconds)
+    setting = prepare(options.out, device, options.shards, options.src, options.size)
+    machine = describe() | about(setting)
+    results = ResultFile.open(options.out / "report.json", machine, options.seconds)
     missing, path = for_a_gpu(setting), options.out / "report.md"
     for number in [options.part] if options.part else PARTS:
-        book.begin()
-        book.complete = [part for part in book.complete if part != str(number)]
+        results.begin()
+        results.complete = [part for part in results.complete if part != str(number)]
         try:
-            for book.again in (False, True):
-                PARTS[number](setting, book)
-            book.complete.append(str(number))
-            failed = [name for name, entry in book.entries[str(number)].items() if failure(entry)]
-            but = f", but failed: {', '.join(failed)}" if failed else ""
-            print(f"part {number} is complete{but}", flush=True)
+            for results.again in (False, True):
+                PARTS[number](setting, results)
+            results.complete.append(str(number))
+            entries = results.entries[str(number)]
+            failed = [name for name, entry in entries.items() if failure(entry)]
+            failures = f", but failed: {', '.join(failed)}" if failed else ""
+            print(f"part {number} is complete{failures}", flush=True)
         except OutOfTime:
-            print(
-                f"part {number}: its time is over; --part {number} goes on where it is", flush=True
-            )
+            print(f"part {number}: its time is over; --part {number} goes on", flush=True)
         finally:  # however it ends
-            book.write()
-            publish(path, page(book, missing))
+            results.write()
+            publish(path, page(results, missing))
     return path

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.report.book import Book, OutOfTime, Result
+from benchmarks.report.results import OutOfTime, Result, ResultFile
 from benchmarks.report.setting import Setting
 from gratis.loader import GPU_DECODER
 
@@ -50,66 +50,45 @@ ALL = "all tests marked gpu"
 FILE_S = 400
 
 
-def run(setting: Setting, book: Book) -> None:
+def run(setting: Setting, results: ResultFile) -> None:
     for name in (*SUBSAMPLINGS, "grey"):
-        against = (
-            "DALI mixed against DALI on the CPU"
-            if setting.cuda
-            else "DALI on the CPU against Pillow"
-        )
+        gpu = "DALI mixed against DALI on the CPU"
+        against = gpu if setting.cuda else "DALI on the CPU against Pillow"
         make = partial(decoding, name, setting.device)
-        book.measure(PART, f"{against}, {name}", "train/report/correctness.py", make)
+        results.measure(PART, f"{against}, {name}", "benchmarks/report/correctness.py", make)
     # without one they are only counted
     for files in [(file,) for file in FILES] if setting.cuda else [FILES]:
         command = f"pytest -m gpu {' '.join(files)}"
-        make = partial(tested, files, "gpu", "", book)
-        book.measure(PART, command if setting.cuda else ALL, command, make, needs=60, stops=True)
+        make = partial(run_tests, files, "gpu", "", results)
+        results.measure(PART, command if setting.cuda else ALL, command, make, needs=60, stops=True)
     if not setting.cuda:
         for file, names in TWINS:
-            command = f"pytest -m 'not gpu and not slow' {file}" + (
-                f" -k '{names}'" if names else ""
-            )
-            make = partial(tested, (file,), "not gpu and not slow", names, book)
-            book.measure(PART, f"{file} without a GPU", command, make, needs=60, stops=True)
+            command = f"pytest -m 'not gpu and not slow' {file}"
+            command += f" -k '{names}'" if names else ""
+            make = partial(run_tests, (file,), "not gpu and not slow", names, results)
+            results.measure(PART, f"{file} without a GPU", command, make, needs=60, stops=True)
 
 
-def tested(files: tuple[str, ...], marks: str, names: str, book: Book) -> Result:
-    """Outcomes of these files' tests, and the lines that they printed."""
+def run_tests(files: tuple[str, ...], marks: str, names: str, results: ResultFile) -> Result:
+    """Outcomes of these files' tests, and what they printed."""
     if importlib.util.find_spec("pytest") is None:
         raise RuntimeError("pytest is not installed")
     if gone := [file for file in files if not (ROOT / file).exists()]:
-        raise RuntimeError(
-            f"{gone[0]} is not here: reports on correctness are made from a checkout"
-        )
+        raise RuntimeError(f"{gone[0]} is not here: correctness is reported from a checkout")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            *files,
-            "-m",
-            marks,
-            "-q",
-            "-p",
-            "no:cacheprovider",
-        ]
-        command += [
-            "-o",
-            "junit_logging=system-out",
-            f"--junit-xml={report}",
-            *(["-k", names] if names else []),
-        ]
-        said = output(command, min(book.left, FILE_S), OutOfTime() if book.left < FILE_S else None)
+        command = [sys.executable, *"-m pytest -q -p no:cacheprovider".split(), *files, "-m", marks]
+        command += ["-o", "junit_logging=system-out", f"--junit-xml={report}"]
+        command += ["-k", names] if names else []
+        over = OutOfTime() if results.left < FILE_S else None
+        text = output(command, min(results.left, FILE_S), over).strip()
         if not report.exists():
-            raise RuntimeError(
-                said.strip().splitlines()[-1] if said.strip() else "pytest ended without a word"
-            )
-        return counted(ET.parse(report).getroot())
+            raise RuntimeError(text.splitlines()[-1] if text else "pytest ended without output")
+        return count_outcomes(ET.parse(report).getroot())
 
 
 def output(command: list[str], seconds: float, over: Exception | None) -> str:
-    """What a command says. If it takes longer, it ends with all that it has started; `over`, or a
+    """What a command prints. If it takes longer, it ends with all that it has started; `over`, or a
     RuntimeError."""
     with subprocess.Popen(
         command,
@@ -128,7 +107,7 @@ def output(command: list[str], seconds: float, over: Exception | None) -> str:
                 os.killpg(child.pid, signal.SIGKILL)
 
 
-def counted(root: Any) -> Result:
+def count_outcomes(root: Any) -> Result:
     """From pytest's XML: how many passed; which failed or were skipped, and why; and what the tests
     measured."""
     cases = list(root.iter("testcase"))
@@ -140,42 +119,33 @@ def counted(root: Any) -> Result:
         for fault in (*case.iter("failure"), *case.iter("error"))
     }
     skipped = [case for case in cases if case.find("skipped") is not None]
-    found: Result = {
-        "passed": float(len(cases) - len(failed) - len(skipped)),
-        "skipped": float(len(skipped)),
-    }
-    found["failed"] = ", ".join(failed) if failed else 0.0
+    passed = len(cases) - len(failed) - len(skipped)
+    result: Result = {"passed": float(passed), "skipped": float(len(skipped))}
+    result["failed"] = ", ".join(failed) if failed else 0.0
     if failed:
-        found["why"] = " | ".join(dict.fromkeys(map(reason, failed.values())))
+        result["why"] = " | ".join(dict.fromkeys(map(reason, failed.values())))
     reasons: dict[str, list[str]] = {}
     for case in skipped:
         names = reasons.setdefault(case.find("skipped").get("message", ""), [])
         if (name := case.get("name").partition("[")[0]) not in names:
             names.append(name)
     if reasons:
-        found["not run"] = ", ".join(
-            f"{', '.join(names)} ({why})" for why, names in reasons.items()
-        )
-    said = [
-        line
-        for case in cases
-        for out in case.iter("system-out")
-        for line in (out.text or "").splitlines()
-    ]
-    lines = [
-        line for line in said if line.strip() and not re.match(r"-+ Captured|-{5,}", line.strip())
-    ]
-    return found | {"said": " | ".join(lines)} if lines else found
+        listed = (f"{', '.join(names)} ({why})" for why, names in reasons.items())
+        result["not run"] = ", ".join(listed)
+    texts = [out.text or "" for case in cases for out in case.iter("system-out")]
+    lines = [line for text in texts for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not re.match(r"-+ Captured|-{5,}", line.strip())]
+    return result | {"printed": " | ".join(lines)} if lines else result
 
 
 def reason(fault: Any) -> str:
-    """pytest's last line on an error, or what it says of it at all."""
+    """pytest's last line on an error, or its message."""
     errors = [
         line.removeprefix("E").strip()
         for line in (fault.text or "").splitlines()
         if line.startswith("E ")
     ]
-    return errors[-1] if errors else str(fault.get("message", "no word"))
+    return errors[-1] if errors else str(fault.get("message", "no message"))
 
 
 def photographs(count: int = 16, size: int = 256) -> list[NDArray[np.uint8]]:
@@ -194,7 +164,7 @@ def photographs(count: int = 16, size: int = 256) -> list[NDArray[np.uint8]]:
     return images
 
 
-def encoded(image: NDArray[np.uint8], kind: str) -> bytes:
+def encode(image: NDArray[np.uint8], kind: str) -> bytes:
     buffer, picture = io.BytesIO(), Image.fromarray(image)
     if kind == "grey":
         picture.convert("L").save(buffer, "JPEG", quality=95)
@@ -203,15 +173,15 @@ def encoded(image: NDArray[np.uint8], kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def decoded(
+def decode(
     files: list[bytes], device: str, box: tuple[int, int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """By DALI ("cpu", "mixed"; told what the loader tells it), [n,S,S,3]: whole, or the square (y,
+    """By DALI ("cpu", "mixed"; with the loader's own settings), [n,S,S,3]: whole, or the square (y,
     x, side) alone."""
     from nvidia.dali import Pipeline, fn, types
 
     data = [np.frombuffer(file, np.uint8) for file in files]
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "device": device,
         "output_type": types.RGB,
         "adjust_orientation": False,
@@ -228,36 +198,34 @@ def decoded(
     with pipeline:
         source = fn.external_source(source=lambda: data, batch=True, dtype=types.UINT8, ndim=1)
         if box is None:
-            images = fn.decoders.image(source, **told)
+            images = fn.decoders.image(source, **settings)
         else:
             y, x, side = box
             images = fn.decoders.image_slice(
-                source, start=[y, x], shape=[side, side], axes=[0, 1], **told
+                source, start=[y, x], shape=[side, side], axes=[0, 1], **settings
             )
         pipeline.set_outputs(images)
     pipeline.build()
     (done,) = pipeline.run()
     on_host = done.as_cpu() if device == "mixed" else done
-    found: NDArray[np.uint8] = np.array(on_host.as_tensor())
-    return found
+    pixels: NDArray[np.uint8] = np.array(on_host.as_tensor())
+    return pixels
 
 
 def decoding(kind: str, device: torch.device) -> Result:
     """Grey levels between two decoders; and between a region decoded alone and cut out of the
     whole."""
-    files = [encoded(image, kind) for image in photographs()]
-    host = decoded(files, "cpu")
+    files = [encode(image, kind) for image in photographs()]
+    host = decode(files, "cpu")
     box = (13, 7, 224)
     y, x, side = box
     if device.type == "cuda":
-        other, place = decoded(files, "mixed"), "mixed"
+        whole = other = decode(files, "mixed")
+        region = decode(files, "mixed", box)
     else:
-        other = np.stack(
-            [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
-        )
-        place = "cpu"
-    whole = other if place == "mixed" else host
-    region = decoded(files, place, box)
+        opened = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+        whole, other = host, np.stack([np.asarray(image) for image in opened])
+        region = decode(files, "cpu", box)
     apart = np.abs(host.astype(np.int16) - other)
     cut = np.abs(whole[:, y : y + side, x : x + side].astype(np.int16) - region)
     return {

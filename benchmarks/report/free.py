@@ -3,10 +3,8 @@ it back, live."""
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import statistics
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -14,14 +12,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.report.book import Book, Result
 from benchmarks.report.live import verdict
 from benchmarks.report.loading import fill
+from benchmarks.report.results import Result, ResultFile
 from benchmarks.report.setting import Setting, rounds, steps_for
+from benchmarks.timing import endless
 from benchmarks.train.bench import UNTIMED, Step, one_round, resident_batch, training_step
 from gratis.loader import Loader
 from gratis.train.mesh.device import WaitClock
+from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.rank import training_config
+from gratis.train.recipes import RECIPES, Recipe
 
 PART = 4
 ROUTES = ("jpeg", "raw", "decoded")
@@ -32,14 +33,12 @@ LIVE_S = 12.0
 WAIT_LIMIT = 0.05  # share of time lost at which the status page calls a run input-bound
 
 
-def run(setting: Setting, book: Book) -> None:
+def run(setting: Setting, results: ResultFile) -> None:
     for batch in setting.free_batches:
         for route in ROUTES:
-            name, command = (
-                f"{route}, batch {batch}",
-                "resident and loader steps in alternating runs; then train, live",
-            )
-            book.measure(PART, name, command, partial(free, setting, route, batch), needs=60)
+            command = "resident and loader steps in alternating runs; then train, live"
+            make = partial(free, setting, route, batch)
+            results.measure(PART, f"{route}, batch {batch}", command, make, needs=60)
 
 
 def free(setting: Setting, route: str, batch: int) -> Result:
@@ -47,11 +46,8 @@ def free(setting: Setting, route: str, batch: int) -> Result:
     do they agree."""
     compute: Literal["bfloat16", "float32"] = "bfloat16" if setting.cuda else "float32"
     recipe = replace(setting.recipe, batch=batch, compute=compute)
-    config = replace(
-        training_config(recipe, 0),
-        remainder="drop",
-        decoded="auto" if route == "decoded" else "none",
-    )
+    decoded: Literal["auto", "none"] = "auto" if route == "decoded" else "none"
+    config = replace(training_config(recipe, 0), remainder="drop", decoded=decoded)
     shards = setting.raw if route == "raw" else setting.jpeg
     with (
         torch.random.fork_rng(devices=[]),
@@ -60,7 +56,7 @@ def free(setting: Setting, route: str, batch: int) -> Result:
         if loader.decoded_place != "none":
             fill(loader)
         step = training_step(recipe, setting.device, "on" if setting.cuda else "off")
-        still, source = resident_batch(recipe, setting.device), Watched(loader, setting.device)
+        still, source = resident_batch(recipe, setting.device), TimedBatches(loader, setting.device)
         contenders: dict[str, Step] = {
             "resident": lambda: step(*still),
             "loader": lambda: step(*source.take()),
@@ -75,45 +71,41 @@ def free(setting: Setting, route: str, batch: int) -> Result:
             waits.append(source.waited() / runs[-1]["loader"])
         keeps = loader.decoded_place
     ratios = [one["resident"] / one["loader"] for one in runs]
-    ratio, wait = statistics.median(ratios), statistics.median(waits)
-    status = live(setting, route, batch, compute, decoded=config.decoded)
+    ratio, waited = statistics.median(ratios), statistics.median(waits)
+    status = live(setting, route, recipe, decoded)
     judged, share = status["verdict"], status["data_wait_fraction"] or 0.0
-    bound = "input-bound" if wait >= WAIT_LIMIT else "compute-bound"
+    bound = "input-bound" if waited >= WAIT_LIMIT else "compute-bound"
     shared = ratio < 1 - WAIT_LIMIT and bound == "compute-bound"
+    takes = ": the loader takes cores or memory from training" if shared else ""
+    reached = "met" if ratio <= 1 + NOISE else "undecided, the machine was busy"
     return {
         "free ratio": ratios,
         "loader, images/s": [batch / one["loader"] for one in runs],
         "resident, images/s": [batch / one["resident"] for one in runs],
         "kept decoded": keeps,
-        "goal": f"below {GOAL}"
-        if ratio < GOAL
-        else "met"
-        if ratio <= 1 + NOISE
-        else "undecided, the machine was busy",
+        "goal": f"below {GOAL}" if ratio < GOAL else reached,
         "waited in these runs, share": waits,
-        "bottleneck": f"{bound}: the loader takes cores or memory from training"
-        if shared
-        else bound,
+        "bottleneck": bound + takes,
         "status, live": judged["text"],
         "waited live, share": float(share),
         "agree": "yes" if judged["kind"] == bound else f"no: {judged['kind']}",
     }
 
 
-class Watched:
+class TimedBatches:
     """Batches of epoch after epoch, and the seconds for which they kept training waiting."""
 
     def __init__(self, loader: Loader, device: torch.device) -> None:
-        self._batches, self._clock, self._taken = pairs(loader), WaitClock(device), 0
+        self._batches, self._clock, self._taken = endless(loader), WaitClock(device), 0
 
     def take(self) -> tuple[Tensor, Tensor]:
         self._clock.asked()
-        found = next(self._batches)
+        images, labels, _ = next(self._batches)
         self._clock.got()
         self._taken += 1
         if self._taken <= UNTIMED:
             self._clock.forget()
-        return found
+        return images, labels
 
     def began(self) -> None:
         """A round: its first batches, which `one_round` does not time, do not count."""
@@ -124,36 +116,16 @@ class Watched:
         return self._clock.take() / (self._taken - UNTIMED)
 
 
-def pairs(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
-    for _ in itertools.count():
-        for images, labels, _ids in loader:
-            yield images, labels
-
-
-def live(setting: Setting, route: str, batch: int, compute: str, *, decoded: str) -> dict[str, Any]:
+def live(setting: Setting, route: str, recipe: Recipe, decoded: str) -> dict[str, Any]:
     """The status of a run of its own. What it wrote goes: it is no training that anyone wants."""
-    name = f"free-{route}-{batch}"
-    shutil.rmtree(setting.out / "runs" / name, ignore_errors=True)
+    runs, name = setting.out / "runs", f"free-{route}-{recipe.batch}"
+    shutil.rmtree(runs / name, ignore_errors=True)
     shards = setting.raw if route == "raw" else setting.jpeg
-    arguments = (
-        "--shards",
-        str(shards),
-        *setting.flags,
-        "--runs",
-        str(setting.out / "runs"),
-        "--run",
-        name,
-        "--gpus",
-        "1",
-        "--batch",
-        str(batch),
-        "--compute",
-        compute,
-        "--decoded",
-        decoded,
-        *"--epochs 10000 --save-every 1e6".split(),
-    )
+    arguments = flags(shards=shards, runs=runs, run=name, gpus=1, decoded=decoded, save_every=1e6)
+    endless_recipe = replace(recipe, epochs=10_000)
+    arguments += flags(recipe=setting.recipe_name)
+    arguments += recipe_flags(endless_recipe, RECIPES[setting.recipe_name])
     try:
         return verdict(arguments, seconds=LIVE_S, log=setting.out / "logs" / f"{name}.txt")
     finally:
-        shutil.rmtree(setting.out / "runs" / name, ignore_errors=True)
+        shutil.rmtree(runs / name, ignore_errors=True)

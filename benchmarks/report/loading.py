@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,66 +10,60 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from benchmarks.report.book import Book, Result
+from benchmarks.report.results import Result, ResultFile
 from benchmarks.report.setting import Setting, rounds
 from benchmarks.report.stock import Kind, stock
-from benchmarks.train.bench import wait
+from benchmarks.timing import endless, measure
 from gratis.loader import Loader, LoaderConfig
 from gratis.train.mesh.device import GpuMeter
 from gratis.train.rank import training_config
 
-PART = 2
+PART, UNTIMED = 2, 6  # batches that are ready when the first round begins
 COPIED = {"cuda": 1 << 30, "cpu": 1 << 28}  # bytes
 # share of a batch for the hardware decoder; CUDA cores do the rest
 LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
 FILL_S = 60.0  # that the first epoch of a decoded route may take, of which nothing is timed
 
 
-def run(setting: Setting, book: Book) -> None:
+def run(setting: Setting, results: ResultFile) -> None:
     for name, make in limits(setting.device).items():
-        book.measure(PART, f"limit: {name}", "plain torch copies", make)
+        results.measure(PART, f"limit: {name}", "plain torch copies", make)
     middle = setting.batches[len(setting.batches) // 2]
     for batch in (middle, *(size for size in setting.batches if size != middle)):
         for route, (shards, config) in routes(setting, batch).items():
+            make = partial(measure_loader, setting, shards, config)
             name = f"{route}, batch {batch}"
-            book.measure(
-                PART, name, f"Loader, {route}", partial(loaded, setting, shards, config), needs=30
-            )
+            results.measure(PART, name, f"Loader, {route}", make, needs=30)
     for threads in thread_counts():
         shards, config = routes(setting, middle, threads)["jpeg"]
+        make = partial(measure_loader, setting, shards, config)
         name = f"jpeg, threads {threads}, batch {middle}"
-        book.measure(PART, name, "Loader", partial(loaded, setting, shards, config), needs=30)
+        results.measure(PART, name, "Loader", make, needs=30)
     for name, make_stock in stocks(setting, middle).items():
-        book.measure(PART, f"{name}, batch {middle}", "train/report/stock.py", make_stock, needs=30)
+        how = "benchmarks/report/stock.py"
+        results.measure(PART, f"{name}, batch {middle}", how, make_stock, needs=30)
 
 
 def limits(device: torch.device) -> dict[str, Callable[[], Result]]:
     """GB/s of copies: what no loader can exceed. A device's own copy reads and writes, so it counts
     twice."""
-    size = COPIED[device.type]
-    found: dict[str, Callable[[], Result]] = {
-        "host memory, copied": partial(_copies, "cpu", "cpu", size, device)
+    makes: dict[str, Callable[[], Result]] = {
+        "host memory, copied": partial(copies, "cpu", "cpu", device)
     }
     if device.type == "cuda":
-        found["host to device, pinned (PCIe)"] = partial(_copies, "cpu", "cuda", size, device)
-        found["device memory, copied (HBM)"] = partial(_copies, "cuda", "cuda", size, device)
-    return found
+        makes["host to device, pinned (PCIe)"] = partial(copies, "cpu", "cuda", device)
+        makes["device memory, copied (HBM)"] = partial(copies, "cuda", "cuda", device)
+    return makes
 
 
-def _copies(source: str, target: str, size: int, device: torch.device) -> Result:
-    pinned = source == "cpu" and target == "cuda"
+def copies(source: str, target: str, device: torch.device) -> Result:
+    size, pinned = COPIED[device.type], source == "cpu" and target == "cuda"
     a = torch.ones(size, dtype=torch.uint8, device=source, pin_memory=pinned)
     b = torch.zeros(size, dtype=torch.uint8, device=target)
-    rates = []
-    for _ in range(6):
-        wait(device)
-        began = time.perf_counter()
-        b.copy_(a, non_blocking=pinned)
-        wait(device)
-        rates.append((1 if pinned else 2) * size / (time.perf_counter() - began) / 1e9)
-    return {"GB/s": rates[1:]}
+    gigabytes = (1 if pinned else 2) * size / 1e9
+    times = [measure(lambda: b.copy_(a, non_blocking=pinned), device).wall_s for _ in range(6)]
+    return {"GB/s": [gigabytes / each for each in times[1:]]}
 
 
 def routes(
@@ -78,17 +71,13 @@ def routes(
 ) -> dict[str, tuple[Path, LoaderConfig]]:
     """Name to (shards, configuration): bytes decoded every time, raw pixels, and pixels that stay
     decoded."""
-    config = replace(
-        training_config(replace(setting.recipe, batch=batch), 0),
-        remainder="drop",
-        prefetch=2,
-        threads=threads,
-    )
-    found = {"jpeg": (setting.jpeg, config), "raw": (setting.raw, config)}
-    found["decoded, host"] = (setting.jpeg, replace(config, decoded="host"))
+    config = training_config(replace(setting.recipe, batch=batch), 0)
+    config = replace(config, remainder="drop", prefetch=2, threads=threads)
+    named = {"jpeg": (setting.jpeg, config), "raw": (setting.raw, config)}
+    named["decoded, host"] = (setting.jpeg, replace(config, decoded="host"))
     if setting.cuda:
-        found["decoded, device"] = (setting.jpeg, replace(config, decoded="device"))
-    return found
+        named["decoded, device"] = (setting.jpeg, replace(config, decoded="device"))
+    return named
 
 
 def thread_counts() -> list[int]:
@@ -96,11 +85,11 @@ def thread_counts() -> list[int]:
     return sorted({2**k for k in range(cores.bit_length()) if 2**k < cores} | {cores})
 
 
-def loaded(setting: Setting, shards: Path, config: LoaderConfig) -> Result:
+def measure_loader(setting: Setting, shards: Path, config: LoaderConfig) -> Result:
     with Loader(shards, "train", config, device=setting.device) as loader:
         if loader.decoded_place != "none":
             fill(loader)
-        return timed(endless(loader), config.batch_size, setting)
+        return throughput(endless(loader), config.batch_size, setting)
 
 
 def fill(loader: Loader) -> None:
@@ -115,61 +104,43 @@ def fill(loader: Loader) -> None:
                 )
 
 
-def endless(loader: Loader) -> Iterator[Tensor]:
-    while True:
-        for batch in loader:
-            yield batch.images
-
-
-def timed(batches: Iterator[Tensor], size: int, setting: Setting) -> Result:
+def throughput(batches: Iterator[object], size: int, setting: Setting) -> Result:
     """Whole batches in windows of a few seconds: images/s, CPU seconds of the process per 1,000,
     the JPEG engine."""
     meter, rates, costs, engine = GpuMeter(setting.device), [], [], []
-    for _ in itertools.islice(batches, 6):
-        pass
-    for _ in rounds(setting.rounds):
-        wait(setting.device)
-        images, wall, cpu = 0, time.perf_counter(), time.process_time()
-        while time.perf_counter() - wall < setting.round_s:
-            next(batches)
-            images += size
-        wait(setting.device)
-        rates.append(images / (time.perf_counter() - wall))
-        costs.append(1000 * (time.process_time() - cpu) / images)
-        if (read := meter.read()) and read["nvjpg_busy"] is not None:
-            engine.append(read["nvjpg_busy"])
-    found: Result = {"images/s": rates, "CPU s per 1,000": costs}
-    return found | {"NVJPG busy": engine} if engine else found
+    take = partial(next, batches)
+    for number in rounds(setting.rounds):
+        untimed = 0 if number else UNTIMED
+        timing = measure(take, setting.device, least_s=setting.round_s, untimed=untimed)
+        images = timing.calls * size
+        rates.append(images / timing.wall_s)
+        costs.append(1000 * timing.cpu_s / images)
+        if (busy := meter.read()) and busy["nvjpg_busy"] is not None:
+            engine.append(busy["nvjpg_busy"])
+    result: Result = {"images/s": rates, "CPU s per 1,000": costs}
+    return result | {"NVJPG busy": engine} if engine else result
 
 
 def stocks(setting: Setting, batch: int) -> dict[str, Callable[[], Result]]:
     """DALI as its documentation has it, with its own reader and random numbers; where it decodes is
     swept."""
-    threads = len(os.sched_getaffinity(0))
 
     def make(kind: Kind, shards: Path, load: float | None = None) -> Callable[[], Result]:
         def measured() -> Result:
-            crop = setting.recipe.crop
-            batches = stock(
-                kind,
-                shards,
-                batch=batch,
-                crop=crop,
-                threads=threads,
-                device=setting.device,
-                load=load,
-            )
-            return timed(batches, batch, setting)
+            crop, device = setting.recipe.crop, setting.device
+            batches = stock(kind, shards, batch=batch, crop=crop, device=device, load=load)
+            return throughput(batches, batch, setting)
 
         return measured
 
-    found = {
-        "DALI's own reader, region decoded on the host": make("host", setting.jpeg),
-        "DALI's own reader, raw, cropped on the host": make("raw", setting.raw),
+    own = "DALI's own reader"
+    makes = {
+        f"{own}, region decoded on the host": make("host", setting.jpeg),
+        f"{own}, raw, cropped on the host": make("raw", setting.raw),
     }
     if setting.cuda:
-        found["DALI's own reader, region decoded by nvJPEG"] = make("region", setting.jpeg)
+        makes[f"{own}, region decoded by nvJPEG"] = make("region", setting.jpeg)
         for load in LOADS:
-            name = f"DALI's own reader, whole images by nvJPEG, hw_decoder_load {load:g}"
-            found[name] = make("whole", setting.jpeg, load)
-    return found
+            name = f"{own}, whole images by nvJPEG, hw_decoder_load {load:g}"
+            makes[name] = make("whole", setting.jpeg, load)
+    return makes

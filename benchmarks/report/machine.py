@@ -21,7 +21,7 @@ PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy", "numba", "pillow-simd", "Pi
 def describe() -> dict[str, str]:
     """Nothing in it but the commit changes from one call to the next with one code on one
     machine."""
-    found = {
+    facts = {
         "cpu": _cpu(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
@@ -32,18 +32,18 @@ def describe() -> dict[str, str]:
     }
     for package in PACKAGES:
         try:
-            found[package] = str(version(package))
+            facts[package] = str(version(package))
         except PackageNotFoundError:
             continue
     count = torch.cuda.device_count()
-    found["gpu"] = "none"
+    facts["gpu"] = "none"
     if count:
         one = torch.cuda.get_device_properties(0)
-        found["gpu"] = f"{count} x {one.name}, {one.total_memory / 2**30:.0f} GiB"
-        found["cuda"] = str(torch.version.cuda)
-        found["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
-        found["driver"] = _driver()
-    return found
+        facts["gpu"] = f"{count} x {one.name}, {one.total_memory / 2**30:.0f} GiB"
+        facts["cuda"] = str(torch.version.cuda)
+        facts["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
+        facts["driver"] = _driver()
+    return facts
 
 
 def _cpu() -> str:
@@ -54,21 +54,19 @@ def _cpu() -> str:
 
 
 def _code() -> str:
-    """Of the sources as they are, committed or not: results of other sources are another book's."""
-    found = hashlib.sha256()
+    """Of the sources as they are, committed or not: results of other sources are kept apart."""
+    digest = hashlib.sha256()
     for path in sorted(path for room in MEASURED for path in (ROOT / room).rglob("*.py")):
-        found.update(
-            f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
-        )
-    return found.hexdigest()[:8]
+        own = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(ROOT)} {own}\n".encode())
+    return digest.hexdigest()[:8]
 
 
 def _commit() -> str:
     """Of the checkout, where it is one."""
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-        )
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     except FileNotFoundError:
         return "unknown"
     return done.stdout.strip() or "unknown"

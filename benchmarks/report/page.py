@@ -1,11 +1,12 @@
-"""The result as a page for people: Markdown, one table a part, the machine first, what is missing
-said."""
+"""The result as a page for people: Markdown, the machine first, a table for each part, what is
+missing named."""
 
 from __future__ import annotations
 
 import statistics
 
-from benchmarks.report.book import Book, Entry, Result, described, failure, number
+from benchmarks.report.ablations import table
+from benchmarks.report.results import Entry, ResultFile, describe_entry, failure, format_number
 
 TITLES = {
     "1": "Correctness on the device",
@@ -13,59 +14,58 @@ TITLES = {
     "3": "Training alone",
     "4": "The free ratio: training from the loader over training from batches that stay on the "
     "device",
-    "5": "Whole trainings",
+    "5": "Trainings of the whole network, and with one part switched off",
 }
-
-
-TOPS = ("error top1, %", "error top1_10view, %", "error top5_10view, %")
 OTHER_SIZES = (
     "On a GPU these are measured with the network of full width (recipe released, 90 epochs), "
-    "batches of 128 to 2048 "
-    "and more rounds."
+    "batches of 128 to 2048 and more rounds."
+)
+MORE = (
+    "`gratis paper --shards ...` trains longer, draws the paper's figures and puts all into a "
+    "report of its own."
 )
 GOALS = {"speedup": 2.0, "free ratio": 0.99}
 
 
-def page(book: Book, missing: dict[str, list[str]]) -> str:
+def page(results: ResultFile, missing: dict[str, list[str]]) -> str:
     """missing: by part what a GPU alone could measure; empty on one."""
-    lines = ["# What this machine can do", ""]
-    lines += [
+    lines = [
+        "# What this machine can do",
+        "",
         "Made by `gratis report`; `report.json` beside it has every single value. Medians with the "
         "extremes of n; s: seconds that measuring took; load: of the machine when it began.",
         "",
     ]
     if missing:
         lines += [
-            "**No GPU here: this is the CPU's part of the report, on a smaller network. What "
-            "needs a GPU is "
-            f"named under each part and remains unproven.** {OTHER_SIZES}",
+            "**No GPU here: this is the CPU's part of the report, on a smaller network. What needs "
+            f"a GPU is named under each part and remains unproven.** {OTHER_SIZES}",
             "",
         ]
-    lines += ["| machine | |", "|---|---|"] + [
-        f"| {name} | {cell(value)} |" for name, value in book.machine.items()
-    ]
-    loads = [float(str(e["load"])) for part in book.entries.values() for e in part.values()]
-    if loads and max(loads) > 1.5 * float(book.machine.get("cores", "inf")):
+    lines += ["| machine | |", "|---|---|"]
+    lines += [f"| {name} | {cell(value)} |" for name, value in results.machine.items()]
+    loads = [float(str(e["load"])) for part in results.entries.values() for e in part.values()]
+    if loads and max(loads) > 1.5 * float(results.machine.get("cores", "inf")):
         lines += [
             "",
             f"**The machine was busy with other work: its load was {min(loads)} to {max(loads)} "
-            f"when "
-            "measurements began. Rates and ratios are not what it can do alone.**",
+            "when measurements began. Rates and ratios are not what it can do alone.**",
         ]
     for part, title in TITLES.items():
         lines += ["", f"## {part}. {title}", ""]
-        entries = book.entries.get(part, {})
-        if part not in book.complete:
+        entries = results.entries.get(part, {})
+        if part not in results.complete:
             state, verb = ("Not complete", "goes on") if entries else ("Not measured", "does it")
             lines += [f"{state}: `gratis report --part {part}` {verb}.", ""]
         if entries:
             lines += summary(part, entries)
             lines += ["| what | result | how | s | load |", "|---|---|---|---|---|"]
-            for name, entry in entries.items():
-                how, wall, load = (str(entry[key]) for key in ("command", "wall_s", "load"))
-                lines.append(
-                    f"| {cell(name)} | {cell(described(entry))} | {cell(how)} | {wall} | {load} |"
-                )
+        for name, entry in entries.items():
+            words = (name, describe_entry(entry), str(entry["command"]))
+            cells = [*map(cell, words), str(entry["wall_s"]), str(entry["load"])]
+            lines.append(f"| {' | '.join(cells)} |")
+        if part == "5":
+            lines += ["", *([table(results)] if table(results) else []), MORE]
         if missing.get(part):
             lines += ["", f"Needs a GPU, not measured here: {'; '.join(missing[part])}."]
     return "\n".join(lines) + "\n"
@@ -79,11 +79,8 @@ def summary(part: str, entries: dict[str, Entry]) -> list[str]:
     """The lines of a part that people look for."""
     from benchmarks.report.free import NOISE
 
-    results = {
-        name: entry["result"]
-        for name, entry in entries.items()
-        if isinstance(entry.get("result"), dict)
-    }
+    every = {name: entry.get("result") for name, entry in entries.items()}
+    results: dict[str, object] = {n: one for n, one in every.items() if isinstance(one, dict)}
     failed = [name for name, entry in entries.items() if failure(entry)]
     lines = [f"Failed: {', '.join(failed)}.", ""] if failed else []
     if part == "3":
@@ -92,22 +89,14 @@ def summary(part: str, entries: dict[str, Entry]) -> list[str]:
         ratios = {name: _median(result, "free ratio") for name, result in results.items()}
         best = max(ratios, key=lambda name: ratios[name])
         disagree = [name for name, result in results.items() if _get(result, "agree") != "yes"]
-        agreed = (
-            f"does not agree for {', '.join(disagree)}" if disagree else "agrees with every one"
-        )
-        busy = ratios[best] > 1 + NOISE
-        goal = (
-            "above 1 the machine was busy: nothing is decided"
-            if busy
-            else _goal(ratios[best], "free ratio")
-        )
-        lines += [
-            f"Best: {best}, {number(ratios[best])} ({goal}). The status page's live verdict "
-            f"{agreed}.",
-            "",
-        ]
-    if part == "5" and results:
-        lines += _deltas(results) + _pictures(results)
+        agreed = "agrees with every one"
+        if disagree:
+            agreed = f"does not agree for {', '.join(disagree)}"
+        goal = _goal(ratios[best], "free ratio")
+        if ratios[best] > 1 + NOISE:
+            goal = "above 1 the machine was busy: nothing is decided"
+        verdict = f"The status page's live verdict {agreed}."
+        lines += [f"Best: {best}, {format_number(ratios[best])} ({goal}). {verdict}", ""]
     return lines
 
 
@@ -118,92 +107,29 @@ def _goal(reached: float, name: str) -> str:
 def _speedup(results: dict[str, object]) -> list[str]:
     """The fastest variant over torchvision's layout at the same batch, and where the rest of the
     roofline went."""
-    found = {}
+    ratios = {}
     for name, result in results.items():
-        if name.startswith("ours, "):
-            base = results.get(f"torchvision's layout, batch {name.rpartition(' ')[2]}")
-            if base is not None:
-                found[name] = _median(result, "images/s") / _median(base, "images/s")
-    if not found:
+        base = results.get(f"torchvision's layout, batch {name.rpartition(' ')[2]}")
+        if name.startswith("ours, ") and base is not None:
+            ratios[name] = _median(result, "images/s") / _median(base, "images/s")
+    if not ratios:
         return []
-    best = max(found, key=lambda name: found[name])
+    best = max(ratios, key=lambda name: ratios[name])
     lines = [
-        f"Best against torchvision's layout at the same batch: {best}, {found[best]:.2f} times "
-        f"({_goal(found[best], 'speedup')})."
+        f"Best against torchvision's layout at the same batch: {best}, {ratios[best]:.2f} times "
+        f"({_goal(ratios[best], 'speedup')})."
     ]
     share = _get(results[best], "share of the matrix rate")
     if isinstance(share, float):
         lines += [f"It reaches {share:.0%} of this machine's matrix rate."]
-    accounts = {
-        name: result for name, result in results.items() if name.startswith("where the time goes")
-    }
+    accounts = [name for name in results if name.startswith("where the time goes")]
     lines += ["The rest went here:"] if accounts else []
-    for name, result in accounts.items():
-        told = [str(_get(result, "by kind"))]
-        busy = _get(result, "device busy, share of the time")
-        told += [f"the device worked {busy:.0%} of the time"] if isinstance(busy, float) else []
-        lines += [f"{name.removeprefix('where the time goes, ')}, eager: {'; '.join(told)}."]
+    for name in accounts:
+        parts = [str(_get(results[name], "by kind"))]
+        busy = _get(results[name], "device busy, share of the time")
+        parts += [f"the device worked {busy:.0%} of the time"] if isinstance(busy, float) else []
+        lines += [f"{name.removeprefix('where the time goes, ')}, eager: {'; '.join(parts)}."]
     return [" ".join(lines), ""]
-
-
-def _deltas(results: dict[str, object]) -> list[str]:
-    """Each variant's errors over its seeds, and against the whole network's of the same seeds."""
-    from benchmarks.report.whole import PAPER, WHOLE
-
-    by_variant: dict[str, dict[str, Result]] = {}
-    for name, result in results.items():
-        variant, _, seed = name.rpartition(", seed ")
-        if isinstance(result, dict) and TOPS[0] in result:
-            by_variant.setdefault(variant, {})[seed] = result
-    whole = by_variant.get(WHOLE, {})
-    lines = [
-        "Errors in %, mean and extremes of the seeds. Differences: over ten views, seed by seed, "
-        "positive where the "
-        "variant is worse than the whole network.",
-        "",
-        "| variant | seeds | top-1, one view | top-1, ten views | top-5, ten views | top-1 "
-        "difference "
-        "| top-5 difference | the paper's, top-1 / top-5 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for variant, runs in by_variant.items():
-        cells = [
-            _spread([_error(run, top) for run in runs.values() if top in run], "") for top in TOPS
-        ]
-        both = [] if variant == WHOLE else [seed for seed in runs if seed in whole]
-        for top in TOPS[1:]:
-            apart = [_error(runs[seed], top) - _error(whole[seed], top) for seed in both]
-            cells.append(
-                _spread(apart, "+")
-                + (f", n = {len(both)}" if both and len(both) < len(runs) else "")
-            )
-        lines.append(
-            f"| {variant} | {len(runs)} | {' | '.join(cells)} | {PAPER.get(variant, '')} |"
-        )
-    return [*lines, ""] if by_variant else []
-
-
-def _error(run: Result, top: str) -> float:
-    return float(str(run[top]))
-
-
-def _spread(values: list[float], sign: str) -> str:
-    """Mean and extremes, where there is more than one."""
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):{sign}.1f}"
-    return (
-        mean if len(values) == 1 else f"{mean} [{min(values):{sign}.1f}..{max(values):{sign}.1f}]"
-    )
-
-
-def _pictures(results: dict[str, object]) -> list[str]:
-    """Figures 3 and 4 of the paper, of the run that was drawn."""
-    from benchmarks.report.whole import FIGURES
-
-    drawn = results.get(FIGURES, {})
-    assert isinstance(drawn, dict)
-    return [line for name, png in drawn.items() for line in (f"![{name}]({png})", "")]
 
 
 def _get(result: object, key: str) -> object:

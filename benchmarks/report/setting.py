@@ -13,15 +13,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.train.bench import wait
+from benchmarks.timing import measure
 from gratis.dataset import read_manifest, require_split
 from gratis.errors import GratisError
-from gratis.train.recipes import RECIPES, Recipe
+from gratis.train.recipes import RECIPES, Recipe, RecipeName
 
 TRIED = 2
 # training images a class: on a GPU enough for its largest batch, on a CPU quick
 DRAWN = {True: 820, False: 100}
-MOST_S = 60.0  # of a measurement's rounds: on a busy machine there are fewer, as their n says
+MOST_S = (
+    60.0  # of a measurement's rounds: on a busy machine there are fewer, and their n is smaller
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Setting:
     jpeg: Path  # shards
     raw: Path
     recipe: Recipe
-    flags: tuple[str, ...]  # that give this recipe to `gratis train`
+    recipe_name: RecipeName  # where the recipe began
     batches: tuple[int, ...]
     free_batches: tuple[int, ...]  # of the free ratio
     rounds: int
@@ -44,15 +46,14 @@ class Setting:
 
 
 def prepare(
-    out: Path, device: torch.device, *, shards: Path | None, src: str | None, size: int | None
+    out: Path, device: torch.device, shards: Path | None, src: str | None, size: int | None
 ) -> Setting:
     """Datasets that are missing are made: from `src`, or of a drawn sample; raw ones from the
     JPEGs' shards."""
     cuda = device.type == "cuda"
     side = size or (256 if cuda else 128)
-    jpeg = shards or made(
-        out / "data" / "jpeg", src or drawn(out / "data", DRAWN[cuda]), side, "jpeg"
-    )
+    data = out / "data"
+    jpeg = shards or make_shards(data / "jpeg", src or draw_sample(data, DRAWN[cuda]), side, "jpeg")
     manifest = read_manifest(jpeg)
     require_split(jpeg, manifest, "train")
     if manifest.codec != "jpeg":
@@ -61,28 +62,12 @@ def prepare(
             f"are made"
         )
     side = manifest.image_size
-    raw = made(out / "data" / f"raw-{manifest.hash[:8]}", str(jpeg), side, "raw")
-    name, width = ("released", 1.0) if cuda else ("sample", 0.125)
-    crop = side * 7 // 8
-    recipe = replace(RECIPES[name], image_size=side, crop=crop, width=width)
-    flags = (
-        "--recipe",
-        name,
-        "--image-size",
-        str(side),
-        "--crop",
-        str(crop),
-        "--width",
-        str(width),
-    )
-    return Setting(
-        out=out,
-        jpeg=jpeg,
-        raw=raw,
-        recipe=recipe,
-        flags=flags,
-        **sizes(cuda=cuda, images=manifest.splits["train"].samples),
-    )
+    raw = make_shards(data / f"raw-{manifest.hash[:8]}", str(jpeg), side, "raw")
+    name: RecipeName = "released" if cuda else "sample"
+    width = 1.0 if cuda else 0.125
+    recipe = replace(RECIPES[name], image_size=side, crop=side * 7 // 8, width=width)
+    own = sizes(cuda=cuda, images=manifest.splits["train"].samples)
+    return Setting(out=out, jpeg=jpeg, raw=raw, recipe=recipe, recipe_name=name, **own)
 
 
 def sizes(*, cuda: bool, images: int) -> dict[str, Any]:
@@ -104,18 +89,15 @@ def about(setting: Setting) -> dict[str, str]:
     return {
         "dataset": f"{manifest.hash[:8]}: {manifest.splits['train'].samples:,} images of "
         f"{manifest.image_size} px",
-        "network": f"recipe {setting.flags[1]}, crops of {recipe.crop} px, width {recipe.width:g}",
+        "network": f"recipe {setting.recipe_name}, crops of {recipe.crop} px, "
+        f"width {recipe.width:g}",
     }
 
 
 def steps_for(step: Callable[[], object], setting: Setting) -> int:
     """How many of these steps, which have been taken before, make a round."""
-    wait(setting.device)
-    began = time.perf_counter()
-    for _ in range(TRIED):
-        step()
-    wait(setting.device)
-    return max(TRIED, math.ceil(setting.round_s / ((time.perf_counter() - began) / TRIED)))
+    step_s = measure(step, setting.device, calls=TRIED).call_s
+    return max(TRIED, math.ceil(setting.round_s / step_s))
 
 
 def rounds(count: int) -> Iterator[int]:
@@ -127,23 +109,21 @@ def rounds(count: int) -> Iterator[int]:
         yield number
 
 
-def drawn(folder: Path, each: int) -> str:
+def draw_sample(folder: Path, each: int) -> str:
     source = folder / f"source-{each}"
     stage("sample", "--out", str(source), "--train-per-class", str(each))
     return str(source)
 
 
-def made(shards: Path, src: str, size: int, codec: str) -> Path:
+def make_shards(shards: Path, src: str, size: int, codec: str) -> Path:
     """The stage knows when there is nothing to do."""
     stage("shards", "--src", src, "--out", str(shards), "--size", str(size), "--codec", codec)
     return shards
 
 
 def stage(*arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "gratis", *arguments], stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "gratis", *arguments]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        raise GratisError(
-            (done.stderr.strip() or f"preprocess {arguments[0]} failed").splitlines()[-1]
-        )
+        message = done.stderr.strip() or f"gratis {arguments[0]} failed"
+        raise GratisError(message.splitlines()[-1])

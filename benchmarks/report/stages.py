@@ -8,20 +8,17 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.train.bench import CLASSES, resident_batch
-from gratis.train.metrics import share_of_loss
+from benchmarks.train.bench import resident_batch, training_step
 from gratis.train.network.alexnet import AlexNet, Draw
-from gratis.train.optimiser import Optimiser
 from gratis.train.recipes import Layer, Recipe
-from gratis.train.schedule import rates
 
 MARK, BACKWARD, UPDATE = "stage:", "autograd::engine::evaluate_function:", "Optimizer.step"
 PROFILED = 5  # steps
 REST = "rest"  # the loss, and what belongs to no layer
 
 
-class Marked(AlexNet):
-    """Says to the profiler which layer it is in. Compiled it would say nothing."""
+class MarkedAlexNet(AlexNet):
+    """Marks for the profiler which layer runs. Compiled it would mark nothing."""
 
     at = ""
 
@@ -58,33 +55,27 @@ def by_stage(recipe: Recipe, device: torch.device) -> tuple[dict[str, float], fl
 
     A stage is a layer ("conv2") or what follows it ("normalisation conv2"), forward and backward
     together; "update"; "rest". Eager, as compiled layers are fused."""
-    network = Marked(recipe, CLASSES).to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = Optimiser(network, recipe)
-    images, labels = resident_batch(recipe, device)
-
-    def step(number: int) -> None:
-        logits = network(images, Draw(seed=0, step=number, rows=range(len(images))))
-        share_of_loss(logits, labels, len(images)).backward()  # type: ignore[no-untyped-call]
-        optimiser.step(rates(recipe, number, 10_000))
-
-    for number in range(3):
-        step(number)
+    batch, step = (
+        resident_batch(recipe, device),
+        training_step(recipe, device, "off", MarkedAlexNet),
+    )
+    for _ in range(3):
+        step(*batch)
     cuda = device.type == "cuda"
-    with profile(
-        activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
-    ) as profiled:
-        for number in range(PROFILED):
-            step(number)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
+    with profile(activities=activities) as profiled:
+        for _ in range(PROFILED):
+            step(*batch)
         if cuda:
             torch.cuda.synchronize()
-    took = summed(profiled.events(), "self_device_time_total" if cuda else "self_cpu_time_total")
+    column = "self_device_time_total" if cuda else "self_cpu_time_total"
+    took = sum_by_stage(profiled.events(), column)
     whole = sum(took.values())
     order = sorted(took, key=lambda stage: -took[stage])
     return {stage: took[stage] / whole for stage in order}, whole / 1e6 / PROFILED
 
 
-def summed(events: Any, column: str) -> dict[str, float]:
+def sum_by_stage(events: Any, column: str) -> dict[str, float]:
     """Microseconds by stage. A backward function has the number of the forward operation that it
     belongs to."""
     from torch.autograd import DeviceType  # type: ignore[attr-defined]
@@ -97,11 +88,11 @@ def summed(events: Any, column: str) -> dict[str, float]:
         if event.sequence_nr >= 0 and not any(name.startswith(BACKWARD) for name in names):
             # of operations with one number the last one made the backward function
             forward[event.sequence_nr] = next((name for name in names if name.startswith(MARK)), "")
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for event in operations:
         stage = stage_of(event, forward)
-        found[stage] = found.get(stage, 0.0) + getattr(event, column)
-    return found
+        totals[stage] = totals.get(stage, 0.0) + getattr(event, column)
+    return totals
 
 
 def stage_of(event: Any, forward: dict[int, str]) -> str:

@@ -3,6 +3,7 @@ crop_mirror_normalize, its iterator."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,6 @@ def stock(
     *,
     batch: int,
     crop: int,
-    threads: int,
     device: torch.device,
     load: float | None = None,
 ) -> Iterator[Tensor]:
@@ -34,26 +34,17 @@ def stock(
     from nvidia.dali.plugin.base_iterator import LastBatchPolicy
     from nvidia.dali.plugin.pytorch import DALIClassificationIterator
 
-    pipeline = build(
-        kind, shards, batch=batch, crop=crop, threads=threads, device=device, load=load
-    )
+    pipeline = build(kind, shards, batch=batch, crop=crop, device=device, load=load)
     iterator = DALIClassificationIterator(
         pipeline, reader_name="reader", auto_reset=True, last_batch_policy=LastBatchPolicy.DROP
     )
     while True:
-        for (found,) in iterator:
-            yield found["data"]
+        for (output,) in iterator:
+            yield output["data"]
 
 
 def build(
-    kind: Kind,
-    shards: Path,
-    *,
-    batch: int,
-    crop: int,
-    threads: int,
-    device: torch.device,
-    load: float | None = None,
+    kind: Kind, shards: Path, *, batch: int, crop: int, device: torch.device, load: float | None
 ) -> Any:
     from nvidia.dali import Pipeline, fn, types
 
@@ -61,7 +52,7 @@ def build(
     on_gpu = device.type == "cuda"
     pipeline = Pipeline(
         batch_size=batch,
-        num_threads=threads,
+        num_threads=len(os.sched_getaffinity(0)),
         device_id=(device.index or 0) if on_gpu else None,
         seed=1,
         prefetch_queue_depth=2,
@@ -84,14 +75,8 @@ def build(
             images = fn.crop(images, crop=(crop, crop), crop_pos_x=x, crop_pos_y=y)
         else:
             where = "mixed" if kind == "region" else "cpu"
-            images = fn.decoders.image_crop(
-                data,
-                device=where,
-                output_type=types.RGB,
-                crop=(crop, crop),
-                crop_pos_x=x,
-                crop_pos_y=y,
-            )
+            cut: dict[str, Any] = {"crop": (crop, crop), "crop_pos_x": x, "crop_pos_y": y}
+            images = fn.decoders.image_crop(data, device=where, output_type=types.RGB, **cut)
             images = images.gpu() if on_gpu and where == "cpu" else images
         done = fn.crop_mirror_normalize(
             images,

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.report.book import Book, Result
+from benchmarks.report.results import Result, ResultFile
 from benchmarks.report.setting import Setting, rounds, steps_for
 from benchmarks.report.stages import by_stage
 from benchmarks.train.bench import (
@@ -20,13 +20,11 @@ from benchmarks.train.bench import (
     matmul_step,
     one_round,
     resident_batch,
+    step_flops,
     torchvision_layout,
     training_step,
 )
 from benchmarks.train.update import update_ratios
-from gratis.train.analysis.summary import backward_macs
-from gratis.train.network.layers import plan
-from gratis.train.recipes import Recipe
 
 PART = 3
 ACCOUNT, SLOWEST = "where the time goes", 3  # layers
@@ -43,51 +41,36 @@ class Variant:
 def variants(setting: Setting) -> dict[str, Variant]:
     """On a CPU float32 alone: one without bfloat16's instructions takes a hundred times as long for
     a product."""
-    found = {"float32": Variant(compute="float32")}
+    eager = {"float32": Variant(compute="float32")}
     if not setting.cuda:
-        return found
-    found["tf32"] = Variant(compute="float32", tf32=True)
-    found["bfloat16"] = Variant(compute="bfloat16")
-    return found | {f"{name}, compiled": replace(one, compiled=True) for name, one in found.items()}
+        return eager
+    eager["tf32"] = Variant(compute="float32", tf32=True)
+    eager["bfloat16"] = Variant(compute="bfloat16")
+    return eager | {f"{name}, compiled": replace(one, compiled=True) for name, one in eager.items()}
 
 
-def run(setting: Setting, book: Book) -> None:
+def run(setting: Setting, results: ResultFile) -> None:
     middle = setting.batches[len(setting.batches) // 2]
     batches = (middle, *(size for size in setting.batches if size != middle))
+    measure = partial(results.measure, PART)
     computes = ("float32", "bfloat16") if setting.cuda else ("float32",)
     for compute in computes:
-        book.measure(
-            PART,
-            f"matrix product, {compute}",
-            "torch.mm",
-            partial(matrix, setting, compute, tf32=False),
-        )
+        measure(f"matrix product, {compute}", "torch.mm", partial(matrix, setting, compute))
     if setting.cuda:
-        book.measure(
-            PART, "matrix product, tf32", "torch.mm", partial(matrix, setting, "float32", tf32=True)
-        )
-    baseline = (
-        f"eager, channels first, {'autocast to bfloat16' if setting.cuda else 'float32'}, "
-        f"torch.optim.SGD"
-    )
+        measure("matrix product, tf32", "torch.mm", partial(matrix, setting, "float32", tf32=True))
+    numbers = "autocast to bfloat16" if setting.cuda else "float32"
+    baseline = f"eager, channels first, {numbers}, torch.optim.SGD"
     for batch in batches:
         for name, variant in variants(setting).items():
-            title = f"ours, {name}, batch {batch}"
-            book.measure(
-                PART,
-                title,
-                "bench.training_step",
-                partial(trained, setting, variant, batch),
-                needs=40,
-            )
-        title = f"torchvision's layout, batch {batch}"
-        book.measure(PART, title, baseline, partial(plain, setting, batch), needs=30)
-    book.measure(PART, "update rule", "update.update_ratios", partial(updates, setting), needs=20)
+            make = partial(measure_ours, setting, variant, batch)
+            measure(f"ours, {name}, batch {batch}", "bench.training_step", make, needs=40)
+        make = partial(measure_torchvision, setting, batch)
+        measure(f"torchvision's layout, batch {batch}", baseline, make, needs=30)
+    measure("update rule", "update.update_ratios", partial(updates, setting), needs=20)
     for name in computes:
         make = partial(account, setting, name, middle)
-        book.measure(
-            PART, f"{ACCOUNT}, {name}, batch {middle}", "torch.profiler, eager", make, needs=30
-        )
+        title = f"{ACCOUNT}, {name}, batch {middle}"
+        measure(title, "torch.profiler, eager", make, needs=30)
 
 
 @contextmanager
@@ -109,27 +92,21 @@ def seconds(step: Callable[[], object], setting: Setting) -> list[float]:
     return [one_round({"": step}, steps, setting.device)[""] for _ in rounds(setting.rounds)]
 
 
-def flops(recipe: Recipe) -> int:
-    """Of one training step: forward, and backward."""
-    layers = plan(recipe, CLASSES)
-    return 2 * recipe.batch * (sum(own.macs for own in layers.values()) + backward_macs(layers))
-
-
-def matrix(setting: Setting, compute: str, *, tf32: bool) -> Result:
+def matrix(setting: Setting, compute: str, *, tf32: bool = False) -> Result:
     with precision(tf32):
         recipe = replace(setting.recipe, compute=compute)  # type: ignore[arg-type]
         took = seconds(matmul_step(recipe, setting.device), setting)
     return {"TFLOP/s": [2 * MATRIX[setting.device.type] ** 3 / each / 1e12 for each in took]}
 
 
-def trained(setting: Setting, variant: Variant, batch: int) -> Result:
+def measure_ours(setting: Setting, variant: Variant, batch: int) -> Result:
     recipe = replace(setting.recipe, batch=batch, compute=variant.compute)  # type: ignore[arg-type]
     with precision(variant.tf32), torch.random.fork_rng(devices=[]):
         images, labels = resident_batch(recipe, setting.device)
         step = training_step(recipe, setting.device, "on" if variant.compiled else "off")
         took = seconds(lambda: step(images, labels), setting)
         product = seconds(matmul_step(recipe, setting.device), setting)
-    achieved = [flops(recipe) / each / 1e12 for each in took]
+    achieved = [step_flops(recipe) / each / 1e12 for each in took]
     possible = 2 * MATRIX[setting.device.type] ** 3 / statistics.median(product) / 1e12
     return {
         "images/s": [batch / each for each in took],
@@ -138,7 +115,7 @@ def trained(setting: Setting, variant: Variant, batch: int) -> Result:
     }
 
 
-def plain(setting: Setting, batch: int) -> Result:
+def measure_torchvision(setting: Setting, batch: int) -> Result:
     """torchvision's network as most would write its training: eager, channels first, on a GPU
     autocast to bfloat16."""
     from torch.nn import functional
@@ -178,28 +155,22 @@ def account(setting: Setting, compute: str, batch: int) -> Result:
         kinds: dict[str, float] = {}
         for stage, share in shares.items():
             kinds[kind(stage)] = kinds.get(kind(stage), 0.0) + share
-        found: Result = {"slowest": told(shares, SLOWEST), "by kind": told(kinds, len(kinds))}
+        result: Result = {"slowest": largest(shares, SLOWEST), "by kind": largest(kinds)}
         if not setting.cuda:
-            return found
-        step, still = (
-            training_step(recipe, setting.device, "off"),
-            resident_batch(recipe, setting.device),
-        )
-        took = statistics.median(seconds(lambda: step(*still), setting))
-    return found | {"device busy, share of the time": min(1.0, busy / took)}
+            return result
+        step = training_step(recipe, setting.device, "off")
+        resident = resident_batch(recipe, setting.device)
+        took = statistics.median(seconds(lambda: step(*resident), setting))
+    return result | {"device busy, share of the time": min(1.0, busy / took)}
 
 
 def kind(stage: str) -> str:
     first = stage.partition(" ")[0]
-    return (
-        "convolutions"
-        if first.startswith("conv")
-        else "dense layers"
-        if first.startswith("fc")
-        else first
-    )
+    if first.startswith("conv"):
+        return "convolutions"
+    return "dense layers" if first.startswith("fc") else first
 
 
-def told(shares: dict[str, float], most: int) -> str:
+def largest(shares: dict[str, float], most: int | None = None) -> str:
     order = sorted(shares, key=lambda name: -shares[name])[:most]
     return ", ".join(f"{name} {shares[name]:.1%}" for name in order)

@@ -21,12 +21,13 @@ from __future__ import annotations
 import functools
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.timing import endless, measure
 from benchmarks.train.update import update_ratios
 from gratis.errors import GratisError
 from gratis.train.analysis.summary import backward_macs
@@ -39,6 +40,9 @@ if TYPE_CHECKING:  # torch takes two seconds, which --help need not
     import torch
     from torch import Tensor, nn
 
+    from gratis.loader import Batch
+    from gratis.train.network.alexnet import AlexNet
+
 CLASSES = 1000
 PAIRS = 60  # of updates
 LEAST_CROP = 63  # of which torchvision's layout leaves a pixel after its last pool
@@ -48,7 +52,7 @@ MATRIX = {"cuda": 8192, "cpu": 2048}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class TrainBench:
     """Measures training with and without the loader, a plain baseline, and the optimiser."""
 
     shards: Path | None = None
@@ -77,12 +81,10 @@ Step = Callable[[], object]
 
 
 def main(arguments: list[str]) -> None:
-    options = read(
-        lambda name, fields: Bench(recipe=name, fields=fields),
-        arguments,
-        "released",
-        "gratis bench train",
-    )
+    def make(name: RecipeName, fields: Recipe) -> TrainBench:
+        return TrainBench(recipe=name, fields=fields)
+
+    options = read(make, arguments, "released", "gratis bench train")
     import torch
 
     from gratis.train.mesh.mesh import full_float32
@@ -92,7 +94,7 @@ def main(arguments: list[str]) -> None:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
         try:
-            seconds = measure(options, device)
+            seconds = step_seconds(options, device)
             ratios = update_ratios(options.fields, device, PAIRS)
         except RuntimeError as error:
             if device.type != "cuda" or not ran_out(error):
@@ -102,7 +104,7 @@ def main(arguments: list[str]) -> None:
         show(options, device, seconds, ratios)
 
 
-def measure(options: Bench, device: torch.device) -> dict[str, list[float]]:
+def step_seconds(options: TrainBench, device: torch.device) -> dict[str, list[float]]:
     """Seconds per step of each contender, by round."""
     recipe = options.fields
     resident = resident_batch(recipe, device)
@@ -113,20 +115,37 @@ def measure(options: Bench, device: torch.device) -> dict[str, list[float]]:
         "baseline": lambda: baseline(*resident),
         "matmul": matmul_step(recipe, device),
     }
-    if options.shards is not None:
-        batches = endless(options.shards, recipe, device)
-        contenders["loader"] = lambda: train(*next(batches))
-    for step in contenders.values():  # compiles, fills queues and finds the fastest algorithms
-        for _ in range(3):
-            step()
-    rounds = [one_round(contenders, options.steps, device) for _ in range(options.rounds)]
-    return {name: [found[name] for found in rounds] for name in contenders}
+    with training_batches(options.shards, recipe, device) as batches:
+        if batches:
+            contenders["loader"] = lambda: train(*next(batches)[:2])
+        for step in contenders.values():  # compiles, fills queues and finds the fastest algorithms
+            for _ in range(3):
+                step()
+        rounds = [one_round(contenders, options.steps, device) for _ in range(options.rounds)]
+    return {name: [seconds[name] for seconds in rounds] for name in contenders}
+
+
+@contextmanager
+def training_batches(
+    shards: Path | None, recipe: Recipe, device: torch.device
+) -> Iterator[Iterator[Batch] | None]:
+    """Whole batches alone, epoch after epoch, as training gets them. None without shards."""
+    if shards is None:
+        yield None
+        return
+    from gratis.loader import Loader
+    from gratis.train.rank import training_config
+
+    config = replace(training_config(recipe, 0), remainder="drop")
+    with Loader(shards, "train", config, device=device) as loader:
+        yield endless(loader)
 
 
 def training_step(
-    recipe: Recipe, device: torch.device, compile: Choice
+    recipe: Recipe, device: torch.device, compile: Choice, make: type[AlexNet] | None = None
 ) -> Callable[[Tensor, Tensor], None]:
-    """The recipe's step as gratis.train.loop takes it, without what it counts."""
+    """The recipe's step as gratis.train.loop takes it, without what it counts. make: a network with
+    probes in it."""
     import torch
 
     from gratis.train.metrics import share_of_loss
@@ -135,7 +154,7 @@ def training_step(
     from gratis.train.rank import compiles
     from gratis.train.schedule import rates
 
-    network = AlexNet(recipe, CLASSES).to(device)
+    network = (make or AlexNet)(recipe, CLASSES).to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser, steps = Optimiser(network, recipe), itertools.count()
     if compiles(compile, device):
@@ -175,30 +194,13 @@ def torchvision_layout(width: float, classes: int) -> nn.Sequential:
 
     relu, pool = functools.partial(nn.ReLU, inplace=True), functools.partial(nn.MaxPool2d, 3, 2)
     a, b, c, d, e, hidden = (round(size * width) for size in (64, 192, 384, 256, 256, 4096))
-    return nn.Sequential(
-        nn.Conv2d(3, a, 11, 4, 2),
-        relu(),
-        pool(),
-        nn.Conv2d(a, b, 5, padding=2),
-        relu(),
-        pool(),
-        nn.Conv2d(b, c, 3, padding=1),
-        relu(),
-        nn.Conv2d(c, d, 3, padding=1),
-        relu(),
-        nn.Conv2d(d, e, 3, padding=1),
-        relu(),
-        pool(),
-        nn.AdaptiveAvgPool2d(6),
-        nn.Flatten(),
-        nn.Dropout(),
-        nn.Linear(e * 36, hidden),
-        relu(),
-        nn.Dropout(),
-        nn.Linear(hidden, hidden),
-        relu(),
-        nn.Linear(hidden, classes),
-    )
+    layers: list[nn.Module] = [nn.Conv2d(3, a, 11, 4, 2), relu(), pool()]
+    layers += [nn.Conv2d(a, b, 5, padding=2), relu(), pool()]
+    layers += [nn.Conv2d(b, c, 3, padding=1), relu(), nn.Conv2d(c, d, 3, padding=1), relu()]
+    layers += [nn.Conv2d(d, e, 3, padding=1), relu(), pool(), nn.AdaptiveAvgPool2d(6)]
+    layers += [nn.Flatten(), nn.Dropout(), nn.Linear(e * 36, hidden), relu(), nn.Dropout()]
+    layers += [nn.Linear(hidden, hidden), relu(), nn.Linear(hidden, classes)]
+    return nn.Sequential(*layers)
 
 
 def matmul_step(recipe: Recipe, device: torch.device) -> Step:
@@ -209,31 +211,33 @@ def matmul_step(recipe: Recipe, device: torch.device) -> Step:
     return functools.partial(torch.mm, a, b)
 
 
+def step_flops(recipe: Recipe) -> int:
+    """Floating-point operations of one training step: forward, and backward."""
+    layers = plan(recipe, CLASSES)
+    return 2 * recipe.batch * (sum(own.macs for own in layers.values()) + backward_macs(layers))
+
+
 def show(
-    options: Bench, device: torch.device, seconds: dict[str, list[float]], ratios: list[float]
+    options: TrainBench, device: torch.device, seconds: dict[str, list[float]], ratios: list[float]
 ) -> None:
-    """ratios: of single updates, as `update_ratios` finds them."""
+    """seconds: per step by round; ratios: of single updates, as `update_ratios` measures them."""
     import torch
 
     recipe = options.fields
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
+    name = f"CPU, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     print(
         f"{options.recipe}, batch {recipe.batch}, {recipe.compute}, torch {torch.__version__} on "
-        f"{name}, "
-        f"n = {options.rounds} rounds of {options.steps} steps"
+        f"{name}, n = {options.rounds} rounds of {options.steps} steps"
     )
     for contender in [key for key in ("resident", "loader", "baseline") if key in seconds]:
         rates = [recipe.batch / each for each in seconds[contender]]
         spread = f"[{min(rates):,.1f}..{max(rates):,.1f}]"
         print(f"{contender:>14}: {statistics.median(rates):,.1f} images/s {spread}")
     middle = {key: statistics.median(values) for key, values in seconds.items()}
-    layers = plan(recipe, CLASSES)
-    flops = 2 * recipe.batch * (sum(own.macs for own in layers.values()) + backward_macs(layers))
-    achieved, possible = flops / middle["resident"], 2 * MATRIX[device.type] ** 3 / middle["matmul"]
+    achieved = step_flops(recipe) / middle["resident"]
+    possible = 2 * MATRIX[device.type] ** 3 / middle["matmul"]
     share = achieved / possible
     print(
         f"achieved {achieved / 1e12:.3f} TFLOP/s, {share:.0%} of a matrix product's "
@@ -257,44 +261,14 @@ def resident_batch(recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor
     import torch
 
     images = torch.randn(recipe.batch, 3, recipe.crop, recipe.crop, device=device) * 70
-    labels = torch.randint(CLASSES, (recipe.batch,), device=device)
-    return images.to(getattr(torch, recipe.compute)).contiguous(
-        memory_format=torch.channels_last
-    ), labels
-
-
-def endless(shards: Path, recipe: Recipe, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Whole batches alone, epoch after epoch, as training gets them."""
-    from dataclasses import replace
-
-    from gratis.loader import Loader
-    from gratis.train.rank import training_config
-
-    config = replace(training_config(recipe, 0), remainder="drop")
-    with Loader(shards, "train", config, device=device) as loader:
-        while True:
-            for images, labels, _ in loader:
-                yield images, labels
+    images = images.to(getattr(torch, recipe.compute), memory_format=torch.channels_last)
+    return images, torch.randint(CLASSES, (recipe.batch,), device=device)
 
 
 def one_round(contenders: dict[str, Step], steps: int, device: torch.device) -> dict[str, float]:
     """Seconds per step of each. Batches that were made ready while others had their turn are taken
     first, untimed."""
-    found = {}
-    for name, step in contenders.items():
-        for _ in range(UNTIMED if name == "loader" else 1):
-            step()
-        wait(device)
-        began = time.perf_counter()
-        for _ in range(steps):
-            step()
-        wait(device)
-        found[name] = (time.perf_counter() - began) / steps
-    return found
-
-
-def wait(device: torch.device) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return {
+        name: measure(step, device, calls=steps, untimed=UNTIMED if name == "loader" else 1).call_s
+        for name, step in contenders.items()
+    }

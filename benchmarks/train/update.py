@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from benchmarks.timing import measure
 from gratis.train.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -33,17 +34,17 @@ def update_ratios(recipe: Recipe, device: torch.device, rounds: int) -> list[flo
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = []
+        ratios = []
         for number in range(-2, rounds):
             ratio = 1.0
             for pair in ((own, plain), (plain, own)):
                 seconds = {step: _seconds(step, device) for step in pair}
                 ratio *= seconds[own] / seconds[plain]
             if number >= 0:  # the first ones meet fresh memory
-                found.append(math.sqrt(ratio))
+                ratios.append(math.sqrt(ratio))
     finally:
         torch.set_num_threads(threads)
-    return found
+    return ratios
 
 
 def optimiser_steps(recipe: Recipe, device: torch.device) -> dict[str, Step]:
@@ -90,14 +91,5 @@ def _network(recipe: Recipe, device: torch.device) -> tuple[nn.Module, Step]:
 
 
 def _seconds(step: Step, device: torch.device) -> float:
-    import torch
-
-    if device.type != "cuda":
-        began = time.thread_time()
-        step()
-        return time.thread_time() - began
-    torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    step()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    timing = measure(step, device, cpu_clock=time.thread_time)
+    return timing.wall_s if device.type == "cuda" else timing.cpu_s

@@ -12,7 +12,8 @@ from gratis.errors import GratisError
 from gratis.history import outcome, records
 from gratis.train.network.layers import plan
 from gratis.train.options import parse
-from gratis.train.paper.ablate import WHOLE, Ablate, ablate, as_arguments, digest, row
+from gratis.train.paper.ablate import WHOLE, Ablate, ablate, digest, row
+from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, SAMPLE
 
@@ -21,9 +22,14 @@ from gratis.train.recipes import RECIPES, RELEASED, SAMPLE
 @pytest.mark.parametrize("name", ["released", "tiny", "paper"])
 def test_a_switched_recipe_is_what_its_options_say(name: str, switch: str) -> None:
     switched = SWITCHES[switch].off(replace(RECIPES[name], epochs=7, exchange=()))
-    arguments = ["--shards", "x", "--recipe", name, *as_arguments(switched, RECIPES[name])]
+    arguments = ["--shards", "x", "--recipe", name, *recipe_flags(switched, RECIPES[name])]
     assert parse(arguments).fields == switched
     assert digest(switched) != digest(RECIPES[name])
+
+
+def test_a_command_is_put_together() -> None:
+    options = flags(gpus=None, save_probabilities=True, lrn=False, only=("a", "b"), port=0)
+    assert options == ["--save-probabilities", "--no-lrn", "--only", "a", "b", "--port", "0"]
 
 
 def test_the_one_column_network_is_the_authors_own() -> None:
@@ -35,11 +41,11 @@ def test_the_one_column_network_is_the_authors_own() -> None:
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
-    found = {
+    table = {
         WHOLE: {0: (50.0, 20.0), 1: (40.0, 10.0)},
         "lrn": {0: (52.0, 20.5), 1: (41.0, 11.5), 2: (90.0, 90.0)},
     }
-    own = row("lrn", found)
+    own = row("lrn", table)
     assert own["top1_delta"] == [2, 1]
     assert own["top5_delta"] == [0.5, 1.5]
     assert own["seeds"] == [0, 1, 2]
@@ -86,14 +92,14 @@ def test_ablation_trains_once_and_tabulates(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"fields": "lrn,nose"}, "'nose' is none of"),
         ({"seeds": "0,x"}, "0,x must be whole numbers"),
     ],
 )
-def test_wrong_ablations_are_told(wrong: dict[str, str], said: str) -> None:
-    with pytest.raises(GratisError, match=said):
+def test_wrong_ablations_stop_with_an_error(wrong: dict[str, str], message: str) -> None:
+    with pytest.raises(GratisError, match=message):
         Ablate(**wrong)  # type: ignore[arg-type]
 
 

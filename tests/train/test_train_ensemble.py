@@ -33,9 +33,9 @@ def members(tmp_path: Path) -> tuple[Path, torch.Tensor, torch.Tensor]:
 
 def test_an_ensemble_beats_its_members(members: tuple[Path, torch.Tensor, torch.Tensor]) -> None:
     runs, labels, probabilities = members
-    found = load(Ensemble(members=("r0", "r1", "r2"), runs=runs))
-    assert torch.equal(found[1], probabilities)
-    rows = compare(["r0", "r1", "r2"], *found)
+    loaded = load(Ensemble(members=("r0", "r1", "r2"), runs=runs))
+    assert torch.equal(loaded[1], probabilities)
+    rows = compare(["r0", "r1", "r2"], *loaded)
     assert rows[3].scores == scores(score_sums(probabilities.sum(0) / 3, labels))
     assert rows[4].scores.nll < min(one.scores.nll for one in rows[:4])
     assert rows[4].scores.nll < rows[5].scores.nll < rows[3].scores.nll

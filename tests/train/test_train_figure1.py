@@ -12,7 +12,12 @@ from PIL import Image
 
 from gratis.errors import GratisError
 from gratis.train.paper.figure1 import Figure1, fastest, figure1, train_one, verdict
-from gratis.train.paper.four_layers import Checkpoint, Course, FourLayers, Training
+from gratis.train.paper.four_layers import (
+    FourLayers,
+    FourLayersCheckpoint,
+    FourLayersTraining,
+    TrainingCurve,
+)
 
 TERMS = '{"rate": 1}'
 
@@ -30,7 +35,7 @@ def test_four_layers_are_those_of_the_small_cuda_convnet_net() -> None:
 
 def test_epochs_to_a_target_are_read_off_between_two_epochs() -> None:
     def reached(*errors: float) -> float | None:
-        return Course(activation="relu", rate=0.001, errors=list(errors)).epochs_to(0.25)
+        return TrainingCurve(activation="relu", rate=0.001, errors=list(errors)).epochs_to(0.25)
 
     assert reached(0.8, 0.5, 0.3, 0.2) == pytest.approx(3.5)
     assert reached(0.25) == 1
@@ -39,21 +44,21 @@ def test_epochs_to_a_target_are_read_off_between_two_epochs() -> None:
 
 
 def test_the_best_rate_of_each_decides_the_ratio() -> None:
-    courses = [
-        Course(activation="relu", rate=0.001, errors=[0.8, 0.2]),
-        Course(activation="relu", rate=0.002, errors=[0.5, 0.4, 0.3]),
-        Course(activation="tanh", rate=0.001, errors=[0.8, 0.7, 0.6]),
+    curves = [
+        TrainingCurve(activation="relu", rate=0.001, errors=[0.8, 0.2]),
+        TrainingCurve(activation="relu", rate=0.002, errors=[0.5, 0.4, 0.3]),
+        TrainingCurve(activation="tanh", rate=0.001, errors=[0.8, 0.7, 0.6]),
     ]
-    best = fastest(courses, "relu", 0.25)
+    best = fastest(curves, "relu", 0.25)
     assert best is not None
     assert best.rate == 0.001
     assert "tanh did not reach 25% training error in 3 epochs (60.0%); no ratio" in verdict(
-        courses, 0.25
+        curves, 0.25
     )
-    courses.append(
-        Course(activation="tanh", rate=0.002, errors=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.25])
+    curves.append(
+        TrainingCurve(activation="tanh", rate=0.002, errors=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.25])
     )
-    assert "ratio 3.7" in verdict(courses, 0.25)  # 7 epochs against 1 + 0.55 / 0.6
+    assert "ratio 3.7" in verdict(curves, 0.25)  # 7 epochs against 1 + 0.55 / 0.6
 
 
 @pytest.fixture
@@ -68,8 +73,8 @@ def test_a_network_learns_brightness_and_repeats_itself(
     brightness: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     def errors() -> list[float]:
-        course = Training("relu", *brightness, rate=0.01, classes=2, seed=1).epochs()
-        return [error for error, _ in zip(course, range(6), strict=False)]
+        curve = FourLayersTraining("relu", *brightness, rate=0.01, classes=2, seed=1).epochs()
+        return [error for error, _ in zip(curve, range(6), strict=False)]
 
     first = errors()
     assert min(first) <= 0.25 < first[0]
@@ -91,23 +96,25 @@ def test_a_training_that_is_cut_goes_on_as_if_it_had_not_been(
         torch.randint(0, 2, (32,), generator=torch.Generator().manual_seed(1)),
     )
 
-    def call(ends: float, path: Path = path) -> tuple[Course, bool, list[torch.Tensor]]:
-        training = Training("relu", images, labels, rate=0.01, classes=2, seed=1)
-        return *train_one(options, training, Checkpoint.read(path, TERMS), ends), list(
+    def call(ends: float, path: Path = path) -> tuple[TrainingCurve, bool, list[torch.Tensor]]:
+        training = FourLayersTraining("relu", images, labels, rate=0.01, classes=2, seed=1)
+        return *train_one(options, training, FourLayersCheckpoint.read(path, TERMS), ends), list(
             training.network.parameters()
         )
 
     calls = [call(0) for _ in range(4)]  # of an epoch each
-    assert [len(course.errors) for course, _, _ in calls] == [1, 2, 3, 4]
+    assert [len(curve.errors) for curve, _, _ in calls] == [1, 2, 3, 4]
     assert [whole for _, whole, _ in calls] == [False, False, False, True]
     assert capsys.readouterr().out.count("stopped after epoch") == 3
-    course, whole, weights = call(float("inf"), tmp_path / "other.safetensors")
-    assert (course, whole) == calls[3][:2]
+    curve, whole, weights = call(float("inf"), tmp_path / "other.safetensors")
+    assert (curve, whole) == calls[3][:2]
     assert all(torch.equal(a, b) for a, b in zip(weights, calls[3][2], strict=True))
-    assert Checkpoint.read(path, '{"rate": 2}').errors == []
-    assert Checkpoint.read(path, "{}").errors == course.errors  # of a version that said more
+    assert FourLayersCheckpoint.read(path, '{"rate": 2}').errors == []
+    assert (
+        FourLayersCheckpoint.read(path, "{}").errors == curve.errors
+    )  # of a version that wrote more
     path.write_bytes(path.read_bytes()[:1000])
-    assert Checkpoint.read(path, TERMS).errors == []
+    assert FourLayersCheckpoint.read(path, TERMS).errors == []
 
 
 def test_figure1_draws_and_does_not_train_again(
@@ -123,9 +130,9 @@ def test_figure1_draws_and_does_not_train_again(
     assert "relu did not reach 25% training error in 2 epochs" in lines[0]
     with Image.open(tmp_path / "figure1.png") as picture:
         assert min(picture.size) > 300
-    said = json.loads((tmp_path / "figure1.json").read_text())
-    assert [len(course["errors"]) for course in said["courses"]] == [2, 2]
-    assert all(0.5 < error <= 1 for course in said["courses"] for error in course["errors"])
+    file = json.loads((tmp_path / "figure1.json").read_text())
+    assert [len(curve["errors"]) for curve in file["courses"]] == [2, 2]
+    assert all(0.5 < error <= 1 for curve in file["courses"] for error in curve["errors"])
     capsys.readouterr()
     assert figure1(options) == lines
     assert "not reached" not in capsys.readouterr().out
@@ -138,7 +145,7 @@ def test_figure1_draws_and_does_not_train_again(
     )
     figure1(replace(options, epochs=3))
     longer = json.loads((tmp_path / "figure1.json").read_text())["courses"]
-    assert [len(course["errors"]) for course in longer] == [3, 3]
+    assert [len(curve["errors"]) for curve in longer] == [3, 3]
     figure1(replace(options, epochs=3, out=tmp_path / "anew"))
     assert json.loads((tmp_path / "anew" / "figure1.json").read_text())["courses"] == longer
 
@@ -157,23 +164,23 @@ def test_figure1_is_the_same_from_an_address(
     shards32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    said = []
+    files = []
     for name, shards in (("near", str(shards32)), ("far", f"file://{shards32}")):
         figure1(Figure1(shards=shards, out=tmp_path / name, epochs=1, rates=(0.001,), images=300))
-        said.append((tmp_path / name / "figure1.json").read_text())
-    assert said[0] == said[1]
+        files.append((tmp_path / name / "figure1.json").read_text())
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"rates": ()}, "--rates has no value; give learning rates, such as --rates 0.004 0.032"),
         ({"rates": (0.1, float("nan"))}, "--rates nan must be a number above 0"),
         ({"minutes": -1.0}, "--minutes -1 must be above 0; leave it out for as long as it takes"),
     ],
 )
-def test_wrong_figures_are_told(wrong: dict[str, object], said: str) -> None:
-    with pytest.raises(GratisError, match=said):
+def test_wrong_figures_stop_with_an_error(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(GratisError, match=message):
         Figure1(shards="x", **wrong)  # type: ignore[arg-type]
 
 

@@ -28,13 +28,19 @@ from safetensors import safe_open
 from gratis.errors import GratisError
 from gratis.image import decode
 from gratis.loader import Loader, read_pieces
-from gratis.train.analysis import curves, features, gallery, kernels
-from gratis.train.analysis.export import Export, compared
+from gratis.train.analysis import curves, features, figure4, kernels
+from gratis.train.analysis.export import Export, compare
 from gratis.train.analysis.export import main as export
 from gratis.train.analysis.figures import NAMES, Figures, draw
 from gratis.train.analysis.plots import save
-from gratis.train.analysis.saved import Saved
-from gratis.train.analysis.trained import Trained, load, run_folder, stored, ten_views
+from gratis.train.analysis.run_options import RunOptions
+from gratis.train.analysis.trained_network import (
+    TrainedNetwork,
+    load,
+    read_images,
+    run_folder,
+    ten_views,
+)
 from gratis.train.evaluate import evaluation_config
 from gratis.train.metrics import average_views
 from gratis.train.recipes import PAPER, RELEASED, SAMPLE, Recipe
@@ -72,11 +78,11 @@ def run(sample_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(run: Path) -> Trained:
-    return load(Saved(run=str(run)))
+def trained(run: Path) -> TrainedNetwork:
+    return load(RunOptions(run=str(run)))
 
 
-def centres(trained: Trained, split: str) -> torch.Tensor:
+def centres(trained: TrainedNetwork, split: str) -> torch.Tensor:
     """Every centre view of a split in the order of ids."""
     images = [images[ids >= 0].clone() for images, _, ids in trained.split(split)]
     return torch.cat(images)
@@ -102,26 +108,26 @@ def test_every_figure_is_drawn(
 
 
 def test_the_default_run_is_the_one_saved_last(run: Path, tmp_path: Path) -> None:
-    assert run_folder(Saved(runs=run.parent)) == run
+    assert run_folder(RunOptions(runs=run.parent)) == run
     with pytest.raises(GratisError, match="holds no run with a checkpoint"):
-        run_folder(Saved(runs=tmp_path))
+        run_folder(RunOptions(runs=tmp_path))
     with pytest.raises(GratisError, match="no run other"):
-        run_folder(Saved(run="other", runs=run.parent))
+        run_folder(RunOptions(run="other", runs=run.parent))
 
 
 def test_a_run_whose_dataset_is_gone_or_another_is_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(GratisError, match="name it with --shards"):
-        load(Saved(run=str(run), shards=str(tmp_path / "gone")))
+        load(RunOptions(run=str(run), shards=str(tmp_path / "gone")))
     (tmp_path / "other").mkdir()
     with pytest.raises(GratisError, match="is no dataset"):
-        load(Saved(run=str(run), shards=str(tmp_path / "other")))
+        load(RunOptions(run=str(run), shards=str(tmp_path / "other")))
 
 
 def test_what_is_looked_at_is_computed_in_full_float32(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch begins
-    load(Saved(run=str(run)))
+    load(RunOptions(run=str(run)))
     assert not torch.backends.cudnn.allow_tf32
 
 
@@ -239,24 +245,24 @@ def test_ten_views_are_the_loaders(sample_shards: Path, recipe: Recipe) -> None:
             np.testing.assert_allclose(own, images[row].numpy(), atol=1e-3)
 
 
-def test_probabilities_are_those_of_evaluation(trained: Trained) -> None:
-    asked, found, theirs = [0, 57, 199], {}, {}
+def test_probabilities_are_those_of_evaluation(trained: TrainedNetwork) -> None:
+    asked, by_id, theirs = [0, 57, 199], {}, {}
     with torch.inference_mode():
         for images, labels, ids in trained.split("val", 10):
             for row in [row for row, sample in enumerate(ids.tolist()) if sample in asked]:
-                found[int(ids[row])] = average_views(trained.network(images[row]), 10)[0].numpy()
+                by_id[int(ids[row])] = average_views(trained.network(images[row]), 10)[0].numpy()
                 theirs[int(ids[row])] = int(labels[row])
-    pixels, own = stored(trained, "val", asked)
+    pixels, own = read_images(trained, "val", asked)
     np.testing.assert_allclose(
-        trained.probabilities(pixels), [found[sample] for sample in asked], atol=1e-5
+        trained.probabilities(pixels), [by_id[sample] for sample in asked], atol=1e-5
     )
     assert own == [theirs[sample] for sample in asked]
 
 
 def test_predict_names_what_it_cannot_read_and_goes_on(
-    run: Path, trained: Trained, tmp_path: Path
+    run: Path, trained: TrainedNetwork, tmp_path: Path
 ) -> None:
-    pixels, _ = stored(trained, "val", [3])
+    pixels, _ = read_images(trained, "val", [3])
     good, odd, torn = tmp_path / "good.png", tmp_path / "odd.jpg", tmp_path / "torn.jpg"
     Image.fromarray(pixels[0]).save(good)
     odd.write_text("no picture")
@@ -272,11 +278,11 @@ def test_predict_names_what_it_cannot_read_and_goes_on(
         str(run),
     )
     assert done.returncode == 2
-    told = done.stderr.splitlines()
-    assert [line.split(":")[0] for line in told[:-1]] == [
+    messages = done.stderr.splitlines()
+    assert [line.split(":")[0] for line in messages[:-1]] == [
         str(path) for path in (missing, tmp_path, odd, torn)
     ]
-    assert told[-1] == "error: 4 of 5 images could not be read"
+    assert messages[-1] == "error: 4 of 5 images could not be read"
     lines = done.stdout.splitlines()
     assert lines[1] == str(good)
     probabilities = trained.probabilities(pixels)[0]
@@ -293,10 +299,10 @@ def test_pictures_that_are_not_there_are_told_before_anything_is_loaded(tmp_path
         "-m", "gratis", "predict", str(tmp_path / "none.jpg"), "--runs", str(tmp_path / "nowhere")
     )
     assert (done.returncode, done.stdout) == (2, "")
-    told = (
+    message = (
         f"{tmp_path}/none.jpg: No such file or directory\nerror: 1 of 1 images could not be read\n"
     )
-    assert done.stderr == told
+    assert done.stderr == message
 
 
 def test_what_is_no_file_or_too_large_is_told_before_it_is_read(tmp_path: Path) -> None:
@@ -327,25 +333,25 @@ def test_nearest_is_brute_force() -> None:
         draw.normal(size=(50, 8)).astype(np.float32),
     )
     rows[20] = rows[7]  # equal distances: the first seen stays before the other
-    found = gallery.Nearest.to(torch.from_numpy(queries))
+    nearest = figure4.Nearest.to(torch.from_numpy(queries))
     for first in range(0, 50, 16):
-        found.see(
+        nearest.see(
             torch.from_numpy(rows[first : first + 16]), torch.arange(first, min(first + 16, 50))
         )
     distances = ((queries[:, None] - rows) ** 2).sum(2)
-    expected = np.argsort(distances, axis=1, kind="stable")[:, : gallery.NEAREST]
-    np.testing.assert_array_equal(found.ids.numpy(), expected)
+    expected = np.argsort(distances, axis=1, kind="stable")[:, : figure4.NEAREST]
+    np.testing.assert_array_equal(nearest.ids.numpy(), expected)
     np.testing.assert_allclose(
-        found.distances.numpy(), np.take_along_axis(distances, expected, 1), rtol=1e-4
+        nearest.distances.numpy(), np.take_along_axis(distances, expected, 1), rtol=1e-4
     )
 
 
-def test_a_training_image_is_nearest_to_itself(trained: Trained) -> None:
-    pixels, _ = stored(trained, "train", [5, 321])
-    by_layer, by_pixels, seen = gallery.find(trained, pixels, "fc7", 10_000)
+def test_a_training_image_is_nearest_to_itself(trained: TrainedNetwork) -> None:
+    pixels, _ = read_images(trained, "train", [5, 321])
+    by_layer, by_pixels, seen = figure4.find(trained, pixels, "fc7", 10_000)
     assert seen == 1000
     assert by_layer.ids[:, 0].tolist() == by_pixels.ids[:, 0].tolist() == [5, 321]
-    assert gallery.find(trained, pixels, "conv3", 100)[2] == 100
+    assert figure4.find(trained, pixels, "conv3", 100)[2] == 100
 
 
 # datasets at an address
@@ -379,14 +385,16 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 def test_a_dataset_at_an_address_is_looked_at_the_same(
-    run: Path, trained: Trained, address: str, tmp_path: Path
+    run: Path, trained: TrainedNetwork, address: str, tmp_path: Path
 ) -> None:
-    far = load(Saved(run=str(run), shards=address))
+    far = load(RunOptions(run=str(run), shards=address))
     assert far.name(3) == trained.name(3)
     with pytest.raises(GratisError, match=f"{address} has no split 'test'"):
         far.index("test")
     asked = [0, 57, 199]
-    for one, other in zip(stored(far, "val", asked), stored(trained, "val", asked), strict=True):
+    for one, other in zip(
+        read_images(far, "val", asked), read_images(trained, "val", asked), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
     for name, looked in (("far", far), ("near", trained)):
         features.write(looked, "fc8", "val", tmp_path / f"{name}.npy")
@@ -414,7 +422,7 @@ class Hiccups(Quiet):
 
 
 def test_images_come_from_a_server_that_is_busy_now_and_then(
-    trained: Trained, sample_shards: Path
+    trained: TrainedNetwork, sample_shards: Path
 ) -> None:
     with ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(Hiccups, directory=str(sample_shards))
@@ -432,7 +440,7 @@ def test_images_come_from_a_server_that_is_busy_now_and_then(
         thread.join()
     assert Hiccups.asked == 4
     assert far == list(read_pieces(sample_shards, places))
-    for one, other in zip(map(decode, far), stored(trained, "val", [0, 57])[0], strict=True):
+    for one, other in zip(map(decode, far), read_images(trained, "val", [0, 57])[0], strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -441,16 +449,16 @@ def test_images_that_are_gone_from_an_address_are_one_line(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(sample_shards, tmp_path / "shards")
-    far = load(Saved(run=str(run), shards=f"file://{tmp_path}/shards"))
+    far = load(RunOptions(run=str(run), shards=f"file://{tmp_path}/shards"))
     (tmp_path / "shards" / "val-00000.tar").unlink()
     with pytest.raises(GratisError, match=r"file://.*/shards/val-00000\.tar cannot be read: "):
-        stored(far, "val", [0])
+        read_images(far, "val", [0])
 
 
 # features
 
 
-def test_features_are_the_networks_own(trained: Trained, tmp_path: Path) -> None:
+def test_features_are_the_networks_own(trained: TrainedNetwork, tmp_path: Path) -> None:
     """fc8's row times what fc7's file holds gives fc8's file: what was written is what the next
     layer reads."""
     images = centres(trained, "val")
@@ -472,7 +480,7 @@ def test_features_are_the_networks_own(trained: Trained, tmp_path: Path) -> None
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_features_of_a_convolution_and_of_none(trained: Trained, tmp_path: Path) -> None:
+def test_features_of_a_convolution_and_of_none(trained: TrainedNetwork, tmp_path: Path) -> None:
     samples, units = features.write(trained, "conv5", "val", tmp_path / "conv5.npy")
     own = trained.network.plan["conv5"]
     assert (samples, units) == (200, own.outputs * own.side**2)
@@ -484,7 +492,7 @@ def test_features_of_a_convolution_and_of_none(trained: Trained, tmp_path: Path)
 # exports
 
 
-def plain(trained: Trained, count: int) -> tuple[np.ndarray, np.ndarray]:
+def plain(trained: TrainedNetwork, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Training images as users feed them, RGB 0-255, and the logits that the run's network gives
     their centre views."""
     views = centres(trained, "train")[:count]
@@ -499,7 +507,7 @@ def plain(trained: Trained, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 def test_onnx_says_what_the_network_says(
-    run: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, trained: TrainedNetwork, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("onnxscript", reason="needs onnxscript (make install ARGS=--extra)")
     onnxruntime = pytest.importorskip(
@@ -511,24 +519,24 @@ def test_onnx_says_what_the_network_says(
         str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"]
     )
     images, logits = plain(trained, 7)  # another number than it was traced with
-    (found,) = session.run(["logits"], {"images": images})
-    np.testing.assert_allclose(found, logits, atol=1e-4)
-    told = session.get_modelmeta().custom_metadata_map
-    assert "RGB, 0-255, float32 [n,3,112,112]" in told["input"]
-    assert json.loads(told["classes"])[:2] == [trained.name(0), trained.name(1)]
-    assert json.loads(told["recipe"])["width"] == 0.0625
+    (output,) = session.run(["logits"], {"images": images})
+    np.testing.assert_allclose(output, logits, atol=1e-4)
+    properties = session.get_modelmeta().custom_metadata_map
+    assert "RGB, 0-255, float32 [n,3,112,112]" in properties["input"]
+    assert json.loads(properties["classes"])[:2] == [trained.name(0), trained.name(1)]
+    assert json.loads(properties["recipe"])["width"] == 0.0625
 
 
 def test_torchscript_says_what_the_network_says(
-    run: Path, trained: Trained, tmp_path: Path
+    run: Path, trained: TrainedNetwork, tmp_path: Path
 ) -> None:
     export(["--run", str(run), str(tmp_path / "a.pt")])
     code = """import sys, warnings; warnings.simplefilter("ignore")
 import numpy as np, torch
-told = {"classes": ""}
-network = torch.jit.load(sys.argv[1], _extra_files=told)
+extra = {"classes": ""}
+network = torch.jit.load(sys.argv[1], _extra_files=extra)
 np.save(sys.argv[3], network(torch.from_numpy(np.load(sys.argv[2]))).numpy())
-print(told["classes"].decode())"""
+print(extra["classes"].decode())"""
     images, logits = plain(trained, 7)
     np.save(tmp_path / "in.npy", images)
     done = subprocess.run(  # where nothing of this project can be imported
@@ -550,7 +558,7 @@ print(told["classes"].decode())"""
     assert json.loads(done.stdout)[0] == trained.name(0)
 
 
-def test_safetensors_hold_all(run: Path, trained: Trained, tmp_path: Path) -> None:
+def test_safetensors_hold_all(run: Path, trained: TrainedNetwork, tmp_path: Path) -> None:
     export(["--run", str(run), str(tmp_path / "a.safetensors")])
     with safe_open(tmp_path / "a.safetensors", framework="np") as file:
         assert set(file.keys()) == {"mean", *trained.network.state_dict()}
@@ -561,13 +569,15 @@ def test_safetensors_hold_all(run: Path, trained: Trained, tmp_path: Path) -> No
         assert json.loads(file.metadata()["recipe"])["towers"] == 2
 
 
-def test_an_export_that_differs_is_not_kept_quiet(trained: Trained) -> None:
-    from gratis.train.analysis.deployed import Deployed
+def test_an_export_that_differs_is_not_kept_quiet(trained: TrainedNetwork) -> None:
+    from gratis.train.analysis.deployment import DeploymentNetwork
 
     images, logits = plain(trained, 3)
-    assert "agrees on 3 images" in compared("itself", logits, Deployed(trained).eval(), images)
-    with pytest.raises(RuntimeError, match="says something else"):
-        compared("itself", logits + 0.01, Deployed(trained).eval(), images)
+    assert "agrees on 3 images" in compare(
+        "itself", logits, DeploymentNetwork(trained).eval(), images
+    )
+    with pytest.raises(RuntimeError, match="itself and the network differ"):
+        compare("itself", logits + 0.01, DeploymentNetwork(trained).eval(), images)
 
 
 def test_exports_that_cannot_be_are_one_line(run: Path, tmp_path: Path) -> None:
@@ -623,8 +633,8 @@ def test_drawing_leaves_pillow_simd_in_place(tmp_path: Path) -> None:
         pytest.skip("needs pillow-simd, which could not be compiled here")
     code = f"""import PIL, PIL.Image, matplotlib.image
 from matplotlib.figure import Figure
-from gratis.train.analysis.plots import save, styled
-with styled():
+from gratis.train.analysis.plots import save, style
+with style():
     save(Figure(), __import__("pathlib").Path({str(tmp_path)!r}) / "a.png")
 print(PIL.__version__, "matplotlib.pyplot" in __import__("sys").modules)"""
     done = python("-W", "error", "-c", code)

@@ -44,8 +44,8 @@ def test_convolutions_are_taken_and_the_head_is_new(tmp_path: Path) -> None:
     source = saved(tmp_path / "pretrained", SMALL, 7)
     recipe = replace(SMALL, conv6=True, dropout="original")
     network, fresh = AlexNet(recipe, 10, seed=5), AlexNet(recipe, 10, seed=5)
-    said = take_convolutions(tmp_path / "pretrained", network)
-    assert said.endswith("trained on dataset dddddddd; conv6, fc6, fc7, fc8 are new")
+    message = take_convolutions(tmp_path / "pretrained", network)
+    assert message.endswith("trained on dataset dddddddd; conv6, fc6, fc7, fc8 are new")
     before, unused = dict(source.named_parameters()), dict(fresh.named_parameters())
     for name, own in network.named_parameters():
         kept = name.split(".")[0] in KEPT
@@ -56,7 +56,7 @@ def test_convolutions_are_taken_and_the_head_is_new(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"width": 0.125}, r"conv1 \(6, 3, 11, 11\), this recipe \(12, 3, 11, 11\)"),
         ({"input_scale": 1.0}, "has input_scale 0.015625, this recipe 1.0"),
@@ -64,10 +64,10 @@ def test_convolutions_are_taken_and_the_head_is_new(tmp_path: Path) -> None:
     ],
 )
 def test_other_convolutions_are_refused(
-    tmp_path: Path, changed: dict[str, object], said: str
+    tmp_path: Path, changed: dict[str, object], message: str
 ) -> None:
     saved(tmp_path / "pretrained", SMALL, 7)
-    with pytest.raises(GratisError, match=said):
+    with pytest.raises(GratisError, match=message):
         take_convolutions(tmp_path / "pretrained", AlexNet(replace(SMALL, **changed), 10))  # type: ignore[arg-type]
     with pytest.raises(GratisError, match="holds no checkpoint"):
         take_convolutions(tmp_path, AlexNet(SMALL, 10))

@@ -16,11 +16,11 @@ from gratis.errors import GratisError
 from gratis.events import EventWriter
 from gratis.processes import timed
 from gratis.train.analysis.figures import CAPTIONS
-from gratis.train.analysis.trained import last_launch
+from gratis.train.analysis.trained_network import last_launch
 from gratis.train.launcher.launch import Launch
 from gratis.train.paper.ablate import has
 from gratis.train.paper.paper import Paper, fitting, of_run, paper
-from gratis.train.paper.parts import Work, explain, train, whole_of
+from gratis.train.paper.parts import PartContext, explain, train, whole_of
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.paper.tables import tables
 from gratis.train.recipes import RECIPES, RELEASED, SAMPLE, TINY, Recipe
@@ -86,10 +86,10 @@ def test_only_ilsvrc_runs_stand_beside_the_paper(tmp_path: Path) -> None:
     assert "| 7 CNNs* | 36.7 | 15.4 | 15.3 |  |  |  |" in text
 
 
-def test_a_command_that_fails_or_takes_too_long_is_said(tmp_path: Path) -> None:
+def test_a_command_that_fails_or_takes_too_long_is_reported(tmp_path: Path) -> None:
     assert timed(tmp_path / "a.log", ["summary"], 100) is None
-    said = timed(tmp_path / "b.log", ["summary", "--recipe", "nose"], 100) or ""
-    assert said.startswith("failed with exit code 2: --recipe nose is none of")
+    failure = timed(tmp_path / "b.log", ["summary", "--recipe", "nose"], 100) or ""
+    assert failure.startswith("failed with exit code 2: --recipe nose is none of")
     assert (
         timed(tmp_path / "c.log", ["status", "--runs", str(tmp_path), "--port", "0"], 1) or ""
     ).startswith("stopped after")
@@ -99,7 +99,7 @@ def test_a_command_that_fails_or_takes_too_long_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "run", "state"),
+    ("ended", "run", "state"),
     [
         ("preempted", None, "stopped at step 3 of 20; the same command goes on"),
         ("preempted", "a", "stopped at step 3 of 20"),  # a run that is named is reported as it is
@@ -107,16 +107,16 @@ def test_a_command_that_fails_or_takes_too_long_is_said(tmp_path: Path) -> None:
         ("finished", None, "done"),
     ],
 )
-def test_how_far_training_is_said(
-    told: str, run: str | None, state: str, sample_shards: Path, tmp_path: Path
+def test_how_far_training_is_reported(
+    ended: str, run: str | None, state: str, sample_shards: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     events = EventWriter(tmp_path / "a" / "rank-0.jsonl", attempt=1, rank=0)
     events.write("start", {"epochs": 2, "steps_per_epoch": 10})
     events.write("step", {"steps": 3}, epoch=0, step=3)
-    events.write("end", {"outcome": told, "error": None})
+    events.write("end", {"outcome": ended, "error": None})
     options = Paper(shards=str(sample_shards), runs=tmp_path, run=run)
-    work = Work(
+    context = PartContext(
         options=options,
         manifest=read_manifest(sample_shards),
         recipe_name="sample",
@@ -124,7 +124,7 @@ def test_how_far_training_is_said(
         run=tmp_path / "a",
         ends=0,
     )
-    assert train(work).state == state
+    assert train(context).state == state
 
 
 def test_the_recipe_fits_the_dataset(sample_shards: Path, shards32: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_named_run_is_reported_with_its_own_settings(sample_shards: Path, tmp_
     started(tmp_path / "a", "tiny", own, manifest.hash)
     options = Paper(shards=str(sample_shards), runs=tmp_path, run="a", minutes=0.001)
     assert of_run(options, manifest) == "tiny"
-    work = Work(
+    context = PartContext(
         options=options,
         manifest=manifest,
         recipe_name="tiny",
@@ -182,16 +182,16 @@ def test_a_named_run_is_reported_with_its_own_settings(sample_shards: Path, tmp_
         run=tmp_path / "a",
         ends=0,
     )
-    assert work.recipe == own
-    assert whole_of(work) == replace(own, init_from=None)  # epochs are 3 in both
-    chosen = replace(work, options=replace(options, recipe="sample"))
+    assert context.recipe == own
+    assert whole_of(context) == replace(own, init_from=None)  # epochs are 3 in both
+    chosen = replace(context, options=replace(options, recipe="sample"))
     assert whole_of(chosen) == replace(SAMPLE, epochs=3)
     assert [name for name in SWITCHES if not has(name, own)] == ["lrn"]
 
 
 def test_resized_crops_are_not_drawn_as_plain_ones(sample_shards: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPES["torchvision"], image_size=128, crop=112)
-    work = Work(
+    context = PartContext(
         options=Paper(shards=str(sample_shards), runs=tmp_path),
         manifest=read_manifest(sample_shards),
         recipe_name="torchvision",
@@ -200,9 +200,10 @@ def test_resized_crops_are_not_drawn_as_plain_ones(sample_shards: Path, tmp_path
         ends=0,
     )
     assert (
-        explain(work).state == "skipped: it draws plain crops, and this run trains on resized ones"
+        explain(context).state
+        == "skipped: it draws plain crops, and this run trains on resized ones"
     )
-    assert explain(replace(work, recipe=replace(recipe, crop_area=None))).state.startswith(
+    assert explain(replace(context, recipe=replace(recipe, crop_area=None))).state.startswith(
         "skipped: the minutes are"
     )
 
@@ -250,7 +251,9 @@ def test_the_report_holds_what_there_was_time_for(
         assert png == "explain" or CAPTIONS[png] in text  # type: ignore[index]
     assert text.count("    measured ") == 3  # rows of the colours' covariance
     assert "skipped: it wants 32-pixel images: make shards" in text
-    assert "Ablations\n\n*failed with exit code 2: " in text  # three processes; told, and gone on
+    assert (
+        "Ablations\n\n*failed with exit code 2: " in text
+    )  # three processes: reported, and gone on
     assert "| 1 CNN | 40.7 | 18.2 |" in text
     drawn = (report.parent / "top5.png").stat().st_mtime_ns
     with pytest.raises(

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from gratis.errors import GratisError
 from gratis.image import decode
 from gratis.loader import Loader
-from gratis.train.analysis.deployed import NAMES, from_torchvision, to_torchvision
-from gratis.train.analysis.published import (
+from gratis.train.analysis.deployment import NAMES, from_torchvision, to_torchvision
+from gratis.train.analysis.evaluate_published import (
     MEAN,
     RECIPE,
     STD,
-    Published,
-    evaluated,
+    EvaluatePublished,
+    evaluate,
     load,
     main,
-    rescaled,
+    to_torchvision_scale,
 )
 from gratis.train.evaluate import evaluation_config
 from gratis.train.network.alexnet import AlexNet, weight_shapes
@@ -80,8 +80,8 @@ class TorchvisionAlexNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
-        return found
+        logits: Tensor = self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+        return logits
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_published_weights_see_our_shards_as_torchvision_would(
     with Loader(shards, "val", config) as loader, torch.inference_mode():
         own = [
             (network(images)[ids >= 0], ids[ids >= 0])
-            for images, _, ids in rescaled(loader, config, loader.stats)
+            for images, _, ids in to_torchvision_scale(loader, config, loader.stats)
         ]
     assert torch.cat([ids for _, ids in own]).tolist() == list(range(IMAGES))
     np.testing.assert_allclose(
@@ -162,7 +162,7 @@ def test_published_weights_see_our_shards_as_torchvision_would(
     main([str(file), "--shards", str(shards)])
     right = float((expected.argmax(1) == labels).mean())
     assert f"centre view: top-1 {right:.3%}, top-5 100.000%" in capsys.readouterr().out
-    both = evaluated(network, Published(file=file, shards=str(shards), views=10))
+    both = evaluate(network, EvaluatePublished(file=file, shards=str(shards), views=10))
     assert both[1].top1 == pytest.approx(right)
     assert both[1].images == both[10].images == IMAGES
     assert both[10].nll != both[1].nll
@@ -232,6 +232,6 @@ def test_other_networks_and_files_are_one_line(file: Path, shards: Path, tmp_pat
     with pytest.raises(GratisError, match="no regular file"):
         load(tmp_path / "pipe.pth", RECIPE)
     with pytest.raises(GratisError, match=r"tells 5 classes apart, .* has 3"):
-        evaluated(AlexNet(RECIPE, 5), Published(file=file, shards=str(shards)))
+        evaluate(AlexNet(RECIPE, 5), EvaluatePublished(file=file, shards=str(shards)))
     with pytest.raises(GratisError, match="has towers 1, this run 2"):
         to_torchvision(RELEASED, {})

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 from gratis.command_line import parse
 from gratis.dataset import Stats
 from gratis.errors import GratisError
+from gratis.extras import require
 from gratis.image import Reject, decode_or_reject
 from gratis.loader.config import LoaderConfig, MeanForm, NoiseForm, Positions
-from gratis.loader.inspect.explain_figure import Floats, Pixels, draw, histogram
 from gratis.loader.inspect.pictures import crop_side, require_folder
 from gratis.loader.loader import Loader
 from gratis.loader.views.colour_noise import colour_matrix
+
+if TYPE_CHECKING:
+    from gratis.loader.inspect.explain_figure import Floats, Pixels
 
 DRAWS = 200_000  # for the heat map and the covariance, at least
 
@@ -61,6 +64,9 @@ class Explain:
 
 def main(arguments: Sequence[str]) -> None:
     options = parse(Explain, arguments, "gratis explain")
+    require("figures", "gratis explain")
+    from gratis.loader.inspect.explain_figure import draw
+
     config = LoaderConfig(
         batch_size=1,
         seed=options.seed,
@@ -147,6 +153,8 @@ def covariance(stats: Stats, noise: str, normals: Floats) -> tuple[Floats, Float
 
 
 def report(loader: Loader, offsets: NDArray[np.int64], normals: Floats) -> None:
+    from gratis.loader.inspect.explain_figure import histogram
+
     positions = int(offsets.max()) + 1  # the paper's are one less than there are
     counts = histogram(offsets, positions)
     expected = len(offsets) / positions**2

@@ -2,22 +2,18 @@
 
 The form is that of the file's ending (.onnx, .pt, .safetensors, .pth), unless --format names it:
 
-onnx, torchscript  take plain images, RGB, 0-255, float32 [n,3,crop,crop]: the subtraction of the
-mean image's centre is
-                   inside. They return logits [n, classes]. The names of the classes and how to feed
-                   it are in the file's metadata. ONNX is run by onnxruntime, where that is
-                   installed, and compared.
-safetensors        the weights by the names of this project, the mean image's centre as `mean`, the
-recipe as metadata torchvision        a state dict that
-`torchvision.models.alexnet(num_classes=...)` loads, of a run of recipe
-                   torchvision (or any of its layers); it takes images minus the mean in
-                   OUT.mean.npy
-"""
+- onnx, torchscript: take plain images, RGB, 0-255, float32 [n,3,crop,crop]: the subtraction of the
+  mean image's centre is inside. They return logits [n, classes]. The names of the classes and how
+  to feed it are in the file's metadata. ONNX is run by onnxruntime, where that is installed, and
+  compared.
+- safetensors: the weights by the names of this project, the mean image's centre as `mean`, the
+  recipe as metadata
+- torchvision: a state dict that `torchvision.models.alexnet(num_classes=...)` loads, of a run of
+  recipe torchvision (or any of its layers); it takes images minus the mean in OUT.mean.npy"""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import io
 import json
 import logging
@@ -35,14 +31,15 @@ import tyro
 from gratis.atomic import atomic_output
 from gratis.command_line import parse
 from gratis.errors import GratisError
+from gratis.extras import importable, require
 from gratis.processes import leave
-from gratis.train.analysis.saved import Saved
+from gratis.train.analysis.run_options import RunOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gratis.train.analysis.deployed import Deployed
-    from gratis.train.analysis.trained import Trained
+    from gratis.train.analysis.deployment import DeploymentNetwork
+    from gratis.train.analysis.trained_network import TrainedNetwork
 
 TRACES = "traced and compared with the original, which takes minutes on a slow machine"
 DOING = {"onnx": TRACES, "torchscript": TRACES, "torchvision": "renamed", "safetensors": "copied"}
@@ -60,7 +57,7 @@ OPSET = 18
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Saved):
+class Export(RunOptions):
     """Writes a trained network for other programs."""
 
     out: Annotated[Path, tyro.conf.Positional]
@@ -83,31 +80,27 @@ class Export(Saved):
 def main(arguments: list[str]) -> None:
     options = parse(Export, arguments, "gratis export")
     form = options.format or ENDINGS[options.out.suffix]
-    missing = [name for name in NEEDS.get(form, ()) if importlib.util.find_spec(name) is None]
-    if missing:
-        raise GratisError(
-            f"--format {form} needs {' and '.join(missing)}: make install ARGS=--extra"
-        )
-    from gratis.train.analysis.trained import load
+    if form == "onnx":
+        require("onnx", "--format onnx")
+    from gratis.train.analysis.trained_network import load
 
     signal.signal(signal.SIGTERM, leave)  # by way of what removes a half-written file
     trained = load(options)
     print(f"run {trained.folder}, step {trained.state.step}: {DOING[form]}", flush=True)
-    # all write bytes, so that a full disk is an OSError: the libraries' own writers have other
-    # words for it
+    # all write bytes, so that a full disk is an OSError: the libraries' own writers raise others
     with atomic_output(options.out, "choose another OUT") as draft:
-        said = WRITE[form](trained, draft)
-    print(f"{options.out}: {form}, {options.out.stat().st_size / 1e6:,.1f} MB, {said}")
+        note = WRITE[form](trained, draft)
+    print(f"{options.out}: {form}, {options.out.stat().st_size / 1e6:,.1f} MB, {note}")
 
 
-def _onnx(trained: Trained, path: Path) -> str:
+def _onnx(trained: TrainedNetwork, path: Path) -> str:
     """Writes the graph for any number of images, and compares it where onnxruntime is."""
     import onnx
     import torch
 
-    from gratis.train.analysis.deployed import Deployed
+    from gratis.train.analysis.deployment import DeploymentNetwork
 
-    network, images = Deployed(trained).eval(), examples(trained)
+    network, images = DeploymentNetwork(trained).eval(), examples(trained)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():  # the exporter's own, about its own parts
         warnings.simplefilter("ignore")
@@ -126,9 +119,9 @@ def _onnx(trained: Trained, path: Path) -> str:
     model = program.model_proto
     onnx.helper.set_model_props(model, metadata(trained))
     onnx.save(model, path)
-    if importlib.util.find_spec("onnxruntime") is None:
-        return "not compared: onnxruntime is not installed (make install ARGS=--extra)"
-    return compared("onnxruntime", _onnxruntime(path, images), network, images)
+    if not importable("onnxruntime"):
+        return "not compared: onnxruntime is not installed (pip install onnxruntime)"
+    return compare("onnxruntime", _onnxruntime(path, images), network, images)
 
 
 def _window_sums(  # noqa: PLR0917 - as the operator has them
@@ -165,32 +158,31 @@ def _onnxruntime(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]
     return logits
 
 
-def _torchscript(trained: Trained, path: Path) -> str:
+def _torchscript(trained: TrainedNetwork, path: Path) -> str:
     import torch
 
-    from gratis.train.analysis.deployed import Deployed
+    from gratis.train.analysis.deployment import DeploymentNetwork
 
-    network, images = Deployed(trained).eval(), examples(trained)
+    network, images = DeploymentNetwork(trained).eval(), examples(trained)
     # torch would rather be asked for torch.export, which is not what was asked for
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # the exported program holds plain operators alone: our normalisation's own backward cannot
         # be scripted
-        given = torch.from_numpy(images[:TRACED])
-        program = torch.export.export(
-            network, (given,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
-        )
-        script = torch.jit.trace(program.module(), (given,), check_trace=False)  # type: ignore[no-untyped-call]
+        inputs = (torch.from_numpy(images[:TRACED]),)
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        program = torch.export.export(network, inputs, dynamic_shapes=shapes)
+        script = torch.jit.trace(program.module(), inputs, check_trace=False)  # type: ignore[no-untyped-call]
         extra = {name: text.encode() for name, text in metadata(trained).items()}
         path.write_bytes(script.save_to_buffer(_extra_files=extra))
         logits = torch.jit.load(str(path))(torch.from_numpy(images)).numpy()  # type: ignore[no-untyped-call]
-    return compared("torch.jit", logits, network, images)
+    return compare("torch.jit", logits, network, images)
 
 
-def _torchvision(trained: Trained, path: Path) -> str:
+def _torchvision(trained: TrainedNetwork, path: Path) -> str:
     import torch
 
-    from gratis.train.analysis.deployed import central_mean, to_torchvision
+    from gratis.train.analysis.deployment import central_mean, to_torchvision
 
     state = {name: own.cpu() for name, own in trained.network.state_dict().items()}
     buffer = io.BytesIO()
@@ -199,54 +191,49 @@ def _torchvision(trained: Trained, path: Path) -> str:
     # a draft's name has two endings more
     beside = path.with_suffix("").with_suffix("").with_suffix(".mean.npy")
     np.save(beside, central_mean(trained).numpy())
-    return (
-        f"feed it RGB 0-255 float32 [n,3,{trained.recipe.crop},{trained.recipe.crop}] minus "
-        f"{beside}"
-    )
+    crop = trained.recipe.crop
+    return f"feed it RGB 0-255 float32 [n,3,{crop},{crop}] minus {beside}"
 
 
-def _safetensors(trained: Trained, path: Path) -> str:
+def _safetensors(trained: TrainedNetwork, path: Path) -> str:
     from safetensors.torch import save
 
-    from gratis.train.analysis.deployed import central_mean
+    from gratis.train.analysis.deployment import central_mean
 
     state = {name: own.cpu().contiguous() for name, own in trained.network.state_dict().items()}
     path.write_bytes(save(state | {"mean": central_mean(trained)}, metadata=metadata(trained)))
     return f"{len(state)} tensors by this project's names, and the mean"
 
 
-WRITE: dict[Format, Callable[[Trained, Path], str]] = {
+WRITE: dict[Format, Callable[[TrainedNetwork, Path], str]] = {
     "onnx": _onnx,
     "torchscript": _torchscript,
     "torchvision": _torchvision,
     "safetensors": _safetensors,
 }
-NEEDS: dict[Format, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript")}
 
 
-def examples(trained: Trained) -> NDArray[np.float32]:
+def examples(trained: TrainedNetwork) -> NDArray[np.float32]:
     """Training images' centre views as a user would feed them: RGB, 0-255, [TRIED,3,crop,crop]."""
-    from gratis.train.analysis.trained import stored
+    from gratis.train.analysis.deployment import centre_crop
+    from gratis.train.analysis.trained_network import read_images
 
-    crop = trained.recipe.crop
-    margin = (trained.manifest.image_size - crop) // 2
     count = min(TRIED, trained.manifest.splits["train"].samples)
-    pixels, _ = stored(trained, "train", range(count))
-    cut = np.stack([one[margin : margin + crop, margin : margin + crop] for one in pixels])
+    pixels, _ = read_images(trained, "train", range(count))
+    cut = np.stack([centre_crop(one, trained.recipe.crop) for one in pixels])
     return np.ascontiguousarray(cut.transpose(0, 3, 1, 2)).astype(np.float32)
 
 
-def metadata(trained: Trained) -> dict[str, str]:
+def metadata(trained: TrainedNetwork) -> dict[str, str]:
     """What a reader of the file must know, as text."""
     crop, size = trained.recipe.crop, trained.manifest.image_size
+    names = [trained.name(label) for label in range(trained.state.classes)]
     return {
         "input": f"images: RGB, 0-255, float32 [n,3,{crop},{crop}]: the shorter side resized to "
-        f"{size}, of which the "
-        f"centre {crop}x{crop}; the mean is subtracted inside (safetensors: subtract `mean`)",
+        f"{size}, of which the centre {crop}x{crop}; the mean is subtracted inside (safetensors: "
+        "subtract `mean`)",
         "output": f"logits [n,{trained.state.classes}]; for ten views average their softmax",
-        "classes": json.dumps(
-            [trained.name(label) for label in range(trained.state.classes)], ensure_ascii=False
-        ),
+        "classes": json.dumps(names, ensure_ascii=False),
         "wnids": json.dumps([entry.wnid for entry in trained.manifest.classes]),
         "recipe": json.dumps(dataclasses.asdict(trained.recipe)),
         "dataset": trained.manifest.hash,
@@ -254,18 +241,16 @@ def metadata(trained: Trained) -> dict[str, str]:
     }
 
 
-def compared(
-    by: str, logits: NDArray[np.float32], network: Deployed, images: NDArray[np.float32]
+def compare(
+    by: str, logits: NDArray[np.float32], network: DeploymentNetwork, images: NDArray[np.float32]
 ) -> str:
-    """Says how far the file's logits are from the network's; RuntimeError, a defect of ours, if it
-    is too far."""
+    """How far the file's logits are from the network's, as text; RuntimeError, a defect of ours, if
+    it is too far."""
     import torch
 
     with torch.inference_mode():
         own = network(torch.from_numpy(images)).numpy()
     off = float(np.abs(logits - own).max() / max(1.0, float(np.abs(own).max())))
     if not off <= TOLERANCE:
-        raise RuntimeError(
-            f"{by} says something else than the network: logits off by {off:.3g} of the largest"
-        )
+        raise RuntimeError(f"{by} and the network differ: logits off by {off:.3g} of the largest")
     return f"{by} agrees on {len(images)} images to {off:.1e} of the largest logit"

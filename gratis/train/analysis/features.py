@@ -2,7 +2,7 @@
 
 OUT.npy is float32 [N, units]: row i is sample i of the split by its centre view; a convolution's
 units are its channels, rows and columns, in that order. OUT.ids.npz holds `ids` int64 [N] and
-`labels` int64 [N]. What counts as a response is said in gratis.train.analysis.trained, `responses`.
+`labels` int64 [N]. A response is defined in gratis.train.analysis.trained_network, `responses`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from tqdm import tqdm
 from gratis.atomic import atomic_output
 from gratis.command_line import parse
 from gratis.errors import GratisError
-from gratis.train.analysis.saved import Saved
-from gratis.train.network.layers import Plan, plan
+from gratis.train.analysis.run_options import RunOptions
+from gratis.train.network.layers import plan
 from gratis.train.recipes import Layer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gratis.train.analysis.trained import Trained
+    from gratis.train.analysis.trained_network import TrainedNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features(Saved):
+class Features(RunOptions):
     """Writes a layer's responses to every image of a split, for retrieval or another classifier."""
 
     out: Annotated[Path, tyro.conf.Positional]
@@ -48,14 +48,13 @@ class Features(Saved):
 
 def main(arguments: list[str]) -> None:
     options = parse(Features, arguments, "gratis features")
-    from gratis.train.analysis.trained import load
+    from gratis.train.analysis.trained_network import load
 
-    trained = load(options)
-    samples, units = write(trained, options.layer, options.split, options.out)
+    out, layer, split = options.out, options.layer, options.split
+    samples, units = write(load(options), layer, split, out)
     print(
-        f"{options.out}: {options.layer} of {samples:,} {options.split} images, float32 "
-        f"[{samples}, {units}]; "
-        f"ids and labels in {ids_path(options.out)}"
+        f"{out}: {layer} of {samples:,} {split} images, float32 [{samples}, {units}]; ids and "
+        f"labels in {ids_path(out)}"
     )
 
 
@@ -63,34 +62,29 @@ def ids_path(out: Path) -> Path:
     return out.with_suffix(".ids.npz")
 
 
-def units_of(own: Plan) -> int:
-    return own.outputs * own.side**2
-
-
-def write(trained: Trained, layer: Layer, split: str, out: Path) -> tuple[int, int]:
+def write(trained: TrainedNetwork, layer: Layer, split: str, out: Path) -> tuple[int, int]:
     """Returns N and units. The file grows in place under another name, so its size is not bound by
     memory."""
     layers = plan(trained.recipe, trained.state.classes)
     if layer not in layers:
         raise GratisError(f"--layer {layer}: this network has {', '.join(layers)}")
-    index = trained.index(split)
-    samples = len(index.label)
-    units = units_of(layers[layer])
+    index, own = trained.index(split), layers[layer]
+    samples, units = len(index.label), own.outputs * own.side**2
     if (needed := 4 * samples * units) > (free := shutil.disk_usage(out.parent).free):
-        raise GratisError(
-            f"{out} takes {needed / 1e6:,.1f} MB, {out.parent} has {free / 1e6:,.1f} left; "
-            f"make room"
-        )
+        left = f"{out.parent} has {free / 1e6:,.1f} left"
+        raise GratisError(f"{out} takes {needed / 1e6:,.1f} MB, {left}; make room")
     with atomic_output(out, "choose another OUT") as draft:
         rows = np.lib.format.open_memmap(draft, "w+", np.float32, (samples, units))
-        for ids, found in responses(trained, layer, split):
-            rows[ids] = found.cpu().numpy()
+        for ids, values in responses(trained, layer, split):
+            rows[ids] = values.cpu().numpy()
         rows.flush()
         np.savez(ids_path(out), ids=np.arange(samples), labels=index.label.astype(np.int64))
     return samples, units
 
 
-def responses(trained: Trained, layer: Layer, split: str) -> Iterator[tuple[np.ndarray, Tensor]]:
+def responses(
+    trained: TrainedNetwork, layer: Layer, split: str
+) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Batch by batch: ids [b] and responses [b, units] of the samples in it, padding left out."""
     import torch
 

@@ -12,11 +12,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from gratis.train.analysis.plots import BLUE, GREY, ORANGE, bare
+from gratis.train.analysis.plots import BLUE, GREY, ORANGE, bare, new_figure
 
 Floats = NDArray[np.float32]
 COLUMNS = 16  # of 96 kernels in the paper
 RANDOM = 2 / 3  # the colour share of white noise: two of its three dimensions are colour
+WIDE, STRIP = 10.0, 2.6  # inches of the kernels and of their colour shares
 GAP, PLATE = 1, 4  # pixels between kernels, and more between the towers
 
 
@@ -71,35 +72,30 @@ def columns_for(count: int) -> int:
 
 def draw(weight: Floats, towers: int, title: str) -> Figure:
     """The kernels, and beside them every kernel's colour share with each tower's mean."""
-    picture, found = mosaic(weight, towers), scores(weight, towers)
-    wide = 10.0
-    figure = Figure(
-        figsize=(wide + 2.6, wide * picture.shape[0] / picture.shape[1] + 0.9), layout="constrained"
-    )
-    left, right = figure.subplots(1, 2, width_ratios=[wide, 2.6])
+    picture, means = mosaic(weight, towers), scores(weight, towers)
+    height, width = picture.shape[:2]
+    size = (WIDE + STRIP, WIDE * height / width + 0.9)
+    figure, ((left, right),) = new_figure(*size, 1, 2, width_ratios=[WIDE, STRIP])
     left.imshow(picture, interpolation="nearest")
     bare(left)
-    height = picture.shape[0]
-    left.set_yticks(
-        [height * (tower + 0.5) / towers for tower in range(towers)],
-        [f"tower {tower}\nscore {score:.2f}" for tower, score in enumerate(found)],
-    )
+    middles = [height * (tower + 0.5) / towers for tower in range(towers)]
+    labels = [f"tower {tower}\nscore {mean:.2f}" for tower, mean in enumerate(means)]
+    left.set_yticks(middles, labels)
     left.tick_params(length=0)
     left.set_title(title, loc="left")
-    _strip(right, weight, towers, found)
+    _strip(right, weight, towers, means)
     return figure
 
 
-def _strip(axes: Any, weight: Floats, towers: int, found: list[float]) -> None:
+def _strip(axes: Any, weight: Floats, towers: int, means: list[float]) -> None:
     """One dot a kernel, in rows by tower; a bar at the tower's mean."""
     for tower, part in enumerate(np.split(weight, towers)):
         shares, colour = colour_shares(part), (BLUE, ORANGE)[tower]
         # in the order of the kernels: no dot hides another for long
-        offsets = np.linspace(-0.22, 0.22, len(shares))
-        axes.plot(
-            shares, tower + offsets, "o", color=colour, markersize=3, alpha=0.7, markeredgewidth=0
-        )
-        axes.vlines(found[tower], tower - 0.32, tower + 0.32, color=colour, linewidth=2)
+        rows = tower + np.linspace(-0.22, 0.22, len(shares))
+        look: Any = {"markersize": 3, "alpha": 0.7, "markeredgewidth": 0}
+        axes.plot(shares, rows, "o", color=colour, **look)
+        axes.vlines(means[tower], tower - 0.32, tower + 0.32, color=colour, linewidth=2)
     axes.axvline(RANDOM, color=GREY, linewidth=0.8, linestyle=":")
     axes.text(RANDOM, towers - 0.52, " white noise", color=GREY, fontsize=7, va="bottom")
     axes.set_xlim(0, 1)
@@ -108,4 +104,4 @@ def _strip(axes: Any, weight: Floats, towers: int, found: list[float]) -> None:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("colour share of each kernel")
     if towers > 1:
-        axes.set_title(f"gap between the towers {abs(found[0] - found[1]):.2f}", loc="left")
+        axes.set_title(f"gap between the towers {abs(means[0] - means[1]):.2f}", loc="left")

@@ -1,5 +1,5 @@
-"""What the figures share: colours, letters, writing a PNG. Matplotlib without pyplot: no windows,
-no global state."""
+"""What the figures share: colours, style, a figure, writing a PNG. Matplotlib without pyplot: no
+windows, no global state."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ STYLE: Any = {
 }
 
 
-def styled() -> Any:
+def style() -> Any:
     """The context in which figures are drawn and saved."""
     return rc_context(STYLE)
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG; GratisError where that cannot be, with the one of before as it was."""
-    with atomic_output(path, "choose another folder") as draft:
-        figure.savefig(draft, dpi=DPI, format="png")
-    return path
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any
+) -> tuple[Figure, Any]:
+    """A figure of so many inches, and its axes: one, or an array [rows, columns]."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    one = rows == columns == 1
+    return figure, figure.subplots(rows, columns, squeeze=one, **grid)
 
 
 def bare(axes: Any) -> None:
@@ -43,3 +45,10 @@ def bare(axes: Any) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a PNG; GratisError where that cannot be, with the one of before as it was."""
+    with atomic_output(path, "choose another folder") as draft:
+        figure.savefig(draft, dpi=DPI, format="png")
+    return path

@@ -2,7 +2,7 @@
 
 Each file goes the way of the dataset's images (shorter side resized, centre cut out), then ten
 views; printed are the five classes of the highest mean probability. A file that is no picture costs
-one line and, at the end, exit code 2."""
+one message and, at the end, exit code 2."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from gratis.atomic import open_nonblocking
 from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.image import MAX_BYTES, Reject, to_image
-from gratis.train.analysis.saved import Saved
+from gratis.train.analysis.run_options import RunOptions
 
 if TYPE_CHECKING:  # torch takes two seconds, which --help need not
-    from gratis.train.analysis.trained import Pixels, Trained
+    from gratis.train.analysis.trained_network import Pixels, TrainedNetwork
 
 TOP = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(Saved):
+class Predict(RunOptions):
     """Prints the five most probable classes of your own image files."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
@@ -44,14 +44,11 @@ def main(arguments: list[str]) -> None:
     options = parse(Predict, arguments, "gratis predict")
     shown, there = 0, [path for path in options.images if opens(path)]
     if there:
-        from gratis.train.analysis.trained import load
+        from gratis.train.analysis.trained_network import load
 
         trained = load(options)
-        state = trained.state
-        print(
-            f"run {trained.folder}, step {state.step}: {state.classes} classes, ten views",
-            flush=True,
-        )
+        step, classes = trained.state.step, trained.state.classes
+        print(f"run {trained.folder}, step {step}: {classes} classes, ten views", flush=True)
         for path in there:
             if (pixels := read(path, trained.manifest.image_size)) is not None:
                 show(path, pixels, trained)
@@ -61,24 +58,24 @@ def main(arguments: list[str]) -> None:
 
 
 def opens(path: Path) -> bool:
-    """Whether it does: asked before anything is loaded, and answered by a line if it does not."""
+    """Whether it can be opened, checked before anything is loaded; a message on stderr if not."""
     try:
         with open(path, "rb", opener=open_nonblocking) as file:
-            found = os.fstat(file.fileno())
+            status = os.fstat(file.fileno())
     except OSError as error:
         complain(path, error.strerror or str(error))
         return False
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         complain(path, "not a regular file")
-    elif found.st_size > MAX_BYTES:  # before it is in memory
-        complain(path, f"{found.st_size:,} bytes; the limit is {MAX_BYTES:,}")
+    elif status.st_size > MAX_BYTES:  # before it is in memory
+        complain(path, f"{status.st_size:,} bytes; the limit is {MAX_BYTES:,}")
     else:
         return True
     return False
 
 
 def read(path: Path, size: int) -> Pixels | None:
-    """The image as the dataset would store it, or None after a line that says why not."""
+    """The image as the dataset would store it, or None after a message that says why not."""
     try:
         return to_image(path.read_bytes(), size).pixels
     except Reject as reject:
@@ -93,7 +90,7 @@ def complain(path: Path, reason: str) -> None:
     print(f"{path}: {reason}", file=sys.stderr, flush=True)
 
 
-def show(path: Path, pixels: Pixels, trained: Trained) -> None:
+def show(path: Path, pixels: Pixels, trained: TrainedNetwork) -> None:
     probabilities = trained.probabilities([pixels])[0]
     print(path)
     for label in np.argsort(-probabilities, kind="stable")[:TOP].tolist():

@@ -17,7 +17,7 @@ from gratis.train.recipes import RELEASED, Layer, Recipe, RecipeName
 
 FLOAT = 4  # bytes
 WIDTH = 100  # columns: narrower cuts numbers
-CLASSES = 1000  # where nothing is said
+CLASSES = 1000  # by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,7 @@ class Exchange:
     source: str
     forward: int
     backward: int
-    original: (
-        int  # of forward, and again of backward, what the 2012 system sent: fc7 went one way only
-    )
+    original: int  # of forward, and again of backward, in the 2012 system: fc7 went one way only
 
 
 def exchanges(recipe: Recipe, classes: int) -> list[Exchange]:
@@ -44,24 +42,20 @@ def exchanges(recipe: Recipe, classes: int) -> list[Exchange]:
     layers = plan(recipe, classes)
     names = list(layers)
     pixels = 3 * recipe.crop**2
-    found = [Exchange(what="images", source="loader", forward=pixels, backward=0, original=0)]
+    rows = [Exchange(what="images", source="loader", forward=pixels, backward=0, original=0)]
     for before, layer in pairwise(names):
         own = layers[layer]
         if own.groups > 1:
             continue
-        features = (
-            own.inputs if own.side == 1 and own.kernel == 1 else own.inputs * own.read_side**2
-        )
+        dense = own.side == 1 and own.kernel == 1
+        sent = own.inputs if dense else own.inputs * own.read_side**2
         source = f"pool{before[-1]}" if layers[before].pooled != layers[before].side else before
-        one_way = features // 2 if layer == "fc8" else features
-        found.append(
-            Exchange(
-                what=layer, source=source, forward=features, backward=features, original=one_way
-            )
-        )
+        original = sent // 2 if layer == "fc8" else sent
+        row = Exchange(what=layer, source=source, forward=sent, backward=sent, original=original)
+        rows.append(row)
     padded = classes + classes % 2  # the shorter half is padded
-    found.append(Exchange(what="logits", source="fc8", forward=padded, backward=padded, original=0))
-    return found
+    rows.append(Exchange(what="logits", source="fc8", forward=padded, backward=padded, original=0))
+    return rows
 
 
 def backward_macs(layers: dict[Layer, Plan]) -> int:
@@ -81,12 +75,10 @@ class Summary:
 
 
 def main(arguments: list[str]) -> None:
-    options = read(
-        lambda name, recipe: Summary(recipe=name, fields=recipe),
-        arguments,
-        "released",
-        "gratis summary",
-    )
+    def make(name: RecipeName, recipe: Recipe) -> Summary:
+        return Summary(recipe=name, fields=recipe)
+
+    options = read(make, arguments, "released", "gratis summary")
     show(options.fields, options.fields.classes or CLASSES)
 
 
@@ -97,31 +89,22 @@ def show(recipe: Recipe, classes: int) -> None:
     parameters, macs = (
         sum(getattr(own, key) for own in layers.values()) for key in ("parameters", "macs")
     )
-    flops = 2 * (macs + backward_macs(layers))
+    gflops = 2 * (macs + backward_macs(layers)) / 1e9
     print(
         f"{parameters:,} parameters; {macs:,} multiplications per image forward; "
-        f"{flops / 1e9:.3f} GFLOP to train it"
+        f"{gflops:.3f} GFLOP to train it"
     )
     if rows := exchanges(recipe, classes):
         console.print(_exchange_table(rows, batch))
-        original = 2 * sum(row.original for row in rows)
-        print(
-            f"of 2012's rows: both ways {original * FLOAT:,} bytes an image, "
-            f"{_mb(original * batch)} a batch"
-        )
+        both = 2 * sum(row.original for row in rows)
+        sizes = f"{both * FLOAT:,} bytes an image, {_mb(both * batch)} a batch"
+        print(f"of 2012's rows: both ways {sizes}")
 
 
 def _layers_table(layers: dict[Layer, Plan], recipe: Recipe) -> Table:
     table = Table(title=f"crop {recipe.crop}, towers {recipe.towers}")
-    for heading in (
-        "layer",
-        "weight",
-        "output",
-        "passes on",
-        "parameters",
-        "multiplications",
-        "reads",
-    ):
+    headings = ("layer", "weight", "output", "passes on", "parameters", "multiplications", "reads")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading in ("layer", "reads") else "right")
     for layer, own in layers.items():
         reads = "image" if layer == "conv1" else "own tower" if own.groups > 1 else "all"
@@ -136,10 +119,8 @@ def _layers_table(layers: dict[Layer, Plan], recipe: Recipe) -> Table:
 
 
 def _exchange_table(rows: list[Exchange], batch: int) -> Table:
-    table = Table(
-        title=f"between the towers, both directions, float32, batch {batch}; 16 bits on the "
-        f"wire: half"
-    )
+    wire = f"float32, batch {batch}; 16 bits on the wire: half"
+    table = Table(title=f"between the towers, both directions, {wire}")
     for heading in ("from", "to", "elements an image", "forward", "backward", "2012, forward"):
         table.add_column(heading, justify="left" if heading in ("from", "to") else "right")
     for row in rows:

@@ -23,6 +23,7 @@ from typing import TextIO
 
 from gratis.dataset import Manifest, read_manifest, require_split
 from gratis.errors import INTERRUPTED, PREEMPTED, GratisError
+from gratis.extras import require
 from gratis.locks import hold
 from gratis.output import lose_unwritable
 from gratis.processes import end
@@ -32,7 +33,7 @@ from gratis.train.launcher.nodes import check_shared, differing
 from gratis.train.launcher.rendezvous import Meeting, meet
 from gratis.train.launcher.result import show
 from gratis.train.launcher.status_server import start_server
-from gratis.train.launcher.tensorboard import mirrored
+from gratis.train.launcher.tensorboard import mirror
 from gratis.train.network.layers import plan as plan_layers
 from gratis.train.options import Options, common_terms, parse
 from gratis.train.recipes import RECIPES
@@ -52,6 +53,8 @@ def main(arguments: list[str]) -> int:
     try:
         signal.signal(signal.SIGTERM, _terminate)
         options = parse(arguments)
+        if options.tensorboard:
+            require("tensorboard", "--tensorboard")
         lose_unwritable()
         nodes = options.nodes
         # torch's C++ warns of every address without a name, and of every peer that is gone
@@ -80,7 +83,7 @@ def main(arguments: list[str]) -> int:
                 else ""
             )
             print(f"no GPU: {local} CPU processes over gloo{towers}", flush=True)
-        with mirrored(launch.folder) if options.tensorboard and nodes.rank == 0 else nullcontext():
+        with mirror(launch.folder) if options.tensorboard and nodes.rank == 0 else nullcontext():
             ended = meeting.settle(start_ranks(launch, local, meeting))
         if ended.line:
             print(ended.line, file=sys.stderr)

@@ -23,13 +23,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gratis.atomic import atomic_output
 from gratis.dataset import Manifest, read_manifest, require_split
 from gratis.errors import GratisError
 from gratis.history import outcome, records
-from gratis.processes import leave
+from gratis.processes import OVER, leave, said, timed
 from gratis.train.options import Fields, read
+from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, Recipe, RecipeName
 
@@ -45,7 +47,7 @@ class Ablate:
     shards: str | None = None
     """Required: folder of the dataset, or its address; it needs a validation split."""
     fields: str = ",".join(SWITCHES)
-    """What to switch off, one at a time, comma-separated."""
+    """What to switch off, one at a time, comma-separated; empty: the whole network alone."""
     seeds: str = "0,1"
     """Comma-separated; every setting is trained with each."""
     runs: Path = Path("runs")
@@ -70,7 +72,8 @@ class Ablate:
 
     @property
     def switches(self) -> list[str]:
-        return list(dict.fromkeys(name.strip() for name in self.fields.split(",")))
+        names = (name.strip() for name in self.fields.split(","))
+        return list(dict.fromkeys(name for name in names if name))
 
 
 def seeds_of(text: str) -> list[int]:
@@ -81,16 +84,14 @@ def seeds_of(text: str) -> list[int]:
 
 
 Errors = tuple[float, float]  # top-1 and top-5, in per cent
-Found = dict[str, dict[int, Errors]]  # by setting, by seed
+ErrorTable = dict[str, dict[int, Errors]]  # by setting, by seed
 
 
 def main(arguments: list[str]) -> None:
-    options = read(
-        lambda name, recipe: Ablate(recipe=name, whole=recipe),
-        arguments,
-        "released",
-        "gratis ablate",
-    )
+    def make(name: RecipeName, recipe: Recipe) -> Ablate:
+        return Ablate(recipe=name, whole=recipe)
+
+    options = read(make, arguments, "released", "gratis ablate")
     signal.signal(signal.SIGTERM, leave)
     print(ablate(options), flush=True)
 
@@ -105,47 +106,59 @@ def ablate(options: Ablate) -> Path:
     require_split(options.shards, manifest, "val")
     stem = f"{options.recipe}-{manifest.hash[:8]}-{digest(options.whole)}"
     folder = options.out or options.runs / f"ablation-{stem}"
-    found = train_all(options, stem, lambda found: write(folder, options, manifest, found))
-    return write(folder, options, manifest, found)
+    errors = train_all(options, stem, lambda errors: write(folder, options, manifest, errors))
+    return write(folder, options, manifest, errors)
+
+
+def ablate_within(seconds: float, log: Path, options: Ablate) -> str:
+    """`gratis ablate` as a process for at most so long; "done", or why something is missing. Its
+    output goes to `log`; the same call goes on."""
+    command = ["ablate", *flags(shards=options.shards, runs=options.runs, out=options.out)]
+    command += flags(fields=options.fields, seeds=options.seeds, gpus=options.gpus)
+    command += flags(minutes=f"{seconds / 60:.4g}", recipe=options.recipe)
+    command += recipe_flags(options.whole, RECIPES[options.recipe])
+    failure = timed(log, command, seconds)
+    return failure or (f"in part: {OVER}" if "skipped, it would" in said(log) else "done")
+
+
+def switchable(recipe: Recipe) -> str:
+    """The switches that have something to turn off in this recipe, as --fields takes them."""
+    return ",".join(name for name in SWITCHES if has(name, recipe))
 
 
 def digest(recipe: Recipe) -> str:
     """Six digits that name the settings, so that other settings are other runs; fields to come
     change no name."""
-    told = {
-        name: value
-        for name, value in dataclasses.asdict(recipe).items()
-        if value != getattr(RELEASED, name)
-    }
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:6]
+    settings = dataclasses.asdict(recipe)
+    changed = {name: value for name, value in settings.items() if value != getattr(RELEASED, name)}
+    return hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:6]
 
 
-def train_all(options: Ablate, stem: str, tell: Callable[[Found], object]) -> Found:
-    """Seed by seed, so that what an early end leaves is whole comparisons. tell: after each run."""
-    settings = {WHOLE: options.whole} | {
-        name: SWITCHES[name].off(options.whole) for name in options.switches
-    }
+def train_all(options: Ablate, stem: str, report: Callable[[ErrorTable], object]) -> ErrorTable:
+    """Seed by seed, so that what an early end leaves is whole comparisons. report: after each
+    run."""
     if off := [name for name in options.switches if not has(name, options.whole)]:
         raise GratisError(f"--fields {off[0]}: these settings have that off already; leave it out")
-    found: Found = {name: {} for name in settings}
+    settings = {WHOLE: options.whole}
+    settings |= {name: SWITCHES[name].off(options.whole) for name in options.switches}
+    table: ErrorTable = {name: {} for name in settings}
     ends = time.monotonic() + 60 * options.minutes if options.minutes else None
     planned, longest = list(itertools.product(seeds_of(options.seeds), settings)), 0.0
     for number, (seed, name) in enumerate(planned, 1):
         run = f"ablate-{stem}-{name}-s{seed}"
         if outcome(options.runs / run) != "finished":
             if ends and time.monotonic() + longest > ends:
-                print(
-                    f"{run}: skipped, it would end after --minutes {options.minutes:g}", flush=True
-                )
+                late = f"skipped, it would end after --minutes {options.minutes:g}"
+                print(f"{run}: {late}", flush=True)
                 continue
             print(f"{number} of {len(planned)}: {name}, seed {seed}", flush=True)
             began = time.monotonic()
             launch(options, run, settings[name], seed)
             longest = max(longest, time.monotonic() - began)
         if errors := errors_of(options.runs / run):
-            found[name][seed] = errors
-            tell(found)
-    return found
+            table[name][seed] = errors
+            report(table)
+    return table
 
 
 def has(name: str, recipe: Recipe) -> bool:
@@ -158,16 +171,9 @@ def has(name: str, recipe: Recipe) -> bool:
 def launch(options: Ablate, run: str, recipe: Recipe, seed: int) -> None:
     """One run by the one launch path. A run that diverged is no number; anything else that fails
     ends this command."""
-    command = [
-        sys.executable,
-        *"-m gratis train --shards".split(),
-        str(options.shards),
-        "--runs",
-        str(options.runs),
-    ]
-    command += ["--run", run, "--seed", str(seed), "--port", "0", "--recipe", options.recipe]
-    command += ["--gpus", str(options.gpus)] if options.gpus else []
-    command += as_arguments(recipe, RECIPES[options.recipe])
+    command = [sys.executable, *"-m gratis train".split(), *flags(shards=options.shards, run=run)]
+    command += flags(runs=options.runs, seed=seed, port=0, gpus=options.gpus, recipe=options.recipe)
+    command += recipe_flags(recipe, RECIPES[options.recipe])
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         code = child.wait()
@@ -176,40 +182,20 @@ def launch(options: Ablate, run: str, recipe: Recipe, seed: int) -> None:
         child.wait()
         raise
     if code and outcome(options.runs / run) != "diverged":
-        raise GratisError(
-            f"run {run} ended with exit code {code}; the same command goes on with it"
-        )
-
-
-def as_arguments(recipe: Recipe, base: Recipe) -> list[str]:
-    """The options of `gratis train` that make `recipe` out of `base`."""
-    found = []
-    for field in dataclasses.fields(recipe):
-        value, flag = getattr(recipe, field.name), field.name.replace("_", "-")
-        if value == getattr(base, field.name):
-            continue
-        if isinstance(value, bool):
-            found.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            found += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return found
+        raise GratisError(f"run {run} ended with exit code {code}; the same command goes on")
 
 
 def errors_of(folder: Path) -> Errors | None:
     """Of the ten views; None before they were evaluated."""
-    evals = [
-        record
-        for record in records(folder)
-        if record["kind"] == "eval" and record["views"] == VIEWS
-    ]
+    evals = [one for one in records(folder) if one["kind"] == "eval" and one["views"] == VIEWS]
     if outcome(folder) != "finished" or not evals:
         return None
     return 100 * (1 - evals[-1]["top1"]), 100 * (1 - evals[-1]["top5"])
 
 
-def write(folder: Path, options: Ablate, manifest: Manifest, found: Found) -> Path:
+def write(folder: Path, options: Ablate, manifest: Manifest, table: ErrorTable) -> Path:
     """Writes ablation.md and ablation.json; the path of the first."""
-    rows = [row(name, found) for name in found]
+    rows = [row(name, table) for name in table]
     report = {
         "dataset": manifest.hash,
         "train_images": manifest.splits["train"].samples,
@@ -219,67 +205,61 @@ def write(folder: Path, options: Ablate, manifest: Manifest, found: Found) -> Pa
         "settings": dataclasses.asdict(options.whole),
         "rows": rows,
     }
-    for name, text in (
-        ("ablation.json", json.dumps(report, indent=1) + "\n"),
-        ("ablation.md", markdown(rows, options, manifest)),
-    ):
+    texts = {"ablation.json": json.dumps(report, indent=1) + "\n"}
+    texts["ablation.md"] = markdown(rows, options, manifest)
+    for name, text in texts.items():
         with atomic_output(folder / name, "choose another --out") as draft:
             draft.write_text(text)
     return folder / "ablation.md"
 
 
-def row(name: str, found: Found) -> dict[str, object]:
+def row(name: str, table: ErrorTable) -> dict[str, Any]:
     """Errors of a setting by seed, and differences to the whole network's of the same seed, in
     points."""
-    own, whole = found[name], found[WHOLE]
-    pairs = [seed for seed in own if seed in whole]
+    own, whole = table[name], table[WHOLE]
     switch = SWITCHES.get(name)
+    pairs = [(own[seed], whole[seed]) for seed in own if switch and seed in whole]
     return {
         "setting": name,
         "words": switch.words if switch else "the whole network",
         "seeds": list(own),
-        "top1": [own[seed][0] for seed in own],
-        "top5": [own[seed][1] for seed in own],
-        "top1_delta": [own[seed][0] - whole[seed][0] for seed in pairs] if switch else [],
-        "top5_delta": [own[seed][1] - whole[seed][1] for seed in pairs] if switch else [],
+        "top1": [top1 for top1, _ in own.values()],
+        "top5": [top5 for _, top5 in own.values()],
+        "top1_delta": [one[0] - other[0] for one, other in pairs],
+        "top5_delta": [one[1] - other[1] for one, other in pairs],
         "paper": switch.paper if switch else (None, None),
         "paper_on": switch.measured_on if switch else "",
     }
 
 
-def markdown(rows: list[dict[str, object]], options: Ablate, manifest: Manifest) -> str:
-    told = (
-        f"{manifest.splits['train'].samples:,} training images of {len(manifest.classes):,} classes"
-    )
+def markdown(rows: list[dict[str, Any]], options: Ablate, manifest: Manifest) -> str:
+    train, val = (manifest.splits[split].samples for split in ("train", "val"))
+    whole = options.whole
     lines = [
-        f"Errors in % over ten views of {manifest.splits['val'].samples:,} validation images, "
-        f"means over n seeds with "
-        "the extremes; differences in points to the whole network of the same seed, positive: "
-        "worse without.",
-        f"Measured on {told} at {manifest.image_size} px, recipe {options.recipe}, crop "
-        f"{options.whole.crop}, width "
-        f"{options.whole.width:g}, {options.whole.epochs} epochs. The paper's differences are the "
-        f"full network's after "
-        "90 epochs on 1.2 million images of 1,000 classes: what a small short run shows need not "
-        "be theirs.",
+        f"Errors in % over ten views of {val:,} validation images, means over n seeds with the "
+        "extremes; differences in points to the whole network of the same seed, positive: worse "
+        "without.",
+        f"Measured on {train:,} training images of {len(manifest.classes):,} classes at "
+        f"{manifest.image_size} px, recipe {options.recipe}, crop {whole.crop}, width "
+        f"{whole.width:g}, {whole.epochs} epochs. The paper's differences are the full network's "
+        "after 90 epochs on 1.2 million images of 1,000 classes: what a small short run shows need "
+        "not be theirs.",
         "",
         "| | n | top-1 | top-5 | top-1 difference | top-5 difference | paper's | on |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    return "\n".join(lines + [_line(found) for found in rows]) + "\n"
+    return "\n".join(lines + [_line(one) for one in rows]) + "\n"
 
 
-def _line(found: dict[str, object]) -> str:
-    top1, top5 = ("" if value is None else f"{value:g}" for value in found["paper"])  # type: ignore[attr-defined]
-    cells = [found["words"], len(found["seeds"])]  # type: ignore[arg-type]
-    cells += [_spread(found[key], "") for key in ("top1", "top5")]
-    cells += [_spread(found[key], "+") for key in ("top1_delta", "top5_delta")]
-    cells += [" / ".join(filter(None, (top1, top5))), found["paper_on"]]
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+def _line(row: dict[str, Any]) -> str:
+    cells = [row["words"], str(len(row["seeds"]))]
+    cells += [_spread(row[key], "") for key in ("top1", "top5")]
+    cells += [_spread(row[key], "+") for key in ("top1_delta", "top5_delta")]
+    cells += [" / ".join(f"{points:g}" for points in row["paper"] if points), row["paper_on"]]
+    return "| " + " | ".join(cells) + " |"
 
 
-def _spread(values: object, sign: str) -> str:
-    assert isinstance(values, list)
+def _spread(values: list[float], sign: str) -> str:
     if not values:
         return ""
     ends = f" [{min(values):{sign}.1f}..{max(values):{sign}.1f}]" if len(values) > 1 else ""

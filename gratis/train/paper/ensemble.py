@@ -57,7 +57,7 @@ class Ensemble:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class EnsembleRow:
     """What is scored, by which coefficients, and how."""
 
     what: str
@@ -73,16 +73,12 @@ def main(arguments: list[str]) -> None:
     for heading in ("", "top-1", "top-5", "nll"):
         table.add_column(heading, justify="right" if heading else "left", overflow="fold")
     for row in rows:
-        one = row.scores
-        table.add_row(
-            row.what, f"{100 - 100 * one.top1:.2f}", f"{100 - 100 * one.top5:.2f}", f"{one.nll:.4f}"
-        )
+        errors = (f"{100 - 100 * share:.2f}" for share in (row.scores.top1, row.scores.top5))
+        table.add_row(row.what, *errors, f"{row.scores.nll:.4f}")
     Console().print(table)
     tuned = next(row.coefficients for row in rows if row.coefficients)
-    print(
-        "coefficients: "
-        + ", ".join(f"{m} {c:.3f}" for m, c in zip(options.members, tuned, strict=True))
-    )
+    pairs = zip(options.members, tuned, strict=True)
+    print("coefficients: " + ", ".join(f"{member} {share:.3f}" for member, share in pairs))
     if options.out:
         with atomic_output(options.out, "choose another --out") as draft:
             draft.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
@@ -95,25 +91,25 @@ def load(options: Ensemble) -> tuple[Tensor, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    found, members = [], dict[Path, str]()
+    files, members = [], dict[Path, str]()
     for member in options.members:
         path = file_of(member, options.runs)
         if (same := members.setdefault(path.resolve(), member)) != member:
             raise GratisError(f"{same} and {member} are one run; an ensemble is of different ones")
         try:
             stored = load_file(path)
-            found.append((path, stored["labels"], stored["probabilities"].double()))
+            files.append((path, stored["labels"], stored["probabilities"].double()))
         except (OSError, SafetensorError, KeyError) as error:
             raise GratisError(
                 f"{path} cannot be read ({error}); train that run again with --save-probabilities"
             ) from None
-    first, labels, probabilities = found[0]
-    for path, other, own in found[1:]:
+    first, labels, probabilities = files[0]
+    for path, other, own in files[1:]:
         if own.shape != probabilities.shape or not torch.equal(other, labels):
             raise GratisError(
                 f"{path} is of other images or classes than {first}: an ensemble needs one dataset"
             )
-    return labels, torch.stack([own for _, _, own in found])
+    return labels, torch.stack([own for _, _, own in files])
 
 
 def file_of(member: str, runs: Path) -> Path:
@@ -126,36 +122,28 @@ def file_of(member: str, runs: Path) -> Path:
     )
 
 
-def compare(names: list[str], labels: Tensor, probabilities: Tensor) -> list[Row]:
+def compare(names: list[str], labels: Tensor, probabilities: Tensor) -> list[EnsembleRow]:
     """One row for each member, the plain mean, and the tuned means."""
-    rows = [
-        Row(what=name, scores=score(own, labels))
-        for name, own in zip(names, probabilities, strict=True)
-    ]
-    rows.append(Row(what=f"mean of {len(names)}", scores=score(probabilities.mean(0), labels)))
+    scores = {name: score(own, labels) for name, own in zip(names, probabilities, strict=True)}
+    scores[f"mean of {len(names)}"] = score(probabilities.mean(0), labels)
+    rows = [EnsembleRow(what=name, scores=own) for name, own in scores.items()]
     tuned = tune(labels, probabilities)
-    rows.append(
-        Row(
-            what="mean tuned on these very images",
-            scores=score(mixed(tuned, probabilities), labels),
-            coefficients=tuned.tolist(),
-        )
-    )
+    own, what = score(mix(tuned, probabilities), labels), "mean tuned on these very images"
+    rows.append(EnsembleRow(what=what, scores=own, coefficients=tuned.tolist()))
     if len(labels) > 1:
-        rows.append(
-            Row(what="mean tuned on the other half of them", scores=crossed(labels, probabilities))
-        )
+        own = cross_validate(labels, probabilities)
+        rows.append(EnsembleRow(what="mean tuned on the other half of them", scores=own))
     return rows
 
 
-def crossed(labels: Tensor, probabilities: Tensor) -> Scores:
+def cross_validate(labels: Tensor, probabilities: Tensor) -> Scores:
     """Each half of the images scored with the coefficients of the other half."""
     import torch
 
     mixes = torch.empty_like(probabilities[0])
     for own in (0, 1):
         tuned = tune(labels[1 - own :: 2], probabilities[:, 1 - own :: 2])
-        mixes[own::2] = mixed(tuned, probabilities[:, own::2])
+        mixes[own::2] = mix(tuned, probabilities[:, own::2])
     return score(mixes, labels)
 
 
@@ -174,7 +162,7 @@ def tune(labels: Tensor, probabilities: Tensor) -> Tensor:
     return shares
 
 
-def mixed(coefficients: Tensor, probabilities: Tensor) -> Tensor:
+def mix(coefficients: Tensor, probabilities: Tensor) -> Tensor:
     import torch
 
     return torch.einsum("m,mnc->nc", coefficients, probabilities)

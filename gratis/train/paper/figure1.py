@@ -3,8 +3,8 @@
     make shards SRC=... OUT=S ARGS='--size 32'
 
 The paper's is CIFAR-10, 25 % training error, ReLU six times as fast. Both nonlinearities get the
-same network, initial weights and order of images (`gratis.train.paper.four_layers` says what the
-paper leaves open and what was taken), and each the best of --rates: the one that needs the fewest
+same network, initial weights and order of images (`gratis.train.paper.four_layers` lists what the
+paper leaves open and what was chosen), and each the best of --rates: the one that needs the fewest
 epochs. Writes figure1.png and, with every training's errors, figure1.json. What is finished is not
 trained again: the JSON is read back. What --minutes, --epochs or an interrupt has ended goes on
 after the last of its epochs that was whole, from a file beside them.
@@ -30,12 +30,17 @@ from gratis.atomic import atomic_output
 from gratis.command_line import parse
 from gratis.dataset import Manifest, read_manifest, require_split
 from gratis.errors import GratisError
+from gratis.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from gratis.train.paper.four_layers import Checkpoint, Course, Training
+    from gratis.train.paper.four_layers import (
+        FourLayersCheckpoint,
+        FourLayersTraining,
+        TrainingCurve,
+    )
 
 SIZE = 32
 Activation = Literal["relu", "tanh"]
@@ -84,6 +89,7 @@ class Figure1:
 
 def main(arguments: list[str]) -> None:
     options = parse(Figure1, arguments, "gratis figure1")
+    require("figures", "gratis figure1")
     for line in figure1(options):
         print(line, flush=True)
 
@@ -96,46 +102,51 @@ def figure1(options: Figure1) -> list[str]:
     full_float32()
     manifest = read_manifest(dataset_folder(options.shards))
     if manifest.image_size != SIZE:
-        raise GratisError(
-            f"{options.shards} holds {manifest.image_size}-pixel images, figure 1 wants {SIZE}: "
-            f"make shards SRC=... OUT=shards{SIZE} ARGS='--size {SIZE}'"
-        )
+        how = f"make shards SRC=... OUT=shards{SIZE} ARGS='--size {SIZE}'"
+        size = f"{manifest.image_size}-pixel images"
+        raise GratisError(f"{options.shards} holds {size}, figure 1 wants {SIZE}: {how}")
     samples = min(options.images, require_split(options.shards, manifest, "train").samples)
-    courses = train_all(options, manifest, samples)
-    told = verdict(courses, options.target)
-    from gratis.train.analysis.plots import save, styled
+    curves = train_all(options, manifest, samples)
+    result = verdict(curves, options.target)
+    data = (
+        f"{samples:,} images of {len(manifest.classes)} classes at {SIZE} px, seed {options.seed}"
+    )
+    from gratis.train.analysis.plots import save, style
 
-    with styled():
-        under = (
-            f"{samples:,} images of {len(manifest.classes)} classes at {SIZE} px, seed "
-            f"{options.seed}"
-        )
-        png = save(draw(courses, options, under), options.out / "figure1.png")
-    return [f"{told}; {under}", str(png), str(options.out / "figure1.json")]
+    with style():
+        png = save(draw(curves, options, data), options.out / "figure1.png")
+    return [f"{result}; {data}", str(png), str(options.out / "figure1.json")]
 
 
-def train_all(options: Figure1, manifest: Manifest, samples: int) -> list[Course]:
-    """Every nonlinearity at every rate, as far as the minutes go; the JSON is renewed after each
-    that is whole."""
-    from gratis.train.paper.four_layers import Checkpoint, Course, Training, whole_split
+def train_all(options: Figure1, manifest: Manifest, samples: int) -> list[TrainingCurve]:
+    """Every nonlinearity at every rate, as far as the minutes go; the JSON is written anew after
+    each that is whole."""
+    from gratis.train.paper.four_layers import (
+        FourLayersCheckpoint,
+        FourLayersTraining,
+        TrainingCurve,
+        whole_split,
+    )
 
     terms: dict[str, object] = {"dataset": manifest.hash, "images": samples, "seed": options.seed}
-    courses = [
-        course for course in stored(options.out / "figure1.json", terms) if ended(options, course)
+    curves = [
+        curve
+        for curve in read_curves(options.out / "figure1.json", terms)
+        if is_complete(options, curve)
     ]
     data: tuple[Tensor, Tensor] | None = None
-    partial: list[Course] = []
+    partial: list[TrainingCurve] = []
     ends = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
     for rate, activation in itertools.product(options.rates, ACTIVATIONS):
-        if any((course.activation, course.rate) == (activation, rate) for course in courses):
+        if any((curve.activation, curve.rate) == (activation, rate) for curve in curves):
             continue
-        checkpoint = Checkpoint.read(
+        checkpoint = FourLayersCheckpoint.read(
             options.out / f"{activation}-{rate:g}.safetensors", json.dumps(terms)
         )
-        before = Course(activation=activation, rate=rate, errors=checkpoint.errors)
-        if ended(options, before):  # by this call's --target and --epochs
-            courses.append(before)
-            write(options, terms, courses)
+        before = TrainingCurve(activation=activation, rate=rate, errors=checkpoint.errors)
+        if is_complete(options, before):  # by this call's --target and --epochs
+            curves.append(before)
+            write(options, terms, curves)
             continue
         if time.monotonic() >= ends:
             print(
@@ -145,24 +156,24 @@ def train_all(options: Figure1, manifest: Manifest, samples: int) -> list[Course
             partial += [before] if before.errors else []
             continue
         images, labels = data = data or whole_split(options.shards, samples)
-        training = Training(
+        training = FourLayersTraining(
             activation, images, labels, rate=rate, classes=len(manifest.classes), seed=options.seed
         )
-        course, whole = train_one(options, training, checkpoint, ends)
-        (courses if whole else partial).append(course)
-        write(options, terms, courses)
+        curve, whole = train_one(options, training, checkpoint, ends)
+        (curves if whole else partial).append(curve)
+        write(options, terms, curves)
         # else more --epochs would go on with it
-        if whole and (course.diverged or course.epochs_to(options.target)):
+        if whole and (curve.diverged or curve.epochs_to(options.target)):
             checkpoint.path.unlink(missing_ok=True)
-    return courses + partial
+    return curves + partial
 
 
 def train_one(
-    options: Figure1, training: Training, checkpoint: Checkpoint, ends: float
-) -> tuple[Course, bool]:
-    """Up to the target, the epochs or the end of time; False after the last of these: it goes on
-    another day."""
-    from gratis.train.paper.four_layers import Course
+    options: Figure1, training: FourLayersTraining, checkpoint: FourLayersCheckpoint, ends: float
+) -> tuple[TrainingCurve, bool]:
+    """Up to the target, the epochs or the end of time; False after the last of these: the same
+    command goes on."""
+    from gratis.train.paper.four_layers import TrainingCurve
 
     if checkpoint.state:
         training.load(checkpoint.state)
@@ -182,123 +193,99 @@ def train_one(
                 break
             if time.monotonic() >= ends:
                 print(f"{name}: stopped after epoch {len(errors)}, time is over", flush=True)
-                return Course(activation=activation, rate=rate, errors=errors), False
+                return TrainingCurve(activation=activation, rate=rate, errors=errors), False
         else:  # the loss is no number
             diverged = True
-    course = Course(activation=activation, rate=rate, errors=errors, diverged=diverged)
-    reached, last = course.epochs_to(options.target), f"{errors[-1]:.1%}" if errors else "no number"
+    curve = TrainingCurve(activation=activation, rate=rate, errors=errors, diverged=diverged)
+    reached, last = curve.epochs_to(options.target), f"{errors[-1]:.1%}" if errors else "no number"
     print(
         f"{name}: " + (f"{reached:.1f} epochs" if reached else f"not reached ({last})"), flush=True
     )
-    return course, True
+    return curve, True
 
 
-def ended(options: Figure1, course: Course) -> bool:
+def is_complete(options: Figure1, curve: TrainingCurve) -> bool:
     """Is nothing left to train? An epoch's error depends on neither --target nor --epochs, so both
     may change."""
-    return (
-        course.diverged
-        or course.epochs_to(options.target) is not None
-        or len(course.errors) >= options.epochs
-    )
+    reached = curve.epochs_to(options.target) is not None
+    return curve.diverged or reached or len(curve.errors) >= options.epochs
 
 
-def stored(path: Path, terms: dict[str, object]) -> list[Course]:
-    """What an earlier call with the same terms has trained to its end; earlier versions said more
-    (--epochs too)."""
-    from gratis.train.paper.four_layers import Course
+def read_curves(path: Path, terms: dict[str, object]) -> list[TrainingCurve]:
+    """What an earlier call with the same terms has trained to its end; earlier versions wrote more
+    terms (--epochs too)."""
+    from gratis.train.paper.four_layers import TrainingCurve
 
     try:
-        said = json.loads(path.read_text())
-        return (
-            [Course(**course) for course in said["courses"]]
-            if said["terms"] | terms == said["terms"]
-            else []
-        )
+        file = json.loads(path.read_text())
+        same = file["terms"] | terms == file["terms"]
+        return [TrainingCurve(**curve) for curve in file["courses"]] if same else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
-def write(options: Figure1, terms: dict[str, object], courses: list[Course]) -> None:
-    found = {
-        name: (
-            best.epochs_to(options.target)
-            if (best := fastest(courses, name, options.target))
-            else None
-        )
-        for name in ACTIVATIONS
-    }
-    relu, tanh = (found[name] for name in ACTIVATIONS)
-    said = {
+def write(options: Figure1, terms: dict[str, object], curves: list[TrainingCurve]) -> None:
+    best = {name: fastest(curves, name, options.target) for name in ACTIVATIONS}
+    epochs = {name: own and own.epochs_to(options.target) for name, own in best.items()}
+    relu, tanh = (epochs[name] for name in ACTIVATIONS)
+    content = {
         "terms": terms,
         "target": options.target,
         "epochs": options.epochs,
-        "epochs_to_target": found,
+        "epochs_to_target": epochs,
         "ratio": tanh / relu if relu and tanh else None,
         "paper": "CIFAR-10, 25 %: ReLU six times as fast; the network is not published, see "
         "gratis.train.paper.four_layers",
-        "courses": [dataclasses.asdict(course) for course in courses],
+        "courses": [dataclasses.asdict(curve) for curve in curves],
     }
     with atomic_output(options.out / "figure1.json", "choose another --out") as draft:
-        draft.write_text(json.dumps(said, indent=1) + "\n")
+        draft.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def fastest(courses: list[Course], activation: Activation, target: float) -> Course | None:
+def fastest(
+    curves: list[TrainingCurve], activation: Activation, target: float
+) -> TrainingCurve | None:
     """The training that reached the target first; if none did, the one that ended lowest."""
-    own = [course for course in courses if course.activation == activation and course.errors]
+    own = [curve for curve in curves if curve.activation == activation and curve.errors]
     return min(
-        own,
-        key=lambda course: (course.epochs_to(target) or math.inf, course.errors[-1]),
-        default=None,
+        own, key=lambda curve: (curve.epochs_to(target) or math.inf, curve.errors[-1]), default=None
     )
 
 
-def verdict(courses: list[Course], target: float) -> str:
-    """One line: the epochs of each at its best rate, and the ratio, or why there is none."""
-    parts, found = [], []
+def verdict(curves: list[TrainingCurve], target: float) -> str:
+    """The epochs of each at its best rate, and the ratio, or why there is none."""
+    parts: list[str] = []
+    epochs: list[float | None] = []
+    goal = f"{target:.0%} training error"
     for name in ACTIVATIONS:
-        best = fastest(courses, name, target)
+        best = fastest(curves, name, target)
         reached = best.epochs_to(target) if best else None
-        found.append(reached)
+        epochs.append(reached)
         if best is None:
             parts.append(f"{name} was not trained")
         elif reached is None:
-            parts.append(
-                f"{name} did not reach {target:.0%} training error in {len(best.errors)} epochs "
-                f"({best.errors[-1]:.1%})"
-            )
+            last = f"{len(best.errors)} epochs ({best.errors[-1]:.1%})"
+            parts.append(f"{name} did not reach {goal} in {last}")
         else:
-            parts.append(
-                f"{name} {reached:.1f} epochs to {target:.0%} training error (rate {best.rate:g})"
-            )
-    relu, tanh = found
-    ratio = f"; ratio {tanh / relu:.1f} (paper, CIFAR-10: 6)" if relu and tanh else "; no ratio"
-    return "; ".join(parts) + ratio
+            parts.append(f"{name} {reached:.1f} epochs to {goal} (rate {best.rate:g})")
+    relu, tanh = epochs
+    ratio = f"ratio {tanh / relu:.1f} (paper, CIFAR-10: 6)" if relu and tanh else "no ratio"
+    return "; ".join([*parts, ratio])
 
 
-def draw(courses: list[Course], options: Figure1, under: str) -> Figure:
+def draw(curves: list[TrainingCurve], options: Figure1, data: str) -> Figure:
     """As in the paper: training error over epochs, ReLU solid and tanh dashed, the target
     dotted."""
-    from matplotlib.figure import Figure as Canvas
+    from gratis.train.analysis.plots import BLUE, GREY, ORANGE, new_figure
 
-    from gratis.train.analysis.plots import BLUE, GREY, ORANGE
-
-    figure = Canvas(figsize=(5.6, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(5.6, 4.2)
     for name, colour, line in zip(ACTIVATIONS, (BLUE, ORANGE), ("-", "--"), strict=True):
-        if best := fastest(courses, name, options.target):
-            numbers = range(1, len(best.errors) + 1)
-            axes.plot(
-                numbers,
-                best.errors,
-                line,
-                color=colour,
-                linewidth=2,
-                label=f"{name}, rate {best.rate:g}",
-            )
+        if best := fastest(curves, name, options.target):
+            numbers, label = range(1, len(best.errors) + 1), f"{name}, rate {best.rate:g}"
+            axes.plot(numbers, best.errors, line, color=colour, linewidth=2, label=label)
     axes.axhline(options.target, color=GREY, linestyle=":", label=f"{options.target:.0%}")
     axes.set(xlabel="epochs", ylabel="training error", ylim=(0, 1), xlim=(0, None))
     axes.set_title("Four-layer convolutional network, ReLU against tanh")
     axes.legend(loc="upper right")
-    figure.text(0.01, 0.005, under, fontsize=6, color=GREY)
+    figure.text(0.01, 0.005, data, fontsize=6, color=GREY)
     return figure

@@ -4,13 +4,13 @@ The paper does not print this network, its rates or its batch. Chosen here is wh
 author's cuda-convnet trains in its smallest example (`layers-19pct`): three convolutions of 5x5
 (32, 32, 64 channels), each followed by pooling over 3x3 every 2 pixels (maximum, then twice the
 mean), and one dense layer; 32x32 inputs. Initial deviations .0001, .01, .01, .01; momentum .9;
-biases at twice the rate. As the paper says: no regularisation, so no weight decay, no augmentation;
+biases at twice the rate. As in the paper: no regularisation, so no weight decay, no augmentation;
 and the rate is found separately for either nonlinearity."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -37,9 +37,7 @@ class FourLayers(nn.Module):
     def __init__(self, activation: Activation, classes: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.activation: Callable[[Tensor], Tensor] = (
-            torch.relu if activation == "relu" else torch.tanh
-        )
+        self.activation = torch.relu if activation == "relu" else torch.tanh
         first, second, third = CHANNELS
         self.convs = nn.ModuleList(
             nn.Conv2d(read, made, 5, padding=2)
@@ -56,17 +54,14 @@ class FourLayers(nn.Module):
         for number, conv in enumerate(self.convs):
             x = self.activation(conv(x))
             # where the last window hangs over the edge, the mean is of the pixels that there are
-            x = (
-                F.max_pool2d(x, 3, 2, ceil_mode=True)
-                if number == 0
-                else F.avg_pool2d(x, 3, 2, ceil_mode=True)
-            )
+            pool = F.avg_pool2d if number else F.max_pool2d
+            x = pool(x, 3, 2, ceil_mode=True)
         logits: Tensor = self.dense(x.flatten(1))
         return logits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class TrainingCurve:
     """One training. errors: shares in [0, 1] of each epoch's images that were wrong when they came
     to be trained on."""
 
@@ -88,7 +83,7 @@ class Course:
         return None
 
 
-class Training:
+class FourLayersTraining:
     """One network, images and labels whole in memory; it may be put down between two epochs and
     taken up again."""
 
@@ -107,13 +102,10 @@ class Training:
         self.network = FourLayers(activation, classes, seed).to(images.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.named = dict(self.network.named_parameters())
-        groups = [
-            {
-                "params": [own for name, own in self.named.items() if name.endswith(kind)],
-                "lr": share * rate,
-            }
-            for kind, share in (("weight", 1.0), ("bias", BIAS_RATE))
-        ]
+        groups = []
+        for kind, share in (("weight", 1.0), ("bias", BIAS_RATE)):
+            own = [value for name, value in self.named.items() if name.endswith(kind)]
+            groups.append({"params": own, "lr": share * rate})
         self.sgd = torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM)
         self.order = torch.Generator().manual_seed(seed)
 
@@ -139,26 +131,22 @@ class Training:
             f"{name}.momentum": self.sgd.state[own]["momentum_buffer"]
             for name, own in self.named.items()
         }
-        found = (
-            {name: own.detach() for name, own in self.named.items()}
-            | momenta
-            | {"order": self.order.get_state()}
-        )
-        return {name: own.cpu().contiguous() for name, own in found.items()}
+        weights = {name: own.detach() for name, own in self.named.items()}
+        state = weights | momenta | {"order": self.order.get_state()}
+        return {name: own.cpu().contiguous() for name, own in state.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """What `state` returned."""
         with torch.no_grad():
             for name, own in self.named.items():
                 own.copy_(state[name])
-                self.sgd.state[own]["momentum_buffer"] = torch.empty_like(own).copy_(
-                    state[f"{name}.momentum"]
-                )
+                momentum = torch.empty_like(own).copy_(state[f"{name}.momentum"])
+                self.sgd.state[own]["momentum_buffer"] = momentum
         self.order.set_state(state["order"])
 
 
 @dataclass(kw_only=True)
-class Checkpoint:
+class FourLayersCheckpoint:
     """A training between two epochs: the file from which it goes on, its errors so far, and its
     state."""
 
@@ -168,17 +156,16 @@ class Checkpoint:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, terms: str) -> Checkpoint:
+    def read(cls, path: Path, terms: str) -> FourLayersCheckpoint:
         """Empty where there is none that can be read, or one of other terms: it begins anew."""
         try:
             with safe_open(path, "pt") as file:
-                told = file.metadata() or {}
-                said = json.loads(told.get("terms", "{}"))
-                if said | json.loads(terms) == said:  # earlier versions said more
+                metadata = file.metadata() or {}
+                own = json.loads(metadata.get("terms", "{}"))
+                if own | json.loads(terms) == own:  # earlier versions wrote more
                     state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
-                    return cls(
-                        path=path, terms=terms, errors=json.loads(told["errors"]), state=state
-                    )
+                    errors = json.loads(metadata["errors"])
+                    return cls(path=path, terms=terms, errors=errors, state=state)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             pass
         return cls(path=path, terms=terms)

@@ -16,15 +16,17 @@ from gratis.atomic import atomic_output, exclusive
 from gratis.command_line import parse
 from gratis.dataset import Manifest, read_manifest
 from gratis.errors import GratisError
+from gratis.extras import require
 from gratis.history import records
 from gratis.processes import leave
 from gratis.train.paper.options import Paper
-from gratis.train.paper.parts import PARTS, PartResult, Work
+from gratis.train.paper.parts import PARTS, PartContext, PartResult
 from gratis.train.recipes import RECIPES, RecipeName
 
 
 def main(arguments: list[str]) -> None:
     options = parse(Paper, arguments, "gratis paper")
+    require("figures", "gratis paper")
     signal.signal(signal.SIGTERM, leave)
     print(paper(options), flush=True)
 
@@ -33,7 +35,7 @@ def paper(options: Paper) -> Path:
     """Does what is missing as far as the time goes; the report's path. It is renewed after each
     part."""
     from gratis.loader import dataset_folder
-    from gratis.train.analysis.trained import last_launch
+    from gratis.train.analysis.trained_network import last_launch
 
     manifest = read_manifest(dataset_folder(options.shards))
     if options.shards32:
@@ -44,20 +46,18 @@ def paper(options: Paper) -> Path:
     run = options.runs / (options.run or f"paper-{name}-{manifest.hash[:8]}")
     ends = time.monotonic() + 60 * options.minutes
     recipe = last_launch(run).recipe if options.run else RECIPES[name]
-    work = Work(
+    context = PartContext(
         options=options, manifest=manifest, recipe_name=name, recipe=recipe, run=run, ends=ends
     )
     results: list[PartResult] = []
-    with exclusive(work.folder, f"run {run.name}"):
+    with exclusive(context.folder, f"run {run.name}"):
         for number, part in enumerate(PARTS, 1):
-            print(
-                f"{number} of {len(PARTS)}: {part.__name__}, {max(0, work.left) / 60:.0f} "
-                f"minutes left",
-                flush=True,
-            )
-            results.append(part(work))
+            minutes = max(0, context.left) / 60
+            left = f"{minutes:.0f} minutes left"
+            print(f"{number} of {len(PARTS)}: {part.__name__}, {left}", flush=True)
+            results.append(part(context))
             print(f"  {results[-1].title}: {results[-1].state}", flush=True)
-            report = write(work, results)
+            report = write(context, results)
     return report
 
 
@@ -66,17 +66,14 @@ def of_run(options: Paper, manifest: Manifest) -> RecipeName:
     dataset."""
     run = options.runs / str(options.run)
     if not (run / "checkpoints").is_dir():
-        raise GratisError(
-            f"there is no run {options.run} with a checkpoint in {options.runs}; choose another "
-            f"--run"
-        )
+        missing = f"there is no run {options.run} with a checkpoint in {options.runs}"
+        raise GratisError(f"{missing}; choose another --run")
     starts = [one for one in records(run) if one["kind"] == "start"]
     if not starts or starts[-1]["dataset"] != manifest.hash:
         other = starts[-1]["dataset"][:8] if starts else "an unknown one"
         raise GratisError(
             f"run {options.run} was trained on dataset {other}, {options.shards} is "
-            f"{manifest.hash[:8]}: "
-            "give the --shards it was trained on, or another --run"
+            f"{manifest.hash[:8]}: give the --shards it was trained on, or another --run"
         )
     name: RecipeName = starts[-1]["recipe"]
     return name
@@ -96,26 +93,24 @@ def fitting(manifest: Manifest) -> RecipeName:
     )
 
 
-def write(work: Work, results: list[PartResult]) -> Path:
+def write(context: PartContext, results: list[PartResult]) -> Path:
     """report.md: what was measured on what, then every part with its state."""
-    splits = {name: split.samples for name, split in work.manifest.splits.items()}
-    data = ", ".join(f"{count:,} {name}" for name, count in splits.items())
+    manifest = context.manifest
+    data = ", ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
     lines = [
-        f"# The paper of 2012 on dataset {work.manifest.hash[:8]}, run {work.run.name}",
+        f"# The paper of 2012 on dataset {manifest.hash[:8]}, run {context.run.name}",
         "",
-        f"Measured on {data} images of {len(work.manifest.classes):,} classes at "
-        f"{work.manifest.image_size} px, to "
-        "which smaller originals were enlarged; what is of other data says so. The paper's "
-        "numbers are on ILSVRC at "
-        "256 px (1.2 million images of 1,000 classes), 90 epochs: a target for that dataset, not "
-        "for another.",
+        f"Measured on {data} images of {len(manifest.classes):,} classes at {manifest.image_size} "
+        "px, to which smaller originals were enlarged; what is of other data is marked. The "
+        "paper's numbers are on ILSVRC at 256 px (1.2 million images of 1,000 classes), 90 epochs: "
+        "a target for that dataset, not for another.",
         "",
     ]
     for result in results:
         lines += [f"## {result.title}", "", f"*{result.state}*", ""]
         for line in result.lines:
             lines += [line, ""]
-    path = work.folder / "report.md"
+    path = context.folder / "report.md"
     with atomic_output(path, "make room, or choose other --runs") as draft:
         draft.write_text("\n".join(lines))
     return path

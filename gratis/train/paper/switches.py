@@ -50,7 +50,7 @@ SWITCHES: dict[str, Switch] = {
         words="no colour noise",
         off=lambda recipe: replace(recipe, noise="off"),
         paper=(1.0, None),
-        measured_on='not said; "over 1 %"',
+        measured_on='not stated; "over 1 %"',
     ),
     "dropout": Switch(
         words="no dropout",

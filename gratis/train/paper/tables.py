@@ -32,7 +32,7 @@ class Tables:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """Errors in %, as printed in the paper; None where it has none."""
 
     model: str
@@ -43,22 +43,22 @@ class Row:
 
 
 TABLE1 = (
-    Row(model="sparse coding", data="ILSVRC-2010 test", top1=47.1, top5=28.2),
-    Row(model="SIFT + FVs", data="ILSVRC-2010 test", top1=45.7, top5=25.7),
-    Row(model="CNN", data="ILSVRC-2010 test", top1=37.5, top5=17.0),
+    TableRow(model="sparse coding", data="ILSVRC-2010 test", top1=47.1, top5=28.2),
+    TableRow(model="SIFT + FVs", data="ILSVRC-2010 test", top1=45.7, top5=25.7),
+    TableRow(model="CNN", data="ILSVRC-2010 test", top1=37.5, top5=17.0),
 )
 TABLE2 = (
-    Row(model="SIFT + FVs", data="ILSVRC-2012", top1=None, top5=None, test=26.2),
-    Row(model="1 CNN", data="ILSVRC-2012", top1=40.7, top5=18.2),
-    Row(model="5 CNNs", data="ILSVRC-2012", top1=38.1, top5=16.4, test=16.4),
-    Row(model="1 CNN*", data="ILSVRC-2012", top1=39.0, top5=16.6),
-    Row(model="7 CNNs*", data="ILSVRC-2012", top1=36.7, top5=15.4, test=15.3),
+    TableRow(model="SIFT + FVs", data="ILSVRC-2012", top1=None, top5=None, test=26.2),
+    TableRow(model="1 CNN", data="ILSVRC-2012", top1=40.7, top5=18.2),
+    TableRow(model="5 CNNs", data="ILSVRC-2012", top1=38.1, top5=16.4, test=16.4),
+    TableRow(model="1 CNN*", data="ILSVRC-2012", top1=39.0, top5=16.6),
+    TableRow(model="7 CNNs*", data="ILSVRC-2012", top1=36.7, top5=15.4, test=15.3),
 )
 """Source: specification, section 5. * pretrained on the Fall 2011 release."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ours:
+class FinishedRun:
     """A finished run. Errors in %, averaged over ten views; centre: of one."""
 
     run: str
@@ -94,11 +94,11 @@ def main(arguments: list[str]) -> None:
 def tables(runs: Path) -> str:
     if not runs.is_dir():
         raise GratisError(f"--runs {runs} is no folder; train something first, or name its folder")
-    ours = [found for path in sorted(runs.iterdir()) if path.is_dir() and (found := read(path))]
+    ours = [run for path in sorted(runs.iterdir()) if path.is_dir() and (run := read(path))]
     return "\n".join([*_table1(), "", *_table2(ours), "", *_table_of_ours(ours)]) + "\n"
 
 
-def read(folder: Path) -> Ours | None:
+def read(folder: Path) -> FinishedRun | None:
     """None for a run that is not finished, or that had no validation split."""
     if outcome(folder) != "finished":
         return None
@@ -109,7 +109,7 @@ def read(folder: Path) -> Ours | None:
         return None
     start: dict[str, Any] = starts[-1]
     recipe, ten, one = start["config"]["recipe"], evals[10], evals.get(1)
-    return Ours(
+    return FinishedRun(
         run=folder.name,
         recipe=start["recipe"],
         epochs=start["epochs"],
@@ -135,49 +135,47 @@ def unchanged(name: str, recipe: dict[str, Any]) -> bool:
     return all(own.get(field) == value for field, value in recipe.items() if field not in free)
 
 
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def _table1() -> list[str]:
     lines = [
         "**Table 1.** Errors in % on the test set of ILSVRC-2010 (its labels are public; nothing "
         "here measures it).",
         "",
-    ]
-    lines += [
         "| model | top-1, paper | top-5, paper | top-1, ours | top-5, ours |",
         "|---|---|---|---|---|",
     ]
-    return lines + [
-        f"| {row.model} | {_cell(row.top1)} | {_cell(row.top5)} |  |  |" for row in TABLE1
-    ]
+    return lines + [_row(row.model, _cell(row.top1), _cell(row.top5), "", "") for row in TABLE1]
 
 
-def _table2(ours: list[Ours]) -> list[str]:
-    lines = ["**Table 2.** Errors in % on ILSVRC-2012 validation and test.", ""]
-    lines += [
+def _table2(ours: list[FinishedRun]) -> list[str]:
+    lines = [
+        "**Table 2.** Errors in % on ILSVRC-2012 validation and test.",
+        "",
         "| model | top-1 val, paper | top-5 val, paper | top-5 test, paper | top-1 val, ours | "
         "top-5 val, ours | run |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in TABLE2:
         best = counterpart(row.model, ours)
-        cells = [row.model, _cell(row.top1), _cell(row.top5), _cell(row.test)]
+        cells = [row.model, *map(_cell, (row.top1, row.top5, row.test))]
         cells += [_cell(best.top1), _cell(best.top5), best.run] if best else ["", "", ""]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_row(*cells))
     lines += [
         "",
         "\\* pretrained on the Fall 2011 release of ImageNet; of ours, on what `--init-from` "
         "names.",
     ]
     if not any(run.is_ilsvrc2012 for run in ours):
-        lines += [
-            "",
-            "No run here is on ILSVRC-2012: `make shards SRC=...`, then `make train SHARDS=... "
-            "GPUS=2`.",
-        ]
+        how = "`make shards SRC=...`, then `make train SHARDS=... GPUS=2`"
+        lines += ["", f"No run here is on ILSVRC-2012: {how}."]
     return lines
 
 
-def counterpart(model: str, ours: list[Ours]) -> Ours | None:
-    """The best of our runs that is what the paper's row says: the unchanged recipe on
+def counterpart(model: str, ours: list[FinishedRun]) -> FinishedRun | None:
+    """The best of our runs that matches the paper's row: the unchanged recipe on
     ILSVRC-2012."""
     wanted = {"1 CNN": False, "1 CNN*": True}.get(model)
     fitting = [
@@ -188,37 +186,25 @@ def counterpart(model: str, ours: list[Ours]) -> Ours | None:
     return min(fitting, key=lambda run: run.top1, default=None)
 
 
-def _table_of_ours(ours: list[Ours]) -> list[str]:
+def _table_of_ours(ours: list[FinishedRun]) -> list[str]:
     lines = [
         "**Runs here**, errors in % over ten views; not to be held against the tables above but "
         "on the same data.",
         "",
-    ]
-    lines += [
         "| run | recipe | epochs | top-1 | top-5 | top-1, centre | measured on |",
         "|---|---|---|---|---|---|---|",
     ]
     for run in ours:
         recipe = run.recipe if run.whole else f"{run.recipe}, changed"
-        cells = [
-            run.run,
-            recipe,
-            str(run.epochs),
-            _cell(run.top1),
-            _cell(run.top5),
-            _cell(run.centre),
-        ]
-        lines.append("| " + " | ".join([*cells, measured_on(run)]) + " |")
+        errors = map(_cell, (run.top1, run.top5, run.centre))
+        lines.append(_row(run.run, recipe, str(run.epochs), *errors, measured_on(run)))
     return lines if ours else ["No run here is finished and evaluated yet."]
 
 
-def measured_on(run: Ours) -> str:
+def measured_on(run: FinishedRun) -> str:
     name = "ILSVRC-2012" if run.is_ilsvrc2012 else f"dataset {run.dataset[:8]}"
-    told = (
-        f"{name}: {run.val_images:,} validation images of {run.classes:,} classes at "
-        f"{run.pixels} px"
-    )
-    return f"{told}, trained on {run.train_images:,}"
+    val = f"{run.val_images:,} validation images of {run.classes:,} classes at {run.pixels} px"
+    return f"{name}: {val}, trained on {run.train_images:,}"
 
 
 def _cell(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The options by which a command names a run that was saved. Without torch, so that `--help` is
+"""The options by which a command names a run with a checkpoint. Without torch, so that `--help` is
 quick."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
+class RunOptions:
     """Which run, and where its dataset is."""
 
     run: str | None = None

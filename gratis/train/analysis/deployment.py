@@ -4,12 +4,14 @@ names."""
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gratis.errors import GratisError
-from gratis.train.analysis.trained import Trained
+from gratis.train.analysis.trained_network import TrainedNetwork
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.recipes import TORCHVISION, Layer, Recipe
 
@@ -24,35 +26,24 @@ NAMES: dict[str, Layer] = {
     "classifier.6": "fc8",
 }
 FIXED = (
-    "towers",
-    "exchange",
-    "conv6",
-    "without",
-    "pool",
-    "activation",
-    "channels",
-    "hidden",
-    "width",
-    "conv1_edge",
-    "lrn",
-    "map_norm",
+    *("towers", "exchange", "conv6", "without", "pool", "activation"),
+    *("channels", "hidden", "width", "conv1_edge", "lrn", "map_norm"),
 )
 """Fields of a recipe in which torchvision's layers have no choice."""
 
 
-class Deployed(nn.Module):
+class DeploymentNetwork(nn.Module):
     """RGB images float32 [n,3,crop,crop], 0-255 -> logits float32 [n, classes]. Computes in
     float32."""
 
     mean: Tensor
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: TrainedNetwork) -> None:
         super().__init__()
         recipe = dataclasses.replace(trained.recipe, compute="float32")
         self.network = AlexNet(recipe, trained.state.classes)
-        self.network.load_state_dict(
-            {name: own.cpu() for name, own in trained.network.state_dict().items()}
-        )
+        state = trained.network.state_dict()
+        self.network.load_state_dict({name: own.cpu() for name, own in state.items()})
         self.register_buffer("mean", central_mean(trained))
         self.requires_grad_(False)
 
@@ -61,12 +52,16 @@ class Deployed(nn.Module):
         return logits
 
 
-def central_mean(trained: Trained) -> Tensor:
+def central_mean(trained: TrainedNetwork) -> Tensor:
     """float32 [3,crop,crop]: what evaluation's centre view subtracts."""
-    crop = trained.recipe.crop
-    margin = (trained.manifest.image_size - crop) // 2
-    own = trained.stats.mean[margin : margin + crop, margin : margin + crop]
+    own = centre_crop(trained.stats.mean, trained.recipe.crop)
     return torch.from_numpy(own).permute(2, 0, 1).contiguous()
+
+
+def centre_crop(image: NDArray[Any], crop: int) -> NDArray[Any]:
+    """[S,S,3] -> [crop,crop,3]."""
+    margin = (len(image) - crop) // 2
+    return image[margin : margin + crop, margin : margin + crop]
 
 
 def to_torchvision(recipe: Recipe, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -79,40 +74,34 @@ def to_torchvision(recipe: Recipe, weights: dict[str, Tensor]) -> dict[str, Tens
         if (own := getattr(recipe, name)) != (theirs := getattr(TORCHVISION, name)):
             raise GratisError(
                 f"torchvision's AlexNet has {name} {theirs}, this run {own}: train --recipe "
-                f"torchvision, "
-                "or take --format onnx"
+                "torchvision, or take --format onnx"
             )
-    found = {
+    state = {
         f"{theirs}.{kind}": weights[f"{ours}.{kind}"].clone()
         for theirs, ours in NAMES.items()
         for kind in KINDS
     }
-    first = found["features.0.weight"] * recipe.input_scale
-    found["features.0.weight"] = (
-        first.flip(1) if recipe.channel_order == "bgr" else first
-    ).contiguous()
+    first = state["features.0.weight"] * recipe.input_scale
+    first = first.flip(1) if recipe.channel_order == "bgr" else first
+    state["features.0.weight"] = first.contiguous()
     # it halves what follows dropout at test, torchvision's does not
     if recipe.dropout == "original":
-        for theirs in (
-            ("classifier.1", "classifier.4") if recipe.dropout_place == "before" else HALVED
-        ):
-            found[f"{theirs}.weight"] *= 0.5
-    return found
+        for theirs in BEFORE if recipe.dropout_place == "before" else AFTER:
+            state[f"{theirs}.weight"] *= 0.5
+    return state
 
 
 KINDS = ("weight", "bias")
-HALVED = ("classifier.4", "classifier.6")
+# the layers that read what dropout before and after the dense layers leaves
+BEFORE, AFTER = ("classifier.1", "classifier.4"), ("classifier.4", "classifier.6")
 
 
 def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The other way. GratisError for names or shapes that are not torchvision's AlexNet's."""
     wanted = {f"{theirs}.{kind}" for theirs in NAMES for kind in KINDS}
     if wrong := sorted(wanted ^ set(state)):
-        missing = wrong[0] in wanted
-        raise GratisError(
-            f"this is not torchvision's AlexNet: {wrong[0]} is "
-            f"{'missing' if missing else 'not of it'}"
-        )
+        why = "missing" if wrong[0] in wanted else "not of it"
+        raise GratisError(f"this is not torchvision's AlexNet: {wrong[0]} is {why}")
     return {
         f"{ours}.{kind}": state[f"{theirs}.{kind}"]
         for theirs, ours in NAMES.items()

@@ -10,7 +10,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,9 +20,10 @@ from gratis.errors import GratisError
 Value: TypeAlias = "float | str | list[float]"
 Result = dict[str, Value]
 Entry = dict[str, object]
-SHOWN_ALONE = (
-    "commit"  # of the machine's lines: results of one code under two commits are one book's
-)
+SHOWN_ONLY = "commit"  # of the machine's lines: results of one code under two commits are alike
+
+
+EXPECTED = (RuntimeError, OSError, ValueError, AssertionError, ImportError)
 
 
 class OutOfTime(Exception):
@@ -30,7 +31,7 @@ class OutOfTime(Exception):
 
 
 @dataclass(kw_only=True)
-class Book:
+class ResultFile:
     """Results by part and name. What is there is not measured again; what failed is once a call,
     after all else."""
 
@@ -44,31 +45,29 @@ class Book:
     tried: set[str] = field(default_factory=set)  # in this call's part
 
     @classmethod
-    def opened(cls, path: Path, machine: dict[str, str], seconds: float) -> Book:
-        """The one of this machine, code and data, perhaps an empty one; another's is kept beside it
-        by its mark."""
-        book = cls(path=path, machine=machine, seconds=seconds)
+    def open(cls, path: Path, machine: dict[str, str], seconds: float) -> ResultFile:
+        """The results of this machine, code and data, perhaps empty ones; another's are kept beside
+        them by their mark."""
+        results = cls(path=path, machine=machine, seconds=seconds)
         if path.exists():
-            there = book._read()
-            if there.mark == book.mark:
+            there = results._read()
+            if there.mark == results.mark:
                 return there
             os.replace(path, there._aside())
             print(f"{path} is of another machine, code or data: kept as {there._aside().name}")
-        if book._aside().exists():
-            os.replace(book._aside(), path)
-            return book._read()
-        return book
+        if results._aside().exists():
+            os.replace(results._aside(), path)
+            return results._read()
+        return results
 
-    def _read(self) -> Book:
+    def _read(self) -> ResultFile:
         try:
             raw = json.loads(self.path.read_text())
-            machine, entries, complete = (
-                dict(raw["machine"]),
-                raw["parts"],
-                list(raw.get("complete", [])),
-            )
+            machine, entries = dict(raw["machine"]), raw["parts"]
+            complete = list(raw.get("complete", []))
             for entry in (entry for part in entries.values() for entry in part.values()):
-                described(entry), entry["command"], float(entry["load"]), float(entry["wall_s"])
+                describe_entry(entry), entry["command"]
+                float(entry["load"]), float(entry["wall_s"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
             why = f"{type(error).__name__} {error}".splitlines()[0]
             raise GratisError(
@@ -76,23 +75,21 @@ class Book:
             ) from None
         if _identity(machine) == _identity(self.machine):
             machine = self.machine
-        return Book(
-            path=self.path,
-            seconds=self.seconds,
-            entries=entries,
-            machine=machine,
-            complete=complete,
-        )
+        return replace(self, entries=entries, machine=machine, complete=complete)
 
     def _aside(self) -> Path:
         return self.path.with_name(f"{self.path.stem}-{self.mark}{self.path.suffix}")
 
     @property
     def mark(self) -> str:
-        """Differs where machine, code or data do: runs of one book are not taken for another's."""
-        return hashlib.sha256(
-            json.dumps(_identity(self.machine), sort_keys=True).encode()
-        ).hexdigest()[:8]
+        """Differs where machine, code or data do."""
+        identity = json.dumps(_identity(self.machine), sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()[:8]
+
+    @property
+    def runs(self) -> Path:
+        """Folder of trainings that belong to these results and to no others."""
+        return self.path.parent / "runs" / self.mark
 
     def begin(self) -> None:
         """Of a part: its time starts."""
@@ -120,36 +117,25 @@ class Book:
         known = self.entries.setdefault(str(part), {})
         if name in known and (name in self.tried or not (self.again and failure(known[name]))):
             return
-        longest = (
-            0.0
-            if stops
-            else max((float(str(entry["wall_s"])) for entry in known.values()), default=0.0)
-        )
+        walls = [float(str(entry["wall_s"])) for entry in known.values()]
+        longest = 0.0 if stops else max(walls, default=0.0)
         if self.left < max(needs, min(longest, 0.8 * self.seconds)):
             raise OutOfTime
         self.tried.add(name)
         began, entry = time.monotonic(), Entry(command=command, load=round(os.getloadavg()[0], 1))
         try:
             entry |= {"result": make()}
-        except (
-            RuntimeError,
-            OSError,
-            ValueError,
-            AssertionError,
-            ImportError,
-        ) as error:  # the others can be measured
+        except EXPECTED as error:  # the others can be measured
             entry |= {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
         except (GratisError, OutOfTime):
             raise
-        except (
-            Exception
-        ) as error:  # a defect, as a device never met before may show: they can all the same
+        except Exception as error:  # a defect, as a device never met before may show
             traceback.print_exc()
             entry |= {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         entry["wall_s"] = round(time.monotonic() - began, 1)
         known[name] = entry
         self.write()
-        print(f"part {part}, {name}: {described(entry)}", flush=True)
+        print(f"part {part}, {name}: {describe_entry(entry)}", flush=True)
 
     def write(self) -> None:
         whole = {"machine": self.machine, "complete": self.complete, "parts": self.entries}
@@ -163,7 +149,7 @@ def publish(path: Path, text: str) -> None:
 
 
 def _identity(machine: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in machine.items() if name != SHOWN_ALONE}
+    return {name: value for name, value in machine.items() if name != SHOWN_ONLY}
 
 
 def failure(entry: Entry) -> str | None:
@@ -175,27 +161,25 @@ def failure(entry: Entry) -> str | None:
     return str(result["failed"]) if result.get("failed") else None
 
 
-def described(entry: Entry) -> str:
+def describe_entry(entry: Entry) -> str:
     """An entry's result in one line: medians with the extremes of n."""
     if "error" in entry:
         return f"failed: {entry['error']}"
     result = entry["result"]
     assert isinstance(result, dict)
-    return "; ".join(f"{name} {shown(value)}" for name, value in result.items())
+    return "; ".join(f"{name} {format_value(value)}" for name, value in result.items())
 
 
-def shown(value: Value) -> str:
+def format_value(value: Value) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        return number(value)
+        return format_number(value)
     if len(value) == 1:
-        return number(value[0])
-    return (
-        f"{number(statistics.median(value))} [{number(min(value))}..{number(max(value))}] (n = "
-        f"{len(value)})"
-    )
+        return format_number(value[0])
+    middle, low, high = map(format_number, (statistics.median(value), min(value), max(value)))
+    return f"{middle} [{low}..{high}] (n = {len(value)})"
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

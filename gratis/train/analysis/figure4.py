@@ -1,4 +1,4 @@
-"""Figure 4 of the paper: what the network says of single images, and which images it finds alike.
+"""Figure 4 of the paper: the network's guesses for single images, and images alike to it.
 
 Left: validation images with the five classes held most probable. Right: validation images and the
 training images nearest to them by the Euclidean distance of their fc7 responses; nearest by pixels
@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from gratis.train.analysis.plots import BLUE, DARK, RED, bare
-from gratis.train.analysis.trained import Pixels, Trained, stored, ten_views
+from gratis.train.analysis.plots import BLUE, DARK, RED, bare, new_figure
+from gratis.train.analysis.trained_network import Pixels, TrainedNetwork, read_images, ten_views
 from gratis.train.recipes import Layer
 
+Floats = NDArray[np.float64]
 COLUMNS, TOP = 4, 5
 LETTERS = 24  # of a class's name
 NEAREST = 6
 CENTRE = 2  # of the ten views
 
 
-def choose(trained: Trained, count: int, seed: int) -> list[int]:
+def choose(trained: TrainedNetwork, count: int, seed: int) -> list[int]:
     """Validation samples, one of each class while there are classes left, by the seed."""
     labels = trained.index("val").label
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -38,15 +39,17 @@ def choose(trained: Trained, count: int, seed: int) -> list[int]:
     return chosen
 
 
-def draw_guesses(trained: Trained, samples: Sequence[int], title: str) -> Figure:
+def draw_guesses(trained: TrainedNetwork, samples: Sequence[int], title: str) -> Figure:
     """Figure 4, left: each image with its true class, and five bars, that of the true class in
     red."""
-    pixels, labels = stored(trained, "val", samples)
-    found = trained.probabilities(pixels)
+    pixels, labels = read_images(trained, "val", samples)
     rows = -(-len(samples) // COLUMNS)
-    figure = Figure(figsize=(2.3 * COLUMNS, 3.9 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(2 * rows, COLUMNS, squeeze=False, height_ratios=[2.2, 1.2] * rows)
-    for place, (image, label, probabilities) in enumerate(zip(pixels, labels, found, strict=True)):
+    heights = [2.2, 1.2] * rows
+    size = (2.3 * COLUMNS, 3.9 * rows + 0.4)
+    figure, grid = new_figure(*size, 2 * rows, COLUMNS, height_ratios=heights)
+    for place, (image, label, probabilities) in enumerate(
+        zip(pixels, labels, trained.probabilities(pixels), strict=True)
+    ):
         row, column = 2 * (place // COLUMNS), place % COLUMNS
         grid[row][column].imshow(image)
         grid[row][column].set_title(short(trained.name(label)), fontweight="bold")
@@ -57,21 +60,14 @@ def draw_guesses(trained: Trained, samples: Sequence[int], title: str) -> Figure
     return figure
 
 
-def _bars(axes: Any, probabilities: NDArray[np.float64], label: int, trained: Trained) -> None:
+def _bars(axes: Any, probabilities: Floats, label: int, trained: TrainedNetwork) -> None:
     best = np.argsort(-probabilities, kind="stable")[:TOP]
     colours = [RED if guess == label else BLUE for guess in best]
     axes.barh(range(len(best)), probabilities[best], color=colours, alpha=0.55, height=0.82)
     for place, guess in enumerate(best.tolist()):
         axes.text(0.02, place, short(trained.name(guess)), va="center", fontsize=8)
-        axes.text(
-            1.0,
-            place,
-            f"{probabilities[guess]:.0%}",
-            va="center",
-            ha="right",
-            fontsize=7,
-            color=DARK,
-        )
+        share = f"{probabilities[guess]:.0%}"
+        axes.text(1.0, place, share, va="center", ha="right", fontsize=7, color=DARK)
     axes.set_xlim(0, 1)
     axes.set_ylim(TOP - 0.5, -0.5)
 
@@ -107,7 +103,7 @@ class Nearest:
 
 @torch.inference_mode()
 def find(
-    trained: Trained, queries: Sequence[Pixels], layer: Layer, limit: int
+    trained: TrainedNetwork, queries: Sequence[Pixels], layer: Layer, limit: int
 ) -> tuple[Nearest, Nearest, int]:
     """The training images nearest to the queries by the layer's responses and by pixels, both of
     the centre view, among the first `limit` samples (a dataset's order is shuffled when it is
@@ -124,7 +120,7 @@ def find(
     return by_layer, by_pixels, seen
 
 
-def _training(trained: Trained, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _training(trained: TrainedNetwork, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The training split's first samples by batches, padding left out."""
     total = min(limit, trained.manifest.splits["train"].samples)
     batch = max(1, trained.recipe.batch)
@@ -136,44 +132,32 @@ def _training(trained: Trained, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def draw_nearest(
-    trained: Trained, samples: Sequence[int], layer: Layer, limit: int, title: str
+    trained: TrainedNetwork, samples: Sequence[int], layer: Layer, limit: int, title: str
 ) -> Figure:
     """Figure 4, right: a row for each query, its nearest by the layer, and its nearest by
     pixels."""
-    queries, labels = stored(trained, "val", samples)
+    queries, labels = read_images(trained, "val", samples)
     by_layer, by_pixels, seen = find(trained, queries, layer, limit)
     total = trained.manifest.splits["train"].samples
-    columns = [1, 0.1, *[1] * NEAREST, 0.1, *[1] * NEAREST]
-    figure = Figure(figsize=(0.95 * sum(columns), 1.15 * len(queries) + 0.7), layout="constrained")
-    grid = figure.subplots(len(queries), len(columns), squeeze=False, width_ratios=columns)
+    widths = [1, 0.1, *[1] * NEAREST, 0.1, *[1] * NEAREST]
+    size = (0.95 * sum(widths), 1.15 * len(queries) + 0.7)
+    figure, grid = new_figure(*size, len(queries), len(widths), width_ratios=widths)
     for row, (query, label) in enumerate(zip(queries, labels, strict=True)):
         _tile(grid[row][0], query, trained.name(label), BLUE)
-        for first, found in ((2, by_layer), (3 + NEAREST, by_pixels)):
-            tiles, theirs = stored(trained, "train", found.ids[row].tolist())
+        for first, nearest in ((2, by_layer), (3 + NEAREST, by_pixels)):
+            tiles, theirs = read_images(trained, "train", nearest.ids[row].tolist())
             for place, (tile, their) in enumerate(zip(tiles, theirs, strict=True)):
-                _tile(
-                    grid[row][first + place],
-                    tile,
-                    trained.name(their),
-                    "black" if their == label else RED,
-                )
+                colour = "black" if their == label else RED
+                _tile(grid[row][first + place], tile, trained.name(their), colour)
     for axes in grid.flat[:]:
         bare(axes)
-    for column, words in (
-        (0, "validation"),
-        (2, f"nearest training images by {layer}"),
-        (3 + NEAREST, "by pixels"),
-    ):
-        heading = grid[0][column].annotate(
-            words, (0, 1), (0, 18), "axes fraction", "offset points", fontsize=9, fontweight="bold"
-        )
+    headings = {0: "validation", 2: f"nearest training images by {layer}", 3 + NEAREST: "by pixels"}
+    for column, words in headings.items():
+        at = ((0, 1), (0, 18), "axes fraction", "offset points")
+        heading = grid[0][column].annotate(words, *at, fontsize=9, fontweight="bold")
         heading.set_in_layout(False)  # it reaches over several columns
-    told = (
-        f"{title}; {seen:,} of them searched; red: another class"
-        if seen < total
-        else f"{title}; red: another class"
-    )
-    figure.suptitle(told + "\n", x=0.01, ha="left", fontsize=10)
+    searched = f"; {seen:,} of them searched" if seen < total else ""
+    figure.suptitle(f"{title}{searched}; red: another class\n", x=0.01, ha="left", fontsize=10)
     return figure
 
 

@@ -1,5 +1,5 @@
-"""A run's network as it was last saved, with its dataset's names and statistics: where every look
-at a run begins."""
+"""A run's network from its last checkpoint, with its dataset's names and statistics: what figures,
+predictions, features and exports begin with."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gratis.history import records
 from gratis.image import decode
 from gratis.loader import Batch, Loader, dataset_folder, read_pieces
 from gratis.train import checkpoint
-from gratis.train.analysis.saved import Saved
+from gratis.train.analysis.run_options import RunOptions
 from gratis.train.checkpoint import State
 from gratis.train.evaluate import VIEWS, evaluation_config
 from gratis.train.launcher.launch import Launch
@@ -40,42 +40,42 @@ from gratis.train.recipes import Layer, Recipe
 Pixels = NDArray[np.uint8]  # [S,S,3], as the dataset stores images
 
 
-class Tapped(AlexNet):
-    """The network, and a way to what a layer inside it says."""
+class RecordingAlexNet(AlexNet):
+    """The network, and the responses of any layer inside it."""
 
-    _wanted: Layer | None = None
-    _heard: Tensor | None = None
+    _layer: Layer | None = None
+    _output: Tensor | None = None
 
     def responses(self, layer: Layer, images: Tensor) -> Tensor:
         """[N, units] float32: W x + b after the nonlinearity (fc8: without one), before any
         normalisation, pooling or dropout that follows; of a convolution all its channels, rows and
         columns, in that order."""
-        self._wanted, self._heard = layer, None
+        self._layer, self._output = layer, None
         self(images)
-        self._wanted = None
-        assert self._heard is not None, layer
-        return self._heard.float().flatten(1)
+        self._layer = None
+        assert self._output is not None, layer
+        return self._output.float().flatten(1)
 
     def _conv(self, layer: Layer, x: Tensor) -> Tensor:
-        return self._hear(layer, super()._conv(layer, x))
+        return self._record(layer, super()._conv(layer, x))
 
     def _dense(self, layer: Layer, x: Tensor) -> Tensor:
-        return self._hear(layer, super()._dense(layer, x))
+        return self._record(layer, super()._dense(layer, x))
 
-    def _hear(self, layer: Layer, out: Tensor) -> Tensor:
-        if layer == self._wanted:
-            self._heard = out if layer == "fc8" else self._active(out)
+    def _record(self, layer: Layer, out: Tensor) -> Tensor:
+        if layer == self._layer:
+            self._output = out if layer == "fc8" else self._active(out)
         return out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedNetwork:
     """A trained network, whole, in this process."""
 
     folder: Path  # of the run
     launch: Launch  # its last attempt
     state: State
-    network: Tapped
+    network: RecordingAlexNet
     shards: str  # folder or address
     manifest: Manifest
     stats: Stats
@@ -105,44 +105,40 @@ class Trained:
     @torch.inference_mode()
     def probabilities(self, pixels: Sequence[Pixels]) -> NDArray[np.float64]:
         """[n, classes]: the mean of the softmax over the ten views of each image."""
-        found = []
+        means = []
         for one in pixels:
             views = torch.from_numpy(ten_views(one, self.recipe, self.stats)).to(self.device)
-            found.append(average_views(self.network(views), VIEWS)[0])
-        return torch.stack(found).cpu().numpy()
+            means.append(average_views(self.network(views), VIEWS)[0])
+        return torch.stack(means).cpu().numpy()
 
 
-def load(saved: Saved) -> Trained:
-    """GratisError, one line, where the run has no checkpoint, or one that does not fit, or its
-    dataset is not there."""
-    folder = run_folder(saved)
-    found = checkpoint.latest(folder / "checkpoints")
-    if found is None:
+def load(options: RunOptions) -> TrainedNetwork:
+    """GratisError where the run has no checkpoint, or one that does not fit, or its dataset is not
+    there."""
+    folder = run_folder(options)
+    path = checkpoint.latest(folder / "checkpoints")
+    if path is None:
         raise GratisError(
             f"run {folder} has no checkpoint yet; wait for the first, or choose another --run"
         )
-    if why := checkpoint.damage(found):
+    if why := checkpoint.damage(path):
         raise GratisError(
-            f"{found} is damaged ({why}); an unfinished run goes on from an older one by itself, "
+            f"{path} is damaged ({why}); an unfinished run goes on from an older one by itself, "
             f"or name another --run"
         )
-    launch, state = last_launch(folder), checkpoint.read_state(found)
-    shards = dataset_of(saved, launch)
+    launch, state = last_launch(folder), checkpoint.read_state(path)
+    recipe, shards = launch.recipe, dataset_of(options, launch)
     small = dataset_folder(shards)
     manifest = read_manifest(small)
     checkpoint.check_fits(
-        found,
-        state,
-        architecture=launch.recipe.architecture,
-        classes=state.classes,
-        dataset=manifest.hash,
+        path, state, architecture=recipe.architecture, classes=state.classes, dataset=manifest.hash
     )
     full_float32()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    network = Tapped(launch.recipe, state.classes)
-    network.load_state_dict(load_file(found / "network.safetensors"))
+    network = RecordingAlexNet(recipe, state.classes)
+    network.load_state_dict(load_file(path / "network.safetensors"))
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trained(
+    return TrainedNetwork(
         folder=folder,
         launch=launch,
         state=state,
@@ -154,33 +150,28 @@ def load(saved: Saved) -> Trained:
     )
 
 
-def dataset_of(saved: Saved, launch: Launch) -> str:
+def dataset_of(options: RunOptions, launch: Launch) -> str:
     """Folder or address. GratisError where it is a folder that is not on this machine."""
-    shards = saved.shards or launch.shards
+    shards = options.shards or launch.shards
     if "://" not in shards and not Path(shards).is_dir():
-        raise GratisError(
-            f"run {launch.folder} was trained on {shards}, which is not there; name it with "
-            f"--shards"
-        )
+        was = f"run {launch.folder} was trained on {shards}"
+        raise GratisError(f"{was}, which is not there; name it with --shards")
     return shards
 
 
-def run_folder(saved: Saved) -> Path:
+def run_folder(options: RunOptions) -> Path:
     """GratisError if there is no such run, or none at all."""
-    if saved.run is None:
-        marks = list(saved.runs.glob(f"*/checkpoints/{checkpoint.LATEST}"))
-        if not marks:
-            raise GratisError(
-                f"{saved.runs} holds no run with a checkpoint; train one, or name its folder with "
-                f"--runs"
-            )
-        return max(marks, key=lambda mark: mark.stat().st_mtime).parent.parent
-    for folder in (saved.runs / saved.run, Path(saved.run)):
+    runs, run = options.runs, options.run
+    if run is None:
+        latest = list(runs.glob(f"*/checkpoints/{checkpoint.LATEST}"))
+        if not latest:
+            way_out = "train one, or name its folder with --runs"
+            raise GratisError(f"{runs} holds no run with a checkpoint; {way_out}")
+        return max(latest, key=lambda mark: mark.stat().st_mtime).parent.parent
+    for folder in (runs / run, Path(run)):
         if (folder / "rank-0.jsonl").exists():
             return folder
-    raise GratisError(
-        f"there is no run {saved.run} in {saved.runs}; choose another --run or --runs"
-    )
+    raise GratisError(f"there is no run {run} in {runs}; choose another --run or --runs")
 
 
 def last_launch(folder: Path) -> Launch:
@@ -202,33 +193,24 @@ def ten_views(pixels: Pixels, recipe: Recipe, stats: Stats) -> NDArray[np.float3
     crop, last = recipe.crop, len(pixels) - recipe.crop
     middle = last // 2
     images = pixels.astype(np.float32)
-    found = []
+    plain, mirrors = [], []
     for y, x in ((0, 0), (0, last), (middle, middle), (last, 0), (last, last)):
-        own = (slice(y, y + crop), slice(x, x + crop))
-        centre = (slice(middle, middle + crop),) * 2
-        if recipe.mean == "offset":
-            plain = images[own] - stats.mean[own]
-            found.append((plain, plain[:, ::-1]))
-        else:
-            found.append(
-                (images[own] - stats.mean[centre], images[own][:, ::-1] - stats.mean[centre])
-            )
-    views = np.stack([plain for plain, _ in found] + [mirrored for _, mirrored in found])
-    return np.ascontiguousarray(views.transpose(0, 3, 1, 2))
+        own, centre = (slice(y, y + crop), slice(x, x + crop)), (slice(middle, middle + crop),) * 2
+        mean = stats.mean[own if recipe.mean == "offset" else centre]
+        plain.append(images[own] - mean)
+        mirrors.append(images[own][:, ::-1] - (mean[:, ::-1] if recipe.mean == "offset" else mean))
+    return np.ascontiguousarray(np.stack(plain + mirrors).transpose(0, 3, 1, 2))
 
 
-def stored(trained: Trained, split: str, samples: Sequence[int]) -> tuple[list[Pixels], list[int]]:
+def read_images(
+    trained: TrainedNetwork, split: str, samples: Sequence[int]
+) -> tuple[list[Pixels], list[int]]:
     """Images of a dataset by id, as they are stored, and their labels. Of an address, a request for
     each."""
-    index = trained.index(split)
-    rows, shards = list(samples), trained.manifest.splits[split].shards
-    places = zip(
-        index.shard[rows].tolist(),
-        index.offset[rows].tolist(),
-        index.size[rows].tolist(),
-        strict=True,
-    )
-    pieces = read_pieces(
-        trained.shards, [(shards[shard].name, offset, size) for shard, offset, size in places]
-    )
-    return [decode(data) for data in pieces], index.label[rows].tolist()
+    index, rows = trained.index(split), list(samples)
+    shards = trained.manifest.splits[split].shards
+    columns = (column[rows].tolist() for column in (index.shard, index.offset, index.size))
+    places = zip(*columns, strict=True)
+    pieces = [(shards[shard].name, offset, size) for shard, offset, size in places]
+    images = [decode(data) for data in read_pieces(trained.shards, pieces)]
+    return images, index.label[rows].tolist()

@@ -37,7 +37,7 @@ RECIPE = dataclasses.replace(TORCHVISION, input_scale=1.0, batch=64)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class EvaluatePublished:
     """Evaluates a state dict of torchvision's AlexNet through our shards and loader."""
 
     file: Annotated[Path, tyro.conf.Positional]
@@ -52,17 +52,14 @@ class Published:
 
 
 def main(arguments: list[str]) -> None:
-    options = parse(Published, arguments, "gratis evaluate-published")
-    network = load(
-        options.file,
-        dataclasses.replace(RECIPE, crop=options.crop, image_size=max(256, options.crop)),
-    )
-    for views, scores in sorted(evaluated(network, options).items()):
-        told = "centre view" if views == 1 else f"{views} views"
+    options = parse(EvaluatePublished, arguments, "gratis evaluate-published")
+    recipe = dataclasses.replace(RECIPE, crop=options.crop, image_size=max(256, options.crop))
+    network = load(options.file, recipe)
+    for views, scores in sorted(evaluate(network, options).items()):
+        name = "centre view" if views == 1 else f"{views} views"
         print(
-            f"{options.file.name}, {told}: top-1 {scores.top1:.3%}, top-5 {scores.top5:.3%}, "
-            f"{scores.nll:.4f} nats "
-            f"on {scores.images:,} {options.split} images"
+            f"{options.file.name}, {name}: top-1 {scores.top1:.3%}, top-5 {scores.top5:.3%}, "
+            f"{scores.nll:.4f} nats on {scores.images:,} {options.split} images"
         )
 
 
@@ -71,7 +68,7 @@ def load(file: Path, recipe: Recipe) -> AlexNet:
     is executed."""
     import torch
 
-    from gratis.train.analysis.deployed import from_torchvision
+    from gratis.train.analysis.deployment import from_torchvision
     from gratis.train.network.alexnet import AlexNet
 
     if not file.is_file():
@@ -81,13 +78,12 @@ def load(file: Path, recipe: Recipe) -> AlexNet:
             warnings.simplefilter("ignore")  # what it takes the file for
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # anything may come of bytes that are no pickle
-        raise GratisError(
-            f"{file} is no state dict that can be read without running code from it"
-        ) from None
+        why = "is no state dict that can be read without running code from it"
+        raise GratisError(f"{file} {why}") from None
     if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
         raise GratisError(f"{file} holds no state dict: names with tensors")
     for name, value in state.items():
-        if wrong := unfit(value):
+        if wrong := why_unusable(value):
             raise GratisError(f"{file} holds no state dict of numbers: {name} is {wrong}")
     try:
         weights = from_torchvision(state)
@@ -103,7 +99,7 @@ def load(file: Path, recipe: Recipe) -> AlexNet:
     return network
 
 
-def unfit(value: object) -> str | None:
+def why_unusable(value: object) -> str | None:
     """Why it cannot be a network's weights; None if it can."""
     import torch
 
@@ -114,7 +110,7 @@ def unfit(value: object) -> str | None:
     return None if value.float().isfinite().all() else "not finite"
 
 
-def evaluated(network: AlexNet, options: Published) -> dict[int, Scores]:
+def evaluate(network: AlexNet, options: EvaluatePublished) -> dict[int, Scores]:
     """Scores by views. GratisError if the dataset's classes cannot be the network's."""
     import torch
 
@@ -131,10 +127,12 @@ def evaluated(network: AlexNet, options: Published) -> dict[int, Scores]:
                 f"{options.file} tells {network.classes} classes apart, {options.shards} has {own}"
             )
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return judged(network, rescaled(loader, config, loader.stats), options.views)
+        return score_batches(
+            network, to_torchvision_scale(loader, config, loader.stats), options.views
+        )
 
 
-def judged(network: AlexNet, batches: Iterable[Batch], views: int) -> dict[int, Scores]:
+def score_batches(network: AlexNet, batches: Iterable[Batch], views: int) -> dict[int, Scores]:
     """As gratis.train.evaluate does on a mesh: {1: the centre view} or {1: the centre view, 10: the
     mean over ten}."""
     import torch
@@ -152,21 +150,21 @@ def judged(network: AlexNet, batches: Iterable[Batch], views: int) -> dict[int, 
     return {count: scores(total) for count, total in sums.items()}
 
 
-def rescaled(batches: Iterable[Batch], config: LoaderConfig, stats: Stats) -> Iterator[Batch]:
+def to_torchvision_scale(
+    batches: Iterable[Batch], config: LoaderConfig, stats: Stats
+) -> Iterator[Batch]:
     """Evaluation batches (mean "central", float32) as torchvision's networks want them: (x / 255 -
     MEAN) / STD."""
     import torch
 
-    margin = (len(stats.mean) - config.crop) // 2
-    subtracted = torch.from_numpy(
-        stats.mean[margin : margin + config.crop, margin : margin + config.crop]
-    )
-    back = subtracted.permute(2, 0, 1)
+    from gratis.train.analysis.deployment import centre_crop
+
+    back = torch.from_numpy(centre_crop(stats.mean, config.crop)).permute(2, 0, 1)
     for batch in batches:
-        yield batch._replace(images=normalised(batch.images + back.to(batch.images.device)))
+        yield batch._replace(images=normalise(batch.images + back.to(batch.images.device)))
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalise(pixels: Tensor) -> Tensor:
     """[..., 3, h, w], RGB, 0-255 -> as torchvision's ToTensor and Normalize give it."""
     import torch
 
