@@ -12,16 +12,11 @@ from typing import Any, Literal
 
 import torch
 
+from gratis.choices import BadSamples, Keep, MeanForm, NoiseForm, Positions
 from gratis.errors import GratisError
 
-MeanForm = Literal["central", "offset"]
-NoiseForm = Literal["sqrt", "printed", "off"]
-Positions = Literal["all", "printed"]
 Remainder = Literal["pad", "drop"]
 Order = Literal["full", "window"]
-BadSamples = Literal["raise", "quarantine"]
-Place = Literal["device", "host", "none"]
-Keep = Literal["auto"] | Place
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "crop_positions": ("all", "printed"),

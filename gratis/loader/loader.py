@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from gratis.choices import Place
 from gratis.dataset import ImageClass, Manifest, Stats
 from gratis.errors import GratisError
 from gratis.events import LoaderCounters
 from gratis.loader import plan
 from gratis.loader.batch import Batch
-from gratis.loader.config import LoaderConfig, Place, whole
+from gratis.loader.config import LoaderConfig, whole
 from gratis.loader.decoding.decoded_cache import Decoded, choose
 from gratis.loader.decoding.gpu import device_of
 from gratis.loader.epoch_coverage import Coverage, coverage

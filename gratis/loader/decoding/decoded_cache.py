@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gratis.choices import Place
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
-from gratis.loader.config import LoaderConfig, Place
+from gratis.loader.config import LoaderConfig
 from gratis.loader.decoding import gpu
 from gratis.loader.decoding.cpu import (
     Runner,

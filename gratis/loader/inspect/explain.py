@@ -18,11 +18,12 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from gratis.choices import MeanForm, NoiseForm, Positions
 from gratis.command_line import parse
 from gratis.dataset import Stats, read_manifest
 from gratis.errors import GratisError
 from gratis.image import Reject, decode_or_reject
-from gratis.loader.config import LoaderConfig, MeanForm, NoiseForm, Positions
+from gratis.loader.config import LoaderConfig
 from gratis.loader.inspect.explain_figure import Floats, Pixels, draw, histogram
 from gratis.loader.loader import Loader
 from gratis.loader.reading.shards import Source
