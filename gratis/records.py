@@ -13,7 +13,7 @@ from gratis.events import LoaderCounters
 Outcome = Literal["finished", "preempted", "interrupted", "diverged", "failed"]
 
 
-class Start(TypedDict):
+class StartRecord(TypedDict):
     """`start`: first record of every attempt, by every rank."""
 
     run: str
@@ -49,7 +49,7 @@ class GpuCounters(TypedDict):
     power_w: float | None
 
 
-class Step(TypedDict):
+class StepRecord(TypedDict):
     """`step`: what this rank did since its last `step` record; its own `step` counts those of the
     run."""
 
@@ -68,7 +68,7 @@ class Step(TypedDict):
     gpu: GpuCounters | None  # null on a CPU
 
 
-class Eval(TypedDict):
+class EvalRecord(TypedDict):
     """`eval`: one pass over the validation split, by rank 0. Shares in [0, 1]; errors are 1 -
     share."""
 
@@ -80,7 +80,7 @@ class Eval(TypedDict):
     wall_s: float
 
 
-class EvalProgress(TypedDict):
+class EvalProgressRecord(TypedDict):
     """`eval_progress`: a sign of life of a pass over the validation split, about once a second, by
     every rank.
 
@@ -93,7 +93,7 @@ class EvalProgress(TypedDict):
     wall_s: float  # since the pass began
 
 
-class Receipt(TypedDict):
+class ReceiptRecord(TypedDict):
     """`receipt`: one epoch's samples over all ranks; a whole epoch has missing = duplicates = 0."""
 
     seen: int
@@ -102,7 +102,7 @@ class Receipt(TypedDict):
     dropped: int  # left out by remainder="drop"
 
 
-class Checkpoint(TypedDict):
+class CheckpointRecord(TypedDict):
     """`checkpoint`: one was written and is now the latest."""
 
     path: str  # relative to the run
@@ -110,13 +110,13 @@ class Checkpoint(TypedDict):
     wall_s: float
 
 
-class Warn(TypedDict):
+class WarningRecord(TypedDict):
     """`warning`: something the user should know that did not stop the run."""
 
     message: str
 
 
-class End(TypedDict):
+class EndRecord(TypedDict):
     """`end`: last record of an attempt that ended by itself. Its absence, with the writer dead,
     means a crash."""
 

@@ -7,7 +7,6 @@ and OUT/report.md. Without network; without a GPU the CPU's part, on a smaller n
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,10 +42,10 @@ class Report:
 
 def main(arguments: list[str]) -> int:
     options = parse(Report, arguments, "gratis report", description=__doc__)
-    from gratis.processes import leave
+    from gratis.signals import terminate_exits
     from gratis.written import alone
 
-    signal.signal(signal.SIGTERM, leave)
+    terminate_exits()
     with alone(options.out, f"--out {options.out}"):
         print(f"report: {report(options)}", flush=True)
     return 0

@@ -48,9 +48,7 @@ def free(setting: Setting, route: str, batch: int) -> Result:
     compute: Literal["bfloat16", "float32"] = "bfloat16" if setting.cuda else "float32"
     recipe = replace(setting.recipe, batch=batch, compute=compute)
     config = replace(
-        training_config(recipe, 0),
-        remainder="drop",
-        decoded="auto" if route == "decoded" else "none",
+        training_config(recipe), remainder="drop", decoded="auto" if route == "decoded" else "none"
     )
     shards = setting.raw if route == "raw" else setting.jpeg
     with (

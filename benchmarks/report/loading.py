@@ -79,7 +79,7 @@ def routes(
     """Name to (shards, configuration): bytes decoded every time, raw pixels, and pixels that stay
     decoded."""
     config = replace(
-        training_config(replace(setting.recipe, batch=batch), 0),
+        training_config(replace(setting.recipe, batch=batch)),
         remainder="drop",
         prefetch=2,
         threads=threads,

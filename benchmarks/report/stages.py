@@ -10,7 +10,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.train.bench import CLASSES, resident_batch
 from gratis.train.metrics import share_of_loss
-from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.optimiser import Optimiser
 from gratis.train.recipes import Layer, Recipe
 from gratis.train.schedule import rates
@@ -47,9 +48,9 @@ class Marked(AlexNet):
         with record_function(f"{MARK}pooling {self.at}"):
             return super()._pool(x)
 
-    def _drop(self, x: Tensor, layer: int, draw: Draw | None) -> Tensor:
+    def _drop(self, x: Tensor, layer: int, key: DropoutKey | None) -> Tensor:
         with record_function(f"{MARK}dropout {layer}"):
-            return super()._drop(x, layer, draw)
+            return super()._drop(x, layer, key)
 
 
 def by_stage(recipe: Recipe, device: torch.device) -> tuple[dict[str, float], float]:
@@ -64,7 +65,7 @@ def by_stage(recipe: Recipe, device: torch.device) -> tuple[dict[str, float], fl
     images, labels = resident_batch(recipe, device)
 
     def step(number: int) -> None:
-        logits = network(images, Draw(seed=0, step=number, rows=range(len(images))))
+        logits = network(images, DropoutKey(seed=0, step=number, rows=range(len(images))))
         share_of_loss(logits, labels, len(images)).backward()  # type: ignore[no-untyped-call]
         optimiser.step(rates(recipe, number, 10_000))
 

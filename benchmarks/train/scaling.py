@@ -38,10 +38,11 @@ from rich.table import Table
 
 from gratis.errors import GratisError
 from gratis.train.analysis.summary import CLASSES, FLOAT, backward_macs, exchanges
-from gratis.train.launcher.launch import Launch, records
+from gratis.train.launcher.launch import records
 from gratis.train.network.layers import plan
 from gratis.train.options import Fields, read
 from gratis.train.recipes import RELEASED, Recipe, RecipeName
+from gratis.train.settings import Launch
 
 REACHED = 0.8  # of a link's nominal bandwidth
 LATENCY_S = 20e-6  # of one collective

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
-from types import FrameType
 from typing import TypeVar
 
 from gratis.command_line import parse
@@ -28,6 +26,7 @@ from gratis.preprocess.sample import SampleConfig, make_sample
 from gratis.preprocess.shards import ShardsConfig, make_shards
 from gratis.preprocess.verify import VerifyConfig
 from gratis.preprocess.verify import verify as verify_dataset
+from gratis.signals import terminate_interrupts
 
 Config = TypeVar("Config")
 
@@ -57,7 +56,7 @@ def inspect(arguments: list[str]) -> None:
 
 
 def _parsed(kind: type[Config], arguments: list[str], verb: str) -> Config:
-    signal.signal(signal.SIGTERM, _interrupt)
+    terminate_interrupts()
     return parse(kind, arguments, f"gratis {verb}")
 
 
@@ -83,7 +82,3 @@ def _in_slurm_array(config: ShardsConfig) -> ShardsConfig:
         )
     # 1-64, or 0-6:2
     return dataclasses.replace(config, task_id=(int(task) - first) // step, num_tasks=tasks)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

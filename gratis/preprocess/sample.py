@@ -15,7 +15,6 @@ import io
 import json
 import multiprocessing as mp
 import os
-import signal
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from gratis.atomic import sync_folder, write_durably
 from gratis.errors import GratisError
 from gratis.preprocess.shapes import CLASSES, draw
 from gratis.preprocess.sources.archives import DEVKIT, META, TRAIN, TRUTH, VAL
+from gratis.signals import interrupt_held_back
 
 SETTINGS = "sample.json"  # written last: its presence means that the archives are whole
 VERSION = 1  # of the drawing: part of the settings
@@ -87,15 +87,15 @@ def _write(config: SampleConfig) -> None:
     val = [val[k] for k in np.random.Generator(np.random.Philox(config.seed)).permutation(len(val))]
     jobs = [(config.seed, number, label) for number, label in enumerate(train + val)]
     workers = config.workers or len(os.sched_getaffinity(0))
-    # ctrl-C reaches the whole group: the parent decides
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with interrupt_held_back():
         started = mp.get_context("spawn").Pool(workers)
-    finally:
-        signal.signal(signal.SIGINT, heard)
     with started as pool:
         drawn = pool.imap(_draw, jobs, chunksize=16)
-        pictures = list(tqdm(drawn, "drawing", total=len(jobs), unit="img", delay=2.0, leave=False))
+        pictures = list(
+            tqdm(
+                drawn, "drawing", total=len(jobs), unit="img", delay=2.0, leave=False, disable=None
+            )
+        )
     ids = _ilsvrc_ids(config.seed)
     classes = []
     for label in range(len(CLASSES)):

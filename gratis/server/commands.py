@@ -11,11 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
-import sys
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,10 +21,7 @@ import tyro
 from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.server.state import STALL_S
-
-# after a parent that was killed, the page still says what happened; then the port is free again
-LINGER_S = 600.0
-LOOK_S = 1.0
+from gratis.signals import serve_until_signalled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +41,6 @@ class StatusConfig:
     GRATIS_TOKEN, if set."""
     stall_seconds: float = STALL_S
     """A run without an event for this long is stalled."""
-    parent: int | None = None
-    """Process id of whoever starts this one: ten minutes after that process is gone, the server
-    ends by itself."""
 
     def __post_init__(self) -> None:
         _check_runs(self.runs, self.stall_seconds)
@@ -94,8 +84,7 @@ def top(arguments: list[str]) -> None:
 def serve(config: StatusConfig) -> None:
     """Serves until SIGTERM or SIGINT."""
     # both before uvicorn's own and after, when it raises them again
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+    serve_until_signalled()
 
     from gratis.server.access import Access
 
@@ -131,18 +120,8 @@ def serve(config: StatusConfig) -> None:
         )
     )
     host = f"[{config.host}]" if ":" in config.host else config.host
-    if config.parent is not None:
-        threading.Thread(target=_end_with, args=(config.parent,), daemon=True).start()
     print(f"serving http://{host}:{listener.getsockname()[1]}/", flush=True)
     server.run(sockets=[listener])
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process, as a signal would, LINGER_S after it was left to another parent."""
-    while os.getppid() == parent:
-        time.sleep(LOOK_S)
-    time.sleep(LINGER_S)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _token(file: Path | None) -> str | None:

@@ -21,7 +21,7 @@ import yaml
 from ports import free_port
 
 from gratis.events import EventWriter, LoaderCounters, ShardProgress
-from gratis.records import End, Eval, GpuCounters, Step
+from gratis.records import EndRecord, EvalRecord, GpuCounters, StepRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
@@ -52,7 +52,7 @@ class Run:
             )
             writer.write(
                 "eval",
-                Eval(views=1, images=200, top1=0.9, top5=0.95, nll=0.4, wall_s=1.0),
+                EvalRecord(views=1, images=200, top1=0.9, top5=0.95, nll=0.4, wall_s=1.0),
                 epoch=0,
                 step=0,
             )
@@ -80,7 +80,7 @@ class Run:
                 queue_capacity=2,
             )
             gpu = GpuCounters(busy=0.9, nvjpg_busy=0.2, memory_bytes=1 << 30, power_w=300.0)
-            step = Step(
+            step = StepRecord(
                 steps=10,
                 images=100,
                 wall_s=1.0,
@@ -98,7 +98,7 @@ class Run:
 
     def end(self, outcome: str) -> None:
         for writer in self.writers:
-            writer.write("end", End(outcome=outcome, error=None))  # type: ignore[typeddict-item]
+            writer.write("end", EndRecord(outcome=outcome, error=None))  # type: ignore[typeddict-item]
 
 
 @contextmanager

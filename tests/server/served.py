@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gratis.events import EventWriter, LoaderCounters
-from gratis.records import End, GpuCounters, Start, Step
+from gratis.records import EndRecord, GpuCounters, StartRecord, StepRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW_S = 60.0  # what anything may take on a machine that others use
@@ -52,7 +52,7 @@ class RunWriter:
 
     def start(self) -> None:
         for rank, writer in enumerate(self.writers):
-            record = Start(
+            record = StartRecord(
                 run=self.path.name,
                 recipe="sample",
                 config={"shards": "/home/somebody/shards", "recipe": {"image_size": 128}},
@@ -101,7 +101,7 @@ class RunWriter:
                 queue_depth=4,
                 queue_capacity=4,
             )
-            record = Step(
+            record = StepRecord(
                 steps=10,
                 images=1000,
                 wall_s=10.0,
@@ -120,7 +120,7 @@ class RunWriter:
     def end(self, outcome: str, error: str | None = None, *, rank: int | None = None) -> None:
         for number, writer in enumerate(self.writers):
             if rank in (None, number):
-                writer.write("end", End(outcome=outcome, error=error))  # type: ignore[typeddict-item]
+                writer.write("end", EndRecord(outcome=outcome, error=error))  # type: ignore[typeddict-item]
 
 
 def dead_pid() -> int:

@@ -20,10 +20,12 @@ from torch.nn.functional import cross_entropy
 
 from gratis.events import EventWriter
 from gratis.loader import Loader, LoaderConfig
+from gratis.signals import StopSignals
 from gratis.train.mesh.mesh import Mesh
-from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.recipes import RECIPES
-from gratis.train.telemetry import SECONDS, Interval, Report, Signals
+from gratis.train.telemetry import SECONDS, IntervalMeter, IntervalSummary
 
 ALONE = {
     "RANK": "0",
@@ -49,7 +51,7 @@ def test_measuring_takes_less_than_a_thousandth_of_a_step(
 ) -> None:
     """What is done per step and per interval for the counters' sake alone, against a step of the
     sample's recipe."""
-    recipe, signals = RECIPES["sample"], Signals()
+    recipe, signals = RECIPES["sample"], StopSignals()
     writer = EventWriter(tmp_path / "rank-0.jsonl", attempt=1, rank=0)
     with Loader(
         sample_shards, "train", LoaderConfig(batch_size=recipe.batch, crop=recipe.crop)
@@ -58,13 +60,13 @@ def test_measuring_takes_less_than_a_thousandth_of_a_step(
         images, labels, _ = next(iter(loader))
 
         def train() -> None:
-            logits = network(images, Draw(seed=0, step=0, rows=range(recipe.batch)))
+            logits = network(images, DropoutKey(seed=0, step=0, rows=range(recipe.batch)))
             cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
 
         train()
         step_s = seconds_each(5, train)
-        interval = Interval(Mesh(), loader, writer, signals)
-        report = Report(steps=1, loss=1.0, top1=0.5, images=32, wall_s=1.0, stop=None)
+        interval = IntervalMeter(Mesh(), loader, writer, signals)
+        report = IntervalSummary(steps=1, loss=1.0, top1=0.5, images=32, wall_s=1.0, stop=None)
         interval.add(torch.zeros(()), torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64))
         record = lambda: interval._record(report, 32, 1.0, 0.0, 0.01)  # noqa: E731
         per_interval = seconds_each(200, lambda: writer.write("step", record(), step=1))

@@ -664,35 +664,3 @@ def test_the_last_words_arrive_although_the_server_ends(tmp_path: Path) -> None:
         rest = stream.read()
     assert b'"state":"finished"' in rest
     assert b"id: a/1.20" in rest
-
-
-ORPHAN = """
-import os, subprocess, sys, signal
-code = "import sys, gratis.server.commands as m; m.LINGER_S = 0.5; m.status(sys.argv[1:])"
-arguments = ["--runs", sys.argv[1], "--port", "0", "--parent", str(os.getpid())]
-command = [sys.executable, "-c", code, *arguments]
-server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-print(server.stdout.readline(), end="", flush=True)
-signal.pause()
-"""
-
-
-def test_a_server_ends_some_time_after_its_parent_was_killed(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", ORPHAN, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as parent:
-        assert parent.stdout is not None
-        url = parent.stdout.readline().split()[1]
-        time.sleep(1.5)
-        assert get(f"{url}livez")[0] == 200
-        parent.kill()
-    assert get(f"{url}livez")[0] == 200
-    assert wait_for(lambda: refused(url))
-
-
-def refused(url: str) -> bool:
-    try:
-        get(f"{url}livez")
-    except urllib.error.URLError:
-        return True
-    return False

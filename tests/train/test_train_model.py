@@ -14,7 +14,6 @@ import torch
 from benchmarks.train.scaling import INFINIBAND, LATENCY_S, NVLINK, PCIE4, Link, predict
 from gratis.events import EventWriter
 from gratis.train.analysis.summary import FLOAT, exchanges
-from gratis.train.launcher.launch import Launch
 from gratis.train.network.layers import plan
 from gratis.train.network.memory import (
     COPIES,
@@ -26,6 +25,7 @@ from gratis.train.network.memory import (
     too_large,
 )
 from gratis.train.recipes import RELEASED
+from gratis.train.settings import Launch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -16,13 +16,13 @@ from gratis.events import EventWriter
 from gratis.processes import timed
 from gratis.train.analysis.figures import CAPTIONS
 from gratis.train.analysis.trained import last_launch
-from gratis.train.launcher.launch import Launch
 from gratis.train.paper.ablate import has
 from gratis.train.paper.paper import Paper, fitting, of_run, paper
 from gratis.train.paper.parts import Work, explain, train, whole_of
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.paper.tables import tables
 from gratis.train.recipes import RECIPES, RELEASED, SAMPLE, TINY, Recipe
+from gratis.train.settings import Launch
 from gratis.written import alone, written
 
 

@@ -19,7 +19,6 @@ import contextlib
 import multiprocessing as mp
 import os
 import resource
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +26,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
 from gratis.errors import GratisError
+from gratis.signals import leave_to_parent
 
 IMAGE_SECONDS = 60.0
 MEMORY = 8 << 30  # address space of a worker: an image of the largest permitted size needs 1 GB
@@ -208,8 +208,7 @@ def _work(pipe: Connection, at: Any, parent: int) -> None:
     """A worker's life: tasks from the pipe until the parent is gone."""
     at[0] = -1
     # ctrl-C reaches the whole group: the parent decides
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_to_parent()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # of a batch scheduler, or `ulimit -v`
     resource.setrlimit(
         resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard)

@@ -17,6 +17,7 @@ from gratis.image import Reject
 from gratis.preprocess.execution.workers import UNBEGUN
 from gratis.preprocess.sources.source import Reader
 from gratis.preprocess.stages.shard import ShardTask, make_sample_bytes
+from gratis.signals import leave_to_parent
 
 TRIED = 48  # images: 0.15 s, and a mean size within some 5 %
 PATIENCE_S = 60.0
@@ -79,8 +80,7 @@ def estimate_apart(images: int, tried: ShardTask) -> Estimate | None:
 
 
 def _estimate_into(pipe: Connection, images: int, tried: ShardTask) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_to_parent()
     signal.alarm(int(PATIENCE_S))
     pipe.send(True)
     try:

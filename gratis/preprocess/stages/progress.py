@@ -21,7 +21,9 @@ class Progress:
     """Context of one run of the map. done and rejects are what earlier attempts left finished."""
 
     def __init__(self, run_dir: Path | None, *, total: int, done: int, rejects: int) -> None:
-        self._bar = tqdm(total=total, initial=done, desc="shards", unit="img", delay=2.0)
+        self._bar = tqdm(
+            total=total, initial=done, desc="shards", unit="img", delay=2.0, disable=None
+        )
         self._events = (
             EventWriter(run_dir / EVENTS, attempt=_attempts(run_dir) + 1, rank=0)
             if run_dir

@@ -22,7 +22,6 @@ import io
 import json
 import logging
 import math
-import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ import tyro
 
 from gratis.command_line import parse
 from gratis.errors import GratisError
-from gratis.processes import leave
+from gratis.signals import terminate_exits
 from gratis.train.analysis.saved import Saved
 from gratis.written import written
 
@@ -90,7 +89,7 @@ def main(arguments: list[str]) -> None:
         )
     from gratis.train.analysis.trained import load
 
-    signal.signal(signal.SIGTERM, leave)  # by way of what removes a half-written file
+    terminate_exits()  # by way of what removes a half-written file
     trained = load(options)
     print(f"run {trained.folder}, step {trained.state.step}: {DOING[form]}", flush=True)
     # all write bytes, so that a full disk is an OSError: the libraries' own writers have other

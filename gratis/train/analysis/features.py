@@ -20,7 +20,7 @@ from tqdm import tqdm
 from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.train.analysis.saved import Saved
-from gratis.train.network.layers import Plan, plan
+from gratis.train.network.layers import LayerSpec, plan
 from gratis.train.recipes import Layer
 from gratis.written import written
 
@@ -63,7 +63,7 @@ def ids_path(out: Path) -> Path:
     return out.with_suffix(".ids.npz")
 
 
-def units_of(own: Plan) -> int:
+def units_of(own: LayerSpec) -> int:
     return own.outputs * own.side**2
 
 

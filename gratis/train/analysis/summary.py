@@ -11,7 +11,7 @@ from itertools import pairwise
 from rich.console import Console
 from rich.table import Table
 
-from gratis.train.network.layers import Plan, plan
+from gratis.train.network.layers import LayerSpec, plan
 from gratis.train.options import Fields, read
 from gratis.train.recipes import RELEASED, Layer, Recipe, RecipeName
 
@@ -64,7 +64,7 @@ def exchanges(recipe: Recipe, classes: int) -> list[Exchange]:
     return found
 
 
-def backward_macs(layers: dict[Layer, Plan]) -> int:
+def backward_macs(layers: dict[Layer, LayerSpec]) -> int:
     """Per image: every layer's two products but conv1's gradient of the image, which nobody
     needs."""
     return sum(own.macs * (1 if layer == "conv1" else 2) for layer, own in layers.items())
@@ -111,7 +111,7 @@ def show(recipe: Recipe, classes: int) -> None:
         )
 
 
-def _layers_table(layers: dict[Layer, Plan], recipe: Recipe) -> Table:
+def _layers_table(layers: dict[Layer, LayerSpec], recipe: Recipe) -> Table:
     table = Table(title=f"crop {recipe.crop}, towers {recipe.towers}")
     for heading in (
         "layer",

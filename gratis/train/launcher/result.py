@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gratis.train.launcher.launch import Launch, records
+from gratis.train.launcher.launch import records
+from gratis.train.settings import Launch
 
 KEYS = (
     "top1",

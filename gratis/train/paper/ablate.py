@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import signal
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 
 from gratis.dataset import Manifest, read_manifest, require_split
 from gratis.errors import GratisError
-from gratis.processes import leave
+from gratis.signals import terminate_exits
 from gratis.train.launcher.launch import outcome, records
 from gratis.train.options import Fields, read
 from gratis.train.paper.switches import SWITCHES
@@ -91,7 +90,7 @@ def main(arguments: list[str]) -> None:
         "released",
         "gratis ablate",
     )
-    signal.signal(signal.SIGTERM, leave)
+    terminate_exits()
     print(ablate(options), flush=True)
 
 

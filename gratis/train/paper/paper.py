@@ -8,14 +8,13 @@ goes on from its checkpoint, finished ablations stand."""
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
 
 from gratis.command_line import parse
 from gratis.dataset import Manifest, read_manifest
 from gratis.errors import GratisError
-from gratis.processes import leave
+from gratis.signals import terminate_exits
 from gratis.train.launcher.launch import records
 from gratis.train.paper.options import Paper
 from gratis.train.paper.parts import PARTS, PartResult, Work
@@ -25,7 +24,7 @@ from gratis.written import alone, written
 
 def main(arguments: list[str]) -> None:
     options = parse(Paper, arguments, "gratis paper")
-    signal.signal(signal.SIGTERM, leave)
+    terminate_exits()
     print(paper(options), flush=True)
 
 
