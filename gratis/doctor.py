@@ -1,7 +1,7 @@
 """Says what this machine has and what that means for gratis: `make doctor`, or `gratis doctor`.
 
 Lists old runs and abandoned shards too; `--remove PATH` removes one of those, and nothing else.
-Standard library alone and one file, so that it also runs where nothing could be installed. Exit
+It needs the standard library alone, so that it also runs where nothing could be installed. Exit
 code 1 if something keeps gratis from working."""
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
+
+from gratis.history import read_attempt
 
 GB = 1e9
 BYTES_AN_IMAGE = (
@@ -269,14 +271,13 @@ class Leftover:
 def old_runs(runs: Path) -> Iterator[Leftover]:
     for events in sorted(runs.glob("*/rank-0.jsonl")):
         if not any(locked(events.parent / name) for name in ("starter", "lock")):  # gratis.locks
-            yield leftover(events.parent, f"run, {outcome(events)}", events)
+            end = read_attempt(events).outcome or "broken off"
+            yield leftover(events.parent, f"run, {end}", events)
     # no lock tells whether one that has no end still lives
     for events in sorted(runs.glob("*/shards.jsonl")):
-        if (
-            not (events.parent / "rank-0.jsonl").exists()
-            and (end := outcome(events)) != "broken off"
-        ):
-            yield leftover(events.parent, f"the shard stage's events, {end}", events)
+        over = read_attempt(events).outcome
+        if over and not (events.parent / "rank-0.jsonl").exists():
+            yield leftover(events.parent, f"the shard stage's events, {over}", events)
 
 
 def abandoned(folders: list[Path]) -> Iterator[Leftover]:
@@ -296,16 +297,6 @@ def abandoned(folders: list[Path]) -> Iterator[Leftover]:
 def leftover(path: Path, what: str, dated: Path) -> Leftover:
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return Leftover(path, what, (time.time() - dated.stat().st_mtime) / 86_400, size)
-
-
-def outcome(events: Path) -> str:
-    last = events.read_bytes().rstrip().rpartition(b"\n")[2]
-    try:
-        record = json.loads(last)
-    except ValueError:
-        return "broken off"
-    ended = isinstance(record, dict) and record.get("kind") == "end"
-    return str(record.get("outcome")) if ended else "broken off"
 
 
 def locked(path: Path) -> bool:

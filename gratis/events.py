@@ -3,8 +3,8 @@ append-only JSON lines.
 
 Every record has v, kind, t (Unix seconds), mono (monotonic seconds, comparable within one host's
 boot), attempt, rank, and epoch and step where they apply. Records hold **raw counters of an
-interval, never rates**: rates are the reader's business. Each line is one unbuffered write: a
-reader sees whole lines or a torn last one, which waits.
+interval, never rates**: the reader computes those (gratis.rates). Each line is one unbuffered
+write: a reader sees whole lines, or a torn last one, which it reads once it is whole.
 
 Imports the standard library alone.
 """
@@ -37,9 +37,8 @@ class LoaderCounters(TypedDict):
     batches: int
     bytes_read: int  # encoded bytes of those images
     read_s: float  # fetching the samples' bytes
-    decode_s: (
-        float  # waiting for decode and crop (on a GPU: and augmentation) after the bytes were there
-    )
+    # waiting for decode and crop (on a GPU: and augmentation) after the bytes were there
+    decode_s: float
     finish_s: float  # the fused pass on the CPU: flip, mean, noise, type
     transfer_s: float  # host to device, where the loader does it
     wait_s: float  # the consumer waited for a batch
@@ -64,14 +63,13 @@ class ShardProgress(TypedDict):
 class EventWriter:
     """Appends events to one file. Not for use from several threads.
 
-    A disk too full for them never stops what they tell of: records are lost, and one warning on
-    stderr says so."""
+    A full disk never stops the writer: records are lost, and one warning on stderr says so."""
 
     def __init__(self, path: Path, *, attempt: int, rank: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._common = {"attempt": attempt, "rank": rank}
-        self._path, self._told = path, False
+        self._path, self._warned = path, False
         # a writer was killed inside a line: end it, so that the reader drops it alone
         self._torn = _ends_torn(path)
 
@@ -83,7 +81,7 @@ class EventWriter:
         epoch: int | None = None,
         step: int | None = None,
     ) -> None:
-        """Appends one record. Non-finite floats become null: JSON has no other word for them."""
+        """Appends one record. Non-finite floats become null: JSON has no number for them."""
         record: dict[str, object] = {
             "v": VERSION,
             "kind": kind,
@@ -100,7 +98,7 @@ class EventWriter:
 
     @property
     def deleted(self) -> bool:
-        """Whether the file was deleted: what is written to it is for nobody."""
+        """Whether the file was deleted: nobody can read what is written to it."""
         return os.fstat(self._file).st_nlink == 0
 
     def _append(self, line: bytes) -> None:
@@ -114,16 +112,17 @@ class EventWriter:
             self._torn = True
         elif written:
             self._torn = False
-        if written < len(line) and not self._told:
+        if written < len(line) and not self._warned:
             print(f"warning: events are lost: {self._path}: {why}", file=sys.stderr, flush=True)
-            self._told = True
+            self._warned = True
 
     def close(self) -> None:
         os.close(self._file)
 
 
 class EventTail:
-    """Reads a growing event file from where it stopped; other lines are counted in `garbage`."""
+    """Reads a growing event file from where it stopped; lines that are no records are counted in
+    `garbage`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -149,21 +148,21 @@ class EventTail:
             self.garbage += 1
             whole = block
         self.offset += len(whole)
-        return [record for line in whole.splitlines() if (record := self._parse(line)) is not None]
+        lines = [line for line in whole.splitlines() if line.strip()]
+        records = [record for line in lines if (record := parse_record(line)) is not None]
+        self.garbage += len(lines) - len(records)
+        return records
 
-    def _parse(self, line: bytes) -> dict[str, Any] | None:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # a line of brackets alone nests too deep
-            record = None
-        if (
-            isinstance(record, dict)
-            and isinstance(record.get("kind"), str)
-            and isinstance(record.get("t"), float | int)
-        ):
-            return record
-        self.garbage += bool(line.strip())
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line of an event file; None if there is none in it."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # a line of brackets alone nests too deep
         return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    return record if isinstance(record.get("t"), float | int) else None
 
 
 def _ends_torn(path: Path) -> bool:

@@ -26,9 +26,8 @@ class StartRecord(TypedDict):
     decoded: str  # where decoded images are kept: "device", "host" or "none"
     pid: int
     host: str
-    pid_namespace: (
-        int  # inode of the namespace that pid counts in: a reader in another one cannot look it up
-    )
+    # inode of the namespace that pid counts in: a reader in another one cannot look it up
+    pid_namespace: int
     versions: dict[str, str]
     dataset: str  # the manifest's hash
     classes: int
@@ -40,8 +39,7 @@ class StartRecord(TypedDict):
 
 
 class GpuCounters(TypedDict):
-    """What a rank's GPU said at an interval's end; null where the device or driver does not
-    tell."""
+    """A rank's GPU at an interval's end; null where the device or driver does not report it."""
 
     busy: float | None  # share of the driver's last sample period with a kernel running, in [0, 1]
     nvjpg_busy: float | None  # likewise of the JPEG engine
@@ -81,8 +79,8 @@ class EvalRecord(TypedDict):
 
 
 class EvalProgressRecord(TypedDict):
-    """`eval_progress`: a sign of life of a pass over the validation split, about once a second, by
-    every rank.
+    """`eval_progress`: how far a pass over the validation split is, about once a second, by every
+    rank.
 
     No `step` record comes during a pass: a reader must not take a long one for a stall.
     """
@@ -111,7 +109,7 @@ class CheckpointRecord(TypedDict):
 
 
 class WarningRecord(TypedDict):
-    """`warning`: something the user should know that did not stop the run."""
+    """`warning`: something the user should know, and that did not stop the run."""
 
     message: str
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gratis.train.launcher.launch import records
+from gratis.history import records
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (*"--recipe sample --width 0.0625 --batch 100 --epochs 2 --port 0".split(),)  # twenty steps

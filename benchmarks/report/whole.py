@@ -11,8 +11,8 @@ from pathlib import Path
 from benchmarks.report.book import Book, OutOfTime, Result
 from benchmarks.report.live import trained
 from benchmarks.report.setting import Setting
+from gratis.history import outcome
 from gratis.processes import OVER, timed
-from gratis.train.launcher.launch import outcome
 from gratis.train.paper.ablate import as_arguments
 from gratis.train.paper.switches import SWITCHES
 

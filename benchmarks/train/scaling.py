@@ -37,8 +37,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gratis.errors import GratisError
+from gratis.history import records
 from gratis.train.analysis.summary import CLASSES, FLOAT, backward_macs, exchanges
-from gratis.train.launcher.launch import records
 from gratis.train.network.layers import plan
 from gratis.train.options import Fields, read
 from gratis.train.recipes import RELEASED, Recipe, RecipeName

@@ -1,5 +1,5 @@
-"""Who may ask: the address, the Host header, the method, the token. The rest is refused before the
-app sees it."""
+"""Access control: the address, the Host header, the method, the token. Other requests are refused
+before the app sees them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Gate:
             else:
                 await app(scope, receive, send_safely)
         except Exception as error:
-            if not _listener_left(error):
+            if not _disconnected(error):
                 raise
 
     def _refusal(self, scope: MutableMapping[str, Any]) -> JSONResponse | None:
@@ -133,16 +133,16 @@ class Gate:
         return None
 
 
-def _listener_left(error: Exception) -> bool:
-    """Whether all it says is that a client went in the middle of its event stream, which FastAPI
-    lets through."""
+def _disconnected(error: Exception) -> bool:
+    """Whether the error only means that a client disconnected in the middle of its event stream,
+    which FastAPI lets through."""
     # of an ExceptionGroup, which Python 3.10 has not built in
     inner = getattr(error, "exceptions", None)
-    return all(map(_listener_left, inner)) if inner else isinstance(error, BrokenResourceError)
+    return all(map(_disconnected, inner)) if inner else isinstance(error, BrokenResourceError)
 
 
 def _headers_alone(send: Send) -> Send:
-    """Ends the answer at its first piece of body, which an event stream would not do by itself."""
+    """Ends the response at its first piece of body; an event stream would go on by itself."""
     over = False
 
     async def send_start(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP interface. Every answer about a run comes from `Runs`; nothing is ever written."""
+"""The HTTP interface. Every response about a run comes from `Runs`; nothing is ever written."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from starlette.staticfiles import StaticFiles
 from gratis.server.access import Access, Gate
 from gratis.server.metrics import exposition
 from gratis.server.models import Health, RunList, RunStatus
-from gratis.server.runs import Runs, View
+from gratis.server.runs import Runs, RunSnapshot
 from gratis.server.stream import stream
 
 STATIC = Path(__file__).parent / "static"
-CLIENTS = 64  # event streams at a time: each costs a look at the clock twice a second and a socket
+CLIENTS = 64  # event streams at a time: each costs a socket and a check twice a second
 NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"description": "no such run; or no run yet, of which /readyz says 503"}
+    404: {"description": "no such run; or no run yet, for which /readyz returns 503"}
 }
 KnownName = Annotated[str, InPath(description="a run's name")]
 Accept = Annotated[
@@ -32,7 +32,7 @@ RunName = Annotated[str | None, Query(description="a run's name; else the newest
 
 
 def create_app(runs: Runs, access: Access, closing: Callable[[], bool]) -> FastAPI:
-    """The app; `closing` says that event streams shall end."""
+    """The app; once `closing` is true, event streams end."""
     app = FastAPI(
         title="gratis",
         description="How fast the loader is, and what holds training back.",
@@ -52,26 +52,26 @@ def create_app(runs: Runs, access: Access, closing: Callable[[], bool]) -> FastA
     return app
 
 
-def _found(runs: Runs, name: str | None) -> View:
-    view = runs.view(name)
-    if view is None:
+def _snapshot(runs: Runs, name: str | None) -> RunSnapshot:
+    snapshot = runs.snapshot(name)
+    if snapshot is None:
         raise HTTPException(
             404,
             "no run yet: the first one appears here by itself" if name is None else "no such run",
         )
-    return view
+    return snapshot
 
 
 def _add_status(app: FastAPI, runs: Runs) -> None:
     @app.get("/status", responses=NOT_FOUND)
     def newest_status(run: RunName = None) -> RunStatus:
         """The run of that name, else the one whose files grew last."""
-        return _found(runs, run).status
+        return _snapshot(runs, run).status
 
     @app.get("/status/{run}", responses=NOT_FOUND)
     def status(run: KnownName) -> RunStatus:
         """The run of that name."""
-        return _found(runs, run).status
+        return _snapshot(runs, run).status
 
     @app.get(
         "/status/{run}/picture",
@@ -82,7 +82,7 @@ def _add_status(app: FastAPI, runs: Runs) -> None:
         },
     )
     def picture(run: KnownName) -> Response:
-        """Images as the run was lately trained on, augmented, side by side."""
+        """The newest augmented training images, side by side."""
         if (body := runs.picture(run)) is None:
             raise HTTPException(404, "no picture")
         return Response(body, media_type="image/jpeg")
@@ -116,7 +116,7 @@ def _add_events(app: FastAPI, runs: Runs, closing: Callable[[], bool]) -> None:
 
     async def known(run: RunName = None) -> None:
         if run is not None:
-            await run_in_threadpool(_found, runs, run)
+            await run_in_threadpool(_snapshot, runs, run)
 
     @app.get(
         "/events",
@@ -149,8 +149,9 @@ def _add_probes(app: FastAPI, runs: Runs) -> None:
     def readyz(response: Response) -> Health:
         """Whether the newest run trains, or has finished: 503 before its first batch and once it
         has stalled."""
-        view = runs.view()
-        state = view.status.state if view is not None and view.status.ranks else "starting"
+        snapshot = runs.snapshot()
+        trains = snapshot is not None and bool(snapshot.status.ranks)
+        state = snapshot.status.state if snapshot is not None and trains else "starting"
         if state in ("running", "finished"):
             return Health(status="ok", reason=state)
         response.status_code = 503

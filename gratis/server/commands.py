@@ -5,7 +5,7 @@
 
 It only reads. With a token (environment variable GRATIS_TOKEN, or --token-file) it may listen on
 other addresses than loopback, under further names by --allow-host; the page asks for the token,
-other clients send it as a bearer's."""
+other clients send it as a bearer token."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from gratis.signals import serve_until_signalled
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig:
-    """What `gratis status` is asked for. Raises GratisError."""
+    """Options of `gratis status`. Raises GratisError."""
 
     runs: Path = Path("runs")
-    """Folder of the runs. It may come into being later."""
+    """Folder of the runs. It need not exist yet."""
     host: str = "127.0.0.1"
     """Address to listen on. Another one than loopback needs a token."""
     port: int = 8000
-    """Port to listen on; 0 takes a free one and says which."""
+    """Port to listen on; 0 takes a free one and prints it."""
     allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A further name by which clients may address the server. Repeatable."""
     token_file: Path | None = None
@@ -110,7 +110,7 @@ def serve(config: StatusConfig) -> None:
             lifespan="off",
             ws="none",
             log_level="error",
-            # it would hold what people ask for, and be the loudest thing in the terminal
+            # it would log every request, and fill the terminal
             access_log=False,
             server_header=False,
             limit_concurrency=256,

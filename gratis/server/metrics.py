@@ -18,12 +18,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from gratis.server.models import RunStatus, State
-from gratis.server.runs import Runs, View
+from gratis.server.runs import Runs, RunSnapshot
 
 
-class ViewCollector(Collector):
-    def __init__(self, view: View | None) -> None:
-        self.view = view
+class SnapshotCollector(Collector):
+    def __init__(self, snapshot: RunSnapshot | None) -> None:
+        self.snapshot = snapshot
 
     def describe(self) -> list[Metric]:
         return []
@@ -31,26 +31,26 @@ class ViewCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         build = {"version": _version(), "python": platform.python_version()}
         yield InfoMetricFamily("gratis_build", "What serves these metrics.", build)
-        view = self.view
+        snapshot = self.snapshot
         # half-read counters would look like a restart
-        if view is not None and not view.status.behind_bytes:
-            yield from _run_gauges(view.status)
-            yield from _rank_counters(view)
-            yield from _rank_gauges(view)
-            yield from _gpu_gauges(view)
-            yield from _shards(view)
+        if snapshot is not None and not snapshot.status.behind_bytes:
+            yield from _run_gauges(snapshot.status)
+            yield from _rank_counters(snapshot)
+            yield from _rank_gauges(snapshot)
+            yield from _gpu_gauges(snapshot)
+            yield from _shards(snapshot)
 
 
 def exposition(runs: Runs, accept: str) -> tuple[bytes, str]:
     """The metrics and their content type: OpenMetrics where `accept` prefers it, else Prometheus's
     text."""
-    return _exposed(runs.view(), accept)
+    return _encode(runs.snapshot(), accept)
 
 
-@lru_cache(maxsize=4)  # however many scrape, one look at the run is written out once
-def _exposed(view: View | None, accept: str) -> tuple[bytes, str]:
+@lru_cache(maxsize=4)  # one snapshot is encoded once, however many scrape
+def _encode(snapshot: RunSnapshot | None, accept: str) -> tuple[bytes, str]:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(ViewCollector(view))
+    registry.register(SnapshotCollector(snapshot))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
@@ -121,7 +121,7 @@ def _evaluation(run: RunStatus) -> Iterator[Metric]:
     yield error
 
 
-def _rank_counters(view: View) -> Iterator[Metric]:
+def _rank_counters(snapshot: RunSnapshot) -> Iterator[Metric]:
     for name, text, field in (
         ("trained_images", "Images trained on.", "images"),
         ("training_steps", "Training steps taken, repeated ones too.", "steps"),
@@ -142,21 +142,21 @@ def _rank_counters(view: View) -> Iterator[Metric]:
         ),
     ):
         counter = CounterMetricFamily(f"gratis_{name}", text, labels=["run", "rank"])
-        for rank, sums in view.counters.items():
-            counter.add_metric([view.status.name, str(rank)], getattr(sums, field))
+        for rank, counters in snapshot.counters.items():
+            counter.add_metric([snapshot.status.name, str(rank)], getattr(counters, field))
         yield counter
     stages = CounterMetricFamily(
         "gratis_loader_stage_seconds",
         "Time the loader spent in each stage.",
         labels=["run", "rank", "stage"],
     )
-    for rank, sums in view.counters.items():
-        for stage, seconds in sums.stages().items():
-            stages.add_metric([view.status.name, str(rank), stage], seconds)
+    for rank, counters in snapshot.counters.items():
+        for stage, seconds in counters.stages.items():
+            stages.add_metric([snapshot.status.name, str(rank), stage], seconds)
     yield stages
 
 
-def _rank_gauges(view: View) -> Iterator[Metric]:
+def _rank_gauges(snapshot: RunSnapshot) -> Iterator[Metric]:
     for name, text, field in (
         ("resident_memory_bytes", "Resident memory of the rank's process.", "rss_bytes"),
         ("loader_queue_batches", "Batches ready, at the newest record.", "queue_depth"),
@@ -167,14 +167,14 @@ def _rank_gauges(view: View) -> Iterator[Metric]:
         ),
     ):
         gauge = GaugeMetricFamily(f"gratis_{name}", text, labels=["run", "rank"])
-        for rank in view.status.ranks:
+        for rank in snapshot.status.ranks:
             value = getattr(rank, field)
             if value is not None:
-                gauge.add_metric([view.status.name, str(rank.rank)], value)
+                gauge.add_metric([snapshot.status.name, str(rank.rank)], value)
         yield gauge
 
 
-def _gpu_gauges(view: View) -> Iterator[Metric]:
+def _gpu_gauges(snapshot: RunSnapshot) -> Iterator[Metric]:
     for name, text, field in (
         ("gpu_busy_ratio", "Share of the last sample period with a kernel running.", "busy"),
         ("gpu_nvjpg_busy_ratio", "Share of it with the JPEG engine at work.", "nvjpg_busy"),
@@ -182,16 +182,16 @@ def _gpu_gauges(view: View) -> Iterator[Metric]:
         ("gpu_power_watts", "Power drawn.", "power_w"),
     ):
         gauge = GaugeMetricFamily(f"gratis_{name}", text, labels=["run", "rank"])
-        for rank in view.status.ranks:
+        for rank in snapshot.status.ranks:
             if rank.gpu is not None and (value := getattr(rank.gpu, field)) is not None:
-                gauge.add_metric([view.status.name, str(rank.rank)], value)
+                gauge.add_metric([snapshot.status.name, str(rank.rank)], value)
         yield gauge
 
 
-def _shards(view: View) -> Iterator[Metric]:
-    if (shards := view.status.shards) is None:
+def _shards(snapshot: RunSnapshot) -> Iterator[Metric]:
+    if (shards := snapshot.status.shards) is None:
         return
-    run = [view.status.name]
+    run = [snapshot.status.name]
     for name, text, value in (
         ("shards_done_images", "Images that the shard stage has finished.", shards.done),
         ("shards_planned_images", "Images that the shard stage has planned.", shards.total),
@@ -208,7 +208,7 @@ def _shards(view: View) -> Iterator[Metric]:
             "Shard bytes written.",
             "Time spent in sharding.",
         ),
-        view.shards,
+        snapshot.shards,
         strict=True,
     ):
         counter = CounterMetricFamily(f"gratis_{name}", text, labels=["run"])

@@ -1,5 +1,5 @@
-"""What the server says, typed. Every unit is in its description; null means that it cannot be told
-(yet)."""
+"""The server's answers, typed. Every unit is in its description; null means that the value is not
+known (yet)."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gratis.rates import Stage
+
 State = Literal["starting", "running", "stalled", "crashed", "preempted", "diverged", "finished"]
-Hold = Literal["starting", "stalled", "straggler", "input-bound", "compute-bound"]
-Stage = Literal["read", "decode", "finish", "transfer"]
+Bottleneck = Literal["starting", "stalled", "straggler", "input-bound", "compute-bound"]
 
 Rate = Annotated[float | None, Field(ge=0)]
 Share = Annotated[float | None, Field(ge=0, le=1)]
 
 
-class Model(BaseModel):
+class StatusModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Verdict(Model):
+class Verdict(StatusModel):
     """What holds training back. The rule is `gratis.server.verdict.judge`."""
 
-    kind: Hold = Field(description="what holds training back")
+    kind: Bottleneck = Field(description="what holds training back")
     stage: Stage | None = Field(
         default=None, description="the loader's slowest stage, where the input holds training back"
     )
     rank: int | None = Field(
         default=None, description="the rank that holds the others back, if one does"
     )
-    text: str = Field(description="the verdict in words, with the numbers behind it")
+    text: str = Field(description="the verdict as a sentence, with the numbers behind it")
 
 
-class Speed(Model):
+class Speed(StatusModel):
     loader: Rate = Field(
         default=None, description="what the loaders could deliver, images per second over all ranks"
     )
@@ -44,7 +45,7 @@ class Speed(Model):
     )
 
 
-class Stages(Model):
+class StageShares(StatusModel):
     """Shares of the loader's working time."""
 
     read: Share = Field(
@@ -60,7 +61,7 @@ class Stages(Model):
     )
 
 
-class GpuStatus(Model):
+class GpuStatus(StatusModel):
     """A rank's GPU at its newest record."""
 
     busy: Share = Field(
@@ -73,10 +74,10 @@ class GpuStatus(Model):
     power_w: Rate = Field(default=None, description="power drawn, watts")
 
 
-class RankStatus(Model):
+class RankStatus(StatusModel):
     rank: int = Field(description="rank, from 0")
     state: Literal["waiting", "running", "gone", "ended"] = Field(
-        description="waiting for its first step, running, gone without a word, or ended by itself"
+        description="waiting for its first step, running, killed (gone), or ended by itself"
     )
     device: str | None = Field(default=None, description="its device, as torch names it")
     device_name: str | None = Field(default=None, description="its device's product name")
@@ -86,7 +87,7 @@ class RankStatus(Model):
         default=None, description="share of its time that it waited for batches, in [0, 1]"
     )
     step_s: Rate = Field(default=None, description="mean duration of a training step, seconds")
-    stages: Stages = Field(description="where its loader's working time goes")
+    stages: StageShares = Field(description="where its loader's working time goes")
     read_bytes_per_s: Rate = Field(default=None, description="encoded bytes read, bytes per second")
     cpu_cores: Rate = Field(default=None, description="process CPU seconds per second")
     rss_bytes: Rate = Field(default=None, description="resident memory, bytes")
@@ -98,7 +99,7 @@ class RankStatus(Model):
     age_s: float = Field(description="seconds since its file last grew, by the server's clock")
 
 
-class Evaluation(Model):
+class Evaluation(StatusModel):
     epoch: int = Field(description="epochs trained")
     step: int = Field(description="training steps taken")
     views: int = Field(description="views of each image that were averaged: 1 or 10")
@@ -113,21 +114,21 @@ class Evaluation(Model):
     wall_s: float = Field(description="duration, seconds")
 
 
-class ShardStatus(Model):
+class ShardStatus(StatusModel):
     state: Literal["running", "stalled", "finished", "failed"] = Field(
         description="the shard stage's state"
     )
     done: int = Field(description="images finished")
     total: int = Field(description="images planned")
     rejects: int = Field(description="images left out")
-    images_per_s: Rate = Field(default=None, description="images per second, of late")
-    bytes_in_per_s: Rate = Field(default=None, description="source bytes per second, of late")
-    bytes_out_per_s: Rate = Field(default=None, description="shard bytes per second, of late")
+    images_per_s: Rate = Field(default=None, description="images per second, recently")
+    bytes_in_per_s: Rate = Field(default=None, description="source bytes per second, recently")
+    bytes_out_per_s: Rate = Field(default=None, description="shard bytes per second, recently")
     remaining_s: Rate = Field(default=None, description="seconds to go at that rate")
     age_s: float = Field(description="seconds since its file last grew, by the server's clock")
 
 
-class Receipt(Model):
+class CoverageStatus(StatusModel):
     epoch: int = Field(description="the epoch, from 0")
     seen: int = Field(description="different images trained on in that epoch")
     missing: int = Field(description="images never seen; 0 in a whole epoch")
@@ -135,7 +136,7 @@ class Receipt(Model):
     dropped: int = Field(description="images left out on purpose, to fill whole batches")
 
 
-class RunSummary(Model):
+class RunSummary(StatusModel):
     name: str = Field(description="the run's name")
     state: State = Field(description="the run's state")
     epoch: int = Field(description="epoch, from 0; the number of epochs once all are done")
@@ -145,20 +146,20 @@ class RunSummary(Model):
     )
 
 
-class RunList(Model):
+class RunList(StatusModel):
     runs: list[RunSummary] = Field(description="all runs, the newest first")
 
 
 class RunStatus(RunSummary):
-    reason: str = Field(description="why it is in this state, in words")
+    reason: str = Field(description="why it is in this state")
     verdict: Verdict = Field(description="what holds training back")
     images_per_s: Speed = Field(
-        description="images per second over all ranks: of late, or of the attempt once over"
+        description="images per second over all ranks, of the newest 30 s, or the attempt once over"
     )
     data_wait_fraction: Share = Field(
         default=None,
-        description="share of the ranks' time spent waiting for batches, in [0, 1]: of late, or "
-        "of the attempt",
+        description="share of the ranks' time spent waiting for batches, in [0, 1], of "
+        "the newest 30 s; once over, of the attempt",
     )
     headroom: Rate = Field(
         default=None,
@@ -205,7 +206,7 @@ class RunStatus(RunSummary):
     images_trained: int = Field(
         description="images trained on in all attempts, over the ranks there are now"
     )
-    receipt: Receipt | None = Field(default=None, description="the newest epoch's receipt")
+    receipt: CoverageStatus | None = Field(default=None, description="the newest epoch's coverage")
     checkpoint_step: int | None = Field(
         default=None, description="training steps taken at the newest checkpoint"
     )
@@ -224,7 +225,7 @@ class RunStatus(RunSummary):
     garbage_lines: int = Field(description="lines that were no records")
 
 
-class Interval(Model):
+class IntervalStatus(StatusModel):
     """A range of training steps, added up over the ranks: one point of the charts."""
 
     first_step: int = Field(
@@ -247,6 +248,6 @@ class Interval(Model):
     )
 
 
-class Health(Model):
+class Health(StatusModel):
     status: Literal["ok", "unready"] = Field(description="ok or unready")
     reason: str = Field(description="why")

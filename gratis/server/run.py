@@ -1,23 +1,24 @@
-"""One run: its files tailed, and its course. Its status is put together in
-`gratis.server.report`."""
+"""One run: its files as they grow, and its intervals. Its status is put together in
+`gratis.server.run_status`."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 
-from gratis.server.files import RankFile, ShardFile, Tailed
-from gratis.server.history import Bin, align
-from gratis.server.models import Interval
-from gratis.server.records import NOTHING, Record, integer
-from gratis.server.verdict import RankLoad, total_speed, wait_fraction
+from gratis.fields import Record, integer
+from gratis.rates import ZERO, Counters, throughput, wait_fraction
+from gratis.server.bins import Bin, align
+from gratis.server.event_files import EventFile, RankFile, ShardFile
+from gratis.server.models import IntervalStatus, Speed
 
 RANK_FILE = re.compile(r"rank-(0|[1-9][0-9]{0,3})\.jsonl")
 SHARD_FILE = "shards.jsonl"
 PICTURE = "latest.jpg"  # of augmented images, put there by training
-# of training behind a point of the loader's capacity: it fills its queue by fits and starts
+# of training behind a point of the loader's capacity, as the queue is filled in bursts
 SMOOTH_S = 10.0
 READ_S = 0.3  # how long one refresh may read: a request never waits for a million lines
 
@@ -46,21 +47,21 @@ class Run:
         read = [file.refresh(deadline) for file in self.files()]
         self.revision += any(read)
 
-    def files(self) -> list[Tailed]:
+    def files(self) -> list[EventFile]:
         return [*self.ranks.values(), *([self.shards] if self.shards else [])]
 
-    def crew(self) -> list[RankFile]:
-        """The ranks of the newest attempt; files of ranks outside its world are history."""
-        attempt = max((file.attempt for file in self.ranks.values()), default=0)
-        present = [file for _, file in sorted(self.ranks.items()) if file.attempt == attempt]
+    def latest_ranks(self) -> list[RankFile]:
+        """The ranks of the newest attempt; files of ranks outside its world are of earlier ones."""
+        attempt = max((file.attempt.number for file in self.ranks.values()), default=0)
+        present = [file for _, file in sorted(self.ranks.items()) if file.attempt.number == attempt]
         world = integer(start_of(present), "world")
         return [file for file in present if world is None or file.rank < world]
 
-    def intervals(self) -> list[Interval]:
-        """The run's course, oldest first, as far as all ranks have come."""
-        crew = self.crew()
-        rows = align((file.history for file in self.ranks.values()), self.resumes())
-        upto = min((file.step for file in crew), default=0)
+    def intervals(self) -> list[IntervalStatus]:
+        """The run's intervals, oldest first, as far as all ranks have come."""
+        ranks = self.latest_ranks()
+        rows = align((file.bins for file in self.ranks.values()), self.resumes())
+        upto = min((file.step for file in ranks), default=0)
         rows = [row for row in rows if not upto or row[0].step <= upto]
         return [_interval(row, _capacity(rows, place)) for place, row in enumerate(rows)]
 
@@ -80,40 +81,38 @@ def _names(path: Path) -> Iterable[str]:
         return []
 
 
-def start_of(crew: list[RankFile]) -> Record:
+def start_of(ranks: list[RankFile]) -> Record:
     """The `start` record of the first rank that has one."""
-    return next((file.start for file in crew if file.start is not None), {})
+    return next((file.attempt.start for file in ranks if file.attempt.start is not None), {})
 
 
 def _capacity(rows: list[list[Bin]], place: int) -> float | None:
     """Of the loaders, images/s, over the rows up to `place` that make up SMOOTH_S of training by
     the same ranks."""
-    sums, attempt = [NOTHING for _ in rows[place]], rows[place][0].attempt
+    totals, attempt = [ZERO for _ in rows[place]], rows[place][0].attempt
     # the first interval, in which pipelines fill and kernels compile, counts while it is alone
     begin = min(place, 1)
     for row in reversed(rows[begin : place + 1]):
-        if len(row) != len(sums) or row[0].attempt != attempt or sums[0].wall_s >= SMOOTH_S:
+        if len(row) != len(totals) or row[0].attempt != attempt or totals[0].wall_s >= SMOOTH_S:
             break
-        sums = [one.plus(bin_.sums) for one, bin_ in zip(sums, row, strict=True)]
-    return total_speed([RankLoad(rank=rank, sums=one) for rank, one in enumerate(sums)]).loader
+        totals = [one.plus(bin_.counters) for one, bin_ in zip(totals, row, strict=True)]
+    return throughput(totals).loader
 
 
-def _interval(row: list[Bin], capacity: float | None) -> Interval:
-    loads = [RankLoad(rank=rank, sums=bin_.sums) for rank, bin_ in enumerate(row)]
-    lead = row[0]
-    loss_steps, hit_images = (
-        sum(getattr(bin_.sums, key) for bin_ in row) for key in ("loss_steps", "hit_images")
-    )
-    hits = sum(bin_.sums.hits for bin_ in row)
-    return Interval(
-        first_step=lead.first_step,
+def _interval(row: list[Bin], capacity: float | None) -> IntervalStatus:
+    ranks, first = [bin_.counters for bin_ in row], row[0]
+    total = reduce(Counters.plus, ranks)
+    rates = throughput(ranks)._replace(loader=capacity)
+    error = 1 - total.hits / total.hit_images if total.hit_images else None
+    return IntervalStatus(
+        first_step=first.first_step,
         step=max(bin_.step for bin_ in row),
-        epoch=lead.epoch,
-        attempt=lead.attempt,
+        epoch=first.epoch,
+        attempt=first.attempt,
         t=max(bin_.t for bin_ in row),
-        images_per_s=total_speed(loads).model_copy(update={"loader": capacity}),
-        data_wait_fraction=wait_fraction(loads),
-        loss=sum(bin_.sums.loss for bin_ in row) / loss_steps if loss_steps else None,
-        train_error=min(max(1 - hits / hit_images, 0.0), 1.0) if hit_images else None,
-        learning_rate=lead.lr,
+        images_per_s=Speed(**rates._asdict()),
+        data_wait_fraction=wait_fraction(ranks),
+        loss=total.loss / total.loss_steps if total.loss_steps else None,
+        train_error=error if error is None else min(max(error, 0.0), 1.0),
+        learning_rate=first.lr,
     )

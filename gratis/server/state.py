@@ -1,4 +1,4 @@
-"""A run's state, from what its files say and who is still alive: one pure function."""
+"""A run's state, from its records and which of its processes are alive: one pure function."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from gratis.server.models import State
 
-STALL_S = 120.0  # no event for this long: longer than an interval, shorter than a coffee
+STALL_S = 120.0  # no event for this long: longer than an interval
 
 
 def derive(
@@ -23,15 +23,15 @@ def derive(
     from this host; stepped: every rank has trained; age_s: seconds since any of the run's files
     grew.
 
-    A rank that failed or diverged speaks for the run. Then rank 0 does if it finished, as it
-    evaluates last. Then a rank gone without a word is a crash, whatever the others, stopped because
-    of it, report. Then rank 0's word counts. Only a run that nobody has ended can be stalled,
-    starting or running."""
+    A rank that failed or diverged decides. Then rank 0 does if it finished, as it evaluates last.
+    Then a rank without an `end` whose process is gone is a crash, whatever the other ranks report,
+    which stopped because of it. Then rank 0's outcome counts. Only a run without an end can be
+    stalled, starting or running."""
     diverged, failed = (
         next((rank for rank in sorted(outcomes) if outcomes[rank] == bad), None)
         for bad in ("diverged", "failed")
     )
-    mine = outcomes.get(0)
+    rank_0 = outcomes.get(0)
     rules: list[tuple[bool, State, str]] = [
         (
             diverged is not None,
@@ -39,16 +39,16 @@ def derive(
             f"rank {diverged} reports that the loss is no longer finite",
         ),
         (failed is not None, "crashed", f"rank {failed} reports a failure"),
-        (mine == "finished", "finished", "rank 0 reports the end"),
+        (rank_0 == "finished", "finished", "rank 0 reports the end"),
         (
             bool(dead),
             "crashed",
-            f"the process of rank {min(dead, default=0)} is gone and left no word",
+            f"the process of rank {min(dead, default=0)} is gone and reported no end",
         ),
         (
-            mine in ("preempted", "interrupted"),
+            rank_0 in ("preempted", "interrupted"),
             "preempted",
-            f"rank 0 was {mine}; the run can be resumed",
+            f"rank 0 was {rank_0}; the run can be resumed",
         ),
         (age_s > stall_s, "stalled", "no event for longer than the stall limit"),
         (not stepped, "starting", "no interval of training is over yet"),

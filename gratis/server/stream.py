@@ -1,4 +1,4 @@
-"""Server-sent events: the run's course so far, then every interval as it ends, and the status
+"""Server-sent events: the run's intervals so far, then every interval as it ends, and the status
 whenever it changes."""
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from urllib.parse import quote
 from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from gratis.server.models import Interval
-from gratis.server.runs import FRESH_S, Runs, View
+from gratis.server.models import IntervalStatus
+from gratis.server.runs import FRESH_S, Runs, RunSnapshot
 
 TICK_S = 0.5
-Place = tuple[int, int]  # attempt and step
-NOWHERE: Place = (-1, -1)
+Position = tuple[int, int]  # attempt and step
+BEFORE_ALL: Position = (-1, -1)
 
 
 async def stream(
@@ -24,49 +24,52 @@ async def stream(
     """Events of the run `name`, or of whichever is the newest, until it (or, unnamed, every run) is
     deleted or the server closes.
 
-    `status` events hold a RunStatus and have no id. `interval` events hold an Interval; their id is
-    run, attempt and step, and a client that comes back with it as Last-Event-ID is sent what it
-    missed alone."""
-    shown, place, told, over = "", NOWHERE, "", False
+    `status` events hold a RunStatus and have no id. `interval` events hold an IntervalStatus; their
+    id is run, attempt and step, and a client that reconnects with it as Last-Event-ID is sent only
+    what it missed."""
+    shown, position, sent, over = "", BEFORE_ALL, "", False
     while not over:
-        # training ends its server right after its last words: they are still to be read
+        # training ends its server right after its last records: they are still to be read
         if over := closing():
             await asyncio.sleep(FRESH_S)
-        view = await run_in_threadpool(runs.view, name)
-        if view is None and (name is not None or shown):
+        snapshot = await run_in_threadpool(runs.snapshot, name)
+        if snapshot is None and (name is not None or shown):
             return
-        if view is not None:
-            if view.status.name != shown:
-                shown, place, told = view.status.name, parse_id(last_id, view.status.name), ""
-            if view.lasting != told:
-                told = view.lasting
-                yield ServerSentEvent(event="status", raw_data=view.words)
-            for interval in _later(view, place):
-                place = (interval.attempt, interval.step)
+        if snapshot is not None:
+            if snapshot.status.name != shown:
+                shown, sent = snapshot.status.name, ""
+                position = parse_id(last_id, shown)
+            if snapshot.json_without_ages != sent:
+                sent = snapshot.json_without_ages
+                yield ServerSentEvent(event="status", raw_data=snapshot.json)
+            for interval in _later(snapshot, position):
+                position = (interval.attempt, interval.step)
                 yield ServerSentEvent(
-                    event="interval", id=make_id(shown, place), raw_data=interval.model_dump_json()
+                    event="interval",
+                    id=make_id(shown, position),
+                    raw_data=interval.model_dump_json(),
                 )
         await asyncio.sleep(0 if over else TICK_S)
 
 
-def make_id(name: str, place: Place) -> str:
-    return f"{quote(name, safe='')}/{place[0]}.{place[1]}"
+def make_id(name: str, position: Position) -> str:
+    return f"{quote(name, safe='')}/{position[0]}.{position[1]}"
 
 
-def parse_id(last_id: str | None, name: str) -> Place:
-    """The place that an id names; nowhere if it is none of ours, or another run's."""
-    run, _, place = (last_id or "").partition("/")
-    attempt, _, step = place.partition(".")
+def parse_id(last_id: str | None, name: str) -> Position:
+    """The position that an id names; BEFORE_ALL for any other id, or another run's."""
+    run, _, position = (last_id or "").partition("/")
+    attempt, _, step = position.partition(".")
     if run != quote(name, safe="") or not all(
         part.isdecimal() and len(part) < 16 for part in (attempt, step)
     ):
-        return NOWHERE
+        return BEFORE_ALL
     return int(attempt), int(step)
 
 
-def _later(view: View, place: Place) -> list[Interval]:
-    """What came after `place`; nothing while the server is still reading, as the intervals are
-    still being merged."""
-    if view.status.behind_bytes:
+def _later(snapshot: RunSnapshot, position: Position) -> list[IntervalStatus]:
+    """The intervals after `position`; none while the server is still reading, as the intervals
+    are still being merged."""
+    if snapshot.status.behind_bytes:
         return []
-    return [interval for interval in view.intervals if (interval.attempt, interval.step) > place]
+    return [one for one in snapshot.intervals if (one.attempt, one.step) > position]

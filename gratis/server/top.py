@@ -34,22 +34,22 @@ def top(root: Path, name: str | None, stall_s: float) -> None:
     """Shows the run `name`, or whichever is the newest. Not a terminal: once. Raises GratisError if
     there is none."""
     runs, console = Runs(root, stall_s), Console()
-    view = runs.view(name)
-    if view is None:
+    snapshot = runs.snapshot(name)
+    if snapshot is None:
         raise GratisError(
             f"no run {name or ''} in {root}: give another --run or --runs".replace("  ", " ")
         )
     if not console.is_terminal:
-        console.print(screen(view.status))
+        console.print(screen(snapshot.status))
         return
     with (
         suppress(KeyboardInterrupt),
-        Live(screen(view.status), console=console, screen=True, auto_refresh=False) as live,
+        Live(screen(snapshot.status), console=console, screen=True, auto_refresh=False) as live,
     ):
         while True:
             time.sleep(0.5)
-            view = runs.view(name) or view
-            live.update(screen(view.status), refresh=True)
+            snapshot = runs.snapshot(name) or snapshot
+            live.update(screen(snapshot.status), refresh=True)
 
 
 def screen(run: RunStatus) -> RenderableType:
@@ -84,8 +84,8 @@ def _numbers(run: RunStatus) -> Table:
             for views, one in sorted(newest.items())
         ),
     ]
-    for place in range(0, len(cells), 4):
-        row = cells[place : place + 4]
+    for first in range(0, len(cells), 4):
+        row = cells[first : first + 4]
         table.add_row(*(Text(label, "dim") for label, _ in row))
         table.add_row(*(Text(value, "bold") for _, value in row))
     return table
@@ -95,11 +95,11 @@ def _shards(run: RunStatus) -> list[RenderableType]:
     if run.shards is None or run.shards.state == "finished":
         return []
     shards = run.shards
-    words = (
+    line = (
         f"shards {shards.state}: {shards.done:,} of {shards.total:,}, "
         f"{number(shards.images_per_s, 'images/s')}"
     )
-    return [Text(words), ProgressBar(total=max(shards.total, 1), completed=shards.done, width=40)]
+    return [Text(line), ProgressBar(total=max(shards.total, 1), completed=shards.done, width=40)]
 
 
 def _ranks(run: RunStatus) -> Table:
@@ -133,9 +133,9 @@ def _ranks(run: RunStatus) -> Table:
 
 
 def plain(text: str) -> str:
-    """What files say, without what a terminal would act on: control characters as Python writes
+    """Text from files, without what a terminal would act on: control characters as Python writes
     them."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
 
 
 def number(value: float | None, unit: str = "", digits: int = 0) -> str:

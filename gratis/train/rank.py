@@ -24,13 +24,13 @@ if __name__ == "__main__":
 import torch
 
 from gratis.events import EventWriter
+from gratis.history import attempts
 from gratis.loader import Loader, LoaderConfig
 from gratis.locks import lock
 from gratis.output import lose_unwritable
 from gratis.records import Outcome, StartRecord
 from gratis.train import checkpoint, loop
 from gratis.train.launcher.exit_status import report_failure
-from gratis.train.launcher.launch import attempts
 from gratis.train.mesh.device import lacks_for_compiling
 from gratis.train.mesh.mesh import GradientSum, Mesh, connect, disconnect, sum_over_world
 from gratis.train.network.alexnet import AlexNet

@@ -31,7 +31,7 @@ from benchmarks.report.setting import Setting, sizes
 from benchmarks.report.stages import by_stage
 from gratis.dataset import read_manifest
 from gratis.errors import GratisError
-from gratis.train.launcher.launch import records
+from gratis.history import records
 from gratis.train.mesh.mesh import full_float32
 from gratis.train.metrics import share_of_loss
 from gratis.train.network.alexnet import AlexNet

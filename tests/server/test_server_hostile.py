@@ -208,10 +208,10 @@ scrape_configs:
             address = f"http://127.0.0.1:{port}/api/v1/query?query={quote(expression)}"
             try:
                 with urllib.request.urlopen(address, timeout=5) as answer:
-                    found = json.load(answer)["data"]["result"]
+                    series = json.load(answer)["data"]["result"]
             except OSError:  # not up yet
                 return []
-            return [(one["metric"], float(one["value"][1])) for one in found]
+            return [(one["metric"], float(one["value"][1])) for one in series]
 
         try:
             assert wait_for(lambda: bool(query("gratis_trained_images_total")), 30)

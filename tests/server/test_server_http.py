@@ -408,10 +408,10 @@ def test_head_is_get_without_the_body(site: tuple[str, Path]) -> None:
     ):
         connection.request("HEAD", path)
         answer = connection.getresponse()
-        said = answer.status, answer.headers["content-type"], answer.read()
-        assert said == ((404 if path == "/status/x" else 200), said[1], b""), path
+        response = answer.status, answer.headers["content-type"], answer.read()
+        assert response == ((404 if path == "/status/x" else 200), response[1], b""), path
         if path != "/events":
-            assert said[1] == get(site[0] + path)[2]["content-type"]
+            assert response[1] == get(site[0] + path)[2]["content-type"]
     connection.close()
     for _ in range(70):  # an event stream that nobody reads takes no place
         assert ask(urllib.request.Request(f"{site[0]}/events", method="HEAD"))[0] == 200
@@ -552,7 +552,7 @@ def test_top_in_a_pipe(site: tuple[str, Path]) -> None:
     assert "no run x in" in fails("top", f"--runs={site[1]}", "--run", "x")
 
 
-def test_top_shows_what_files_say_and_does_not_do_it(tmp_path: Path) -> None:
+def test_top_escapes_control_characters(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "runs" / "odd")
     run.start()
     run.writers[0].write("warning", {"message": "\x1b[2Jgone\x07 \x9b31m"})
@@ -586,34 +586,34 @@ def test_top_on_a_terminal(tmp_path: Path) -> None:
         env=os.environ | {"TERM": "xterm-256color"},
     )
     os.close(its)
-    said = b""
+    output = b""
 
-    def shows(words: bytes) -> bool:
-        nonlocal said
+    def shows(text: bytes) -> bool:
+        nonlocal output
         while select.select([mine], [], [], 0)[0]:
             try:
-                said += os.read(mine, 1 << 16)
+                output += os.read(mine, 1 << 16)
             except OSError:  # the other end is closed
                 break
-        return words in said
+        return text in output
 
     try:
-        assert wait_for(lambda: shows(b"compute-bound") and shows(b"500 images/s")), said
-        assert b"\x1b[?1049h" in said
-        said = b""
+        assert wait_for(lambda: shows(b"compute-bound") and shows(b"500 images/s")), output
+        assert b"\x1b[?1049h" in output
+        output = b""
         run.step(20, ranks={rank: {"wait_s": 9.0, "read_s": 60.0} for rank in (0, 1)})
-        assert wait_for(lambda: shows(b"input-bound") and shows(b"read 9")), said
+        assert wait_for(lambda: shows(b"input-bound") and shows(b"read 9")), output
         assert (
             max(
                 len(line)
-                for line in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", said).decode().splitlines()
+                for line in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", output).decode().splitlines()
             )
             <= 100
         )
         os.write(mine, b"\x03")
         assert process.wait(timeout=60) == 0
         assert shows(b"\x1b[?1049l")
-        assert b"Traceback" not in said
+        assert b"Traceback" not in output
     finally:
         process.kill()
         process.wait()
@@ -650,7 +650,7 @@ def test_picture(tmp_path: Path) -> None:
         assert get(f"{url}/status/%2e%2e/picture")[0] == 404
 
 
-def test_the_last_words_arrive_although_the_server_ends(tmp_path: Path) -> None:
+def test_the_last_records_arrive_although_the_server_ends(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "a")
     run.start()
     run.step(10)

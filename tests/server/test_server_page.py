@@ -1,4 +1,4 @@
-"""The page in a real browser: it loads, follows a run live, says what became of it, and logs no
+"""The page in a real browser: it loads, follows a run live, shows how it ended, and logs no
 error."""
 
 from __future__ import annotations

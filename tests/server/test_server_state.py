@@ -14,12 +14,13 @@ import pytest
 from served import RunWriter, dead_pid, writing
 
 from gratis.events import EventWriter, ShardProgress
+from gratis.rates import ZERO, Counters, throughput, wait_fraction
 from gratis.server.metrics import exposition
-from gratis.server.records import NOTHING, Sums
+from gratis.server.models import RunStatus
 from gratis.server.run import Run
 from gratis.server.runs import Runs
 from gratis.server.state import derive
-from gratis.server.verdict import RankLoad, headroom, judge, total_speed, wait_fraction
+from gratis.server.verdict import judge
 
 STALL_S = 60.0
 
@@ -54,7 +55,7 @@ def test_state_by_the_table(
     )
 
 
-def load(rank: int = 0, **changed: float) -> RankLoad:
+def counters(**changed: float) -> Counters:
     usual = {
         "steps": 10,
         "images": 1000,
@@ -64,34 +65,39 @@ def load(rank: int = 0, **changed: float) -> RankLoad:
         "decode_s": 3,
         "read_s": 1,
     }
-    return RankLoad(rank=rank, sums=Sums(**NOTHING._asdict() | usual | changed))
+    return Counters(**ZERO._asdict() | usual | changed)
 
 
 @pytest.mark.parametrize(
-    ("loads", "kind", "stage", "rank"),
+    ("ranks", "kind", "stage", "rank"),
     [
         ([], "starting", None, None),
-        ([load(wait_s=0.49)], "compute-bound", None, None),
-        ([load(wait_s=0.5)], "input-bound", "decode", None),
-        ([load(wait_s=5, read_s=4)], "input-bound", "read", None),
-        ([load(wait_s=5, finish_s=4)], "input-bound", "finish", None),
-        ([load(wait_s=5, transfer_s=4)], "input-bound", "transfer", None),
-        ([load(wait_s=5, decode_s=0, read_s=0)], "input-bound", None, None),
-        ([load(0, wait_s=4), load(1, wait_s=5)], "input-bound", "decode", None),
-        ([load(0, wait_s=2), load(1, wait_s=5, read_s=4)], "straggler", "read", 1),
-        ([load(0, wait_s=0.2), load(1, wait_s=0.4)], "compute-bound", None, None),
-        ([load(0, exchange_s=6), load(1, exchange_s=1)], "straggler", None, 1),
-        ([load(0, exchange_s=6), load(1, exchange_s=5.5)], "compute-bound", None, None),
-        ([load(0, exchange_s=2), load(1, exchange_s=0.5)], "compute-bound", None, None),
-        ([load(0, exchange_s=5, wait_s=4), load(1, exchange_s=1, wait_s=4)], "straggler", None, 1),
-        ([load(0), load(1), load(2, wall_s=12.5)], "straggler", None, 2),
-        ([load(0), load(1), load(2, wall_s=12.4)], "compute-bound", None, None),
+        ([counters(wait_s=0.49)], "compute-bound", None, None),
+        ([counters(wait_s=0.5)], "input-bound", "decode", None),
+        ([counters(wait_s=5, read_s=4)], "input-bound", "read", None),
+        ([counters(wait_s=5, finish_s=4)], "input-bound", "finish", None),
+        ([counters(wait_s=5, transfer_s=4)], "input-bound", "transfer", None),
+        ([counters(wait_s=5, decode_s=0, read_s=0)], "input-bound", None, None),
+        ([counters(wait_s=4), counters(wait_s=5)], "input-bound", "decode", None),
+        ([counters(wait_s=2), counters(wait_s=5, read_s=4)], "straggler", "read", 1),
+        ([counters(wait_s=0.2), counters(wait_s=0.4)], "compute-bound", None, None),
+        ([counters(exchange_s=6), counters(exchange_s=1)], "straggler", None, 1),
+        ([counters(exchange_s=6), counters(exchange_s=5.5)], "compute-bound", None, None),
+        ([counters(exchange_s=2), counters(exchange_s=0.5)], "compute-bound", None, None),
+        (
+            [counters(exchange_s=5, wait_s=4), counters(exchange_s=1, wait_s=4)],
+            "straggler",
+            None,
+            1,
+        ),
+        ([counters(), counters(), counters(wall_s=12.5)], "straggler", None, 2),
+        ([counters(), counters(), counters(wall_s=12.4)], "compute-bound", None, None),
     ],
 )
 def test_verdict_by_the_table(
-    loads: list[RankLoad], kind: str, stage: str | None, rank: int | None
+    ranks: list[Counters], kind: str, stage: str | None, rank: int | None
 ) -> None:
-    verdict = judge(loads)
+    verdict = judge(dict(enumerate(ranks)))
     assert (verdict.kind, verdict.stage, verdict.rank) == (kind, stage, rank)
     assert verdict.text
 
@@ -110,50 +116,55 @@ def test_a_long_evaluation_is_no_stall(tmp_path: Path) -> None:
         epoch=1,
         step=10,
     )
-    view = Runs(tmp_path, STALL_S).view("a")
-    assert view is not None
-    assert (view.status.state, view.status.reason) == ("running", "evaluating, 80 of 200 images")
+    status = status_of(Runs(tmp_path, STALL_S), "a")
+    assert (status.state, status.reason) == ("running", "evaluating, 80 of 200 images")
     run.step(20)
-    view = Runs(tmp_path, STALL_S).view("a")
-    assert view is not None
-    assert view.status.reason == "events arrive"
+    status = status_of(Runs(tmp_path, STALL_S), "a")
+    assert status.reason == "events arrive"
 
 
 def test_a_stalled_run_says_for_how_long() -> None:
-    verdict = judge([load()], stalled_s=600)
+    verdict = judge({0: counters()}, stalled_s=600)
     assert verdict.kind == "stalled"
     assert "10 minutes" in verdict.text
 
 
 def test_rates_by_hand() -> None:
-    loads = [load(0, wait_s=1), load(1, wait_s=3, decode_s=4)]
-    speed = total_speed(loads)
+    ranks = [counters(wait_s=1), counters(wait_s=3, decode_s=4)]
+    speed = throughput(ranks)
     assert speed.trainer == pytest.approx(200)  # 2 x 1000 images in 10 s
     assert speed.loader == pytest.approx(1000 / 4 + 1000 / 5)
-    assert headroom(speed) == pytest.approx(450 / 200)
-    assert wait_fraction(loads) == pytest.approx(4 / 20)
-    assert "450 images/s" not in judge(loads).text  # waits 30 % on rank 1: not compute-bound
+    assert speed.headroom == pytest.approx(450 / 200)
+    assert wait_fraction(ranks) == pytest.approx(4 / 20)
+    assert (
+        "450 images/s" not in judge(dict(enumerate(ranks))).text
+    )  # waits 30 % on rank 1: not compute-bound
 
 
 def test_capacity_is_over_the_time_at_work() -> None:
     # idle at an epoch's end counts as little as blocked
-    assert load(blocked_s=0).capacity == pytest.approx(1000 / 4)
+    assert counters(blocked_s=0).capacity == pytest.approx(1000 / 4)
     # nobody waits for a loader that is not at work
-    assert load(wait_s=5).capacity == pytest.approx(1000 / 5)
+    assert counters(wait_s=5).capacity == pytest.approx(1000 / 5)
     # without stages: what was not blocked
-    assert load(decode_s=0, read_s=0).capacity == pytest.approx(1000 / 4)
-    assert load(delivered=0).capacity is None
+    assert counters(decode_s=0, read_s=0).capacity == pytest.approx(1000 / 4)
+    assert counters(delivered=0).capacity is None
+
+
+def status_of(runs: Runs, name: str | None = None) -> RunStatus:
+    snapshot = runs.snapshot(name)
+    assert snapshot is not None
+    return snapshot.status
 
 
 def look(path: Path, stall_s: float = STALL_S) -> tuple[str, str, int]:
     """State by the whole files, by their ends alone, and the step, which must agree."""
     runs = Runs(path.parent, stall_s)
-    view = runs.view(path.name)
-    assert view is not None
+    status = status_of(runs, path.name)
     (summary,) = [run for run in runs.listing().runs if run.name == path.name]
-    assert summary.step == view.status.step
-    assert summary.state == view.status.state
-    return view.status.state, view.status.verdict.kind, view.status.step
+    assert summary.step == status.step
+    assert summary.state == status.state
+    return status.state, status.verdict.kind, status.step
 
 
 def test_a_run_from_start_to_end(tmp_path: Path) -> None:
@@ -233,7 +244,7 @@ def test_another_process_with_the_pid_is_not_the_writer(tmp_path: Path) -> None:
 def test_a_pid_counts_in_its_own_host_and_namespace(
     tmp_path: Path, host: str | None, namespace: int | None, state: str
 ) -> None:
-    """In a container a writer's pid means something else here: nobody can tell whether it lives."""
+    """In a container a writer's pid means something else here: whether it runs cannot be known."""
     here = os.stat("/proc/self/ns/pid").st_ino
     start = {
         "world": 1,
@@ -251,18 +262,16 @@ def test_gpu_counters_are_shown_where_there_are_some(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "a")
     run.start()
     run.step(10, gpu={"busy": 0.93, "nvjpg_busy": None, "memory_bytes": 5 << 30, "power_w": 612.5})
-    view = Runs(tmp_path, STALL_S).view("a")
-    assert view is not None
-    gpu = view.status.ranks[0].gpu
+    status = status_of(Runs(tmp_path, STALL_S), "a")
+    gpu = status.ranks[0].gpu
     assert gpu is not None
     assert (gpu.busy, gpu.nvjpg_busy, gpu.memory_bytes, gpu.power_w) == (0.93, None, 5 << 30, 612.5)
     text = exposition(Runs(tmp_path, STALL_S), "text/plain")[0].decode()
     assert 'gratis_gpu_power_watts{rank="0",run="a"} 612.5' in text
     assert "gratis_gpu_nvjpg_busy_ratio{" not in text
     run.step(20)
-    view = Runs(tmp_path, STALL_S).view("a")
-    assert view is not None
-    assert view.status.ranks[0].gpu is None
+    status = status_of(Runs(tmp_path, STALL_S), "a")
+    assert status.ranks[0].gpu is None
 
 
 def test_a_later_attempt_wins_and_runs_in_a_smaller_world(tmp_path: Path) -> None:
@@ -279,15 +288,9 @@ def test_a_later_attempt_wins_and_runs_in_a_smaller_world(tmp_path: Path) -> Non
     run.refresh()
     seen = [(one.step, one.attempt, one.loss, one.images_per_s.trainer) for one in run.intervals()]
     assert seen == [(10, 1, 3.0, 200.0), (20, 1, 3.0, 200.0), (30, 2, 1.0, 100.0)]
-    view = Runs(tmp_path, STALL_S).view("a")
-    assert view is not None
-    assert (view.status.world, view.status.attempt, len(view.status.ranks), view.status.step) == (
-        1,
-        2,
-        1,
-        30,
-    )
-    assert view.status.images_trained == 6000  # rank 0's, both attempts
+    status = status_of(Runs(tmp_path, STALL_S), "a")
+    assert (status.world, status.attempt, len(status.ranks), status.step) == (1, 2, 1, 30)
+    assert status.images_trained == 6000  # rank 0's, both attempts
 
 
 def test_history_is_bounded_and_adds_up(tmp_path: Path) -> None:
@@ -306,7 +309,7 @@ def test_history_is_bounded_and_adds_up(tmp_path: Path) -> None:
     assert intervals[-1].step == 20_000
     assert all(one.images_per_s.trainer == pytest.approx(100) for one in intervals)
     assert intervals[-1].loss == pytest.approx(2.0, abs=0.01)
-    assert sum(bin_.sums.images for bin_ in reader.ranks[0].history.bins.values()) == 2_000_000
+    assert sum(one.counters.images for one in reader.ranks[0].bins.by_step.values()) == 2_000_000
 
 
 def garbage(path: Path) -> None:
@@ -354,13 +357,12 @@ def test_harm_to_a_file_is_a_state(tmp_path: Path, harm: Callable[[Path], None])
     run.start()
     run.step(10)
     runs = Runs(tmp_path, STALL_S)
-    assert runs.view("a") is not None
+    status_of(runs, "a")
     harm(run.path / "rank-0.jsonl")
     for reader in (Runs(tmp_path, STALL_S), runs):
         time.sleep(0.45)
-        view = reader.view("a")
-        assert view is not None
-        assert view.status.state in ("starting", "running", "crashed")
+        status = status_of(reader, "a")
+        assert status.state in ("starting", "running", "crashed")
         assert reader.listing().runs[0].name == "a"
 
 
@@ -371,27 +373,28 @@ def test_a_torn_line_waits_and_its_end_counts(tmp_path: Path) -> None:
     file = run.path / "rank-0.jsonl"
     whole = file.read_bytes()
     file.write_bytes(whole[:-30])
-    reader = Run(run.path)
-    reader.refresh()
-    assert reader.crew()[0].step == 0
-    assert not any(one.behind for one in reader.files())
+    runs = Runs(tmp_path, STALL_S)
+    status = status_of(runs, "a")
+    assert (status.step, status.behind_bytes) == (0, 0)
     file.write_bytes(whole)
-    reader.refresh()
-    assert reader.crew()[0].step == 10
+    time.sleep(0.45)
+    status = status_of(runs, "a")
+    assert status.step == 10
 
 
 def test_a_replaced_run_is_read_anew(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "a")
     run.start()
     run.step(50)
-    reader = Run(run.path)
-    reader.refresh()
+    runs = Runs(tmp_path, STALL_S)
+    status_of(runs, "a")
     (run.path / "rank-0.jsonl").unlink()
     again = RunWriter(tmp_path / "a")
     again.start()
     again.step(10)
-    reader.refresh()
-    assert (reader.crew()[0].step, reader.crew()[0].lifetime.images) == (10, 1000)
+    time.sleep(0.45)
+    status = status_of(runs, "a")
+    assert (status.step, status.images_trained) == (10, 1000)
 
 
 def test_shard_progress(tmp_path: Path) -> None:
@@ -406,10 +409,9 @@ def test_shard_progress(tmp_path: Path) -> None:
         rejects=1,
     )
     writer.write("progress", progress)
-    view = Runs(tmp_path, STALL_S).view()
-    assert view is not None
-    assert view.status.state == "starting"
-    shards = view.status.shards
+    status = status_of(Runs(tmp_path, STALL_S))
+    assert status.state == "starting"
+    shards = status.shards
     assert shards is not None
     assert (shards.state, shards.done, shards.total, shards.rejects) == ("running", 50, 100, 1)
     assert (shards.images_per_s, shards.bytes_in_per_s, shards.remaining_s) == (
@@ -418,17 +420,16 @@ def test_shard_progress(tmp_path: Path) -> None:
         2.0,
     )
     writer.write("progress", progress | ShardProgress(**progress | {"done": 100}))  # type: ignore[typeddict-item]
-    view = Runs(tmp_path, STALL_S).view()
-    assert view is not None
-    assert view.status.shards is not None
-    assert view.status.shards.state == "finished"
+    status = status_of(Runs(tmp_path, STALL_S))
+    assert status.shards is not None
+    assert status.shards.state == "finished"
 
 
 @pytest.mark.parametrize(
-    ("lives", "end", "state", "words"),
+    ("lives", "end", "state", "reason"),
     [
         (True, (), "starting", "shards are being made"),
-        (False, (), "crashed", "the process of the shard stage is gone and left no word"),
+        (False, (), "crashed", "the process of the shard stage is gone and reported no end"),
         (False, ("finished", None), "finished", "the shard stage reports the end"),
         (
             False,
@@ -444,8 +445,8 @@ def test_shard_progress(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_where_nothing_trains_the_shard_stage_speaks_for_the_run(
-    tmp_path: Path, lives: bool, end: tuple[str, ...], state: str, words: str
+def test_where_nothing_trains_the_state_is_the_shard_stages(
+    tmp_path: Path, lives: bool, end: tuple[str, ...], state: str, reason: str
 ) -> None:
     writer = EventWriter(tmp_path / "a" / "shards.jsonl", attempt=1, rank=0)
     pid = os.getpid() if lives else dead_pid()
@@ -453,10 +454,9 @@ def test_where_nothing_trains_the_shard_stage_speaks_for_the_run(
     if end:
         writer.write("end", dict(zip(("outcome", "error"), end, strict=True)))
     runs = Runs(tmp_path, STALL_S)
-    view = runs.view()
-    assert view is not None
-    assert (view.status.state, view.status.reason) == (state, words)
-    assert (view.status.ranks, view.status.verdict.kind) == ([], "starting")
+    status = status_of(runs)
+    assert (status.state, status.reason) == (state, reason)
+    assert (status.ranks, status.verdict.kind) == ([], "starting")
     assert runs.listing().runs[0].state == state
 
 
@@ -496,17 +496,17 @@ def test_a_long_file_never_holds_a_request_up(tmp_path: Path, lines: int) -> Non
     run.step(30)
     runs = Runs(tmp_path, STALL_S)
     begin = time.process_time()
-    view = runs.view("a")
+    snapshot = runs.snapshot("a")
     assert time.process_time() - begin < 1.5
-    assert view is not None
-    assert view.status.behind_bytes > 0
-    assert view.status.state == "running"
+    assert snapshot is not None
+    assert snapshot.status.behind_bytes > 0
+    assert snapshot.status.state == "running"
     before = psutil.Process().memory_info().rss
     deadline = time.monotonic() + lines / 2000
-    while view.status.behind_bytes:
+    while snapshot.status.behind_bytes:
         assert time.monotonic() < deadline
         time.sleep(0.4)
-        view = runs.view("a") or view
+        snapshot = runs.snapshot("a") or snapshot
     assert psutil.Process().memory_info().rss - before < 64 << 20
-    assert view.status.images_trained == (lines + 3) * 1000
-    assert view.intervals[-1].step == 30
+    assert snapshot.status.images_trained == (lines + 3) * 1000
+    assert snapshot.intervals[-1].step == 30

@@ -65,8 +65,8 @@ def awaited(
     newest: list[RunStatus] = []
 
     def look() -> bool:
-        if (view := reader.view()) is not None:
-            newest[:] = [view.status]
+        if (snapshot := reader.snapshot()) is not None:
+            newest[:] = [snapshot.status]
         return bool(newest) and holds(newest[0])
 
     assert wait_for(look, seconds), newest and (newest[0].state, newest[0].verdict, newest[0].ranks)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gratis.errors import GratisError
-from gratis.train.launcher.launch import outcome, records
+from gratis.history import outcome, records
 from gratis.train.network.layers import plan
 from gratis.train.options import parse
 from gratis.train.paper.ablate import WHOLE, Ablate, ablate, as_arguments, digest, row

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from gratis.errors import GratisError
+from gratis.history import records
 from gratis.train.checkpoint import latest
-from gratis.train.launcher.launch import records
 from gratis.train.mesh.device import GpuMeter, WaitClock, device_of, lacks_for_compiling
 from gratis.train.metrics import average_views, share_of_loss
 from gratis.train.network.alexnet import AlexNet

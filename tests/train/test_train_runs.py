@@ -19,9 +19,10 @@ from small import ROOT, command, of_kind
 
 from gratis.cli import run as gratis_command
 from gratis.errors import PREEMPTED, GratisError, guard
+from gratis.history import records
 from gratis.locks import RESERVED, lock, reserve
 from gratis.signals import handlers_restored
-from gratis.train.launcher.launch import changes, choose_run, records
+from gratis.train.launcher.launch import changes, choose_run
 from gratis.train.options import parse
 from gratis.train.recipes import RECIPES, SAMPLE
 from gratis.train.settings import Launch

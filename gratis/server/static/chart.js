@@ -23,9 +23,9 @@ function roundStep(span, count) {
 }
 
 function ticks(low, high, count) {
-  const step = roundStep(high - low || 1, count), found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-6; at += step) found.push(Math.abs(at) < step / 1e6 ? 0 : at);
-  return found;
+  const step = roundStep(high - low || 1, count), values = [];
+  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-6; at += step) values.push(Math.abs(at) < step / 1e6 ? 0 : at);
+  return values;
 }
 
 // y axes: from a value to a share of the height in [0, 1], and the values to mark.
@@ -90,7 +90,7 @@ export class Chart {
     }
     this.svg.append(shape("text", { x: LEFT - 7, y: height - 5, "text-anchor": "end" }, "step"));
     this.lines.forEach((line, i) => this.trace(line, this.data[i], x, y));
-    this.tell(x, width, height);
+    this.drawLegend(x, width, height);
   }
 
   trace(line, points, x, y) {
@@ -105,7 +105,7 @@ export class Chart {
     if (line.dots || known.length === 1) for (const [step, value] of known) this.svg.append(shape("circle", { class: `fill-${line.colour}`, cx: x(step), cy: y(value), r: 3 }));
   }
 
-  tell(x, width, height) {
+  drawLegend(x, width, height) {
     const nearest = (points) => points.reduce((best, one) => (one[1] !== null && (!best || Math.abs(x(one[0]) - this.cursor) < Math.abs(x(best[0]) - this.cursor)) ? one : best), null);
     const chosen = this.data.map((points) => (this.cursor === null ? points.findLast((one) => one[1] !== null) : nearest(points)));
     chosen.forEach((one, i) => (this.values[i].textContent = one ? this.format(one[1]) : "–"));

@@ -1,4 +1,4 @@
-// Numbers as people read them; – for what cannot be told.
+// Numbers as people read them; – for an unknown value.
 
 const missing = (value) => value === null || value === undefined;
 

@@ -1,12 +1,12 @@
-// The status page: one event stream in, the whole page out. It holds no truth of its own.
+// The status page: one event stream in, the whole page out. All numbers are the server's.
 
 import { element } from "./chart.js";
 import { duration } from "./format.js";
 import { draw, OVER } from "./parts.js";
 
-const MOST = 1500; // points kept; beyond, the older half loses every second one
+const MAX_POINTS = 1500; // points kept; beyond, the older half loses every second one
 const get = (id) => document.getElementById(id);
-let status = null, intervals = [], received = 0, source = null, due = false, lost = null, missing = false, again = 0;
+let status = null, intervals = [], received = 0, source = null, due = false, lost = null, missing = false, retryTimer = 0;
 
 function show(which) {
   for (const id of ["login", "empty", "page"]) get(id).hidden = id !== which;
@@ -44,10 +44,10 @@ function tick() {
   get("age").textContent = `newest event ${duration(age)} ago, at ${new Date(status.updated * 1e3).toLocaleTimeString()}`;
 }
 
-function take(interval) {
+function addInterval(interval) {
   while (intervals.length && intervals.at(-1).first_step >= interval.first_step) intervals.pop();
   intervals.push(interval);
-  if (intervals.length > MOST) intervals = intervals.filter((_, i) => i >= intervals.length / 2 || i % 2);
+  if (intervals.length > MAX_POINTS) intervals = intervals.filter((_, i) => i >= intervals.length / 2 || i % 2);
   redraw();
 }
 
@@ -66,11 +66,11 @@ function listen() {
     received = Date.now();
     redraw();
   });
-  source.addEventListener("interval", (event) => take(JSON.parse(event.data)));
+  source.addEventListener("interval", (event) => addInterval(JSON.parse(event.data)));
   source.addEventListener("error", () => {
     lost ??= Date.now();
     tick();
-    if (source.readyState === EventSource.CLOSED) later();
+    if (source.readyState === EventSource.CLOSED) retry();
   });
 }
 
@@ -88,9 +88,9 @@ async function list() {
   return answer.status;
 }
 
-function later() {
-  clearTimeout(again);
-  again = setTimeout(begin, 3000);
+function retry() {
+  clearTimeout(retryTimer);
+  retryTimer = setTimeout(begin, 3000);
 }
 
 async function begin() {
@@ -104,7 +104,7 @@ async function begin() {
     lost ??= Date.now();
   }
   tick();
-  later();
+  retry();
 }
 
 get("enter").addEventListener("submit", (event) => {

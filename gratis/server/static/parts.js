@@ -5,7 +5,7 @@ import { bytes, count, duration, percent, rate, short, significant, times } from
 
 export const OVER = ["finished", "preempted", "crashed", "diverged"];
 const TONES = { running: "good", finished: "good", stalled: "warn", preempted: "warn", crashed: "bad", diverged: "bad" };
-const HOLDS = { "compute-bound": "good", "input-bound": "bad", straggler: "warn", stalled: "bad", starting: "" };
+const VERDICT_TONES = { "compute-bound": "good", "input-bound": "bad", straggler: "warn", stalled: "bad", starting: "" };
 const get = (id) => document.getElementById(id);
 const capital = (word) => word[0].toUpperCase() + word.slice(1);
 
@@ -47,7 +47,7 @@ function headline(verdict) {
 
 function drawVerdict({ state, verdict, reason, ranks, shards }) {
   const troubled = ["crashed", "diverged", "stalled"].includes(state);
-  get("verdict").className = `card verdict ${troubled ? "bad" : HOLDS[verdict.kind]}`;
+  get("verdict").className = `card verdict ${troubled ? "bad" : VERDICT_TONES[verdict.kind]}`;
   get("question").textContent = troubled ? "What happened" : OVER.includes(state) ? "What held training back" : "What holds training back";
   get("kind").textContent = troubled ? capital(state) : headline(verdict);
   if (shards && !ranks.length && !troubled) {

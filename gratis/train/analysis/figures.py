@@ -129,8 +129,8 @@ def _neighbours(trained: Trained, options: Figures) -> Figure:
 
 
 def _curves(trained: Trained, _: Figures) -> Figure:
+    from gratis.history import records
     from gratis.train.analysis import curves
-    from gratis.train.launcher.launch import records
 
     return curves.draw_curves(
         records(trained.folder), trained.recipe, steps_per_epoch(trained), title(trained)
@@ -138,8 +138,8 @@ def _curves(trained: Trained, _: Figures) -> Figure:
 
 
 def _rates(trained: Trained, _: Figures) -> Figure:
+    from gratis.history import records
     from gratis.train.analysis import curves
-    from gratis.train.launcher.launch import records
 
     return curves.draw_rates(
         records(trained.folder), trained.recipe, steps_per_epoch(trained), title(trained)

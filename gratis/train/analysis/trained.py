@@ -24,13 +24,13 @@ from gratis.dataset import (
     require_split,
 )
 from gratis.errors import GratisError
+from gratis.history import records
 from gratis.image import decode
 from gratis.loader import Batch, Loader, dataset_folder, read_pieces
 from gratis.train import checkpoint
 from gratis.train.analysis.saved import Saved
 from gratis.train.checkpoint import State
 from gratis.train.evaluate import VIEWS, evaluation_config
-from gratis.train.launcher.launch import records
 from gratis.train.mesh.mesh import full_float32
 from gratis.train.metrics import average_views
 from gratis.train.network.alexnet import AlexNet

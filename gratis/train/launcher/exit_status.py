@@ -17,8 +17,8 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from gratis.errors import INTERRUPTED, PREEMPTED, USER_ERROR
+from gratis.history import records
 from gratis.signals import STOPS, name_of
-from gratis.train.launcher.launch import records
 from gratis.train.settings import Launch
 
 # What ranks get to end in when another of this machine's has failed: with gloo they fail too and at

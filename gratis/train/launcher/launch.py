@@ -6,13 +6,12 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
-from gratis.events import EventTail
+from gratis.history import attempts, outcome, records
 from gratis.locks import STARTER, in_use, reserve
 from gratis.train.network import layers
 from gratis.train.options import Options
@@ -152,28 +151,3 @@ def changes(folder: Path, recipe: Recipe, seed: int) -> dict[str, str]:
         for name, value in asked.items()
         if there.get(name) != value
     }
-
-
-def records(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
-    """A rank's whole history. GratisError where its file is none, or cannot be read."""
-    path = folder / f"rank-{rank}.jsonl"
-    tail = EventTail(path)
-    found: list[dict[str, Any]] = []
-    try:
-        while block := tail.read():
-            found += block
-    except OSError as error:
-        raise GratisError(
-            f"{path} cannot be read ({error.strerror}); choose another --run"
-        ) from None
-    return found
-
-
-def attempts(folder: Path) -> int:
-    return max((record.get("attempt", 0) for record in records(folder)), default=0)
-
-
-def outcome(folder: Path) -> str | None:
-    """How the last attempt ended; None if it did not say, or there was none."""
-    last = records(folder)[-1:]
-    return last[0].get("outcome") if last and last[0]["kind"] == "end" else None

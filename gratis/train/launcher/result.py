@@ -1,27 +1,18 @@
-"""What a finished run amounts to, read back from its own events: the closing table and the `result`
-line."""
+"""The result of a finished run, read back from its own events: a table and the `result` line."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from gratis.train.launcher.launch import records
+from gratis.history import read_attempt, records
+from gratis.rates import attempt_counters, throughput, wait_fraction
 from gratis.train.settings import Launch
 
-KEYS = (
-    "top1",
-    "top5",
-    "top1_10view",
-    "top5_10view",
-    "images_per_s",
-    "loader_images_per_s",
-    "wait_fraction",
-)
-WORDS = {
+LABELS = {
     "top1": "validation top-1, centre view",
     "top5": "validation top-5, centre view",
     "top1_10view": "validation top-1, ten views",
@@ -37,68 +28,40 @@ def show(launch: Launch) -> None:
 
     Where there was nothing to measure the table has a dash, and the line not the key.
     """
-    found = result(launch)
+    values = result(launch.folder)
     table = Table(title=launch.run)
     table.add_column("")
     table.add_column("", justify="right")
-    for key in KEYS:
-        share = not key.endswith("_per_s")
-        table.add_row(
-            WORDS[key],
-            "-"
-            if math.isnan(found[key])
-            else f"{found[key]:.1%}"
-            if share
-            else f"{found[key]:,.0f}",
-        )
+    for key, label in LABELS.items():
+        form = ",.0f" if key.endswith("_per_s") else ".1%"
+        table.add_row(label, "-" if math.isnan(values[key]) else format(values[key], form))
     Console().print(table)
-    print(
-        "result "
-        + " ".join(f"{key}={found[key]:.4g}" for key in KEYS if not math.isnan(found[key])),
-        flush=True,
-    )
+    known = [f"{key}={value:.4g}" for key, value in values.items() if not math.isnan(value)]
+    print("result " + " ".join(known), flush=True)
 
 
-def result(launch: Launch) -> dict[str, float]:
-    found = dict.fromkeys(KEYS, math.nan)
-    history = records(launch.folder)
+def result(folder: Path) -> dict[str, float]:
+    """By LABELS' keys: the newest accuracies, as shares, and the rates of the newest attempt over
+    all its ranks; NaN where there is none. GratisError where a file cannot be read."""
+    values = dict.fromkeys(LABELS, math.nan)
+    history = records(folder)
     for record in history:
         if record["kind"] == "eval":
             suffix = "" if record["views"] == 1 else "_10view"
-            found |= {f"top1{suffix}": record["top1"], f"top5{suffix}": record["top5"]}
+            values |= {f"top1{suffix}": record["top1"], f"top5{suffix}": record["top5"]}
     world = next((record["world"] for record in history[::-1] if record["kind"] == "start"), 0)
     # the ranks may have begun again
-    attempt = max((record.get("attempt", 0) for record in history), default=0)
-    ranks = [_steps(records(launch.folder, rank), attempt) for rank in range(world)]
-    if not ranks or not all(ranks):  # this attempt only evaluated, or its events were removed
-        return found
-    walls = [sum(step["wall_s"] for step in steps) for steps in ranks]
-    images = [sum(step["images"] for step in steps) for steps in ranks]
-    waits = [sum(step["wait_s"] for step in steps) for steps in ranks]
-    return found | {
-        "images_per_s": sum(images) / max(walls),
-        "loader_images_per_s": sum(_loader_rate(steps) for steps in ranks),
-        "wait_fraction": sum(waits) / sum(walls),
+    attempt = read_attempt(folder / "rank-0.jsonl").number
+    ranks = [attempt_counters(records(folder, rank), attempt) for rank in range(world)]
+    if not ranks or not all(one.steps for one in ranks):
+        return values  # this attempt only evaluated, or its events were removed
+    rates = throughput(ranks)
+    return values | {
+        "images_per_s": _or_nan(rates.trainer),
+        "loader_images_per_s": _or_nan(rates.loader),
+        "wait_fraction": _or_nan(wait_fraction(ranks)),
     }
 
 
-def _steps(history: list[dict[str, Any]], attempt: int) -> list[dict[str, Any]]:
-    return [
-        record for record in history if record["kind"] == "step" and record["attempt"] == attempt
-    ]
-
-
-def _loader_rate(steps: list[dict[str, Any]]) -> float:
-    """What the rank's loader could have delivered: its images over the time at work, as the status
-    page reckons it.
-
-    At work are its stages' seconds, and at least as long as training waited. What it was not
-    blocked would not do: at the end of an epoch there is nothing left to make, and it is neither
-    blocked nor at work."""
-    stages = sum(
-        step["loader"][key]
-        for step in steps
-        for key in ("read_s", "decode_s", "finish_s", "transfer_s")
-    )
-    busy = max(stages, sum(step["wait_s"] for step in steps))
-    return float(sum(step["loader"]["images"] for step in steps) / max(busy, 1e-9))
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from gratis.dataset import Manifest, read_manifest, require_split
 from gratis.errors import GratisError
+from gratis.history import outcome, records
 from gratis.signals import terminate_exits
-from gratis.train.launcher.launch import outcome, records
 from gratis.train.options import Fields, read
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, Recipe, RecipeName

@@ -14,8 +14,8 @@ from pathlib import Path
 from gratis.command_line import parse
 from gratis.dataset import Manifest, read_manifest
 from gratis.errors import GratisError
+from gratis.history import records
 from gratis.signals import terminate_exits
-from gratis.train.launcher.launch import records
 from gratis.train.paper.options import Paper
 from gratis.train.paper.parts import PARTS, PartResult, Work
 from gratis.train.recipes import RECIPES, RecipeName

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gratis.dataset import Manifest
+from gratis.history import outcome, records
 from gratis.processes import OVER, first_line, said, timed
 from gratis.train.analysis.figures import CAPTIONS
-from gratis.train.launcher.launch import outcome, records
 from gratis.train.paper.ablate import as_arguments, has
 from gratis.train.paper.options import Paper
 from gratis.train.paper.switches import SWITCHES

@@ -14,7 +14,7 @@ from typing import Any
 
 from gratis.command_line import parse
 from gratis.errors import GratisError
-from gratis.train.launcher.launch import outcome, records
+from gratis.history import outcome, records
 from gratis.train.recipes import RECIPES
 from gratis.written import written
 

@@ -1,4 +1,4 @@
-"""A run's whole course in bounded memory: raw counters added up in bins of steps, the width
+"""All of a run's intervals in bounded memory: raw counters added up in bins of steps, the width
 doubling as a run grows.
 
 Adding counters loses resolution and nothing else: a rate over a bin is exactly the rate over its
@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from gratis.server.records import Sums
+from gratis.rates import Counters
 
-CAPACITY = 512  # bins of a rank: more points than a chart has pixels to tell apart
+CAPACITY = 512  # bins of a rank: more points than a chart can resolve
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    first_step: int  # the bin's place: it covers first_step .. first_step + width - 1
-    step: int  # the last one that has arrived
+    first_step: int  # it covers first_step .. first_step + width - 1
+    step: int  # the newest one of them so far
     epoch: int
     attempt: int
     t: float  # Unix seconds of its last record
     lr: float | None
-    sums: Sums
+    counters: Counters
 
     def plus(self, later: Bin) -> Bin:
         """Both; but the higher attempt alone where they differ, as it ran these steps again."""
@@ -31,26 +31,26 @@ class Bin:
         return replace(
             later,
             first_step=min(self.first_step, later.first_step),
-            sums=self.sums.plus(later.sums),
+            counters=self.counters.plus(later.counters),
         )
 
 
-class History:
+class Bins:
     """One rank's bins, oldest first."""
 
     def __init__(self) -> None:
         self.width = 1
-        self.bins: dict[int, Bin] = {}
+        self.by_step: dict[int, Bin] = {}
 
     def add(self, bin_: Bin) -> None:
-        _put(self.bins, bin_, self.width)
-        while len(self.bins) > CAPACITY:
+        _put(self.by_step, bin_, self.width)
+        while len(self.by_step) > CAPACITY:
             self.width *= 2
-            self.bins = self.coarsened(self.width)
+            self.by_step = self.coarsened(self.width)
 
     def coarsened(self, width: int) -> dict[int, Bin]:
         bins: dict[int, Bin] = {}
-        for bin_ in self.bins.values():
+        for bin_ in self.by_step.values():
             _put(bins, bin_, width)
         return bins
 
@@ -67,17 +67,17 @@ def superseded(step: int, attempt: int, resumes: Mapping[int, int]) -> bool:
     return any(later > attempt and resumed < step for later, resumed in resumes.items())
 
 
-def align(histories: Iterable[History], resumes: Mapping[int, int]) -> list[list[Bin]]:
+def align(ranks: Iterable[Bins], resumes: Mapping[int, int]) -> list[list[Bin]]:
     """All ranks' bins side by side, in order of steps: each row holds the bins of one range of
     steps, one per rank.
 
     `resumes` maps each attempt to the step it resumed after. In a row the highest attempt wins.
     """
-    histories = list(histories)
-    width = max((history.width for history in histories), default=1)
+    ranks = list(ranks)
+    width = max((one.width for one in ranks), default=1)
     rows: dict[int, list[Bin]] = {}
-    for history in histories:
-        for first, bin_ in history.coarsened(width).items():
+    for one in ranks:
+        for first, bin_ in one.coarsened(width).items():
             if not superseded(bin_.step, bin_.attempt, resumes):
                 rows.setdefault(first, []).append(bin_)
     return [_highest(rows[first]) for first in sorted(rows)]

@@ -1,21 +1,22 @@
-"""One event file each, tailed: a rank's, and the shard stage's. Memory is bounded, whatever the
-file's length."""
+"""The event files of a run, a rank's and the shard stage's, read as they grow. Memory is bounded,
+whatever a file's length."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from pathlib import Path
 
 from gratis.events import EventTail
-from gratis.server.history import Bin, History
-from gratis.server.records import NOTHING, Record, Sums, count, integer, number, step_sums, text
+from gratis.fields import Record, count, integer, number, text
+from gratis.history import Attempt
+from gratis.rates import ZERO, Counters, step_counters
+from gratis.server.bins import Bin, Bins
 
 WINDOW_S = 30.0  # rates are over the newest intervals that make up this much
 
 
-class Tailed:
+class EventFile:
     """A file read from where it stopped. A file that was replaced or cut is read from its start,
     into a new object."""
 
@@ -25,6 +26,7 @@ class Tailed:
         self.identity: tuple[int, int] | None = None
         self.behind = 0  # bytes not read yet
         self.mtime = 0.0
+        self.attempt = Attempt()  # the newest
         self.t: float | None = None  # of the newest record, by the writer's clock
 
     def replaced(self) -> bool:
@@ -47,117 +49,108 @@ class Tailed:
                 offset = self.tail.offset
                 for record in self.tail.read(1 << 20):
                     self.t = number(record, "t")
-                    self.feed(record)
-                if self.tail.offset == offset:  # a torn last line, which waits
+                    self.add(record)
+                if self.tail.offset == offset:  # a torn last line, read once it is whole
                     break
                 if time.monotonic() > deadline:
                     self.behind = max(stat.st_size - self.tail.offset, 0)
                     break
-        except OSError:  # gone, or no file at all: what was read stays
+        except OSError:  # deleted, or no file at all: what was read stays
             pass
         return self.tail.offset != before
 
-    def feed(self, record: Record) -> None:
+    def add(self, record: Record) -> None:
         raise NotImplementedError
 
 
-class RankFile(Tailed):
-    """What one rank wrote, of its newest attempt, and its history over all."""
+class RankFile(EventFile):
+    """One rank's file: its newest attempt, and its intervals and evaluations over all attempts."""
 
     def __init__(self, path: Path, rank: int) -> None:
         super().__init__(path)
         self.rank = rank
-        self.attempt = -1
         self.resumes: dict[int, int] = {}  # attempt -> the step after which it began
-        self.history = History()
-        self.lifetime = NOTHING  # over all attempts: counters that never go back
-        self.evals: dict[
-            tuple[int, int], tuple[int, int, Record]
-        ] = {}  # (epoch, views) -> step, attempt, record
-        self._begin(0)
+        self.bins = Bins()
+        self.lifetime = ZERO  # over all attempts: counters that never go back
+        # (epoch, views) -> step, attempt, record
+        self.evals: dict[tuple[int, int], tuple[int, int, Record]] = {}
+        self._reset()
 
-    def _begin(self, attempt: int) -> None:
-        self.attempt = attempt
-        self.start: Record | None = None
-        self.end: Record | None = None
+    def _reset(self) -> None:
+        """Clears what belongs to one attempt."""
         self.step = 0
-        self.epoch = 0
-        self.total = NOTHING  # of this attempt, from its first interval on
-        self.recent: deque[Sums] = deque(maxlen=256)
+        self.total = ZERO  # of this attempt, from its first interval on
+        self.recent: deque[Counters] = deque(maxlen=256)
         self.newest: Record = {}
         self.receipt: Record | None = None
         self.checkpoint: Record | None = None
         self.warnings: deque[str] = deque(maxlen=10)
-        self.evaluating: Record | None = (
-            None  # its newest progress, while a pass over the validation split goes on
-        )
+        # its newest progress, while a pass over the validation split goes on
+        self.evaluating: Record | None = None
 
-    def feed(self, record: Record) -> None:
-        attempt = integer(record, "attempt") or 0
-        if attempt < self.attempt:
+    def add(self, record: Record) -> None:
+        kind, attempt_number = record["kind"], integer(record, "attempt") or 0
+        if attempt_number < self.attempt.number:
             return
-        kind = record["kind"]
-        if attempt > self.attempt or (kind == "start" and self.start is not None):
-            self._begin(attempt)
-        self.epoch = max(self.epoch, integer(record, "epoch") or 0)
+        attempt = self.attempt.add(record)
+        if attempt is not self.attempt:
+            self.attempt = attempt
+            self._reset()
         self.evaluating = record if kind == "eval_progress" else None
         if kind == "step":
-            self._feed_step(record)
+            self._add_step(record)
         elif kind == "eval":
             key = (integer(record, "epoch") or 0, integer(record, "views") or 0)
-            self.evals[key] = (integer(record, "step") or self.step, attempt, record)
+            self.evals[key] = (integer(record, "step") or self.step, attempt_number, record)
             while len(self.evals) > 2048:
                 self.evals.pop(next(iter(self.evals)))
         elif kind == "warning":
             self.warnings.append(text(record, "message") or "")
-        elif kind in ("start", "end", "receipt", "checkpoint"):
+        elif kind in ("receipt", "checkpoint"):
             setattr(self, kind, record)
 
-    def _feed_step(self, record: Record) -> None:
-        step, sums = integer(record, "step"), step_sums(record)
-        if step is None or step < 1 or sums is None:
+    def _add_step(self, record: Record) -> None:
+        step, counters = integer(record, "step"), step_counters(record)
+        if step is None or step < 1 or counters is None:
             self.tail.garbage += 1
             return
-        self.resumes.setdefault(self.attempt, max(step - int(sums.steps), 0))
+        self.resumes.setdefault(self.attempt.number, max(step - int(counters.steps), 0))
         self.step = max(self.step, step)
         self.newest = record
         # the first filled pipelines and compiled kernels
         if self.total.steps and self.total == self.recent[0]:
             self.recent.clear()
-        self.recent.append(sums)
-        self.total = self.total.plus(sums)
-        self.lifetime = self.lifetime.plus(sums)
+        self.recent.append(counters)
+        self.total = self.total.plus(counters)
+        self.lifetime = self.lifetime.plus(counters)
         t = self.t or 0.0
-        self.history.add(Bin(step, step, self.epoch, self.attempt, t, number(record, "lr"), sums))
+        lr, attempt_number = number(record, "lr"), self.attempt.number
+        self.bins.add(Bin(step, step, self.attempt.epoch, attempt_number, t, lr, counters))
 
-    def window(self) -> Sums:
+    def window(self) -> Counters:
         """The newest intervals, back to WINDOW_S of training; the attempt's first only while there
         is no other."""
-        sums = NOTHING
+        total = ZERO
         for interval in reversed(self.recent):
-            sums = sums.plus(interval)
-            if sums.wall_s >= WINDOW_S:
+            total = total.plus(interval)
+            if total.wall_s >= WINDOW_S:
                 break
-        return sums
+        return total
 
 
-class ShardFile(Tailed):
-    """What the shard stage wrote."""
+class ShardFile(EventFile):
+    """The shard stage's file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.done = self.total = self.rejects = 0
         self.lifetime = (0.0, 0.0, 0.0, 0.0)  # images, bytes in, bytes out, seconds
         self.recent: deque[tuple[float, float, float, float]] = deque(maxlen=32)
-        self.start: Record | None = None
-        self.end: Record | None = None
 
-    def feed(self, record: Record) -> None:
+    def add(self, record: Record) -> None:
+        self.attempt = self.attempt.add(record)
         if record["kind"] == "start":
-            self.start, self.end = record, None
             self.done, self.total = (integer(record, key) or 0 for key in ("done", "total"))
-        elif record["kind"] == "end":
-            self.end = record
         elif record["kind"] == "progress":
             images, bytes_in, bytes_out, wall_s = (
                 count(record, key) for key in ("images", "bytes_in", "bytes_out", "wall_s")
@@ -175,16 +168,3 @@ class ShardFile(Tailed):
             sum(column) for column in zip((0.0,) * 4, *self.recent, strict=True)
         )
         return images, bytes_in, bytes_out, wall_s
-
-
-def alive(pid: int, started: float) -> bool:
-    """Whether the process that wrote at Unix time `started` still runs; a later process with its
-    pid is another one."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        state, ticks = (fields := stat.rpartition(")")[2].split())[0], int(fields[19])
-        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    except (OSError, IndexError, ValueError):
-        return False
-    slack = 60.0  # the clock may have been set since
-    return state not in "ZX" and boot + ticks / os.sysconf("SC_CLK_TCK") < started + slack

@@ -1,106 +1,103 @@
-"""A run's status, put together from what its files have said so far."""
+"""A run's status, put together from what was read of its files so far."""
 
 from __future__ import annotations
 
-import os
-import socket
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from gratis.server.files import RankFile, ShardFile, alive
-from gratis.server.history import superseded
+from gratis.fields import Record, count, integer, number, text
+from gratis.rates import Counters, throughput, wait_fraction
+from gratis.server.bins import superseded
+from gratis.server.event_files import EventFile, RankFile, ShardFile
+from gratis.server.liveness import is_gone
 from gratis.server.models import (
+    CoverageStatus,
     Evaluation,
     GpuStatus,
     RankStatus,
-    Receipt,
     RunStatus,
     ShardStatus,
+    Speed,
+    StageShares,
     State,
 )
-from gratis.server.records import Record, Sums, count, integer, number, text
 from gratis.server.run import PICTURE, Run, start_of
 from gratis.server.state import derive
-from gratis.server.verdict import (
-    RankLoad,
-    headroom,
-    judge,
-    stage_shares,
-    total_speed,
-    wait_fraction,
-)
+from gratis.server.verdict import judge, stage_shares
 
 OVER: tuple[State, ...] = ("finished", "crashed", "preempted", "diverged")
 
 
-def report(run: Run, stall_s: float) -> RunStatus:
-    """The status as of the run's last refresh. Rates are of late; of the whole attempt once it is
-    over."""
-    crew, now = run.crew(), time.time()
-    start = start_of(crew)
-    world = integer(start, "world") or max(len(crew), 1)
+def run_status(run: Run, stall_s: float) -> RunStatus:
+    """The status as of the run's last refresh. Rates are over the newest intervals; over the
+    whole attempt once it has ended."""
+    ranks, now = run.latest_ranks(), time.time()
+    start = start_of(ranks)
+    world = integer(start, "world") or max(len(ranks), 1)
     updated = max((file.mtime for file in run.files()), default=now)
     age_s = max(now - updated, 0.0)
-    dead = [file.rank for file in crew if file.end is None and gone(file.start)]
-    stepped = len(crew) == world and all(file.step for file in crew)
-    outcomes = {file.rank: text(file.end, "outcome") or "" for file in crew if file.end is not None}
+    dead = [one.rank for one in ranks if one.attempt.end is None and is_gone(one.attempt.start)]
+    stepped = len(ranks) == world and all(file.step for file in ranks)
+    outcomes = {one.rank: one.attempt.outcome or "" for one in ranks if one.attempt.end is not None}
     state, reason = derive(
         outcomes=outcomes, dead=dead, stepped=stepped, age_s=age_s, stall_s=stall_s
     )
-    if not crew and run.shards is not None:
+    if not ranks and run.shards is not None:
         state, reason = _shards_alone(run.shards, age_s, stall_s)
-    if state == "running" and (progress := crew[0].evaluating) is not None:
+    if state == "running" and (progress := ranks[0].evaluating) is not None:
         done, total = count(progress, "images") * world, count(progress, "total")
         reason = f"evaluating, {min(done, total):,.0f} of {total:,.0f} images"
-    ends = [file.end for file in crew] if crew else [run.shards.end if run.shards else None]
+    files: Sequence[EventFile] = ranks or ([run.shards] if run.shards else [])
+    ends = [file.attempt.end for file in files]
     error = next((error for end in ends if end is not None and (error := text(end, "error"))), None)
-    loads = [RankLoad(rank=file.rank, sums=_sums(file, state)) for file in crew if file.step]
-    speed = total_speed(loads)
-    judged = loads if stepped or state in OVER else []
+    counters = {file.rank: _counters(file, state) for file in ranks if file.step}
+    rates = throughput(counters.values())
+    judged = counters if stepped or state in OVER else {}
     return RunStatus(
         name=run.path.name,
         state=state,
         reason=f"{reason}: {error}" if error else reason,
-        epoch=max((file.epoch for file in crew), default=0),
-        step=max((file.step for file in crew), default=0),
+        epoch=max((file.attempt.epoch for file in ranks), default=0),
+        step=max((file.step for file in ranks), default=0),
         updated=updated,
         age_s=age_s,
         verdict=judge(judged, stalled_s=age_s if state == "stalled" else None),
-        images_per_s=speed,
-        data_wait_fraction=wait_fraction(loads),
-        headroom=headroom(speed),
-        attempt=max((file.attempt for file in crew), default=0),
+        images_per_s=Speed(**rates._asdict()),
+        data_wait_fraction=wait_fraction(counters.values()),
+        headroom=rates.headroom,
+        attempt=max((file.attempt.number for file in ranks), default=0),
         world=world,
-        images_trained=int(sum(file.lifetime.images for file in crew)),
+        images_trained=int(sum(file.lifetime.images for file in ranks)),
         evaluations=evaluations(run),
-        warnings=[message for file in crew for message in file.warnings][-10:],
-        ranks=[_rank_status(file, state, file.rank in dead, now) for file in crew],
+        warnings=[message for file in ranks for message in file.warnings][-10:],
+        ranks=[_rank_status(file, state, file.rank in dead, now) for file in ranks],
         shards=_shard_status(run.shards, stall_s, now) if run.shards else None,
         picture_t=_modified(run.path / PICTURE),
-        remaining_s=None if state in OVER else _remaining(start, loads, crew),
+        remaining_s=None if state in OVER else _remaining(start, counters.values(), ranks),
         behind_bytes=sum(file.behind for file in run.files()),
         garbage_lines=sum(file.tail.garbage for file in run.files()),
         **_plan(start),
-        **_progress(crew),
+        **_progress(ranks),
     )
 
 
 def _shards_alone(file: ShardFile, age_s: float, stall_s: float) -> tuple[State, str]:
     """The state of a run in which nothing trains, or not yet: the shard stage's."""
     state, reason = derive(
-        outcomes={0: text(file.end, "outcome") or ""} if file.end is not None else {},
-        dead=[0] if file.end is None and gone(file.start) else [],
+        outcomes={0: file.attempt.outcome or ""} if file.attempt.end is not None else {},
+        dead=[0] if file.attempt.end is None and is_gone(file.attempt.start) else [],
         stepped=False,
         age_s=age_s,
         stall_s=stall_s,
     )
-    words = (
+    reason = (
         "shards are being made"
         if state == "starting"
         else reason.replace("rank 0", "the shard stage")
     )
-    return state, words
+    return state, reason
 
 
 def _modified(path: Path) -> float | None:
@@ -108,17 +105,6 @@ def _modified(path: Path) -> float | None:
         return path.stat().st_mtime
     except OSError:
         return None
-
-
-def gone(start: Record | None) -> bool:
-    """Whether the process that wrote this `start` was on this host and is no more. Elsewhere nobody
-    can tell: no."""
-    pid = integer(start, "pid") if start is not None else None
-    if start is None or pid is None or start.get("host") != socket.gethostname():
-        return False
-    if integer(start, "pid_namespace") not in (None, os.stat("/proc/self/ns/pid").st_ino):
-        return False
-    return not alive(pid, number(start, "t") or 0.0)
 
 
 def evaluations(run: Run) -> list[Evaluation]:
@@ -132,7 +118,7 @@ def evaluations(run: Run) -> list[Evaluation]:
     ]
 
 
-def _sums(file: RankFile, state: State) -> Sums:
+def _counters(file: RankFile, state: State) -> Counters:
     return file.total if state in OVER else file.window()
 
 
@@ -153,7 +139,7 @@ def _plan(start: Record) -> dict[str, Any]:
 
 
 def _decoded_bytes(start: Record) -> float | None:
-    """Of the whole training split as RGB, where it is kept."""
+    """Bytes of the whole training split as RGB, where decoded images are cached."""
     config = start.get("config")
     recipe = config.get("recipe") if isinstance(config, dict) else None
     side = integer(recipe, "image_size") if isinstance(recipe, dict) else None
@@ -163,55 +149,57 @@ def _decoded_bytes(start: Record) -> float | None:
     return 3.0 * images * side**2
 
 
-def _progress(crew: list[RankFile]) -> dict[str, Any]:
-    """What the first rank's newest records say of the training itself."""
-    if not crew:
+def _progress(ranks: list[RankFile]) -> dict[str, Any]:
+    """What the first rank's newest records hold of the training itself."""
+    if not ranks:
         return {}
-    lead = crew[0]
-    receipt = {key: int(count(lead.receipt or {}, key)) for key in Receipt.model_fields}
+    first = ranks[0]
+    receipt = {key: int(count(first.receipt or {}, key)) for key in CoverageStatus.model_fields}
     return {
-        "loss": number(lead.newest, "loss"),
-        "train_error": _error(lead.newest, "top1"),
-        "learning_rate": number(lead.newest, "lr"),
-        "receipt": Receipt(**receipt) if lead.receipt is not None else None,
-        "checkpoint_step": integer(lead.checkpoint, "step")
-        if lead.checkpoint is not None
+        "loss": number(first.newest, "loss"),
+        "train_error": _error(first.newest, "top1"),
+        "learning_rate": number(first.newest, "lr"),
+        "receipt": CoverageStatus(**receipt) if first.receipt is not None else None,
+        "checkpoint_step": integer(first.checkpoint, "step")
+        if first.checkpoint is not None
         else None,
     }
 
 
-def _remaining(start: Record, loads: list[RankLoad], crew: list[RankFile]) -> float | None:
+def _remaining(
+    start: Record, counters: Collection[Counters], ranks: list[RankFile]
+) -> float | None:
     steps_per_epoch, epochs = integer(start, "steps_per_epoch"), integer(start, "epochs")
-    if not (steps_per_epoch and epochs and loads):
+    if not (steps_per_epoch and epochs and counters):
         return None
-    to_go = max(steps_per_epoch * epochs - max(file.step for file in crew), 0)
-    return to_go * max(load.step_s for load in loads)
+    to_go = max(steps_per_epoch * epochs - max(file.step for file in ranks), 0)
+    return to_go * max(one.step_s for one in counters)
 
 
 def _rank_status(file: RankFile, state: State, dead: bool, now: float) -> RankStatus:
-    load = RankLoad(rank=file.rank, sums=_sums(file, state)) if file.step else None
-    loads = [load] if load else []
-    start: Record = file.start or {}
+    own = _counters(file, state) if file.step else None
+    counters = [own] if own else []
+    start: Record = file.attempt.start or {}
     loader = file.newest.get("loader")
     loader = loader if isinstance(loader, dict) else {}
     return RankStatus(
         rank=file.rank,
         state="ended"
-        if file.end is not None
+        if file.attempt.end is not None
         else "gone"
         if dead
         else "running"
-        if load
+        if own
         else "waiting",
         device=text(start, "device"),
         device_name=text(start, "device_name"),
         step=file.step,
-        images_per_s=total_speed(loads),
-        data_wait_fraction=wait_fraction(loads),
-        step_s=load.step_s if load else None,
-        stages=stage_shares(loads),
-        read_bytes_per_s=load.sums.bytes_read / load.sums.wall_s if load else None,
-        cpu_cores=load.sums.cpu_s / load.sums.wall_s if load else None,
+        images_per_s=Speed(**throughput(counters)._asdict()),
+        data_wait_fraction=wait_fraction(counters),
+        step_s=own.step_s if own else None,
+        stages=StageShares(**stage_shares(counters)),
+        read_bytes_per_s=own.bytes_read / own.wall_s if own else None,
+        cpu_cores=own.cpu_s / own.wall_s if own else None,
         rss_bytes=count(file.newest, "rss_bytes") or None,
         queue_depth=integer(loader, "queue_depth"),
         queue_capacity=integer(loader, "queue_capacity"),
@@ -237,8 +225,8 @@ def _shard_status(file: ShardFile, stall_s: float, now: float) -> ShardStatus:
     images, bytes_in, bytes_out, wall_s = file.window()
     age_s = max(now - file.mtime, 0.0)
     rate = images / wall_s if wall_s else None
-    bad = file.end is not None and text(file.end, "outcome") not in (None, "finished")
-    over = file.end is not None or 0 < file.total <= file.done
+    bad = file.attempt.outcome not in (None, "finished")
+    over = file.attempt.end is not None or 0 < file.total <= file.done
     return ShardStatus(
         state="failed"
         if bad

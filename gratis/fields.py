@@ -1,0 +1,47 @@
+"""Fields of event records, read so that nothing a file may hold can raise.
+
+A missing or absurd field reads as None or 0: a line written by another program can never become an
+error of its reader."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+
+_SANE = 1e15  # no count of ours in one interval comes near; beyond it JSON numbers stop being exact
+_PATH = re.compile(
+    r"(?<![\w:/.])(?:[A-Za-z]:)?(?:\.{0,2}|~)/(?:[^\s/:'\",;()]+/)*([^\s/:'\",;()]*)"
+)
+
+
+def number(record: Record, key: str) -> float | None:
+    """The field if it is a finite number of sane size."""
+    value = record.get(key)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _SANE:
+        return float(value)
+    return None
+
+
+def count(record: Record, key: str) -> float:
+    """The field as a non-negative number; 0 where it is missing or not a number."""
+    return max(number(record, key) or 0.0, 0.0)
+
+
+def integer(record: Record, key: str) -> int | None:
+    """The field if it is a whole, non-negative number."""
+    value = number(record, key)
+    return int(value) if value is not None and value >= 0 and value == int(value) else None
+
+
+def text(record: Record, key: str) -> str | None:
+    """The field as one line of at most 300 characters, its paths cut down to their last part.
+
+    Error messages quote paths, and clients of the status server need not learn them."""
+    value = record.get(key)
+    if not isinstance(value, str):
+        return None
+    line = " ".join(value.encode("utf-8", "replace").decode().split())
+    return _PATH.sub(lambda match: match[1] or "...", line)[:300]

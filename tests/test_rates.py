@@ -1,0 +1,76 @@
+"""Rates have one definition: the status page and the result of a run show the same numbers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from gratis.events import EventWriter
+from gratis.rates import ZERO, attempt_counters, step_counters, throughput, wait_fraction
+from gratis.server.runs import Runs
+from gratis.train.launcher.result import result
+
+STAGES = {"read_s": 1.0, "decode_s": 2.0, "finish_s": 0.5, "transfer_s": 0.5}
+
+
+def write_run(path: Path, *loaders: dict[str, float], wait_s: float = 0.0) -> None:
+    """A finished run of one rank for each of `loaders`, the counters of its loader in two steps."""
+    for rank, loader in enumerate(loaders):
+        writer = EventWriter(path / f"rank-{rank}.jsonl", attempt=2, rank=rank)
+        writer.write("start", {"world": len(loaders)})
+        for step in (1, 2):
+            fields = {"steps": 1, "images": 500, "wall_s": 5.0, "wait_s": wait_s, "loader": loader}
+            writer.write("step", fields, step=step)
+        writer.write("end", {"outcome": "finished"})
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("loaders", "wait_s", "capacity"),
+    [
+        ([{"images": 500.0, **STAGES}], 0.0, 125.0),  # over the stages' seconds
+        ([{"images": 500.0, **STAGES}], 5.0, 100.0),  # or over the wait, where that is longer
+        ([{"images": 500.0, **STAGES}, {"images": 500.0, "read_s": 2.0}], 0.0, 375.0),
+        ([{"images": 500.0, "blocked_s": 3.0}], 0.0, 250.0),  # no stage timed: what was not blocked
+        ([{"images": 500.0, "blocked_s": 5.0}], 0.0, None),  # no time at work: not known
+        ([{"images": 0.0, **STAGES}], 0.0, None),  # nothing delivered
+        ([{"images": 500.0, **STAGES}, {}], 0.0, None),  # not known of one rank
+    ],
+)
+def test_the_result_of_a_run_shows_what_the_page_shows(
+    tmp_path: Path, loaders: list[dict[str, float]], wait_s: float, capacity: float | None
+) -> None:
+    write_run(tmp_path / "a", *loaders, wait_s=wait_s)
+    snapshot = Runs(tmp_path, 60.0).snapshot("a")
+    assert snapshot is not None
+    page, line = snapshot.status, result(tmp_path / "a")
+    assert page.images_per_s.loader == capacity
+    assert line["loader_images_per_s"] == pytest.approx(
+        math.nan if capacity is None else capacity, nan_ok=True
+    )
+    assert line["images_per_s"] == page.images_per_s.trainer == 100.0 * len(loaders)
+    assert line["wait_fraction"] == page.data_wait_fraction == wait_s / 5
+
+
+def test_the_result_is_of_the_newest_attempt_alone(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path / "a" / "rank-0.jsonl", attempt=1, rank=0)
+    writer.write("step", {"steps": 1, "images": 9, "wall_s": 1.0, "loader": {}}, step=1)
+    write_run(tmp_path / "a", {"images": 500.0, **STAGES})
+    assert result(tmp_path / "a")["images_per_s"] == 100
+
+
+def test_absurd_records_count_as_nothing() -> None:
+    absurd = {"kind": "step", "attempt": 1, "steps": "x", "wall_s": 1e400, "loader": 5}
+    assert step_counters(absurd) is None
+    assert attempt_counters([absurd, {"kind": "end"}], 1) == ZERO
+    good = {"kind": "step", "attempt": 1, "steps": 1, "wall_s": 2.0, "images": -3, "loader": None}
+    assert attempt_counters([good, absurd, good], 1).wall_s == 4
+    assert attempt_counters([good], 1).capacity is None
+
+
+def test_no_ranks_have_no_rates() -> None:
+    assert throughput([]) == (None, None, None)
+    assert throughput([]).headroom is None
+    assert wait_fraction([]) is None
