@@ -15,6 +15,7 @@ import psutil
 import pytest
 from torch.distributed import HashStore
 from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
@@ -91,7 +92,7 @@ def run(
     )
     errors = launch.folder / "errors"
     errors.mkdir()
-    return run_agent(RankAgent(launch, spec, str(errors)), launch, "1")
+    return run_agent(RankAgent(launch, spec, DefaultLogsSpecs(str(errors))), launch, "1")
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,8 @@ class RankAgent(LocalElasticAgent):
     version, and after a failure it names none); and the environment variables
     TORCHELASTIC_SIGNALS_TO_HANDLE and TORCH_DISABLE_SHARE_RDZV_TCP_STORE (`start_ranks`)."""
 
-    def __init__(self, launch: Launch, spec: WorkerSpec, error_files: str) -> None:
-        """error_files: a folder for the ranks'."""
-        super().__init__(spec, DefaultLogsSpecs(error_files))
+    def __init__(self, launch: Launch, spec: WorkerSpec, logs: DefaultLogsSpecs) -> None:
+        super().__init__(spec, logs)
         self._launch = launch
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -104,22 +103,21 @@ def start_ranks(launch: Launch, local: int, rendezvous: Rendezvous) -> ExitStatu
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # torch 2.8 does not know it: it acts on a hangup whatever it was started to ignore
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(map(name_of, stop_signals()))
-    handler = _handler(launch, rendezvous)
     text = launch.to_json().replace("$", "$$")  # torch takes them for templates
-    arguments = ("-u", "-m", "gratis.train.rank", text, str(os.getpid()))
-    spec = WorkerSpec(
-        role="rank",
-        local_world_size=local,
-        entrypoint=sys.executable,
-        args=arguments,
-        rdzv_handler=handler,
-        max_restarts=rendezvous.nodes.max_restarts,
-        monitor_interval=0.1,
-        local_addr=_address(rendezvous),
-        **_numa_options(local),
-    )
-    with folder_of_error_files() as error_files:
-        return run_agent(RankAgent(launch, spec, error_files), launch, rendezvous.nodes.nnodes)
+    with folder_of_error_files() as folder:
+        logs = DefaultLogsSpecs(folder)
+        spec = WorkerSpec(
+            role="rank",
+            local_world_size=local,
+            entrypoint=sys.executable,
+            args=("-u", "-m", "gratis.train.rank", text, str(os.getpid())),
+            rdzv_handler=_handler(launch, rendezvous),
+            max_restarts=rendezvous.nodes.max_restarts,
+            monitor_interval=0.1,
+            local_addr=_address(rendezvous),
+            **_numa_options(local, logs),
+        )
+        return run_agent(RankAgent(launch, spec, logs), launch, rendezvous.nodes.nnodes)
 
 
 def run_agent(agent: RankAgent, launch: Launch, nnodes: str) -> ExitStatus:
@@ -173,9 +171,10 @@ def _address(rendezvous: Rendezvous) -> str:
     return host if rendezvous.nodes.rank == 0 else f"{host}/{rendezvous.nodes.rank:06}"
 
 
-def _numa_options(local: int) -> dict[str, Any]:
+def _numa_options(local: int, logs: DefaultLogsSpecs) -> dict[str, Any]:
     """torchrun's default binding of ranks to the cores near their GPUs, where this torch has it."""
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=local)
+    # without logs it would make a folder for them
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=local, logs_specs=logs)
     options = getattr(config, "numa_options", None)
     return {"numa_options": options} if options else {}
 
