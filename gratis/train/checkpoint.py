@@ -286,7 +286,7 @@ def _write(folder: Path, arrays: Arrays, state: State) -> int:
         path = folder / f"{name}.safetensors"
         try:
             save_file(tensors, path)
-        except SafetensorError as error:  # its word for a write that failed
+        except SafetensorError as error:  # what it raises where a write fails
             raise OSError(str(error)) from error
         share(path)
         with path.open("rb") as file:

@@ -36,8 +36,8 @@ BODY = (
 
 
 def take_convolutions(source: Path, network: AlexNet) -> str:
-    """Fills this rank's chunks of conv1 to conv5 from a run's folder, or a checkpoint's; says what
-    was taken.
+    """Fills this rank's chunks of conv1 to conv5 from a run's folder, or a checkpoint's; returns a
+    message on what was taken.
 
     GratisError as of `fitting`. Not collective: each rank reads.
     """

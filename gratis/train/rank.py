@@ -1,5 +1,5 @@
 """One rank of a run, as torchrun's agent starts it: `python -m gratis.train.rank '<Launch as JSON>'
-AGENT`, the latter its process id, with RANK and its kin set.
+AGENT`, the latter its process id, with RANK, WORLD_SIZE and the like set.
 
 Users start `gratis train`. Exit codes: 0 finished, 1 diverged or a defect, 2 user error, 75
 preempted, 130 interrupted."""

@@ -95,11 +95,11 @@ def start_ranks(launch: Launch, local: int, rendezvous: Rendezvous) -> ExitStatu
     their own end first; from then on it acts on no other."""
     for name in list(logging.root.manager.loggerDict):  # each has a level of its own
         if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # we word failures ourselves
-    # until mesh.connect knows better; keeps torchrun from warning
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # exit_status has the messages
+    # until mesh.connect sets it; keeps torch from warning
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # torchrun would lend the ranks one store for all their beginnings, with the addresses of the
-    # dead in it and open to every network of the machine
+    # torchrun would lend the ranks one store for all their beginnings, with the addresses of
+    # ended ones in it and open to every network of the machine
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # torch 2.8 does not know it: it acts on a hangup whatever it was started to ignore
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(map(name_of, stop_signals()))
@@ -138,7 +138,7 @@ def run_agent(agent: RankAgent, launch: Launch, nnodes: str) -> ExitStatus:
             if result.is_failed():
                 return exit_status.of_failures(launch, result.failures)
             return ExitStatus(code=0)
-    # this process ends now, and its exit code is to say how; a handler that is shut down would end
+    # this process ends now, and its exit code is by the records. Shutting the handler down would end
     # the rendezvous for the other machines too
     ignore_stops()
     return exit_status.after_signal(launch, number)
@@ -198,7 +198,7 @@ def folder_of_error_files() -> Iterator[str]:
         TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as folder,
         ExitStack() as stack,
     ):
-        with suppress(GratisError):  # no locks there: it is never taken for a dead one's
+        with suppress(GratisError):  # no locks there: nobody removes it
             if held := hold(Path(folder, "lock")):
                 stack.enter_context(held)
         yield folder

@@ -22,7 +22,7 @@ from gratis.signals import STOPS, name_of
 from gratis.train.settings import Launch
 
 # What ranks get to end in when another of this machine's has failed: with gloo they fail too and at
-# once, in NCCL's collectives they would wait for ever, and hear of nothing meanwhile.
+# once, in NCCL's collectives they would wait for ever and see no signal.
 ECHO_S = 5
 
 

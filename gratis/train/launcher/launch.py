@@ -1,4 +1,4 @@
-"""Which run a command starts or resumes: its name, its folder, and what its records say of it."""
+"""Which run a command starts or resumes: its name, its folder, and what its records hold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OVER = ("finished", "diverged")  # outcomes after which a run's name is not take
 
 
 def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
-    """Names the run and says so."""
+    """Names the run, prints its folder, and reserves it for this process."""
     check_size(options.fields, len(manifest.classes))
     recipe = options.fields
     for _ in range(100):  # until no other command was quicker

@@ -85,7 +85,7 @@ class Mesh:
 
 
 def connect(towers: int, *, share_device: bool = False) -> Mesh:
-    """Joins the processes that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR and their kin) into
+    """Joins the processes that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR and the like) into
     a mesh.
 
     `towers` is the size of the tower axis where the world allows it; one process holds all of them.
@@ -134,7 +134,7 @@ def full_float32() -> None:
 
 
 def _store(rank: int, world: int) -> dist.TCPStore:  # type: ignore[name-defined]
-    """Where the ranks tell each other their addresses."""
+    """The store by which the ranks learn each other's addresses."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     socket = listening(host, port) if rank == 0 else None
     return dist.TCPStore(host, port, world, is_master=rank == 0, master_listen_fd=socket)  # type: ignore[attr-defined]

@@ -1,5 +1,5 @@
-"""What a GPU that has run out of memory means, and how large a batch fits into one, for the one
-line that says so."""
+"""What a GPU that has run out of memory means, and how large a batch fits into one, for the
+message about it."""
 
 from __future__ import annotations
 
