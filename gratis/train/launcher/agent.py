@@ -138,8 +138,8 @@ def run_agent(agent: RankAgent, launch: Launch, nnodes: str) -> ExitStatus:
             if result.is_failed():
                 return exit_status.of_failures(launch, result.failures)
             return ExitStatus(code=0)
-    # this process ends now, and its exit code is by the records. Shutting the handler down would end
-    # the rendezvous for the other machines too
+    # this process ends now, and its exit code is by the records. Shutting the handler down would
+    # end the rendezvous for the other machines too
     ignore_stops()
     return exit_status.after_signal(launch, number)
 
