@@ -49,10 +49,11 @@ class RankAgent(LocalElasticAgent):
     rendezvous and is no restart of those that are counted.
 
     `_start_workers` and `_monitor_workers` are what torch documents for agents of one's own. Still
-    private, and looked at in torch 2.8 to 2.13: `_remaining_restarts`, which has no setter;
-    `_pcontext`, whose `close` alone knows how long ranks are given to end (torch's times differ by
-    version, and after a failure it names none); and the environment variables
-    TORCHELASTIC_SIGNALS_TO_HANDLE and TORCH_DISABLE_SHARE_RDZV_TCP_STORE (`start_ranks`)."""
+    private: `_remaining_restarts`, which has no setter; `_pcontext`, whose `close` alone knows how
+    long ranks are given to end (torch's times differ by version, and after a failure it names
+    none); and the environment variables that `start_ranks` sets. Read in torch 2.13, and written to
+    work from 2.8 on, where `close`, the signals that are handled and NUMA options differ; a torch
+    newer than 2.14 needs a look."""
 
     def __init__(self, launch: Launch, spec: WorkerSpec, logs: DefaultLogsSpecs) -> None:
         super().__init__(spec, logs)
