@@ -42,7 +42,7 @@ from gratis.train.schedule import noise_until
 from gratis.train.settings import Choice, Launch, RunSettings
 from gratis.train.training_state import Saver, TrainingState, resume
 
-DEFAULTS = RunSettings()
+DECODING = RunSettings(decoded="none")  # of whoever measures: each epoch is decoded anew
 EXIT: dict[Outcome, int] = {
     "finished": 0,
     "preempted": PREEMPTED,
@@ -229,7 +229,7 @@ def compiles(choice: Choice, device: torch.device) -> bool:
     )
 
 
-def training_config(recipe: Recipe, settings: RunSettings = DEFAULTS) -> LoaderConfig:
+def training_config(recipe: Recipe, settings: RunSettings = DECODING) -> LoaderConfig:
     return LoaderConfig(
         batch_size=recipe.batch,
         seed=settings.seed,
