@@ -8,12 +8,12 @@ interrupted, 141 output unread."""
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from importlib import import_module
 from pathlib import Path
 
-from gratis.errors import INTERRUPTED, GratisError, guard
+from gratis.errors import GratisError, guard
+from gratis.signals import interrupt_ends_at_once, interrupt_raises
 
 DATASETS = "gratis.preprocess.commands"
 TRAINING = "gratis.train"
@@ -69,11 +69,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent  # of this package, if it is o
 
 
 def main() -> int:
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        # importing takes a second, and `guard` is not there yet
-        signal.signal(
-            signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(INTERRUPTED))
-        )
+    interrupt_ends_at_once()  # importing takes a second, and `guard` is not there yet
     return guard(lambda: run(sys.argv[1:]))
 
 
@@ -102,8 +98,7 @@ def run(arguments: list[str]) -> int | None:
         raise GratisError(
             f"gratis {verb} needs {lacking}, which is not installed: pip install {lacking}"
         ) from None
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt_raises()
     code: int | None = getattr(imported, function)(arguments[1:])
     return code
 

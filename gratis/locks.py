@@ -36,7 +36,7 @@ def lock(folder: Path, pid: int | None = None) -> TextIO:
     """Marks the run as in use for as long as the returned file is open and its process lives;
     GratisError if it is.
 
-    pid: whom others are told to end; this process unless said.
+    pid: the process that messages to others name; default: this one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = hold(folder / LOCK)

@@ -37,10 +37,10 @@ def lose_unwritable() -> None:
             with suppress(OSError):
                 stream.flush()
             raw = Lossy(number, "w", closefd=False)
-            told = io.TextIOWrapper(
+            lossy = io.TextIOWrapper(
                 io.BufferedWriter(raw),
                 encoding=stream.encoding,
                 errors=stream.errors,
                 line_buffering=True,
             )
-            setattr(sys, name, told)
+            setattr(sys, name, lossy)

@@ -1,4 +1,4 @@
-"""A command of ours as a child that has so long and no longer; what it says goes to a log."""
+"""A command of ours as a child process: for some minutes, or for as long as its parent lives."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 
-from gratis.errors import PREEMPTED
+from gratis.signals import end_with_parent
 
 GRACE_S = 75.0  # for training to save itself after SIGTERM: its agent gives ranks a minute
 OVER = "the minutes are over; the same command goes on"
 
 
 def timed(path: Path, command: list[str], seconds: float) -> str | None:
-    """Runs `gratis ...` for at most so long; None if it succeeded, else what to say. Its output is
-    in `path`.
+    """Runs `gratis ...` for at most so long; None if it succeeded, else why not. Its output is in
+    `path`.
 
     When time is over it gets SIGTERM, at which training saves itself.
     """
@@ -28,7 +27,7 @@ def timed(path: Path, command: list[str], seconds: float) -> str | None:
     with path.open("w") as output:
         output.write(first_line(command))
         output.flush()
-        # a session of its own: at the end of the time all that it has started is told
+        # a session of its own: at the end of the time all that it has started is ended
         child = subprocess.Popen(
             [sys.executable, "-m", "gratis", *command],
             stdout=output,
@@ -69,13 +68,19 @@ def end(child: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
         child.wait()
 
 
-def leave(_: int, __: FrameType | None) -> None:
-    """For SIGTERM: what is under way is told and waited for, undisturbed by a second one (`timeout`
-    sends two)."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(PREEMPTED)
-
-
 def said(path: Path) -> str:
     """The log; empty if there is none. A bar's states are lines of their own."""
     return path.read_text(errors="replace").replace("\r", "\n") if path.exists() else ""
+
+
+def command_of_child(arguments: list[str]) -> list[str]:
+    """The words that start `gratis ARGUMENTS` as a child that ends when this process does, by
+    kill -9 too."""
+    return [sys.executable, "-m", "gratis.processes", str(os.getpid()), *arguments]
+
+
+if __name__ == "__main__":
+    end_with_parent(int(sys.argv.pop(1)))
+    from gratis.cli import main
+
+    sys.exit(main())

@@ -8,7 +8,6 @@ CPU's part, on a smaller network."""
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,9 +44,9 @@ class ReportOptions:
 
 def main(arguments: list[str]) -> int:
     options = parse(ReportOptions, arguments, "gratis report", description=__doc__)
-    from gratis.processes import leave
+    from gratis.signals import terminate_exits
 
-    signal.signal(signal.SIGTERM, leave)
+    terminate_exits()
     with exclusive(options.out, f"--out {options.out}"):
         print(f"report: {report(options)}", flush=True)
     return 0

@@ -47,7 +47,7 @@ def free(setting: Setting, route: str, batch: int) -> Result:
     compute: Literal["bfloat16", "float32"] = "bfloat16" if setting.cuda else "float32"
     recipe = replace(setting.recipe, batch=batch, compute=compute)
     decoded: Literal["auto", "none"] = "auto" if route == "decoded" else "none"
-    config = replace(training_config(recipe, 0), remainder="drop", decoded=decoded)
+    config = replace(training_config(recipe), remainder="drop", decoded=decoded)
     shards = setting.raw if route == "raw" else setting.jpeg
     with (
         torch.random.fork_rng(devices=[]),

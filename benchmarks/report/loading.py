@@ -71,7 +71,7 @@ def routes(
 ) -> dict[str, tuple[Path, LoaderConfig]]:
     """Name to (shards, configuration): bytes decoded every time, raw pixels, and pixels that stay
     decoded."""
-    config = training_config(replace(setting.recipe, batch=batch), 0)
+    config = training_config(replace(setting.recipe, batch=batch))
     config = replace(config, remainder="drop", prefetch=2, threads=threads)
     named = {"jpeg": (setting.jpeg, config), "raw": (setting.raw, config)}
     named["decoded, host"] = (setting.jpeg, replace(config, decoded="host"))

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.train.bench import resident_batch, training_step
-from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.recipes import Layer, Recipe
 
 MARK, BACKWARD, UPDATE = "stage:", "autograd::engine::evaluate_function:", "Optimizer.step"
@@ -44,9 +45,9 @@ class MarkedAlexNet(AlexNet):
         with record_function(f"{MARK}pooling {self.at}"):
             return super()._pool(x)
 
-    def _drop(self, x: Tensor, layer: int, draw: Draw | None) -> Tensor:
+    def _drop(self, x: Tensor, layer: int, key: DropoutKey | None) -> Tensor:
         with record_function(f"{MARK}dropout {layer}"):
-            return super()._drop(x, layer, draw)
+            return super()._drop(x, layer, key)
 
 
 def by_stage(recipe: Recipe, device: torch.device) -> tuple[dict[str, float], float]:

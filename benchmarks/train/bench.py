@@ -31,10 +31,10 @@ from benchmarks.timing import endless, measure
 from benchmarks.train.update import update_ratios
 from gratis.errors import GratisError
 from gratis.train.analysis.summary import backward_macs
-from gratis.train.choices import Choice
 from gratis.train.network.layers import plan
 from gratis.train.options import Fields, read
 from gratis.train.recipes import RELEASED, Recipe, RecipeName
+from gratis.train.settings import Choice
 
 if TYPE_CHECKING:  # torch takes two seconds, which --help need not
     import torch
@@ -136,7 +136,7 @@ def training_batches(
     from gratis.loader import Loader
     from gratis.train.rank import training_config
 
-    config = replace(training_config(recipe, 0), remainder="drop")
+    config = replace(training_config(recipe), remainder="drop")
     with Loader(shards, "train", config, device=device) as loader:
         yield endless(loader)
 
@@ -149,7 +149,8 @@ def training_step(
     import torch
 
     from gratis.train.metrics import share_of_loss
-    from gratis.train.network.alexnet import AlexNet, Draw
+    from gratis.train.network.alexnet import AlexNet
+    from gratis.train.network.dropout import DropoutKey
     from gratis.train.optimiser import Optimiser
     from gratis.train.rank import compiles
     from gratis.train.schedule import rates
@@ -165,7 +166,7 @@ def training_step(
     def step(images: Tensor, labels: Tensor) -> None:
         at = next(steps)
         rate = rates(recipe, at, 10_000)
-        logits = network(images, Draw(seed=0, step=at, rows=range(len(images))))
+        logits = network(images, DropoutKey(seed=0, step=at, rows=range(len(images))))
         share_of_loss(logits, labels, len(images)).backward()  # type: ignore[no-untyped-call]
         optimiser.step(rate)
 

@@ -12,16 +12,11 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from gratis.choices import BadSamples, DecodedOption, MeanForm, NoiseForm, Positions
 from gratis.errors import GratisError
 
-MeanForm = Literal["central", "offset"]
-NoiseForm = Literal["sqrt", "printed", "off"]
-Positions = Literal["all", "printed"]
 Remainder = Literal["pad", "drop"]
 Order = Literal["full", "window"]
-BadSamples = Literal["raise", "quarantine"]
-DecodedPlace = Literal["device", "host", "none"]
-DecodedOption = Literal["auto", "device", "host", "none"]
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "crop_positions": get_args(Positions),

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from gratis.choices import DecodedPlace
 from gratis.dataset import ImageClass, Manifest, Stats
 from gratis.errors import GratisError
 from gratis.events import LoaderCounters
 from gratis.loader.batch import Batch
-from gratis.loader.config import DecodedPlace, LoaderConfig, whole
+from gratis.loader.config import LoaderConfig, whole
 from gratis.loader.decoding.decoded_cache import DecodedCache, choose_place
 from gratis.loader.decoding.gpu import device_of
 from gratis.loader.epoch.coverage import Coverage, coverage

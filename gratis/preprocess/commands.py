@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 from typing import TypeVar
 
 from gratis.command_line import parse
@@ -23,6 +22,7 @@ from gratis.preprocess.merge import MergeConfig, merge_tasks
 from gratis.preprocess.sample import SampleConfig, make_sample
 from gratis.preprocess.shards import ShardsConfig, make_shards
 from gratis.preprocess.verify import VerifyConfig, verify_dataset
+from gratis.signals import terminate_interrupts
 
 Config = TypeVar("Config")
 
@@ -73,11 +73,6 @@ def as_array_task(config: ShardsConfig) -> ShardsConfig:
         )
     task = (int(number) - first) // step  # of --array=1-64 or 0-6:2
     return dataclasses.replace(config, task_id=task, num_tasks=tasks)
-
-
-def terminate_interrupts() -> None:
-    """SIGTERM: KeyboardInterrupt, as ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _parse(kind: type[Config], arguments: list[str], verb: str) -> Config:

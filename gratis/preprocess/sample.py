@@ -15,10 +15,7 @@ import io
 import json
 import multiprocessing as mp
 import os
-import signal
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +28,7 @@ from gratis.errors import GratisError
 from gratis.preprocess.shapes import CLASSES, draw
 from gratis.preprocess.sources import matlab
 from gratis.preprocess.sources.imagenet import DEVKIT, META, TRAIN, TRUTH, VAL
+from gratis.signals import interrupt_held_back
 
 SETTINGS = "sample.json"  # written last: its presence means that the archives are whole
 VERSION = 1  # of the drawing: part of the settings
@@ -111,21 +109,14 @@ def _archives(config: SampleConfig) -> dict[str, bytes]:
 def _draw_all(config: SampleConfig, labels: list[int]) -> list[bytes]:
     """A JPEG for each label."""
     jobs = [(config.seed, number, label) for number, label in enumerate(labels)]
-    with interrupt_ignored():  # the parent decides, and gets it again below
+    with interrupt_held_back():
         pool = mp.get_context("spawn").Pool(config.workers or len(os.sched_getaffinity(0)))
     with pool:
         drawn = pool.imap(_draw, jobs, chunksize=16)
-        return list(tqdm(drawn, "drawing", total=len(jobs), unit="img", delay=2.0, leave=False))
-
-
-@contextmanager
-def interrupt_ignored() -> Iterator[None]:
-    """Processes that are started inside ignore ctrl-C, which reaches the whole process group."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        bar = tqdm(
+            drawn, "drawing", total=len(jobs), unit="img", delay=2.0, leave=False, disable=None
+        )
+        return list(bar)
 
 
 def wnid(label: int) -> str:

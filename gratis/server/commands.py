@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +21,7 @@ import tyro
 from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.server.state import STALL_S
+from gratis.signals import serve_until_signalled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +84,7 @@ def top(arguments: list[str]) -> None:
 def serve(config: StatusConfig) -> None:
     """Serves until SIGTERM or SIGINT."""
     # both before uvicorn's own and after, when it raises them again
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+    serve_until_signalled()
 
     from gratis.server.access import Access
 

@@ -197,23 +197,23 @@ def read_state(checkpoint: Path) -> State:
 
 
 def check_fits(
-    checkpoint: Path, found: State, *, architecture: dict[str, object], classes: int, dataset: str
+    checkpoint: Path, state: State, *, architecture: dict[str, object], classes: int, dataset: str
 ) -> None:
     """GratisError naming the first thing of another network or dataset."""
     wanted = json.loads(json.dumps(architecture))
     for name, value in wanted.items():
-        if found.architecture.get(name) != value:
-            stored = found.architecture.get(name)
+        if state.architecture.get(name) != value:
+            stored = state.architecture.get(name)
             raise GratisError(
                 f"{checkpoint} has {name} {stored}, the recipe {value}; choose another --run"
             )
-    if found.classes != classes:
+    if state.classes != classes:
         raise GratisError(
-            f"{checkpoint} has {found.classes} classes, the dataset {classes}; choose another --run"
+            f"{checkpoint} has {state.classes} classes, the dataset {classes}; choose another --run"
         )
-    if found.dataset != dataset:
+    if state.dataset != dataset:
         raise GratisError(
-            f"{checkpoint} was trained on dataset {found.dataset[:8]}, not on {dataset[:8]}; "
+            f"{checkpoint} was trained on dataset {state.dataset[:8]}, not on {dataset[:8]}; "
             f"choose another --run"
         )
 
@@ -286,7 +286,7 @@ def _write(folder: Path, arrays: Arrays, state: State) -> int:
         path = folder / f"{name}.safetensors"
         try:
             save_file(tensors, path)
-        except SafetensorError as error:  # its word for a write that failed
+        except SafetensorError as error:  # what it raises where a write fails
             raise OSError(str(error)) from error
         share(path)
         with path.open("rb") as file:

@@ -1,18 +1,30 @@
-"""One pass over a split: the centre view alone, or ten views and the centre among them."""
+"""One pass over a split: the centre view alone, or ten views and the centre among them.
+
+`evaluate` computes; `report_evaluation` is that inside a run, with its events, its bar, and its end
+when a signal comes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
-from gratis.loader import Batch, LoaderConfig
+from gratis.loader import Batch, Loader, LoaderConfig
+from gratis.records import Outcome
+from gratis.train.checkpoint import share
 from gratis.train.mesh.mesh import Mesh, gather, gather_rows, sum_over_world
 from gratis.train.metrics import Scores, average_views, score_sums, scores
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.recipes import Recipe
+from gratis.train.telemetry import agreed, check_there
+from gratis.train.training_state import TrainingState
 
+PROGRESS_S = 1.0  # between two signs of life
 VIEWS = 10
 CENTRE = 2  # of the ten views: corners and centre in the specification's order, then their mirrors
 
@@ -61,16 +73,16 @@ def whole_probabilities(kept: Kept, samples: int, mesh: Mesh) -> dict[str, Tenso
     """Probabilities [samples, C] and labels [samples] of all ranks in the order of ids.
     Collective."""
     ids, labels, probabilities = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    found = {"labels": labels, "probabilities": probabilities}
+    rows = {"labels": labels, "probabilities": probabilities}
     for axis in (mesh.tower, mesh.data):
         ids = gather_rows(ids.to(mesh.device), len(ids) * axis.size, axis)
-        found = {
+        rows = {
             name: gather_rows(own.to(mesh.device), len(own) * axis.size, axis)
-            for name, own in found.items()
+            for name, own in rows.items()
         }
     real = ids >= 0
-    whole = {name: own.new_zeros((samples, *own.shape[1:])) for name, own in found.items()}
-    for name, own in found.items():
+    whole = {name: own.new_zeros((samples, *own.shape[1:])) for name, own in rows.items()}
+    for name, own in rows.items():
         whole[name][ids[real]] = own[real]
     return {name: own.cpu() for name, own in whole.items()}
 
@@ -78,3 +90,83 @@ def whole_probabilities(kept: Kept, samples: int, mesh: Mesh) -> dict[str, Tenso
 def _own_logits(network: AlexNet, images: Tensor, mesh: Mesh) -> Tensor:
     together = gather(images.contiguous(memory_format=torch.channels_last), 0, mesh.tower, "images")
     return mesh.tower.own(network(together))
+
+
+class EvaluationStopped(Exception):
+    """A signal cut an evaluation short; it is done again when the run goes on."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+def validate(state: TrainingState) -> Scores:
+    """By the centre view; its error is what the plateau schedule goes by."""
+    scores = report_evaluation(state, 1)
+    state.errors.append(1 - scores.top1)
+    return scores
+
+
+def report_evaluation(state: TrainingState, views: int, *, keep: bool = False) -> Scores:
+    """Evaluates, writes `eval` for each count of views; the scores of the most. Collective.
+
+    keep: the probabilities of every image go to `probabilities.safetensors` beside the events.
+    """
+    began, mesh = time.perf_counter(), state.mesh
+    config = evaluation_config(state.recipe, views, mesh.world)
+    kept: Kept | None = [] if keep else None
+    loader = Loader(
+        state.launch.shards,
+        "val",
+        config,
+        rank=mesh.rank,
+        world_size=mesh.world,
+        device=mesh.device,
+        local_world_size=mesh.local_world,
+    )
+    with loader:
+        results = evaluate(
+            state.network, watched(state, loader, views), mesh, views=views, kept=kept
+        )
+    wall_s = time.perf_counter() - began
+    if kept:
+        probabilities = whole_probabilities(kept, loader.num_samples, mesh)
+        if mesh.rank == 0:
+            save_file(probabilities, path := state.launch.folder / "probabilities.safetensors")
+            share(path)
+    if mesh.rank == 0:
+        for count, scores in results.items():
+            fields = {"views": count, **dataclasses.asdict(scores), "wall_s": wall_s}
+            state.events.write("eval", fields, epoch=state.epoch, step=state.step)
+    return results[views]
+
+
+def watched(state: TrainingState, loader: Loader, views: int) -> Iterator[Batch]:
+    """The loader's batches, with a bar and signs of life; EvaluationStopped, on all ranks at one
+    batch, after a signal."""
+    began = last = time.perf_counter()
+    images = 0
+    title = "validation" if views == 1 else f"validation, {views} views"
+    with tqdm(total=len(loader), desc=title, leave=False, disable=no_bar(state.mesh)) as bar:
+        for batch in loader:
+            if stop := agreed(state.signals, state.mesh):
+                raise EvaluationStopped(stop)
+            yield batch
+            bar.update()
+            images += int((batch.ids >= 0).sum())
+            if (now := time.perf_counter()) - last >= PROGRESS_S:
+                check_there(state.events)
+                fields = {
+                    "views": views,
+                    "images": images,
+                    "total": loader.num_samples,
+                    "wall_s": now - began,
+                }
+                state.events.write("eval_progress", fields, epoch=state.epoch, step=state.step)
+                last = now
+
+
+def no_bar(mesh: Mesh) -> bool | None:
+    """For tqdm: no bar on other ranks (True) and none without a terminal (None), so that logs stay
+    readable."""
+    return True if mesh.rank else None

@@ -9,126 +9,119 @@ from tqdm import tqdm
 from gratis.loader import Batch, coverage
 from gratis.records import Outcome
 from gratis.train import latest_batch
-from gratis.train.evaluate import VIEWS
-from gratis.train.job import Job, all_seen, save, save_if_due
+from gratis.train.evaluate import VIEWS, EvaluationStopped, no_bar, report_evaluation, validate
 from gratis.train.mesh.mesh import gather
 from gratis.train.metrics import Scores, share_of_loss, valid_rows
-from gratis.train.network.alexnet import Draw
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.schedule import rates
-from gratis.train.telemetry import Interval, Report
-from gratis.train.validation import Stopped, report_evaluation, silent, validate
+from gratis.train.telemetry import IntervalMeter, IntervalSummary
+from gratis.train.training_state import TrainingState, all_seen, save, save_if_due
 
 
-def run(job: Job) -> Outcome:
+def run(state: TrainingState) -> Outcome:
     """Trains to the end of the recipe, or to what stops it, and saves. Collective, the same answer
     on every rank."""
     try:
-        return train(job)
-    except Stopped as stopped:
-        if job.unsaved_s:
-            save(job)
+        return train(state)
+    except EvaluationStopped as stopped:
+        if state.unsaved_s:
+            save(state)
         return stopped.outcome
 
 
-def train(job: Job) -> Outcome:
-    """`run`, but for a signal during an evaluation: Stopped."""
-    interval = Interval(job.mesh, job.loader, job.events, job.signals)
-    # by a signal, this validation was
-    stopped = job.evaluates and len(job.errors) < job.epoch < job.recipe.epochs
-    if stopped and not math.isfinite(validate(job).nll):
+def train(state: TrainingState) -> Outcome:
+    """`run`, but for a signal during an evaluation: EvaluationStopped."""
+    interval = IntervalMeter(state.mesh, state.loader, state.events, state.signals)
+    # a signal ended this validation before the resume
+    missing = state.evaluates and len(state.errors) < state.epoch < state.recipe.epochs
+    if missing and not math.isfinite(validate(state).nll):
         return "diverged"
-    while job.epoch < job.recipe.epochs:
-        reports = train_epoch(job, interval)
-        report = reports[-1]
-        if not math.isfinite(report.loss):
+    while state.epoch < state.recipe.epochs:
+        intervals = train_epoch(state, interval)
+        if not math.isfinite(intervals[-1].loss):
             return "diverged"
-        if job.step == (job.epoch + 1) * len(job.loader):
-            scores = finish_epoch(job, reports)
+        if state.step == (state.epoch + 1) * len(state.loader):
+            scores = finish_epoch(state, intervals)
             if scores and not math.isfinite(scores.nll):
                 return "diverged"
-        if report.stop:
-            if job.unsaved_s:  # the end of an epoch may just have saved this step
-                save(job)
-            return report.stop
-    if job.evaluates:
-        scores = report_evaluation(job, VIEWS, keep=job.save_probabilities)
+        if stop := intervals[-1].stop:
+            if state.unsaved_s:  # the end of an epoch may just have saved this step
+                save(state)
+            return stop
+    if state.evaluates:
+        scores = report_evaluation(state, VIEWS, keep=state.launch.save_probabilities)
         return "finished" if math.isfinite(scores.nll) else "diverged"
     return "finished"
 
 
-def train_epoch(job: Job, interval: Interval) -> list[Report]:
-    """To the end of the epoch or to the first interval that says stop; the report of every
+def train_epoch(state: TrainingState, interval: IntervalMeter) -> list[IntervalSummary]:
+    """To the end of the epoch or to the first interval that says stop; the summary of every
     interval."""
-    recipe, mesh = job.recipe, job.mesh
-    steps, rows = len(job.loader), recipe.batch // mesh.data.size
+    recipe, mesh = state.recipe, state.mesh
+    steps, rows = len(state.loader), recipe.batch // mesh.data.size
     positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
-    begun = job.step - job.epoch * steps
-    reports: list[Report] = []
+    first = state.epoch * steps
+    intervals: list[IntervalSummary] = []
     interval.begin()
-    with tqdm(
-        total=steps, initial=begun, desc=f"epoch {job.epoch + 1}", leave=False, disable=silent(mesh)
-    ) as bar:
+    title, begun = f"epoch {state.epoch + 1}", state.step - first
+    with tqdm(total=steps, initial=begun, desc=title, leave=False, disable=no_bar(mesh)) as bar:
         for images, labels, ids in interval.batches():
-            rate = rates(recipe, job.step, steps, job.errors)
-            job.optimiser.freeze(rate)
-            draw = Draw(seed=job.seed, step=job.step, rows=positions)
-            logits = mesh.tower.own(job.network(gather(images, 0, mesh.tower, "images"), draw))
-            valid = valid_rows(job.step - job.epoch * steps, recipe.batch, job.loader.num_samples)
+            rate = rates(recipe, state.step, steps, state.errors)
+            state.optimiser.freeze(rate)
+            key = DropoutKey(seed=state.launch.seed, step=state.step, rows=positions)
+            logits = mesh.tower.own(state.network(gather(images, 0, mesh.tower, "images"), key))
+            valid = valid_rows(state.step - first, recipe.batch, state.loader.num_samples)
             loss = share_of_loss(logits, labels, valid)
             loss.backward()  # type: ignore[no-untyped-call]
-            job.gradients.wait()
-            job.optimiser.step(rate)
+            state.gradients.wait()
+            state.optimiser.step(rate)
             interval.add(loss, logits, labels)
-            job.seen.append(ids.clone())  # the loader re-uses its buffers
-            job.step += 1
-            if interval.due or job.step == (job.epoch + 1) * steps:
-                report = interval.close(epoch=job.epoch, step=job.step, rate=rate["weights"])
-                reports.append(report)
-                if mesh.rank == 0:
-                    latest_batch.renew(
-                        job.folder, Batch(images, labels, ids), job.loader, job.epoch
-                    )
-                job.unsaved_s += report.wall_s
-                bar.update(job.step - job.epoch * steps - bar.n)
-                bar.set_postfix_str(
-                    f"loss {report.loss:.3f}, {report.images / report.wall_s:.0f} images/s"
-                )
-                if job.step < (job.epoch + 1) * steps:
-                    if report.stop or not math.isfinite(report.loss):
+            state.seen.append(ids.clone())  # the loader re-uses its buffers
+            state.step += 1
+            if interval.due or state.step == first + steps:
+                summary = interval.close(epoch=state.epoch, step=state.step, rate=rate["weights"])
+                intervals.append(summary)
+                state.unsaved_s += summary.wall_s
+                show(state, summary, Batch(images, labels, ids), bar)
+                if state.step < first + steps:
+                    if summary.stop or not math.isfinite(summary.loss):
                         break
-                    save_if_due(job)
-    return reports
+                    save_if_due(state)
+    return intervals
 
 
-def finish_epoch(job: Job, reports: list[Report]) -> Scores | None:
+def show(state: TrainingState, summary: IntervalSummary, batch: Batch, bar: tqdm[None]) -> None:
+    """What a watcher sees of an interval: the latest images, and the bar."""
+    if state.mesh.rank == 0:
+        latest_batch.renew(state.launch.folder, batch, state.loader, state.epoch)
+    bar.update(state.step - state.epoch * len(state.loader) - bar.n)
+    speed = summary.images / summary.wall_s
+    bar.set_postfix_str(f"loss {summary.loss:.3f}, {speed:.0f} images/s")
+
+
+def finish_epoch(state: TrainingState, intervals: list[IntervalSummary]) -> Scores | None:
     """Receipt, validation by the centre view, and a checkpoint unless it diverged; the scores, if
     it validates."""
-    seen = all_seen(job)
-    if job.mesh.rank == 0:
-        job.events.write(
-            "receipt",
-            coverage(seen.numpy(), job.loader.num_samples),
-            epoch=job.epoch,
-            step=job.step,
-        )
-    job.epoch += 1
-    job.seen.clear()
-    job.seen_before = job.seen_before[:0]
-    last = job.epoch == job.recipe.epochs
+    seen = all_seen(state)
+    if state.mesh.rank == 0:
+        receipt = coverage(seen.numpy(), state.loader.num_samples)
+        state.events.write("receipt", receipt, epoch=state.epoch, step=state.step)
+    state.epoch += 1
+    state.seen.clear()
+    state.seen_before = state.seen_before[:0]
+    last = state.epoch == state.recipe.epochs
     # the last is covered by the ten views
-    scores = validate(job) if job.evaluates and not last else None
+    scores = validate(state) if state.evaluates and not last else None
     if scores is None or math.isfinite(scores.nll):
-        save_if_due(job, now=last)
-    if job.mesh.rank == 0:
+        save_if_due(state, now=last)
+    if state.mesh.rank == 0:
         against = f", validation top-1 {scores.top1:.1%}" if scores else ""
-        steps, images = (
-            sum(report.steps for report in reports),
-            sum(report.images for report in reports),
-        )
-        loss = sum(report.loss * report.steps for report in reports) / steps
-        top1 = sum(report.top1 * report.images for report in reports) / images
+        steps = sum(one.steps for one in intervals)
+        images = sum(one.images for one in intervals)
+        loss = sum(one.loss * one.steps for one in intervals) / steps
+        top1 = sum(one.top1 * one.images for one in intervals) / images
         tqdm.write(
-            f"epoch {job.epoch}/{job.recipe.epochs}: loss {loss:.3f}, training top-1 "
+            f"epoch {state.epoch}/{state.recipe.epochs}: loss {loss:.3f}, training top-1 "
             f"{top1:.1%}{against}"
         )
     return scores

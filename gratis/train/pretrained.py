@@ -36,18 +36,18 @@ BODY = (
 
 
 def take_convolutions(source: Path, network: AlexNet) -> str:
-    """Fills this rank's chunks of conv1 to conv5 from a run's folder, or a checkpoint's; says what
-    was taken.
+    """Fills this rank's chunks of conv1 to conv5 from a run's folder, or a checkpoint's; returns a
+    message on what was taken.
 
     GratisError as of `fitting`. Not collective: each rank reads.
     """
-    found = fitting(source, network.recipe, network.classes)
+    path = fitting(source, network.recipe, network.classes)
     kept: list[Layer] = [layer for layer in network.plan if layer in KEPT]
-    checkpoint.load_layers(found, network, kept)
+    checkpoint.load_layers(path, network, kept)
     new = [layer for layer in network.plan if layer not in kept]
-    dataset = checkpoint.read_state(found).dataset
+    dataset = checkpoint.read_state(path).dataset
     return (
-        f"{', '.join(kept)} begin as in {found}, trained on dataset {dataset[:8]}; "
+        f"{', '.join(kept)} begin as in {path}, trained on dataset {dataset[:8]}; "
         f"{', '.join(new)} are new"
     )
 
@@ -55,33 +55,32 @@ def take_convolutions(source: Path, network: AlexNet) -> str:
 def fitting(source: Path, recipe: Recipe, classes: int) -> Path:
     """The checkpoint to take. GratisError where there is no whole one, or one of other
     convolutions."""
-    found = (
+    path = (
         source if (source / "state.json").is_file() else checkpoint.latest(source / "checkpoints")
     )
-    if found is None:
+    if path is None:
         raise GratisError(
             f"--init-from {source} holds no checkpoint; give the folder of a run that has one"
         )
-    if why := checkpoint.damage(found):
+    if why := checkpoint.damage(path):
         raise GratisError(
-            f"--init-from {found} is damaged ({why}); give another run, or an older checkpoint "
-            f"of it"
+            f"--init-from {path} is damaged ({why}); give another run, or an older checkpoint of it"
         )
-    state = checkpoint.read_state(found)
+    state = checkpoint.read_state(path)
     own = json.loads(json.dumps(recipe.architecture))
     for name in BODY:
         if state.architecture.get(name) != own[name]:
             there = state.architecture.get(name)
             raise GratisError(
-                f"--init-from {found} has {name} {there}, this recipe {own[name]}; give them "
+                f"--init-from {path} has {name} {there}, this recipe {own[name]}; give them "
                 f"the same"
             )
-    shapes = checkpoint.shapes(found)
+    shapes = checkpoint.shapes(path)
     for layer, shape in weight_shapes(recipe, classes).items():
         if layer in KEPT and shapes.get(f"{layer}.weight") != shape:
             there = shapes.get(f"{layer}.weight")
             raise GratisError(
-                f"--init-from {found} has {layer} {there}, this recipe {shape}; give them the "
+                f"--init-from {path} has {layer} {there}, this recipe {shape}; give them the "
                 f"same sizes"
             )
-    return found
+    return path

@@ -1,28 +1,25 @@
 """One rank of a run, as torchrun's agent starts it: `python -m gratis.train.rank '<Launch as JSON>'
-AGENT`, the latter its process id, with RANK and its kin set.
+AGENT`, the latter its process id, with RANK, WORLD_SIZE and the like set.
 
 Users start `gratis train`. Exit codes: 0 finished, 1 diverged or a defect, 2 user error, 75
 preempted, 130 interrupted."""
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
 import signal
 import socket
 import sys
 import traceback
-from dataclasses import replace
 from pathlib import Path
 
 from gratis.errors import INTERRUPTED, PREEMPTED, USER_ERROR, GratisError
-from gratis.signals import STOPS, heard
+from gratis.signals import StopSignals, end_with_parent, stops_end_at_once
 
-# importing torch takes seconds, and until `Signals` is there nothing can be saved
+# importing torch takes seconds, and until `StopSignals` is there nothing can be saved
 if __name__ == "__main__":
-    for number in heard():
-        signal.signal(number, lambda number, _: os._exit(STOPS[number]))
+    stops_end_at_once()
 
 import torch
 
@@ -33,10 +30,7 @@ from gratis.locks import lock
 from gratis.output import lose_unwritable
 from gratis.records import Outcome, StartRecord
 from gratis.train import checkpoint, loop
-from gratis.train.choices import BadSamples, Choice
-from gratis.train.job import Job, resume
-from gratis.train.launcher.agent import report_failure
-from gratis.train.launcher.launch import Launch
+from gratis.train.launcher.exit_status import report_failure
 from gratis.train.mesh.device import lacks_for_compiling
 from gratis.train.mesh.mesh import GradientSum, Mesh, connect, disconnect, sum_over_world
 from gratis.train.network.alexnet import AlexNet
@@ -44,11 +38,11 @@ from gratis.train.network.memory import ran_out, too_large
 from gratis.train.optimiser import Optimiser
 from gratis.train.pretrained import take_convolutions
 from gratis.train.recipes import Recipe
-from gratis.train.saving import Saver
 from gratis.train.schedule import noise_until
-from gratis.train.telemetry import Signals
+from gratis.train.settings import Choice, Launch, RunSettings
+from gratis.train.training_state import Saver, TrainingState, resume
 
-PR_SET_PDEATHSIG = 1
+DECODING = RunSettings(decoded="none")  # of whoever measures: each epoch is decoded anew
 EXIT: dict[Outcome, int] = {
     "finished": 0,
     "preempted": PREEMPTED,
@@ -58,14 +52,14 @@ EXIT: dict[Outcome, int] = {
 }
 
 
-class Refused(GratisError):
+class CheckpointRefused(GratisError):
     """The run's checkpoint is of other settings than were given."""
 
 
 def main() -> int:
-    signals = Signals()
+    signals = StopSignals()
     lose_unwritable()
-    end_with_parent(int(sys.argv[2]))
+    end_with_parent(int(sys.argv[2]), signal_of_lost_agent())
     launch = Launch.from_json(sys.argv[1])
     mesh = connect(launch.tower_ranks, share_device=launch.share_device)
     held = lock(launch.folder, os.getppid()) if mesh.rank == 0 else None
@@ -75,7 +69,7 @@ def main() -> int:
     )
     try:
         code = work(launch, mesh, events, signals)
-    except Refused:  # nothing is on record of this attempt: the run stays what it was
+    except CheckpointRefused:  # nothing is on record of this attempt: the run stays what it was
         raise
     except BaseException as error:
         events.write(
@@ -98,21 +92,14 @@ def this_attempt(launch: Launch, mesh: Mesh) -> int:
     return int(sum_over_world(torch.tensor([number], device=mesh.device)).item())
 
 
-def end_with_parent(parent: int) -> None:
-    """A signal when the parent dies, kill -9 too: an orphan would train unseen, and hold the run
+def signal_of_lost_agent() -> signal.Signals:
+    """What a rank gets when its agent is killed: an orphan would train unseen, and hold the run
     against its successor.
 
     SIGTERM, so that all save and end; SIGKILL where the other machines go on without this one, as
-    after a power cut. Linux alone can be asked for that; elsewhere nothing happens."""
-    if sys.platform == "linux":
-        # without node 0 nobody does
-        others_go_on = int(os.environ.get("GROUP_RANK", "0")) > 0 and restarts_left() > 0
-        ctypes.CDLL(None).prctl(
-            PR_SET_PDEATHSIG, signal.SIGKILL if others_go_on else signal.SIGTERM
-        )
-        # it died while torch was being imported here, before anybody had asked
-        if os.getppid() != parent:
-            sys.exit(PREEMPTED)
+    after a power cut. Without node 0 nobody goes on."""
+    others_go_on = int(os.environ.get("GROUP_RANK", "0")) > 0 and restarts_left() > 0
+    return signal.SIGKILL if others_go_on else signal.SIGTERM
 
 
 def restarts_left() -> int:
@@ -123,13 +110,9 @@ def restarts_left() -> int:
     return int(most) - int(begun)
 
 
-def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> int:
+def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: StopSignals) -> int:
     recipe = launch.recipe
-    config = replace(
-        training_config(recipe, launch.seed, launch.bad_samples),
-        decoded=launch.decoded,
-        decoded_gb=launch.decoded_gb,
-    )
+    config = training_config(recipe, launch)
     loader = Loader(
         launch.shards,
         "train",
@@ -141,15 +124,15 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
     )
     with loader:
         try:
-            job = assembled(launch, mesh, loader, events, signals)
-            begin(launch, job)
-            outcome = loop.run(job)
+            state = first_state(launch, mesh, loader, events, signals)
+            begin(state)
+            outcome = loop.run(state)
         except RuntimeError as failed:
             if mesh.device.type != "cuda" or not ran_out(failed):
                 raise
             size = torch.cuda.get_device_properties(mesh.device).total_memory
             sharers = -(-mesh.local_world // torch.cuda.device_count())  # ranks on this GPU
-            told = too_large(
+            message = too_large(
                 recipe,
                 recipe.classes or len(loader.classes),
                 size=size,
@@ -157,24 +140,26 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: Signals) -> i
                 towers=mesh.tower.size,
                 sharers=sharers,
             )
-            raise GratisError(told) from None
-        job.saver.close()
-    error = f"the loss is not finite at step {job.step}" if outcome == "diverged" else None
-    if outcome == "finished" and job.saver.lost:  # such a run is not over: its weights are nowhere
+            raise GratisError(message) from None
+        state.saver.close()
+    error = f"the loss is not finite at step {state.step}" if outcome == "diverged" else None
+    if (
+        outcome == "finished" and state.saver.lost
+    ):  # such a run is not over: its weights are nowhere
         outcome, error = (
             "failed",
-            f"training is done, but {job.saver.lost}; mend that and give the same command again",
+            f"training is done, but {state.saver.lost}; mend that and give the same command again",
         )
-    events.write("end", {"outcome": outcome, "error": error}, epoch=job.epoch, step=job.step)
+    events.write("end", {"outcome": outcome, "error": error}, epoch=state.epoch, step=state.step)
     if error:
         report_failure(f"error: {error}; {last_good(launch, diverged=outcome == 'diverged')}")
     return EXIT[outcome]
 
 
-def assembled(
-    launch: Launch, mesh: Mesh, loader: Loader, events: EventWriter, signals: Signals
-) -> Job:
-    """The job, at its first step."""
+def first_state(
+    launch: Launch, mesh: Mesh, loader: Loader, events: EventWriter, signals: StopSignals
+) -> TrainingState:
+    """The run at its first step."""
     recipe, warnings = launch.recipe, list[str]()
     network = AlexNet(
         recipe,
@@ -186,10 +171,10 @@ def assembled(
     network.to(mesh.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def slower(why: str) -> str:
-        told = f"the network is not compiled, and slower for it: {why}"
+        message = f"the network is not compiled, and slower for it: {why}"
         if mesh.rank == 0:  # the others lack what it lacks; each has its event
-            print(f"warning: {told}", file=sys.stderr, flush=True)
-        return told
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+        return message
 
     if compiles(launch.compile, mesh.device):
         given_up = (
@@ -200,11 +185,8 @@ def assembled(
         network.compile_layers(given_up)
     elif launch.compile == "auto" and mesh.device.type == "cuda" and mesh.rank == 0:
         warnings.append(slower(f"that takes {lacks_for_compiling()}"))
-    return Job(
-        recipe=recipe,
-        seed=launch.seed,
-        shards=launch.shards,
-        folder=launch.folder,
+    return TrainingState(
+        launch=launch,
         mesh=mesh,
         network=network,
         optimiser=Optimiser(network, recipe),
@@ -213,32 +195,29 @@ def assembled(
         events=events,
         signals=signals,
         saver=Saver(launch.folder, events),
-        save_every_s=launch.save_every,
-        save_probabilities=launch.save_probabilities,
-        evaluates="val" in loader.manifest.splits,
         warnings=warnings,
     )
 
 
-def begin(launch: Launch, job: Job) -> None:
+def begin(state: TrainingState) -> None:
     """Goes to the latest checkpoint, or takes another network's convolutions, and records the
     start. Collective."""
     try:
-        resumed = resume(job)
+        resumed = resume(state)
     except GratisError as error:
-        raise Refused(str(error)) from None
-    job.events.write("start", start_record(launch, job))
-    for message in job.warnings:
-        job.events.write("warning", {"message": message})
-    init_from = launch.recipe.init_from
+        raise CheckpointRefused(str(error)) from None
+    state.events.write("start", start_record(state))
+    for warning in state.warnings:
+        state.events.write("warning", {"message": warning})
+    init_from = state.recipe.init_from
     if resumed:
-        said = f"resumed at step {job.step}, epoch {job.epoch + 1}"
+        message = f"resumed at step {state.step}, epoch {state.epoch + 1}"
     else:
-        said = take_convolutions(Path(init_from), job.network) if init_from else ""
-    if said and job.mesh.rank == 0:
-        print(said, flush=True)
-    if not job.evaluates and job.mesh.rank == 0:
-        job.events.write(
+        message = take_convolutions(Path(init_from), state.network) if init_from else ""
+    if message and state.mesh.rank == 0:
+        print(message, flush=True)
+    if not state.evaluates and state.mesh.rank == 0:
+        state.events.write(
             "warning", {"message": "the dataset has no validation split: nothing is evaluated"}
         )
 
@@ -250,10 +229,10 @@ def compiles(choice: Choice, device: torch.device) -> bool:
     )
 
 
-def training_config(recipe: Recipe, seed: int, bad_samples: BadSamples = "raise") -> LoaderConfig:
+def training_config(recipe: Recipe, settings: RunSettings = DECODING) -> LoaderConfig:
     return LoaderConfig(
         batch_size=recipe.batch,
-        seed=seed,
+        seed=settings.seed,
         crop=recipe.crop,
         area=recipe.crop_area,
         crop_positions=recipe.crop_positions,
@@ -263,12 +242,14 @@ def training_config(recipe: Recipe, seed: int, bad_samples: BadSamples = "raise"
         noise_until=noise_until(recipe),
         channels_last=True,
         dtype=getattr(torch, recipe.compute),
-        bad_samples=bad_samples,
+        bad_samples=settings.bad_samples,
+        decoded=settings.decoded,
+        decoded_gb=settings.decoded_gb,
     )
 
 
-def start_record(launch: Launch, job: Job) -> StartRecord:
-    mesh, splits = job.mesh, job.loader.manifest.splits
+def start_record(state: TrainingState) -> StartRecord:
+    launch, mesh, splits = state.launch, state.mesh, state.loader.manifest.splits
     cuda = mesh.device.type == "cuda"
     return {
         "run": launch.run,
@@ -278,33 +259,29 @@ def start_record(launch: Launch, job: Job) -> StartRecord:
         "world": mesh.world,
         "device": str(mesh.device),
         "device_name": torch.cuda.get_device_name(mesh.device) if cuda else "CPU",
-        "decoded": job.loader.decoded_place,
+        "decoded": state.loader.decoded_place,
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "pid_namespace": os.stat("/proc/self/ns/pid").st_ino,
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
-        "dataset": job.loader.manifest.hash,
-        "classes": job.network.classes,
+        "dataset": state.loader.manifest.hash,
+        "classes": state.network.classes,
         "train_images": splits["train"].samples,
         "val_images": splits["val"].samples if "val" in splits else 0,
         "epochs": launch.recipe.epochs,
-        "steps_per_epoch": len(job.loader),
+        "steps_per_epoch": len(state.loader),
         "batch_size": launch.recipe.batch,
     }
 
 
 def last_good(launch: Launch, *, diverged: bool) -> str:
     """Which checkpoint is left, and, of a run that diverged, what to do with it."""
-    found = checkpoint.latest(launch.folder / "checkpoints")
-    told = f"the last good checkpoint is {found}" if found else "there is no good checkpoint"
+    latest = checkpoint.latest(launch.folder / "checkpoints")
+    which = f"the last good checkpoint is {latest}" if latest else "there is no good checkpoint"
     if not diverged:
-        return told
-    way_out = (
-        f"--run {launch.run} and a lower --rate go on from it"
-        if found
-        else "begin again with a lower --rate"
-    )
-    return f"{told}: {way_out}"
+        return which
+    resumed = f"--run {launch.run} and a lower --rate go on from it"
+    return f"{which}: {resumed if latest else 'begin again with a lower --rate'}"
 
 
 def guarded() -> int:

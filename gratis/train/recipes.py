@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from gratis.choices import MeanForm, NoiseForm, Positions
 from gratis.errors import GratisError
 
 Layer = Literal["conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8"]
@@ -37,7 +38,7 @@ class Recipe:
     crop_area: tuple[float, float] | None = None
     """Train on random parts of this range of the image's area, resized to the crop (torchvision:
     0.08 1)."""
-    crop_positions: Literal["all", "printed"] = "all"
+    crop_positions: Positions = "all"
     """33 offsets along each axis, the ten views' corners among them (released), or the paper's
     32."""
     crop_chunk: int = 1
@@ -45,10 +46,10 @@ class Recipe:
     alone."""
     batch: int = 128
     """Images per step, over all devices: the loss curve does not depend on their number."""
-    mean: Literal["central", "offset"] = "central"
+    mean: MeanForm = "central"
     """Subtract the mean image's central crop from every crop (released), or its crop at the same
     offset (Caffe)."""
-    noise: Literal["sqrt", "printed", "off"] = "sqrt"
+    noise: NoiseForm = "sqrt"
     """Colour noise by standard deviations (released), by eigenvalues as the paper prints, or
     none."""
     noise_until: float = 67 / 90

@@ -57,12 +57,12 @@ def batch_factor(recipe: Recipe) -> float:
 def drops(errors: Sequence[float], patience: int) -> int:
     """How often the rate was divided by ten: each time the best error is `patience` epochs old,
     three times at most."""
-    best, waited, found = math.inf, 0, 0
+    best, waited, count = math.inf, 0, 0
     for error in errors:
         best, waited = (error, 0) if error < best else (best, waited + 1)
         if waited == patience:
-            found, waited = found + 1, 0
-    return min(found, MOST_DROPS)
+            count, waited = count + 1, 0
+    return min(count, MOST_DROPS)
 
 
 def _decline(recipe: Recipe, progress: float) -> float:

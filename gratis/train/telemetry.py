@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from gratis.errors import INTERRUPTED, GratisError
+from gratis.errors import GratisError
 from gratis.events import EventWriter
 from gratis.loader import Batch, Loader
 from gratis.records import Outcome, StepRecord
-from gratis.signals import STOPS, heard
+from gratis.signals import StopSignals
 from gratis.train.mesh.device import GpuMeter, WaitClock
 from gratis.train.mesh.mesh import Mesh, sum_over_world
 
@@ -27,7 +26,7 @@ MOST_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class IntervalSummary:
     """One interval over all ranks; the same on each. stop: a signal reached some rank."""
 
     steps: int
@@ -38,32 +37,10 @@ class Report:
     stop: Outcome | None
 
 
-class Signals:
-    """Remembers signals that stop a run, for the ranks to agree on a step at which to. The main
-    thread only."""
-
-    def __init__(self) -> None:
-        self.terminated = self.interrupted = False
-        for number in heard():
-            signal.signal(
-                number, self._interrupt if STOPS[number] == INTERRUPTED else self._terminate
-            )
-
-    def _terminate(self, *_: object) -> None:
-        self.terminated = True
-
-    def _interrupt(self, *_: object) -> None:
-        self.interrupted = True
-
-    def agreed(self, mesh: Mesh) -> Outcome | None:
-        """What a signal to any of the ranks asks for. Collective; waits for the device."""
-        return outcome(
-            *sum_over_world(
-                torch.tensor(
-                    [self.terminated, self.interrupted], dtype=torch.int32, device=mesh.device
-                )
-            ).tolist()
-        )
+def agreed(signals: StopSignals, mesh: Mesh) -> Outcome | None:
+    """What a signal to any of the ranks asks for. Collective; waits for the device."""
+    own = torch.tensor([signals.terminated, signals.interrupted], dtype=torch.int32)
+    return outcome(*sum_over_world(own.to(mesh.device)).tolist())
 
 
 def outcome(terminated: float, interrupted: float) -> Outcome | None:
@@ -71,11 +48,13 @@ def outcome(terminated: float, interrupted: float) -> Outcome | None:
     return "preempted" if terminated else "interrupted" if interrupted else None
 
 
-class Interval:
+class IntervalMeter:
     """Counts steps until `close`. Its length in steps is agreed by arithmetic on what all ranks
     know, not by clocks."""
 
-    def __init__(self, mesh: Mesh, loader: Loader, events: EventWriter, signals: Signals) -> None:
+    def __init__(
+        self, mesh: Mesh, loader: Loader, events: EventWriter, signals: StopSignals
+    ) -> None:
         self._mesh, self._loader, self._events, self._signals = mesh, loader, events, signals
         self._gpu, self._waits = GpuMeter(mesh.device), WaitClock(mesh.device)
         self._length = 1
@@ -113,7 +92,7 @@ class Interval:
     def due(self) -> bool:
         return self._steps >= self._length
 
-    def close(self, *, epoch: int, step: int, rate: float) -> Report:
+    def close(self, *, epoch: int, step: int, rate: float) -> IntervalSummary:
         """Writes this rank's `step` event and begins the next interval. Collective; waits for the
         device."""
         # the host waits for the device here, and nowhere else in a step
@@ -122,7 +101,7 @@ class Interval:
         own += [wall_s, self._signals.terminated, self._signals.interrupted]
         together = sum_over_world(torch.tensor(own, dtype=torch.float64, device=self._mesh.device))
         loss, right, images, all_walls, terminated, interrupted = together.tolist()
-        report = Report(
+        summary = IntervalSummary(
             steps=self._steps,
             loss=loss / self._steps,
             top1=right / max(1.0, images),
@@ -133,19 +112,19 @@ class Interval:
         check_there(self._events)
         self._events.write(
             "step",
-            self._record(report, round(own[2]), wall_s, exchange_s, rate),
+            self._record(summary, round(own[2]), wall_s, exchange_s, rate),
             epoch=epoch,
             step=step,
         )
         for line in self._loader.take_warnings():
             self._events.write("warning", {"message": line}, epoch=epoch, step=step)
-        aim = round(self._steps * SECONDS / report.wall_s)
+        aim = round(self._steps * SECONDS / summary.wall_s)
         self._length = max(1, min(aim, 4 * self._length, MOST_STEPS))
         self.begin()
-        return report
+        return summary
 
     def _record(
-        self, report: Report, images: int, wall_s: float, exchange_s: float, rate: float
+        self, summary: IntervalSummary, images: int, wall_s: float, exchange_s: float, rate: float
     ) -> StepRecord:
         return {
             "steps": self._steps,
@@ -156,8 +135,8 @@ class Interval:
             "cpu_s": _cpu_seconds() - self._cpu_start,
             "rss_bytes": psutil.Process(os.getpid()).memory_info().rss,
             "loader": self._loader.take_counters(),
-            "loss": report.loss,
-            "top1": report.top1,
+            "loss": summary.loss,
+            "top1": summary.top1,
             "lr": rate,
             "gpu": self._gpu.read(),
         }

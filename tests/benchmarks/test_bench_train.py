@@ -3,7 +3,6 @@ the device in a step; and the bench says what it promises."""
 
 from __future__ import annotations
 
-import signal
 import statistics
 import subprocess
 import sys
@@ -24,19 +23,20 @@ from benchmarks.train.bench import torchvision_layout
 from benchmarks.train.update import update_ratios
 from gratis.events import EventWriter
 from gratis.loader import Loader
-from gratis.signals import STOPS
-from gratis.train.job import Job
-from gratis.train.launcher.command import has_cpp_compiler
+from gratis.signals import StopSignals, handlers_restored
 from gratis.train.loop import train_epoch
+from gratis.train.mesh.device import has_cpp_compiler
 from gratis.train.mesh.mesh import GradientSum, Mesh
 from gratis.train.metrics import share_of_loss
-from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.optimiser import Optimiser
 from gratis.train.rank import training_config
 from gratis.train.recipes import RELEASED, SAMPLE, Recipe
-from gratis.train.saving import Saver
 from gratis.train.schedule import rates
-from gratis.train.telemetry import Interval, Signals
+from gratis.train.settings import Launch
+from gratis.train.telemetry import IntervalMeter
+from gratis.train.training_state import Saver, TrainingState
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = replace(
@@ -61,7 +61,7 @@ def losses(recipe: Recipe, steps: int, *, compiled: bool = False) -> tuple[list[
     images = torch.empty(8, 3, 64, 64).normal_(0, 60, generator=generator)
     labels = torch.arange(8)
     for step in range(steps):
-        logits: Tensor = network(images, Draw(seed=0, step=step, rows=range(8)))
+        logits: Tensor = network(images, DropoutKey(seed=0, step=step, rows=range(8)))
         loss = share_of_loss(logits, labels, 8)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step(rates(recipe, step, 100))
@@ -106,7 +106,11 @@ def test_layers_that_the_compiler_gives_up_on_run_as_they_are(
         for name in [name for name in lowerings if "_backward" in str(name)]:
             monkeypatch.setitem(lowerings, name, no_way)
     recipe = replace(SMALL, lrn=False, map_norm=False)
-    images, draw, told = torch.ones(2, 3, 64, 64), Draw(seed=0, step=0, rows=range(2)), list[str]()
+    images, draw, told = (
+        torch.ones(2, 3, 64, 64),
+        DropoutKey(seed=0, step=0, rows=range(2)),
+        list[str](),
+    )
     torch._dynamo.reset()  # what other tests compiled of the same functions
     with (
         torch._inductor.config.patch(changed),
@@ -138,7 +142,7 @@ def test_an_exchange_before_what_cannot_be_compiled_is_not_done_again() -> None:
         inductor.cpp.cxx = ("/nowhere",)  # the compiler is lost after the first graph
         return x
 
-    images, draw = torch.ones(2, 3, 64, 64), Draw(seed=0, step=0, rows=range(2))
+    images, draw = torch.ones(2, 3, 64, 64), DropoutKey(seed=0, step=0, rows=range(2))
     recipe = replace(SMALL, lrn=False, map_norm=False)
     torch._dynamo.reset()  # what other tests compiled of the same functions
     with (
@@ -176,17 +180,15 @@ def test_normalisation_is_in_float32_under_bfloat16() -> None:
 
 
 @pytest.fixture
-def own_signals() -> Iterator[Signals]:
-    before = {number: signal.getsignal(number) for number in STOPS}
-    yield Signals()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def own_signals() -> Iterator[StopSignals]:
+    with handlers_restored():
+        yield StopSignals()
 
 
 @contextmanager
 def one_interval(
-    folder: Path, shards: Path, signals: Signals, device: torch.device | None
-) -> Iterator[tuple[Job, Interval]]:
+    folder: Path, shards: Path, signals: StopSignals, device: torch.device | None
+) -> Iterator[tuple[TrainingState, IntervalMeter]]:
     """A run about to begin, whose first epoch is all of one interval. Without a device: of tensors
     without values."""
     recipe = replace(SAMPLE, width=1 / 16, batch=100)
@@ -194,14 +196,20 @@ def one_interval(
     if device:
         network.to(device)
     mesh = Mesh(device=device or torch.device("cpu"))
-    with Loader(shards, "train", training_config(recipe, 0), device=mesh.device) as loader:
-        interval = Interval(mesh, loader, events, signals)
+    with Loader(shards, "train", training_config(recipe), device=mesh.device) as loader:
+        interval = IntervalMeter(mesh, loader, events, signals)
         interval._length = len(loader) + 1
-        job = Job(
-            recipe=recipe,
-            seed=0,
+        launch = Launch(
+            runs=str(folder.parent),
+            run=folder.name,
             shards=str(shards),
-            folder=folder,
+            recipe_name="sample",
+            recipe=recipe,
+            attempt=1,
+            save_every=0,
+        )
+        state = TrainingState(
+            launch=launch,
             mesh=mesh,
             network=network,
             optimiser=Optimiser(network, recipe),
@@ -210,14 +218,12 @@ def one_interval(
             events=events,
             signals=signals,
             saver=Saver(folder, events),
-            save_every_s=0,
-            evaluates=False,
         )
-        yield job, interval
+        yield state, interval
 
 
 def test_nothing_is_read_from_the_device_before_the_interval_s_end(
-    tmp_path: Path, sample_shards: Path, own_signals: Signals
+    tmp_path: Path, sample_shards: Path, own_signals: StopSignals
 ) -> None:
     """Whatever asks a tensor for its value (item, bool, tolist, a mask's size) raises.
     `Interval.close` is the first to, after the last step."""
@@ -260,7 +266,7 @@ def test_a_wait_of_another_thread_is_none_of_the_host_s() -> None:
 
 @pytest.mark.gpu
 def test_the_host_waits_for_the_gpu_at_the_interval_s_end_alone(
-    tmp_path: Path, sample_shards: Path, own_signals: Signals
+    tmp_path: Path, sample_shards: Path, own_signals: StopSignals
 ) -> None:
     """torch tells of whatever of its own makes a thread wait; what DALI waits for it does not
     see."""

@@ -33,7 +33,8 @@ from gratis.errors import GratisError
 from gratis.history import records
 from gratis.train.mesh.mesh import full_float32
 from gratis.train.metrics import share_of_loss
-from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.optimiser import Optimiser
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import LAYERS, RECIPES, RELEASED, Recipe
@@ -74,7 +75,7 @@ def curve(
     images = torch.empty(16, 3, 64, 64).normal_(0, 60, generator=generator).to(device)
     labels = (torch.arange(16) % 10).to(device)
     for step in range(steps):
-        logits = network(images, Draw(seed=0, step=step, rows=range(16)))
+        logits = network(images, DropoutKey(seed=0, step=step, rows=range(16)))
         loss = share_of_loss(logits, labels, 16)
         loss.backward()
         optimiser.step(rates(recipe, step, 100))

@@ -17,10 +17,12 @@ from torch.nn.functional import cross_entropy
 
 from gratis.events import EventWriter
 from gratis.loader import Loader, LoaderConfig
+from gratis.signals import StopSignals
 from gratis.train.mesh.mesh import connect
-from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.recipes import RECIPES
-from gratis.train.telemetry import Interval, Signals
+from gratis.train.telemetry import IntervalMeter
 
 ROWS = 16
 
@@ -31,13 +33,13 @@ def main(shards: Path, run: Path) -> None:
     network = AlexNet(replace(RECIPES["sample"], width=0.125, hidden=256), 10)
     writer = EventWriter(run / "rank-0.jsonl", attempt=1, rank=0)
     writer.write("start", {"world": 1})
-    signals, times, step = Signals(), [], 0
+    signals, times, step = StopSignals(), [], 0
     with Loader(shards, "train", LoaderConfig(batch_size=ROWS, crop=112, threads=1)) as loader:
-        interval = Interval(mesh, loader, writer, signals)
+        interval = IntervalMeter(mesh, loader, writer, signals)
         while not signals.terminated:
             begin = time.monotonic()
             for images, labels, _ in interval.batches():
-                logits = network(images, Draw(seed=0, step=step, rows=range(ROWS)))
+                logits = network(images, DropoutKey(seed=0, step=step, rows=range(ROWS)))
                 loss = cross_entropy(logits, labels)
                 loss.backward()  # type: ignore[no-untyped-call]
                 interval.add(loss, logits, labels)

@@ -21,10 +21,12 @@ from torch.nn.functional import cross_entropy
 from gratis.events import EventWriter
 from gratis.loader import Loader, LoaderConfig
 from gratis.loader.epoch.stage_timer import StageTimer
+from gratis.signals import StopSignals
 from gratis.train.mesh.mesh import connect, disconnect
-from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.recipes import RECIPES
-from gratis.train.telemetry import SECONDS, Interval, Signals
+from gratis.train.telemetry import SECONDS, IntervalMeter
 
 ALONE = {
     "RANK": "0",
@@ -56,7 +58,7 @@ def test_measuring_takes_less_than_a_thousandth_of_a_step(
     sample's recipe."""
     for name, value in ALONE.items():
         monkeypatch.setenv(name, value)
-    recipe, signals = RECIPES["sample"], Signals()
+    recipe, signals = RECIPES["sample"], StopSignals()
     writer = EventWriter(tmp_path / "rank-0.jsonl", attempt=1, rank=0)
     with Loader(
         sample_shards, "train", LoaderConfig(batch_size=recipe.batch, crop=recipe.crop)
@@ -65,12 +67,12 @@ def test_measuring_takes_less_than_a_thousandth_of_a_step(
         images, labels, _ = next(iter(loader))
 
         def train() -> None:
-            logits = network(images, Draw(seed=0, step=0, rows=range(recipe.batch)))
+            logits = network(images, DropoutKey(seed=0, step=0, rows=range(recipe.batch)))
             cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
 
         train()
         step_s = seconds_each(1, train, rows=5)
-        interval = Interval(connect(1), loader, writer, signals)
+        interval = IntervalMeter(connect(1), loader, writer, signals)
         first = torch.zeros(()), torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64)
 
         def close() -> None:

@@ -22,7 +22,7 @@ from small import ROOT
 from gratis.errors import GratisError
 from gratis.locks import hold
 from gratis.train.launcher import status_server
-from gratis.train.launcher.agent import folder_for_words
+from gratis.train.launcher.agent import folder_of_error_files
 from gratis.train.launcher.status_server import start_server
 
 
@@ -89,29 +89,32 @@ def test_a_server_that_is_lost_is_told(
         )
 
 
-def test_the_server_of_a_command_that_was_killed_makes_way(tmp_path: Path) -> None:
+PARENT = """
+import signal, sys
+from pathlib import Path
+from gratis.train.launcher.status_server import start_server
+start_server(Path(sys.argv[1]), int(sys.argv[2]))
+signal.pause()
+"""
+
+
+def test_the_server_of_a_command_that_was_killed_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its port is the next command's."""
     port = status_server.FIRST_PORT
-    with subprocess.Popen(["true"]) as gone:
-        pass
-    command = [
-        sys.executable,
-        *"-m gratis status --runs".split(),
-        str(tmp_path),
-        "--port",
-        str(port),
-        "--parent",
-        str(gone.pid),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as orphan:
+    command = [sys.executable, "-c", PARENT, str(tmp_path), str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as parent:
         listens(port)
-        new = start_server(tmp_path, port)
-        assert orphan.poll() is not None
-        listens(port)
-        with pytest.raises(GratisError, match=f"--port {port} is taken"):  # its command lives
-            start_server(tmp_path, port)
-        assert new is not None
-        assert new.poll() is None
-        ended(new, signal.SIGTERM)
+        parent.kill()
+    new = start_server(tmp_path, port)
+    listens(port)
+    monkeypatch.setattr(status_server, "END_S", 0.5)
+    with pytest.raises(GratisError, match=f"--port {port} is taken"):  # its command lives
+        start_server(tmp_path, port)
+    assert new is not None
+    assert new.poll() is None
+    ended(new, signal.SIGTERM)
 
 
 def test_words_of_launchers_that_were_killed_go_with_the_next(
@@ -129,10 +132,10 @@ def test_words_of_launchers_that_were_killed_go_with_the_next(
             os.utime(folder, (0, 0))
     held = hold(living / "lock")
     assert held is not None
-    with held, folder_for_words() as words:
+    with held, folder_of_error_files() as words:
         assert Path(words).parent == tmp_path
         os.utime(words, (0, 0))
-        with folder_for_words() as more:
+        with folder_of_error_files() as more:
             assert {path.name for path in tmp_path.iterdir()} == {
                 living.name,
                 begun.name,

@@ -20,7 +20,7 @@ from gratis.train.checkpoint import FILES, SUMS, Arrays, State, latest, read_sta
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.optimiser import Optimiser
 from gratis.train.recipes import SAMPLE
-from gratis.train.saving import Saver
+from gratis.train.training_state import Saver
 
 
 @pytest.fixture(scope="module")

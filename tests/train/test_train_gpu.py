@@ -22,7 +22,8 @@ from gratis.history import records
 from gratis.train.checkpoint import latest
 from gratis.train.mesh.device import GpuMeter, WaitClock, device_of, lacks_for_compiling
 from gratis.train.metrics import average_views, share_of_loss
-from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.recipes import RECIPES
 
 # compiling takes most of so short a run, which others are only held against
@@ -193,7 +194,7 @@ def test_a_step_s_tensors_are_all_on_the_network_s_device(
     images = torch.empty(8, 3, recipe.crop, recipe.crop, device=device).to(
         memory_format=torch.channels_last
     )
-    logits = network(images, Draw(seed=0, step=0, rows=range(8)))
+    logits = network(images, DropoutKey(seed=0, step=0, rows=range(8)))
     loss = share_of_loss(logits, torch.zeros(8, dtype=torch.int64, device=device), 8)
     loss.backward()  # type: ignore[no-untyped-call]
     for own in network.parameters():

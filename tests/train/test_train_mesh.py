@@ -24,8 +24,7 @@ from gratis.errors import GratisError
 from gratis.train import checkpoint
 from gratis.train.analysis.summary import exchanges
 from gratis.train.checkpoint import State
-from gratis.train.choices import Wire
-from gratis.train.launcher.launch import choose_world
+from gratis.train.launcher.checks import choose_world
 from gratis.train.mesh.mesh import (
     Axis,
     GradientSum,
@@ -37,10 +36,12 @@ from gratis.train.mesh.mesh import (
     sum_over_world,
 )
 from gratis.train.metrics import share_of_loss
-from gratis.train.network.alexnet import AlexNet, Draw, weight_shapes
+from gratis.train.network.alexnet import AlexNet, weight_shapes
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.optimiser import Optimiser
 from gratis.train.recipes import RELEASED, Recipe
 from gratis.train.schedule import rates
+from gratis.train.settings import Wire
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CLASSES = 101  # odd: the second tower holds one class fewer
@@ -90,7 +91,7 @@ def three_steps(
         images, labels = (part[own] for part in whole_batch(step, dtype, recipe.crop))
         positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
         logits = network(
-            gather(images, 0, mesh.tower, "images"), Draw(seed=0, step=step, rows=positions)
+            gather(images, 0, mesh.tower, "images"), DropoutKey(seed=0, step=step, rows=positions)
         )
         loss = share_of_loss(mesh.tower.own(logits), labels, VALID)
         loss.backward()
@@ -126,7 +127,9 @@ def many_losses(mesh: Mesh, dtype: torch.dtype, steps: int) -> list[float]:
     found = []
     for step in range(steps):
         images, labels = (part[own] for part in whole_batch(step, dtype, RECIPE.crop))
-        logits = network(gather(images, 0, mesh.tower), Draw(seed=0, step=step, rows=positions))
+        logits = network(
+            gather(images, 0, mesh.tower), DropoutKey(seed=0, step=step, rows=positions)
+        )
         loss = share_of_loss(mesh.tower.own(logits), labels, VALID)
         loss.backward()  # type: ignore[no-untyped-call]
         gradients.wait()
@@ -146,7 +149,7 @@ def sent(mesh: Mesh, wire: Wire) -> dict[tuple[str, str], int]:
     mesh.meter.sent.clear()
     positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
     logits = network(
-        gather(images[own], 0, mesh.tower, "images"), Draw(seed=0, step=0, rows=positions)
+        gather(images[own], 0, mesh.tower, "images"), DropoutKey(seed=0, step=0, rows=positions)
     )
     share_of_loss(mesh.tower.own(logits), labels[own], VALID).backward()  # type: ignore[no-untyped-call]
     gradients.wait()
@@ -175,7 +178,9 @@ def summed_in_backward(mesh: Mesh, steps: int) -> list[float]:
     positions = range(mesh.data.index * rows, (mesh.data.index + 1) * rows)
     images, labels = (part[own] for part in whole_batch(0, torch.float32, recipe.crop))
     for step in range(steps):
-        logits = network(gather(images, 0, mesh.tower), Draw(seed=0, step=step, rows=positions))
+        logits = network(
+            gather(images, 0, mesh.tower), DropoutKey(seed=0, step=step, rows=positions)
+        )
         share_of_loss(mesh.tower.own(logits), labels, VALID).backward()  # type: ignore[no-untyped-call]
         gradients.wait()
         network.zero_grad()

@@ -17,8 +17,8 @@ from gratis.errors import GratisError
 from gratis.loader import Loader
 from gratis.train.mesh.mesh import Axis
 from gratis.train.metrics import share_of_loss
-from gratis.train.network.alexnet import AlexNet, Draw, weight_shapes
-from gratis.train.network.dropout import keep_mask
+from gratis.train.network.alexnet import AlexNet, weight_shapes
+from gratis.train.network.dropout import DropoutKey, keep_mask
 from gratis.train.network.layers import ceil_windows, plan
 from gratis.train.network.normalisation import cross_map_norm, within_map_norm
 from gratis.train.rank import training_config
@@ -140,7 +140,7 @@ def test_first_responses_and_first_loss_are_of_the_expected_size() -> None:  # t
     network = AlexNet(RELEASED, 1000)
     with torch.no_grad():
         responses = F.conv2d(images, network.get_parameter("conv1.weight"), stride=4)
-        logits = network(images, Draw(seed=0, step=0, rows=range(4)))
+        logits = network(images, DropoutKey(seed=0, step=0, rows=range(4)))
     assert responses.std().item() == pytest.approx(0.01 * 74.4 * math.sqrt(363), rel=0.05)
     # the mean over all labels: four images have few
     assert 6.85 < -logits.log_softmax(1).mean().item() < 7.3
@@ -151,12 +151,12 @@ def test_a_real_batch_begins_at_chance(sample_shards: Path) -> None:  # trap 10,
     recipe = replace(RELEASED, image_size=128, crop=112)
     network = AlexNet(recipe, 1000)
     with Loader(
-        sample_shards, "train", training_config(recipe, 0), device=torch.device("cpu")
+        sample_shards, "train", training_config(recipe), device=torch.device("cpu")
     ) as loader:
         images, labels, _ = next(iter(loader))
         with torch.no_grad():
             responses = network._conv("conv1", images)
-            logits = network(images, Draw(seed=0, step=0, rows=range(recipe.batch)))
+            logits = network(images, DropoutKey(seed=0, step=0, rows=range(recipe.batch)))
         assert 8 < responses.std().item() < 20
         assert 6.85 < share_of_loss(logits, labels, recipe.batch).item() < 7.3
 
@@ -276,7 +276,7 @@ def test_every_layer_s_gradient_equals_finite_differences() -> None:
     network = AlexNet(replace(SMALL, init="he", input_scale=1 / 64), 7).double()
     generator = torch.Generator().manual_seed(5)
     images = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=generator) * 70
-    draw, labels, step = Draw(seed=0, step=0, rows=range(4)), torch.arange(4), 1e-6
+    draw, labels, step = DropoutKey(seed=0, step=0, rows=range(4)), torch.arange(4), 1e-6
 
     def loss() -> Tensor:
         return F.cross_entropy(network(images, draw), labels)
@@ -297,7 +297,7 @@ def test_every_layer_s_gradient_equals_finite_differences() -> None:
 
 def test_dropout_halves_at_test_and_never_doubles() -> None:  # trap 14
     network = AlexNet(SMALL, 10)
-    x, draw = torch.ones(1000, 1000), Draw(seed=0, step=0, rows=range(1000))
+    x, draw = torch.ones(1000, 1000), DropoutKey(seed=0, step=0, rows=range(1000))
     trained = network._drop(x, 6, draw)
     assert trained.max() == 1
     assert trained.mean().item() == pytest.approx(0.5, abs=0.003)
@@ -323,7 +323,7 @@ def test_dropout_acts_on_the_inputs_of_fc7_and_fc8_alone() -> None:  # trap 14
                     original(self, layer, x),
                 )[1],
             )
-            network(images, Draw(seed=0, step=0, rows=range(64)) if training else None)
+            network(images, DropoutKey(seed=0, step=0, rows=range(64)) if training else None)
     assert torch.equal(inputs[True]["fc6"], inputs[False]["fc6"])
     before = {"fc7": inputs[False]["fc7"], "fc8": network._dense("fc7", inputs[True]["fc7"]).relu()}
     for layer, kept in before.items():
@@ -338,8 +338,9 @@ def test_dropout_acts_on_the_inputs_of_fc7_and_fc8_alone() -> None:  # trap 14
 
 def test_masks_are_a_function_of_position_and_unit() -> None:
     def mask(rows: range, units: range, **other: int) -> Tensor:
-        key = {"seed": 3, "step": 17, "layer": 6} | other
-        return keep_mask(**key, rows=rows, units=units, device=torch.device("cpu"))
+        given = {"seed": 3, "step": 17, "layer": 6} | other
+        key = DropoutKey(seed=given["seed"], step=given["step"], rows=rows)
+        return keep_mask(key, layer=given["layer"], units=units, device=torch.device("cpu"))
 
     whole = mask(range(128), range(4096))
     for row, bits in zip(
@@ -372,7 +373,7 @@ def test_every_recipe_runs(name: str) -> None:
     recipe = replace(RECIPES[name], width=1 / 16)
     network = AlexNet(recipe, 5)
     images = torch.randn(2, 3, recipe.crop, recipe.crop)
-    loss = network(images, Draw(seed=0, step=0, rows=range(2))).sum()
+    loss = network(images, DropoutKey(seed=0, step=0, rows=range(2))).sum()
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
@@ -420,7 +421,7 @@ def test_a_tower_s_rank_is_compiled_around_its_exchanges(monkeypatch: pytest.Mon
     monkeypatch.setattr("gratis.train.network.alexnet.gather", doubled)
     monkeypatch.setattr(torch, "compile", lambda function: compiler(function, backend=counter))
     network = AlexNet(replace(SMALL, init="he", input_scale=1 / 64), 5, tower=Axis(size=2, index=0))
-    images, draw = torch.randn(2, 3, 64, 64) * 70, Draw(seed=0, step=0, rows=range(2))
+    images, draw = torch.randn(2, 3, 64, 64) * 70, DropoutKey(seed=0, step=0, rows=range(2))
     with torch.no_grad():
         expected = network(images, draw)
         exchanges = len(traced)

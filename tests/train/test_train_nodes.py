@@ -25,9 +25,10 @@ from small import ROOT, command, of_kind
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gratis.errors import GratisError
-from gratis.train.launcher.command import check_world
+from gratis.train.launcher.checks import check_world
+from gratis.train.launcher.exit_status import ExitStatus
 from gratis.train.launcher.nodes import Nodes
-from gratis.train.launcher.rendezvous import End, Meeting, meet
+from gratis.train.launcher.rendezvous import Rendezvous, join
 from gratis.train.options import parse
 
 LAST = "checkpoints/step-00000020/network.safetensors"
@@ -333,10 +334,10 @@ def test_a_machine_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     port = free_port()
     with pytest.raises(GratisError, match=r"no node 0 answered within 0.5 s.*refused"):
-        meet(nodes(f"127.0.0.1:{port}", 1))
-    meeting = meet(nodes(f"127.0.0.1:{port}"))
+        join(nodes(f"127.0.0.1:{port}", 1))
+    rendezvous = join(nodes(f"127.0.0.1:{port}"))
     with pytest.raises(GratisError, match=f"node 1 did not come to 127.0.0.1:{port} within 0.5 s"):
-        meeting.begin()
+        rendezvous.begin()
 
 
 def test_node_0_is_where_the_address_is_and_its_port_is_free(
@@ -348,15 +349,15 @@ def test_node_0_is_where_the_address_is_and_its_port_is_free(
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(GratisError, match=f"port {port} is taken"):
-            meet(nodes(f"127.0.0.1:{port}"))
+            join(nodes(f"127.0.0.1:{port}"))
         with pytest.raises(GratisError, match="what answers there is no node 0"):
-            meet(nodes(f"127.0.0.1:{port}", 1))
+            join(nodes(f"127.0.0.1:{port}", 1))
     for host, words in (
         ("192.0.2.1", "no address of this machine"),
         ("no.such.host.invalid", "nothing is known"),
     ):
         with pytest.raises(GratisError, match=words):
-            meet(nodes(f"{host}:29400"))
+            join(nodes(f"{host}:29400"))
 
 
 def test_towers_of_a_pair_share_a_machine() -> None:
@@ -374,8 +375,8 @@ def test_towers_of_a_pair_share_a_machine() -> None:
 def test_a_machine_that_was_refused_is_not_missed() -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("answer/1", "node 1: --rate is 0.1, on node 0 0.01")
-    own = End(code=1, line="error: rank 0 is out of memory", weight=2)
-    assert Meeting(nodes("127.0.0.1:1"), store, "127.0.0.1").settle(own) == own
+    own = ExitStatus(code=1, message="error: rank 0 is out of memory", weight=2)
+    assert Rendezvous(nodes("127.0.0.1:1"), store, "127.0.0.1").settle(own) == own
 
 
 @pytest.mark.parametrize(

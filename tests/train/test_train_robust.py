@@ -25,14 +25,15 @@ from small import ROOT, command, of_kind
 from torch.distributed.launcher.api import LaunchConfig
 
 from gratis.events import EventWriter
+from gratis.signals import PR_SET_PDEATHSIG, end_with_parent
 from gratis.train import checkpoint
 from gratis.train.checkpoint import State
-from gratis.train.launcher.agent import ECHO_S
+from gratis.train.launcher.exit_status import ECHO_S
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.optimiser import Optimiser
-from gratis.train.rank import PR_SET_PDEATHSIG, end_with_parent
+from gratis.train.rank import signal_of_lost_agent
 from gratis.train.recipes import SAMPLE
-from gratis.train.saving import Saver
+from gratis.train.training_state import Saver
 
 LAST = "checkpoints/step-00000020/network.safetensors"  # of two epochs
 
@@ -339,7 +340,7 @@ def test_an_orphan_is_asked_to_save_unless_the_others_go_on(
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(begun))
     kernel, asked = ctypes.CDLL(None), ctypes.c_int()
     try:
-        end_with_parent(os.getppid())
+        end_with_parent(os.getppid(), signal_of_lost_agent())
         kernel.prctl(2, ctypes.byref(asked))  # PR_GET_PDEATHSIG
     finally:
         kernel.prctl(PR_SET_PDEATHSIG, 0)

@@ -12,28 +12,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from small import ROOT, command, of_kind
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerState
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from gratis.cli import run as gratis_command
 from gratis.errors import PREEMPTED, GratisError, guard
-from gratis.events import EventWriter
 from gratis.history import records
 from gratis.locks import RESERVED, lock, reserve
-from gratis.signals import STOPS
-from gratis.train.launcher.agent import ECHO_S, SHUTDOWN_S, _agent, _first, after_signal
-from gratis.train.launcher.launch import Launch, changes, choose_run
+from gratis.signals import handlers_restored
+from gratis.train.launcher.launch import changes, choose_run
 from gratis.train.options import parse
 from gratis.train.recipes import RECIPES, SAMPLE
+from gratis.train.settings import Launch
 
 
 def train(runs: Path, shards: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -62,9 +54,8 @@ def answered(
 
     for name, value in {"GLOO_SOCKET_IFNAME": "lo"}.items():
         monkeypatch.setenv(name, value)  # main sets them for its children
-    before = signal.getsignal(signal.SIGTERM)
-    yield ask
-    signal.signal(signal.SIGTERM, before)
+    with handlers_restored():
+        yield ask
 
 
 def one_line(process: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -281,6 +272,7 @@ def test_a_checkpoint_of_another_network_or_batch_is_refused(
         (("--crop", "200"), ("200", "128")),
         (("--shards", "/nonexistent"), ("/nonexistent", "manifest.json")),
         (("--run", "a/b"), ("a/b",)),
+        (("--run", "a b"), ("'a b'", "plain name")),
         (("--run", "a" * 300), ("aaa", "128")),
         (("--classes", "5"), ("--classes 5", "10")),
         (("--exchange", "fc8"), ("fc8",)),
@@ -363,160 +355,6 @@ def test_other_settings_begin_another_run_unless_it_is_named(tmp_path: Path) -> 
     assert changes(tmp_path / "none", recipe, 7) == {}
 
 
-def launched(tmp_path: Path) -> Launch:
-    """A second attempt, in a folder that is there."""
-    (tmp_path / "r").mkdir()
-    return Launch(
-        runs=str(tmp_path),
-        run="r",
-        shards="s",
-        recipe_name="paper",
-        recipe=RECIPES["paper"],
-        seed=0,
-        attempt=2,
-        tower_ranks=2,
-        share_device=False,
-    )
-
-
-@pytest.mark.parametrize(
-    ("outcome", "code", "words"),
-    [
-        ("finished", 0, ""),
-        ("diverged", 1, "error: why"),
-        ("failed", 1, "error: why"),
-        ("preempted", 75, "preempted: saved at step 8; give the same command to go on"),
-        (None, 75, "preempted: saved at step 8; give the same command to go on"),
-        ("interrupted", 130, "interrupted: saved at step 8; give the same command to go on"),
-    ],
-)
-def test_a_signal_answers_by_what_the_ranks_did(
-    tmp_path: Path, outcome: str | None, code: int, words: str
-) -> None:
-    """One may come when there is no more to stop; an earlier attempt's end says nothing of this
-    one's."""
-    launch = launched(tmp_path)
-    before, now = (
-        EventWriter(launch.folder / "rank-0.jsonl", attempt=attempt, rank=0) for attempt in (1, 2)
-    )
-    before.write("checkpoint", {"path": "p", "bytes": 1, "wall_s": 0.1}, step=8)
-    before.write("end", {"outcome": "diverged", "error": "earlier"})
-    if outcome:
-        now.write("end", {"outcome": outcome, "error": "why" if code == 1 else None})
-    end = after_signal(launch, signal.SIGTERM)
-    assert (end.code, end.line) == (code, words)
-
-
-def test_the_first_failure_is_the_one_that_is_told(tmp_path: Path) -> None:
-    """A rank that hung in a collective is killed by the agent in the end: not that, but why it hung
-    is the error."""
-    launch = launched(tmp_path)
-
-    def failed(rank: int, code: int, *, after: int, words: str = "") -> ProcessFailure:
-        file = tmp_path / f"{rank}.json"
-        told = json.dumps({"message": words, "timestamp": 1_000 + after, "t": 1_000.5 + after})
-        file.write_text(told) if words else file.unlink(missing_ok=True)
-        failure = ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file=str(file))
-        failure.timestamp = 1_000 + after
-        return failure
-
-    for code, words in ((2, "error: --batch 9 does not fit"), (1, "Traceback")):
-        hung = {0: failed(0, -9, after=ECHO_S), 1: failed(1, code, after=0, words=words)}
-        assert (_first(launch, hung).code, _first(launch, hung).line) == (code, words)
-    killed = {0: failed(0, 1, after=0, words="connection reset"), 1: failed(1, -9, after=0)}
-    assert "rank 1 was killed by SIGKILL" in _first(launch, killed).line
-
-
-def failing(exitcode: int) -> RunResult:
-    failure = ProcessFailure(local_rank=1, pid=1, exitcode=exitcode, error_file="none")
-    return RunResult(state=WorkerState.FAILED, failures={1: failure})
-
-
-@pytest.mark.parametrize(
-    ("exitcode", "outcome", "waiting", "left"),
-    [
-        (-9, None, 0, 2),  # a loss: torchrun takes one of them when it begins again
-        (1, "failed", 0, 2),
-        (75, "preempted", 0, 0),
-        (130, "interrupted", 0, 0),
-        (75, "preempted", 1, 3),  # for another machine: one more, which beginning again takes
-        (2, None, 0, 0),
-        (1, "diverged", 0, 0),
-    ],
-)
-def test_which_ends_begin_again(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    exitcode: int,
-    outcome: str | None,
-    waiting: int,
-    left: int,
-) -> None:
-    """With two restarts left. When node 0's store is gone, nobody waits."""
-
-    def gone() -> int:
-        raise RendezvousConnectionError
-
-    launch = launched(tmp_path)
-    if outcome:
-        EventWriter(launch.folder / "rank-0.jsonl", attempt=2, rank=0).write(
-            "end", {"outcome": outcome}
-        )
-    monkeypatch.setattr(LocalElasticAgent, "_monitor_workers", lambda *_: failing(exitcode))
-    kind = _agent(launch)
-    for asked, expected in ((lambda: waiting, left), (gone, 0 if left == 3 else left)):
-        agent = kind.__new__(kind)
-        agent._remaining_restarts = 2
-        spec = SimpleNamespace(rdzv_handler=SimpleNamespace(num_nodes_waiting=asked))
-        assert agent._monitor_workers(SimpleNamespace(spec=spec)).failures[1].exitcode == exitcode  # type: ignore[arg-type]
-        assert agent._remaining_restarts == expected
-
-
-def closing(ranks: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """How our agent ends ranks that it has started."""
-    monkeypatch.setattr(LocalElasticAgent, "_start_workers", lambda *_: {})
-    kind = _agent(launched(tmp_path))
-    agent: Any = kind.__new__(kind)
-    agent._pcontext = ranks
-    agent._start_workers(None)
-    return ranks.close
-
-
-def test_ranks_have_a_minute_to_save_and_seconds_when_another_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever time the agent names: torch 2.8 names none after a signal."""
-    asked: list[tuple[Any, int]] = []
-    ranks = SimpleNamespace(close=lambda death_sig, timeout: asked.append((death_sig, timeout)))
-    close = closing(ranks, tmp_path, monkeypatch)
-    close()
-    close(signal.SIGTERM)
-    close(signal.SIGTERM, 30)
-    assert asked == [(None, ECHO_S), (signal.SIGTERM, SHUTDOWN_S), (signal.SIGTERM, SHUTDOWN_S)]
-
-
-def test_signals_are_heard_while_ranks_end_unless_one_is_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ranks end for a restart too, and a signal that comes then is the first."""
-    heard: list[bool] = []
-    ranks = SimpleNamespace(
-        close=lambda *_: heard.append(signal.getsignal(signal.SIGTERM) != signal.SIG_IGN)
-    )
-    close = closing(ranks, tmp_path, monkeypatch)
-    before = {number: signal.getsignal(number) for number in STOPS}
-    close(signal.SIGTERM)
-    try:
-        raise SignalException("", signal.SIGTERM)
-    except SignalException:
-        close(signal.SIGTERM)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert heard == [True, False]
-
-
 def test_the_status_server_starts_after_the_dataset_was_checked(tmp_path: Path) -> None:
     arguments = ["--runs", str(tmp_path / "runs"), "--shards", str(tmp_path / "nope")]
     command = [sys.executable, "-m", "gratis", "train", *arguments]
@@ -550,6 +388,36 @@ def test_a_launch_survives_its_journey_as_json() -> None:
     )
     assert Launch.from_json(launch.to_json()) == launch
     assert dataclasses.asdict(launch)["recipe"]["drops"] == RECIPES["released"].drops
+
+
+OLD_CONFIG = Path(__file__).with_name("old_config.json")
+
+
+def test_a_run_of_the_first_edition_goes_on(tmp_path: Path) -> None:
+    """`config` of a `start` record is a Launch: the same keys and values as before settings were a
+    class of their own."""
+    text = OLD_CONFIG.read_text()
+    config = json.loads(text)
+    launch = Launch.from_json(text)
+    assert json.loads(launch.to_json()) == config
+    (tmp_path / launch.run).mkdir()
+    start = json.dumps({"kind": "start", "t": 0, "attempt": 1, "config": config})
+    (tmp_path / launch.run / "rank-0.jsonl").write_text(start + "\n")
+    assert changes(tmp_path / launch.run, launch.recipe, launch.seed) == {}
+    fields = ("seed", "tower_ranks", "wire", "decoded_gb", "save_every", "save_probabilities")
+    assert [getattr(launch, name) for name in fields] == [7, 1, "bfloat16", 1.5, 0.5, True]
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_wrong_run_is_refused_before_anything_is_drawn(
+    tmp_path: Path, answered: Answered, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, words = ("mine", "in use by") if taken else ("a b", "plain name")
+    with lock(tmp_path / "runs" / "mine"):
+        arguments = [sys.executable, "-m", "gratis", "train", "--port", "0", "--run", name]
+        one_line(answered(arguments), name, words)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import torch
 
 from gratis.errors import GratisError
 from gratis.train.analysis.summary import backward_macs, exchanges
-from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.network.layers import plan
 from gratis.train.optimiser import Optimiser
 from gratis.train.rank import training_config
@@ -79,7 +80,7 @@ def test_a_variant_is_what_its_plan_says(name: str) -> None:
         setattr(network, kind, watched)
     generator = torch.Generator().manual_seed(0)
     images = torch.empty(4, 3, recipe.crop, recipe.crop).normal_(0, 60, generator=generator)
-    logits = network(images, Draw(seed=0, step=0, rows=range(4)))
+    logits = network(images, DropoutKey(seed=0, step=0, rows=range(4)))
     for layer, own in layers.items():
         spatial = (own.side, own.side) if layer.startswith("conv") else ()
         assert tuple(seen[layer]) == (4, own.outputs, *spatial), layer
@@ -165,7 +166,7 @@ def behaviour(recipe: Recipe) -> dict[str, Any]:
     images = (
         torch.randn(2, 3, recipe.crop, recipe.crop, generator=torch.Generator().manual_seed(0)) * 70
     )
-    tested, trained = network(images), network(images, Draw(seed=0, step=0, rows=rows))
+    tested, trained = network(images), network(images, DropoutKey(seed=0, step=0, rows=rows))
     trained.logsumexp(1).sum().backward()
     path = [rates(recipe, epoch, 1, [0.9] * epoch) for epoch in (0, 30, 60, 85)]
     optimiser = Optimiser(network, recipe)
@@ -177,7 +178,7 @@ def behaviour(recipe: Recipe) -> dict[str, Any]:
         "trained": [trained],
         "rates": path,
         "updated": list(network.parameters()),
-        "data": training_config(recipe, 0),
+        "data": training_config(recipe),
     }
 
 

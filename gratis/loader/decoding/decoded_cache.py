@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gratis.choices import DecodedPlace
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
-from gratis.loader.config import DecodedPlace, LoaderConfig
+from gratis.loader.config import LoaderConfig
 from gratis.loader.plan import Ids
 from gratis.memory import available_bytes
 

@@ -18,12 +18,13 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from gratis.choices import MeanForm, NoiseForm, Positions
 from gratis.command_line import parse
 from gratis.dataset import Stats
 from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.image import Reject, decode_or_reject
-from gratis.loader.config import LoaderConfig, MeanForm, NoiseForm, Positions
+from gratis.loader.config import LoaderConfig
 from gratis.loader.inspect.pictures import crop_side, require_folder
 from gratis.loader.loader import Loader
 from gratis.loader.views.colour_noise import colour_matrix

@@ -19,7 +19,6 @@ import contextlib
 import multiprocessing as mp
 import os
 import resource
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +27,7 @@ from typing import Any, NamedTuple, Protocol
 
 from gratis.addresses import describe
 from gratis.errors import GratisError
+from gratis.signals import leave_to_parent
 
 IMAGE_SECONDS = 60.0
 MEMORY = 8 << 30  # address space of a worker: an image of the largest permitted size needs 1 GB
@@ -202,13 +202,6 @@ class Worker:
         self._process.kill()
         self._process.join()
         self._pipe.close()
-
-
-def leave_to_parent() -> None:
-    """In a child process. Ctrl-C reaches the whole process group: the parent decides what it means,
-    and ends its children."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _limit_memory() -> None:

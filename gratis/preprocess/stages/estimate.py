@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from gratis.errors import GratisError
 from gratis.image import Reject
-from gratis.preprocess.execution.workers import NO_MAIN_GUARD, leave_to_parent
+from gratis.preprocess.execution.workers import NO_MAIN_GUARD
 from gratis.preprocess.sources.reader import ImageReader
 from gratis.preprocess.stages.shard import ShardTask, sample_size
+from gratis.signals import leave_to_parent
 
 TRIED = 48  # images: 0.15 s, and a mean size within some 5 %
 PATIENCE_S = 60.0

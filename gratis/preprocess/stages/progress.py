@@ -21,7 +21,9 @@ class Progress:
     """Context of one run of the map. done, rejects: what earlier attempts have finished."""
 
     def __init__(self, run_dir: Path | None, *, total: int, done: int, rejects: int) -> None:
-        self._bar = tqdm(total=total, initial=done, desc="shards", unit="img", delay=2.0)
+        self._bar = tqdm(
+            total=total, initial=done, desc="shards", unit="img", delay=2.0, disable=None
+        )
         self._events: EventWriter | None = None
         if run_dir:
             path = run_dir / EVENTS

@@ -18,7 +18,6 @@ import io
 import json
 import logging
 import math
-import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from gratis.atomic import atomic_output
 from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.extras import importable, require
-from gratis.processes import leave
+from gratis.signals import terminate_exits
 from gratis.train.analysis.run_options import RunOptions
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def main(arguments: list[str]) -> None:
         require("onnx", "--format onnx")
     from gratis.train.analysis.trained_network import load
 
-    signal.signal(signal.SIGTERM, leave)  # by way of what removes a half-written file
+    terminate_exits()  # by way of what removes a half-written file
     trained = load(options)
     print(f"run {trained.folder}, step {trained.state.step}: {DOING[form]}", flush=True)
     # all write bytes, so that a full disk is an OSError: the libraries' own writers raise others

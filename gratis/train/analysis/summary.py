@@ -11,7 +11,7 @@ from itertools import pairwise
 from rich.console import Console
 from rich.table import Table
 
-from gratis.train.network.layers import Plan, plan
+from gratis.train.network.layers import LayerSpec, plan
 from gratis.train.options import Fields, read
 from gratis.train.recipes import RELEASED, Layer, Recipe, RecipeName
 
@@ -58,7 +58,7 @@ def exchanges(recipe: Recipe, classes: int) -> list[Exchange]:
     return rows
 
 
-def backward_macs(layers: dict[Layer, Plan]) -> int:
+def backward_macs(layers: dict[Layer, LayerSpec]) -> int:
     """Per image: every layer's two products but conv1's gradient of the image, which nobody
     needs."""
     return sum(own.macs * (1 if layer == "conv1" else 2) for layer, own in layers.items())
@@ -101,7 +101,7 @@ def show(recipe: Recipe, classes: int) -> None:
         print(f"of 2012's rows: both ways {sizes}")
 
 
-def _layers_table(layers: dict[Layer, Plan], recipe: Recipe) -> Table:
+def _layers_table(layers: dict[Layer, LayerSpec], recipe: Recipe) -> Table:
     table = Table(title=f"crop {recipe.crop}, towers {recipe.towers}")
     headings = ("layer", "weight", "output", "passes on", "parameters", "multiplications", "reads")
     for heading in headings:

@@ -31,11 +31,11 @@ from gratis.train import checkpoint
 from gratis.train.analysis.run_options import RunOptions
 from gratis.train.checkpoint import State
 from gratis.train.evaluate import VIEWS, evaluation_config
-from gratis.train.launcher.launch import Launch
 from gratis.train.mesh.mesh import full_float32
 from gratis.train.metrics import average_views
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.recipes import Layer, Recipe
+from gratis.train.settings import Launch
 
 Pixels = NDArray[np.uint8]  # [S,S,3], as the dataset stores images
 

@@ -1,13 +1,11 @@
-"""What the parent process tells its ranks, and where a run lives."""
+"""Which run a command starts or resumes: its name, its folder, and what its records hold."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -15,78 +13,16 @@ from gratis.dataset import Manifest
 from gratis.errors import GratisError
 from gratis.history import attempts, outcome, records
 from gratis.locks import STARTER, in_use, reserve
-from gratis.train.choices import BadSamples, Choice, Keep, Wire
 from gratis.train.network import layers
+from gratis.train.options import Options
 from gratis.train.recipes import Recipe
-
-if TYPE_CHECKING:
-    from gratis.train.options import Options
+from gratis.train.settings import Launch
 
 OVER = ("finished", "diverged")  # outcomes after which a run's name is not taken up again by itself
 
 
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """One attempt at a run, the same for every rank. Ranks that begin again count attempts on from
-    it."""
-
-    runs: str
-    run: str
-    shards: str
-    recipe_name: str
-    recipe: Recipe
-    seed: int
-    attempt: int
-    tower_ranks: int
-    share_device: bool
-    wire: Wire = "float32"
-    compile: Choice = "auto"
-    bad_samples: BadSamples = "raise"
-    decoded: Keep = "auto"
-    decoded_gb: float | None = None
-    save_every: float = 60.0
-    save_probabilities: bool = False
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.runs, self.run)
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Launch:
-        raw: dict[str, Any] = json.loads(text)
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in raw["recipe"].items()
-        }
-        return cls(**(raw | {"recipe": Recipe(**fields)}))
-
-
-def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
-    """How many processes to start on a machine of `present` GPUs. None: the largest even number of
-    them, else 1.
-
-    GratisError where the mesh cannot be built, with the way out.
-    """
-    if gpus is None:
-        return present - present % 2 if present >= 2 else 1
-    if gpus < 1:
-        raise GratisError(f"--gpus {gpus} must be at least 1")
-    if gpus > 1 and gpus % 2:
-        raise GratisError(f"--gpus {gpus}: towers come in pairs; take {gpus - 1} or {gpus + 1}")
-    if 0 < present < gpus and not share_device:
-        raise GratisError(
-            f"--gpus {gpus}, but this machine has {present}; take --gpus "
-            f"{max(1, present - present % 2)}, "
-            "or --share-device to put several processes on one"
-        )
-    return gpus
-
-
 def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
-    """Names the run and says so."""
+    """Names the run, prints its folder, and reserves it for this process."""
     check_size(options.fields, len(manifest.classes))
     recipe = options.fields
     for _ in range(100):  # until no other command was quicker
@@ -111,23 +47,15 @@ def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
             f"is one step of all"
         )
     # a network of one tower is never spread, so its processes are all data parallel
+    spread = min(options.settings.tower_ranks, recipe.towers)
     return Launch(
+        **vars(options.settings) | {"tower_ranks": spread},
         runs=str(options.runs),
         run=name,
         shards=str(shards),
         recipe_name=options.recipe,
-        recipe=options.fields,
-        seed=options.seed,
+        recipe=recipe,
         attempt=attempts(folder) + 1,
-        share_device=options.share_device,
-        tower_ranks=min(options.tower_ranks, options.fields.towers),
-        wire=options.wire,
-        compile=options.compile,
-        bad_samples=options.bad_samples,
-        decoded=options.decoded,
-        decoded_gb=options.decoded_gb,
-        save_every=options.save_every,
-        save_probabilities=options.save_probabilities,
     )
 
 
@@ -150,16 +78,8 @@ def named(options: Options) -> tuple[str, bool]:
     who comes when."""
     name = options.run or ""
     folder = options.runs / name
-    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,127}", name):
-        raise GratisError(
-            f"--run {name!r} must be a plain name of at most 128 letters, digits, '.', '_', '+' "
-            f"and '-'"
-        )
-    if user := in_use(folder):
-        raise GratisError(f"run {folder} is in use by {user}; choose another --run, or end it")
-    if outcome(folder) == "finished":
-        raise GratisError(f"run {folder} is finished; choose another --run")
-    changed = changes(folder, options.fields, options.seed)
+    check_available(folder)
+    changed = changes(folder, options.fields, options.settings.seed)
     if fixed := [changed[field] for field in ("seed", "batch") if field in changed]:
         raise GratisError(
             f"run {folder} cannot go on so: {', '.join(fixed)}; give what it was, or choose "
@@ -172,16 +92,24 @@ def named(options: Options) -> tuple[str, bool]:
     return name, attempts(folder) > 0
 
 
+def check_available(folder: Path) -> None:
+    """GratisError for a run that another process has, or that is finished."""
+    if user := in_use(folder):
+        raise GratisError(f"run {folder} is in use by {user}; choose another --run, or end it")
+    if outcome(folder) == "finished":
+        raise GratisError(f"run {folder} is finished; choose another --run")
+
+
 def unnamed(options: Options, manifest: Manifest) -> tuple[str, bool]:
     """The newest run of this recipe and dataset if it is unfinished and of these settings, else a
     new one."""
     stem = f"{options.recipe}-{manifest.hash[:8]}"
     name, resumes = choose_run(options.runs, stem)
     folder = options.runs / name
-    if resumes and (changed := changes(folder, options.fields, options.seed)):
-        told = ", ".join(changed.values())
+    if resumes and (changed := changes(folder, options.fields, options.settings.seed)):
+        differences = ", ".join(changed.values())
         print(
-            f"run {folder} is unfinished, but {told}: another begins (--run {name} goes on "
+            f"run {folder} is unfinished, but {differences}: another begins (--run {name} goes on "
             f"with it)",
             flush=True,
         )

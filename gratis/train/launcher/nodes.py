@@ -1,4 +1,4 @@
-"""Which machines train together, as a user says it."""
+"""Which machines train together: the options, and the addresses that they mean."""
 
 from __future__ import annotations
 
@@ -86,11 +86,10 @@ ALONE = Nodes()
 
 def differing(own: dict[str, object], theirs: dict[str, object]) -> str:
     names = [name for name in own | theirs if own.get(name) != theirs.get(name)]
-    told = [
+    return ", ".join(
         f"{name.replace('_', '-')} is {own.get(name)}, on node 0 {theirs.get(name)}"
         for name in names
-    ]
-    return ", ".join(told)
+    )
 
 
 def check_shared(file: Path, token: str) -> None:

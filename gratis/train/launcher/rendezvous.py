@@ -4,7 +4,7 @@ they ended.
 Every machine is given `make train NNODES=2 NODE_RANK=i RDZV=host:port GPUS=8`, alike but for
 NODE_RANK. Node 0 keeps a store at host:port, which torchrun's c10d rendezvous then shares. It plans
 the run and publishes the plan; the others take it from there and say what differs on theirs, so
-that a mistake is told before any rank starts, on all of them. One machine alone does the same with
+that a mistake stops every machine before any rank starts. One machine alone does the same with
 nobody to ask, over its loopback, which nobody else reaches. The store asks for no password: the
 network of several is trusted."""
 
@@ -16,39 +16,24 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from datetime import timedelta
 from threading import Thread
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gratis.errors import INTERRUPTED, PREEMPTED, GratisError
+from gratis.train.launcher.exit_status import ExitStatus
 from gratis.train.launcher.nodes import POLL_S, Nodes, bindable, interface, listening, reached
 
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
 LAST_CALL_S = 10  # an elastic run, with machines enough, waits so long for more
-SETTLE_S = 10.0  # for the others' word on a failure: theirs may have been the first
+SETTLE_S = 10.0  # for the others' report of a failure: theirs may have been the first
 STORE_S = 60.0  # an answer of the store; a node 0 that is gone is noticed at once
 
 
-@dataclass(frozen=True, kw_only=True)
-class End:
-    """How the ranks of one machine ended: the parent's exit code, and its last line if there is
-    one."""
-
-    code: int
-    line: str = ""
-    weight: int = 0  # 0: killed; 1: a user's mistake; 2: what may be the others' echo of those
-    t: float = math.inf  # Unix seconds of the failure
-
-    @property
-    def order(self) -> tuple[int, float]:
-        """The least of several is what the others failed of."""
-        return self.weight, self.t
-
-
-class Meeting:
-    """A machine's seat at the store that node 0 keeps."""
+class Rendezvous:
+    """One machine's connection to the store that node 0 keeps."""
 
     def __init__(self, nodes: Nodes, store: TCPStore, host: str) -> None:
         self.nodes, self._store = nodes, store
@@ -59,31 +44,31 @@ class Meeting:
         self._store.set("plan", plan)
 
     def plan(self) -> str:
-        """Others: what node 0 published; GratisError with its word if it could not."""
+        """Others: what node 0 published; GratisError with its message if it could not."""
         nodes = self.nodes
         try:
-            found = self._wait(("plan", "go"), nodes.join_timeout)
+            answer = self._wait(("plan", "go"), nodes.join_timeout)
         except RuntimeError:
             raise gone(nodes) from None
-        if found is None:
+        if answer is None:
             raise GratisError(
                 f"node 0 at {nodes.rdzv} had no plan within {nodes.join_timeout:g} s; see what it "
                 f"waits for"
             )
-        key, said = found
-        if key == "go" and said:
-            raise GratisError(said)
-        return said
+        key, text = answer
+        if key == "go" and text:
+            raise GratisError(text)
+        return text
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """A user's mistake that is found inside is told to all machines that have come."""
+    def errors_shared(self) -> Iterator[None]:
+        """A GratisError raised inside ends all machines that have come, each with its message."""
         node = self.nodes.rank
         try:
             yield
         except GratisError as error:
             if node == 0:
-                self._adjourn(str(error))
+                self._refuse(str(error))
             self._store.set(f"answer/{node}", f"node {node}: {error}")
             raise GratisError(f"node {node}: {error}") from None
 
@@ -91,22 +76,22 @@ class Meeting:
         """Returns when all machines are ready; GratisError, the same on each, if one is not, or
         does not come."""
         if self.nodes.rank == 0:
-            self._convene()
+            self._await_others()
             return
         nodes = self.nodes
         try:
             self._store.set(f"answer/{nodes.rank}", "")
-            found = self._wait(("go",), nodes.join_timeout + 2 * LAST_CALL_S)
+            answer = self._wait(("go",), nodes.join_timeout + 2 * LAST_CALL_S)
         except RuntimeError:
             raise gone(nodes) from None
-        if found is None:
+        if answer is None:
             raise GratisError(
                 f"node 0 at {nodes.rdzv} did not begin within {nodes.join_timeout:g} s"
             )
-        if found[1]:
-            raise GratisError(found[1])
+        if answer[1]:
+            raise GratisError(answer[1])
 
-    def _convene(self) -> None:
+    def _await_others(self) -> None:
         """Node 0: until all have come, or enough of them and a last call is over."""
         nodes, began, enough = self.nodes, time.monotonic(), math.inf
         if nodes.most > 1:
@@ -121,48 +106,50 @@ class Meeting:
                     break
             elif now - began > nodes.join_timeout:
                 missing = ", ".join(str(one) for one in range(1, nodes.most) if one not in come)
-                refused = (
-                    f"--nnodes {nodes.nnodes}, but node {missing} did not come to "
-                    f"{self.endpoint} within "
+                self._refuse(
+                    f"--nnodes {nodes.nnodes}, but node {missing} did not come to {self.endpoint} "
+                    f"within {nodes.join_timeout:g} s; start it, or lower --nnodes"
                 )
-                self._adjourn(f"{refused}{nodes.join_timeout:g} s; start it, or lower --nnodes")
             time.sleep(POLL_S)
         if refused := next(filter(None, come.values()), None):
-            self._adjourn(refused)
+            self._refuse(refused)
         self._store.set("go", "")
 
-    def settle(self, own: End) -> End:
-        """How the run ended for all: of several machines' failures the first, which the others only
-        echo."""
+    def settle(self, own: ExitStatus) -> ExitStatus:
+        """How the run ended for all: of several machines' failures the first, whose consequences
+        the others are."""
         if self.nodes.most == 1 or own.code in (0, PREEMPTED, INTERRUPTED):
             return own
         try:
-            return self._judge(own) if self.nodes.rank == 0 else self._hear(own)
+            return self._first_failure(own) if self.nodes.rank == 0 else self._report(own)
         except RuntimeError:  # the store is gone, and node 0 with it
             return lost("node 0", own)
 
-    def _judge(self, own: End) -> End:
+    def _first_failure(self, own: ExitStatus) -> ExitStatus:
+        """Node 0: of all machines'; published for the others."""
         self._store.set("end/0", json.dumps(asdict(own)))
         deadline = time.monotonic() + SETTLE_S
         ends = {0: own}
         for node in (come := [node for node, refused in self._answers().items() if not refused]):
-            if said := self._wait((f"end/{node}",), deadline - time.monotonic()):
-                ends[node] = End(**json.loads(said[1]))
+            if answer := self._wait((f"end/{node}",), deadline - time.monotonic()):
+                ends[node] = ExitStatus(**json.loads(answer[1]))
         first = min(ends.values(), key=lambda end: end.order)
         if missing := [f"node {node}" for node in come if node not in ends]:
             first = lost(", ".join(missing), first)
-        self._store.set("verdict", json.dumps(asdict(first)))
+        self._store.set("first", json.dumps(asdict(first)))
         for node in ends.keys() - {0}:  # the store ends with this process
-            self._wait((f"heard/{node}",), SETTLE_S / 2)
+            self._wait((f"read/{node}",), SETTLE_S / 2)
         return first
 
-    def _hear(self, own: End) -> End:
+    def _report(self, own: ExitStatus) -> ExitStatus:
+        """Others: to node 0, whose answer is returned."""
         self._store.set(f"end/{self.nodes.rank}", json.dumps(asdict(own)))
-        said = self._wait(("verdict",), 2 * SETTLE_S)
-        self._store.set(f"heard/{self.nodes.rank}", "")
-        return End(**json.loads(said[1])) if said else own
+        answer = self._wait(("first",), 2 * SETTLE_S)
+        self._store.set(f"read/{self.nodes.rank}", "")
+        return ExitStatus(**json.loads(answer[1])) if answer else own
 
     def _answers(self) -> dict[int, str]:
+        """By node that has come: empty, or why it cannot begin."""
         keys = {node: f"answer/{node}" for node in range(1, self.nodes.most)}
         return {
             node: self._store.get(key).decode()
@@ -170,7 +157,7 @@ class Meeting:
             if self._store.check([key])
         }
 
-    def _adjourn(self, why: str) -> NoReturn:
+    def _refuse(self, why: str) -> NoReturn:
         self._store.set("go", why)
         if self.nodes.most > 1:
             # the others look ten times a second, and the store ends with this process
@@ -198,31 +185,28 @@ def gone(nodes: Nodes) -> SystemExit:
     return SystemExit(f"error: node 0 at {nodes.rdzv} ended before it had begun; see there why")
 
 
-def lost(who: str, own: End) -> End:
-    """What to say of a failure when some machine is silent: one that has a cause of its own stays
+def lost(who: str, own: ExitStatus) -> ExitStatus:
+    """The status of a failure when some machine is silent: one that has a cause of its own stays
     what it is."""
     if own.weight < 2:
         return own
-    return End(code=1, line=f"error: {who} is gone without a word; give the same commands to go on")
+    message = f"error: {who} is gone without a word; give the same commands to go on"
+    return ExitStatus(code=1, message=message)
 
 
-def meet(nodes: Nodes) -> Meeting:
+def join(nodes: Nodes) -> Rendezvous:
     """Opens the store on node 0, finds it from the others; GratisError if that cannot be."""
     host = nodes.address[0]
     local = bindable(nodes) if nodes.rank == 0 else reached(nodes)
     # gloo would take the address that the host's name has: often a loopback one where others must
     # reach it, and another where nobody need
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface(local, host))
-    return Meeting(nodes, opened(nodes), host)
+    return Rendezvous(nodes, opened(nodes), host)
 
 
 def opened(nodes: Nodes) -> TCPStore:
     """In a thread, as torch would wait for ever for a server of another kind to answer."""
-    from datetime import timedelta
-
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    found: list[TCPStore | Exception] = []
+    result: list[TCPStore | Exception] = []
 
     def connect() -> None:
         host, port = nodes.address
@@ -237,15 +221,15 @@ def opened(nodes: Nodes) -> TCPStore:
                 timeout=timedelta(seconds=STORE_S),
                 master_listen_fd=socket,
             )
-            found.append(store)
+            result.append(store)
         except (RuntimeError, OSError) as error:
-            found.append(error)
+            result.append(error)
 
     thread = Thread(target=connect, daemon=True)
     thread.start()
     thread.join(min(nodes.join_timeout, STORE_S))
-    if not found or isinstance(found[0], Exception):
+    if not result or isinstance(result[0], Exception):
         raise GratisError(
             f"--rdzv {nodes.rdzv}: what answers there is no node 0 of this run; take another port"
         )
-    return found[0]
+    return result[0]

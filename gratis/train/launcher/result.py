@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gratis.history import read_attempt, records
 from gratis.rates import attempt_counters, throughput, wait_fraction
-from gratis.train.launcher.launch import Launch
+from gratis.train.settings import Launch
 
 LABELS = {
     "top1": "validation top-1, centre view",

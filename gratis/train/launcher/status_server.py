@@ -1,23 +1,22 @@
-"""The status server beside a run: a process of its own, which outlives the command where that is
-killed."""
+"""The status server beside a run: a process of its own, which ends with the command."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+import time
 from pathlib import Path
 
-import psutil
-
 from gratis.errors import GratisError
+from gratis.processes import command_of_child
+from gratis.signals import name_of
 
 FIRST_PORT, PORTS = 8000, 100
+END_S = 5.0  # within which the server of a command that was killed has left its port
 CHOSEN: list[socket.socket] = []  # held while this process lives
 
 
@@ -26,11 +25,8 @@ def start_server(runs: Path, chosen: int | None) -> subprocess.Popen[bytes] | No
     at all. GratisError if another process has it."""
     if chosen == 0:
         return None
-    _end_orphans(runs)
-    port = chosen or next(
-        (p for p in range(FIRST_PORT, FIRST_PORT + PORTS) if _free(p) and _choose(p)), None
-    )
-    if port is None or not _free(port) or (chosen and not _choose(port)):
+    port = chosen or next(filter(_reserve, range(FIRST_PORT, FIRST_PORT + PORTS)), None)
+    if port is None or (chosen and not _reserve(chosen, END_S)):
         raise GratisError(
             f"--port {port or FIRST_PORT} is taken; choose another, or 0 for no status server"
         )
@@ -42,58 +38,34 @@ def start_server(runs: Path, chosen: int | None) -> subprocess.Popen[bytes] | No
         raise GratisError(
             f"--runs {runs} cannot be made ({error.strerror}); choose another"
         ) from None
-    command = [sys.executable, "-m", "gratis", "status", "--runs", str(runs), "--port", str(port)]
-    command += ["--parent", str(os.getpid())]
+    arguments = ["status", "--runs", str(runs), "--port", str(port)]
     # a session of its own: ctrl-C in the terminal must not end it before the last events are served
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    server = subprocess.Popen(
+        command_of_child(arguments), stdout=subprocess.DEVNULL, start_new_session=True
+    )
     print(f"status: http://127.0.0.1:{port}", flush=True)
-    again = shlex.join(command[:-2])  # without this parent
-    threading.Thread(target=_tell_loss, args=(server, again), name="status", daemon=True).start()
+    again = shlex.join([sys.executable, "-m", "gratis", *arguments])
+    threading.Thread(target=_warn_of_loss, args=(server, again), name="status", daemon=True).start()
     return server
 
 
-def _tell_loss(server: subprocess.Popen[bytes], again: str) -> None:
-    """Says when the server is lost; one that was asked to end is not."""
+def _warn_of_loss(server: subprocess.Popen[bytes], again: str) -> None:
+    """A warning when the server ends, unless it was asked to."""
     code = server.wait()
     if code not in (0, -signal.SIGTERM):
-        how = (
-            f"was killed by {signal.Signals(-code).name}"
-            if code < 0
-            else f"ended with exit code {code}"
-        )
-        print(
-            f"warning: the status server {how}; training goes on: {again} shows it",
-            file=sys.stderr,
-            flush=True,
-        )
+        how = f"was killed by {name_of(-code)}" if code < 0 else f"ended with exit code {code}"
+        message = f"warning: the status server {how}; training goes on: {again} shows it"
+        print(message, file=sys.stderr, flush=True)
 
 
-def _end_orphans(runs: Path) -> None:
-    """Of a command that was killed the server stays for a while. This one shows the same runs,
-    perhaps at its port."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError, ValueError, LookupError):
-            elsewhere = (
-                os.stat(f"/proc/{process.pid}/ns/pid").st_ino != os.stat("/proc/self/ns/pid").st_ino
-            )
-            # a container's process numbers are others
-            if elsewhere or process.uids().real != os.getuid():
-                continue
-            words = process.cmdline()
-            if (
-                words[1:4] != ["-m", "gratis", "status"]
-                or "--parent" not in words
-                or "--runs" not in words
-            ):
-                continue
-            left = process.ppid() != int(words[words.index("--parent") + 1])
-            if (
-                left
-                and Path(process.cwd(), words[words.index("--runs") + 1]).resolve()
-                == runs.resolve()
-            ):
-                process.terminate()
-                process.wait(10)
+def _reserve(port: int, wait_s: float = 0.0) -> bool:
+    """Whether the port is this process's to serve at; waits so long for it to become free."""
+    deadline = time.monotonic() + wait_s
+    while not (_free(port) and _mark(port)):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _free(port: int) -> bool:
@@ -106,7 +78,7 @@ def _free(port: int) -> bool:
         return True
 
 
-def _choose(port: int) -> bool:
+def _mark(port: int) -> bool:
     """False if another command of this machine has chosen the port: its server may be about to
     listen there."""
     mark = socket.socket(socket.AF_UNIX)

@@ -53,6 +53,21 @@ def lacks_for_compiling() -> str | None:
     return None
 
 
+def check_compiler(present: int) -> None:
+    """GratisError where torch could not compile for this machine's `present` GPUs, or its CPU."""
+    if not present and not has_cpp_compiler():
+        raise GratisError(
+            "--compile on needs a C++ compiler on a CPU: apt install g++, or leave it off"
+        )
+    if present and (lack := lacks_for_compiling()):
+        raise GratisError(f"--compile on needs {lack}; or leave it off")
+
+
+def has_cpp_compiler() -> bool:
+    """As torch looks for one to compile for a CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
+
+
 class GpuMeter:
     """Reads one device. Tells nothing on a CPU, without the library (nvidia-ml-py), or where the
     driver refuses."""

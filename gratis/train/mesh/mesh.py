@@ -19,12 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gratis.train.choices import Wire
 from gratis.train.launcher.nodes import listening
 from gratis.train.mesh.device import CPU, device_of
+from gratis.train.settings import Wire
 
 
-class Meter:
+class TrafficMeter:
     """What this process's collectives cost.
 
     seconds is the host's time inside them, waiting for slower ranks included: of ranks that march
@@ -56,7 +56,7 @@ class Axis:
     size: int = 1
     index: int = 0
     group: dist.ProcessGroup | None = None
-    meter: Meter = field(default_factory=Meter)
+    meter: TrafficMeter = field(default_factory=TrafficMeter)
 
     def share(self, total: int) -> range:
         """This rank's chunk of `total` rows; the last one is short where the size does not divide
@@ -81,11 +81,11 @@ class Mesh:
     device: torch.device = CPU
     data: Axis = ALONE
     tower: Axis = ALONE
-    meter: Meter = field(default_factory=Meter)  # of both axes
+    meter: TrafficMeter = field(default_factory=TrafficMeter)  # of both axes
 
 
 def connect(towers: int, *, share_device: bool = False) -> Mesh:
-    """Joins the processes that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR and their kin) into
+    """Joins the processes that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR and the like) into
     a mesh.
 
     `towers` is the size of the tower axis where the world allows it; one process holds all of them.
@@ -107,7 +107,7 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     )
     axis_size = towers if world % towers == 0 else 1
     assert world == 1 or world % axis_size == 0, (world, towers)
-    meter = Meter()
+    meter = TrafficMeter()
     data, tower = _axes(rank, world, axis_size, meter)
     return Mesh(
         rank=rank,
@@ -134,7 +134,7 @@ def full_float32() -> None:
 
 
 def _store(rank: int, world: int) -> dist.TCPStore:  # type: ignore[name-defined]
-    """Where the ranks tell each other their addresses."""
+    """The store by which the ranks learn each other's addresses."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     socket = listening(host, port) if rank == 0 else None
     return dist.TCPStore(host, port, world, is_master=rank == 0, master_listen_fd=socket)  # type: ignore[attr-defined]
@@ -149,7 +149,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _axes(rank: int, world: int, towers: int, meter: Meter) -> tuple[Axis, Axis]:
+def _axes(rank: int, world: int, towers: int, meter: TrafficMeter) -> tuple[Axis, Axis]:
     """Of a DeviceMesh of groups that have the world's backend. Left to make its own, in versions
     between torch 2.8 and 2.11 it gives an axis of the whole world NCCL wherever there is a GPU,
     though ranks that share one have gloo."""

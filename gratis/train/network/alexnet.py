@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -19,25 +18,15 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from gratis.errors import GratisError
-from gratis.train.choices import Wire
 from gratis.train.mesh.mesh import ALONE, Axis, gather, gather_rows
-from gratis.train.network.dropout import keep_mask
+from gratis.train.network.dropout import DropoutKey, keep_mask
 from gratis.train.network.layers import plan, pooling
 from gratis.train.network.normalisation import cross_map_norm, within_map_norm
 from gratis.train.recipes import LAYERS, ONES, Layer, Recipe
+from gratis.train.settings import Wire
 
 INNER: tuple[Layer, ...] = ("conv3", "conv4", "conv5")
 SEEDS = 16  # between two runs' first layers; more than a network has layers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """What a training step's dropout masks are a function of. rows are positions in the global
-    batch."""
-
-    seed: int
-    step: int
-    rows: range
 
 
 def weight_shapes(recipe: Recipe, classes: int) -> dict[Layer, tuple[int, ...]]:
@@ -74,23 +63,23 @@ class AlexNet(nn.Module):
             weight, bias = _initial(recipe, layer, shape, (seed * SEEDS + number) % 2**63)
             self.add_module(layer, _Weights(tower.own(weight), tower.own(bias)))
 
-    def forward(self, images: Tensor, draw: Draw | None = None) -> Tensor:
+    def forward(self, images: Tensor, key: DropoutKey | None = None) -> Tensor:
         """[N,3,S,S], mean-subtracted, 0-255 scale -> logits [N, classes], complete on every rank of
         the tower axis.
 
-        With `draw`: training, dropout masks are drawn. Without: the network as it is tested.
+        With `key`: training, dropout masks are drawn. Without: the network as it is tested.
         """
         # compiled for training alone: the shapes of evaluation would each be compiled anew
-        convolve = self._convolve if draw is None else self.convolve
-        return self._classify(convolve(images), draw)
+        convolve = self._convolve if key is None else self.convolve
+        return self._classify(convolve(images), key)
 
     def compile_layers(self, otherwise: Callable[[str], None] | None = None) -> None:
         """Compiles the convolutions, where normalisation and pooling fuse. The dense layers are
         matrix products, and their masks depend on the step's number, for each of which the compiler
         would begin again.
 
-        otherwise: is told why, once, should the compiler give up on some of them, which then run as
-        they are. Without it what the compiler raises is the step's error."""
+        otherwise: is called with the reason, once, should the compiler give up on some of them,
+        which then run as they are. Without it what the compiler raises is the step's error."""
         # two seconds of start, where nothing is compiled
         from torch._functorch import config as functorch
 
@@ -119,14 +108,14 @@ class AlexNet(nn.Module):
         x = self._active(self._conv("conv6", x)) if "conv6" in self.plan else x
         return x.flatten(1)
 
-    def _classify(self, x: Tensor, draw: Draw | None) -> Tensor:
+    def _classify(self, x: Tensor, key: DropoutKey | None) -> Tensor:
         """Masks act on a tower's own units, before they are exchanged."""
         before = self.recipe.dropout_place == "before"
-        x = self._drop(x, 5, draw) if before else x
+        x = self._drop(x, 5, key) if before else x
         x = self._active(self._dense("fc6", x))
-        x = self._drop(x, 6, draw)
+        x = self._drop(x, 6, key)
         x = self._active(self._dense("fc7", x))
-        x = x if before else self._drop(x, 7, draw)
+        x = x if before else self._drop(x, 7, key)
         return self._gather_classes(self._dense("fc8", x))
 
     def _gather_classes(self, own: Tensor) -> Tensor:
@@ -185,21 +174,14 @@ class AlexNet(nn.Module):
     def _parts(self, layer: Layer) -> int:
         return self.groups if self.plan[layer].groups > 1 else 1
 
-    def _drop(self, x: Tensor, layer: int, draw: Draw | None) -> Tensor:
+    def _drop(self, x: Tensor, layer: int, key: DropoutKey | None) -> Tensor:
         form = self.recipe.dropout
         if form == "off":
             return x
-        if draw is None:
+        if key is None:
             return x * 0.5 if form == "original" else x
         units = self.tower.share(x.shape[1] * self.tower.size)
-        mask = keep_mask(
-            seed=draw.seed,
-            step=draw.step,
-            layer=layer,
-            rows=draw.rows,
-            units=units,
-            device=x.device,
-        )
+        mask = keep_mask(key, layer=layer, units=units, device=x.device)
         kept = x * mask
         return kept if form == "original" else kept * 2
 
@@ -222,12 +204,12 @@ class AlexNet(nn.Module):
 
 
 def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
-    """Hears the first reason alone: what one graph lacks, the next lacks too."""
-    told = list[str]()
+    """Passes on the first reason alone: what one graph lacks, the next lacks too."""
+    reasons = list[str]()
 
     def first(why: str) -> None:
-        if not told:
-            told.append(why)
+        if not reasons:
+            reasons.append(why)
             tell(why)
 
     return first

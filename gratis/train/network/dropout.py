@@ -7,6 +7,8 @@ on a CPU core)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,15 +17,22 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = 64  # units per hash
 
 
-def keep_mask(
-    *, seed: int, step: int, layer: int, rows: range, units: range, device: torch.device
-) -> Tensor:
-    """bool [rows, units]: which units survive, each with probability 1/2. rows are positions in the
-    global batch."""
-    key = _scalar(seed, step, layer)
+@dataclass(frozen=True, kw_only=True)
+class DropoutKey:
+    """What a training step's dropout masks are a function of. rows are positions in the global
+    batch."""
+
+    seed: int
+    step: int
+    rows: range
+
+
+def keep_mask(key: DropoutKey, *, layer: int, units: range, device: torch.device) -> Tensor:
+    """bool [rows, units]: which units survive, each with probability 1/2."""
+    scalar = _scalar(key.seed, key.step, layer)
     words = torch.arange(units.start // _WORD, -(-units.stop // _WORD), device=device)
-    positions = torch.arange(rows.start, rows.stop, device=device)
-    hashed = _mix((positions[:, None] << 32 | words) * _signed(_GOLDEN) + key)
+    positions = torch.arange(key.rows.start, key.rows.stop, device=device)
+    hashed = _mix((positions[:, None] << 32 | words) * _signed(_GOLDEN) + scalar)
     bits = hashed[:, :, None] >> torch.arange(_WORD, device=device) & 1
     start = units.start % _WORD
     return bits.flatten(1)[:, start : start + len(units)].bool()

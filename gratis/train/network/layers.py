@@ -18,7 +18,7 @@ Padding = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class LayerSpec:
     """One layer of the whole network, all towers together. For dense layers kernel, side and pooled
     are 1."""
 
@@ -74,16 +74,16 @@ def conv1_padding(recipe: Recipe) -> Padding:
 def exchanging(recipe: Recipe) -> set[Layer]:
     """Layers that read both towers. The successor of a removed layer takes its exchange over; fc8
     always has one."""
-    found = {*recipe.exchange, "fc8"}
-    if recipe.without in found and recipe.without != "conv5":
-        found.add("conv4" if recipe.without == "conv3" else "conv5")
-    return found
+    layers: set[Layer] = {*recipe.exchange, "fc8"}
+    if recipe.without in layers and recipe.without != "conv5":
+        layers.add("conv4" if recipe.without == "conv3" else "conv5")
+    return layers
 
 
-def plan(recipe: Recipe, classes: int) -> dict[Layer, Plan]:
+def plan(recipe: Recipe, classes: int) -> dict[Layer, LayerSpec]:
     """The layers in order. GratisError for a crop that one of them has nothing left of."""
     both = exchanging(recipe)
-    layers: dict[Layer, Plan] = {}
+    layers: dict[Layer, LayerSpec] = {}
     inputs, side = 3, recipe.crop
     for layer, full in zip(CONVS, recipe.channels, strict=True):
         if layer == recipe.without:
@@ -101,15 +101,15 @@ def plan(recipe: Recipe, classes: int) -> dict[Layer, Plan]:
     inputs *= side**2
     for dense in ("fc6", "fc7"):
         groups = 1 if dense in both else recipe.towers
-        layers[dense] = Plan(inputs=inputs, outputs=recipe.units(recipe.hidden), groups=groups)
+        layers[dense] = LayerSpec(inputs=inputs, outputs=recipe.units(recipe.hidden), groups=groups)
         inputs = recipe.units(recipe.hidden)
-    layers["fc8"] = Plan(inputs=inputs, outputs=classes, groups=1)
+    layers["fc8"] = LayerSpec(inputs=inputs, outputs=classes, groups=1)
     return layers
 
 
 def _conv(
     recipe: Recipe, layer: Layer, *, inputs: int, outputs: int, side: int, groups: int
-) -> Plan:
+) -> LayerSpec:
     kernel, stride, padding = _window(recipe, layer)
     out = (side + padding[0] + padding[1] - kernel) // stride + 1
     size, step = pooling(recipe)
@@ -119,7 +119,7 @@ def _conv(
         raise GratisError(
             f"--crop {recipe.crop} leaves nothing for {layer} to see; take a larger one"
         )
-    return Plan(
+    return LayerSpec(
         inputs=inputs,
         outputs=outputs,
         groups=groups,

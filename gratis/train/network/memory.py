@@ -1,12 +1,13 @@
-"""What a GPU that has run out of memory means, and how large a batch fits into one, for the one
-line that says so."""
+"""What a GPU that has run out of memory means, and how large a batch fits into one, for the
+message about it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gratis.train.network.alexnet import AlexNet, Draw
+from gratis.train.network.alexnet import AlexNet
+from gratis.train.network.dropout import DropoutKey
 from gratis.train.recipes import Recipe
 
 COPIES = 4  # of every parameter: itself, its gradient, its velocity, and narrow or scratch copies
@@ -37,7 +38,8 @@ def kept_bytes(recipe: Recipe, classes: int) -> tuple[float, int]:
 
     with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
         logits = network(
-            torch.zeros(rows, 3, recipe.crop, recipe.crop), Draw(seed=0, step=0, rows=range(rows))
+            torch.zeros(rows, 3, recipe.crop, recipe.crop),
+            DropoutKey(seed=0, step=0, rows=range(rows)),
         )
     del logits
     return sum(sizes.values()) / rows, sum(parameter.nbytes for parameter in network.parameters())

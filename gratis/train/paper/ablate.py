@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import signal
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,8 @@ from gratis.atomic import atomic_output
 from gratis.dataset import Manifest, read_manifest, require_split
 from gratis.errors import GratisError
 from gratis.history import outcome, records
-from gratis.processes import OVER, leave, said, timed
+from gratis.processes import OVER, said, timed
+from gratis.signals import terminate_exits
 from gratis.train.options import Fields, read
 from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.paper.switches import SWITCHES
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> None:
         return Ablate(recipe=name, whole=recipe)
 
     options = read(make, arguments, "released", "gratis ablate")
-    signal.signal(signal.SIGTERM, leave)
+    terminate_exits()
     print(ablate(options), flush=True)
 
 

@@ -8,7 +8,6 @@ goes on from its checkpoint, finished ablations stand."""
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from gratis.dataset import Manifest, read_manifest
 from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.history import records
-from gratis.processes import leave
+from gratis.signals import terminate_exits
 from gratis.train.paper.options import Paper
 from gratis.train.paper.parts import PARTS, PartContext, PartResult
 from gratis.train.recipes import RECIPES, RecipeName
@@ -27,7 +26,7 @@ from gratis.train.recipes import RECIPES, RecipeName
 def main(arguments: list[str]) -> None:
     options = parse(Paper, arguments, "gratis paper")
     require("figures", "gratis paper")
-    signal.signal(signal.SIGTERM, leave)
+    terminate_exits()
     print(paper(options), flush=True)
 
 

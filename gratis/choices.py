@@ -1,0 +1,12 @@
+"""Values that both a field of LoaderConfig and an option of training take."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+MeanForm = Literal["central", "offset"]
+NoiseForm = Literal["sqrt", "printed", "off"]
+Positions = Literal["all", "printed"]
+BadSamples = Literal["raise", "quarantine"]
+DecodedPlace = Literal["device", "host", "none"]  # where decoded images are kept
+DecodedOption = Literal["auto"] | DecodedPlace

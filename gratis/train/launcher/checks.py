@@ -1,0 +1,108 @@
+"""What is wrong with a run, before anything is started: its dataset, and how it is spread."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from gratis.dataset import Manifest, read_manifest, require_split
+from gratis.errors import GratisError
+from gratis.train.network.layers import plan
+from gratis.train.options import Options
+from gratis.train.recipes import RECIPES
+
+
+def manifest_of(shards: Path | str) -> Manifest:
+    """Of a folder, or of an address: its manifest and indices are fetched here, its shards by the
+    ranks."""
+    from gratis.loader import dataset_folder
+
+    manifest = read_manifest(dataset_folder(shards))
+    for split in manifest.splits:
+        dataset_folder(shards, split)
+    return manifest
+
+
+def check_dataset(shards: Path | str, manifest: Manifest, options: Options) -> None:
+    """GratisError for a dataset that the recipe does not fit, or that is not whole."""
+    require_split(shards, manifest, "train")
+    size, recipe = manifest.image_size, options.fields
+    if size != recipe.image_size:
+        fitting = " or ".join(name for name, other in RECIPES.items() if other.image_size == size)
+        way_out = f"take --recipe {fitting}" if fitting else f"set --image-size {size} and a --crop"
+        raise GratisError(
+            f"{shards} holds {size}-pixel images, recipe {options.recipe} wants "
+            f"{recipe.image_size}: {way_out}, or make shards with --size {recipe.image_size}"
+        )
+    classes = len(manifest.classes)
+    if recipe.classes is not None and recipe.classes < classes:
+        raise GratisError(
+            f"--classes {recipe.classes}: {shards} has {classes} classes; take at least those"
+        )
+    plan(recipe, recipe.classes or classes)
+    if "://" not in str(shards):  # those are checked when they come
+        check_files(Path(shards), manifest)
+    if "val" not in manifest.splits and recipe.schedule == "plateau":
+        raise GratisError(
+            f"--schedule plateau follows the validation error, and {shards} has no validation split"
+        )
+    if "val" not in manifest.splits:
+        print(
+            f"{shards} has no validation split: training only, nothing can be evaluated", flush=True
+        )
+
+
+def check_files(shards: Path, manifest: Manifest) -> None:
+    """GratisError for a shard that is missing or cut short: validation comes after an epoch, too
+    late to learn that it cannot be."""
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            path = shards / shard.name
+            if not path.is_file() or path.stat().st_size != shard.bytes:
+                raise GratisError(
+                    f"{path} is missing or not as long as published; verify the copy, or make the "
+                    f"shards again"
+                )
+
+
+def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
+    """How many processes to start on a machine of `present` GPUs. None: the largest even number of
+    them, else 1.
+
+    GratisError where the mesh cannot be built, with the way out.
+    """
+    even = max(1, present - present % 2)
+    if gpus is None:
+        return even
+    if gpus < 1:
+        raise GratisError(f"--gpus {gpus} must be at least 1")
+    if gpus > 1 and gpus % 2:
+        raise GratisError(f"--gpus {gpus}: towers come in pairs; take {gpus - 1} or {gpus + 1}")
+    if 0 < present < gpus and not share_device:
+        raise GratisError(
+            f"--gpus {gpus}, but this machine has {present}; take --gpus {even}, "
+            "or --share-device to put several processes on one"
+        )
+    return gpus
+
+
+def check_world(options: Options, local: int) -> None:
+    """`local` processes on each machine; GratisError where a mesh of them cannot be built."""
+    nodes, batch, towers = options.nodes, options.fields.batch, options.settings.tower_ranks
+    if nodes.most > 1 and local % min(towers, options.fields.towers):
+        raise GratisError(
+            f"--gpus {local} on each of --nnodes {nodes.nnodes}: the two towers of a network "
+            f"share a machine; take an even --gpus, or --tower-ranks 1"
+        )
+    worlds = range(local * nodes.least, local * nodes.most + 1, local)
+    for world in worlds:
+        if batch % world:
+            every = math.lcm(*worlds[:100])
+            raise GratisError(
+                f"--batch {batch} cannot be split over {world} processes; take a multiple of "
+                f"{every}"
+            )
+    if local > 1 and towers == 2 and options.fields.lrn_across_towers:
+        raise GratisError(
+            "this recipe normalises across the towers: take --gpus 1 or --tower-ranks 1"
+        )

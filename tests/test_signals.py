@@ -1,0 +1,73 @@
+"""Signal handlers: all in one file, and what they do where nobody else tests it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gratis.processes import command_of_child
+from gratis.signals import (
+    STOPS,
+    StopSignals,
+    handlers_restored,
+    interrupt_held_back,
+    terminate_exits,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_no_other_file_sets_a_handler() -> None:
+    setting = re.compile(r"signal\.(signal|pthread_sigmask|sigaction)\(")
+    setters = [path for path in (ROOT / "gratis").rglob("*.py") if setting.search(path.read_text())]
+    assert [path.name for path in setters] == ["signals.py"]
+
+
+def test_ctrl_c_that_is_held_back_is_not_lost() -> None:
+    went_on = []
+
+    def interrupted_inside() -> None:
+        with interrupt_held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            went_on.append(True)
+
+    with handlers_restored():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_inside()
+    assert went_on
+
+
+def test_the_first_terminate_exits_and_later_ones_are_ignored() -> None:
+    with handlers_restored():
+        terminate_exits()
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 75
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_rank_remembers_what_asked_it_to_stop(number: int) -> None:
+    with handlers_restored():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+        signals = StopSignals()
+        os.kill(os.getpid(), number)
+        assert (signals.terminated, signals.interrupted) == (
+            STOPS[number] == 75,
+            STOPS[number] == 130,
+        )
+
+
+def test_a_child_whose_parent_is_gone_does_not_begin() -> None:
+    command = command_of_child(["--version"])
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    command[3] = str(os.getppid())
+    assert command[0] == sys.executable
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 75

@@ -1,0 +1,248 @@
+"""The agent that starts ranks on a machine: which ends begin again, how long ranks have to end, and
+what their ends are told as. Its ranks are shells, its rendezvous is of one machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from torch.distributed import HashStore
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous import (
+    RendezvousConnectionError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousStoreInfo,
+)
+
+from gratis.events import EventWriter
+from gratis.signals import STOPS, handlers_restored
+from gratis.train.launcher import agent, exit_status
+from gratis.train.launcher.agent import RankAgent, run_agent
+from gratis.train.launcher.exit_status import ECHO_S, ExitStatus, after_signal, of_failures
+from gratis.train.recipes import RECIPES
+from gratis.train.settings import Launch
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    """A second attempt, in a folder that is there."""
+    (tmp_path / "r").mkdir()
+    return Launch(
+        runs=str(tmp_path),
+        run="r",
+        shards="s",
+        recipe_name="paper",
+        recipe=RECIPES["paper"],
+        attempt=2,
+    )
+
+
+class OneMachine(RendezvousHandler):
+    """waiting: how many other machines want to join."""
+
+    def __init__(self, waiting: Callable[[], int] = lambda: 0) -> None:
+        self._waiting = waiting
+
+    def get_backend(self) -> str:
+        return "one"
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("127.0.0.1", 1))
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        pass
+
+    def num_nodes_waiting(self) -> int:
+        return self._waiting()
+
+    def get_run_id(self) -> str:
+        return "r"
+
+    def shutdown(self) -> bool:
+        return True
+
+
+def run(
+    launch: Launch, script: str, rendezvous: RendezvousHandler, *, ranks: int = 1, restarts: int = 0
+) -> ExitStatus:
+    """How ranks end that are all this shell script."""
+    file = launch.folder / "script"
+    file.write_text(script)
+    spec = WorkerSpec(
+        role="rank",
+        local_world_size=ranks,
+        entrypoint="/bin/sh",
+        args=(str(file),),
+        rdzv_handler=rendezvous,
+        max_restarts=restarts,
+        monitor_interval=0.1,
+    )
+    errors = launch.folder / "errors"
+    errors.mkdir()
+    return run_agent(RankAgent(launch, spec, DefaultLogsSpecs(str(errors))), launch, "1")
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "others", "begun"),
+    [
+        ("kill -9 $$", None, "none", 3),  # a loss: two restarts
+        ("exit 1", "failed", "none", 3),
+        ("exit 75", "preempted", "none", 1),
+        ("exit 75", "preempted", "gone", 1),  # node 0's store is gone, so nobody waits
+        ("exit 130", "interrupted", "none", 1),
+        ("exit 75", "preempted", "join", 4),  # the first is for another machine: it is not counted
+        ("exit 2", None, "none", 1),
+        ("exit 1", "diverged", "none", 1),
+    ],
+)
+def test_which_ends_begin_again(
+    launch: Launch, code: str, outcome: str | None, others: str, begun: int
+) -> None:
+    """With two restarts left."""
+    if outcome:
+        writer = EventWriter(launch.folder / "rank-0.jsonl", attempt=2, rank=0)
+        writer.write("end", {"outcome": outcome, "error": "why"})
+    log = launch.folder / "begun"
+
+    def waiting() -> int:
+        if others == "gone":
+            raise RendezvousConnectionError
+        return int(others == "join" and len(pids := log.read_text().split()) == 1 and ended(pids))
+
+    # the next ones, after another machine has joined, are lost
+    script = f"echo $$ >> {log}; [ $(wc -l < {log}) = 1 ] && {code}; "
+    script += "kill -9 $$" if others == "join" else code
+    end = run(launch, script, OneMachine(waiting), restarts=2)
+    assert len(log.read_text().split()) == begun
+    assert end.code == {"exit 75": 75, "exit 130": 130, "exit 2": 2}.get(code, 1) or others
+
+
+def ended(pids: list[str]) -> bool:
+    """Whether the last of these processes has ended."""
+    try:
+        return psutil.Process(int(pids[-1])).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+DEAF = "trap '' TERM; touch {begun}; while :; do sleep 0.1; done"
+
+
+def test_who_outlives_a_failed_rank_is_ended_soon(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a collective of NCCL's, which hears of nothing."""
+    monkeypatch.setattr(exit_status, "ECHO_S", 1)
+    begun = launch.folder / "begun"
+    loop = DEAF.format(begun=begun)
+    fail = f"while [ ! -e {begun} ]; do sleep 0.1; done; exit 1"
+    began = time.monotonic()
+    end = run(launch, f'if [ "$RANK" = 0 ]; then {fail}; fi; {loop}', OneMachine(), ranks=2)
+    assert time.monotonic() - began < 20  # torch itself would give the other 30
+    assert (end.code, end.message) == (1, "error: rank 0 ended with exit code 1 and no word")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_signalled_ranks_have_their_time_to_save(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """A second signal cuts nothing short; who takes longer than the time is killed."""
+    monkeypatch.setattr(agent, "SHUTDOWN_S", 60 if ends else 1)
+    begun, saved = launch.folder / "begun", launch.folder / "saved"
+    saving = f"trap 'sleep 1; touch {saved}; exit 75' TERM; touch {begun}; "
+    script = saving + "while :; do sleep 0.1; done" if ends else DEAF.format(begun=begun)
+
+    def signal_twice() -> None:
+        while not begun.exists():
+            time.sleep(0.05)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=signal_twice)
+    thread.start()
+    began = time.monotonic()
+    with handlers_restored():  # afterwards further ones are ignored: the process is to end
+        end = run(launch, script, OneMachine())
+        thread.join()
+    assert time.monotonic() - began < 20
+    assert saved.exists() is ends
+    assert (end.code, end.message) == (
+        75,
+        "preempted: before the first checkpoint; give the same command to go on",
+    )
+
+
+def test_a_signal_while_ranks_end_for_a_restart_is_the_first(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not lost, though others are being ended at that moment."""
+    monkeypatch.setattr(exit_status, "ECHO_S", 3)
+    begun = launch.folder / "begun"
+    signals = f"while [ ! -e {begun} ]; do sleep 0.1; done; (sleep 1; kill $PPID) & exit 1"
+    script = f'if [ "$RANK" = 0 ]; then {signals}; fi; {DEAF.format(begun=begun)}'
+    monkeypatch.setattr(agent, "SHUTDOWN_S", 1)
+    script = script.replace("$PPID", str(os.getpid()))
+    with handlers_restored():
+        end = run(launch, script, OneMachine(), ranks=2, restarts=2)
+    assert end.code == STOPS[signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "words"),
+    [
+        ("finished", 0, ""),
+        ("diverged", 1, "error: why"),
+        ("failed", 1, "error: why"),
+        ("preempted", 75, "preempted: saved at step 8; give the same command to go on"),
+        (None, 75, "preempted: saved at step 8; give the same command to go on"),
+        ("interrupted", 130, "interrupted: saved at step 8; give the same command to go on"),
+    ],
+)
+def test_a_signal_answers_by_what_the_ranks_did(
+    launch: Launch, outcome: str | None, code: int, words: str
+) -> None:
+    """One may come when there is no more to stop; an earlier attempt's end says nothing of this
+    one's."""
+    before, now = (
+        EventWriter(launch.folder / "rank-0.jsonl", attempt=attempt, rank=0) for attempt in (1, 2)
+    )
+    before.write("checkpoint", {"path": "p", "bytes": 1, "wall_s": 0.1}, step=8)
+    before.write("end", {"outcome": "diverged", "error": "earlier"})
+    if outcome:
+        now.write("end", {"outcome": outcome, "error": "why" if code == 1 else None})
+    end = after_signal(launch, signal.SIGTERM)
+    assert (end.code, end.message) == (code, words)
+
+
+def test_the_first_failure_is_the_one_that_is_told(launch: Launch, tmp_path: Path) -> None:
+    """A rank that hung in a collective is killed by the agent in the end: not that, but why it hung
+    is the error."""
+
+    def failed(rank: int, code: int, *, after: int, words: str = "") -> ProcessFailure:
+        file = tmp_path / f"{rank}.json"
+        left = json.dumps({"message": words, "timestamp": 1_000 + after, "t": 1_000.5 + after})
+        file.write_text(left) if words else file.unlink(missing_ok=True)
+        failure = ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file=str(file))
+        failure.timestamp = 1_000 + after
+        return failure
+
+    for code, words in ((2, "error: --batch 9 does not fit"), (1, "Traceback")):
+        hung = {0: failed(0, -9, after=ECHO_S), 1: failed(1, code, after=0, words=words)}
+        end = of_failures(launch, hung)
+        assert (end.code, end.message) == (code, words)
+    killed = {0: failed(0, 1, after=0, words="connection reset"), 1: failed(1, -9, after=0)}
+    assert "rank 1 was killed by SIGKILL" in of_failures(launch, killed).message
