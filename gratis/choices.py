@@ -9,4 +9,4 @@ NoiseForm = Literal["sqrt", "printed", "off"]
 Positions = Literal["all", "printed"]
 BadSamples = Literal["raise", "quarantine"]
 DecodedPlace = Literal["device", "host", "none"]  # where decoded images are kept
-DecodedOption = Literal["auto"] | DecodedPlace
+DecodedOption = Literal["auto", "device", "host", "none"]
