@@ -77,16 +77,16 @@ def install(python: Path, *, extra: bool) -> str | None:
     pillow = next(line for line in lines if line.startswith("pillow-simd=="))
     beside = [line for line in lines if line.startswith(BESIDE_PILLOW)]
     if not install_locked(python, beside, leave_out=[pillow, *beside]):
-        return "a package could not be installed (pip's words are above); mend that and try again"
+        return "a package could not be installed (pip's output is above); mend that and try again"
     if not install_pillow(python, pillow):
-        return "neither pillow-simd nor Pillow could be installed (pip's words are above)"
+        return "neither pillow-simd nor Pillow could be installed (pip's output is above)"
     if extra and not install_extra(python):
         return (
-            "an optional package could not be installed (pip's words are above); everything else "
+            "an optional package could not be installed (pip's output is above); everything else "
             "is there"
         )
     if (ROOT / "pyproject.toml").exists() and not install_ours(python):
-        return "gratis itself could not be installed (pip's words are above)"
+        return "gratis itself could not be installed (pip's output is above)"
     return None
 
 
@@ -232,7 +232,7 @@ def pip(
     *,
     show_failure: bool = True,
 ) -> bool:
-    """Runs a pip command, showing one moving line; on failure the end of what pip said."""
+    """Runs a pip command, showing one moving line; on failure the end of its output."""
     command = [
         str(python),
         "-m",
@@ -250,9 +250,9 @@ def pip(
         env={**os.environ, **(env or {})},
     )
     assert process.stdout is not None
-    said = list(shown(process.stdout, what))
+    lines = list(shown(process.stdout, what))
     if process.wait() and show_failure:
-        print("".join(said[-15:]), file=sys.stderr)
+        print("".join(lines[-15:]), file=sys.stderr)
     return process.returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a command line is told in one line, by every command, on a terminal too."""
+"""What is wrong with a command line is one message of one line, on a terminal too."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Asked:
     ratio_of_the_images: float = 1.0
 
 
-def told(*arguments: str) -> str:
+def message_of(*arguments: str) -> str:
     with pytest.raises(GratisError) as caught:
         parse(Asked, arguments, "python -m some thing")
     line, help_, rest = str(caught.value).partition(" python -m some thing --help says more")
@@ -77,7 +77,7 @@ def test_a_mistake_is_one_line(
     arguments: str, line: str, columns: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    assert told(*arguments.split()) == line
+    assert message_of(*arguments.split()) == line
     assert os.environ["COLUMNS"] == columns
 
 
