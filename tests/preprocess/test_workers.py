@@ -150,7 +150,7 @@ def test_a_limit_below_the_workers_own_is_kept(tmp_path: Path) -> None:
     )
     (tmp_path / "run.py").write_text(program)
     done = subprocess.run(
-        ["bash", "-c", f"ulimit -v {6 << 20}; exec {sys.executable} {tmp_path / 'run.py'}"],
+        ["bash", "-c", f'ulimit -v {6 << 20}; exec "$0" "$1"', sys.executable, tmp_path / "run.py"],
         input=pickle.dumps(planned),
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
