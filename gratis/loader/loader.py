@@ -167,7 +167,6 @@ class Loader:
     def epoch_plan(self, epoch: int, step: int = 0) -> EpochPlan:
         """What this rank loads in an epoch, from a step on: a plain value."""
         return EpochPlan(
-            split=self.split,
             manifest=self.manifest,
             index=self._index,
             stats=self.stats,
