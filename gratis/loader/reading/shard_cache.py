@@ -187,8 +187,9 @@ class ShardCache:
                 break
             except OSError as error:
                 if error.errno != errno.ENOSPC or not self._drop_one(part, spare=ahead):
+                    cache = part.parent.parent
                     raise GratisError(
-                        f"the cache {part.parent.parent} cannot hold {shard.name}: {error}"
+                        f"the cache {cache} cannot hold {shard.name}: {error}"
                     ) from None
         if good:
             with self._counting():  # else who counts might see neither the part nor the shard
@@ -233,12 +234,8 @@ class ShardCache:
     def _wanted(self) -> list[Path]:
         """Of the shards that were asked for, those still of use; by first use."""
         with self._moved:
-            uses = self._uses[: self._next]
-            return [
-                self._folder / self._shards[use.shard].name
-                for use in uses
-                if use.last >= self._step
-            ]
+            uses = [use for use in self._uses[: self._next] if use.last >= self._step]
+        return [self._folder / self._shards[use.shard].name for use in uses]
 
 
 class CachedFile(NamedTuple):
