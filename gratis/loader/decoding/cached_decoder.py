@@ -25,8 +25,7 @@ from gratis.loader.decoding.decoded_cache import BAD, DecodedCache
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.plan import Ids
-from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
-from gratis.loader.reading.sample_check import invalid_rows
+from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch, invalid_rows
 from gratis.loader.views.torch_views import apply_views
 
 MakeImages = Callable[[], Tensor]

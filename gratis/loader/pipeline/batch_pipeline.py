@@ -6,7 +6,7 @@ The way of the bytes from tar to batch, all of it on the prefetcher's thread but
     EpochPlan                  which samples in which step, and their views: pure numbers
         | ids of a step
     BatchReader (reading/)     ShardReader: pread of the tars, from the ShardCache if they are on a
-        |                      server; sample_check and Quarantine: bad samples are replaced
+        |                      server; jpeg_check and Quarantine: bad samples are replaced
         | EncodedBatch: JPEG or PPM bytes, with the draws of their views
         |
         |-- device cpu --> decoding/cpu: DALI decodes the crop alone; of PPMs nothing is decoded
