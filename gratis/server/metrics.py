@@ -96,9 +96,6 @@ class SnapshotCollector(Collector):
     def __init__(self, snapshot: RunSnapshot | None) -> None:
         self.snapshot = snapshot
 
-    def describe(self) -> list[Metric]:
-        return []
-
     def collect(self) -> Iterator[Metric]:
         build = {"version": _version(), "python": platform.python_version()}
         yield InfoMetricFamily("gratis_build", "What serves these metrics.", build)

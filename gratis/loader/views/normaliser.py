@@ -74,18 +74,10 @@ class Normaliser:
         memory = out.permute(0, 2, 3, 1).flatten(2) if self._config.channels_last else out
         from gratis.loader.views.jit import call_kernel
 
-        call_kernel(
-            kernels()[self._config.channels_last],
-            crops.pixels,
-            crops.stride,
-            crops.start,
-            crops.flip,
-            self._mean,
-            *self._mean_region(crops),
-            shift.astype(np.float32),
-            np.float32(self._scale),
-            memory.numpy(),
-        )
+        kernel, factor = kernels()[self._config.channels_last], np.float32(self._scale)
+        where = (crops.pixels, crops.stride, crops.start, crops.flip)
+        mean, plus = (self._mean, *self._mean_region(crops)), shift.astype(np.float32)
+        call_kernel(kernel, *where, *mean, plus, factor, memory.numpy())
 
     def _mean_region(self, crops: Crops) -> tuple[Ints, Ints, Ints]:
         """Which mean is subtracted from each crop (0: as it is, 1: mirrored), and the corner of its
