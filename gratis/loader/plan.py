@@ -133,7 +133,9 @@ def boxes(  # noqa: PLR0917
     not fit is drawn again, ten times at most; then the largest central part whose ratio is within
     the range."""
     low, high = np.log(ratio[0]), np.log(ratio[1])
-    height, width = _largest(size, ratio, len(ids))
+    nearest = min(max(1.0, ratio[0]), ratio[1])  # to 1 in the range: the ratio where nothing fits
+    height = np.full(len(ids), max(1, min(size, round(size / nearest))))
+    width = np.full(len(ids), max(1, min(size, round(size * nearest))))
     fits, todo = np.zeros(len(ids), np.bool_), np.arange(len(ids))
     for attempt in range(TRIES):
         uniform = uniforms(seed, epoch, ids[todo], BOX, attempt)
@@ -148,14 +150,6 @@ def boxes(  # noqa: PLR0917
     y = np.where(fits, np.floor(place[0] * (size - height + 1)), (size - height) // 2)
     x = np.where(fits, np.floor(place[1] * (size - width + 1)), (size - width) // 2)
     return y.astype(np.int64), x.astype(np.int64), height, width
-
-
-def _largest(size: int, ratio: tuple[float, float], count: int) -> tuple[Ids, Ids]:
-    """Height and width [n] of the largest part of a square whose ratio is the nearest to 1 in the
-    range; 1 at least."""
-    nearest = min(max(1.0, ratio[0]), ratio[1])
-    height, width = min(size, round(size / nearest)), min(size, round(size * nearest))
-    return np.full(count, max(1, height)), np.full(count, max(1, width))
 
 
 def stand_in(seed: int, epoch: int, sample: int, count: int, attempt: int) -> int:
