@@ -36,6 +36,12 @@ def integer(record: Record, key: str) -> int | None:
     return int(value) if value is not None and value >= 0 and value == int(value) else None
 
 
+def section(record: Record, key: str) -> Record:
+    """The field if it is an object of further fields; else an empty one."""
+    value = record.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
 def text(record: Record, key: str) -> str | None:
     """The field as one line of at most 300 characters, its paths cut down to their last part.
 

@@ -6,10 +6,10 @@ from here, so that a number of one name has one value."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple
 
-from gratis.fields import Record, count, integer, number
+from gratis.fields import Record, count, integer, number, section
 
 Stage = Literal["read", "decode", "finish", "transfer"]
 STAGES: tuple[Stage, ...] = ("read", "decode", "finish", "transfer")
@@ -96,8 +96,7 @@ ZERO = Counters(*[0.0] * len(Counters._fields))
 
 def step_counters(record: Record) -> Counters | None:
     """The counters of a `step` record; None if it has no steps or no duration."""
-    loader = record.get("loader")
-    loader = loader if isinstance(loader, Mapping) else {}
+    loader = section(record, "loader")
     steps, wall_s, images = count(record, "steps"), count(record, "wall_s"), count(record, "images")
     if not (steps and wall_s):
         return None

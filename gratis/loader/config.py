@@ -126,9 +126,8 @@ class LoaderConfig:
             value = getattr(self, name)
             # an array equals in places
             if not any(isinstance(value, type(one)) and value == one for one in allowed):
-                raise GratisError(
-                    f"{name} is {value!r}; it may be {' or '.join(map(repr, allowed))}"
-                )
+                choices = " or ".join(map(repr, allowed))
+                raise GratisError(f"{name} is {value!r}; it may be {choices}")
         for name in ("batch_size", "crop", "crop_chunk", "window", "threads", "prefetch"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise GratisError(f"{name} is {number}; it must be at least 1")
@@ -166,23 +165,18 @@ class LoaderConfig:
             pair = getattr(self, name)
             if pair is None and name == "area":
                 continue
-            if (
-                not isinstance(pair, Sequence)
-                or len(pair) != 2
-                or not all(isinstance(side, Real) for side in pair)
-            ):
-                raise GratisError(
-                    f"{name} is {pair!r}; it must be two numbers, the least and the most"
-                )
+            two = isinstance(pair, Sequence) and len(pair) == 2
+            if not two or not all(isinstance(side, Real) for side in pair):
+                advice = "it must be two numbers, the least and the most"
+                raise GratisError(f"{name} is {pair!r}; {advice}")
 
     def _check_resized_crop(self) -> None:
         if self.area is None:
             return
         for name, (low, high), most in (("area", self.area, 1.0), ("ratio", self.ratio, 100.0)):
             if not 0 < low <= high <= most:
-                raise GratisError(
-                    f"{name} is {(low, high)}; it must be a range within (0, {most:g}]"
-                )
+                advice = f"it must be a range within (0, {most:g}]"
+                raise GratisError(f"{name} is {(low, high)}; {advice}")
         if self.crop_chunk > 1:
             raise GratisError("crop_chunk is for plain crops; with area leave it at 1")
         if not self.augment:

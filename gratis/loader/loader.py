@@ -19,7 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from gratis.choices import DecodedPlace
-from gratis.dataset import ImageClass, Manifest, Stats
+from gratis.dataset import ImageClass
 from gratis.errors import GratisError
 from gratis.events import LoaderCounters
 from gratis.loader.batch import Batch
@@ -39,6 +39,7 @@ from gratis.loader.reading.shard_cache import ShardCache
 from gratis.loader.reading.shard_reader import ShardReader
 
 CPU = torch.device("cpu")
+SAVED = "the saved loader state"
 EPOCHS = 1 << 32  # a word of the generator's counter
 
 
@@ -84,9 +85,8 @@ class Loader:
         if root == "":  # would be the folder that one happens to stand in
             raise GratisError("root is empty; name the folder or address of a dataset")
         if not isinstance(config, LoaderConfig):
-            raise GratisError(
-                f"config is {config!r}; it must be a LoaderConfig, as LoaderConfig(batch_size=256)"
-            )
+            kind = "a LoaderConfig, as LoaderConfig(batch_size=256)"
+            raise GratisError(f"config is {config!r}; it must be {kind}")
         self.rank, self.world_size, self._local = _ranks(
             rank, world_size, local_world_size, config.batch_size
         )
@@ -96,24 +96,16 @@ class Loader:
         if self._remote:
             folder = fetch_dataset(self._remote, cache_folder(config.cache), split)
         self.device = device_of(device)
-        self.manifest: Manifest
-        self.stats: Stats
-        self.manifest, self.stats, self._index = open_dataset(
-            folder, split, root, fetched=self._remote is not None
-        )
+        fetched = self._remote is not None
+        self.manifest, self.stats, self._index = open_dataset(folder, split, root, fetched=fetched)
         # shards are opened later, from wherever the process stands then
         self.root = folder.absolute()
-        if config.crop > self.manifest.image_size:
-            raise GratisError(
-                f"crop is {config.crop}; the images of {root} have {self.manifest.image_size} px "
-                f"a side"
-            )
+        if config.crop > (side := self.manifest.image_size):
+            raise GratisError(f"crop is {config.crop}; the images of {root} have {side} px a side")
         samples = self.num_samples
         if not len(self):
-            raise GratisError(
-                f"split {split} of {root} has {samples} samples, less than one batch of "
-                f"{config.batch_size}"
-            )
+            less = f"{samples} samples, less than one batch of {config.batch_size}"
+            raise GratisError(f"split {split} of {root} has {less}")
         self._hash = self.manifest.hash
         self._timer = StageTimer()
         self._begin = (0, 0)  # epoch and step at which the next iter() begins
@@ -167,7 +159,6 @@ class Loader:
     def epoch_plan(self, epoch: int, step: int = 0) -> EpochPlan:
         """What this rank loads in an epoch, from a step on: a plain value."""
         return EpochPlan(
-            split=self.split,
             manifest=self.manifest,
             index=self._index,
             stats=self.stats,
@@ -197,22 +188,14 @@ class Loader:
         """The next `iter()` continues there, with any number of ranks. GratisError if the state is
         of other batches."""
         if not isinstance(state, Mapping):
-            raise GratisError(
-                f"the saved loader state is {state!r}; it must be what state_dict() gave"
-            )
+            raise GratisError(f"{SAVED} is {state!r}; it must be what state_dict() gave")
         for name, value in self._identity().items():
-            if state.get(name) != value:
-                raise GratisError(
-                    f"the saved loader state has {name} {state.get(name)!r}, this loader {value!r}"
-                )
-        epoch, step = (
-            whole(f"the saved loader state's {name}", state.get(name)) for name in ("epoch", "step")
-        )
+            if (saved := state.get(name)) != value:
+                raise GratisError(f"{SAVED} has {name} {saved!r}, this loader {value!r}")
+        epoch, step = (whole(f"{SAVED}'s {name}", state.get(name)) for name in ("epoch", "step"))
         if not 0 <= epoch < EPOCHS or not 0 <= step <= len(self):
-            raise GratisError(
-                f"the saved loader state is at epoch {epoch}, step {step}, of {len(self)} steps "
-                f"an epoch"
-            )
+            place = f"epoch {epoch}, step {step}, of {len(self)} steps an epoch"
+            raise GratisError(f"{SAVED} is at {place}")
         self.close()
         self._begin = self._at = (epoch, step) if step < len(self) else (epoch + 1, 0)
 
@@ -264,15 +247,11 @@ class Loader:
         if self._decoded is None and self.decoded_place != "none":
             device = self.device if self.decoded_place == "device" else None
             self._decoded = DecodedCache(self.num_samples, self.manifest.image_size, device)
+        shards, timer, quarantine = self.shard_reader(), self._timer, self._quarantine
         pipeline = BatchPipeline(
-            plan,
-            self.shard_reader(),
-            self._timer,
-            self._quarantine,
-            threads=self.threads,
-            decoded=self._decoded,
+            plan, shards, timer, quarantine, threads=self.threads, decoded=self._decoded
         )
-        return Prefetcher(pipeline, self._timer, self.config.prefetch)
+        return Prefetcher(pipeline, timer, self.config.prefetch)
 
     def _state(self) -> tuple[int, int]:
         epoch, step = self._at
@@ -297,18 +276,15 @@ def _ranks(
     if world < 1:
         raise GratisError(f"world_size is {world}; it must be at least 1")
     if not 0 <= rank < world:
-        raise GratisError(
-            f"rank is {rank}; with world_size {world} it must be from 0 to {world - 1}"
-        )
+        allowed = f"from 0 to {world - 1}"
+        raise GratisError(f"rank is {rank}; with world_size {world} it must be {allowed}")
     if batch_size % world:
-        raise GratisError(
-            f"batch_size {batch_size} cannot be shared by {world} ranks; choose a multiple"
-        )
+        shared = f"cannot be shared by {world} ranks"
+        raise GratisError(f"batch_size {batch_size} {shared}; choose a multiple")
     local = world if local_world_size is None else whole("local_world_size", local_world_size)
     if not 1 <= local <= world:
-        raise GratisError(
-            f"local_world_size is {local}; with world_size {world} it must be 1 to {world}"
-        )
+        allowed = f"with world_size {world} it must be 1 to {world}"
+        raise GratisError(f"local_world_size is {local}; {allowed}")
     return rank, world, local
 
 

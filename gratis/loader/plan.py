@@ -59,12 +59,8 @@ def philox(counter: tuple[U64, U64, U64, U64], key: tuple[int, int]) -> tuple[U6
     k0, k1 = key
     for _ in range(10):
         p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (
-            (p1 >> shift) ^ c1 ^ np.uint64(k0),
-            p1 & low,
-            (p0 >> shift) ^ c3 ^ np.uint64(k1),
-            p0 & low,
-        )
+        c0, c1 = (p1 >> shift) ^ c1 ^ np.uint64(k0), p1 & low
+        c2, c3 = (p0 >> shift) ^ c3 ^ np.uint64(k1), p0 & low
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return c0, c1, c2, c3
 
@@ -74,14 +70,16 @@ def words(
 ) -> tuple[U64, U64, U64, U64]:
     """Four random 32-bit words per id, each in a uint64 [n]."""
     number = ids.astype(np.uint64)
-    last = np.full_like(number, purpose | attempt << 8)
-    counter = (
-        number & np.uint64(0xFFFFFFFF),
-        number >> np.uint64(32),
-        np.full_like(number, epoch),
-        last,
-    )
-    return philox(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    low, high = number & np.uint64(0xFFFFFFFF), number >> np.uint64(32)
+    epochs, last = np.full_like(number, epoch), np.full_like(number, purpose | attempt << 8)
+    return philox((low, high, epochs, last), (seed & 0xFFFFFFFF, seed >> 32))
+
+
+def uniforms(
+    seed: int, epoch: int, ids: Ids, purpose: int, attempt: int = 0
+) -> NDArray[np.float64]:
+    """Four independent uniform numbers in (0, 1) per id, float64 [4,n]."""
+    return (np.stack(words(seed, epoch, ids, purpose, attempt)).astype(np.float64) + 0.5) / 2**32
 
 
 def below(bound: int, seed: int, epoch: int, ids: Ids, purpose: int) -> tuple[Ids, Ids]:
@@ -102,13 +100,10 @@ def below(bound: int, seed: int, epoch: int, ids: Ids, purpose: int) -> tuple[Id
 def normals(seed: int, epoch: int, ids: Ids) -> NDArray[np.float64]:
     """Three independent standard normals per id, float64 [n,3], at most 6.8: Box-Muller on 32-bit
     uniforms."""
-    w = np.stack(words(seed, epoch, ids, COLOUR)).astype(np.float64)
-    uniform = (w + 0.5) / 2**32  # never 0
+    uniform = uniforms(seed, epoch, ids, COLOUR)
     radius, angle = np.sqrt(-2 * np.log(uniform[:2])), 2 * np.pi * uniform[2:]
-    return np.stack(
-        [radius[0] * np.cos(angle[0]), radius[0] * np.sin(angle[0]), radius[1] * np.cos(angle[1])],
-        axis=1,
-    )
+    both = radius * np.cos(angle)
+    return np.stack([both[0], radius[0] * np.sin(angle[0]), both[1]], axis=1)
 
 
 def draws(seed: int, epoch: int, ids: Ids, positions: int, chunks: Ids | None = None) -> Draws:
@@ -138,12 +133,12 @@ def boxes(  # noqa: PLR0917
     not fit is drawn again, ten times at most; then the largest central part whose ratio is within
     the range."""
     low, high = np.log(ratio[0]), np.log(ratio[1])
-    height, width = _largest(size, ratio, len(ids))
+    nearest = min(max(1.0, ratio[0]), ratio[1])  # to 1 in the range: the ratio where nothing fits
+    height = np.full(len(ids), max(1, min(size, round(size / nearest))))
+    width = np.full(len(ids), max(1, min(size, round(size * nearest))))
     fits, todo = np.zeros(len(ids), np.bool_), np.arange(len(ids))
     for attempt in range(TRIES):
-        uniform = (
-            np.stack(words(seed, epoch, ids[todo], BOX, attempt)[:2]).astype(np.float64) + 0.5
-        ) / 2**32
+        uniform = uniforms(seed, epoch, ids[todo], BOX, attempt)
         pixels = (area[0] + (area[1] - area[0]) * uniform[0]) * size * size
         shape = np.exp(low + (high - low) * uniform[1])
         w = np.rint(np.sqrt(pixels * shape)).astype(np.int64)
@@ -151,18 +146,10 @@ def boxes(  # noqa: PLR0917
         good = (w >= 1) & (h >= 1) & (w <= size) & (h <= size)
         height[todo[good]], width[todo[good]], fits[todo[good]] = h[good], w[good], True
         todo = todo[~good]
-    place = (np.stack(words(seed, epoch, ids, PLACE)[:2]).astype(np.float64) + 0.5) / 2**32
+    place = uniforms(seed, epoch, ids, PLACE)
     y = np.where(fits, np.floor(place[0] * (size - height + 1)), (size - height) // 2)
     x = np.where(fits, np.floor(place[1] * (size - width + 1)), (size - width) // 2)
     return y.astype(np.int64), x.astype(np.int64), height, width
-
-
-def _largest(size: int, ratio: tuple[float, float], count: int) -> tuple[Ids, Ids]:
-    """Height and width [n] of the largest part of a square whose ratio is the nearest to 1 in the
-    range; 1 at least."""
-    nearest = min(max(1.0, ratio[0]), ratio[1])
-    height, width = min(size, round(size / nearest)), min(size, round(size * nearest))
-    return np.full(count, max(1, height)), np.full(count, max(1, width))
 
 
 def stand_in(seed: int, epoch: int, sample: int, count: int, attempt: int) -> int:

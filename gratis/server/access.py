@@ -25,9 +25,8 @@ COOKIE = "gratis_token"
 OPEN = re.compile(r"/|/static/.*|/livez|/readyz|/healthz")  # nothing of a run is in these
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src "
-        "'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -49,14 +48,11 @@ class Access:
         if self.token is None and not is_loopback(self.host):
             raise GratisError(
                 f"host {self.host} can be reached from other machines: set GRATIS_TOKEN or give "
-                f"--token-file, "
-                "or leave --host at 127.0.0.1"
+                "--token-file, or leave --host at 127.0.0.1"
             )
         if self.token is not None and not re.fullmatch(r"[!-~]{16,256}", self.token):
-            raise GratisError(
-                "the token is not 16 to 256 printable ASCII characters without a space; make "
-                "another one"
-            )
+            rule = "16 to 256 printable ASCII characters without a space"
+            raise GratisError(f"the token is not {rule}; make another one")
 
     def knows_host(self, header: str, local: str) -> bool:
         """Whether a Host header names this server: against pages of other sites that resolve their
@@ -118,18 +114,15 @@ class Gate:
             return None
         headers = Headers(scope=scope)
         server = scope.get("server") or ("", 0)
-        if len(headers.getlist("host")) != 1 or not self.access.knows_host(
-            headers["host"], str(server[0])
-        ):
-            return JSONResponse(
-                {"detail": "unknown Host header: start the server with --allow-host NAME"}, 421
-            )
+        one_host = len(headers.getlist("host")) == 1
+        if not one_host or not self.access.knows_host(headers["host"], str(server[0])):
+            detail = "unknown Host header: start the server with --allow-host NAME"
+            return JSONResponse({"detail": detail}, 421)
         if scope["method"] not in ("GET", "HEAD"):
             return JSONResponse({"detail": "only GET and HEAD"}, 405, {"Allow": "GET, HEAD"})
         if not OPEN.fullmatch(scope["path"]) and not self.access.accepts(headers):
-            return JSONResponse(
-                {"detail": "a token is needed"}, 401, {"WWW-Authenticate": "Bearer"}
-            )
+            challenge = {"WWW-Authenticate": "Bearer"}
+            return JSONResponse({"detail": "a token is needed"}, 401, challenge)
         return None
 
 

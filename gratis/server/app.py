@@ -55,10 +55,8 @@ def create_app(runs: Runs, access: Access, closing: Callable[[], bool]) -> FastA
 def _snapshot(runs: Runs, name: str | None) -> RunSnapshot:
     snapshot = runs.snapshot(name)
     if snapshot is None:
-        raise HTTPException(
-            404,
-            "no run yet: the first one appears here by itself" if name is None else "no such run",
-        )
+        none_yet = "no run yet: the first one appears here by itself"
+        raise HTTPException(404, none_yet if name is None else "no such run")
     return snapshot
 
 
@@ -104,9 +102,8 @@ def _add_events(app: FastAPI, runs: Runs, closing: Callable[[], bool]) -> None:
 
     async def slot() -> AsyncIterator[None]:
         if len(clients) >= CLIENTS:
-            raise HTTPException(
-                503, f"{CLIENTS} clients are listening already", {"Retry-After": "10"}
-            )
+            message = f"{CLIENTS} clients are listening already"
+            raise HTTPException(503, message, {"Retry-After": "10"})
         me = object()
         clients.add(me)
         try:

@@ -80,9 +80,5 @@ def align(ranks: Iterable[Bins], resumes: Mapping[int, int]) -> list[list[Bin]]:
         for first, bin_ in one.coarsened(width).items():
             if not superseded(bin_.step, bin_.attempt, resumes):
                 rows.setdefault(first, []).append(bin_)
-    return [_highest(rows[first]) for first in sorted(rows)]
-
-
-def _highest(row: list[Bin]) -> list[Bin]:
-    attempt = max(bin_.attempt for bin_ in row)
-    return [bin_ for bin_ in row if bin_.attempt == attempt]
+    highest = {first: max(bin_.attempt for bin_ in row) for first, row in rows.items()}
+    return [[bin_ for bin_ in rows[k] if bin_.attempt == highest[k]] for k in sorted(rows)]

@@ -25,11 +25,25 @@ from gratis.signals import serve_until_signalled
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatusConfig:
-    """Options of `gratis status`. Raises GratisError."""
+class RunsConfig:
+    """What both commands ask for. Raises GratisError."""
 
     runs: Path = Path("runs")
-    """Folder of the runs. It need not exist yet."""
+    """Folder of the runs. The server's need not exist yet."""
+    stall_seconds: float = STALL_S
+    """A run without an event for this long is stalled."""
+
+    def __post_init__(self) -> None:
+        if self.runs.exists() and not self.runs.is_dir():
+            raise GratisError(f"--runs {self.runs} is no folder")
+        if not self.stall_seconds > 0:
+            raise GratisError(f"--stall-seconds {self.stall_seconds} is not above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig(RunsConfig):
+    """Options of `gratis status`. Raises GratisError."""
+
     host: str = "127.0.0.1"
     """Address to listen on. Another one than loopback needs a token."""
     port: int = 8000
@@ -39,35 +53,19 @@ class StatusConfig:
     token_file: Path | None = None
     """File whose first line is the token that clients must send. Else the environment variable
     GRATIS_TOKEN, if set."""
-    stall_seconds: float = STALL_S
-    """A run without an event for this long is stalled."""
 
     def __post_init__(self) -> None:
-        _check_runs(self.runs, self.stall_seconds)
+        super().__post_init__()
         if not 0 <= self.port <= 65535:
             raise GratisError(f"--port {self.port} is not in 0 .. 65535")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopConfig:
+class TopConfig(RunsConfig):
     """Shows the status of a run in a terminal, until ctrl-C."""
 
-    runs: Path = Path("runs")
-    """Folder of the runs."""
     run: str | None = None
     """The run to show; else the newest."""
-    stall_seconds: float = STALL_S
-    """A run without an event for this long is stalled."""
-
-    def __post_init__(self) -> None:
-        _check_runs(self.runs, self.stall_seconds)
-
-
-def _check_runs(runs: Path, stall_seconds: float) -> None:
-    if runs.exists() and not runs.is_dir():
-        raise GratisError(f"--runs {runs} is no folder")
-    if not stall_seconds > 0:
-        raise GratisError(f"--stall-seconds {stall_seconds} is not above 0")
 
 
 def status(arguments: list[str]) -> None:
@@ -139,19 +137,16 @@ def _listen(host: str, port: int) -> socket.socket:
     """A bound socket: an address that is taken is the user's mistake, before anything is
     started."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        )[0]
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = infos[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(256)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise GratisError(
-                f"port {port} of {host} is in use: stop what listens there, or give another --port"
-            ) from None
-        raise GratisError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}"
-        ) from None
+            message = f"port {port} of {host} is in use: stop what listens there, or give another"
+            raise GratisError(f"{message} --port") from None
+        message = f"cannot listen on {host} port {port}: {error.strerror or error}"
+        raise GratisError(message) from None
     return listener

@@ -3,6 +3,7 @@ whatever a file's length."""
 
 from __future__ import annotations
 
+import operator
 import time
 from collections import deque
 from pathlib import Path
@@ -13,6 +14,7 @@ from gratis.history import Attempt
 from gratis.rates import ZERO, Counters, step_counters
 from gratis.server.bins import Bin, Bins
 
+SHARD_COUNTERS = ("images", "bytes_in", "bytes_out", "wall_s")
 WINDOW_S = 30.0  # rates are over the newest intervals that make up this much
 
 
@@ -144,27 +146,21 @@ class ShardFile(EventFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.done = self.total = self.rejects = 0
-        self.lifetime = (0.0, 0.0, 0.0, 0.0)  # images, bytes in, bytes out, seconds
-        self.recent: deque[tuple[float, float, float, float]] = deque(maxlen=32)
+        self.lifetime: tuple[float, ...] = (0.0,) * 4  # as SHARD_COUNTERS, in all attempts
+        self.recent: deque[tuple[float, ...]] = deque(maxlen=32)
 
     def add(self, record: Record) -> None:
         self.attempt = self.attempt.add(record)
         if record["kind"] == "start":
             self.done, self.total = (integer(record, key) or 0 for key in ("done", "total"))
         elif record["kind"] == "progress":
-            images, bytes_in, bytes_out, wall_s = (
-                count(record, key) for key in ("images", "bytes_in", "bytes_out", "wall_s")
-            )
-            self.recent.append((images, bytes_in, bytes_out, wall_s))
-            a, b, c, d = self.lifetime
-            self.lifetime = (a + images, b + bytes_in, c + bytes_out, d + wall_s)
+            counts = tuple(count(record, key) for key in SHARD_COUNTERS)
+            self.recent.append(counts)
+            self.lifetime = tuple(map(operator.add, self.lifetime, counts))
             self.done, self.total, self.rejects = (
                 integer(record, key) or 0 for key in ("done", "total", "rejects")
             )
 
-    def window(self) -> tuple[float, float, float, float]:
-        """Images, bytes in, bytes out and seconds of the newest intervals."""
-        images, bytes_in, bytes_out, wall_s = (
-            sum(column) for column in zip((0.0,) * 4, *self.recent, strict=True)
-        )
-        return images, bytes_in, bytes_out, wall_s
+    def window(self) -> tuple[float, ...]:
+        """SHARD_COUNTERS of the newest intervals."""
+        return tuple(map(sum, zip((0.0,) * 4, *self.recent, strict=True)))

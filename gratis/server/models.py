@@ -3,7 +3,7 @@ known (yet)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,11 @@ Rate = Annotated[float | None, Field(ge=0)]
 Share = Annotated[float | None, Field(ge=0, le=1)]
 
 
+def optional(description: str) -> Any:
+    """A field that is null as long as its value is not known."""
+    return Field(default=None, description=description)
+
+
 class StatusModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
@@ -24,54 +29,35 @@ class Verdict(StatusModel):
     """What holds training back. The rule is `gratis.server.verdict.judge`."""
 
     kind: Bottleneck = Field(description="what holds training back")
-    stage: Stage | None = Field(
-        default=None, description="the loader's slowest stage, where the input holds training back"
+    stage: Stage | None = optional(
+        "the loader's slowest stage, where the input holds training back"
     )
-    rank: int | None = Field(
-        default=None, description="the rank that holds the others back, if one does"
-    )
+    rank: int | None = optional("the rank that holds the others back, if one does")
     text: str = Field(description="the verdict as a sentence, with the numbers behind it")
 
 
 class Speed(StatusModel):
-    loader: Rate = Field(
-        default=None, description="what the loaders could deliver, images per second over all ranks"
-    )
-    delivered: Rate = Field(
-        default=None, description="what the loaders handed over, images per second over all ranks"
-    )
-    trainer: Rate = Field(
-        default=None, description="what training took, images per second over all ranks"
-    )
+    loader: Rate = optional("what the loaders could deliver, images per second over all ranks")
+    delivered: Rate = optional("what the loaders handed over, images per second over all ranks")
+    trainer: Rate = optional("what training took, images per second over all ranks")
 
 
 class StageShares(StatusModel):
     """Shares of the loader's working time."""
 
-    read: Share = Field(
-        default=None,
-        description="share of the loader's working time spent fetching bytes, in [0, 1]",
-    )
-    decode: Share = Field(default=None, description="share spent in decode and crop, in [0, 1]")
-    finish: Share = Field(
-        default=None, description="share spent in flip, mean, noise and type, in [0, 1]"
-    )
-    transfer: Share = Field(
-        default=None, description="share spent moving batches to the device, in [0, 1]"
-    )
+    read: Share = optional("share of the loader's working time spent fetching bytes, in [0, 1]")
+    decode: Share = optional("share spent in decode and crop, in [0, 1]")
+    finish: Share = optional("share spent in flip, mean, noise and type, in [0, 1]")
+    transfer: Share = optional("share spent moving batches to the device, in [0, 1]")
 
 
 class GpuStatus(StatusModel):
     """A rank's GPU at its newest record."""
 
-    busy: Share = Field(
-        default=None, description="share of the last sample period with a kernel running, in [0, 1]"
-    )
-    nvjpg_busy: Share = Field(
-        default=None, description="share of it with the JPEG engine at work, in [0, 1]"
-    )
-    memory_bytes: Rate = Field(default=None, description="device memory in use, bytes")
-    power_w: Rate = Field(default=None, description="power drawn, watts")
+    busy: Share = optional("share of the last sample period with a kernel running, in [0, 1]")
+    nvjpg_busy: Share = optional("share of it with the JPEG engine at work, in [0, 1]")
+    memory_bytes: Rate = optional("device memory in use, bytes")
+    power_w: Rate = optional("power drawn, watts")
 
 
 class RankStatus(StatusModel):
@@ -79,23 +65,19 @@ class RankStatus(StatusModel):
     state: Literal["waiting", "running", "gone", "ended"] = Field(
         description="waiting for its first step, running, killed (gone), or ended by itself"
     )
-    device: str | None = Field(default=None, description="its device, as torch names it")
-    device_name: str | None = Field(default=None, description="its device's product name")
+    device: str | None = optional("its device, as torch names it")
+    device_name: str | None = optional("its device's product name")
     step: int = Field(description="training steps of the run that it has taken")
     images_per_s: Speed = Field(description="images per second of this rank")
-    data_wait_fraction: Share = Field(
-        default=None, description="share of its time that it waited for batches, in [0, 1]"
-    )
-    step_s: Rate = Field(default=None, description="mean duration of a training step, seconds")
+    data_wait_fraction: Share = optional("share of its time that it waited for batches, in [0, 1]")
+    step_s: Rate = optional("mean duration of a training step, seconds")
     stages: StageShares = Field(description="where its loader's working time goes")
-    read_bytes_per_s: Rate = Field(default=None, description="encoded bytes read, bytes per second")
-    cpu_cores: Rate = Field(default=None, description="process CPU seconds per second")
-    rss_bytes: Rate = Field(default=None, description="resident memory, bytes")
-    queue_depth: int | None = Field(default=None, description="batches ready, at the newest record")
-    queue_capacity: int | None = Field(
-        default=None, description="batches that the queue holds at most"
-    )
-    gpu: GpuStatus | None = Field(default=None, description="its GPU; null on a CPU")
+    read_bytes_per_s: Rate = optional("encoded bytes read, bytes per second")
+    cpu_cores: Rate = optional("process CPU seconds per second")
+    rss_bytes: Rate = optional("resident memory, bytes")
+    queue_depth: int | None = optional("batches ready, at the newest record")
+    queue_capacity: int | None = optional("batches that the queue holds at most")
+    gpu: GpuStatus | None = optional("its GPU; null on a CPU")
     age_s: float = Field(description="seconds since its file last grew, by the server's clock")
 
 
@@ -104,13 +86,9 @@ class Evaluation(StatusModel):
     step: int = Field(description="training steps taken")
     views: int = Field(description="views of each image that were averaged: 1 or 10")
     images: int = Field(description="validation images")
-    top1_error: Share = Field(
-        default=None, description="share of images whose first guess is wrong, in [0, 1]"
-    )
-    top5_error: Share = Field(
-        default=None, description="share of images with no right guess in five, in [0, 1]"
-    )
-    nll: float | None = Field(default=None, description="negative log-likelihood, nats per image")
+    top1_error: Share = optional("share of images whose first guess is wrong, in [0, 1]")
+    top5_error: Share = optional("share of images with no right guess in five, in [0, 1]")
+    nll: float | None = optional("negative log-likelihood, nats per image")
     wall_s: float = Field(description="duration, seconds")
 
 
@@ -121,10 +99,10 @@ class ShardStatus(StatusModel):
     done: int = Field(description="images finished")
     total: int = Field(description="images planned")
     rejects: int = Field(description="images left out")
-    images_per_s: Rate = Field(default=None, description="images per second, recently")
-    bytes_in_per_s: Rate = Field(default=None, description="source bytes per second, recently")
-    bytes_out_per_s: Rate = Field(default=None, description="shard bytes per second, recently")
-    remaining_s: Rate = Field(default=None, description="seconds to go at that rate")
+    images_per_s: Rate = optional("images per second, recently")
+    bytes_in_per_s: Rate = optional("source bytes per second, recently")
+    bytes_out_per_s: Rate = optional("shard bytes per second, recently")
+    remaining_s: Rate = optional("seconds to go at that rate")
     age_s: float = Field(description="seconds since its file last grew, by the server's clock")
 
 
@@ -156,68 +134,47 @@ class RunStatus(RunSummary):
     images_per_s: Speed = Field(
         description="images per second over all ranks, of the newest 30 s, or the attempt once over"
     )
-    data_wait_fraction: Share = Field(
-        default=None,
-        description="share of the ranks' time spent waiting for batches, in [0, 1], of "
-        "the newest 30 s; once over, of the attempt",
+    data_wait_fraction: Share = optional(
+        "share of the ranks' time spent waiting for batches, in [0, 1], "
+        "of the newest 30 s; once over, of the attempt"
     )
-    headroom: Rate = Field(
-        default=None,
-        description="how many times faster the loader could go than training asks: a ratio",
+    headroom: Rate = optional(
+        "how many times faster the loader could go than training asks: a ratio"
     )
-    loss: float | None = Field(
-        default=None, description="mean training loss of the newest interval, nats per image"
-    )
-    train_error: Share = Field(
-        default=None, description="share of the newest interval's training images wrong, in [0, 1]"
-    )
-    learning_rate: float | None = Field(default=None, description="learning rate of the weights")
+    loss: float | None = optional("mean training loss of the newest interval, nats per image")
+    train_error: Share = optional("share of the newest interval's training images wrong, in [0, 1]")
+    learning_rate: float | None = optional("learning rate of the weights")
     evaluations: list[Evaluation] = Field(
         description="evaluations on the validation split, the oldest first"
     )
-    recipe: str | None = Field(default=None, description="the recipe's name")
-    dataset: str | None = Field(default=None, description="the dataset's hash")
-    classes: int | None = Field(default=None, description="classes in the dataset")
-    train_images: int | None = Field(default=None, description="images in the training split")
-    val_images: int | None = Field(
-        default=None, description="images in the validation split; 0 if there is none"
-    )
+    recipe: str | None = optional("the recipe's name")
+    dataset: str | None = optional("the dataset's hash")
+    classes: int | None = optional("classes in the dataset")
+    train_images: int | None = optional("images in the training split")
+    val_images: int | None = optional("images in the validation split; 0 if there is none")
     attempt: int = Field(description="how many times it was started, as the run counts")
     world: int = Field(description="ranks")
     mesh: dict[str, int] = Field(description="the mesh: axis to ranks along it")
-    batch_size: int | None = Field(default=None, description="images in a global batch")
-    decoded: str | None = Field(
-        default=None,
-        description="where each rank keeps images decoded after their first epoch: device, host "
-        "or none",
+    batch_size: int | None = optional("images in a global batch")
+    decoded: str | None = optional(
+        "where each rank keeps images decoded after their first epoch: device, host or none"
     )
-    decoded_bytes: Rate = Field(
-        default=None, description="what they take there once all are, bytes on each rank"
-    )
-    epochs: int | None = Field(default=None, description="epochs planned")
-    steps_per_epoch: int | None = Field(default=None, description="training steps in an epoch")
-    started: float | None = Field(
-        default=None, description="when this attempt began, Unix seconds by the trainer's clock"
-    )
+    decoded_bytes: Rate = optional("what they take there once all are, bytes on each rank")
+    epochs: int | None = optional("epochs planned")
+    steps_per_epoch: int | None = optional("training steps in an epoch")
+    started: float | None = optional("when this attempt began, Unix seconds by the trainer's clock")
     age_s: float = Field(description="seconds since its files last grew, by the server's clock")
-    remaining_s: Rate = Field(
-        default=None, description="seconds to go at the present rate, evaluations not counted"
-    )
+    remaining_s: Rate = optional("seconds to go at the present rate, evaluations not counted")
     images_trained: int = Field(
         description="images trained on in all attempts, over the ranks there are now"
     )
-    receipt: CoverageStatus | None = Field(default=None, description="the newest epoch's coverage")
-    checkpoint_step: int | None = Field(
-        default=None, description="training steps taken at the newest checkpoint"
-    )
+    receipt: CoverageStatus | None = optional("the newest epoch's coverage")
+    checkpoint_step: int | None = optional("training steps taken at the newest checkpoint")
     warnings: list[str] = Field(description="the newest warnings of this attempt, paths left out")
     ranks: list[RankStatus] = Field(description="the attempt's ranks")
-    shards: ShardStatus | None = Field(
-        default=None, description="the shard stage, where it reports to this run"
-    )
-    picture_t: float | None = Field(
-        default=None,
-        description="when /status/{run}/picture was made, Unix seconds; null if there is none",
+    shards: ShardStatus | None = optional("the shard stage, where it reports to this run")
+    picture_t: float | None = optional(
+        "when /status/{run}/picture was made, Unix seconds; null if there is none"
     )
     behind_bytes: int = Field(
         description="bytes of the run's files that the server has yet to read; 0 when up to date"
@@ -236,16 +193,10 @@ class IntervalStatus(StatusModel):
     attempt: int = Field(description="the attempt that ran it")
     t: float = Field(description="its end, Unix seconds by the trainer's clock")
     images_per_s: Speed = Field(description="images per second over all ranks")
-    data_wait_fraction: Share = Field(
-        default=None, description="share of the time spent waiting for batches, in [0, 1]"
-    )
-    loss: float | None = Field(default=None, description="mean training loss, nats per image")
-    train_error: Share = Field(
-        default=None, description="share of training images wrong, in [0, 1]"
-    )
-    learning_rate: float | None = Field(
-        default=None, description="learning rate of the weights, at its end"
-    )
+    data_wait_fraction: Share = optional("share of the time spent waiting for batches, in [0, 1]")
+    loss: float | None = optional("mean training loss, nats per image")
+    train_error: Share = optional("share of training images wrong, in [0, 1]")
+    learning_rate: float | None = optional("learning rate of the weights, at its end")
 
 
 class Health(StatusModel):

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Iterable
 from functools import reduce
 from pathlib import Path
 
@@ -34,7 +34,10 @@ class Run:
 
     def refresh(self) -> None:
         """Reads what the files have gained; for at most about READ_S."""
-        names = set(_names(self.path))
+        try:
+            names = set(os.listdir(self.path))
+        except OSError:
+            names = set()
         self.ranks = {rank: file for rank, file in self.ranks.items() if file.path.name in names}
         for name in names:
             if match := RANK_FILE.fullmatch(name):
@@ -72,13 +75,6 @@ class Run:
             for attempt, step in file.resumes.items():
                 resumes[attempt] = min(step, resumes.get(attempt, step))
         return resumes
-
-
-def _names(path: Path) -> Iterable[str]:
-    try:
-        return [entry.name for entry in path.iterdir()]
-    except OSError:
-        return []
 
 
 def start_of(ranks: list[RankFile]) -> Record:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gratis.fields import Record, count, integer, number, text
+from gratis.fields import Record, count, integer, number, section, text
 from gratis.rates import Counters, throughput, wait_fraction
 from gratis.server.bins import superseded
 from gratis.server.event_files import EventFile, RankFile, ShardFile
-from gratis.server.liveness import is_gone
 from gratis.server.models import (
     CoverageStatus,
     Evaluation,
@@ -24,7 +23,7 @@ from gratis.server.models import (
     State,
 )
 from gratis.server.run import PICTURE, Run, start_of
-from gratis.server.state import derive
+from gratis.server.state import attempt_state
 from gratis.server.verdict import judge, stage_shares
 
 OVER: tuple[State, ...] = ("finished", "crashed", "preempted", "diverged")
@@ -38,20 +37,20 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
     world = integer(start, "world") or max(len(ranks), 1)
     updated = max((file.mtime for file in run.files()), default=now)
     age_s = max(now - updated, 0.0)
-    dead = [one.rank for one in ranks if one.attempt.end is None and is_gone(one.attempt.start)]
     stepped = len(ranks) == world and all(file.step for file in ranks)
-    outcomes = {one.rank: one.attempt.outcome or "" for one in ranks if one.attempt.end is not None}
-    state, reason = derive(
-        outcomes=outcomes, dead=dead, stepped=stepped, age_s=age_s, stall_s=stall_s
-    )
-    if not ranks and run.shards is not None:
-        state, reason = _shards_alone(run.shards, age_s, stall_s)
+    files: dict[int, EventFile] = {file.rank: file for file in ranks}
+    if not ranks and run.shards is not None:  # nothing trains, or not yet
+        files = {0: run.shards}
+    attempts = {rank: file.attempt for rank, file in files.items()}
+    state, reason, dead = attempt_state(attempts, stepped=stepped, age_s=age_s, stall_s=stall_s)
+    if files and not ranks:
+        reason = reason.replace("rank 0", "the shard stage")
+        reason = "shards are being made" if state == "starting" else reason
     if state == "running" and (progress := ranks[0].evaluating) is not None:
         done, total = count(progress, "images") * world, count(progress, "total")
         reason = f"evaluating, {min(done, total):,.0f} of {total:,.0f} images"
-    files: Sequence[EventFile] = ranks or ([run.shards] if run.shards else [])
-    ends = [file.attempt.end for file in files]
-    error = next((error for end in ends if end is not None and (error := text(end, "error"))), None)
+    ends = [one.end for one in attempts.values() if one.end is not None]
+    error = next((error for end in ends if (error := text(end, "error"))), None)
     counters = {file.rank: _counters(file, state) for file in ranks if file.step}
     rates = throughput(counters.values())
     judged = counters if stepped or state in OVER else {}
@@ -83,23 +82,6 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
     )
 
 
-def _shards_alone(file: ShardFile, age_s: float, stall_s: float) -> tuple[State, str]:
-    """The state of a run in which nothing trains, or not yet: the shard stage's."""
-    state, reason = derive(
-        outcomes={0: file.attempt.outcome or ""} if file.attempt.end is not None else {},
-        dead=[0] if file.attempt.end is None and is_gone(file.attempt.start) else [],
-        stepped=False,
-        age_s=age_s,
-        stall_s=stall_s,
-    )
-    reason = (
-        "shards are being made"
-        if state == "starting"
-        else reason.replace("rank 0", "the shard stage")
-    )
-    return state, reason
-
-
 def _modified(path: Path) -> float | None:
     try:
         return path.stat().st_mtime
@@ -124,29 +106,21 @@ def _counters(file: RankFile, state: State) -> Counters:
 
 def _plan(start: Record) -> dict[str, Any]:
     """What the `start` record announces."""
-    mesh = start.get("mesh")
-    mesh = mesh if isinstance(mesh, dict) else {}
+    mesh, decoded = section(start, "mesh"), text(start, "decoded")
+    images = integer(start, "train_images")
+    side, nbytes = integer(section(section(start, "config"), "recipe"), "image_size"), None
+    if decoded not in (None, "none") and side is not None and images is not None:
+        nbytes = 3.0 * images * side**2  # of the whole training split as RGB
     whole = ("classes", "train_images", "val_images", "batch_size", "epochs", "steps_per_epoch")
     return {
         "recipe": text(start, "recipe"),
         "dataset": text(start, "dataset"),
         "mesh": {axis: int(count(mesh, axis)) for axis in list(mesh)[:8]},
         "started": number(start, "t"),
-        "decoded": text(start, "decoded"),
-        "decoded_bytes": _decoded_bytes(start),
+        "decoded": decoded,
+        "decoded_bytes": nbytes,
         **{key: integer(start, key) for key in whole},
     }
-
-
-def _decoded_bytes(start: Record) -> float | None:
-    """Bytes of the whole training split as RGB, where decoded images are cached."""
-    config = start.get("config")
-    recipe = config.get("recipe") if isinstance(config, dict) else None
-    side = integer(recipe, "image_size") if isinstance(recipe, dict) else None
-    images = integer(start, "train_images")
-    if side is None or images is None or text(start, "decoded") in (None, "none"):
-        return None
-    return 3.0 * images * side**2
 
 
 def _progress(ranks: list[RankFile]) -> dict[str, Any]:
@@ -160,9 +134,7 @@ def _progress(ranks: list[RankFile]) -> dict[str, Any]:
         "train_error": _error(first.newest, "top1"),
         "learning_rate": number(first.newest, "lr"),
         "receipt": CoverageStatus(**receipt) if first.receipt is not None else None,
-        "checkpoint_step": integer(first.checkpoint, "step")
-        if first.checkpoint is not None
-        else None,
+        "checkpoint_step": integer(first.checkpoint or {}, "step"),
     }
 
 
@@ -180,17 +152,13 @@ def _rank_status(file: RankFile, state: State, dead: bool, now: float) -> RankSt
     own = _counters(file, state) if file.step else None
     counters = [own] if own else []
     start: Record = file.attempt.start or {}
-    loader = file.newest.get("loader")
-    loader = loader if isinstance(loader, dict) else {}
+    loader = section(file.newest, "loader")
+    own_state: Literal["waiting", "running", "gone", "ended"] = "running" if own else "waiting"
+    if file.attempt.end is not None or dead:
+        own_state = "gone" if dead else "ended"
     return RankStatus(
         rank=file.rank,
-        state="ended"
-        if file.attempt.end is not None
-        else "gone"
-        if dead
-        else "running"
-        if own
-        else "waiting",
+        state=own_state,
         device=text(start, "device"),
         device_name=text(start, "device_name"),
         step=file.step,
@@ -209,13 +177,12 @@ def _rank_status(file: RankFile, state: State, dead: bool, now: float) -> RankSt
 
 
 def _gpu(record: Record) -> GpuStatus | None:
-    gpu = record.get("gpu")
-    if not isinstance(gpu, dict):
+    if not isinstance(record.get("gpu"), dict):
         return None
-    busy, nvjpg = (number(gpu, key) for key in ("busy", "nvjpg_busy"))
+    gpu = section(record, "gpu")
     return GpuStatus(
-        busy=None if busy is None else min(max(busy, 0.0), 1.0),
-        nvjpg_busy=None if nvjpg is None else min(max(nvjpg, 0.0), 1.0),
+        busy=_share(number(gpu, "busy")),
+        nvjpg_busy=_share(number(gpu, "nvjpg_busy")),
         memory_bytes=count(gpu, "memory_bytes") or None,
         power_w=count(gpu, "power_w") or None,
     )
@@ -225,16 +192,14 @@ def _shard_status(file: ShardFile, stall_s: float, now: float) -> ShardStatus:
     images, bytes_in, bytes_out, wall_s = file.window()
     age_s = max(now - file.mtime, 0.0)
     rate = images / wall_s if wall_s else None
-    bad = file.attempt.outcome not in (None, "finished")
     over = file.attempt.end is not None or 0 < file.total <= file.done
+    state: Literal["running", "stalled", "finished", "failed"] = "running"
+    if file.attempt.outcome not in (None, "finished"):
+        state = "failed"
+    elif over or age_s > stall_s:
+        state = "finished" if over else "stalled"
     return ShardStatus(
-        state="failed"
-        if bad
-        else "finished"
-        if over
-        else "stalled"
-        if age_s > stall_s
-        else "running",
+        state=state,
         done=file.done,
         total=file.total,
         rejects=file.rejects,
@@ -246,10 +211,14 @@ def _shard_status(file: ShardFile, stall_s: float, now: float) -> ShardStatus:
     )
 
 
+def _share(value: float | None) -> float | None:
+    return None if value is None else min(max(value, 0.0), 1.0)
+
+
 def _error(record: Record, key: str) -> float | None:
     """1 - the share at `key`, in [0, 1]."""
-    share = number(record, key)
-    return None if share is None else min(max(1 - share, 0.0), 1.0)
+    right = _share(number(record, key))
+    return None if right is None else 1 - right
 
 
 def _evaluation(step: int, record: Record) -> Evaluation:

@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from gratis.history import Attempt, read_attempt
 from gratis.rates import Counters
 from gratis.server.models import IntervalStatus, RunList, RunStatus, RunSummary
 from gratis.server.run import PICTURE, SHARD_FILE, Run
 from gratis.server.run_status import OVER, run_status
-from gratis.server.summary import summarise
+from gratis.server.state import attempt_state
 
 CACHED = 8  # runs held in memory; the least recently asked for goes first
 MAX_PICTURE = 1 << 20  # bytes
 JPEG = b"\xff\xd8\xff"
-FRESH_S = (
-    0.4  # requests within this time share one read of the files, however many clients there are
-)
+FRESH_S = 0.4  # requests within this time share one read of the files, however many there are
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +77,9 @@ class Runs:
             self._listed = (time.monotonic(), entries)
         return self._listed[1]
 
+    def _find(self, name: str | None) -> CachedRun | None:
+        return next((entry for entry in self._cached_runs() if name in (None, entry.name)), None)
+
     def listing(self) -> RunList:
         """All runs, by the ends of their files alone: a thousand in well under 100 ms."""
         with self._lock:
@@ -87,18 +89,14 @@ class Runs:
         """The run of that name, or the newest. None if there is none: names are looked up, never
         made into paths."""
         with self._lock:
-            entry = next(
-                (entry for entry in self._cached_runs() if name in (None, entry.name)), None
-            )
+            entry = self._find(name)
             return self._refresh(entry) if entry else None
 
     def picture(self, name: str) -> bytes | None:
         """The run's JPEG of augmented images. None if there is none, or no run of that name."""
         with self._lock:
-            path = next(
-                (entry.path / PICTURE for entry in self._cached_runs() if entry.name == name), None
-            )
-        whole = _read_regular(path) if path else None
+            entry = self._find(name)
+        whole = _read_regular(entry.path / PICTURE) if entry else None
         return whole if whole and whole.startswith(JPEG) and len(whole) <= MAX_PICTURE else None
 
     def _refresh(self, entry: CachedRun) -> RunSnapshot:
@@ -113,10 +111,11 @@ class Runs:
         run.refresh()
         status = run_status(run, self.stall_s)
         if status.behind_bytes:  # the end is not read yet, and the state is there
-            summary = summarise(entry.path, entry.name, entry.updated, self.stall_s)
-            status = status.model_copy(
-                update={"state": summary.state, "reason": "the server is still reading"}
-            )
+            update = {
+                "state": self._summarise(entry).state,
+                "reason": "the server is still reading",
+            }
+            status = status.model_copy(update=update)
         same = old is not None and run.revision == revision
         snapshot = RunSnapshot(
             status,
@@ -136,9 +135,20 @@ class Runs:
         known = self._summaries.get(entry.name)
         if known is not None and known[0] == key and known[1].state in OVER:
             return known[1]
-        summary = summarise(entry.path, entry.name, entry.updated, self.stall_s)
+        summary = self._summarise(entry)
         self._summaries[entry.name] = (key, summary)
         return summary
+
+    def _summarise(self, entry: CachedRun) -> RunSummary:
+        """By the ends of rank 0's file, or of the shard stage's where nothing trains."""
+        attempt = read_attempt(entry.path / "rank-0.jsonl")
+        if not (trains := attempt != Attempt()):
+            attempt = read_attempt(entry.path / SHARD_FILE)
+        stepped, age_s = trains and attempt.step is not None, max(time.time() - entry.updated, 0.0)
+        state = attempt_state({0: attempt}, stepped=stepped, age_s=age_s, stall_s=self.stall_s)[0]
+        epoch, step = attempt.epoch, attempt.step or 0
+        name, updated = entry.name, entry.updated
+        return RunSummary(name=name, state=state, epoch=epoch, step=step, updated=updated)
 
 
 def _list_runs(root: Path) -> Iterator[CachedRun]:
@@ -149,16 +159,10 @@ def _list_runs(root: Path) -> Iterator[CachedRun]:
     for folder in folders:
         if not folder.name.isprintable():  # no name that a header or a terminal would trip over
             continue
-        stats = [
-            status
-            for file in ("rank-0.jsonl", SHARD_FILE)
-            if (status := _stat(f"{folder.path}/{file}")) is not None
-        ]
-        if stats:
-            updated = max(one.st_mtime for one in stats)
-            yield CachedRun(
-                folder.name, Path(folder.path), updated, sum(one.st_size for one in stats)
-            )
+        paths = [f"{folder.path}/{file}" for file in ("rank-0.jsonl", SHARD_FILE)]
+        if stats := [status for path in paths if (status := _stat(path)) is not None]:
+            updated, size = max(one.st_mtime for one in stats), sum(one.st_size for one in stats)
+            yield CachedRun(folder.name, Path(folder.path), updated, size)
 
 
 def _stat(path: str) -> os.stat_result | None:

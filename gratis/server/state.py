@@ -1,9 +1,16 @@
-"""A run's state, from its records and which of its processes are alive: one pure function."""
+"""A run's state, from its records and which of its processes are alive, as far as this host can
+tell."""
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
+from gratis.fields import Record, integer, number
+from gratis.history import Attempt
 from gratis.server.models import State
 
 STALL_S = 120.0  # no event for this long: longer than an interval
@@ -31,28 +38,54 @@ def derive(
         next((rank for rank in sorted(outcomes) if outcomes[rank] == bad), None)
         for bad in ("diverged", "failed")
     )
-    rank_0 = outcomes.get(0)
+    not_finite = "reports that the loss is no longer finite"
+    rank_0, lost = outcomes.get(0), min(dead, default=0)
+    stopped = rank_0 in ("preempted", "interrupted")
     rules: list[tuple[bool, State, str]] = [
-        (
-            diverged is not None,
-            "diverged",
-            f"rank {diverged} reports that the loss is no longer finite",
-        ),
+        (diverged is not None, "diverged", f"rank {diverged} {not_finite}"),
         (failed is not None, "crashed", f"rank {failed} reports a failure"),
         (rank_0 == "finished", "finished", "rank 0 reports the end"),
-        (
-            bool(dead),
-            "crashed",
-            f"the process of rank {min(dead, default=0)} is gone and reported no end",
-        ),
-        (
-            rank_0 in ("preempted", "interrupted"),
-            "preempted",
-            f"rank 0 was {rank_0}; the run can be resumed",
-        ),
+        (bool(dead), "crashed", f"the process of rank {lost} is gone and reported no end"),
+        (stopped, "preempted", f"rank 0 was {rank_0}; the run can be resumed"),
         (age_s > stall_s, "stalled", "no event for longer than the stall limit"),
         (not stepped, "starting", "no interval of training is over yet"),
     ]
     return next(
         ((state, reason) for holds, state, reason in rules if holds), ("running", "events arrive")
     )
+
+
+def attempt_state(
+    attempts: Mapping[int, Attempt], *, stepped: bool, age_s: float, stall_s: float
+) -> tuple[State, str, list[int]]:
+    """As `derive`, of the newest attempt in each rank's file; and the dead ranks."""
+    outcomes = {rank: one.outcome or "" for rank, one in attempts.items() if one.end is not None}
+    dead = [rank for rank, one in attempts.items() if one.end is None and is_gone(one.start)]
+    state, reason = derive(
+        outcomes=outcomes, dead=dead, stepped=stepped, age_s=age_s, stall_s=stall_s
+    )
+    return state, reason, dead
+
+
+def is_gone(start: Record | None) -> bool:
+    """Whether the process that wrote this `start` was on this host and has ended. False where
+    that cannot be known."""
+    pid = integer(start, "pid") if start is not None else None
+    if start is None or pid is None or start.get("host") != socket.gethostname():
+        return False
+    if integer(start, "pid_namespace") not in (None, os.stat("/proc/self/ns/pid").st_ino):
+        return False
+    return not _runs(pid, number(start, "t") or 0.0)
+
+
+def _runs(pid: int, started: float) -> bool:
+    """Whether the process that wrote at Unix time `started` still runs; a later process with its
+    pid is another one."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        state, ticks = (fields := stat.rpartition(")")[2].split())[0], int(fields[19])
+        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, IndexError, ValueError):
+        return False
+    slack = 60.0  # the clock may have been set since
+    return state not in "ZX" and boot + ticks / os.sysconf("SC_CLK_TCK") < started + slack

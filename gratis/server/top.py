@@ -36,9 +36,8 @@ def top(root: Path, name: str | None, stall_s: float) -> None:
     runs, console = Runs(root, stall_s), Console()
     snapshot = runs.snapshot(name)
     if snapshot is None:
-        raise GratisError(
-            f"no run {name or ''} in {root}: give another --run or --runs".replace("  ", " ")
-        )
+        which = f"run {name}" if name else "run"
+        raise GratisError(f"no {which} in {root}: give another --run or --runs")
     if not console.is_terminal:
         console.print(screen(snapshot.status))
         return
@@ -95,26 +94,14 @@ def _shards(run: RunStatus) -> list[RenderableType]:
     if run.shards is None or run.shards.state == "finished":
         return []
     shards = run.shards
-    line = (
-        f"shards {shards.state}: {shards.done:,} of {shards.total:,}, "
-        f"{number(shards.images_per_s, 'images/s')}"
-    )
-    return [Text(line), ProgressBar(total=max(shards.total, 1), completed=shards.done, width=40)]
+    rate = number(shards.images_per_s, "images/s")
+    text = f"shards {shards.state}: {shards.done:,} of {shards.total:,}, {rate}"
+    return [Text(text), ProgressBar(total=max(shards.total, 1), completed=shards.done, width=40)]
 
 
 def _ranks(run: RunStatus) -> Table:
-    table = Table(
-        "rank",
-        "state",
-        "device",
-        "step",
-        "loader/s",
-        "trained/s",
-        "wait",
-        "queue",
-        "slowest stage",
-        box=None,
-    )
+    columns = "rank state device step loader/s trained/s wait queue".split()
+    table = Table(*columns, "slowest stage", box=None)
     for rank in run.ranks:
         shares = {stage: share or 0.0 for stage, share in rank.stages}
         stage = max(shares, key=lambda name: shares[name])

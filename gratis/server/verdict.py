@@ -37,37 +37,23 @@ def judge(ranks: Mapping[int, Counters], *, stalled_s: float | None = None) -> V
        is what helps.
     5. `compute-bound`: otherwise. The numbers are then the loader's headroom."""
     if stalled_s is not None:
-        return Verdict(
-            kind="stalled", text=f"No event for {_duration(stalled_s)}: it hangs or is suspended."
-        )
+        text = f"No event for {_duration(stalled_s)}: it hangs or is suspended."
+        return Verdict(kind="stalled", text=text)
     if not ranks:
-        return Verdict(
-            kind="starting",
-            text="Nothing measured yet: the first interval of training is not over.",
-        )
+        text = "Nothing measured yet: the first interval of training is not over."
+        return Verdict(kind="starting", text=text)
     if (straggler := _straggler(ranks)) is not None:
         return straggler
     wait, speed = wait_fraction(ranks.values()) or 0.0, throughput(ranks.values())
     if wait >= WAIT_LIMIT:
         stage, shares = _slowest(ranks.values())
-        where = f" {shares}" if shares else ""
-        return Verdict(
-            kind="input-bound",
-            stage=stage,
-            text=f"Training waits for data {wait:.0%} of the time and gets "
-            f"{_rate(speed.trainer)}.{where}",
-        )
-    spare = speed.headroom
-    could = (
-        f" The loader could deliver {_rate(speed.loader)}, {spare:.1f} times that."
-        if spare is not None
-        else ""
-    )
-    return Verdict(
-        kind="compute-bound",
-        text=f"Training takes {_rate(speed.trainer)} and waits for data {wait:.1%} of the "
-        f"time.{could}",
-    )
+        text = f"Training waits for data {wait:.0%} of the time and gets {_rate(speed.trainer)}."
+        text = f"{text} {shares}".strip()
+        return Verdict(kind="input-bound", stage=stage, text=text)
+    text = f"Training takes {_rate(speed.trainer)} and waits for data {wait:.1%} of the time."
+    if (spare := speed.headroom) is not None:
+        text += f" The loader could deliver {_rate(speed.loader)}, {spare:.1f} times that."
+    return Verdict(kind="compute-bound", text=text)
 
 
 def _straggler(ranks: Mapping[int, Counters]) -> Verdict | None:
@@ -87,18 +73,14 @@ def _straggler(ranks: Mapping[int, Counters]) -> Verdict | None:
     exchange = median(one.exchange_fraction for one in others)
     if slow.own_step_s >= LAG_LIMIT * usual and exchange - slow.exchange_fraction >= WAIT_LIMIT:
         text = (
-            f"Rank {rank} works {slow.own_step_s * 1e3:,.0f} ms on a step, the others "
-            f"{usual * 1e3:,.0f} ms; they spend {exchange:.0%} of the time in exchanges, waiting "
-            "for it."
+            f"Rank {rank} works {_ms(slow.own_step_s)} on a step, the others {_ms(usual)}; "
+            f"they spend {exchange:.0%} of the time in exchanges, waiting for it."
         )
         return Verdict(kind="straggler", rank=rank, text=text)
     rank, slow, others = _extreme(ranks, lambda one: one.step_s)
     usual = median(one.step_s for one in others)
     if slow.step_s >= LAG_LIMIT * usual:
-        text = (
-            f"Rank {rank} takes {slow.step_s * 1e3:,.0f} ms a step, the others "
-            f"{usual * 1e3:,.0f} ms."
-        )
+        text = f"Rank {rank} takes {_ms(slow.step_s)} a step, the others {_ms(usual)}."
         return Verdict(kind="straggler", rank=rank, text=text)
     return None
 
@@ -122,9 +104,11 @@ def _slowest(ranks: Iterable[Counters]) -> tuple[Stage | None, str]:
 def _rate(images_per_s: float | None) -> str:
     if images_per_s is None:
         return "an unknown number of images/s"
-    return (
-        f"{images_per_s:,.0f} images/s" if images_per_s >= 100 else f"{images_per_s:.1f} images/s"
-    )
+    return f"{images_per_s:,.{0 if images_per_s >= 100 else 1}f} images/s"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.0f} ms"
 
 
 def _duration(seconds: float) -> str:

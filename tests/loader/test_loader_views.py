@@ -20,7 +20,7 @@ from PIL import Image
 from gratis.dataset import Stats, read_index, read_manifest, read_stats
 from gratis.loader import Loader, LoaderConfig, plan
 from gratis.loader.decoding import gpu
-from gratis.loader.decoding.bad_samples import BadSampleHandler, undecodable
+from gratis.loader.decoding.bad_samples import undecodable
 from gratis.loader.decoding.crop_graph import crop_pipeline
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.epoch.epoch_plan import EpochPlan
@@ -233,7 +233,7 @@ def graph_of(root: Path, epoch: EpochPlan) -> Iterator[tuple[EncodedBatch, Any]]
     """The graph for GPUs, run on the CPU over an epoch."""
     shards, timer = ShardReader(root, epoch.manifest.splits["train"], epoch.index), StageTimer()
     reader = BatchReader(shards, timer, Quarantine(0, 101, allowed=False))
-    runner = DaliRunner(timer, BadSampleHandler(reader))
+    runner = DaliRunner(timer, reader)
     yield from gpu.decode_views(reader.batches(epoch), epoch, runner, 2)
     shards.close()
 
@@ -322,7 +322,6 @@ def test_on_a_gpu_batches_equal_those_of_the_cpu(
 
 def plan_of(root: Path, config: LoaderConfig) -> EpochPlan:
     return EpochPlan(
-        split="train",
         manifest=read_manifest(root),
         index=read_index(root, "train"),
         stats=read_stats(root),

@@ -10,7 +10,6 @@ import torch
 
 from benchmarks.loader.peers.common import BATCH, Batches, crop_of
 from gratis.loader.config import LoaderConfig
-from gratis.loader.decoding.bad_samples import BadSampleHandler
 from gratis.loader.decoding.cpu import decode
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.epoch.stage_timer import StageTimer
@@ -39,7 +38,7 @@ def _stage(root: Path, threads: int, *, decoded: bool) -> Batches:
     loader, timer, nothing = _loader(root, threads), StageTimer(), torch.zeros(1)
     quarantine = Quarantine(0, loader.num_samples, allowed=False)
     reader = BatchReader(loader.shard_reader(), timer, quarantine)
-    runner = DaliRunner(timer, BadSampleHandler(reader))
+    runner = DaliRunner(timer, reader)
     for epoch in range(1 << 30):
         plan = loader.epoch_plan(epoch)
         batches: Iterator[Any] = reader.batches(plan)

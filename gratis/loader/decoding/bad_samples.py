@@ -12,25 +12,16 @@ from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
 
 
-class BadSampleHandler:
-    """Finds the samples that broke a batch, hands them to the quarantine, and reads the batch again
-    without them."""
-
-    def __init__(self, reader: BatchReader) -> None:
-        self._reader = reader
-
-    def replace(
-        self, error: Exception, batches: list[EncodedBatch], plan: EpochPlan
-    ) -> list[EncodedBatch]:
-        """GratisError naming shard, key and offset, where that is the policy; the error itself if
-        no sample is bad."""
-        bad = [
-            self._reader.reject(batch.wanted, batch.ids, undecodable(batch, plan))
-            for batch in batches
-        ]
-        if not any(bad):
-            raise error
-        return [self._reader.read(plan, batch.wanted) for batch in batches]
+def replace_bad_samples(
+    reader: BatchReader, error: Exception, batches: list[EncodedBatch], plan: EpochPlan
+) -> list[EncodedBatch]:
+    """The batches that DALI could not decode, read again without the samples that broke them, which
+    go to the quarantine. GratisError naming shard, key and offset, where that is the policy; the
+    error itself if no sample is bad."""
+    bad = [reader.reject(one.wanted, one.ids, undecodable(one, plan)) for one in batches]
+    if not any(bad):
+        raise error
+    return [reader.read(plan, batch.wanted) for batch in batches]
 
 
 def undecodable(batch: EncodedBatch, plan: EpochPlan) -> list[int]:

@@ -25,11 +25,9 @@ from gratis.loader.decoding.decoded_cache import BAD, DecodedCache
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.plan import Ids
-from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
-from gratis.loader.reading.sample_check import invalid_rows
+from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch, invalid_rows
 from gratis.loader.views.torch_views import apply_views
 
-Uncached = Callable[[EncodedBatch], Generator[tuple[EncodedBatch, Any], None, None]]
 MakeImages = Callable[[], Tensor]
 
 
@@ -69,13 +67,14 @@ class CachedDecoder:
             draws, extents = plan.draws(wanted)
             yield EncodedBatch(wanted, wanted, draws, extents, [], np.empty(0, np.uint8)), held
 
-    def crops(self, plan: EpochPlan, uncached: Uncached, resizer: DaliRunner) -> BatchCrops:
-        """On the CPU: each step's crops where they lie. uncached: decodes a batch as without a
-        cache; resizer: for parts that are resized. Each is valid until the next is taken."""
+    def crops(self, plan: EpochPlan, runner: DaliRunner, resizer: DaliRunner) -> BatchCrops:
+        """On the CPU: each step's crops where they lie. runner: decodes what the cache does not
+        hold; resizer: for parts that are resized. Each is valid until the next is taken."""
         size, pixels = plan.manifest.image_size, self._cache.pixels
         for batch, held in self.steps(plan):
             if not held:
-                yield from uncached(self._read(plan, batch.wanted))
+                read = iter([self._read(plan, batch.wanted)])
+                yield from decode(read, plan, runner, self._threads)
             elif plan.config.area:
                 raw = iter([self._as_raw(batch)])
                 yield from decode(raw, _raw_plan(plan), resizer, self._threads)
@@ -84,12 +83,13 @@ class CachedDecoder:
                 yield batch, crops_of(batch, flat, begins, plan, side=size, corner=True)
 
     def images(
-        self, plan: EpochPlan, uncached: Uncached, resizer: DaliRunner
+        self, plan: EpochPlan, runner: DaliRunner, resizer: DaliRunner
     ) -> Generator[tuple[EncodedBatch, MakeImages], None, None]:
         """On a GPU: each step, and what makes its normalised images on the current stream."""
         for batch, held in self.steps(plan):
             if not held:
-                decoded = uncached(self._read(plan, batch.wanted))
+                encoded = iter([self._read(plan, batch.wanted)])
+                decoded = gpu.decode_views(encoded, plan, runner, self._threads)
             elif plan.config.area:
                 raw = iter([self._as_raw(batch)])
                 decoded = gpu.decode_views(raw, _raw_plan(plan), resizer, self._threads)
@@ -108,9 +108,8 @@ class CachedDecoder:
             some = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
             torch.index_select(pixels, 0, ids, out=some)
             pixels, ids = some.to(plan.device, non_blocking=True), torch.arange(len(ids))
-        return apply_views(
-            pixels, ids, batch.draws, self._mean, plan.stats, plan.config, plan.epoch
-        )
+        draws, mean = batch.draws, self._mean
+        return apply_views(pixels, ids, draws, mean, plan.stats, plan.config, plan.epoch)
 
     def _as_raw(self, batch: EncodedBatch) -> EncodedBatch:
         """The samples as if they had been stored as raw pixels. Of a cache in the machine's

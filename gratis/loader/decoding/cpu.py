@@ -29,25 +29,13 @@ def decode(
 ) -> BatchCrops:
     """Each batch with its crops, by DALI where there is something to decode or to resize; valid
     until the next is taken."""
+    size, whole = plan.manifest.image_size, plan.config.views == 10
     if plan.manifest.codec == "raw" and plan.config.area is None:
-        return _decode_raw(batches, plan)
-    return _decode_by_dali(batches, plan, runner, threads)
-
-
-def _decode_raw(batches: Iterator[EncodedBatch], plan: EpochPlan) -> BatchCrops:
-    """Samples stored as PPM: their pixels are where the reader put them, behind a short header."""
-    size = plan.manifest.image_size
-    for batch in batches:
-        headers = np.array([len(part) for part in batch.parts]) - 3 * size * size
-        begins = batch.begins + headers
-        yield batch, crops_of(batch, batch.buffer, begins, plan, side=size, corner=True)
-
-
-def _decode_by_dali(
-    batches: Iterator[EncodedBatch], plan: EpochPlan, runner: DaliRunner, threads: int
-) -> BatchCrops:
-    whole = plan.config.views == 10
-    side = plan.manifest.image_size if whole else plan.config.crop
+        for batch in batches:  # pixels are where the reader put them, behind a short header
+            begins = batch.begins + np.array([len(part) for part in batch.parts]) - 3 * size * size
+            yield batch, crops_of(batch, batch.buffer, begins, plan, side=size, corner=True)
+        return
+    side = size if whole else plan.config.crop
 
     def build(feed: Feed) -> Any:
         return crop_pipeline(feed, plan, threads, side, rows=plan.rows)

@@ -20,18 +20,11 @@ def crop_pipeline(
     feed: Feed, plan: EpochPlan, threads: int, side: int, *, rows: int, lockstep: bool = False
 ) -> Any:
     """A DALI pipeline from (bytes, corner, extent) to uint8 [side,side,3] without the rotation that
-    EXIF may ask for. lockstep: a batch is fed when it is asked for, so that an error is its own."""
-    from nvidia.dali import Pipeline, fn, types
+    EXIF may ask for."""
+    from nvidia.dali import fn, types
 
     raw = plan.manifest.codec == "raw"
-    pipeline = Pipeline(
-        batch_size=rows,
-        num_threads=threads,
-        device_id=None,
-        prefetch_queue_depth=1 if lockstep else DEPTH,
-        exec_pipelined=not lockstep,
-        exec_async=not lockstep,
-    )
+    pipeline = empty_pipeline(rows, threads, None, lockstep=lockstep)
     with pipeline:
         inputs = 3 if plan.config.area else 2
         data, anchor, *extent = fn.external_source(
@@ -46,6 +39,22 @@ def crop_pipeline(
         pipeline.set_outputs(resize(images, plan))
     pipeline.build()
     return pipeline
+
+
+def empty_pipeline(
+    rows: int, threads: int, device_id: int | None, *, lockstep: bool = False
+) -> Any:
+    """lockstep: a batch is fed when it is asked for, so that an error is its own."""
+    from nvidia.dali import Pipeline
+
+    return Pipeline(
+        batch_size=rows,
+        num_threads=threads,
+        device_id=device_id,
+        prefetch_queue_depth=1 if lockstep else DEPTH,
+        exec_pipelined=not lockstep,
+        exec_async=not lockstep,
+    )
 
 
 def crop(data: Any, anchor: Any, extent: Any, *, raw: bool) -> Any:

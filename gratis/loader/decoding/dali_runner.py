@@ -8,19 +8,19 @@ from itertools import chain
 from typing import Any
 
 from gratis.errors import GratisError
-from gratis.loader.decoding.bad_samples import BadSampleHandler
+from gratis.loader.decoding.bad_samples import replace_bad_samples
 from gratis.loader.decoding.crop_graph import Feed
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
-from gratis.loader.reading.batch_reader import EncodedBatch
+from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
 
 
 class DaliRunner:
     """Drives one DALI pipeline over batches, epoch after epoch. After an error, and after `close`,
     it is built anew."""
 
-    def __init__(self, timer: StageTimer, bad_samples: BadSampleHandler) -> None:
-        self._timer, self._bad_samples = timer, bad_samples
+    def __init__(self, timer: StageTimer, reader: BatchReader) -> None:
+        self._timer, self._reader = timer, reader
         self._pipeline: Any = None
         self._built_for: object = None
         self._feed: Feed = tuple
@@ -64,7 +64,8 @@ class DaliRunner:
                 return
             except RuntimeError as error:
                 self._pipeline = None
-                good = self._bad_samples.replace(error, [batch for batch, _ in pending], plan)
+                broken = [batch for batch, _ in pending]
+                good = replace_bad_samples(self._reader, error, broken, plan)
                 source[0] = chain(good, source[0])
                 pending.clear()
                 continue

@@ -9,13 +9,14 @@ interpolated regions wrong (CUDA 13.3 release notes)."""
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from gratis.errors import GratisError
-from gratis.loader.decoding.crop_graph import DEPTH, Feed, dali_samples, rectangles, resize
+from gratis.loader.decoding.crop_graph import Feed, dali_samples, empty_pipeline, rectangles, resize
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.plan import ten_views
@@ -60,12 +61,7 @@ def decode_views(
     # a constant of the graph: when noise ends, another graph is built
     factor = scale(plan.config, plan.epoch)
 
-    def build(feed: Feed) -> Any:
-        return view_pipeline(feed, plan, threads)
-
-    def inputs(batch: EncodedBatch) -> tuple[Any, ...]:
-        return _inputs(batch, plan)
-
+    build, inputs = partial(view_pipeline, plan=plan, threads=threads), partial(_inputs, plan=plan)
     for batch, images in runner.run(batches, plan, build, inputs, key=factor):
         yield batch, images.as_tensor()
         del images
@@ -82,15 +78,10 @@ def to_torch(tensor: Any, plan: EpochPlan) -> torch.Tensor:
 
 def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     """The graph, from `_inputs` to normalised images; built when it is first run."""
-    from nvidia.dali import Pipeline, fn, types
+    from nvidia.dali import fn, types
 
     bytes_dims = 3 if plan.manifest.codec == "raw" else 1
-    pipeline = Pipeline(
-        batch_size=plan.rows,
-        num_threads=threads,
-        device_id=plan.device.index,
-        prefetch_queue_depth=DEPTH,
-    )
+    pipeline = empty_pipeline(plan.rows, threads, plan.device.index)
     with pipeline:
         if plan.config.views == 10:  # evaluation: nothing differs between samples
             (data,) = fn.external_source(
@@ -124,16 +115,9 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
 def image_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     """A graph from bytes to whole images on the device, uint8 [S,S,3], that is fed when it is run,
     and built then."""
-    from nvidia.dali import Pipeline, fn, types
+    from nvidia.dali import fn, types
 
-    pipeline = Pipeline(
-        batch_size=plan.rows,
-        num_threads=threads,
-        device_id=plan.device.index,
-        prefetch_queue_depth=1,
-        exec_pipelined=False,
-        exec_async=False,
-    )
+    pipeline = empty_pipeline(plan.rows, threads, plan.device.index, lockstep=True)
     with pipeline:
         (data,) = fn.external_source(
             source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=1
@@ -172,9 +156,8 @@ def _apply_view(images: Any, anchor: Any, flip: Any, shift: Any, plan: EpochPlan
         images = fn.cast(images, dtype=types.FLOAT) - mean
     images = fn.flip(images, horizontal=flip)
     if plan.config.mean == "central":
-        region = np.ascontiguousarray(
-            plan.stats.mean[centre : centre + crop, centre : centre + crop]
-        )
+        part = slice(centre, centre + crop)
+        region = np.ascontiguousarray(plan.stats.mean[part, part])
         images = fn.cast(images, dtype=types.FLOAT) - types.Constant(region, device=device)
     if shift is not None:
         images = (images + shift) * np.float32(scale(plan.config, plan.epoch))
@@ -186,8 +169,7 @@ def _inputs(batch: EncodedBatch, plan: EpochPlan) -> tuple[Any, ...]:
     out."""
     if plan.config.views == 10:
         return (dali_samples(batch, plan),)
-    shift = colour_shift(plan.stats, plan.config, plan.epoch, batch.draws.normals).astype(
-        np.float32
-    )
-    flip = batch.draws.flip.astype(np.int32)
-    return dali_samples(batch, plan), flip, shift[:, None, None], *rectangles(batch)
+    draws = batch.draws
+    shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)[:, None, None]
+    views = draws.flip.astype(np.int32), shift.astype(np.float32)
+    return dali_samples(batch, plan), *views, *rectangles(batch)

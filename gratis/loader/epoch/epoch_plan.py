@@ -18,7 +18,6 @@ from gratis.loader.views.draw_views import draw_views
 class EpochPlan:
     """One rank's share of what is left of one epoch. Holds no file, thread or device memory."""
 
-    split: str
     manifest: Manifest
     index: Index
     stats: Stats

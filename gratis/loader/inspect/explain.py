@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
 from gratis.choices import MeanForm, NoiseForm, Positions
@@ -25,7 +24,7 @@ from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.image import Reject, decode_or_reject
 from gratis.loader.config import LoaderConfig
-from gratis.loader.inspect.pictures import crop_side, require_folder
+from gratis.loader.inspect.pictures import PictureOptions
 from gratis.loader.loader import Loader
 from gratis.loader.views.colour_noise import colour_matrix
 
@@ -36,19 +35,14 @@ DRAWS = 200_000  # for the heat map and the covariance, at least
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explain:
+class Explain(PictureOptions):
     """Draws one image's way from the shard to the network, and where crops and colours fall over
     many epochs."""
 
-    shards: Annotated[str, tyro.conf.Positional]
-    """Folder of the dataset."""
     sample: str
     """Key of the image (n01440764_10026), or its id, a number that is no key."""
     out: Path = Path("explain.png")
     """PNG to write."""
-    split: str = "train"
-    crop: int | None = None
-    """Side of the crop. Default: 7/8 of the image's, as 224 of 256."""
     crop_positions: Positions = "all"
     """all: of 224 in 256 pixels 33 offsets along each axis; printed: the paper's 32."""
     crop_chunk: int = 1
@@ -57,10 +51,6 @@ class Explain:
     """Subtract the mean image's central crop from every crop, or its crop at the same offset."""
     noise: NoiseForm = "sqrt"
     """Colour noise by standard deviations, by eigenvalues as the paper prints, or none."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_folder(self.shards)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -71,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     config = LoaderConfig(
         batch_size=1,
         seed=options.seed,
-        crop=crop_side(options.shards, options.crop),
+        crop=options.crop_side,
         crop_positions=options.crop_positions,
         crop_chunk=options.crop_chunk,
         mean=options.mean,
@@ -106,10 +96,8 @@ def find(loader: Loader, wanted: str) -> int:
 def _keys(listed: Path) -> list[str]:
     """The keys of a shard's .idx in order; none where there is no such file."""
     try:
-        return [
-            Path(line.split()[3]).stem
-            for line in listed.read_text(encoding="utf-8").splitlines()[1:]
-        ]
+        lines = listed.read_text(encoding="utf-8").splitlines()[1:]
+        return [Path(line.split()[3]).stem for line in lines]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -170,12 +158,9 @@ def report(loader: Loader, offsets: NDArray[np.int64], normals: Floats) -> None:
         print("no colour noise")
         return
     measured, theory = covariance(loader.stats, loader.config.noise, normals)
-    middle = {"sqrt": "diag(eigenvalues)", "printed": "diag(eigenvalues / 255)^2"}[
-        loader.config.noise
-    ]
-    print(
-        f"colour noise, covariance of R, G, B in gray levels squared; theory: 0.01 E {middle} E^T"
-    )
+    sqrt = loader.config.noise == "sqrt"
+    theory_text = f"0.01 E {'diag(eigenvalues)' if sqrt else 'diag(eigenvalues / 255)^2'} E^T"
+    print(f"colour noise, covariance of R, G, B in gray levels squared; theory: {theory_text}")
     for row in range(3):
         left, right = (
             "  ".join(f"{value:8.3f}" for value in part[row]) for part in (measured, theory)

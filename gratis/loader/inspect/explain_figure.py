@@ -50,24 +50,17 @@ def apply_row(
     loader: Loader, image: Pixels, draws: Draws, row: int, *, colour: bool
 ) -> AppliedView:
     """One row of draws applied to the image as the loader does it."""
-    config, stats = loader.config, loader.stats
-    shift = (
-        colour_shift(stats, config, 0, draws.normals[row : row + 1])[0] if colour else np.zeros(3)
-    )
-    divisor = scale(config, 0) if colour else 1.0
+    config, stats, crop = loader.config, loader.stats, loader.config.crop
+    shift, factor = np.zeros(3), 1.0
+    if colour:
+        shift = colour_shift(stats, config, 0, draws.normals[row : row + 1])[0]
+        factor = scale(config, 0)
     y, x, flip = int(draws.y[row]), int(draws.x[row]), bool(draws.flip[row])
+    mean, form = stats.mean, config.mean
     normalised = reference.apply_view(
-        image,
-        y=y,
-        x=x,
-        flip=flip,
-        crop=config.crop,
-        mean=stats.mean,
-        mean_form=config.mean,
-        shift=shift,
-        scale=divisor,
+        image, y=y, x=x, flip=flip, crop=crop, mean=mean, mean_form=form, shift=shift, scale=factor
     )
-    cut = image[y : y + config.crop, x : x + config.crop].astype(np.float64)
+    cut = image[y : y + crop, x : x + crop].astype(np.float64)
     visible = (cut[:, ::-1] if flip else cut) + shift
     place = f"({y}, {x}){' mirrored' if flip else ''}"
     return AppliedView(normalised, np.rint(visible.clip(0, 255)).astype(np.uint8), place, shift)
@@ -108,16 +101,12 @@ def _head(
     mean.imshow(loader.stats.mean.clip(0, 255) / 255)
     centre = (positions - 1) // 2
     mean.add_patch(_frame(centre, centre, crop))
-    form = (
-        "its centre is subtracted from every crop"
-        if loader.config.mean == "central"
-        else "subtracted by place"
-    )
+    central = loader.config.mean == "central"
+    form = "its centre is subtracted from every crop" if central else "subtracted by place"
     mean.set_title(f"mean image of the training split:\n{form}")
     _bare(stored, mean)
-    drawn = heat.imshow(
-        histogram(offsets, positions), cmap="viridis", vmin=0, interpolation="nearest"
-    )
+    counts = histogram(offsets, positions)
+    drawn = heat.imshow(counts, cmap="viridis", vmin=0, interpolation="nearest")
     figure.colorbar(drawn, ax=heat, shrink=0.8)
     heat.set_title(
         f"offsets of {len(offsets):,} training crops\n{positions} x {positions} positions"
@@ -140,15 +129,14 @@ def _strips(figure: Any, loader: Loader, sample: int, image: Pixels) -> None:
     still = epochs._replace(
         y=np.full(SHOWN, centre), x=np.full(SHOWN, centre), flip=np.zeros(SHOWN, np.bool_)
     )
-    everything = range(SHOWN)
-    evaluated = [
-        apply_row(loader, image, ten_views(positions), row, colour=False) for row in everything
-    ]
-    coloured = [apply_row(loader, image, still, row, colour=True) for row in everything]
-    trained = [apply_row(loader, image, epochs, row, colour=True) for row in everything]
+
+    def views_of(draws: Draws, *, colour: bool) -> list[AppliedView]:
+        return [apply_row(loader, image, draws, row, colour=colour) for row in range(SHOWN)]
+
+    trained = views_of(epochs, colour=True)
     strips: tuple[tuple[str, list[AppliedView], Caption], ...] = (
-        ("evaluation:\nten views", evaluated, "place"),
-        ("colour draws\nalone, centre", coloured, "shift"),
+        ("evaluation:\nten views", views_of(ten_views(positions), colour=False), "place"),
+        ("colour draws\nalone, centre", views_of(still, colour=True), "shift"),
         ("training:\nepochs 0 to 9", trained, "place"),
         ("the network's\ninput then", trained, "input"),
     )

@@ -1,27 +1,39 @@
-"""What the two commands that draw share: the folder that they read, the crop, and the picture's
-file."""
+"""What `gratis preview` and `gratis explain` share: options, and the picture's file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from gratis.dataset import read_manifest
 from gratis.errors import GratisError
 
 
-def require_folder(shards: str) -> None:
-    """GratisError for an address."""
-    if "://" in shards:
-        raise GratisError(
-            f"{shards}: this reads local folders; copy the dataset first, or give its mount"
-        )
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """The options of both. GratisError for an address."""
 
+    shards: Annotated[str, tyro.conf.Positional]
+    """Folder of the dataset."""
+    split: str = "train"
+    crop: int | None = None
+    """Side of the crop. Default: 7/8 of the image's, as 224 of 256."""
+    seed: int = 0
 
-def crop_side(shards: str, chosen: int | None) -> int:
-    """What was chosen, else 7/8 of the image's side, as 224 of 256."""
-    return read_manifest(Path(shards)).image_size * 7 // 8 if chosen is None else chosen
+    def __post_init__(self) -> None:
+        if "://" in self.shards:
+            advice = "copy the dataset first, or give its mount"
+            raise GratisError(f"{self.shards}: this reads local folders; {advice}")
+
+    @property
+    def crop_side(self) -> int:
+        chosen = self.crop
+        return read_manifest(Path(self.shards)).image_size * 7 // 8 if chosen is None else chosen
 
 
 def write_picture(path: Path, save: Callable[[Path], object]) -> None:

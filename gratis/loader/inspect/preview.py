@@ -6,18 +6,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.loader.config import LoaderConfig
-from gratis.loader.inspect.pictures import crop_side, require_folder, write_picture
+from gratis.loader.inspect.pictures import PictureOptions, write_picture
 from gratis.loader.loader import Loader
 from gratis.loader.views.colour_noise import scale
 
@@ -26,25 +24,19 @@ TILES = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preview:
+class Preview(PictureOptions):
     """Draws augmented images as training would get them, normalisation taken back, with their class
     names."""
 
-    shards: Annotated[str, tyro.conf.Positional]
-    """Folder of the dataset."""
     out: Path = Path("preview.png")
     """File to draw to."""
-    split: str = "train"
-    crop: int | None = None
-    """Side of the crop. Default: 7/8 of the image's, as 224 of 256."""
     threads: int | None = None
     """Of the decoder. Default: one per core that this process may use."""
-    seed: int = 0
     device: str = "cpu"
     """cpu or cuda."""
 
     def __post_init__(self) -> None:
-        require_folder(self.shards)
+        super().__post_init__()
         if self.device.split(":")[0] not in ("cpu", "cuda"):
             raise GratisError(f"--device {self.device}; take cpu or cuda")
 
@@ -53,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(Preview, arguments, "gratis preview")
     if options.device != "cpu" and not torch.cuda.is_available():
         raise GratisError(f"--device {options.device}, but there is no GPU here; take --device cpu")
-    crop = crop_side(options.shards, options.crop)
+    crop = options.crop_side
     config = LoaderConfig(batch_size=TILES, seed=options.seed, crop=crop, threads=options.threads)
     with Loader(options.shards, options.split, config, device=options.device) as loader:
         print(f"{options.out}: {draw_preview(loader, options.out)} images")

@@ -6,7 +6,7 @@ The way of the bytes from tar to batch, all of it on the prefetcher's thread but
     EpochPlan                  which samples in which step, and their views: pure numbers
         | ids of a step
     BatchReader (reading/)     ShardReader: pread of the tars, from the ShardCache if they are on a
-        |                      server; sample_check and Quarantine: bad samples are replaced
+        |                      server; jpeg_check and Quarantine: bad samples are replaced
         | EncodedBatch: JPEG or PPM bytes, with the draws of their views
         |
         |-- device cpu --> decoding/cpu: DALI decodes the crop alone; of PPMs nothing is decoded
@@ -34,7 +34,6 @@ import torch
 
 from gratis.loader.batch import Batch
 from gratis.loader.decoding import gpu
-from gratis.loader.decoding.bad_samples import BadSampleHandler
 from gratis.loader.decoding.cached_decoder import CachedDecoder, MakeImages
 from gratis.loader.decoding.cpu import BatchCrops, decode
 from gratis.loader.decoding.dali_runner import DaliRunner
@@ -75,8 +74,7 @@ class BatchPipeline:
     ) -> None:
         self._shards, self._timer, self._threads = shards, timer, threads
         self._reader = BatchReader(shards, timer, quarantine)
-        bad_samples = BadSampleHandler(self._reader)
-        self._runner, self._resizer = DaliRunner(timer, bad_samples), DaliRunner(timer, bad_samples)
+        self._runner, self._resizer = (DaliRunner(timer, self._reader) for _ in range(2))
         self._cached = CachedDecoder(decoded, self._reader, timer, threads) if decoded else None
         self._buffers: dict[int, torch.Tensor] = {}  # by slot
         self._stream: Any = None
@@ -131,11 +129,7 @@ class BatchPipeline:
     def _crops(self, plan: EpochPlan) -> BatchCrops:
         if self._cached is None:
             return decode(self._reader.batches(plan), plan, self._runner, self._threads)
-
-        def uncached(encoded: EncodedBatch) -> BatchCrops:
-            return decode(iter([encoded]), plan, self._runner, self._threads)
-
-        return self._cached.crops(plan, uncached, self._resizer)
+        return self._cached.crops(plan, self._runner, self._resizer)
 
     def _on_gpu(self, plan: EpochPlan, slot: Slot) -> Generator[ReadyBatch, None, None]:
         with torch.cuda.stream(self._stream):  # of this thread alone
@@ -153,11 +147,7 @@ class BatchPipeline:
                 yield encoded, partial(gpu.to_torch, tensor, plan)
                 del tensor
             return
-
-        def uncached(encoded: EncodedBatch) -> Generator[tuple[EncodedBatch, Any], None, None]:
-            return gpu.decode_views(iter([encoded]), plan, self._runner, self._threads)
-
-        yield from self._cached.images(plan, uncached, self._resizer)
+        yield from self._cached.images(plan, self._runner, self._resizer)
 
     def _to_device(self, plan: EpochPlan, ids: Ids, images: torch.Tensor) -> tuple[Batch, Any]:
         """A batch that torch owns, and the event after which it may be read. DALI may take its

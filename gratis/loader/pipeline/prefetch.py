@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import weakref
+from functools import partial
 
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
@@ -167,17 +168,12 @@ def _remember(prefetcher: Prefetcher) -> None:
     _prefetchers.add(prefetcher)
 
 
-def _close_all() -> None:
+def _close_all(*, idle_alone: bool = False) -> None:
     for prefetcher in list(_prefetchers):
-        prefetcher.close()
-
-
-def _close_idle() -> None:
-    for prefetcher in list(_prefetchers):
-        if prefetcher.idle:
+        if prefetcher.idle or not idle_alone:
             prefetcher.close()
 
 
 # A fork copies no thread: in the child a decoder that waits for the next epoch would be dead. Both
 # build another.
-os.register_at_fork(before=_close_idle)
+os.register_at_fork(before=partial(_close_all, idle_alone=True))

@@ -12,7 +12,6 @@ from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.plan import Draws, Ids
 from gratis.loader.reading.quarantine import Quarantine
-from gratis.loader.reading.sample_check import invalid_rows
 from gratis.loader.reading.shard_reader import Bytes, ShardReader
 
 BUFFERS = 4  # of encoded bytes: two batches are with the decoder, one behind it, one is being read
@@ -99,3 +98,19 @@ class BatchReader:
     def close(self) -> None:
         """Frees the buffers."""
         self._buffers = [None] * BUFFERS
+
+
+def invalid_rows(parts: list[Bytes], codec: str, side: int) -> list[int]:
+    """Those of the samples that are no PPM of side x side pixels, or a JPEG that a decoder would
+    give up on."""
+    if codec == "raw":
+        header = b"P6\n%d %d\n255\n" % (side, side)
+        first, size = len(header), len(header) + 3 * side * side
+        return [
+            row
+            for row, part in enumerate(parts)
+            if len(part) != size or part[:first].tobytes() != header
+        ]
+    from gratis.loader.reading.jpeg_check import well_formed  # with Numba: its import takes 0.4 s
+
+    return [row for row, part in enumerate(parts) if not well_formed(part, side)]

@@ -72,11 +72,8 @@ def _segment(data: Any, marker: Any, begin: Any, end: Any, side: Any, state: Any
         state[KIND], state[FRAME] = marker, begin
         return only and _frame(data, begin, end, side)
     if marker == SOS:
-        return (
-            state[KIND] != 0
-            and _band(data, begin, end, state)
-            and _components(data, begin, end, state)
-        )
+        good = state[KIND] != 0 and _band(data, begin, end, state)
+        return good and _components(data, begin, end, state)
     if marker == DRI:
         return end - begin == 2
     return marker in (DNL, COMMENT) or marker >> 4 == 0xE  # what applications add

@@ -34,15 +34,12 @@ def open_dataset(
     stats = read_stats(root, None if fetched else manifest.stats_sha256)
     index = read_index(root, split, None if fetched else entry.index_sha256)
     if len(stats.mean) != manifest.image_size:
-        sides = (
-            f"a mean image of {len(stats.mean)} px, the manifest images of {manifest.image_size} px"
-        )
+        mean, images = f"{len(stats.mean)} px", f"{manifest.image_size} px"
+        sides = f"a mean image of {mean}, the manifest images of {images}"
         raise GratisError(f"{root / STATS} has {sides}; {WAY_OUT}")
     if len(index.label) != entry.samples:
-        raise GratisError(
-            f"the {split} index of {named} has {len(index.label)} samples, not {entry.samples}; "
-            f"verify it"
-        )
+        counts = f"{len(index.label)} samples, not {entry.samples}"
+        raise GratisError(f"the {split} index of {named} has {counts}; verify it")
     for name, rows, least, below in (
         ("shard", index.shard, 0, len(entry.shards)),
         ("label", index.label, 0, len(manifest.classes)),

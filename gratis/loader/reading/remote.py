@@ -62,10 +62,8 @@ class Remote:
 
         self.url = url.rstrip("/")
         # it logs several times what it raises in the end; a level of the user's stays
-        if (
-            self.url.startswith(("gs://", "gcs://"))
-            and not (log := logging.getLogger("gcsfs")).level
-        ):
+        log = logging.getLogger("gcsfs")
+        if self.url.startswith(("gs://", "gcs://")) and not log.level:
             log.setLevel(logging.CRITICAL)
         try:
             self._files, self._path = answered(lambda: url_to_fs(self.url), f"{url} cannot be read")
@@ -90,10 +88,8 @@ class Remote:
             data: bytes = self._files.cat_file(f"{self._path}/{name}", start=start or None, end=end)
             # an error page, of a server without ranges
             if size is not None and len(data) < size:
-                raise OSError(
-                    f"{len(data):,} bytes came where {size:,} were asked for; copy the dataset "
-                    f"there again"
-                )
+                short = f"{len(data):,} bytes came where {size:,} were asked for"
+                raise OSError(f"{short}; copy the dataset there again")
             return data
 
         return self._try(name, request, stop)
@@ -126,18 +122,21 @@ class Remote:
             try:
                 return _answer(request, waiting)
             except (FileNotFoundError, PermissionError) as error:
-                raise GratisError(
-                    f"{self.url}/{name} cannot be read: {_first_line(error)}"
-                ) from None
+                message = f"{self.url}/{name} cannot be read: {_first_line(error)}"
+                raise GratisError(message) from None
             except FetchCancelled:
                 raise
             except Exception as error:  # each protocol's library has errors of its own
                 last = error
             if attempt < TRIES - 1 and waiting.wait(PAUSE * 2**attempt):
                 raise FetchCancelled
-        raise GratisError(
-            f"{self.url}/{name} cannot be read, after {TRIES} attempts: {_first_line(last)}"
-        )
+        reason = f"after {TRIES} attempts: {_first_line(last)}"
+        raise GratisError(f"{self.url}/{name} cannot be read, {reason}")
+
+
+def mismatch(remote: Remote, name: str) -> GratisError:
+    advice = "copy the dataset there again"
+    return GratisError(f"{remote.url}/{name} is not what the manifest says; {advice}")
 
 
 def dataset_folder(root: Path | str, split: str = "train", cache: str | None = None) -> Path:
@@ -164,14 +163,11 @@ def read_pieces(root: Path | str, pieces: Iterable[tuple[str, int, int]]) -> Ite
                     file.seek(start)
                     data = file.read(size)
             except OSError as error:
-                raise GratisError(
-                    f"{Path(root, name)} cannot be read: {error.strerror or error}; verify the "
-                    f"dataset"
-                ) from None
+                message = f"{Path(root, name)} cannot be read: {error.strerror or error}"
+                raise GratisError(f"{message}; verify the dataset") from None
         if len(data) < size:
-            raise GratisError(
-                f"{str(root).rstrip('/')}/{name} ends inside a sample; verify the dataset"
-            )
+            where = f"{str(root).rstrip('/')}/{name}"
+            raise GratisError(f"{where} ends inside a sample; verify the dataset")
         yield data
 
 
@@ -225,9 +221,7 @@ def _fetch_small(remote: Remote, folder: Path, name: str, sha256: str) -> None:
         return
     data = remote.read(name)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise GratisError(
-            f"{remote.url}/{name} is not what the manifest says; copy the dataset there again"
-        )
+        raise mismatch(remote, name)
     atomic_write(path, data)
 
 

@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 
 from gratis.dataset import Shard
 from gratis.errors import GratisError
-from gratis.loader.reading.remote import FOLDER, FetchCancelled, LoaderThread, Remote, file_lock
+from gratis.loader.reading.remote import (
+    FOLDER,
+    FetchCancelled,
+    LoaderThread,
+    Remote,
+    file_lock,
+    mismatch,
+)
 
 PART = re.compile(r".*\.([0-9]+)\.part")
 FETCHERS = 3  # downloads at a time, beside one that the reader waits for
@@ -107,10 +114,7 @@ class ShardCache:
                     os.utime(path)
                     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 bad += not self._download(shard, path, ahead=ahead)
-        raise GratisError(
-            f"{self._remote.url}/{shard.name} is not what the manifest says; copy the dataset "
-            f"there again"
-        )
+        raise mismatch(self._remote, shard.name)
 
     def stop(self) -> None:
         """Ends all that waits or fetches; for any thread."""
@@ -168,8 +172,7 @@ class ShardCache:
         if (most := int(np.cumsum(change).max())) > self._limit:
             raise GratisError(
                 f"this order reads {most / 1e9:.3g} GB of shards side by side and cache_gb is "
-                f"{self._limit / 1e9:.3g}; "
-                "raise it, or choose order='window' with a smaller window"
+                f"{self._limit / 1e9:.3g}; raise it, or choose order='window' with a smaller window"
             )
 
     def _download(self, shard: Shard, path: Path, *, ahead: bool) -> bool:
@@ -187,8 +190,9 @@ class ShardCache:
                 break
             except OSError as error:
                 if error.errno != errno.ENOSPC or not self._drop_one(part, spare=ahead):
+                    cache = part.parent.parent
                     raise GratisError(
-                        f"the cache {part.parent.parent} cannot hold {shard.name}: {error}"
+                        f"the cache {cache} cannot hold {shard.name}: {error}"
                     ) from None
         if good:
             with self._counting():  # else who counts might see neither the part nor the shard
@@ -233,12 +237,8 @@ class ShardCache:
     def _wanted(self) -> list[Path]:
         """Of the shards that were asked for, those still of use; by first use."""
         with self._moved:
-            uses = self._uses[: self._next]
-            return [
-                self._folder / self._shards[use.shard].name
-                for use in uses
-                if use.last >= self._step
-            ]
+            uses = [use for use in self._uses[: self._next] if use.last >= self._step]
+        return [self._folder / self._shards[use.shard].name for use in uses]
 
 
 class CachedFile(NamedTuple):

@@ -23,6 +23,7 @@ from gratis.loader.reading.shard_cache import ShardCache, uses_of
 
 Bytes = NDArray[np.uint8]
 
+VERIFY = "verify the copy of the dataset"
 HEADER = 512  # of a tar member, directly before its bytes; the name is its first 100 bytes
 
 
@@ -65,10 +66,8 @@ class ShardReader:
         parts = [buffer[end - size : end] for end, (_, _, size) in zip(ends, places, strict=True)]
         for part, (shard, offset, size) in zip(parts, places, strict=True):
             if os.preadv(self._file(shard), [part.data], offset) != size:
-                raise GratisError(
-                    f"{self._root / self._shards[shard].name} ends inside a sample; verify the "
-                    f"dataset"
-                )
+                path = self._root / self._shards[shard].name
+                raise GratisError(f"{path} ends inside a sample; verify the dataset")
         return parts, buffer
 
     def describe(self, sample: int) -> str:
@@ -117,18 +116,13 @@ class ShardReader:
         except OSError as error:
             if error.errno == errno.EMFILE:
                 limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-                raise GratisError(
-                    f"{path} cannot be opened: this process has its {limit} files open; raise that "
-                    f"limit (`ulimit -n 4096`)"
-                ) from None
-            raise GratisError(
-                f"{path} cannot be read ({error.strerror}); verify the copy of the dataset"
-            ) from None
+                reason = f"this process has its {limit} files open"
+                advice = "raise that limit (`ulimit -n 4096`)"
+                raise GratisError(f"{path} cannot be opened: {reason}; {advice}") from None
+            raise GratisError(f"{path} cannot be read ({error.strerror}); {VERIFY}") from None
         if (size := os.fstat(file).st_size) != expected.bytes:
             os.close(file)
-            raise GratisError(
-                f"{path} has {size} bytes, not {expected.bytes}; verify the copy of the dataset"
-            )
+            raise GratisError(f"{path} has {size} bytes, not {expected.bytes}; {VERIFY}")
         return file
 
     def _descriptor(self, shard: int, path: Path) -> int:

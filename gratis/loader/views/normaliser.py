@@ -7,8 +7,7 @@ it takes 0.28. What it must equal is `gratis.loader.views.reference`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,13 +41,7 @@ class Crops(NamedTuple):
 
     def rows(self, part: slice) -> Crops:
         """Some of the crops, of the same pixels."""
-        return self._replace(
-            start=self.start[part],
-            y=self.y[part],
-            x=self.x[part],
-            flip=self.flip[part],
-            normals=self.normals[part],
-        )
+        return Crops._make((*self[:2], *(column[part] for column in self[2:])))
 
 
 class Normaliser:
@@ -60,11 +53,8 @@ class Normaliser:
         self._size = len(stats.mean)
         mean = stats.mean * np.float32(self._scale)
         sides = np.stack([mean, mean[:, ::-1]])  # as it is, and mirrored
-        rows = (
-            sides.reshape(2, self._size, -1)
-            if config.channels_last
-            else sides.transpose(0, 3, 1, 2)
-        )
+        by_row = sides.reshape(2, self._size, -1)
+        rows = by_row if config.channels_last else sides.transpose(0, 3, 1, 2)
         self._mean = np.ascontiguousarray(rows)
         self._scratch = torch.empty(0)
 
@@ -82,17 +72,12 @@ class Normaliser:
     def _fill(self, crops: Crops, out: torch.Tensor) -> None:
         shift = colour_shift(self._stats, self._config, self._epoch, crops.normals) * self._scale
         memory = out.permute(0, 2, 3, 1).flatten(2) if self._config.channels_last else out
-        kernels()[self._config.channels_last](
-            crops.pixels,
-            crops.stride,
-            crops.start,
-            crops.flip,
-            self._mean,
-            *self._mean_region(crops),
-            shift.astype(np.float32),
-            np.float32(self._scale),
-            memory.numpy(),
-        )
+        from gratis.loader.views.jit import call_kernel
+
+        kernel, factor = kernels()[self._config.channels_last], np.float32(self._scale)
+        where = (crops.pixels, crops.stride, crops.start, crops.flip)
+        mean, plus = (self._mean, *self._mean_region(crops)), shift.astype(np.float32)
+        call_kernel(kernel, *where, *mean, plus, factor, memory.numpy())
 
     def _mean_region(self, crops: Crops) -> tuple[Ints, Ints, Ints]:
         """Which mean is subtracted from each crop (0: as it is, 1: mirrored), and the corner of its
@@ -109,20 +94,13 @@ class Normaliser:
         return self._scratch[: len(out)]
 
 
-_kernels: list[Callable[..., None]] = []
-
-
-def kernels() -> list[Callable[..., None]]:
+@cache
+def kernels() -> tuple[Any, Any]:
     """The compiled passes for planes and for channels-last memory; the first call of either on a
     machine takes 1 s."""
-    if not _kernels:
-        from gratis.loader.views.jit import call_kernel, jit
+    from gratis.loader.views.jit import jit  # with Numba: its import takes 0.4 s
 
-        _kernels.extend(
-            partial(call_kernel, jit(fastmath=True)(fill))
-            for fill in (_fill_planes, _fill_channels_last)
-        )
-    return _kernels
+    return jit(fastmath=True)(_fill_planes), jit(fastmath=True)(_fill_channels_last)
 
 
 def _fill_planes(  # noqa: PLR0917
