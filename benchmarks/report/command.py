@@ -74,7 +74,8 @@ def report(options: ReportOptions) -> Path:
         results.complete = [part for part in results.complete if part != str(number)]
         try:
             for results.again in (False, True):
-                PARTS[number](setting, results)
+                for measurement in PARTS[number](setting, results):
+                    results.measure(number, **measurement._asdict())
             results.complete.append(str(number))
             entries = results.entries[str(number)]
             failed = [name for name, entry in entries.items() if failure(entry)]

@@ -3,8 +3,10 @@ it back, live."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import statistics
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -14,17 +16,17 @@ from torch import Tensor
 
 from benchmarks.report.live import verdict
 from benchmarks.report.loading import fill
-from benchmarks.report.results import Result, ResultFile
+from benchmarks.report.results import Measurement, Result, ResultFile
 from benchmarks.report.setting import Setting, rounds, steps_for
 from benchmarks.timing import endless
-from benchmarks.train.bench import UNTIMED, Step, one_round, resident_batch, training_step
+from benchmarks.train.bench import UNTIMED, one_round, resident_batch, training_step
+from benchmarks.train.update import Step
 from gratis.loader import Loader
 from gratis.train.mesh.device import WaitClock
 from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.rank import training_config
 from gratis.train.recipes import RECIPES, Recipe
 
-PART = 4
 ROUTES = ("jpeg", "raw", "decoded")
 GOAL = 0.99
 # above 1: batches that are there cannot be slower than a loader's but by other work on the machine
@@ -33,12 +35,11 @@ LIVE_S = 12.0
 WAIT_LIMIT = 0.05  # share of time lost at which the status page calls a run input-bound
 
 
-def run(setting: Setting, results: ResultFile) -> None:
-    for batch in setting.free_batches:
-        for route in ROUTES:
-            command = "resident and loader steps in alternating runs; then train, live"
-            make = partial(free, setting, route, batch)
-            results.measure(PART, f"{route}, batch {batch}", command, make, needs=60)
+def measurements(setting: Setting, _: ResultFile) -> Iterator[Measurement]:
+    command = "resident and loader steps in alternating runs; then train, live"
+    for batch, route in itertools.product(setting.free_batches, ROUTES):
+        make = partial(free, setting, route, batch)
+        yield Measurement(f"{route}, batch {batch}", command, make, needs=60)
 
 
 def free(setting: Setting, route: str, batch: int) -> Result:

@@ -11,22 +11,20 @@ from functools import partial
 
 import torch
 
-from benchmarks.report.results import Result, ResultFile
+from benchmarks.report.results import Measurement, Result, ResultFile
 from benchmarks.report.setting import Setting, rounds, steps_for
 from benchmarks.report.stages import by_stage
 from benchmarks.train.bench import (
-    CLASSES,
     MATRIX,
+    baseline_step,
     matmul_step,
     one_round,
     resident_batch,
     step_flops,
-    torchvision_layout,
     training_step,
 )
 from benchmarks.train.update import update_ratios
 
-PART = 3
 ACCOUNT, SLOWEST = "where the time goes", 3  # layers
 PAIRS = 60  # of updates
 
@@ -49,28 +47,24 @@ def variants(setting: Setting) -> dict[str, Variant]:
     return eager | {f"{name}, compiled": replace(one, compiled=True) for name, one in eager.items()}
 
 
-def run(setting: Setting, results: ResultFile) -> None:
-    middle = setting.batches[len(setting.batches) // 2]
-    batches = (middle, *(size for size in setting.batches if size != middle))
-    measure = partial(results.measure, PART)
-    computes = ("float32", "bfloat16") if setting.cuda else ("float32",)
-    for compute in computes:
-        measure(f"matrix product, {compute}", "torch.mm", partial(matrix, setting, compute))
-    if setting.cuda:
-        measure("matrix product, tf32", "torch.mm", partial(matrix, setting, "float32", tf32=True))
+def measurements(setting: Setting, _: ResultFile) -> Iterator[Measurement]:
+    eager = {name: own for name, own in variants(setting).items() if not own.compiled}
+    for name, variant in eager.items():
+        yield Measurement(f"matrix product, {name}", "torch.mm", partial(matrix, setting, variant))
     numbers = "autocast to bfloat16" if setting.cuda else "float32"
     baseline = f"eager, channels first, {numbers}, torch.optim.SGD"
-    for batch in batches:
+    for batch in setting.batches:
         for name, variant in variants(setting).items():
             make = partial(measure_ours, setting, variant, batch)
-            measure(f"ours, {name}, batch {batch}", "bench.training_step", make, needs=40)
+            how = "bench.training_step"
+            yield Measurement(f"ours, {name}, batch {batch}", how, make, needs=40)
         make = partial(measure_torchvision, setting, batch)
-        measure(f"torchvision's layout, batch {batch}", baseline, make, needs=30)
-    measure("update rule", "update.update_ratios", partial(updates, setting), needs=20)
-    for name in computes:
-        make = partial(account, setting, name, middle)
-        title = f"{ACCOUNT}, {name}, batch {middle}"
-        measure(title, "torch.profiler, eager", make, needs=30)
+        yield Measurement(f"torchvision's layout, batch {batch}", baseline, make, needs=30)
+    yield Measurement("update rule", "update.update_ratios", partial(updates, setting), needs=20)
+    middle = setting.batches[0]
+    for name in (name for name, variant in eager.items() if not variant.tf32):
+        title, make = f"{ACCOUNT}, {name}, batch {middle}", partial(account, setting, name, middle)
+        yield Measurement(title, "torch.profiler, eager", make, needs=30)
 
 
 @contextmanager
@@ -92,11 +86,15 @@ def seconds(step: Callable[[], object], setting: Setting) -> list[float]:
     return [one_round({"": step}, steps, setting.device)[""] for _ in rounds(setting.rounds)]
 
 
-def matrix(setting: Setting, compute: str, *, tf32: bool = False) -> Result:
-    with precision(tf32):
-        recipe = replace(setting.recipe, compute=compute)  # type: ignore[arg-type]
-        took = seconds(matmul_step(recipe, setting.device), setting)
-    return {"TFLOP/s": [2 * MATRIX[setting.device.type] ** 3 / each / 1e12 for each in took]}
+def matrix(setting: Setting, variant: Variant) -> Result:
+    """Rates of a large matrix product."""
+    return {"TFLOP/s": matrix_rates(setting, variant)}
+
+
+def matrix_rates(setting: Setting, variant: Variant) -> list[float]:
+    with precision(variant.tf32):
+        took = seconds(matmul_step(variant.compute, setting.device), setting)
+    return [2 * MATRIX[setting.device.type] ** 3 / each / 1e12 for each in took]
 
 
 def measure_ours(setting: Setting, variant: Variant, batch: int) -> Result:
@@ -105,9 +103,8 @@ def measure_ours(setting: Setting, variant: Variant, batch: int) -> Result:
         images, labels = resident_batch(recipe, setting.device)
         step = training_step(recipe, setting.device, "on" if variant.compiled else "off")
         took = seconds(lambda: step(images, labels), setting)
-        product = seconds(matmul_step(recipe, setting.device), setting)
     achieved = [step_flops(recipe) / each / 1e12 for each in took]
-    possible = 2 * MATRIX[setting.device.type] ** 3 / statistics.median(product) / 1e12
+    possible = statistics.median(matrix_rates(setting, variant))
     return {
         "images/s": [batch / each for each in took],
         "TFLOP/s": achieved,
@@ -118,23 +115,13 @@ def measure_ours(setting: Setting, variant: Variant, batch: int) -> Result:
 def measure_torchvision(setting: Setting, batch: int) -> Result:
     """torchvision's network as most would write its training: eager, channels first, on a GPU
     autocast to bfloat16."""
-    from torch.nn import functional
-
-    device, recipe = setting.device, replace(setting.recipe, batch=batch)
+    recipe = replace(setting.recipe, batch=batch)
     with torch.random.fork_rng(devices=[]):
-        network = torchvision_layout(recipe.width, CLASSES).to(device)
-        optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-        images, labels = resident_batch(recipe, device)
-        images = (images / 58).contiguous()
-
-        def step() -> None:
-            optimiser.zero_grad()
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=setting.cuda):
-                loss = functional.cross_entropy(network(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-
-        return {"images/s": [batch / each for each in seconds(step, setting)]}
+        images, labels = resident_batch(recipe, setting.device)
+        images = (images / 58).contiguous()  # channels first
+        step = baseline_step(recipe, setting.device, autocast=setting.cuda)
+        took = seconds(lambda: step(images, labels), setting)
+    return {"images/s": [batch / each for each in took]}
 
 
 def updates(setting: Setting) -> Result:

@@ -18,8 +18,7 @@ from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.history import records
 from gratis.signals import terminate_exits
-from gratis.train.paper.options import Paper
-from gratis.train.paper.parts import PARTS, PartContext, PartResult
+from gratis.train.paper.parts import PARTS, Paper, PartContext, PartResult
 from gratis.train.recipes import RECIPES, RecipeName
 
 

@@ -4,16 +4,18 @@ section of the report."""
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gratis.dataset import Manifest
+from gratis.errors import GratisError
 from gratis.history import outcome, records
 from gratis.processes import OVER, first_line, said, timed
 from gratis.train.analysis.figures import CAPTIONS
-from gratis.train.paper.ablate import Ablate, ablate_within, switchable
+from gratis.train.paper.ablate import Ablate, ablate_within, seeds_of, switchable
 from gratis.train.paper.arguments import flags
-from gratis.train.paper.options import Paper
 from gratis.train.recipes import RECIPES, Recipe, RecipeName
 
 EXPLAINED = "From the stored image to the network's input, and where training cuts out its crops."
@@ -24,6 +26,42 @@ FIGURE1_SIZE = 32
 TRAINING_SHARE, FIGURE1_SHARE = 0.5, 0.5  # of the time that is left when they begin
 OVER_FOR_GOOD = ("finished", "diverged")  # ends after which no call goes on with a run
 SEARCHED = 2000  # training images among which nearest neighbours are looked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """Trains, draws and tabulates what the machine can in the minutes given, into one report under
+    the run."""
+
+    shards: str
+    """Folder of the dataset, or its address."""
+    minutes: float = 60.0
+    """Time for all of it; half of it at most goes to training."""
+    run: str | None = None
+    """A run of these shards, to be reported as it is. Default: paper-<recipe>-<dataset>, trained
+    here."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    recipe: RecipeName | None = None
+    """Default: --run's with its settings, else the first for that image size. Beside --run: the
+    ablations' alone."""
+    gpus: int | None = None
+    """As `gratis train` takes it."""
+    shards32: str | None = None
+    """A dataset of 32-pixel images, for figure 1."""
+    sample: str = "0"
+    """Key or id of the training image whose way through the loader is drawn."""
+    ablate_epochs: int = 3
+    """Of each run of the ablation."""
+    seeds: str = "0,1"
+    """Of the ablation."""
+
+    def __post_init__(self) -> None:
+        if not self.minutes > 0:
+            raise GratisError(f"--minutes {self.minutes:g} must be above 0")
+        if self.ablate_epochs < 1:
+            raise GratisError(f"--ablate-epochs {self.ablate_epochs} must be at least 1")
+        seeds_of(self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +98,26 @@ class PartContext:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
+    def flags(self, **more: object) -> list[str]:
+        """The dataset and the folder of runs, and more options, as a command takes them."""
+        return flags(shards=self.options.shards, runs=self.options.runs, **more)
+
+    def pictures(self, captions: Mapping[Any, str]) -> tuple[str, ...]:
+        """The PNGs of these names that are there, with their captions."""
+        return tuple(
+            f"![{name}]({name}.png)\n\n{caption}"
+            for name, caption in captions.items()
+            if (self.folder / f"{name}.png").exists()
+        )
+
 
 def train(context: PartContext) -> PartResult:
     """Until it is finished or half of the time is over; then it saves itself."""
     options, ended, failure = context.options, outcome(context.run), None
     goes_on = options.run is None and ended not in OVER_FOR_GOOD
     if goes_on:
-        command = ["train", *flags(shards=options.shards, runs=options.runs, run=context.run.name)]
-        command += flags(recipe=context.recipe_name, port=0, save_probabilities=True)
-        command += flags(gpus=options.gpus)
+        command = ["train", *context.flags(run=context.run.name, recipe=context.recipe_name)]
+        command += flags(gpus=options.gpus, port=0, save_probabilities=True)
         failure = timed(context.log("training"), command, TRAINING_SHARE * context.left)
         ended = outcome(context.run)
         if not (context.run / "checkpoints").is_dir():
@@ -105,29 +154,22 @@ def errors(run: Path) -> tuple[str, ...]:
 def figures(context: PartContext) -> PartResult:
     """Drawn anew where the run has gone on since."""
     title, saved = "Figures of the run", context.run / "checkpoints" / "latest"
-    pngs = {context.folder / f"{name}.png": caption for name, caption in CAPTIONS.items()}
     if not saved.exists():
         return PartResult(title=title, state="skipped: the run has no checkpoint yet")
-    failure = None
+    pngs, failure = [context.folder / f"{name}.png" for name in CAPTIONS], None
     if not all(png.exists() and png.stat().st_mtime >= saved.stat().st_mtime for png in pngs):
-        options = context.options
-        command = [
-            "figures",
-            *flags(run=context.run.name, runs=options.runs, shards=options.shards),
-        ]
-        command += flags(out=context.folder, search=SEARCHED)
-        failure = timed(context.log("figures"), command, context.left)
-    return PartResult(title=title, state=failure or "done", lines=pictures(pngs))
+        names = context.flags(run=context.run.name, out=context.folder, search=SEARCHED)
+        failure = timed(context.log("figures"), ["figures", *names], context.left)
+    return PartResult(title=title, state=failure or "done", lines=context.pictures(CAPTIONS))
 
 
 def explain(context: PartContext) -> PartResult:
     title, png = "One image's way through the loader", context.folder / "explain.png"
     recipe, options, log, failure = context.recipe, context.options, context.log("explain"), None
-    if "://" in options.shards:
-        why = "it reads local folders; copy the dataset, or give its mount"
-        return PartResult(title=title, state=f"skipped: {why}")
-    if recipe.crop_area:
+    why = "it reads local folders; copy the dataset, or give its mount"
+    if "://" not in options.shards:
         why = "it draws plain crops, and this run trains on resized ones"
+    if "://" in options.shards or recipe.crop_area:
         return PartResult(title=title, state=f"skipped: {why}")
     command = ["explain", options.shards, *flags(sample=options.sample, out=png, crop=recipe.crop)]
     command += flags(mean=recipe.mean, noise=recipe.noise, crop_positions=recipe.crop_positions)
@@ -135,7 +177,7 @@ def explain(context: PartContext) -> PartResult:
     # as another call drew it
     if not png.exists() or first_line(command) not in said(log):
         failure = timed(log, command, context.left)
-    lines = pictures({png: EXPLAINED})
+    lines = context.pictures({"explain": EXPLAINED})
     if lines and not failure:  # what it has printed: offsets and colours, measured and in theory
         lines += ("\n".join(f"    {line}" for line in said(log).splitlines()[1:-1]),)
     return PartResult(title=title, state=failure or "done", lines=lines)
@@ -151,12 +193,12 @@ def figure1(context: PartContext) -> PartResult:
     minutes = f"{FIGURE1_SHARE * context.left / 60:.4g}"
     command = ["figure1", *flags(shards=shards, out=context.folder, minutes=minutes)]
     failure = timed(log, command, context.left)
-    lines = said(log).splitlines()
-    result = [line for line in lines if "training error" in line][-1:]
-    short = any(cut in line for cut in ("skipped, --minutes", "time is over") for line in lines)
+    text = said(log)
+    result = [line for line in text.splitlines() if "training error" in line][-1:]
+    short = "skipped, --minutes" in text or "time is over" in text
     state = failure or (f"in part: {OVER}" if short else "done")
-    drawn = pictures({context.folder / "figure1.png": FIGURE1})
-    return PartResult(title=title, state=state, lines=(*result, *drawn))
+    lines = (*result, *context.pictures({"figure1": FIGURE1}))
+    return PartResult(title=title, state=state, lines=lines)
 
 
 def ablation(context: PartContext) -> PartResult:
@@ -187,17 +229,10 @@ def whole_of(context: PartContext) -> Recipe:
 
 
 def tables(context: PartContext) -> PartResult:
-    from gratis.train.paper.tables import tables as table_of
+    from gratis.train.paper.tables import tables as tables_of
 
-    lines = (table_of(context.options.runs),)
-    return PartResult(title="Beside the paper's tables", state="done", lines=lines)
-
-
-def pictures(pngs: dict[Path, str]) -> tuple[str, ...]:
-    """Those that are there, with their captions."""
-    return tuple(
-        f"![{png.stem}]({png.name})\n\n{caption}" for png, caption in pngs.items() if png.exists()
-    )
+    text = tables_of(context.options.runs)
+    return PartResult(title="Beside the paper's tables", state="done", lines=(text,))
 
 
 PARTS = (train, figures, explain, figure1, ablation, tables)
