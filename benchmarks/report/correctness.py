@@ -28,6 +28,7 @@ from PIL import Image
 
 from benchmarks.report.results import Measurement, OutOfTime, Result, ResultFile
 from benchmarks.report.setting import Setting
+from gratis.image import decode as decode_by_pillow
 from gratis.loader import GPU_DECODER
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -141,9 +142,8 @@ def photographs(count: int = 16, size: int = 256) -> list[NDArray[np.uint8]]:
     for number in range(count):
         rng = np.random.default_rng(number)
         small = rng.integers(0, 256, (size // 16, size // 16, 3), dtype=np.uint8)
-        smooth = np.asarray(
-            Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
-        ).astype(np.int16)
+        large = Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
+        smooth = np.asarray(large).astype(np.int16)
         smooth[size // 3 : size // 2, size // 4 : size // 2] = rng.integers(0, 256, 3)
         grain = rng.integers(-12, 13, (size, size, 1))
         images.append(np.clip(smooth + grain, 0, 255).astype(np.uint8))
@@ -152,10 +152,9 @@ def photographs(count: int = 16, size: int = 256) -> list[NDArray[np.uint8]]:
 
 def encode(image: NDArray[np.uint8], kind: str) -> bytes:
     buffer, picture = io.BytesIO(), Image.fromarray(image)
-    if kind == "grey":
-        picture.convert("L").save(buffer, "JPEG", quality=95)
-    else:
-        picture.save(buffer, "JPEG", quality=95, subsampling=SUBSAMPLINGS[kind])
+    picture = picture.convert("L") if kind == "grey" else picture
+    # Pillow's own number for grey, which has no chroma
+    picture.save(buffer, "JPEG", quality=95, subsampling=SUBSAMPLINGS.get(kind, -1))
     return buffer.getvalue()
 
 
@@ -192,14 +191,12 @@ def decoding(kind: str, device: torch.device) -> Result:
     whole."""
     files = [encode(image, kind) for image in photographs()]
     host = decode(files, "cpu")
-    box = (13, 7, 224)
-    y, x, side = box
+    y, x, side = box = (13, 7, 224)
     if device.type == "cuda":
         whole = other = decode(files, "mixed")
         region = decode(files, "mixed", box)
     else:
-        opened = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-        whole, other = host, np.stack([np.asarray(image) for image in opened])
+        whole, other = host, np.stack([decode_by_pillow(file) for file in files])
         region = decode(files, "cpu", box)
     apart = np.abs(host.astype(np.int16) - other)
     cut = np.abs(whole[:, y : y + side, x : x + side].astype(np.int16) - region)

@@ -3,11 +3,13 @@ matrix rate."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -15,8 +17,8 @@ from benchmarks.report.results import Measurement, Result, ResultFile
 from benchmarks.report.setting import Setting, rounds, steps_for
 from benchmarks.report.stages import by_stage
 from benchmarks.train.bench import (
-    MATRIX,
     baseline_step,
+    matmul_flops,
     matmul_step,
     one_round,
     resident_batch,
@@ -24,54 +26,50 @@ from benchmarks.train.bench import (
     training_step,
 )
 from benchmarks.train.update import update_ratios
+from gratis.train.settings import Choice
 
 ACCOUNT, SLOWEST = "where the time goes", 3  # layers
 PAIRS = 60  # of updates
+COMPILE: dict[bool, tuple[Choice, ...]] = {
+    True: ("off", "on"),
+    False: ("off",),
+}  # on a GPU, on a CPU
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    compute: str
-    tf32: bool = False
-    compiled: bool = False
+Compute = Literal["float32", "bfloat16"]
+PRECISIONS: dict[str, Compute] = {"float32": "float32", "tf32": "float32", "bfloat16": "bfloat16"}
 
 
-def variants(setting: Setting) -> dict[str, Variant]:
+def precisions(setting: Setting) -> list[str]:
     """On a CPU float32 alone: one without bfloat16's instructions takes a hundred times as long for
     a product."""
-    eager = {"float32": Variant(compute="float32")}
-    if not setting.cuda:
-        return eager
-    eager["tf32"] = Variant(compute="float32", tf32=True)
-    eager["bfloat16"] = Variant(compute="bfloat16")
-    return eager | {f"{name}, compiled": replace(one, compiled=True) for name, one in eager.items()}
+    return list(PRECISIONS) if setting.cuda else ["float32"]
 
 
 def measurements(setting: Setting, _: ResultFile) -> Iterator[Measurement]:
-    eager = {name: own for name, own in variants(setting).items() if not own.compiled}
-    for name, variant in eager.items():
-        yield Measurement(f"matrix product, {name}", "torch.mm", partial(matrix, setting, variant))
+    for name in precisions(setting):
+        yield Measurement(f"matrix product, {name}", "torch.mm", partial(matrix, setting, name))
     numbers = "autocast to bfloat16" if setting.cuda else "float32"
     baseline = f"eager, channels first, {numbers}, torch.optim.SGD"
     for batch in setting.batches:
-        for name, variant in variants(setting).items():
-            make = partial(measure_ours, setting, variant, batch)
-            how = "bench.training_step"
-            yield Measurement(f"ours, {name}, batch {batch}", how, make, needs=40)
+        for compile, name in itertools.product(COMPILE[setting.cuda], precisions(setting)):
+            make = partial(measure_ours, setting, name, compile, batch)
+            title = f"ours, {name}{', compiled' if compile == 'on' else ''}, batch {batch}"
+            yield Measurement(title, "bench.training_step", make, needs=40)
         make = partial(measure_torchvision, setting, batch)
         yield Measurement(f"torchvision's layout, batch {batch}", baseline, make, needs=30)
     yield Measurement("update rule", "update.update_ratios", partial(updates, setting), needs=20)
     middle = setting.batches[0]
-    for name in (name for name, variant in eager.items() if not variant.tf32):
+    for name in (name for name in precisions(setting) if name != "tf32"):
         title, make = f"{ACCOUNT}, {name}, batch {middle}", partial(account, setting, name, middle)
         yield Measurement(title, "torch.profiler, eager", make, needs=30)
 
 
 @contextmanager
-def precision(tf32: bool) -> Iterator[None]:
-    """Of float32 products on a GPU; the trainer itself leaves TF32 off."""
+def products(precision: str) -> Iterator[None]:
+    """Products of that precision on a GPU; the trainer itself leaves TF32 off."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
@@ -86,25 +84,25 @@ def seconds(step: Callable[[], object], setting: Setting) -> list[float]:
     return [one_round({"": step}, steps, setting.device)[""] for _ in rounds(setting.rounds)]
 
 
-def matrix(setting: Setting, variant: Variant) -> Result:
-    """Rates of a large matrix product."""
-    return {"TFLOP/s": matrix_rates(setting, variant)}
+def matrix(setting: Setting, precision: str) -> Result:
+    return {"TFLOP/s": matrix_rates(setting, precision)}
 
 
-def matrix_rates(setting: Setting, variant: Variant) -> list[float]:
-    with precision(variant.tf32):
-        took = seconds(matmul_step(variant.compute, setting.device), setting)
-    return [2 * MATRIX[setting.device.type] ** 3 / each / 1e12 for each in took]
+def matrix_rates(setting: Setting, precision: str) -> list[float]:
+    """TFLOP/s of a large matrix product, by round."""
+    with products(precision):
+        took = seconds(matmul_step(PRECISIONS[precision], setting.device), setting)
+    return [matmul_flops(setting.device) / each / 1e12 for each in took]
 
 
-def measure_ours(setting: Setting, variant: Variant, batch: int) -> Result:
-    recipe = replace(setting.recipe, batch=batch, compute=variant.compute)  # type: ignore[arg-type]
-    with precision(variant.tf32), torch.random.fork_rng(devices=[]):
+def measure_ours(setting: Setting, precision: str, compile: Choice, batch: int) -> Result:
+    recipe = replace(setting.recipe, batch=batch, compute=PRECISIONS[precision])
+    with products(precision), torch.random.fork_rng(devices=[]):
         images, labels = resident_batch(recipe, setting.device)
-        step = training_step(recipe, setting.device, "on" if variant.compiled else "off")
+        step = training_step(recipe, setting.device, compile)
         took = seconds(lambda: step(images, labels), setting)
     achieved = [step_flops(recipe) / each / 1e12 for each in took]
-    possible = statistics.median(matrix_rates(setting, variant))
+    possible = statistics.median(matrix_rates(setting, precision))
     return {
         "images/s": [batch / each for each in took],
         "TFLOP/s": achieved,
@@ -130,13 +128,13 @@ def updates(setting: Setting) -> Result:
     return {"original rule over fused SGD": update_ratios(setting.recipe, setting.device, PAIRS)}
 
 
-def account(setting: Setting, compute: str, batch: int) -> Result:
+def account(setting: Setting, precision: str, batch: int) -> Result:
     """Where a step's time goes: the slowest layers, and by kind of work. Eager, forward and
     backward.
 
     On a GPU also how much of the time it works at all: the rest it waits for the host to tell it
     what to do."""
-    recipe = replace(setting.recipe, batch=batch, compute=compute)  # type: ignore[arg-type]
+    recipe = replace(setting.recipe, batch=batch, compute=PRECISIONS[precision])
     with torch.random.fork_rng(devices=[]):
         shares, busy = by_stage(recipe, setting.device)
         kinds: dict[str, float] = {}

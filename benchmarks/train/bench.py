@@ -204,6 +204,10 @@ def matmul_step(compute: str, device: torch.device) -> Step:
     return functools.partial(torch.mm, a, b)
 
 
+def matmul_flops(device: torch.device) -> int:
+    return int(2 * MATRIX[device.type] ** 3)
+
+
 def step_flops(recipe: Recipe) -> int:
     """Floating-point operations of one training step: forward, and backward."""
     layers = plan(recipe, CLASSES)
@@ -229,18 +233,13 @@ def show(
         spread = f"[{min(rates):,.1f}..{max(rates):,.1f}]"
         print(f"{contender:>14}: {statistics.median(rates):,.1f} images/s {spread}")
     middle = {key: statistics.median(values) for key, values in seconds.items()}
-    achieved = step_flops(recipe) / middle["resident"]
-    possible = 2 * MATRIX[device.type] ** 3 / middle["matmul"]
+    achieved = step_flops(recipe) / middle["resident"] / 1e12
+    possible = matmul_flops(device) / middle["matmul"] / 1e12
     share = achieved / possible
-    print(
-        f"achieved {achieved / 1e12:.3f} TFLOP/s, {share:.0%} of a matrix product's "
-        f"{possible / 1e12:.3f}"
-    )
+    print(f"achieved {achieved:.3f} TFLOP/s, {share:.0%} of a matrix product's {possible:.3f}")
     low, update, high = statistics.quantiles(ratios, n=4)
-    print(
-        f"original rule {update:.3f} times fused SGD [quartiles {low:.3f}..{high:.3f}], "
-        f"{len(ratios)} pairs of steps"
-    )
+    quartiles = f"[quartiles {low:.3f}..{high:.3f}], {len(ratios)} pairs of steps"
+    print(f"original rule {update:.3f} times fused SGD {quartiles}")
     free = middle["resident"] / middle["loader"] if "loader" in middle else float("nan")
     print(
         f"bench free_ratio={free:.4g} speedup={middle['baseline'] / middle['resident']:.4g} "

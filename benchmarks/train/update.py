@@ -30,14 +30,15 @@ def update_ratios(recipe: Recipe, device: torch.device, rounds: int) -> list[flo
     import torch
 
     original, fused = optimiser_steps(recipe, device)
-    threads = torch.get_num_threads()
+    threads, clock = torch.get_num_threads(), "wall_s" if device.type == "cuda" else "cpu_s"
     torch.set_num_threads(1)
     try:
         ratios = []
         for number in range(-2, rounds):
             ratio = 1.0
             for pair in ((original, fused), (fused, original)):
-                seconds = {step: _seconds(step, device) for step in pair}
+                times = {step: measure(step, device, cpu_clock=time.thread_time) for step in pair}
+                seconds = {step: getattr(times[step], clock) for step in pair}
                 ratio *= seconds[original] / seconds[fused]
             if number >= 0:  # the first ones meet fresh memory
                 ratios.append(math.sqrt(ratio))
@@ -79,8 +80,3 @@ def optimiser_steps(recipe: Recipe, device: torch.device) -> tuple[Step, Step]:
         fused.zero_grad()
 
     return original_step, fused_step
-
-
-def _seconds(step: Step, device: torch.device) -> float:
-    timing = measure(step, device, cpu_clock=time.thread_time)
-    return timing.wall_s if device.type == "cuda" else timing.cpu_s

@@ -25,6 +25,11 @@ NAMES: dict[str, Layer] = {
     "classifier.4": "fc7",
     "classifier.6": "fc8",
 }
+TENSORS = {
+    f"{theirs}.{kind}": f"{ours}.{kind}"
+    for theirs, ours in NAMES.items()
+    for kind in ("weight", "bias")
+}
 FIXED = (
     *("towers", "exchange", "conv6", "without", "pool", "activation"),
     *("channels", "hidden", "width", "conv1_edge", "lrn", "map_norm"),
@@ -42,8 +47,7 @@ class DeploymentNetwork(nn.Module):
         super().__init__()
         recipe = dataclasses.replace(trained.recipe, compute="float32")
         self.network = AlexNet(recipe, trained.state.classes)
-        state = trained.network.state_dict()
-        self.network.load_state_dict({name: own.cpu() for name, own in state.items()})
+        self.network.load_state_dict(trained.weights)
         self.register_buffer("mean", central_mean(trained))
         self.requires_grad_(False)
 
@@ -76,11 +80,7 @@ def to_torchvision(recipe: Recipe, weights: dict[str, Tensor]) -> dict[str, Tens
                 f"torchvision's AlexNet has {name} {theirs}, this run {own}: train --recipe "
                 "torchvision, or take --format onnx"
             )
-    state = {
-        f"{theirs}.{kind}": weights[f"{ours}.{kind}"].clone()
-        for theirs, ours in NAMES.items()
-        for kind in KINDS
-    }
+    state = {theirs: weights[ours].clone() for theirs, ours in TENSORS.items()}
     first = state["features.0.weight"] * recipe.input_scale
     first = first.flip(1) if recipe.channel_order == "bgr" else first
     state["features.0.weight"] = first.contiguous()
@@ -91,19 +91,13 @@ def to_torchvision(recipe: Recipe, weights: dict[str, Tensor]) -> dict[str, Tens
     return state
 
 
-KINDS = ("weight", "bias")
 # the layers that read what dropout before and after the dense layers leaves
 BEFORE, AFTER = ("classifier.1", "classifier.4"), ("classifier.4", "classifier.6")
 
 
 def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The other way. GratisError for names or shapes that are not torchvision's AlexNet's."""
-    wanted = {f"{theirs}.{kind}" for theirs in NAMES for kind in KINDS}
-    if wrong := sorted(wanted ^ set(state)):
-        why = "missing" if wrong[0] in wanted else "not of it"
+    if wrong := sorted(set(TENSORS) ^ set(state)):
+        why = "missing" if wrong[0] in TENSORS else "not of it"
         raise GratisError(f"this is not torchvision's AlexNet: {wrong[0]} is {why}")
-    return {
-        f"{ours}.{kind}": state[f"{theirs}.{kind}"]
-        for theirs, ours in NAMES.items()
-        for kind in KINDS
-    }
+    return {ours: state[theirs] for theirs, ours in TENSORS.items()}

@@ -6,9 +6,8 @@ too, for contrast."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from gratis.train.analysis.plots import BLUE, DARK, RED, bare, new_figure
 from gratis.train.analysis.trained_network import Pixels, TrainedNetwork, read_images, ten_views
@@ -113,22 +111,11 @@ def find(
     by_layer = Nearest.to(trained.network.responses(layer, images))
     by_pixels = Nearest.to(images.flatten(1))
     seen = 0
-    for own, ids in _training(trained, limit):
+    for own, ids in trained.images("train", "nearest neighbours", limit):
         by_layer.see(trained.network.responses(layer, own), ids)
         by_pixels.see(own.float().flatten(1), ids)
         seen += len(ids)
     return by_layer, by_pixels, seen
-
-
-def _training(trained: TrainedNetwork, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The training split's first samples by batches, padding left out."""
-    total = min(limit, trained.manifest.splits["train"].samples)
-    batch = max(1, trained.recipe.batch)
-    with tqdm(total=total, desc="nearest neighbours", leave=False, disable=None) as bar:
-        for images, _, ids in islice(trained.split("train"), -(-limit // batch)):
-            real = ids >= 0
-            yield images[real], ids[real]
-            bar.update(int(real.sum()))
 
 
 def draw_nearest(

@@ -36,7 +36,6 @@ from gratis.train.paper.markdown import table
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, Recipe, RecipeName
 
-PROGRAM = "gratis ablate"
 WHOLE = "whole"
 VIEWS = 10
 DIFFERENCES = ("top-1 difference", "top-5 difference")
@@ -92,9 +91,10 @@ ErrorTable = dict[str, dict[int, Errors]]  # by setting, by seed
 
 
 def main(arguments: list[str]) -> None:
-    options = read(
-        lambda name, recipe: Ablate(recipe=name, whole=recipe), arguments, "released", PROGRAM
-    )
+    def make(name: RecipeName, recipe: Recipe) -> Ablate:
+        return Ablate(recipe=name, whole=recipe)
+
+    options = read(make, arguments, "released", "gratis ablate")
     terminate_exits()
     print(ablate(options), flush=True)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
@@ -64,11 +64,9 @@ class Paper:
         seeds_of(self.seeds)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartResult:
+class PartResult(NamedTuple):
     """What became of one part. lines: Markdown for the report."""
 
-    title: str
     state: str  # "done", or why not
     lines: tuple[str, ...] = ()
 
@@ -121,12 +119,11 @@ def train(context: PartContext) -> PartResult:
         failure = timed(context.log("training"), command, TRAINING_SHARE * context.left)
         ended = outcome(context.run)
         if not (context.run / "checkpoints").is_dir():
-            why = failure or "ended before its first checkpoint"
-            return PartResult(title="Training", state=why)
+            return PartResult(failure or "ended before its first checkpoint")
     states = [failure] if failure and OVER not in failure else []
     states += ["done" if ended == "finished" else progress(context.run)]
     states += ["the same command goes on"] if goes_on and ended not in OVER_FOR_GOOD else []
-    return PartResult(title="Training", state="; ".join(states), lines=errors(context.run))
+    return PartResult("; ".join(states), errors(context.run))
 
 
 def progress(run: Path) -> str:
@@ -153,24 +150,24 @@ def errors(run: Path) -> tuple[str, ...]:
 
 def figures(context: PartContext) -> PartResult:
     """Drawn anew where the run has gone on since."""
-    title, saved = "Figures of the run", context.run / "checkpoints" / "latest"
+    saved = context.run / "checkpoints" / "latest"
     if not saved.exists():
-        return PartResult(title=title, state="skipped: the run has no checkpoint yet")
+        return PartResult("skipped: the run has no checkpoint yet")
     pngs, failure = [context.folder / f"{name}.png" for name in CAPTIONS], None
     if not all(png.exists() and png.stat().st_mtime >= saved.stat().st_mtime for png in pngs):
         names = context.flags(run=context.run.name, out=context.folder, search=SEARCHED)
         failure = timed(context.log("figures"), ["figures", *names], context.left)
-    return PartResult(title=title, state=failure or "done", lines=context.pictures(CAPTIONS))
+    return PartResult(failure or "done", context.pictures(CAPTIONS))
 
 
 def explain(context: PartContext) -> PartResult:
-    title, png = "One image's way through the loader", context.folder / "explain.png"
-    recipe, options, log, failure = context.recipe, context.options, context.log("explain"), None
-    why = "it reads local folders; copy the dataset, or give its mount"
-    if "://" not in options.shards:
-        why = "it draws plain crops, and this run trains on resized ones"
-    if "://" in options.shards or recipe.crop_area:
-        return PartResult(title=title, state=f"skipped: {why}")
+    recipe, options, png = context.recipe, context.options, context.folder / "explain.png"
+    log, failure = context.log("explain"), None
+    why = "it draws plain crops, and this run trains on resized ones" if recipe.crop_area else None
+    if "://" in options.shards:
+        why = "it reads local folders; copy the dataset, or give its mount"
+    if why:
+        return PartResult(f"skipped: {why}")
     command = ["explain", options.shards, *flags(sample=options.sample, out=png, crop=recipe.crop)]
     command += flags(mean=recipe.mean, noise=recipe.noise, crop_positions=recipe.crop_positions)
     command += flags(crop_chunk=recipe.crop_chunk)
@@ -180,16 +177,16 @@ def explain(context: PartContext) -> PartResult:
     lines = context.pictures({"explain": EXPLAINED})
     if lines and not failure:  # what it has printed: offsets and colours, measured and in theory
         lines += ("\n".join(f"    {line}" for line in said(log).splitlines()[1:-1]),)
-    return PartResult(title=title, state=failure or "done", lines=lines)
+    return PartResult(failure or "done", lines)
 
 
 def figure1(context: PartContext) -> PartResult:
-    title, shards, log = "Figure 1", context.options.shards32, context.log("figure1")
+    shards, log = context.options.shards32, context.log("figure1")
     if shards is None and context.manifest.image_size == FIGURE1_SIZE:
         shards = context.options.shards
     if shards is None:
         how = f"make shards SRC=... OUT=shards32 ARGS='--size {FIGURE1_SIZE}', then --shards32"
-        return PartResult(title=title, state=f"skipped: it wants 32-pixel images: {how}")
+        return PartResult(f"skipped: it wants 32-pixel images: {how}")
     minutes = f"{FIGURE1_SHARE * context.left / 60:.4g}"
     command = ["figure1", *flags(shards=shards, out=context.folder, minutes=minutes)]
     failure = timed(log, command, context.left)
@@ -197,14 +194,13 @@ def figure1(context: PartContext) -> PartResult:
     result = [line for line in text.splitlines() if "training error" in line][-1:]
     short = "skipped, --minutes" in text or "time is over" in text
     state = failure or (f"in part: {OVER}" if short else "done")
-    lines = (*result, *context.pictures({"figure1": FIGURE1}))
-    return PartResult(title=title, state=state, lines=lines)
+    return PartResult(state, (*result, *context.pictures({"figure1": FIGURE1})))
 
 
 def ablation(context: PartContext) -> PartResult:
-    title, table, options = "Ablations", context.folder / "ablation.md", context.options
+    table, options = context.folder / "ablation.md", context.options
     if "val" not in context.manifest.splits:
-        return PartResult(title=title, state="skipped: the dataset has no validation split")
+        return PartResult("skipped: the dataset has no validation split")
     whole = whole_of(context)
     ablate = Ablate(
         shards=options.shards,
@@ -218,7 +214,7 @@ def ablation(context: PartContext) -> PartResult:
     )
     state = ablate_within(context.left, context.log("ablation"), ablate)
     lines = (table.read_text(),) if table.exists() else ()
-    return PartResult(title=title, state=state, lines=lines)
+    return PartResult(state, lines)
 
 
 def whole_of(context: PartContext) -> Recipe:
@@ -231,9 +227,15 @@ def whole_of(context: PartContext) -> Recipe:
 def tables(context: PartContext) -> PartResult:
     from gratis.train.paper.tables import tables as tables_of
 
-    text = tables_of(context.options.runs)
-    return PartResult(title="Beside the paper's tables", state="done", lines=(text,))
+    return PartResult("done", (tables_of(context.options.runs),))
 
 
-PARTS = (train, figures, explain, figure1, ablation, tables)
-"""In the order in which they are done."""
+PARTS = {
+    "Training": train,
+    "Figures of the run": figures,
+    "One image's way through the loader": explain,
+    "Figure 1": figure1,
+    "Ablations": ablation,
+    "Beside the paper's tables": tables,
+}
+"""By their titles in the report, in the order in which they are done."""

@@ -123,7 +123,9 @@ def read(folder: Path) -> FinishedRun | None:
         return None
     history = records(folder)
     starts = [record for record in history if record["kind"] == "start"]
-    evals: dict[int, Record] = {record["views"]: record for record in history if record["kind"] == "eval"}
+    evals: dict[int, Record] = {
+        record["views"]: record for record in history if record["kind"] == "eval"
+    }
     if not starts or 10 not in evals:
         return None
     return FinishedRun(name=folder.name, start=starts[-1], evals=evals)
