@@ -57,15 +57,16 @@ def measurements(setting: Setting, results: ResultFile) -> Iterator[Measurement]
         against = gpu if setting.cuda else "DALI on the CPU against Pillow"
         make = partial(decoding, name, setting.device)
         yield Measurement(f"{against}, {name}", "benchmarks/report/correctness.py", make)
-    # without a GPU they are only counted
-    for files in [(file,) for file in FILES] if setting.cuda else [FILES]:
-        command = f"pytest -m gpu {' '.join(files)}"
-        make = partial(run_tests, files, "gpu", "", results)
-        yield Measurement(command if setting.cuda else ALL, command, make, 60, stops=True)
-    for file, names in TWINS if not setting.cuda else ():
-        command = f"pytest -m 'not gpu and not slow' {file}" + (f" -k '{names}'" if names else "")
-        make = partial(run_tests, (file,), "not gpu and not slow", names, results)
-        yield Measurement(f"{file} without a GPU", command, make, 60, stops=True)
+    runs: list[tuple[str, str, tuple[str, ...], str]] = []
+    runs += [(f"pytest -m gpu {file}", "gpu", (file,), "") for file in FILES]
+    if not setting.cuda:
+        runs = [(ALL, "gpu", FILES, "")]  # they are only counted
+        cpu = "not gpu and not slow"
+        runs += [(f"{file} without a GPU", cpu, (file,), names) for file, names in TWINS]
+    for title, marks, files, names in runs:
+        command = f"pytest -m '{marks}' {' '.join(files)}" + (f" -k '{names}'" if names else "")
+        make = partial(run_tests, files, marks, names, results)
+        yield Measurement(title, command, make, needs=60, stops=True)
 
 
 def run_tests(files: tuple[str, ...], marks: str, names: str, results: ResultFile) -> Result:

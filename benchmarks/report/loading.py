@@ -45,13 +45,11 @@ def measurements(setting: Setting, _: ResultFile) -> Iterator[Measurement]:
 def limits(device: torch.device) -> dict[str, Callable[[], Result]]:
     """GB/s of copies: what no loader can exceed. A device's own copy reads and writes, so it counts
     twice."""
-    makes: dict[str, Callable[[], Result]] = {
-        "host memory, copied": partial(copies, "cpu", "cpu", device)
-    }
+    places = {"host memory, copied": ("cpu", "cpu")}
     if device.type == "cuda":
-        makes["host to device, pinned (PCIe)"] = partial(copies, "cpu", "cuda", device)
-        makes["device memory, copied (HBM)"] = partial(copies, "cuda", "cuda", device)
-    return makes
+        places["host to device, pinned (PCIe)"] = ("cpu", "cuda")
+        places["device memory, copied (HBM)"] = ("cuda", "cuda")
+    return {name: partial(copies, *places[name], device) for name in places}
 
 
 def copies(source: str, target: str, device: torch.device) -> Result:

@@ -10,16 +10,21 @@ from pathlib import Path
 import psutil
 import torch
 
+from benchmarks.report.setting import Setting
 from gratis import doctor
+from gratis.dataset import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ("gratis", "benchmarks")  # what measures and what is measured
 PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy", "numba", "pillow-simd", "Pillow", "pytest")
 
 
-def describe() -> dict[str, str]:
-    """Nothing in it but the commit changes from one call to the next with one code on one
-    machine."""
+def describe(setting: Setting) -> dict[str, str]:
+    """For the page, and to know a result of other code, data or hardware: nothing but the commit
+    changes from one call to the next with the same."""
+    manifest, recipe = read_manifest(setting.jpeg), setting.recipe
+    images = f"{manifest.splits['train'].samples:,} images of {manifest.image_size} px"
+    size = f"crops of {recipe.crop} px, width {recipe.width:g}"
     facts = {
         "cpu": [*doctor.cpu()][-1].what,
         "cores": str(len(os.sched_getaffinity(0))),
@@ -40,6 +45,8 @@ def describe() -> dict[str, str]:
         facts["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
         driver = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         facts["driver"] = doctor.ask(*driver).partition("\n")[0] or "unknown"
+    facts["dataset"] = f"{manifest.hash[:8]}: {images}"
+    facts["network"] = f"recipe {setting.recipe_name}, {size}"
     return facts
 
 

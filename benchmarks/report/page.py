@@ -7,6 +7,7 @@ import statistics
 
 from benchmarks.report import ablations
 from benchmarks.report.free import GOAL, NOISE
+from benchmarks.report.plan import PARTS
 from benchmarks.report.results import (
     Entry,
     Result,
@@ -19,14 +20,6 @@ from benchmarks.report.results import (
 )
 from gratis.train.paper.markdown import table
 
-TITLES = {
-    "1": "Correctness on the device",
-    "2": "The loader alone",
-    "3": "Training alone",
-    "4": "The free ratio: training from the loader over training from batches that stay on the "
-    "device",
-    "5": "Trainings of the whole network, and with one part switched off",
-}
 OTHER_SIZES = (
     "On a GPU these are measured with the network of full width (recipe released, 90 epochs), "
     "batches of 128 to 2048 and more rounds."
@@ -63,7 +56,8 @@ def page(results: ResultFile, missing: dict[str, list[str]]) -> str:
             f"**The machine was busy with other work: its load was {min(loads)} to {max(loads)} "
             "when measurements began. Rates and ratios are not what it can do alone.**",
         ]
-    for part, title in TITLES.items():
+    for number, (title, _) in PARTS.items():
+        part = str(number)
         lines += ["", f"## {part}. {title}", ""]
         entries = results.entries.get(part, {})
         if part not in results.complete:

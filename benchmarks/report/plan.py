@@ -10,12 +10,14 @@ from benchmarks.report import ablations, correctness, free, loading, training
 from benchmarks.report.results import Measurement, ResultFile
 from benchmarks.report.setting import Setting, sizes
 
-PARTS: dict[int, Callable[[Setting, ResultFile], Iterator[Measurement]]] = {
-    1: correctness.measurements,
-    2: loading.measurements,
-    3: training.measurements,
-    4: free.measurements,
-    5: ablations.measurements,
+Part = Callable[[Setting, ResultFile], Iterator[Measurement]]
+RATIO = "training from the loader over training from batches that stay on the device"
+PARTS: dict[int, tuple[str, Part]] = {
+    1: ("Correctness on the device", correctness.measurements),
+    2: ("The loader alone", loading.measurements),
+    3: ("Training alone", training.measurements),
+    4: (f"The free ratio: {RATIO}", free.measurements),
+    5: ("Trainings of the whole network, and with one part switched off", ablations.measurements),
 }
 MANY = 1 << 20  # images, enough for every batch size
 
@@ -26,7 +28,7 @@ def for_a_gpu(setting: Setting) -> dict[str, list[str]]:
         return {}
     missing, gpu = {}, replace(setting, **sizes(cuda=True, images=MANY))
     results = ResultFile(path=setting.out, seconds=0)
-    for number, part in PARTS.items():
+    for number, (_, part) in PARTS.items():
         here, there = (
             dict.fromkeys(one.name.partition(", batch ")[0] for one in part(each, results))
             for each in (setting, gpu)

@@ -111,18 +111,10 @@ class ResultFile:
         """Seconds that the part still has."""
         return self.ends - time.monotonic()
 
-    def measure(
-        self,
-        part: int,
-        name: str,
-        command: str,
-        make: Callable[[], Result],
-        *,
-        needs: float = 10,
-        stops: bool = False,
-    ) -> None:
+    def measure(self, part: int, measurement: Measurement) -> None:
         """Unless it is there. An error is an entry too. OutOfTime where the part has less time
-        than `needs`, or than its longest measurement took so far."""
+        than it needs, or than its longest measurement took so far."""
+        name, command, make, needs, stops = measurement
         known = self.entries.setdefault(str(part), {})
         if name in known and (name in self.tried or not (self.again and failure(known[name]))):
             return

@@ -89,17 +89,6 @@ def sizes(*, cuda: bool, images: int) -> dict[str, Any]:
     }
 
 
-def about(setting: Setting) -> dict[str, str]:
-    """For the page, and to know a result of other data from this one's."""
-    manifest, recipe = read_manifest(setting.jpeg), setting.recipe
-    return {
-        "dataset": f"{manifest.hash[:8]}: {manifest.splits['train'].samples:,} images of "
-        f"{manifest.image_size} px",
-        "network": f"recipe {setting.recipe_name}, crops of {recipe.crop} px, "
-        f"width {recipe.width:g}",
-    }
-
-
 def steps_for(step: Callable[[], object], setting: Setting) -> int:
     """How many of these steps, which have been taken before, make a round."""
     step_s = measure(step, setting.device, calls=TRIED).call_s

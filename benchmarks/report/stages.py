@@ -67,10 +67,10 @@ def by_stage(recipe: Recipe, device: torch.device) -> tuple[dict[str, float], fl
         if cuda:
             torch.cuda.synchronize()
     column = "self_device_time_total" if cuda else "self_cpu_time_total"
-    took = sum_by_stage(profiled.events(), column)
-    whole = sum(took.values())
-    order = sorted(took, key=lambda stage: -took[stage])
-    return {stage: took[stage] / whole for stage in order}, whole / 1e6 / PROFILED
+    times = sum_by_stage(profiled.events(), column)
+    whole = sum(times.values())
+    order = sorted(times, key=lambda stage: -times[stage])
+    return {stage: times[stage] / whole for stage in order}, whole / 1e6 / PROFILED
 
 
 def sum_by_stage(events: Any, column: str) -> dict[str, float]:

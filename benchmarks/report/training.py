@@ -91,8 +91,8 @@ def matrix(setting: Setting, precision: str) -> Result:
 def matrix_rates(setting: Setting, precision: str) -> list[float]:
     """TFLOP/s of a large matrix product, by round."""
     with products(precision):
-        took = seconds(matmul_step(PRECISIONS[precision], setting.device), setting)
-    return [matmul_flops(setting.device) / each / 1e12 for each in took]
+        times = seconds(matmul_step(PRECISIONS[precision], setting.device), setting)
+    return [matmul_flops(setting.device) / each / 1e12 for each in times]
 
 
 def measure_ours(setting: Setting, precision: str, compile: Choice, batch: int) -> Result:
@@ -100,11 +100,11 @@ def measure_ours(setting: Setting, precision: str, compile: Choice, batch: int) 
     with products(precision), torch.random.fork_rng(devices=[]):
         images, labels = resident_batch(recipe, setting.device)
         step = training_step(recipe, setting.device, compile)
-        took = seconds(lambda: step(images, labels), setting)
-    achieved = [step_flops(recipe) / each / 1e12 for each in took]
+        times = seconds(lambda: step(images, labels), setting)
+    achieved = [step_flops(recipe) / each / 1e12 for each in times]
     possible = statistics.median(matrix_rates(setting, precision))
     return {
-        "images/s": [batch / each for each in took],
+        "images/s": [batch / each for each in times],
         "TFLOP/s": achieved,
         "share of the matrix rate": statistics.median(achieved) / possible,
     }
@@ -118,8 +118,8 @@ def measure_torchvision(setting: Setting, batch: int) -> Result:
         images, labels = resident_batch(recipe, setting.device)
         images = (images / 58).contiguous()  # channels first
         step = baseline_step(recipe, setting.device, autocast=setting.cuda)
-        took = seconds(lambda: step(images, labels), setting)
-    return {"images/s": [batch / each for each in took]}
+        times = seconds(lambda: step(images, labels), setting)
+    return {"images/s": [batch / each for each in times]}
 
 
 def updates(setting: Setting) -> Result:
@@ -145,8 +145,8 @@ def account(setting: Setting, precision: str, batch: int) -> Result:
             return result
         step = training_step(recipe, setting.device, "off")
         resident = resident_batch(recipe, setting.device)
-        took = statistics.median(seconds(lambda: step(*resident), setting))
-    return result | {"device busy, share of the time": min(1.0, busy / took)}
+        step_s = statistics.median(seconds(lambda: step(*resident), setting))
+    return result | {"device busy, share of the time": min(1.0, busy / step_s)}
 
 
 def kind(stage: str) -> str:

@@ -76,10 +76,7 @@ class TrainBench:
 
 
 def main(arguments: list[str]) -> None:
-    def make(name: RecipeName, fields: Recipe) -> TrainBench:
-        return TrainBench(recipe=name, fields=fields)
-
-    options = read(make, arguments, "released", "gratis bench train")
+    options = read(TrainBench, arguments, "released", "gratis bench train")
     import torch
 
     from gratis.train.mesh.mesh import full_float32

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class DeploymentNetwork(nn.Module):
         recipe = dataclasses.replace(trained.recipe, compute="float32")
         self.network = AlexNet(recipe, trained.state.classes)
         self.network.load_state_dict(trained.weights)
-        self.register_buffer("mean", central_mean(trained))
+        self.register_buffer("mean", centre_view(trained.stats.mean, recipe.crop))
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -56,16 +57,12 @@ class DeploymentNetwork(nn.Module):
         return logits
 
 
-def central_mean(trained: TrainedNetwork) -> Tensor:
-    """float32 [3,crop,crop]: what evaluation's centre view subtracts."""
-    own = centre_crop(trained.stats.mean, trained.recipe.crop)
-    return torch.from_numpy(own).permute(2, 0, 1).contiguous()
-
-
-def centre_crop(image: NDArray[Any], crop: int) -> NDArray[Any]:
-    """[S,S,3] -> [crop,crop,3]."""
+def centre_view(image: NDArray[Any], crop: int) -> Tensor:
+    """[S,S,3] -> float32 [3,crop,crop]: the centre, which evaluation's centre view is of. Of the
+    mean image, what that view subtracts."""
     margin = (len(image) - crop) // 2
-    return image[margin : margin + crop, margin : margin + crop]
+    own = image[margin : margin + crop, margin : margin + crop].transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(own, dtype=np.float32))
 
 
 def to_torchvision(recipe: Recipe, weights: dict[str, Tensor]) -> dict[str, Tensor]:

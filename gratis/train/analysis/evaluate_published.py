@@ -137,9 +137,9 @@ def to_torchvision_scale(
     MEAN) / STD."""
     import torch
 
-    from gratis.train.analysis.deployment import centre_crop
+    from gratis.train.analysis.deployment import centre_view
 
-    crop = torch.from_numpy(centre_crop(stats.mean, config.crop)).permute(2, 0, 1)
+    crop = centre_view(stats.mean, config.crop)
     mean, std = (255 * torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     for batch in batches:
         device = batch.images.device

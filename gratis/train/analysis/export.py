@@ -175,25 +175,25 @@ def _torchscript(trained: TrainedNetwork, path: Path) -> str:
 def _torchvision(trained: TrainedNetwork, path: Path) -> str:
     import torch
 
-    from gratis.train.analysis.deployment import central_mean, to_torchvision
+    from gratis.train.analysis.deployment import centre_view, to_torchvision
 
     buffer = io.BytesIO()
     torch.save(to_torchvision(trained.recipe, trained.weights), buffer)
     path.write_bytes(buffer.getvalue())
     # a draft's name has two endings more
     beside = path.with_suffix("").with_suffix("").with_suffix(".mean.npy")
-    np.save(beside, central_mean(trained).numpy())
     crop = trained.recipe.crop
+    np.save(beside, centre_view(trained.stats.mean, crop).numpy())
     return f"feed it RGB 0-255 float32 [n,3,{crop},{crop}] minus {beside}"
 
 
 def _safetensors(trained: TrainedNetwork, path: Path) -> str:
     from safetensors.torch import save
 
-    from gratis.train.analysis.deployment import central_mean
+    from gratis.train.analysis.deployment import centre_view
 
-    weights = trained.weights
-    path.write_bytes(save(weights | {"mean": central_mean(trained)}, metadata=metadata(trained)))
+    weights, mean = trained.weights, centre_view(trained.stats.mean, trained.recipe.crop)
+    path.write_bytes(save(weights | {"mean": mean}, metadata=metadata(trained)))
     return f"{len(weights)} tensors by this project's names, and the mean"
 
 
@@ -207,13 +207,12 @@ WRITE: dict[Format, Callable[[TrainedNetwork, Path], str]] = {
 
 def examples(trained: TrainedNetwork) -> NDArray[np.float32]:
     """Training images' centre views as a user would feed them: RGB, 0-255, [TRIED,3,crop,crop]."""
-    from gratis.train.analysis.deployment import centre_crop
+    from gratis.train.analysis.deployment import centre_view
     from gratis.train.analysis.trained_network import read_images
 
     count = min(TRIED, trained.manifest.splits["train"].samples)
     pixels, _ = read_images(trained, "train", range(count))
-    cut = np.stack([centre_crop(one, trained.recipe.crop) for one in pixels])
-    return np.ascontiguousarray(cut.transpose(0, 3, 1, 2)).astype(np.float32)
+    return np.stack([centre_view(one, trained.recipe.crop).numpy() for one in pixels])
 
 
 def metadata(trained: TrainedNetwork) -> dict[str, str]:

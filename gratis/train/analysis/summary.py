@@ -75,10 +75,7 @@ class Summary:
 
 
 def main(arguments: list[str]) -> None:
-    def make(name: RecipeName, recipe: Recipe) -> Summary:
-        return Summary(recipe=name, fields=recipe)
-
-    options = read(make, arguments, "released", "gratis summary")
+    options = read(Summary, arguments, "released", "gratis summary")
     show(options.fields, options.fields.classes or CLASSES)
 
 
@@ -86,8 +83,9 @@ def show(recipe: Recipe, classes: int) -> None:
     console, batch = Console(width=max(WIDTH, Console().width)), recipe.batch
     layers = plan(recipe, classes)
     console.print(_layers_table(layers, recipe))
-    parameters = sum(own.parameters for own in layers.values())
-    macs = sum(own.macs for own in layers.values())
+    parameters, macs = (
+        sum(getattr(own, key) for own in layers.values()) for key in ("parameters", "macs")
+    )
     gflops = 2 * (macs + backward_macs(layers)) / 1e9
     print(
         f"{parameters:,} parameters; {macs:,} multiplications per image forward; "
@@ -101,8 +99,10 @@ def show(recipe: Recipe, classes: int) -> None:
 
 
 def _layers_table(layers: dict[Layer, LayerSpec], recipe: Recipe) -> Table:
+    table = Table(title=f"crop {recipe.crop}, towers {recipe.towers}")
     headings = ("layer", "weight", "output", "passes on", "parameters", "multiplications", "reads")
-    table = _table(f"crop {recipe.crop}, towers {recipe.towers}", headings)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("layer", "reads") else "right")
     for layer, own in layers.items():
         reads = "image" if layer == "conv1" else "own tower" if own.groups > 1 else "all"
         spatial = own.side > 1 or own.kernel > 1
@@ -117,20 +117,12 @@ def _layers_table(layers: dict[Layer, LayerSpec], recipe: Recipe) -> Table:
 
 def _exchange_table(rows: list[Exchange], batch: int) -> Table:
     wire = f"float32, batch {batch}; 16 bits on the wire: half"
-    headings = ("from", "to", "elements an image", "forward", "backward", "2012, forward")
-    table = _table(f"between the towers, both directions, {wire}", headings)
+    table = Table(title=f"between the towers, both directions, {wire}")
+    for heading in ("from", "to", "elements an image", "forward", "backward", "2012, forward"):
+        table.add_column(heading, justify="left" if heading in ("from", "to") else "right")
     for row in rows:
         sizes = (_mb(size * batch) for size in (row.forward, row.backward, row.original))
         table.add_row(row.source, row.what, f"{row.forward:,}", *sizes)
-    return table
-
-
-def _table(title: str, headings: tuple[str, ...]) -> Table:
-    """Numbers to the right, words to the left."""
-    table = Table(title=title)
-    for heading in headings:
-        words = heading in ("layer", "reads", "from", "to")
-        table.add_column(heading, justify="left" if words else "right")
     return table
 
 

@@ -150,7 +150,10 @@ def load(options: RunOptions) -> TrainedNetwork:
             f"or name another --run"
         )
     launch, state = last_launch(folder), checkpoint.read_state(path)
-    recipe, shards = launch.recipe, dataset_of(options, launch)
+    recipe, shards = launch.recipe, options.shards or launch.shards
+    if "://" not in shards and not Path(shards).is_dir():
+        was = f"run {launch.folder} was trained on {shards}"
+        raise GratisError(f"{was}, which is not there; name it with --shards")
     small = dataset_folder(shards)
     manifest = read_manifest(small)
     checkpoint.check_fits(
@@ -171,15 +174,6 @@ def load(options: RunOptions) -> TrainedNetwork:
         stats=read_stats(small, manifest.stats_sha256),
         device=device,
     )
-
-
-def dataset_of(options: RunOptions, launch: Launch) -> str:
-    """Folder or address. GratisError where it is a folder that is not on this machine."""
-    shards = options.shards or launch.shards
-    if "://" not in shards and not Path(shards).is_dir():
-        was = f"run {launch.folder} was trained on {shards}"
-        raise GratisError(f"{was}, which is not there; name it with --shards")
-    return shards
 
 
 def run_folder(options: RunOptions) -> Path:

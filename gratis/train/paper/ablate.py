@@ -91,10 +91,7 @@ ErrorTable = dict[str, dict[int, Errors]]  # by setting, by seed
 
 
 def main(arguments: list[str]) -> None:
-    def make(name: RecipeName, recipe: Recipe) -> Ablate:
-        return Ablate(recipe=name, whole=recipe)
-
-    options = read(make, arguments, "released", "gratis ablate")
+    options = read(Ablate, arguments, "released", "gratis ablate", fields="whole")
     terminate_exits()
     print(ablate(options), flush=True)
 

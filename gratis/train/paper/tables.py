@@ -33,28 +33,17 @@ class Tables:
     """File to write to. Default: the terminal."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableRow:
-    """Errors in %, as printed in the paper; None where it has none."""
-
-    model: str
-    data: str
-    top1: float | None
-    top5: float | None
-    test: float | None = None
-
-
-TABLE1 = (
-    TableRow(model="sparse coding", data="ILSVRC-2010 test", top1=47.1, top5=28.2),
-    TableRow(model="SIFT + FVs", data="ILSVRC-2010 test", top1=45.7, top5=25.7),
-    TableRow(model="CNN", data="ILSVRC-2010 test", top1=37.5, top5=17.0),
+TABLE1 = (  # model, top-1, top-5; errors in %, as printed in the paper
+    ("sparse coding", "47.1", "28.2"),
+    ("SIFT + FVs", "45.7", "25.7"),
+    ("CNN", "37.5", "17.0"),
 )
-TABLE2 = (
-    TableRow(model="SIFT + FVs", data="ILSVRC-2012", top1=None, top5=None, test=26.2),
-    TableRow(model="1 CNN", data="ILSVRC-2012", top1=40.7, top5=18.2),
-    TableRow(model="5 CNNs", data="ILSVRC-2012", top1=38.1, top5=16.4, test=16.4),
-    TableRow(model="1 CNN*", data="ILSVRC-2012", top1=39.0, top5=16.6),
-    TableRow(model="7 CNNs*", data="ILSVRC-2012", top1=36.7, top5=15.4, test=15.3),
+TABLE2 = (  # model, top-1 and top-5 of validation, top-5 of the test set
+    ("SIFT + FVs", "", "", "26.2"),
+    ("1 CNN", "40.7", "18.2", ""),
+    ("5 CNNs", "38.1", "16.4", "16.4"),
+    ("1 CNN*", "39.0", "16.6", ""),
+    ("7 CNNs*", "36.7", "15.4", "15.3"),
 )
 """Source: specification, section 5. * pretrained on the Fall 2011 release."""
 
@@ -92,10 +81,6 @@ class FinishedRun:
         return all(
             own.get(name) == value for name, value in self.recipe.items() if name not in free
         )
-
-    def error(self, top: str, views: int = 10) -> float | None:
-        """In %; None where it was not evaluated by so many views."""
-        return 100 - 100 * self.evals[views][top] if views in self.evals else None
 
 
 def main(arguments: list[str]) -> None:
@@ -137,16 +122,16 @@ def _table1() -> list[str]:
         "**Table 1.** Errors in % on the test set of ILSVRC-2010 (its labels are public; nothing "
         "here measures it).",
         "",
-        *table(headings, [(row.model, *_cells(row.top1, row.top5), "", "") for row in TABLE1]),
+        *table(headings, [(*row, "", "") for row in TABLE1]),
     ]
 
 
 def _table2(ours: list[FinishedRun]) -> list[str]:
     rows = []
     for row in TABLE2:
-        best = counterpart(row.model, ours)
-        own = (*_cells(best.error("top1"), best.error("top5")), best.name) if best else ("", "", "")
-        rows.append((row.model, *_cells(row.top1, row.top5, row.test), *own))
+        best = counterpart(row[0], ours)
+        own = (_error(best, "top1"), _error(best, "top5"), best.name) if best else ("", "", "")
+        rows.append((*row, *own))
     paper = ("top-1 val, paper", "top-5 val, paper", "top-5 test, paper")
     lines = [
         "**Table 2.** Errors in % on ILSVRC-2012 validation and test.",
@@ -181,7 +166,7 @@ def _table_of_ours(ours: list[FinishedRun]) -> list[str]:
     rows = []
     for run in ours:
         recipe = f"{run.start['recipe']}{'' if run.unchanged else ', changed'}"
-        errors = _cells(run.error("top1"), run.error("top5"), run.error("top1", views=1))
+        errors = (_error(run, "top1"), _error(run, "top5"), _error(run, "top1", views=1))
         rows.append((run.name, recipe, str(run.start["epochs"]), *errors, measured_on(run)))
     headings = ("run", "recipe", "epochs", "top-1", "top-5", "top-1, centre", "measured on")
     return [
@@ -200,5 +185,6 @@ def measured_on(run: FinishedRun) -> str:
     return f"{name}: {val} at {size}"
 
 
-def _cells(*values: float | None) -> list[str]:
-    return ["" if value is None else f"{value:.1f}" for value in values]
+def _error(run: FinishedRun, top: str, views: int = 10) -> str:
+    """In %; empty where it was not evaluated by so many views."""
+    return f"{100 - 100 * run.evals[views][top]:.1f}" if views in run.evals else ""
