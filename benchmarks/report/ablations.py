@@ -5,27 +5,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from benchmarks.report.results import OutOfTime, Result, ResultFile
+from benchmarks.report.results import Measurement, OutOfTime, Result, ResultFile
 from benchmarks.report.setting import Setting
 from gratis.history import outcome
 from gratis.processes import OVER
 from gratis.train.paper.ablate import Ablate, ablate_within, switchable
 
-PART, NAME = 5, "ablations"
+NAME = "ablations"
 SEEDS = {True: "0,1,2", False: "0,1"}  # on a GPU, on a CPU
 CPU_EPOCHS = 4  # on a GPU the recipe's
 LEAST_S, SAVING_S = 60.0, 30.0  # to begin a training, and for it to save itself
 
 
-def run(setting: Setting, results: ResultFile) -> None:
+def measurements(setting: Setting, results: ResultFile) -> Iterator[Measurement]:
     options = ablate_options(setting, results)
     command = f"gratis ablate --recipe {options.recipe} --seeds {options.seeds} ..."
-    make = partial(ablations, options, results)
-    results.measure(PART, NAME, command, make, needs=LEAST_S, stops=True)
+    yield Measurement(NAME, command, partial(ablations, options, results), LEAST_S, stops=True)
 
 
 def ablate_options(setting: Setting, results: ResultFile) -> Ablate:
@@ -58,7 +57,7 @@ def ablations(options: Ablate, results: ResultFile) -> Result:
     return {f"top-1 error in %, {row['words']}": row["top1"] or "none" for row in rows}
 
 
-def table(results: ResultFile) -> str:
-    """What is measured so far, as Markdown."""
-    path: Path = results.runs / "ablation" / "ablation.md"
-    return path.read_text() if path.exists() else ""
+def table(results: ResultFile) -> list[str]:
+    """What is measured so far, as Markdown; empty if nothing is."""
+    path = results.runs / "ablation" / "ablation.md"
+    return [path.read_text()] if path.exists() else []

@@ -60,21 +60,21 @@ def report(options: ReportOptions) -> Path:
     from benchmarks.report.page import page
     from benchmarks.report.plan import PARTS, for_a_gpu
     from benchmarks.report.results import OutOfTime, ResultFile, failure, publish
-    from benchmarks.report.setting import about, prepare
+    from benchmarks.report.setting import prepare
     from gratis.train.mesh.mesh import full_float32
 
     full_float32()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     setting = prepare(options.out, device, options.shards, options.src, options.size)
-    machine = describe() | about(setting)
-    results = ResultFile.open(options.out / "report.json", machine, options.seconds)
+    results = ResultFile.open(options.out / "report.json", describe(setting), options.seconds)
     missing, path = for_a_gpu(setting), options.out / "report.md"
     for number in [options.part] if options.part else PARTS:
         results.begin()
         results.complete = [part for part in results.complete if part != str(number)]
         try:
             for results.again in (False, True):
-                PARTS[number](setting, results)
+                for measurement in PARTS[number][1](setting, results):
+                    results.measure(number, measurement)
             results.complete.append(str(number))
             entries = results.entries[str(number)]
             failed = [name for name, entry in entries.items() if failure(entry)]

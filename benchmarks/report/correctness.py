@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,11 +26,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.report.results import OutOfTime, Result, ResultFile
+from benchmarks.report.results import Measurement, OutOfTime, Result, ResultFile
 from benchmarks.report.setting import Setting
+from gratis.image import decode as decode_by_pillow
 from gratis.loader import GPU_DECODER
 
-PART = 1
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = (
     "tests/loader/test_loader_gpu.py",
@@ -50,23 +51,22 @@ ALL = "all tests marked gpu"
 FILE_S = 400
 
 
-def run(setting: Setting, results: ResultFile) -> None:
+def measurements(setting: Setting, results: ResultFile) -> Iterator[Measurement]:
     for name in (*SUBSAMPLINGS, "grey"):
         gpu = "DALI mixed against DALI on the CPU"
         against = gpu if setting.cuda else "DALI on the CPU against Pillow"
         make = partial(decoding, name, setting.device)
-        results.measure(PART, f"{against}, {name}", "benchmarks/report/correctness.py", make)
-    # without one they are only counted
-    for files in [(file,) for file in FILES] if setting.cuda else [FILES]:
-        command = f"pytest -m gpu {' '.join(files)}"
-        make = partial(run_tests, files, "gpu", "", results)
-        results.measure(PART, command if setting.cuda else ALL, command, make, needs=60, stops=True)
+        yield Measurement(f"{against}, {name}", "benchmarks/report/correctness.py", make)
+    runs: list[tuple[str, str, tuple[str, ...], str]] = []
+    runs += [(f"pytest -m gpu {file}", "gpu", (file,), "") for file in FILES]
     if not setting.cuda:
-        for file, names in TWINS:
-            command = f"pytest -m 'not gpu and not slow' {file}"
-            command += f" -k '{names}'" if names else ""
-            make = partial(run_tests, (file,), "not gpu and not slow", names, results)
-            results.measure(PART, f"{file} without a GPU", command, make, needs=60, stops=True)
+        runs = [(ALL, "gpu", FILES, "")]  # they are only counted
+        cpu = "not gpu and not slow"
+        runs += [(f"{file} without a GPU", cpu, (file,), names) for file, names in TWINS]
+    for title, marks, files, names in runs:
+        command = f"pytest -m '{marks}' {' '.join(files)}" + (f" -k '{names}'" if names else "")
+        make = partial(run_tests, files, marks, names, results)
+        yield Measurement(title, command, make, needs=60, stops=True)
 
 
 def run_tests(files: tuple[str, ...], marks: str, names: str, results: ResultFile) -> Result:
@@ -90,16 +90,11 @@ def run_tests(files: tuple[str, ...], marks: str, names: str, results: ResultFil
 def output(command: list[str], seconds: float, over: Exception | None) -> str:
     """What a command prints. If it takes longer, it ends with all that it has started; `over`, or a
     RuntimeError."""
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as child:
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as child:
         try:
-            return child.communicate(timeout=seconds)[0]
+            printed: str = child.communicate(timeout=seconds)[0]
+            return printed
         except subprocess.TimeoutExpired:
             raise (over or RuntimeError(f"not done in {seconds:.0f} s")) from None
         finally:
@@ -113,39 +108,32 @@ def count_outcomes(root: Any) -> Result:
     cases = list(root.iter("testcase"))
     if not cases:
         raise RuntimeError("no test was found")
-    failed = {
-        case.get("name"): fault
-        for case in cases
-        for fault in (*case.iter("failure"), *case.iter("error"))
-    }
-    skipped = [case for case in cases if case.find("skipped") is not None]
-    passed = len(cases) - len(failed) - len(skipped)
-    result: Result = {"passed": float(passed), "skipped": float(len(skipped))}
+    failed, skipped, printed = dict[str, str](), dict[str, list[str]](), list[str]()
+    count = 0
+    for case in cases:
+        name = case.get("name")
+        for fault in (*case.iter("failure"), *case.iter("error")):
+            failed[name] = reason(fault)
+        for skip in case.iter("skipped"):
+            skipped.setdefault(skip.get("message", ""), []).append(name.partition("[")[0])
+            count += 1
+        for output in case.iter("system-out"):
+            printed += [line for line in (output.text or "").splitlines() if line.strip()]
+    result: Result = {"passed": float(len(cases) - len(failed) - count), "skipped": float(count)}
     result["failed"] = ", ".join(failed) if failed else 0.0
     if failed:
-        result["why"] = " | ".join(dict.fromkeys(map(reason, failed.values())))
-    reasons: dict[str, list[str]] = {}
-    for case in skipped:
-        names = reasons.setdefault(case.find("skipped").get("message", ""), [])
-        if (name := case.get("name").partition("[")[0]) not in names:
-            names.append(name)
-    if reasons:
-        listed = (f"{', '.join(names)} ({why})" for why, names in reasons.items())
+        result["why"] = " | ".join(dict.fromkeys(failed.values()))
+    if skipped:
+        listed = (f"{', '.join(dict.fromkeys(names))} ({why})" for why, names in skipped.items())
         result["not run"] = ", ".join(listed)
-    texts = [out.text or "" for case in cases for out in case.iter("system-out")]
-    lines = [line for text in texts for line in text.splitlines() if line.strip()]
-    lines = [line for line in lines if not re.match(r"-+ Captured|-{5,}", line.strip())]
+    lines = [line for line in printed if not re.match(r"-+ Captured|-{5,}", line.strip())]
     return result | {"printed": " | ".join(lines)} if lines else result
 
 
 def reason(fault: Any) -> str:
     """pytest's last line on an error, or its message."""
-    errors = [
-        line.removeprefix("E").strip()
-        for line in (fault.text or "").splitlines()
-        if line.startswith("E ")
-    ]
-    return errors[-1] if errors else str(fault.get("message", "no message"))
+    errors = re.findall(r"^E (.*)", fault.text or "", re.MULTILINE)
+    return errors[-1].strip() if errors else str(fault.get("message", "no message"))
 
 
 def photographs(count: int = 16, size: int = 256) -> list[NDArray[np.uint8]]:
@@ -155,9 +143,8 @@ def photographs(count: int = 16, size: int = 256) -> list[NDArray[np.uint8]]:
     for number in range(count):
         rng = np.random.default_rng(number)
         small = rng.integers(0, 256, (size // 16, size // 16, 3), dtype=np.uint8)
-        smooth = np.asarray(
-            Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
-        ).astype(np.int16)
+        large = Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
+        smooth = np.asarray(large).astype(np.int16)
         smooth[size // 3 : size // 2, size // 4 : size // 2] = rng.integers(0, 256, 3)
         grain = rng.integers(-12, 13, (size, size, 1))
         images.append(np.clip(smooth + grain, 0, 255).astype(np.uint8))
@@ -166,10 +153,9 @@ def photographs(count: int = 16, size: int = 256) -> list[NDArray[np.uint8]]:
 
 def encode(image: NDArray[np.uint8], kind: str) -> bytes:
     buffer, picture = io.BytesIO(), Image.fromarray(image)
-    if kind == "grey":
-        picture.convert("L").save(buffer, "JPEG", quality=95)
-    else:
-        picture.save(buffer, "JPEG", quality=95, subsampling=SUBSAMPLINGS[kind])
+    picture = picture.convert("L") if kind == "grey" else picture
+    # Pillow's own number for grey, which has no chroma
+    picture.save(buffer, "JPEG", quality=95, subsampling=SUBSAMPLINGS.get(kind, -1))
     return buffer.getvalue()
 
 
@@ -181,34 +167,23 @@ def decode(
     from nvidia.dali import Pipeline, fn, types
 
     data = [np.frombuffer(file, np.uint8) for file in files]
-    settings: dict[str, Any] = {
-        "device": device,
-        "output_type": types.RGB,
-        "adjust_orientation": False,
-        **GPU_DECODER,
-    }
-    pipeline = Pipeline(
-        batch_size=len(files),
-        num_threads=2,
-        device_id=0 if device == "mixed" else None,
-        prefetch_queue_depth=1,
-        exec_pipelined=False,
-        exec_async=False,
-    )
+    settings: dict[str, Any] = {"device": device, "output_type": types.RGB, **GPU_DECODER}
+    settings["adjust_orientation"] = False
+    gpu = 0 if device == "mixed" else None
+    simple: dict[str, Any] = {"exec_pipelined": False, "exec_async": False}
+    pipeline = Pipeline(len(files), 2, gpu, prefetch_queue_depth=1, **simple)
     with pipeline:
         source = fn.external_source(source=lambda: data, batch=True, dtype=types.UINT8, ndim=1)
         if box is None:
             images = fn.decoders.image(source, **settings)
         else:
             y, x, side = box
-            images = fn.decoders.image_slice(
-                source, start=[y, x], shape=[side, side], axes=[0, 1], **settings
-            )
+            region: dict[str, Any] = {"start": [y, x], "shape": [side, side], "axes": [0, 1]}
+            images = fn.decoders.image_slice(source, **region, **settings)
         pipeline.set_outputs(images)
     pipeline.build()
     (done,) = pipeline.run()
-    on_host = done.as_cpu() if device == "mixed" else done
-    pixels: NDArray[np.uint8] = np.array(on_host.as_tensor())
+    pixels: NDArray[np.uint8] = np.array(done.as_cpu().as_tensor())
     return pixels
 
 
@@ -217,14 +192,12 @@ def decoding(kind: str, device: torch.device) -> Result:
     whole."""
     files = [encode(image, kind) for image in photographs()]
     host = decode(files, "cpu")
-    box = (13, 7, 224)
-    y, x, side = box
+    y, x, side = box = (13, 7, 224)
     if device.type == "cuda":
         whole = other = decode(files, "mixed")
         region = decode(files, "mixed", box)
     else:
-        opened = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-        whole, other = host, np.stack([np.asarray(image) for image in opened])
+        whole, other = host, np.stack([decode_by_pillow(file) for file in files])
         region = decode(files, "cpu", box)
     apart = np.abs(host.astype(np.int16) - other)
     cut = np.abs(whole[:, y : y + side, x : x + side].astype(np.int16) - region)

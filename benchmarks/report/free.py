@@ -3,8 +3,16 @@ it back, live."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import shutil
+import socket
 import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -12,33 +20,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.report.live import verdict
 from benchmarks.report.loading import fill
-from benchmarks.report.results import Result, ResultFile
+from benchmarks.report.results import Measurement, Result, ResultFile
 from benchmarks.report.setting import Setting, rounds, steps_for
 from benchmarks.timing import endless
-from benchmarks.train.bench import UNTIMED, Step, one_round, resident_batch, training_step
+from benchmarks.train.bench import UNTIMED, one_round, resident_batch, training_step
+from benchmarks.train.update import Step
 from gratis.loader import Loader
+from gratis.processes import end, said
 from gratis.train.mesh.device import WaitClock
 from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.rank import training_config
 from gratis.train.recipes import RECIPES, Recipe
 
-PART = 4
 ROUTES = ("jpeg", "raw", "decoded")
 GOAL = 0.99
 # above 1: batches that are there cannot be slower than a loader's but by other work on the machine
 NOISE = 0.05
-LIVE_S = 12.0
+LIVE_S, POLL_S = 12.0, 0.5
 WAIT_LIMIT = 0.05  # share of time lost at which the status page calls a run input-bound
 
 
-def run(setting: Setting, results: ResultFile) -> None:
-    for batch in setting.free_batches:
-        for route in ROUTES:
-            command = "resident and loader steps in alternating runs; then train, live"
-            make = partial(free, setting, route, batch)
-            results.measure(PART, f"{route}, batch {batch}", command, make, needs=60)
+def measurements(setting: Setting, _: ResultFile) -> Iterator[Measurement]:
+    command = "resident and loader steps in alternating runs; then train, live"
+    for batch, route in itertools.product(setting.free_batches, ROUTES):
+        make = partial(free, setting, route, batch)
+        yield Measurement(f"{route}, batch {batch}", command, make, needs=60)
 
 
 def free(setting: Setting, route: str, batch: int) -> Result:
@@ -117,15 +124,47 @@ class TimedBatches:
 
 
 def live(setting: Setting, route: str, recipe: Recipe, decoded: str) -> dict[str, Any]:
-    """The status of a run of its own. What it wrote goes: it is no training that anyone wants."""
+    """The last status, read over HTTP as a user would, that named a bottleneck in LIVE_S seconds of
+    a `gratis train` of its own. RuntimeError if there was none. What the run wrote is removed."""
     runs, name = setting.out / "runs", f"free-{route}-{recipe.batch}"
     shutil.rmtree(runs / name, ignore_errors=True)
     shards = setting.raw if route == "raw" else setting.jpeg
-    arguments = flags(shards=shards, runs=runs, run=name, gpus=1, decoded=decoded, save_every=1e6)
-    endless_recipe = replace(recipe, epochs=10_000)
-    arguments += flags(recipe=setting.recipe_name)
-    arguments += recipe_flags(endless_recipe, RECIPES[setting.recipe_name])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    own: dict[str, object] = {"shards": shards, "runs": runs, "run": name, "decoded": decoded}
+    own |= {"recipe": setting.recipe_name, "gpus": 1, "save_every": 1e6, "port": port}
+    endless_recipe = recipe_flags(replace(recipe, epochs=10_000), RECIPES[setting.recipe_name])
+    command = [sys.executable, "-m", "gratis", "train", *flags(**own), *endless_recipe]
+    log = setting.out / "logs" / f"{name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    last, ends = dict[str, Any](), time.monotonic() + 4 * LIVE_S + 60
     try:
-        return verdict(arguments, seconds=LIVE_S, log=setting.out / "logs" / f"{name}.txt")
+        while time.monotonic() < ends and process.poll() is None:
+            time.sleep(POLL_S)
+            status = read_status(port)
+            if status.get("verdict", {}).get("kind", "starting") not in ("starting", "stalled"):
+                ends = ends if last else time.monotonic() + LIVE_S
+                last = status
     finally:
+        if process.poll() is None:
+            end(process)
         shutil.rmtree(runs / name, ignore_errors=True)
+    if not last:
+        lines = said(log).strip().splitlines()
+        raise RuntimeError(f"no verdict: {lines[-1] if lines else 'no output'}")
+    return last
+
+
+def read_status(port: str) -> dict[str, Any]:
+    """Empty while there is no answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5) as answer:
+            status: dict[str, Any] = json.load(answer)
+    except (OSError, ValueError):
+        return {}
+    return status

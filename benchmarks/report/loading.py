@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.report.results import Result, ResultFile
+from benchmarks.report.results import Measurement, Result, ResultFile
 from benchmarks.report.setting import Setting, rounds
 from benchmarks.report.stock import Kind, stock
 from benchmarks.timing import endless, measure
@@ -19,42 +19,37 @@ from gratis.loader import Loader, LoaderConfig
 from gratis.train.mesh.device import GpuMeter
 from gratis.train.rank import training_config
 
-PART, UNTIMED = 2, 6  # batches that are ready when the first round begins
+UNTIMED = 6  # batches that are ready when the first round begins
 COPIED = {"cuda": 1 << 30, "cpu": 1 << 28}  # bytes
 # share of a batch for the hardware decoder; CUDA cores do the rest
 LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
 FILL_S = 60.0  # that the first epoch of a decoded route may take, of which nothing is timed
 
 
-def run(setting: Setting, results: ResultFile) -> None:
+def measurements(setting: Setting, _: ResultFile) -> Iterator[Measurement]:
     for name, make in limits(setting.device).items():
-        results.measure(PART, f"limit: {name}", "plain torch copies", make)
-    middle = setting.batches[len(setting.batches) // 2]
-    for batch in (middle, *(size for size in setting.batches if size != middle)):
+        yield Measurement(f"limit: {name}", "plain torch copies", make)
+    for batch in setting.batches:
         for route, (shards, config) in routes(setting, batch).items():
             make = partial(measure_loader, setting, shards, config)
-            name = f"{route}, batch {batch}"
-            results.measure(PART, name, f"Loader, {route}", make, needs=30)
+            yield Measurement(f"{route}, batch {batch}", f"Loader, {route}", make, needs=30)
+    middle = setting.batches[0]
     for threads in thread_counts():
-        shards, config = routes(setting, middle, threads)["jpeg"]
-        make = partial(measure_loader, setting, shards, config)
-        name = f"jpeg, threads {threads}, batch {middle}"
-        results.measure(PART, name, "Loader", make, needs=30)
-    for name, make_stock in stocks(setting, middle).items():
+        make = partial(measure_loader, setting, *routes(setting, middle, threads)["jpeg"])
+        yield Measurement(f"jpeg, threads {threads}, batch {middle}", "Loader", make, needs=30)
+    for name, make in stocks(setting, middle).items():
         how = "benchmarks/report/stock.py"
-        results.measure(PART, f"{name}, batch {middle}", how, make_stock, needs=30)
+        yield Measurement(f"{name}, batch {middle}", how, make, needs=30)
 
 
 def limits(device: torch.device) -> dict[str, Callable[[], Result]]:
     """GB/s of copies: what no loader can exceed. A device's own copy reads and writes, so it counts
     twice."""
-    makes: dict[str, Callable[[], Result]] = {
-        "host memory, copied": partial(copies, "cpu", "cpu", device)
-    }
+    places = {"host memory, copied": ("cpu", "cpu")}
     if device.type == "cuda":
-        makes["host to device, pinned (PCIe)"] = partial(copies, "cpu", "cuda", device)
-        makes["device memory, copied (HBM)"] = partial(copies, "cuda", "cuda", device)
-    return makes
+        places["host to device, pinned (PCIe)"] = ("cpu", "cuda")
+        places["device memory, copied (HBM)"] = ("cuda", "cuda")
+    return {name: partial(copies, *places[name], device) for name in places}
 
 
 def copies(source: str, target: str, device: torch.device) -> Result:
@@ -125,22 +120,20 @@ def stocks(setting: Setting, batch: int) -> dict[str, Callable[[], Result]]:
     """DALI as its documentation has it, with its own reader and random numbers; where it decodes is
     swept."""
 
-    def make(kind: Kind, shards: Path, load: float | None = None) -> Callable[[], Result]:
-        def measured() -> Result:
-            crop, device = setting.recipe.crop, setting.device
-            batches = stock(kind, shards, batch=batch, crop=crop, device=device, load=load)
-            return throughput(batches, batch, setting)
-
-        return measured
+    def measured(kind: Kind, load: float | None = None) -> Result:
+        shards = setting.raw if kind == "raw" else setting.jpeg
+        crop, device = setting.recipe.crop, setting.device
+        batches = stock(kind, shards, batch=batch, crop=crop, device=device, load=load)
+        return throughput(batches, batch, setting)
 
     own = "DALI's own reader"
     makes = {
-        f"{own}, region decoded on the host": make("host", setting.jpeg),
-        f"{own}, raw, cropped on the host": make("raw", setting.raw),
+        f"{own}, region decoded on the host": partial(measured, "host"),
+        f"{own}, raw, cropped on the host": partial(measured, "raw"),
     }
     if setting.cuda:
-        makes[f"{own}, region decoded by nvJPEG"] = make("region", setting.jpeg)
+        makes[f"{own}, region decoded by nvJPEG"] = partial(measured, "region")
         for load in LOADS:
             name = f"{own}, whole images by nvJPEG, hw_decoder_load {load:g}"
-            makes[name] = make("whole", setting.jpeg, load)
-    return makes
+            makes[name] = partial(measured, "whole", load)
+    return dict(makes)

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import platform
-import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 import torch
+
+from benchmarks.report.setting import Setting
+from gratis import doctor
+from gratis.dataset import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ("gratis", "benchmarks")  # what measures and what is measured
 PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy", "numba", "pillow-simd", "Pillow", "pytest")
 
 
-def describe() -> dict[str, str]:
-    """Nothing in it but the commit changes from one call to the next with one code on one
-    machine."""
+def describe(setting: Setting) -> dict[str, str]:
+    """For the page, and to know a result of other code, data or hardware: nothing but the commit
+    changes from one call to the next with the same."""
+    manifest, recipe = read_manifest(setting.jpeg), setting.recipe
+    images = f"{manifest.splits['train'].samples:,} images of {manifest.image_size} px"
+    size = f"crops of {recipe.crop} px, width {recipe.width:g}"
     facts = {
-        "cpu": _cpu(),
+        "cpu": [*doctor.cpu()][-1].what,
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "gratis": f"code {_code()}",
-        "commit": _commit(),
+        "commit": doctor.ask("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD") or "unknown",
     }
-    for package in PACKAGES:
-        try:
-            facts[package] = str(version(package))
-        except PackageNotFoundError:
-            continue
+    installed = {package: doctor.version(package) for package in PACKAGES}
+    facts |= {package: version for package, version in installed.items() if version}
     count = torch.cuda.device_count()
     facts["gpu"] = "none"
     if count:
@@ -42,15 +43,11 @@ def describe() -> dict[str, str]:
         facts["gpu"] = f"{count} x {one.name}, {one.total_memory / 2**30:.0f} GiB"
         facts["cuda"] = str(torch.version.cuda)
         facts["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
-        facts["driver"] = _driver()
+        driver = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        facts["driver"] = doctor.ask(*driver).partition("\n")[0] or "unknown"
+    facts["dataset"] = f"{manifest.hash[:8]}: {images}"
+    facts["network"] = f"recipe {setting.recipe_name}, {size}"
     return facts
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
 
 
 def _code() -> str:
@@ -60,22 +57,3 @@ def _code() -> str:
         own = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(f"{path.relative_to(ROOT)} {own}\n".encode())
     return digest.hexdigest()[:8]
-
-
-def _commit() -> str:
-    """Of the checkout, where it is one."""
-    try:
-        command = ["git", "rev-parse", "--short", "HEAD"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    except FileNotFoundError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
-def _driver() -> str:
-    try:
-        pynvml = importlib.import_module("pynvml")
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except Exception:  # no library, or a driver that refuses: either way it does not tell
-        return "unknown"

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from gratis.atomic import atomic_output
 from gratis.errors import GratisError
@@ -20,14 +20,25 @@ from gratis.errors import GratisError
 Value: TypeAlias = "float | str | list[float]"
 Result = dict[str, Value]
 Entry = dict[str, object]
-SHOWN_ONLY = "commit"  # of the machine's lines: results of one code under two commits are alike
-
-
+SHOWN_ONLY = "commit"  # of the machine's facts: results of one code under two commits are alike
 EXPECTED = (RuntimeError, OSError, ValueError, AssertionError, ImportError)
 
 
 class OutOfTime(Exception):
     """The part's time is over; what is missing is measured by the next call."""
+
+
+class Measurement(NamedTuple):
+    """One of a part, which measures nothing before `make` is called.
+
+    command: how, for the page. needs: seconds at least. stops: it ends with the part's time by
+    itself."""
+
+    name: str
+    command: str
+    make: Callable[[], Result]
+    needs: float = 10
+    stops: bool = False
 
 
 @dataclass(kw_only=True)
@@ -100,20 +111,10 @@ class ResultFile:
         """Seconds that the part still has."""
         return self.ends - time.monotonic()
 
-    def measure(
-        self,
-        part: int,
-        name: str,
-        command: str,
-        make: Callable[[], Result],
-        *,
-        needs: float = 10,
-        stops: bool = False,
-    ) -> None:
-        """Unless it is there. An error is an entry too.
-
-        needs: seconds at least; OutOfTime where the part has fewer, or fewer than its longest took
-        so far. stops: it ends with the part's time by itself."""
+    def measure(self, part: int, measurement: Measurement) -> None:
+        """Unless it is there. An error is an entry too. OutOfTime where the part has less time
+        than it needs, or than its longest measurement took so far."""
+        name, command, make, needs, stops = measurement
         known = self.entries.setdefault(str(part), {})
         if name in known and (name in self.tried or not (self.again and failure(known[name]))):
             return
@@ -156,18 +157,22 @@ def failure(entry: Entry) -> str | None:
     """What went wrong, in words: it could not be measured, or tests of it failed."""
     if "error" in entry:
         return str(entry["error"])
-    result = entry["result"]
-    assert isinstance(result, dict)
-    return str(result["failed"]) if result.get("failed") else None
+    failed = result_of(entry).get("failed")
+    return str(failed) if failed else None
 
 
 def describe_entry(entry: Entry) -> str:
     """An entry's result in one line: medians with the extremes of n."""
     if "error" in entry:
         return f"failed: {entry['error']}"
+    return "; ".join(f"{name} {format_value(value)}" for name, value in result_of(entry).items())
+
+
+def result_of(entry: Entry) -> Result:
+    """Of an entry without an error."""
     result = entry["result"]
     assert isinstance(result, dict)
-    return "; ".join(f"{name} {format_value(value)}" for name, value in result.items())
+    return result
 
 
 def format_value(value: Value) -> str:

@@ -16,14 +16,14 @@ import torch
 from benchmarks.timing import measure
 from gratis.dataset import read_manifest, require_split
 from gratis.errors import GratisError
+from gratis.train.paper.arguments import flags
 from gratis.train.recipes import RECIPES, Recipe, RecipeName
 
 TRIED = 2
 # training images a class: on a GPU enough for its largest batch, on a CPU quick
 DRAWN = {True: 820, False: 100}
-MOST_S = (
-    60.0  # of a measurement's rounds: on a busy machine there are fewer, and their n is smaller
-)
+# of a measurement's rounds: on a busy machine there are fewer, and their n is smaller
+MOST_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Setting:
     raw: Path
     recipe: Recipe
     recipe_name: RecipeName  # where the recipe began
-    batches: tuple[int, ...]
+    batches: tuple[int, ...]  # the one that matters most first
     free_batches: tuple[int, ...]  # of the free ratio
     rounds: int
     round_s: float  # of training or loading in a round
@@ -53,7 +53,12 @@ def prepare(
     cuda = device.type == "cuda"
     side = size or (256 if cuda else 128)
     data = out / "data"
-    jpeg = shards or make_shards(data / "jpeg", src or draw_sample(data, DRAWN[cuda]), side, "jpeg")
+    jpeg = shards or data / "jpeg"
+    if shards is None:
+        if src is None:
+            src = str(data / f"source-{DRAWN[cuda]}")
+            stage("sample", out=src, train_per_class=DRAWN[cuda])
+        stage("shards", src=src, out=jpeg, size=side, codec="jpeg")
     manifest = read_manifest(jpeg)
     require_split(jpeg, manifest, "train")
     if manifest.codec != "jpeg":
@@ -62,7 +67,8 @@ def prepare(
             f"are made"
         )
     side = manifest.image_size
-    raw = make_shards(data / f"raw-{manifest.hash[:8]}", str(jpeg), side, "raw")
+    raw = data / f"raw-{manifest.hash[:8]}"
+    stage("shards", src=jpeg, out=raw, size=side, codec="raw")
     name: RecipeName = "released" if cuda else "sample"
     width = 1.0 if cuda else 0.125
     recipe = replace(RECIPES[name], image_size=side, crop=side * 7 // 8, width=width)
@@ -72,7 +78,7 @@ def prepare(
 
 def sizes(*, cuda: bool, images: int) -> dict[str, Any]:
     """Of a setting: what depends on the device, with batches that so many images fill."""
-    wanted, free = ((128, 256, 512, 1024, 2048), (128, 512, 1024)) if cuda else ((32, 64), (32,))
+    wanted, free = ((512, 256, 128, 1024, 2048), (128, 512, 1024)) if cuda else ((64, 32), (32,))
     smallest = (max(2, images // 8 * 2),)
     return {
         "device": torch.device("cuda", 0) if cuda else torch.device("cpu"),
@@ -80,17 +86,6 @@ def sizes(*, cuda: bool, images: int) -> dict[str, Any]:
         "free_batches": tuple(size for size in free if 4 * size <= images) or smallest,
         "rounds": 5 if cuda else 3,
         "round_s": 2.0 if cuda else 1.0,
-    }
-
-
-def about(setting: Setting) -> dict[str, str]:
-    """For the page, and to know a result of other data from this one's."""
-    manifest, recipe = read_manifest(setting.jpeg), setting.recipe
-    return {
-        "dataset": f"{manifest.hash[:8]}: {manifest.splits['train'].samples:,} images of "
-        f"{manifest.image_size} px",
-        "network": f"recipe {setting.recipe_name}, crops of {recipe.crop} px, "
-        f"width {recipe.width:g}",
     }
 
 
@@ -109,21 +104,11 @@ def rounds(count: int) -> Iterator[int]:
         yield number
 
 
-def draw_sample(folder: Path, each: int) -> str:
-    source = folder / f"source-{each}"
-    stage("sample", "--out", str(source), "--train-per-class", str(each))
-    return str(source)
-
-
-def make_shards(shards: Path, src: str, size: int, codec: str) -> Path:
-    """The stage knows when there is nothing to do."""
-    stage("shards", "--src", src, "--out", str(shards), "--size", str(size), "--codec", codec)
-    return shards
-
-
-def stage(*arguments: str) -> None:
-    command = [sys.executable, "-m", "gratis", *arguments]
+def stage(verb: str, **options: object) -> None:
+    """`gratis VERB --option value ...`, which knows when there is nothing to do. GratisError where
+    it fails."""
+    command = [sys.executable, "-m", "gratis", verb, *flags(**options)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        message = done.stderr.strip() or f"gratis {arguments[0]} failed"
+        message = done.stderr.strip() or f"gratis {verb} failed"
         raise GratisError(message.splitlines()[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,29 +26,27 @@ class MarkedAlexNet(AlexNet):
 
     def _conv(self, layer: Layer, x: Tensor) -> Tensor:
         self.at = layer
-        with record_function(MARK + layer):
-            return super()._conv(layer, x)
+        return self._mark(layer, super()._conv, layer, x)
 
     def _dense(self, layer: Layer, x: Tensor) -> Tensor:
         self.at = layer
-        with record_function(MARK + layer):
-            return super()._dense(layer, x)
+        return self._mark(layer, super()._dense, layer, x)
 
     def _active(self, x: Tensor) -> Tensor:
-        with record_function(f"{MARK}activation {self.at}"):
-            return super()._active(x)
+        return self._mark(f"activation {self.at}", super()._active, x)
 
     def _lrn(self, x: Tensor) -> Tensor:
-        with record_function(f"{MARK}normalisation {self.at}"):
-            return super()._lrn(x)
+        return self._mark(f"normalisation {self.at}", super()._lrn, x)
 
     def _pool(self, x: Tensor) -> Tensor:
-        with record_function(f"{MARK}pooling {self.at}"):
-            return super()._pool(x)
+        return self._mark(f"pooling {self.at}", super()._pool, x)
 
     def _drop(self, x: Tensor, layer: int, key: DropoutKey | None) -> Tensor:
-        with record_function(f"{MARK}dropout {layer}"):
-            return super()._drop(x, layer, key)
+        return self._mark(f"dropout {layer}", super()._drop, x, layer, key)
+
+    def _mark(self, stage: str, call: Callable[..., Tensor], *arguments: object) -> Tensor:
+        with record_function(MARK + stage):
+            return call(*arguments)
 
 
 def by_stage(recipe: Recipe, device: torch.device) -> tuple[dict[str, float], float]:
@@ -56,10 +55,8 @@ def by_stage(recipe: Recipe, device: torch.device) -> tuple[dict[str, float], fl
 
     A stage is a layer ("conv2") or what follows it ("normalisation conv2"), forward and backward
     together; "update"; "rest". Eager, as compiled layers are fused."""
-    batch, step = (
-        resident_batch(recipe, device),
-        training_step(recipe, device, "off", MarkedAlexNet),
-    )
+    batch = resident_batch(recipe, device)
+    step = training_step(recipe, device, "off", MarkedAlexNet)
     for _ in range(3):
         step(*batch)
     cuda = device.type == "cuda"
@@ -70,10 +67,10 @@ def by_stage(recipe: Recipe, device: torch.device) -> tuple[dict[str, float], fl
         if cuda:
             torch.cuda.synchronize()
     column = "self_device_time_total" if cuda else "self_cpu_time_total"
-    took = sum_by_stage(profiled.events(), column)
-    whole = sum(took.values())
-    order = sorted(took, key=lambda stage: -took[stage])
-    return {stage: took[stage] / whole for stage in order}, whole / 1e6 / PROFILED
+    times = sum_by_stage(profiled.events(), column)
+    whole = sum(times.values())
+    order = sorted(times, key=lambda stage: -times[stage])
+    return {stage: times[stage] / whole for stage in order}, whole / 1e6 / PROFILED
 
 
 def sum_by_stage(events: Any, column: str) -> dict[str, float]:
@@ -107,7 +104,7 @@ def stage_of(event: Any, forward: dict[int, str]) -> str:
     return REST
 
 
-def ancestry(event: Any) -> Any:
+def ancestry(event: Any) -> Iterator[Any]:
     """The event, what it is part of, what that is part of."""
     while event is not None:
         yield event

@@ -31,62 +31,44 @@ def stock(
     host: the region is decoded on the CPU and finished on the device; raw: the same of PPMs;
     region: nvJPEG decodes the region; whole: nvJPEG and the hardware decoder (`load` of each batch,
     if given) decode whole images."""
+    from nvidia.dali import Pipeline, fn, types
     from nvidia.dali.plugin.base_iterator import LastBatchPolicy
     from nvidia.dali.plugin.pytorch import DALIClassificationIterator
 
-    pipeline = build(kind, shards, batch=batch, crop=crop, device=device, load=load)
+    tars = sorted(str(path) for path in shards.glob("train-*.tar"))
+    index = [tar.replace(".tar", ".idx") for tar in tars]
+    members = ["ppm" if kind == "raw" else "jpg", "cls"]
+    reading: dict[str, Any] = {"random_shuffle": True, "initial_fill": SHUFFLE, "name": "reader"}
+    on_gpu = device.type == "cuda"
+    gpu, threads = (device.index or 0) if on_gpu else None, len(os.sched_getaffinity(0))
+    pipeline = Pipeline(batch, threads, gpu, seed=1, prefetch_queue_depth=2)
+    with pipeline:
+        data, label = fn.readers.webdataset(  # type: ignore[misc]
+            paths=tars,
+            index_paths=index,
+            ext=members,
+            missing_component_behavior="error",
+            **reading,
+        )
+        x, y = fn.random.uniform(range=(0.0, 1.0)), fn.random.uniform(range=(0.0, 1.0))
+        cut: dict[str, Any] = {"crop": (crop, crop), "crop_pos_x": x, "crop_pos_y": y}
+        if kind == "whole":
+            share: dict[str, Any] = {} if load is None else {"hw_decoder_load": load}
+            images = fn.decoders.image(data, device="mixed", output_type=types.RGB, **share)
+            images = fn.crop(images, **cut)
+        else:
+            where = "mixed" if kind == "region" else "cpu"
+            images = fn.decoders.image_crop(data, device=where, output_type=types.RGB, **cut)
+            images = images.gpu() if on_gpu and where == "cpu" else images
+        scale: dict[str, Any] = {"mean": list(MEAN), "std": [1.0] * 3, "dtype": types.FLOAT}
+        mirror = fn.random.coin_flip()
+        done = fn.crop_mirror_normalize(images, mirror=mirror, output_layout="CHW", **scale)
+        label = fn.pad(label)  # of 1 to 3 digits; a batch is one tensor
+        pipeline.set_outputs(done, label.gpu() if on_gpu else label)
+    pipeline.build()
     iterator = DALIClassificationIterator(
         pipeline, reader_name="reader", auto_reset=True, last_batch_policy=LastBatchPolicy.DROP
     )
     while True:
         for (output,) in iterator:
             yield output["data"]
-
-
-def build(
-    kind: Kind, shards: Path, *, batch: int, crop: int, device: torch.device, load: float | None
-) -> Any:
-    from nvidia.dali import Pipeline, fn, types
-
-    tars = sorted(str(path) for path in shards.glob("train-*.tar"))
-    on_gpu = device.type == "cuda"
-    pipeline = Pipeline(
-        batch_size=batch,
-        num_threads=len(os.sched_getaffinity(0)),
-        device_id=(device.index or 0) if on_gpu else None,
-        seed=1,
-        prefetch_queue_depth=2,
-    )
-    with pipeline:
-        data, label = fn.readers.webdataset(  # type: ignore[misc]
-            paths=tars,
-            index_paths=[tar.replace(".tar", ".idx") for tar in tars],
-            ext=["ppm" if kind == "raw" else "jpg", "cls"],
-            random_shuffle=True,
-            initial_fill=SHUFFLE,
-            missing_component_behavior="error",
-            name="reader",
-        )
-        x, y = fn.random.uniform(range=(0.0, 1.0)), fn.random.uniform(range=(0.0, 1.0))
-        mirror = fn.random.coin_flip()
-        if kind == "whole":
-            share: dict[str, Any] = {} if load is None else {"hw_decoder_load": load}
-            images = fn.decoders.image(data, device="mixed", output_type=types.RGB, **share)
-            images = fn.crop(images, crop=(crop, crop), crop_pos_x=x, crop_pos_y=y)
-        else:
-            where = "mixed" if kind == "region" else "cpu"
-            cut: dict[str, Any] = {"crop": (crop, crop), "crop_pos_x": x, "crop_pos_y": y}
-            images = fn.decoders.image_crop(data, device=where, output_type=types.RGB, **cut)
-            images = images.gpu() if on_gpu and where == "cpu" else images
-        done = fn.crop_mirror_normalize(
-            images,
-            mirror=mirror,
-            mean=list(MEAN),
-            std=[1.0] * 3,
-            dtype=types.FLOAT,
-            output_layout="CHW",
-        )
-        label = fn.pad(label)  # of 1 to 3 digits; a batch is one tensor
-        pipeline.set_outputs(done, label.gpu() if on_gpu else label)
-    pipeline.build()
-    return pipeline

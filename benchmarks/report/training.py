@@ -3,81 +3,73 @@ matrix rate."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
 
-from benchmarks.report.results import Result, ResultFile
+from benchmarks.report.results import Measurement, Result, ResultFile
 from benchmarks.report.setting import Setting, rounds, steps_for
 from benchmarks.report.stages import by_stage
 from benchmarks.train.bench import (
-    CLASSES,
-    MATRIX,
+    baseline_step,
+    matmul_flops,
     matmul_step,
     one_round,
     resident_batch,
     step_flops,
-    torchvision_layout,
     training_step,
 )
 from benchmarks.train.update import update_ratios
+from gratis.train.settings import Choice
 
-PART = 3
 ACCOUNT, SLOWEST = "where the time goes", 3  # layers
 PAIRS = 60  # of updates
+COMPILE: dict[bool, tuple[Choice, ...]] = {
+    True: ("off", "on"),
+    False: ("off",),
+}  # on a GPU, on a CPU
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    compute: str
-    tf32: bool = False
-    compiled: bool = False
+Compute = Literal["float32", "bfloat16"]
+PRECISIONS: dict[str, Compute] = {"float32": "float32", "tf32": "float32", "bfloat16": "bfloat16"}
 
 
-def variants(setting: Setting) -> dict[str, Variant]:
+def precisions(setting: Setting) -> list[str]:
     """On a CPU float32 alone: one without bfloat16's instructions takes a hundred times as long for
     a product."""
-    eager = {"float32": Variant(compute="float32")}
-    if not setting.cuda:
-        return eager
-    eager["tf32"] = Variant(compute="float32", tf32=True)
-    eager["bfloat16"] = Variant(compute="bfloat16")
-    return eager | {f"{name}, compiled": replace(one, compiled=True) for name, one in eager.items()}
+    return list(PRECISIONS) if setting.cuda else ["float32"]
 
 
-def run(setting: Setting, results: ResultFile) -> None:
-    middle = setting.batches[len(setting.batches) // 2]
-    batches = (middle, *(size for size in setting.batches if size != middle))
-    measure = partial(results.measure, PART)
-    computes = ("float32", "bfloat16") if setting.cuda else ("float32",)
-    for compute in computes:
-        measure(f"matrix product, {compute}", "torch.mm", partial(matrix, setting, compute))
-    if setting.cuda:
-        measure("matrix product, tf32", "torch.mm", partial(matrix, setting, "float32", tf32=True))
+def measurements(setting: Setting, _: ResultFile) -> Iterator[Measurement]:
+    for name in precisions(setting):
+        yield Measurement(f"matrix product, {name}", "torch.mm", partial(matrix, setting, name))
     numbers = "autocast to bfloat16" if setting.cuda else "float32"
     baseline = f"eager, channels first, {numbers}, torch.optim.SGD"
-    for batch in batches:
-        for name, variant in variants(setting).items():
-            make = partial(measure_ours, setting, variant, batch)
-            measure(f"ours, {name}, batch {batch}", "bench.training_step", make, needs=40)
+    for batch in setting.batches:
+        for compile, name in itertools.product(COMPILE[setting.cuda], precisions(setting)):
+            make = partial(measure_ours, setting, name, compile, batch)
+            title = f"ours, {name}{', compiled' if compile == 'on' else ''}, batch {batch}"
+            yield Measurement(title, "bench.training_step", make, needs=40)
         make = partial(measure_torchvision, setting, batch)
-        measure(f"torchvision's layout, batch {batch}", baseline, make, needs=30)
-    measure("update rule", "update.update_ratios", partial(updates, setting), needs=20)
-    for name in computes:
-        make = partial(account, setting, name, middle)
-        title = f"{ACCOUNT}, {name}, batch {middle}"
-        measure(title, "torch.profiler, eager", make, needs=30)
+        yield Measurement(f"torchvision's layout, batch {batch}", baseline, make, needs=30)
+    yield Measurement("update rule", "update.update_ratios", partial(updates, setting), needs=20)
+    middle = setting.batches[0]
+    for name in (name for name in precisions(setting) if name != "tf32"):
+        title, make = f"{ACCOUNT}, {name}, batch {middle}", partial(account, setting, name, middle)
+        yield Measurement(title, "torch.profiler, eager", make, needs=30)
 
 
 @contextmanager
-def precision(tf32: bool) -> Iterator[None]:
-    """Of float32 products on a GPU; the trainer itself leaves TF32 off."""
+def products(precision: str) -> Iterator[None]:
+    """Products of that precision on a GPU; the trainer itself leaves TF32 off."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
@@ -92,24 +84,27 @@ def seconds(step: Callable[[], object], setting: Setting) -> list[float]:
     return [one_round({"": step}, steps, setting.device)[""] for _ in rounds(setting.rounds)]
 
 
-def matrix(setting: Setting, compute: str, *, tf32: bool = False) -> Result:
-    with precision(tf32):
-        recipe = replace(setting.recipe, compute=compute)  # type: ignore[arg-type]
-        took = seconds(matmul_step(recipe, setting.device), setting)
-    return {"TFLOP/s": [2 * MATRIX[setting.device.type] ** 3 / each / 1e12 for each in took]}
+def matrix(setting: Setting, precision: str) -> Result:
+    return {"TFLOP/s": matrix_rates(setting, precision)}
 
 
-def measure_ours(setting: Setting, variant: Variant, batch: int) -> Result:
-    recipe = replace(setting.recipe, batch=batch, compute=variant.compute)  # type: ignore[arg-type]
-    with precision(variant.tf32), torch.random.fork_rng(devices=[]):
+def matrix_rates(setting: Setting, precision: str) -> list[float]:
+    """TFLOP/s of a large matrix product, by round."""
+    with products(precision):
+        times = seconds(matmul_step(PRECISIONS[precision], setting.device), setting)
+    return [matmul_flops(setting.device) / each / 1e12 for each in times]
+
+
+def measure_ours(setting: Setting, precision: str, compile: Choice, batch: int) -> Result:
+    recipe = replace(setting.recipe, batch=batch, compute=PRECISIONS[precision])
+    with products(precision), torch.random.fork_rng(devices=[]):
         images, labels = resident_batch(recipe, setting.device)
-        step = training_step(recipe, setting.device, "on" if variant.compiled else "off")
-        took = seconds(lambda: step(images, labels), setting)
-        product = seconds(matmul_step(recipe, setting.device), setting)
-    achieved = [step_flops(recipe) / each / 1e12 for each in took]
-    possible = 2 * MATRIX[setting.device.type] ** 3 / statistics.median(product) / 1e12
+        step = training_step(recipe, setting.device, compile)
+        times = seconds(lambda: step(images, labels), setting)
+    achieved = [step_flops(recipe) / each / 1e12 for each in times]
+    possible = statistics.median(matrix_rates(setting, precision))
     return {
-        "images/s": [batch / each for each in took],
+        "images/s": [batch / each for each in times],
         "TFLOP/s": achieved,
         "share of the matrix rate": statistics.median(achieved) / possible,
     }
@@ -118,23 +113,13 @@ def measure_ours(setting: Setting, variant: Variant, batch: int) -> Result:
 def measure_torchvision(setting: Setting, batch: int) -> Result:
     """torchvision's network as most would write its training: eager, channels first, on a GPU
     autocast to bfloat16."""
-    from torch.nn import functional
-
-    device, recipe = setting.device, replace(setting.recipe, batch=batch)
+    recipe = replace(setting.recipe, batch=batch)
     with torch.random.fork_rng(devices=[]):
-        network = torchvision_layout(recipe.width, CLASSES).to(device)
-        optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-        images, labels = resident_batch(recipe, device)
-        images = (images / 58).contiguous()
-
-        def step() -> None:
-            optimiser.zero_grad()
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=setting.cuda):
-                loss = functional.cross_entropy(network(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-
-        return {"images/s": [batch / each for each in seconds(step, setting)]}
+        images, labels = resident_batch(recipe, setting.device)
+        images = (images / 58).contiguous()  # channels first
+        step = baseline_step(recipe, setting.device, autocast=setting.cuda)
+        times = seconds(lambda: step(images, labels), setting)
+    return {"images/s": [batch / each for each in times]}
 
 
 def updates(setting: Setting) -> Result:
@@ -143,13 +128,13 @@ def updates(setting: Setting) -> Result:
     return {"original rule over fused SGD": update_ratios(setting.recipe, setting.device, PAIRS)}
 
 
-def account(setting: Setting, compute: str, batch: int) -> Result:
+def account(setting: Setting, precision: str, batch: int) -> Result:
     """Where a step's time goes: the slowest layers, and by kind of work. Eager, forward and
     backward.
 
     On a GPU also how much of the time it works at all: the rest it waits for the host to tell it
     what to do."""
-    recipe = replace(setting.recipe, batch=batch, compute=compute)  # type: ignore[arg-type]
+    recipe = replace(setting.recipe, batch=batch, compute=PRECISIONS[precision])
     with torch.random.fork_rng(devices=[]):
         shares, busy = by_stage(recipe, setting.device)
         kinds: dict[str, float] = {}
@@ -160,8 +145,8 @@ def account(setting: Setting, compute: str, batch: int) -> Result:
             return result
         step = training_step(recipe, setting.device, "off")
         resident = resident_batch(recipe, setting.device)
-        took = statistics.median(seconds(lambda: step(*resident), setting))
-    return result | {"device busy, share of the time": min(1.0, busy / took)}
+        step_s = statistics.median(seconds(lambda: step(*resident), setting))
+    return result | {"device busy, share of the time": min(1.0, busy / step_s)}
 
 
 def kind(stage: str) -> str:

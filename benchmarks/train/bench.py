@@ -21,14 +21,14 @@ from __future__ import annotations
 import functools
 import itertools
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.timing import endless, measure
-from benchmarks.train.update import update_ratios
+from benchmarks.train.update import CLASSES, Step, update_ratios
 from gratis.errors import GratisError
 from gratis.train.analysis.summary import backward_macs
 from gratis.train.network.layers import plan
@@ -40,10 +40,8 @@ if TYPE_CHECKING:  # torch takes two seconds, which --help need not
     import torch
     from torch import Tensor, nn
 
-    from gratis.loader import Batch
     from gratis.train.network.alexnet import AlexNet
 
-CLASSES = 1000
 PAIRS = 60  # of updates
 LEAST_CROP = 63  # of which torchvision's layout leaves a pixel after its last pool
 UNTIMED = 4  # batches that the loader may have ready when its round begins
@@ -77,14 +75,8 @@ class TrainBench:
             )
 
 
-Step = Callable[[], object]
-
-
 def main(arguments: list[str]) -> None:
-    def make(name: RecipeName, fields: Recipe) -> TrainBench:
-        return TrainBench(recipe=name, fields=fields)
-
-    options = read(make, arguments, "released", "gratis bench train")
+    options = read(TrainBench, arguments, "released", "gratis bench train")
     import torch
 
     from gratis.train.mesh.mesh import full_float32
@@ -106,39 +98,30 @@ def main(arguments: list[str]) -> None:
 
 def step_seconds(options: TrainBench, device: torch.device) -> dict[str, list[float]]:
     """Seconds per step of each contender, by round."""
+    from gratis.loader import Loader
+    from gratis.train.rank import training_config
+
     recipe = options.fields
-    resident = resident_batch(recipe, device)
+    images, labels = resident_batch(recipe, device)
+    scaled = images.float() / 58
     train = training_step(recipe, device, options.compile)
     baseline = baseline_step(recipe, device)
     contenders: dict[str, Step] = {
-        "resident": lambda: train(*resident),
-        "baseline": lambda: baseline(*resident),
-        "matmul": matmul_step(recipe, device),
+        "resident": lambda: train(images, labels),
+        "baseline": lambda: baseline(scaled, labels),
+        "matmul": matmul_step(recipe.compute, device),
     }
-    with training_batches(options.shards, recipe, device) as batches:
-        if batches:
+    with ExitStack() as stack:
+        if options.shards:
+            config = replace(training_config(recipe), remainder="drop")
+            loader = Loader(options.shards, "train", config, device=device)
+            batches = endless(stack.enter_context(loader))
             contenders["loader"] = lambda: train(*next(batches)[:2])
         for step in contenders.values():  # compiles, fills queues and finds the fastest algorithms
             for _ in range(3):
                 step()
         rounds = [one_round(contenders, options.steps, device) for _ in range(options.rounds)]
     return {name: [seconds[name] for seconds in rounds] for name in contenders}
-
-
-@contextmanager
-def training_batches(
-    shards: Path | None, recipe: Recipe, device: torch.device
-) -> Iterator[Iterator[Batch] | None]:
-    """Whole batches alone, epoch after epoch, as training gets them. None without shards."""
-    if shards is None:
-        yield None
-        return
-    from gratis.loader import Loader
-    from gratis.train.rank import training_config
-
-    config = replace(training_config(recipe), remainder="drop")
-    with Loader(shards, "train", config, device=device) as loader:
-        yield endless(loader)
 
 
 def training_step(
@@ -173,7 +156,11 @@ def training_step(
     return step
 
 
-def baseline_step(recipe: Recipe, device: torch.device) -> Callable[[Tensor, Tensor], None]:
+def baseline_step(
+    recipe: Recipe, device: torch.device, *, autocast: bool = False
+) -> Callable[[Tensor, Tensor], None]:
+    """A step of torchvision's layout by torch.optim.SGD, eager, in float32. autocast: to
+    bfloat16."""
     import torch
     from torch.nn import functional
 
@@ -182,7 +169,9 @@ def baseline_step(recipe: Recipe, device: torch.device) -> Callable[[Tensor, Ten
 
     def step(images: Tensor, labels: Tensor) -> None:
         optimiser.zero_grad()
-        functional.cross_entropy(network(images.float() / 58), labels).backward()  # type: ignore[no-untyped-call]
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+            loss = functional.cross_entropy(network(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
     return step
@@ -204,12 +193,16 @@ def torchvision_layout(width: float, classes: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def matmul_step(recipe: Recipe, device: torch.device) -> Step:
+def matmul_step(compute: str, device: torch.device) -> Step:
     import torch
 
-    size, dtype = MATRIX[device.type], getattr(torch, recipe.compute)
+    size, dtype = MATRIX[device.type], getattr(torch, compute)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return functools.partial(torch.mm, a, b)
+
+
+def matmul_flops(device: torch.device) -> int:
+    return int(2 * MATRIX[device.type] ** 3)
 
 
 def step_flops(recipe: Recipe) -> int:
@@ -237,18 +230,13 @@ def show(
         spread = f"[{min(rates):,.1f}..{max(rates):,.1f}]"
         print(f"{contender:>14}: {statistics.median(rates):,.1f} images/s {spread}")
     middle = {key: statistics.median(values) for key, values in seconds.items()}
-    achieved = step_flops(recipe) / middle["resident"]
-    possible = 2 * MATRIX[device.type] ** 3 / middle["matmul"]
+    achieved = step_flops(recipe) / middle["resident"] / 1e12
+    possible = matmul_flops(device) / middle["matmul"] / 1e12
     share = achieved / possible
-    print(
-        f"achieved {achieved / 1e12:.3f} TFLOP/s, {share:.0%} of a matrix product's "
-        f"{possible / 1e12:.3f}"
-    )
+    print(f"achieved {achieved:.3f} TFLOP/s, {share:.0%} of a matrix product's {possible:.3f}")
     low, update, high = statistics.quantiles(ratios, n=4)
-    print(
-        f"original rule {update:.3f} times fused SGD [quartiles {low:.3f}..{high:.3f}], "
-        f"{len(ratios)} pairs of steps"
-    )
+    quartiles = f"[quartiles {low:.3f}..{high:.3f}], {len(ratios)} pairs of steps"
+    print(f"original rule {update:.3f} times fused SGD {quartiles}")
     free = middle["resident"] / middle["loader"] if "loader" in middle else float("nan")
     print(
         f"bench free_ratio={free:.4g} speedup={middle['baseline'] / middle['resident']:.4g} "

@@ -20,7 +20,6 @@ from gratis.train.recipes import Recipe
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 Step = Callable[[], object]
 CLASSES = 1000
@@ -30,16 +29,17 @@ def update_ratios(recipe: Recipe, device: torch.device, rounds: int) -> list[flo
     """The original rule's time over fused SGD's: `rounds` readings, of two pairs of steps each."""
     import torch
 
-    own, plain = optimiser_steps(recipe, device).values()
-    threads = torch.get_num_threads()
+    original, fused = optimiser_steps(recipe, device)
+    threads, clock = torch.get_num_threads(), "wall_s" if device.type == "cuda" else "cpu_s"
     torch.set_num_threads(1)
     try:
         ratios = []
         for number in range(-2, rounds):
             ratio = 1.0
-            for pair in ((own, plain), (plain, own)):
-                seconds = {step: _seconds(step, device) for step in pair}
-                ratio *= seconds[own] / seconds[plain]
+            for pair in ((original, fused), (fused, original)):
+                times = {step: measure(step, device, cpu_clock=time.thread_time) for step in pair}
+                seconds = {step: getattr(times[step], clock) for step in pair}
+                ratio *= seconds[original] / seconds[fused]
             if number >= 0:  # the first ones meet fresh memory
                 ratios.append(math.sqrt(ratio))
     finally:
@@ -47,49 +47,36 @@ def update_ratios(recipe: Recipe, device: torch.device, rounds: int) -> list[flo
     return ratios
 
 
-def optimiser_steps(recipe: Recipe, device: torch.device) -> dict[str, Step]:
+def optimiser_steps(recipe: Recipe, device: torch.device) -> tuple[Step, Step]:
     """A step of the original rule and one of fused SGD; the gradients stay the same."""
     import torch
 
+    from gratis.train.network.alexnet import AlexNet
     from gratis.train.optimiser import Optimiser
     from gratis.train.schedule import rates
 
-    (own_network, give_own), (plain_network, give_plain) = (
-        _network(recipe, device) for _ in range(2)
+    own, other = (AlexNet(recipe, CLASSES).to(device) for _ in range(2))
+    gradients = {
+        parameter: torch.full_like(parameter, 1e-6)
+        for network in (own, other)
+        for parameter in network.parameters()
+    }
+    original, rate = Optimiser(own, recipe), rates(recipe, 0, 10_000)
+    fused = torch.optim.SGD(
+        other.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True
     )
-    own, rate = Optimiser(own_network, recipe), rates(recipe, 0, 10_000)
-    plain = torch.optim.SGD(
-        plain_network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True
-    )
 
-    def step_own() -> None:
-        give_own()
-        own.step(rate)
+    def set_gradients(network: AlexNet) -> None:
+        for parameter in network.parameters():
+            parameter.grad = gradients[parameter]
 
-    def step_plain() -> None:
-        give_plain()
-        plain.step()
-        plain.zero_grad()
+    def original_step() -> None:
+        set_gradients(own)
+        original.step(rate)
 
-    return {"original rule": step_own, "fused SGD": step_plain}
+    def fused_step() -> None:
+        set_gradients(other)
+        fused.step()
+        fused.zero_grad()
 
-
-def _network(recipe: Recipe, device: torch.device) -> tuple[nn.Module, Step]:
-    """And what gives it its gradients again."""
-    import torch
-
-    from gratis.train.network.alexnet import AlexNet
-
-    network = AlexNet(recipe, CLASSES).to(device)
-    gradients = [torch.full_like(parameter, 1e-6) for parameter in network.parameters()]
-
-    def give() -> None:
-        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-
-    return network, give
-
-
-def _seconds(step: Step, device: torch.device) -> float:
-    timing = measure(step, device, cpu_clock=time.thread_time)
-    return timing.wall_s if device.type == "cuda" else timing.cpu_s
+    return original_step, fused_step

@@ -91,26 +91,24 @@ def common_terms(options: Options, local: int) -> dict[str, object]:
 
 def parse(arguments: list[str]) -> Options:
     fallback: RecipeName = "released" if _value(arguments, "--shards") else "sample"
-    return read(
-        lambda name, recipe: Options(recipe=name, fields=recipe),
-        arguments,
-        fallback,
-        "gratis train",
-    )
+    return read(Options, arguments, fallback, "gratis train")
 
 
 def read(
-    make: Callable[[RecipeName, Recipe], Chosen],
+    kind: Callable[..., Chosen],
     arguments: list[str],
     fallback: RecipeName,
     program: str,
+    fields: str = "fields",
 ) -> Chosen:
-    """Two passes: the recipe's name decides the defaults that the rest is read against."""
+    """Two passes: the recipe's name decides the defaults that the rest is read against.
+
+    kind: a dataclass with `recipe`, the name, and with the recipe's fields under `fields`."""
     asked = _value(arguments, "--recipe")
     name = cast(RecipeName, asked or fallback)
     if name not in RECIPES:
         raise GratisError(f"--recipe {name} is none of {', '.join(RECIPES)}")
-    default = make(name, RECIPES[name])
+    default = kind(recipe=name, **{fields: RECIPES[name]})
     return command_line.parse(type(default), arguments, program, default=default)
 
 

@@ -25,7 +25,14 @@ from benchmarks.report.correctness import FILES, SUBSAMPLINGS, count_outcomes, d
 from benchmarks.report.loading import LOADS
 from benchmarks.report.page import page, summary
 from benchmarks.report.plan import for_a_gpu
-from benchmarks.report.results import OutOfTime, Result, ResultFile, describe_entry, failure
+from benchmarks.report.results import (
+    Measurement,
+    OutOfTime,
+    Result,
+    ResultFile,
+    describe_entry,
+    failure,
+)
 from benchmarks.report.setting import Setting, sizes
 from benchmarks.report.stages import by_stage
 from gratis.atomic import exclusive
@@ -186,7 +193,7 @@ def test_what_is_in_the_book_is_not_measured_again(
         results.begin()
         for results.again in (False, True):
             for name in names:
-                results.measure(2, name, "command", lambda n=name: measured(n))  # type: ignore[misc]
+                results.measure(2, Measurement(name, "command", lambda n=name: measured(n)))  # type: ignore[misc]
     # what has not been tried comes before what failed
     assert made == ["bad", "good", "late", "bad"]
     printed = capsys.readouterr().out
@@ -206,11 +213,11 @@ def test_a_defect_is_told_whole_and_a_mistake_ends_the_report(
     def raises(error: Exception) -> Result:
         raise error
 
-    results.measure(2, "defect", "", lambda: raises(KeyError("nvjpg")))
+    results.measure(2, Measurement("defect", "", lambda: raises(KeyError("nvjpg"))))
     assert "Traceback" in capsys.readouterr().err
     for error in (GratisError("--shards is none"), OutOfTime()):
         with pytest.raises(type(error)):
-            results.measure(2, "mistake", "", lambda error=error: raises(error))  # type: ignore[misc]
+            results.measure(2, Measurement("mistake", "", lambda error=error: raises(error)))  # type: ignore[misc]
     assert json.loads(results.path.read_text())["parts"] == {"2": results.entries["2"]}
     assert results.entries["2"]["defect"]["error"] == "KeyError: 'nvjpg'"
     assert list(results.entries["2"]) == ["defect"]
@@ -228,9 +235,9 @@ def test_every_test_that_wants_a_gpu_is_in_the_report() -> None:
 def test_a_part_ends_with_its_time_and_another_machine_begins_anew(tmp_path: Path) -> None:
     results = ResultFile.open(tmp_path / "report.json", {"cpu": "a"}, 5)
     results.begin()
-    results.measure(2, "short", "", lambda: result(1.0), needs=1)
+    results.measure(2, Measurement("short", "", lambda: result(1.0), needs=1))
     with pytest.raises(OutOfTime):
-        results.measure(2, "long", "", lambda: result(1.0), needs=60)
+        results.measure(2, Measurement("long", "", lambda: result(1.0), needs=60))
     path = tmp_path / "report.json"
     assert list(ResultFile.open(path, {"cpu": "a"}, 5).entries["2"]) == ["short"]
     other = ResultFile.open(path, {"cpu": "b"}, 5)
@@ -239,7 +246,7 @@ def test_a_part_ends_with_its_time_and_another_machine_begins_anew(tmp_path: Pat
     (kept,) = tmp_path.glob("report-*.json")
     assert json.loads(kept.read_text())["machine"] == {"cpu": "a"}
     other.begin()
-    other.measure(2, "other", "", lambda: result(1.0), needs=1)
+    other.measure(2, Measurement("other", "", lambda: result(1.0), needs=1))
     # of the same code
     again = ResultFile.open(tmp_path / "report.json", {"cpu": "a", "commit": "another"}, 5)
     assert list(again.entries["2"]) == ["short"]
@@ -315,7 +322,7 @@ def test_part_5_is_the_ablation_runner(tmp_path: Path, sample_shards: Path) -> N
         ablations(options, results)
     results.seconds = 400
     results.begin()
-    results.measure(5, NAME, "", lambda: ablations(options, results))
+    results.measure(5, Measurement(NAME, "", lambda: ablations(options, results)))
     errors = results.entries["5"][NAME]["result"]
     assert isinstance(errors, dict)
     names = ("the whole network", SWITCHES["overlap"].words)

@@ -63,8 +63,8 @@ def by_epoch(
 def marks(records: Sequence[Record], recipe: Recipe, steps_per_epoch: int) -> list[Mark]:
     """What the recipe's schedule did as far as the run went, and its checkpoints, resumes and
     warnings."""
-    kept = surviving(records)
-    steps = of_kind(kept, "step")
+    history = surviving(records)
+    steps = of_kind(history, "step")
     last = max((record["step"] for record in steps), default=0) / steps_per_epoch
     planned = [Mark("noise off", float(noise_until(recipe)))] if recipe.noise != "off" else []
     for what, share in (("conv1 slow", recipe.conv1_slow), ("conv1 frozen", recipe.conv1_frozen)):
@@ -76,7 +76,7 @@ def marks(records: Sequence[Record], recipe: Recipe, steps_per_epoch: int) -> li
         if recipe.schedule != "cosine" and now["lr"] < before["lr"] / 2
     ]
     happened = [mark for mark in planned if mark.epoch < min(last, recipe.epochs)]
-    saves = of_kind(kept, "checkpoint")
+    saves = of_kind(history, "checkpoint")
     happened += [Mark("checkpoint", record["step"] / steps_per_epoch) for record in saves]
     firsts = {record["attempt"]: record for record in reversed(of_kind(records, "step"))}
     begin = min((record["attempt"] for record in records), default=0)
@@ -92,8 +92,8 @@ def draw_curves(
 ) -> Figure:
     """Loss above, errors below, over epochs. Training's are means of each epoch while it ran,
     augmented, with dropout; validation's are of the centre view after it."""
-    kept = surviving(records)
-    steps, evals = of_kind(kept, "step"), of_kind(kept, "eval")
+    history = surviving(records)
+    steps, evals = of_kind(history, "step"), of_kind(history, "eval")
     centre = [record for record in evals if record["views"] == 1]
     figure, ((above,), (below,)) = new_figure(7, 6.2, 2, 1, sharex=True)
     at = [record["step"] / steps_per_epoch for record in steps]
@@ -138,9 +138,9 @@ def draw_rates(
 ) -> Figure:
     """The rates above, as recorded (weights) and by the recipe (biases, conv1); events
     below."""
-    kept = surviving(records)
-    steps = of_kind(kept, "step")
-    errors = [1 - record["top1"] for record in of_kind(kept, "eval") if record["views"] == 1]
+    history = surviving(records)
+    steps = of_kind(history, "step")
+    errors = [1 - record["top1"] for record in of_kind(history, "eval") if record["views"] == 1]
     figure, ((above,), (below,)) = new_figure(7, 5, 2, 1, sharex=True, height_ratios=[2, 1.1])
     last = max((record["step"] for record in steps), default=1)
     moments = np.unique(np.linspace(0, last - 1, MOMENTS).astype(int)).tolist()

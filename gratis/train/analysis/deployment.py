@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -25,6 +26,11 @@ NAMES: dict[str, Layer] = {
     "classifier.4": "fc7",
     "classifier.6": "fc8",
 }
+TENSORS = {
+    f"{theirs}.{kind}": f"{ours}.{kind}"
+    for theirs, ours in NAMES.items()
+    for kind in ("weight", "bias")
+}
 FIXED = (
     *("towers", "exchange", "conv6", "without", "pool", "activation"),
     *("channels", "hidden", "width", "conv1_edge", "lrn", "map_norm"),
@@ -42,9 +48,8 @@ class DeploymentNetwork(nn.Module):
         super().__init__()
         recipe = dataclasses.replace(trained.recipe, compute="float32")
         self.network = AlexNet(recipe, trained.state.classes)
-        state = trained.network.state_dict()
-        self.network.load_state_dict({name: own.cpu() for name, own in state.items()})
-        self.register_buffer("mean", central_mean(trained))
+        self.network.load_state_dict(trained.weights)
+        self.register_buffer("mean", centre_view(trained.stats.mean, recipe.crop))
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -52,16 +57,12 @@ class DeploymentNetwork(nn.Module):
         return logits
 
 
-def central_mean(trained: TrainedNetwork) -> Tensor:
-    """float32 [3,crop,crop]: what evaluation's centre view subtracts."""
-    own = centre_crop(trained.stats.mean, trained.recipe.crop)
-    return torch.from_numpy(own).permute(2, 0, 1).contiguous()
-
-
-def centre_crop(image: NDArray[Any], crop: int) -> NDArray[Any]:
-    """[S,S,3] -> [crop,crop,3]."""
+def centre_view(image: NDArray[Any], crop: int) -> Tensor:
+    """[S,S,3] -> float32 [3,crop,crop]: the centre, which evaluation's centre view is of. Of the
+    mean image, what that view subtracts."""
     margin = (len(image) - crop) // 2
-    return image[margin : margin + crop, margin : margin + crop]
+    own = image[margin : margin + crop, margin : margin + crop].transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(own, dtype=np.float32))
 
 
 def to_torchvision(recipe: Recipe, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -76,11 +77,7 @@ def to_torchvision(recipe: Recipe, weights: dict[str, Tensor]) -> dict[str, Tens
                 f"torchvision's AlexNet has {name} {theirs}, this run {own}: train --recipe "
                 "torchvision, or take --format onnx"
             )
-    state = {
-        f"{theirs}.{kind}": weights[f"{ours}.{kind}"].clone()
-        for theirs, ours in NAMES.items()
-        for kind in KINDS
-    }
+    state = {theirs: weights[ours].clone() for theirs, ours in TENSORS.items()}
     first = state["features.0.weight"] * recipe.input_scale
     first = first.flip(1) if recipe.channel_order == "bgr" else first
     state["features.0.weight"] = first.contiguous()
@@ -91,19 +88,13 @@ def to_torchvision(recipe: Recipe, weights: dict[str, Tensor]) -> dict[str, Tens
     return state
 
 
-KINDS = ("weight", "bias")
 # the layers that read what dropout before and after the dense layers leaves
 BEFORE, AFTER = ("classifier.1", "classifier.4"), ("classifier.4", "classifier.6")
 
 
 def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The other way. GratisError for names or shapes that are not torchvision's AlexNet's."""
-    wanted = {f"{theirs}.{kind}" for theirs in NAMES for kind in KINDS}
-    if wrong := sorted(wanted ^ set(state)):
-        why = "missing" if wrong[0] in wanted else "not of it"
+    if wrong := sorted(set(TENSORS) ^ set(state)):
+        why = "missing" if wrong[0] in TENSORS else "not of it"
         raise GratisError(f"this is not torchvision's AlexNet: {wrong[0]} is {why}")
-    return {
-        f"{ours}.{kind}": state[f"{theirs}.{kind}"]
-        for theirs, ours in NAMES.items()
-        for kind in KINDS
-    }
+    return {ours: state[theirs] for theirs, ours in TENSORS.items()}

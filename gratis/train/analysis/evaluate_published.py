@@ -23,8 +23,6 @@ from gratis.errors import GratisError
 from gratis.train.recipes import TORCHVISION, Recipe
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gratis.dataset import Stats
     from gratis.loader import Batch, LoaderConfig
     from gratis.train.metrics import Scores
@@ -55,7 +53,7 @@ def main(arguments: list[str]) -> None:
     options = parse(EvaluatePublished, arguments, "gratis evaluate-published")
     recipe = dataclasses.replace(RECIPE, crop=options.crop, image_size=max(256, options.crop))
     network = load(options.file, recipe)
-    for views, scores in sorted(evaluate(network, options).items()):
+    for views, scores in evaluate(network, options).items():
         name = "centre view" if views == 1 else f"{views} views"
         print(
             f"{options.file.name}, {name}: top-1 {scores.top1:.3%}, top-5 {scores.top5:.3%}, "
@@ -115,8 +113,9 @@ def evaluate(network: AlexNet, options: EvaluatePublished) -> dict[int, Scores]:
     import torch
 
     from gratis.loader import Loader
+    from gratis.train.evaluate import evaluate as score
     from gratis.train.evaluate import evaluation_config
-    from gratis.train.mesh.mesh import full_float32
+    from gratis.train.mesh.mesh import Mesh, full_float32
 
     full_float32()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -127,27 +126,8 @@ def evaluate(network: AlexNet, options: EvaluatePublished) -> dict[int, Scores]:
                 f"{options.file} tells {network.classes} classes apart, {options.shards} has {own}"
             )
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return score_batches(
-            network, to_torchvision_scale(loader, config, loader.stats), options.views
-        )
-
-
-def score_batches(network: AlexNet, batches: Iterable[Batch], views: int) -> dict[int, Scores]:
-    """As gratis.train.evaluate does on a mesh: {1: the centre view} or {1: the centre view, 10: the
-    mean over ten}."""
-    import torch
-
-    from gratis.train.evaluate import CENTRE
-    from gratis.train.metrics import average_views, score_sums, scores
-
-    sums: dict[int, Tensor] = {}
-    with torch.inference_mode():
-        for images, labels, _ in batches:
-            logits = network(images.flatten(0, 1) if views > 1 else images)
-            centre = logits.view(len(labels), views, -1)[:, CENTRE if views > 1 else 0]
-            for count, own in {1: centre, views: logits}.items():
-                sums[count] = score_sums(average_views(own, count), labels) + sums.get(count, 0)
-    return {count: scores(total) for count, total in sums.items()}
+        batches = to_torchvision_scale(loader, config, loader.stats)
+        return score(network, batches, Mesh(device=device), views=options.views)
 
 
 def to_torchvision_scale(
@@ -157,18 +137,11 @@ def to_torchvision_scale(
     MEAN) / STD."""
     import torch
 
-    from gratis.train.analysis.deployment import centre_crop
+    from gratis.train.analysis.deployment import centre_view
 
-    back = torch.from_numpy(centre_crop(stats.mean, config.crop)).permute(2, 0, 1)
+    crop = centre_view(stats.mean, config.crop)
+    mean, std = (255 * torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     for batch in batches:
-        yield batch._replace(images=normalise(batch.images + back.to(batch.images.device)))
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """[..., 3, h, w], RGB, 0-255 -> as torchvision's ToTensor and Normalize give it."""
-    import torch
-
-    mean, std = (
-        torch.tensor(values, device=pixels.device)[:, None, None] for values in (MEAN, STD)
-    )
-    return (pixels / 255 - mean) / std
+        device = batch.images.device
+        pixels = batch.images + crop.to(device)
+        yield batch._replace(images=(pixels - mean.to(device)) / std.to(device))

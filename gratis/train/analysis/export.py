@@ -120,7 +120,10 @@ def _onnx(trained: TrainedNetwork, path: Path) -> str:
     onnx.save(model, path)
     if not importable("onnxruntime"):
         return "not compared: onnxruntime is not installed (pip install onnxruntime)"
-    return compare("onnxruntime", _onnxruntime(path, images), network, images)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return compare("onnxruntime", session.run(None, {"images": images})[0], network, images)
 
 
 def _window_sums(  # noqa: PLR0917 - as the operator has them
@@ -139,22 +142,13 @@ def _window_sums(  # noqa: PLR0917 - as the operator has them
     assert divisor == 1
     assert include_pad
     assert not ceil_mode
-    mean = opset18.AveragePool(
-        x,
-        kernel_shape=list(kernel),
-        strides=list(stride),
-        pads=[*padding, *padding],
-        count_include_pad=1,
-    )
+    window: dict[str, Any] = {
+        "kernel_shape": list(kernel),
+        "strides": list(stride),
+        "pads": [*padding, *padding],
+    }
+    mean = opset18.AveragePool(x, **window, count_include_pad=1)
     return opset18.Mul(mean, opset18.Constant(value_float=float(math.prod(kernel))))
-
-
-def _onnxruntime(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    logits: NDArray[np.float32] = session.run(None, {"images": images})[0]
-    return logits
 
 
 def _torchscript(trained: TrainedNetwork, path: Path) -> str:
@@ -181,27 +175,26 @@ def _torchscript(trained: TrainedNetwork, path: Path) -> str:
 def _torchvision(trained: TrainedNetwork, path: Path) -> str:
     import torch
 
-    from gratis.train.analysis.deployment import central_mean, to_torchvision
+    from gratis.train.analysis.deployment import centre_view, to_torchvision
 
-    state = {name: own.cpu() for name, own in trained.network.state_dict().items()}
     buffer = io.BytesIO()
-    torch.save(to_torchvision(trained.recipe, state), buffer)
+    torch.save(to_torchvision(trained.recipe, trained.weights), buffer)
     path.write_bytes(buffer.getvalue())
     # a draft's name has two endings more
     beside = path.with_suffix("").with_suffix("").with_suffix(".mean.npy")
-    np.save(beside, central_mean(trained).numpy())
     crop = trained.recipe.crop
+    np.save(beside, centre_view(trained.stats.mean, crop).numpy())
     return f"feed it RGB 0-255 float32 [n,3,{crop},{crop}] minus {beside}"
 
 
 def _safetensors(trained: TrainedNetwork, path: Path) -> str:
     from safetensors.torch import save
 
-    from gratis.train.analysis.deployment import central_mean
+    from gratis.train.analysis.deployment import centre_view
 
-    state = {name: own.cpu().contiguous() for name, own in trained.network.state_dict().items()}
-    path.write_bytes(save(state | {"mean": central_mean(trained)}, metadata=metadata(trained)))
-    return f"{len(state)} tensors by this project's names, and the mean"
+    weights, mean = trained.weights, centre_view(trained.stats.mean, trained.recipe.crop)
+    path.write_bytes(save(weights | {"mean": mean}, metadata=metadata(trained)))
+    return f"{len(weights)} tensors by this project's names, and the mean"
 
 
 WRITE: dict[Format, Callable[[TrainedNetwork, Path], str]] = {
@@ -214,13 +207,12 @@ WRITE: dict[Format, Callable[[TrainedNetwork, Path], str]] = {
 
 def examples(trained: TrainedNetwork) -> NDArray[np.float32]:
     """Training images' centre views as a user would feed them: RGB, 0-255, [TRIED,3,crop,crop]."""
-    from gratis.train.analysis.deployment import centre_crop
+    from gratis.train.analysis.deployment import centre_view
     from gratis.train.analysis.trained_network import read_images
 
     count = min(TRIED, trained.manifest.splits["train"].samples)
     pixels, _ = read_images(trained, "train", range(count))
-    cut = np.stack([centre_crop(one, trained.recipe.crop) for one in pixels])
-    return np.ascontiguousarray(cut.transpose(0, 3, 1, 2)).astype(np.float32)
+    return np.stack([centre_view(one, trained.recipe.crop).numpy() for one in pixels])
 
 
 def metadata(trained: TrainedNetwork) -> dict[str, str]:

@@ -8,14 +8,12 @@ units are its channels, rows and columns, in that order. OUT.ids.npz holds `ids`
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from gratis.atomic import atomic_output
 from gratis.command_line import parse
@@ -25,8 +23,6 @@ from gratis.train.network.layers import plan
 from gratis.train.recipes import Layer
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gratis.train.analysis.trained_network import TrainedNetwork
 
 
@@ -54,17 +50,15 @@ def main(arguments: list[str]) -> None:
     samples, units = write(load(options), layer, split, out)
     print(
         f"{out}: {layer} of {samples:,} {split} images, float32 [{samples}, {units}]; ids and "
-        f"labels in {ids_path(out)}"
+        f"labels in {out.with_suffix('.ids.npz')}"
     )
-
-
-def ids_path(out: Path) -> Path:
-    return out.with_suffix(".ids.npz")
 
 
 def write(trained: TrainedNetwork, layer: Layer, split: str, out: Path) -> tuple[int, int]:
     """Returns N and units. The file grows in place under another name, so its size is not bound by
     memory."""
+    import torch
+
     layers = plan(trained.recipe, trained.state.classes)
     if layer not in layers:
         raise GratisError(f"--layer {layer}: this network has {', '.join(layers)}")
@@ -75,25 +69,11 @@ def write(trained: TrainedNetwork, layer: Layer, split: str, out: Path) -> tuple
         raise GratisError(f"{out} takes {needed / 1e6:,.1f} MB, {left}; make room")
     with atomic_output(out, "choose another OUT") as draft:
         rows = np.lib.format.open_memmap(draft, "w+", np.float32, (samples, units))
-        for ids, values in responses(trained, layer, split):
-            rows[ids] = values.cpu().numpy()
+        with torch.inference_mode():
+            for images, ids in trained.images(split, f"{layer}, {split}"):
+                rows[ids.numpy()] = trained.network.responses(layer, images).cpu().numpy()
         rows.flush()
-        np.savez(ids_path(out), ids=np.arange(samples), labels=index.label.astype(np.int64))
+        np.savez(
+            out.with_suffix(".ids.npz"), ids=np.arange(samples), labels=index.label.astype(np.int64)
+        )
     return samples, units
-
-
-def responses(
-    trained: TrainedNetwork, layer: Layer, split: str
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Batch by batch: ids [b] and responses [b, units] of the samples in it, padding left out."""
-    import torch
-
-    total = trained.manifest.splits[split].samples
-    with (
-        torch.inference_mode(),
-        tqdm(total=total, desc=f"{layer}, {split}", leave=False, disable=None) as bar,
-    ):
-        for images, _, ids in trained.split(split):
-            real = ids >= 0
-            yield ids[real].numpy(), trained.network.responses(layer, images)[real]
-            bar.update(int(real.sum()))

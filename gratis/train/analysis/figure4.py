@@ -6,9 +6,8 @@ too, for contrast."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from gratis.train.analysis.plots import BLUE, DARK, RED, bare, new_figure
 from gratis.train.analysis.trained_network import Pixels, TrainedNetwork, read_images, ten_views
@@ -107,28 +105,17 @@ def find(
 ) -> tuple[Nearest, Nearest, int]:
     """The training images nearest to the queries by the layer's responses and by pixels, both of
     the centre view, among the first `limit` samples (a dataset's order is shuffled when it is
-    made); and how many were seen."""
+    made); and how many those were."""
     views = [ten_views(pixels, trained.recipe, trained.stats)[CENTRE] for pixels in queries]
     images = torch.from_numpy(np.stack(views)).to(trained.device)
     by_layer = Nearest.to(trained.network.responses(layer, images))
     by_pixels = Nearest.to(images.flatten(1))
-    seen = 0
-    for own, ids in _training(trained, limit):
+    count = 0
+    for own, ids in trained.images("train", "nearest neighbours", limit):
         by_layer.see(trained.network.responses(layer, own), ids)
         by_pixels.see(own.float().flatten(1), ids)
-        seen += len(ids)
-    return by_layer, by_pixels, seen
-
-
-def _training(trained: TrainedNetwork, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The training split's first samples by batches, padding left out."""
-    total = min(limit, trained.manifest.splits["train"].samples)
-    batch = max(1, trained.recipe.batch)
-    with tqdm(total=total, desc="nearest neighbours", leave=False, disable=None) as bar:
-        for images, _, ids in islice(trained.split("train"), -(-limit // batch)):
-            real = ids >= 0
-            yield images[real], ids[real]
-            bar.update(int(real.sum()))
+        count += len(ids)
+    return by_layer, by_pixels, count
 
 
 def draw_nearest(
@@ -137,7 +124,7 @@ def draw_nearest(
     """Figure 4, right: a row for each query, its nearest by the layer, and its nearest by
     pixels."""
     queries, labels = read_images(trained, "val", samples)
-    by_layer, by_pixels, seen = find(trained, queries, layer, limit)
+    by_layer, by_pixels, searched = find(trained, queries, layer, limit)
     total = trained.manifest.splits["train"].samples
     widths = [1, 0.1, *[1] * NEAREST, 0.1, *[1] * NEAREST]
     size = (0.95 * sum(widths), 1.15 * len(queries) + 0.7)
@@ -156,8 +143,8 @@ def draw_nearest(
         at = ((0, 1), (0, 18), "axes fraction", "offset points")
         heading = grid[0][column].annotate(words, *at, fontsize=9, fontweight="bold")
         heading.set_in_layout(False)  # it reaches over several columns
-    searched = f"; {seen:,} of them searched" if seen < total else ""
-    figure.suptitle(f"{title}{searched}; red: another class\n", x=0.01, ha="left", fontsize=10)
+    part = f"; {searched:,} of them searched" if searched < total else ""
+    figure.suptitle(f"{title}{part}; red: another class\n", x=0.01, ha="left", fontsize=10)
     return figure
 
 

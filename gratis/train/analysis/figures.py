@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -86,7 +85,7 @@ def draw(options: Figures) -> list[Path]:
             print(f"{name}: {trained.shards} has no validation split, nothing to draw", flush=True)
             continue
         with style():
-            paths.append(save(DRAW[name](trained, options), folder / f"{name}.png"))
+            paths.append(save(figure_of(name, trained, options), folder / f"{name}.png"))
     return paths
 
 
@@ -100,44 +99,24 @@ def title(trained: TrainedNetwork) -> str:
     )
 
 
-def _conv1(trained: TrainedNetwork, _: Figures) -> Figure:
-    from gratis.train.analysis import kernels
+def figure_of(name: Which, trained: TrainedNetwork, options: Figures) -> Figure:
+    from gratis.train.analysis import curves, figure4, kernels
 
-    weight = trained.network.get_parameter("conv1.weight").detach().cpu().numpy()
-    weight = weight[:, ::-1] if trained.recipe.channel_order == "bgr" else weight
-    scores = enumerate(kernels.scores(weight, trained.recipe.towers))
-    by_tower = ", ".join(f"tower {tower} {score:.3f}" for tower, score in scores)
-    scale = f"0 grey, 1 colour, {kernels.RANDOM:.2f} noise"
-    print(f"colour-specialisation score ({scale}): {by_tower}", flush=True)
-    return kernels.draw(weight, trained.recipe.towers, title(trained))
-
-
-def _top5(trained: TrainedNetwork, options: Figures) -> Figure:
-    from gratis.train.analysis import figure4
-
-    samples = figure4.choose(trained, GUESSED, options.seed)
-    return figure4.draw_guesses(trained, samples, title(trained))
-
-
-def _neighbours(trained: TrainedNetwork, options: Figures) -> Figure:
-    from gratis.train.analysis import figure4
-
-    samples = figure4.choose(trained, QUERIES, options.seed + 1)
-    return figure4.draw_nearest(trained, samples, options.layer, options.search, title(trained))
-
-
-def _over_epochs(name: str, trained: TrainedNetwork) -> Figure:
-    from gratis.train.analysis import curves
-
-    draw = {"curves": curves.draw_curves, "rates": curves.draw_rates}[name]
+    below = title(trained)
+    if name == "conv1":
+        weight = trained.weights["conv1.weight"].numpy()
+        weight = weight[:, ::-1] if trained.recipe.channel_order == "bgr" else weight
+        scores = enumerate(kernels.scores(weight, trained.recipe.towers))
+        by_tower = ", ".join(f"tower {tower} {score:.3f}" for tower, score in scores)
+        scale = f"0 grey, 1 colour, {kernels.RANDOM:.2f} noise"
+        print(f"colour-specialisation score ({scale}): {by_tower}", flush=True)
+        return kernels.draw(weight, trained.recipe.towers, below)
+    if name == "top5":
+        samples = figure4.choose(trained, GUESSED, options.seed)
+        return figure4.draw_guesses(trained, samples, below)
+    if name == "neighbours":
+        samples = figure4.choose(trained, QUERIES, options.seed + 1)
+        return figure4.draw_nearest(trained, samples, options.layer, options.search, below)
+    over_epochs = curves.draw_curves if name == "curves" else curves.draw_rates
     per_epoch = -(-trained.manifest.splits["train"].samples // trained.recipe.batch)
-    return draw(records(trained.folder), trained.recipe, per_epoch, title(trained))
-
-
-DRAW: dict[Which, Callable[[TrainedNetwork, Figures], Figure]] = {
-    "conv1": _conv1,
-    "top5": _top5,
-    "neighbours": _neighbours,
-    "curves": lambda trained, _: _over_epochs("curves", trained),
-    "rates": lambda trained, _: _over_epochs("rates", trained),
-}
+    return over_epochs(records(trained.folder), trained.recipe, per_epoch, below)

@@ -75,10 +75,7 @@ class Summary:
 
 
 def main(arguments: list[str]) -> None:
-    def make(name: RecipeName, recipe: Recipe) -> Summary:
-        return Summary(recipe=name, fields=recipe)
-
-    options = read(make, arguments, "released", "gratis summary")
+    options = read(Summary, arguments, "released", "gratis summary")
     show(options.fields, options.fields.classes or CLASSES)
 
 

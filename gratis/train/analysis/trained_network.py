@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm import tqdm
 
 from gratis.dataset import (
     Index,
@@ -85,6 +86,12 @@ class TrainedNetwork:
     def recipe(self) -> Recipe:
         return self.launch.recipe
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The network's tensors by name, on the CPU."""
+        state = self.network.state_dict()
+        return {name: own.cpu().contiguous() for name, own in state.items()}
+
     def name(self, label: int) -> str:
         """The class's first word; `class 812` for outputs beyond the dataset's classes."""
         classes = self.manifest.classes
@@ -101,6 +108,22 @@ class TrainedNetwork:
         config = evaluation_config(self.recipe, views, 1)
         with Loader(self.shards, split, config, device=self.device) as loader:
             yield from loader
+
+    def images(
+        self, split: str, title: str, limit: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Centre views and ids of a split's samples, or of the first batches that hold `limit` of
+        them, batch by batch under a bar; padding left out."""
+        samples = self.manifest.splits[split].samples
+        total, done = min(limit or samples, samples), 0
+        with tqdm(total=total, desc=title, leave=False, disable=None) as bar:
+            for images, _, ids in self.split(split):
+                real = ids >= 0
+                yield images[real], ids[real]
+                bar.update(int(real.sum()))
+                done += len(ids)
+                if done >= total:
+                    return
 
     @torch.inference_mode()
     def probabilities(self, pixels: Sequence[Pixels]) -> NDArray[np.float64]:
@@ -127,7 +150,10 @@ def load(options: RunOptions) -> TrainedNetwork:
             f"or name another --run"
         )
     launch, state = last_launch(folder), checkpoint.read_state(path)
-    recipe, shards = launch.recipe, dataset_of(options, launch)
+    recipe, shards = launch.recipe, options.shards or launch.shards
+    if "://" not in shards and not Path(shards).is_dir():
+        was = f"run {launch.folder} was trained on {shards}"
+        raise GratisError(f"{was}, which is not there; name it with --shards")
     small = dataset_folder(shards)
     manifest = read_manifest(small)
     checkpoint.check_fits(
@@ -148,15 +174,6 @@ def load(options: RunOptions) -> TrainedNetwork:
         stats=read_stats(small, manifest.stats_sha256),
         device=device,
     )
-
-
-def dataset_of(options: RunOptions, launch: Launch) -> str:
-    """Folder or address. GratisError where it is a folder that is not on this machine."""
-    shards = options.shards or launch.shards
-    if "://" not in shards and not Path(shards).is_dir():
-        was = f"run {launch.folder} was trained on {shards}"
-        raise GratisError(f"{was}, which is not there; name it with --shards")
-    return shards
 
 
 def run_folder(options: RunOptions) -> Path:

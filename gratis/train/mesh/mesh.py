@@ -272,6 +272,8 @@ class GradientSum:
 
 
 def sum_over_world(values: Tensor) -> Tensor:
-    """The element-wise sum over all ranks, in place; the same bits on each. Collective."""
-    dist.all_reduce(values)
+    """The element-wise sum over all ranks, in place; the same bits on each. Collective; a process
+    that has joined no mesh is alone."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
     return values

@@ -32,11 +32,14 @@ from gratis.processes import OVER, said, timed
 from gratis.signals import terminate_exits
 from gratis.train.options import Fields, read
 from gratis.train.paper.arguments import flags, recipe_flags
+from gratis.train.paper.markdown import table
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, Recipe, RecipeName
 
 WHOLE = "whole"
 VIEWS = 10
+DIFFERENCES = ("top-1 difference", "top-5 difference")
+HEADINGS = ("", "n", "top-1", "top-5", *DIFFERENCES, "paper's", "on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +91,7 @@ ErrorTable = dict[str, dict[int, Errors]]  # by setting, by seed
 
 
 def main(arguments: list[str]) -> None:
-    def make(name: RecipeName, recipe: Recipe) -> Ablate:
-        return Ablate(recipe=name, whole=recipe)
-
-    options = read(make, arguments, "released", "gratis ablate")
+    options = read(Ablate, arguments, "released", "gratis ablate", fields="whole")
     terminate_exits()
     print(ablate(options), flush=True)
 
@@ -141,7 +141,7 @@ def train_all(options: Ablate, stem: str, report: Callable[[ErrorTable], object]
         raise GratisError(f"--fields {off[0]}: these settings have that off already; leave it out")
     settings = {WHOLE: options.whole}
     settings |= {name: SWITCHES[name].off(options.whole) for name in options.switches}
-    table: ErrorTable = {name: {} for name in settings}
+    results: ErrorTable = {name: {} for name in settings}
     ends = time.monotonic() + 60 * options.minutes if options.minutes else None
     planned, longest = list(itertools.product(seeds_of(options.seeds), settings)), 0.0
     for number, (seed, name) in enumerate(planned, 1):
@@ -156,9 +156,9 @@ def train_all(options: Ablate, stem: str, report: Callable[[ErrorTable], object]
             launch(options, run, settings[name], seed)
             longest = max(longest, time.monotonic() - began)
         if errors := errors_of(options.runs / run):
-            table[name][seed] = errors
-            report(table)
-    return table
+            results[name][seed] = errors
+            report(results)
+    return results
 
 
 def has(name: str, recipe: Recipe) -> bool:
@@ -193,9 +193,9 @@ def errors_of(folder: Path) -> Errors | None:
     return 100 * (1 - evals[-1]["top1"]), 100 * (1 - evals[-1]["top5"])
 
 
-def write(folder: Path, options: Ablate, manifest: Manifest, table: ErrorTable) -> Path:
+def write(folder: Path, options: Ablate, manifest: Manifest, results: ErrorTable) -> Path:
     """Writes ablation.md and ablation.json; the path of the first."""
-    rows = [row(name, table) for name in table]
+    rows = [row(name, results) for name in results]
     report = {
         "dataset": manifest.hash,
         "train_images": manifest.splits["train"].samples,
@@ -213,10 +213,10 @@ def write(folder: Path, options: Ablate, manifest: Manifest, table: ErrorTable) 
     return folder / "ablation.md"
 
 
-def row(name: str, table: ErrorTable) -> dict[str, Any]:
+def row(name: str, results: ErrorTable) -> dict[str, Any]:
     """Errors of a setting by seed, and differences to the whole network's of the same seed, in
     points."""
-    own, whole = table[name], table[WHOLE]
+    own, whole = results[name], results[WHOLE]
     switch = SWITCHES.get(name)
     pairs = [(own[seed], whole[seed]) for seed in own if switch and seed in whole]
     return {
@@ -245,18 +245,16 @@ def markdown(rows: list[dict[str, Any]], options: Ablate, manifest: Manifest) ->
         "after 90 epochs on 1.2 million images of 1,000 classes: what a small short run shows need "
         "not be theirs.",
         "",
-        "| | n | top-1 | top-5 | top-1 difference | top-5 difference | paper's | on |",
-        "|---|---|---|---|---|---|---|---|",
+        *table(HEADINGS, map(_cells, rows)),
     ]
-    return "\n".join(lines + [_line(one) for one in rows]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-def _line(row: dict[str, Any]) -> str:
-    cells = [row["words"], str(len(row["seeds"]))]
-    cells += [_spread(row[key], "") for key in ("top1", "top5")]
-    cells += [_spread(row[key], "+") for key in ("top1_delta", "top5_delta")]
-    cells += [" / ".join(f"{points:g}" for points in row["paper"] if points), row["paper_on"]]
-    return "| " + " | ".join(cells) + " |"
+def _cells(row: dict[str, Any]) -> list[str]:
+    errors = [_spread(row[key], "") for key in ("top1", "top5")]
+    errors += [_spread(row[key], "+") for key in ("top1_delta", "top5_delta")]
+    paper = " / ".join(f"{points:g}" for points in row["paper"] if points)
+    return [row["words"], str(len(row["seeds"])), *errors, paper, row["paper_on"]]
 
 
 def _spread(values: list[float], sign: str) -> str:

@@ -22,7 +22,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tqdm import tqdm
 
@@ -108,9 +108,8 @@ def figure1(options: Figure1) -> list[str]:
     samples = min(options.images, require_split(options.shards, manifest, "train").samples)
     curves = train_all(options, manifest, samples)
     result = verdict(curves, options.target)
-    data = (
-        f"{samples:,} images of {len(manifest.classes)} classes at {SIZE} px, seed {options.seed}"
-    )
+    classes = f"{len(manifest.classes)} classes at {SIZE} px"
+    data = f"{samples:,} images of {classes}, seed {options.seed}"
     from gratis.train.analysis.plots import save, style
 
     with style():
@@ -129,41 +128,29 @@ def train_all(options: Figure1, manifest: Manifest, samples: int) -> list[Traini
     )
 
     terms: dict[str, object] = {"dataset": manifest.hash, "images": samples, "seed": options.seed}
-    curves = [
-        curve
-        for curve in read_curves(options.out / "figure1.json", terms)
-        if is_complete(options, curve)
-    ]
-    data: tuple[Tensor, Tensor] | None = None
+    curves = read_curves(options.out / "figure1.json", terms)
+    curves = [curve for curve in curves if is_complete(options, curve)]
     partial: list[TrainingCurve] = []
+    data: tuple[Tensor, Tensor] | None = None
     ends = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
     for rate, activation in itertools.product(options.rates, ACTIVATIONS):
         if any((curve.activation, curve.rate) == (activation, rate) for curve in curves):
             continue
-        checkpoint = FourLayersCheckpoint.read(
-            options.out / f"{activation}-{rate:g}.safetensors", json.dumps(terms)
-        )
-        before = TrainingCurve(activation=activation, rate=rate, errors=checkpoint.errors)
-        if is_complete(options, before):  # by this call's --target and --epochs
-            curves.append(before)
-            write(options, terms, curves)
-            continue
-        if time.monotonic() >= ends:
-            print(
-                f"{activation} at rate {rate:g}: skipped, --minutes {options.minutes:g} are over",
-                flush=True,
-            )
-            partial += [before] if before.errors else []
-            continue
-        images, labels = data = data or whole_split(options.shards, samples)
-        training = FourLayersTraining(
-            activation, images, labels, rate=rate, classes=len(manifest.classes), seed=options.seed
-        )
-        curve, whole = train_one(options, training, checkpoint, ends)
+        name, path = f"{activation} at rate {rate:g}", f"{activation}-{rate:g}.safetensors"
+        checkpoint = FourLayersCheckpoint.read(options.out / path, json.dumps(terms))
+        curve = TrainingCurve(activation=activation, rate=rate, errors=checkpoint.errors)
+        whole = is_complete(options, curve)  # by this call's --target and --epochs
+        if not whole and time.monotonic() < ends:
+            data = data or whole_split(options.shards, samples)
+            more: Any = {"classes": len(manifest.classes), "seed": options.seed}
+            training = FourLayersTraining(activation, *data, rate=rate, **more)
+            curve, whole = train_one(options, training, checkpoint, ends)
+        elif not whole:
+            print(f"{name}: skipped, --minutes {options.minutes:g} are over", flush=True)
         (curves if whole else partial).append(curve)
         write(options, terms, curves)
         # else more --epochs would go on with it
-        if whole and (curve.diverged or curve.epochs_to(options.target)):
+        if curve.diverged or curve.epochs_to(options.target):
             checkpoint.path.unlink(missing_ok=True)
     return curves + partial
 
@@ -178,29 +165,25 @@ def train_one(
     if checkpoint.state:
         training.load(checkpoint.state)
     errors, activation, rate = checkpoint.errors, training.activation, training.rate
-    name, diverged = f"{activation} at rate {rate:g}", False
-    with tqdm(
-        total=options.epochs, initial=len(errors), desc=name, leave=False, disable=None
-    ) as bar:
+    curve = TrainingCurve(activation=activation, rate=rate, errors=errors)
+    name, begin = f"{activation} at rate {rate:g}", len(errors)
+    with tqdm(total=options.epochs, initial=begin, desc=name, leave=False, disable=None) as bar:
         for error in training.epochs():
             errors.append(error)
             bar.update()
             bar.set_postfix_str(f"training error {error:.1%}")
-            if error <= options.target:
-                break
-            checkpoint.write(training.state())
-            if len(errors) == options.epochs:
+            if error > options.target:
+                checkpoint.write(training.state())
+            if is_complete(options, curve):
                 break
             if time.monotonic() >= ends:
                 print(f"{name}: stopped after epoch {len(errors)}, time is over", flush=True)
-                return TrainingCurve(activation=activation, rate=rate, errors=errors), False
+                return curve, False
         else:  # the loss is no number
-            diverged = True
-    curve = TrainingCurve(activation=activation, rate=rate, errors=errors, diverged=diverged)
+            curve = dataclasses.replace(curve, diverged=True)
     reached, last = curve.epochs_to(options.target), f"{errors[-1]:.1%}" if errors else "no number"
-    print(
-        f"{name}: " + (f"{reached:.1f} epochs" if reached else f"not reached ({last})"), flush=True
-    )
+    result = f"{reached:.1f} epochs" if reached else f"not reached ({last})"
+    print(f"{name}: {result}", flush=True)
     return curve, True
 
 
@@ -225,9 +208,10 @@ def read_curves(path: Path, terms: dict[str, object]) -> list[TrainingCurve]:
 
 
 def write(options: Figure1, terms: dict[str, object], curves: list[TrainingCurve]) -> None:
-    best = {name: fastest(curves, name, options.target) for name in ACTIVATIONS}
-    epochs = {name: own and own.epochs_to(options.target) for name, own in best.items()}
-    relu, tanh = (epochs[name] for name in ACTIVATIONS)
+    epochs = {
+        name: own and own.epochs_to(options.target) for name, own in best(curves, options.target)
+    }
+    relu, tanh = epochs.values()
     content = {
         "terms": terms,
         "target": options.target,
@@ -252,24 +236,28 @@ def fastest(
     )
 
 
+def best(
+    curves: list[TrainingCurve], target: float
+) -> list[tuple[Activation, TrainingCurve | None]]:
+    """Each nonlinearity and its fastest training."""
+    return [(name, fastest(curves, name, target)) for name in ACTIVATIONS]
+
+
 def verdict(curves: list[TrainingCurve], target: float) -> str:
     """The epochs of each at its best rate, and the ratio, or why there is none."""
-    parts: list[str] = []
-    epochs: list[float | None] = []
+    parts, epochs = list[str](), list[float]()
     goal = f"{target:.0%} training error"
-    for name in ACTIVATIONS:
-        best = fastest(curves, name, target)
-        reached = best.epochs_to(target) if best else None
-        epochs.append(reached)
-        if best is None:
+    for name, curve in best(curves, target):
+        if curve is None:
             parts.append(f"{name} was not trained")
-        elif reached is None:
-            last = f"{len(best.errors)} epochs ({best.errors[-1]:.1%})"
+        elif (reached := curve.epochs_to(target)) is None:
+            last = f"{len(curve.errors)} epochs ({curve.errors[-1]:.1%})"
             parts.append(f"{name} did not reach {goal} in {last}")
         else:
-            parts.append(f"{name} {reached:.1f} epochs to {goal} (rate {best.rate:g})")
-    relu, tanh = epochs
-    ratio = f"ratio {tanh / relu:.1f} (paper, CIFAR-10: 6)" if relu and tanh else "no ratio"
+            parts.append(f"{name} {reached:.1f} epochs to {goal} (rate {curve.rate:g})")
+            epochs.append(reached)
+    both = len(epochs) == len(ACTIVATIONS)
+    ratio = f"ratio {epochs[1] / epochs[0]:.1f} (paper, CIFAR-10: 6)" if both else "no ratio"
     return "; ".join([*parts, ratio])
 
 
@@ -279,10 +267,11 @@ def draw(curves: list[TrainingCurve], options: Figure1, data: str) -> Figure:
     from gratis.train.analysis.plots import BLUE, GREY, ORANGE, new_figure
 
     figure, axes = new_figure(5.6, 4.2)
-    for name, colour, line in zip(ACTIVATIONS, (BLUE, ORANGE), ("-", "--"), strict=True):
-        if best := fastest(curves, name, options.target):
-            numbers, label = range(1, len(best.errors) + 1), f"{name}, rate {best.rate:g}"
-            axes.plot(numbers, best.errors, line, color=colour, linewidth=2, label=label)
+    lines = zip(best(curves, options.target), (BLUE, ORANGE), ("-", "--"), strict=True)
+    for (name, curve), colour, line in lines:
+        if curve:
+            numbers, label = range(1, len(curve.errors) + 1), f"{name}, rate {curve.rate:g}"
+            axes.plot(numbers, curve.errors, line, color=colour, linewidth=2, label=label)
     axes.axhline(options.target, color=GREY, linestyle=":", label=f"{options.target:.0%}")
     axes.set(xlabel="epochs", ylabel="training error", ylim=(0, 1), xlim=(0, None))
     axes.set_title("Four-layer convolutional network, ReLU against tanh")

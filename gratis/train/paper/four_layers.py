@@ -127,12 +127,10 @@ class FourLayersTraining:
 
     def state(self) -> dict[str, Tensor]:
         """After an epoch: weights, momenta, and the generator of the order."""
-        momenta = {
-            f"{name}.momentum": self.sgd.state[own]["momentum_buffer"]
-            for name, own in self.named.items()
-        }
-        weights = {name: own.detach() for name, own in self.named.items()}
-        state = weights | momenta | {"order": self.order.get_state()}
+        state = {"order": self.order.get_state()}
+        for name, own in self.named.items():
+            state[name] = own.detach()
+            state[f"{name}.momentum"] = self.sgd.state[own]["momentum_buffer"]
         return {name: own.cpu().contiguous() for name, own in state.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:

@@ -18,8 +18,7 @@ from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.history import records
 from gratis.signals import terminate_exits
-from gratis.train.paper.options import Paper
-from gratis.train.paper.parts import PARTS, PartContext, PartResult
+from gratis.train.paper.parts import PARTS, Paper, PartContext, PartResult
 from gratis.train.recipes import RECIPES, RecipeName
 
 
@@ -43,19 +42,21 @@ def paper(options: Paper) -> Path:
     own = of_run(options, manifest) if options.run else None
     name = options.recipe or own or fitting(manifest)
     run = options.runs / (options.run or f"paper-{name}-{manifest.hash[:8]}")
-    ends = time.monotonic() + 60 * options.minutes
-    recipe = last_launch(run).recipe if options.run else RECIPES[name]
     context = PartContext(
-        options=options, manifest=manifest, recipe_name=name, recipe=recipe, run=run, ends=ends
+        options=options,
+        manifest=manifest,
+        recipe_name=name,
+        recipe=last_launch(run).recipe if options.run else RECIPES[name],
+        run=run,
+        ends=time.monotonic() + 60 * options.minutes,
     )
-    results: list[PartResult] = []
+    results: dict[str, PartResult] = {}
     with exclusive(context.folder, f"run {run.name}"):
-        for number, part in enumerate(PARTS, 1):
-            minutes = max(0, context.left) / 60
-            left = f"{minutes:.0f} minutes left"
+        for number, (title, part) in enumerate(PARTS.items(), 1):
+            left = f"{max(0, context.left) / 60:.0f} minutes left"
             print(f"{number} of {len(PARTS)}: {part.__name__}, {left}", flush=True)
-            results.append(part(context))
-            print(f"  {results[-1].title}: {results[-1].state}", flush=True)
+            results[title] = part(context)
+            print(f"  {title}: {results[title].state}", flush=True)
             report = write(context, results)
     return report
 
@@ -92,7 +93,7 @@ def fitting(manifest: Manifest) -> RecipeName:
     )
 
 
-def write(context: PartContext, results: list[PartResult]) -> Path:
+def write(context: PartContext, results: dict[str, PartResult]) -> Path:
     """report.md: what was measured on what, then every part with its state."""
     manifest = context.manifest
     data = ", ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
@@ -105,10 +106,9 @@ def write(context: PartContext, results: list[PartResult]) -> Path:
         "a target for that dataset, not for another.",
         "",
     ]
-    for result in results:
-        lines += [f"## {result.title}", "", f"*{result.state}*", ""]
-        for line in result.lines:
-            lines += [line, ""]
+    for title, (state, texts) in results.items():
+        lines += [f"## {title}", "", f"*{state}*", ""]
+        lines += [line for text in texts for line in (text, "")]
     path = context.folder / "report.md"
     with atomic_output(path, "make room, or choose other --runs") as draft:
         draft.write_text("\n".join(lines))

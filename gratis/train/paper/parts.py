@@ -4,16 +4,18 @@ section of the report."""
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from gratis.dataset import Manifest
+from gratis.errors import GratisError
 from gratis.history import outcome, records
 from gratis.processes import OVER, first_line, said, timed
 from gratis.train.analysis.figures import CAPTIONS
-from gratis.train.paper.ablate import Ablate, ablate_within, switchable
+from gratis.train.paper.ablate import Ablate, ablate_within, seeds_of, switchable
 from gratis.train.paper.arguments import flags
-from gratis.train.paper.options import Paper
 from gratis.train.recipes import RECIPES, Recipe, RecipeName
 
 EXPLAINED = "From the stored image to the network's input, and where training cuts out its crops."
@@ -27,10 +29,44 @@ SEARCHED = 2000  # training images among which nearest neighbours are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartResult:
+class Paper:
+    """Trains, draws and tabulates what the machine can in the minutes given, into one report under
+    the run."""
+
+    shards: str
+    """Folder of the dataset, or its address."""
+    minutes: float = 60.0
+    """Time for all of it; half of it at most goes to training."""
+    run: str | None = None
+    """A run of these shards, to be reported as it is. Default: paper-<recipe>-<dataset>, trained
+    here."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    recipe: RecipeName | None = None
+    """Default: --run's with its settings, else the first for that image size. Beside --run: the
+    ablations' alone."""
+    gpus: int | None = None
+    """As `gratis train` takes it."""
+    shards32: str | None = None
+    """A dataset of 32-pixel images, for figure 1."""
+    sample: str = "0"
+    """Key or id of the training image whose way through the loader is drawn."""
+    ablate_epochs: int = 3
+    """Of each run of the ablation."""
+    seeds: str = "0,1"
+    """Of the ablation."""
+
+    def __post_init__(self) -> None:
+        if not self.minutes > 0:
+            raise GratisError(f"--minutes {self.minutes:g} must be above 0")
+        if self.ablate_epochs < 1:
+            raise GratisError(f"--ablate-epochs {self.ablate_epochs} must be at least 1")
+        seeds_of(self.seeds)
+
+
+class PartResult(NamedTuple):
     """What became of one part. lines: Markdown for the report."""
 
-    title: str
     state: str  # "done", or why not
     lines: tuple[str, ...] = ()
 
@@ -60,24 +96,34 @@ class PartContext:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
+    def flags(self, **more: object) -> list[str]:
+        """The dataset and the folder of runs, and more options, as a command takes them."""
+        return flags(shards=self.options.shards, runs=self.options.runs, **more)
+
+    def pictures(self, captions: Mapping[Any, str]) -> tuple[str, ...]:
+        """The PNGs of these names that are there, with their captions."""
+        return tuple(
+            f"![{name}]({name}.png)\n\n{caption}"
+            for name, caption in captions.items()
+            if (self.folder / f"{name}.png").exists()
+        )
+
 
 def train(context: PartContext) -> PartResult:
     """Until it is finished or half of the time is over; then it saves itself."""
     options, ended, failure = context.options, outcome(context.run), None
     goes_on = options.run is None and ended not in OVER_FOR_GOOD
     if goes_on:
-        command = ["train", *flags(shards=options.shards, runs=options.runs, run=context.run.name)]
-        command += flags(recipe=context.recipe_name, port=0, save_probabilities=True)
-        command += flags(gpus=options.gpus)
+        command = ["train", *context.flags(run=context.run.name, recipe=context.recipe_name)]
+        command += flags(gpus=options.gpus, port=0, save_probabilities=True)
         failure = timed(context.log("training"), command, TRAINING_SHARE * context.left)
         ended = outcome(context.run)
         if not (context.run / "checkpoints").is_dir():
-            why = failure or "ended before its first checkpoint"
-            return PartResult(title="Training", state=why)
+            return PartResult(failure or "ended before its first checkpoint")
     states = [failure] if failure and OVER not in failure else []
     states += ["done" if ended == "finished" else progress(context.run)]
     states += ["the same command goes on"] if goes_on and ended not in OVER_FOR_GOOD else []
-    return PartResult(title="Training", state="; ".join(states), lines=errors(context.run))
+    return PartResult("; ".join(states), errors(context.run))
 
 
 def progress(run: Path) -> str:
@@ -104,65 +150,57 @@ def errors(run: Path) -> tuple[str, ...]:
 
 def figures(context: PartContext) -> PartResult:
     """Drawn anew where the run has gone on since."""
-    title, saved = "Figures of the run", context.run / "checkpoints" / "latest"
-    pngs = {context.folder / f"{name}.png": caption for name, caption in CAPTIONS.items()}
+    saved = context.run / "checkpoints" / "latest"
     if not saved.exists():
-        return PartResult(title=title, state="skipped: the run has no checkpoint yet")
-    failure = None
+        return PartResult("skipped: the run has no checkpoint yet")
+    pngs, failure = [context.folder / f"{name}.png" for name in CAPTIONS], None
     if not all(png.exists() and png.stat().st_mtime >= saved.stat().st_mtime for png in pngs):
-        options = context.options
-        command = [
-            "figures",
-            *flags(run=context.run.name, runs=options.runs, shards=options.shards),
-        ]
-        command += flags(out=context.folder, search=SEARCHED)
-        failure = timed(context.log("figures"), command, context.left)
-    return PartResult(title=title, state=failure or "done", lines=pictures(pngs))
+        names = context.flags(run=context.run.name, out=context.folder, search=SEARCHED)
+        failure = timed(context.log("figures"), ["figures", *names], context.left)
+    return PartResult(failure or "done", context.pictures(CAPTIONS))
 
 
 def explain(context: PartContext) -> PartResult:
-    title, png = "One image's way through the loader", context.folder / "explain.png"
-    recipe, options, log, failure = context.recipe, context.options, context.log("explain"), None
+    recipe, options, png = context.recipe, context.options, context.folder / "explain.png"
+    log, failure = context.log("explain"), None
+    why = "it draws plain crops, and this run trains on resized ones" if recipe.crop_area else None
     if "://" in options.shards:
         why = "it reads local folders; copy the dataset, or give its mount"
-        return PartResult(title=title, state=f"skipped: {why}")
-    if recipe.crop_area:
-        why = "it draws plain crops, and this run trains on resized ones"
-        return PartResult(title=title, state=f"skipped: {why}")
+    if why:
+        return PartResult(f"skipped: {why}")
     command = ["explain", options.shards, *flags(sample=options.sample, out=png, crop=recipe.crop)]
     command += flags(mean=recipe.mean, noise=recipe.noise, crop_positions=recipe.crop_positions)
     command += flags(crop_chunk=recipe.crop_chunk)
     # as another call drew it
     if not png.exists() or first_line(command) not in said(log):
         failure = timed(log, command, context.left)
-    lines = pictures({png: EXPLAINED})
+    lines = context.pictures({"explain": EXPLAINED})
     if lines and not failure:  # what it has printed: offsets and colours, measured and in theory
         lines += ("\n".join(f"    {line}" for line in said(log).splitlines()[1:-1]),)
-    return PartResult(title=title, state=failure or "done", lines=lines)
+    return PartResult(failure or "done", lines)
 
 
 def figure1(context: PartContext) -> PartResult:
-    title, shards, log = "Figure 1", context.options.shards32, context.log("figure1")
+    shards, log = context.options.shards32, context.log("figure1")
     if shards is None and context.manifest.image_size == FIGURE1_SIZE:
         shards = context.options.shards
     if shards is None:
         how = f"make shards SRC=... OUT=shards32 ARGS='--size {FIGURE1_SIZE}', then --shards32"
-        return PartResult(title=title, state=f"skipped: it wants 32-pixel images: {how}")
+        return PartResult(f"skipped: it wants 32-pixel images: {how}")
     minutes = f"{FIGURE1_SHARE * context.left / 60:.4g}"
     command = ["figure1", *flags(shards=shards, out=context.folder, minutes=minutes)]
     failure = timed(log, command, context.left)
-    lines = said(log).splitlines()
-    result = [line for line in lines if "training error" in line][-1:]
-    short = any(cut in line for cut in ("skipped, --minutes", "time is over") for line in lines)
+    text = said(log)
+    result = [line for line in text.splitlines() if "training error" in line][-1:]
+    short = "skipped, --minutes" in text or "time is over" in text
     state = failure or (f"in part: {OVER}" if short else "done")
-    drawn = pictures({context.folder / "figure1.png": FIGURE1})
-    return PartResult(title=title, state=state, lines=(*result, *drawn))
+    return PartResult(state, (*result, *context.pictures({"figure1": FIGURE1})))
 
 
 def ablation(context: PartContext) -> PartResult:
-    title, table, options = "Ablations", context.folder / "ablation.md", context.options
+    table, options = context.folder / "ablation.md", context.options
     if "val" not in context.manifest.splits:
-        return PartResult(title=title, state="skipped: the dataset has no validation split")
+        return PartResult("skipped: the dataset has no validation split")
     whole = whole_of(context)
     ablate = Ablate(
         shards=options.shards,
@@ -176,7 +214,7 @@ def ablation(context: PartContext) -> PartResult:
     )
     state = ablate_within(context.left, context.log("ablation"), ablate)
     lines = (table.read_text(),) if table.exists() else ()
-    return PartResult(title=title, state=state, lines=lines)
+    return PartResult(state, lines)
 
 
 def whole_of(context: PartContext) -> Recipe:
@@ -187,18 +225,17 @@ def whole_of(context: PartContext) -> Recipe:
 
 
 def tables(context: PartContext) -> PartResult:
-    from gratis.train.paper.tables import tables as table_of
+    from gratis.train.paper.tables import tables as tables_of
 
-    lines = (table_of(context.options.runs),)
-    return PartResult(title="Beside the paper's tables", state="done", lines=lines)
-
-
-def pictures(pngs: dict[Path, str]) -> tuple[str, ...]:
-    """Those that are there, with their captions."""
-    return tuple(
-        f"![{png.stem}]({png.name})\n\n{caption}" for png, caption in pngs.items() if png.exists()
-    )
+    return PartResult("done", (tables_of(context.options.runs),))
 
 
-PARTS = (train, figures, explain, figure1, ablation, tables)
-"""In the order in which they are done."""
+PARTS = {
+    "Training": train,
+    "Figures of the run": figures,
+    "One image's way through the loader": explain,
+    "Figure 1": figure1,
+    "Ablations": ablation,
+    "Beside the paper's tables": tables,
+}
+"""By their titles in the report, in the order in which they are done."""

@@ -10,12 +10,14 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gratis.atomic import atomic_output
 from gratis.command_line import parse
 from gratis.errors import GratisError
+from gratis.fields import Record
 from gratis.history import outcome, records
+from gratis.train.paper.markdown import table
 from gratis.train.recipes import RECIPES
 
 CLASSES, VALIDATION, TRAINING = 1000, 50_000, 1_281_167  # of ILSVRC2012
@@ -31,53 +33,54 @@ class Tables:
     """File to write to. Default: the terminal."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableRow:
-    """Errors in %, as printed in the paper; None where it has none."""
-
-    model: str
-    data: str
-    top1: float | None
-    top5: float | None
-    test: float | None = None
-
-
-TABLE1 = (
-    TableRow(model="sparse coding", data="ILSVRC-2010 test", top1=47.1, top5=28.2),
-    TableRow(model="SIFT + FVs", data="ILSVRC-2010 test", top1=45.7, top5=25.7),
-    TableRow(model="CNN", data="ILSVRC-2010 test", top1=37.5, top5=17.0),
+TABLE1 = (  # model, top-1, top-5; errors in %, as printed in the paper
+    ("sparse coding", "47.1", "28.2"),
+    ("SIFT + FVs", "45.7", "25.7"),
+    ("CNN", "37.5", "17.0"),
 )
-TABLE2 = (
-    TableRow(model="SIFT + FVs", data="ILSVRC-2012", top1=None, top5=None, test=26.2),
-    TableRow(model="1 CNN", data="ILSVRC-2012", top1=40.7, top5=18.2),
-    TableRow(model="5 CNNs", data="ILSVRC-2012", top1=38.1, top5=16.4, test=16.4),
-    TableRow(model="1 CNN*", data="ILSVRC-2012", top1=39.0, top5=16.6),
-    TableRow(model="7 CNNs*", data="ILSVRC-2012", top1=36.7, top5=15.4, test=15.3),
+TABLE2 = (  # model, top-1 and top-5 of validation, top-5 of the test set
+    ("SIFT + FVs", "", "", "26.2"),
+    ("1 CNN", "40.7", "18.2", ""),
+    ("5 CNNs", "38.1", "16.4", "16.4"),
+    ("1 CNN*", "39.0", "16.6", ""),
+    ("7 CNNs*", "36.7", "15.4", "15.3"),
 )
 """Source: specification, section 5. * pretrained on the Fall 2011 release."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """A finished run. Errors in %, averaged over ten views; centre: of one."""
+    """A finished run by its own records: its last start, and its last evaluation by how many
+    views."""
 
-    run: str
-    recipe: str
-    epochs: int
-    train_images: int
-    val_images: int
-    classes: int
-    pixels: int
-    dataset: str
-    pretrained: bool
-    whole: bool  # all fields are the recipe's own
-    top1: float
-    top5: float
-    centre: float | None
+    name: str
+    start: Record
+    evals: dict[int, Record]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The fields it was trained with."""
+        return cast(dict[str, Any], self.start["config"]["recipe"])
+
+    @property
+    def pretrained(self) -> bool:
+        return bool(self.recipe.get("init_from"))
 
     @property
     def is_ilsvrc2012(self) -> bool:
-        return (self.classes, self.val_images, self.train_images) == (CLASSES, VALIDATION, TRAINING)
+        sizes = tuple(self.start[key] for key in ("classes", "val_images", "train_images"))
+        return sizes == (CLASSES, VALIDATION, TRAINING)
+
+    @property
+    def unchanged(self) -> bool:
+        """Is every field but where it began as the recipe of that name has it?"""
+        if self.start["recipe"] not in RECIPES:
+            return False
+        own = json.loads(json.dumps(dataclasses.asdict(RECIPES[self.start["recipe"]])))
+        free = {"init_from", "conv_rate"} if self.pretrained else set()
+        return all(
+            own.get(name) == value for name, value in self.recipe.items() if name not in free
+        )
 
 
 def main(arguments: list[str]) -> None:
@@ -92,6 +95,7 @@ def main(arguments: list[str]) -> None:
 
 
 def tables(runs: Path) -> str:
+    """Markdown. GratisError if there is no such folder."""
     if not runs.is_dir():
         raise GratisError(f"--runs {runs} is no folder; train something first, or name its folder")
     ours = [run for path in sorted(runs.iterdir()) if path.is_dir() and (run := read(path))]
@@ -104,66 +108,35 @@ def read(folder: Path) -> FinishedRun | None:
         return None
     history = records(folder)
     starts = [record for record in history if record["kind"] == "start"]
-    evals = {record["views"]: record for record in history if record["kind"] == "eval"}
+    evals: dict[int, Record] = {
+        record["views"]: record for record in history if record["kind"] == "eval"
+    }
     if not starts or 10 not in evals:
         return None
-    start: dict[str, Any] = starts[-1]
-    recipe, ten, one = start["config"]["recipe"], evals[10], evals.get(1)
-    return FinishedRun(
-        run=folder.name,
-        recipe=start["recipe"],
-        epochs=start["epochs"],
-        train_images=start["train_images"],
-        val_images=start["val_images"],
-        classes=start["classes"],
-        pixels=recipe["image_size"],
-        dataset=start["dataset"],
-        pretrained=bool(recipe.get("init_from")),
-        whole=unchanged(start["recipe"], recipe),
-        top1=100 - 100 * ten["top1"],
-        top5=100 - 100 * ten["top5"],
-        centre=100 - 100 * one["top1"] if one else None,
-    )
-
-
-def unchanged(name: str, recipe: dict[str, Any]) -> bool:
-    """Is every field but where it began as the recipe of that name has it?"""
-    if name not in RECIPES:
-        return False
-    own = json.loads(json.dumps(dataclasses.asdict(RECIPES[name])))
-    free = {"init_from", "conv_rate"} if recipe.get("init_from") else set()
-    return all(own.get(field) == value for field, value in recipe.items() if field not in free)
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+    return FinishedRun(name=folder.name, start=starts[-1], evals=evals)
 
 
 def _table1() -> list[str]:
-    lines = [
+    headings = ("model", "top-1, paper", "top-5, paper", "top-1, ours", "top-5, ours")
+    return [
         "**Table 1.** Errors in % on the test set of ILSVRC-2010 (its labels are public; nothing "
         "here measures it).",
         "",
-        "| model | top-1, paper | top-5, paper | top-1, ours | top-5, ours |",
-        "|---|---|---|---|---|",
+        *table(headings, [(*row, "", "") for row in TABLE1]),
     ]
-    return lines + [_row(row.model, _cell(row.top1), _cell(row.top5), "", "") for row in TABLE1]
 
 
 def _table2(ours: list[FinishedRun]) -> list[str]:
+    rows = []
+    for row in TABLE2:
+        best = counterpart(row[0], ours)
+        own = (_error(best, "top1"), _error(best, "top5"), best.name) if best else ("", "", "")
+        rows.append((*row, *own))
+    paper = ("top-1 val, paper", "top-5 val, paper", "top-5 test, paper")
     lines = [
         "**Table 2.** Errors in % on ILSVRC-2012 validation and test.",
         "",
-        "| model | top-1 val, paper | top-5 val, paper | top-5 test, paper | top-1 val, ours | "
-        "top-5 val, ours | run |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in TABLE2:
-        best = counterpart(row.model, ours)
-        cells = [row.model, *map(_cell, (row.top1, row.top5, row.test))]
-        cells += [_cell(best.top1), _cell(best.top5), best.run] if best else ["", "", ""]
-        lines.append(_row(*cells))
-    lines += [
+        *table(("model", *paper, "top-1 val, ours", "top-5 val, ours", "run"), rows),
         "",
         "\\* pretrained on the Fall 2011 release of ImageNet; of ours, on what `--init-from` "
         "names.",
@@ -181,31 +154,37 @@ def counterpart(model: str, ours: list[FinishedRun]) -> FinishedRun | None:
     fitting = [
         run
         for run in ours
-        if run.is_ilsvrc2012 and run.recipe == "released" and run.whole and run.pretrained == wanted
+        if run.is_ilsvrc2012 and run.start["recipe"] == "released" and run.unchanged
+        if run.pretrained == wanted
     ]
-    return min(fitting, key=lambda run: run.top1, default=None)
+    return max(fitting, key=lambda run: float(run.evals[10]["top1"]), default=None)
 
 
 def _table_of_ours(ours: list[FinishedRun]) -> list[str]:
-    lines = [
+    if not ours:
+        return ["No run here is finished and evaluated yet."]
+    rows = []
+    for run in ours:
+        recipe = f"{run.start['recipe']}{'' if run.unchanged else ', changed'}"
+        errors = (_error(run, "top1"), _error(run, "top5"), _error(run, "top1", views=1))
+        rows.append((run.name, recipe, str(run.start["epochs"]), *errors, measured_on(run)))
+    headings = ("run", "recipe", "epochs", "top-1", "top-5", "top-1, centre", "measured on")
+    return [
         "**Runs here**, errors in % over ten views; not to be held against the tables above but "
         "on the same data.",
         "",
-        "| run | recipe | epochs | top-1 | top-5 | top-1, centre | measured on |",
-        "|---|---|---|---|---|---|---|",
+        *table(headings, rows),
     ]
-    for run in ours:
-        recipe = run.recipe if run.whole else f"{run.recipe}, changed"
-        errors = map(_cell, (run.top1, run.top5, run.centre))
-        lines.append(_row(run.run, recipe, str(run.epochs), *errors, measured_on(run)))
-    return lines if ours else ["No run here is finished and evaluated yet."]
 
 
 def measured_on(run: FinishedRun) -> str:
-    name = "ILSVRC-2012" if run.is_ilsvrc2012 else f"dataset {run.dataset[:8]}"
-    val = f"{run.val_images:,} validation images of {run.classes:,} classes at {run.pixels} px"
-    return f"{name}: {val}, trained on {run.train_images:,}"
+    start = run.start
+    name = "ILSVRC-2012" if run.is_ilsvrc2012 else f"dataset {start['dataset'][:8]}"
+    val = f"{start['val_images']:,} validation images of {start['classes']:,} classes"
+    size = f"{run.recipe['image_size']} px, trained on {start['train_images']:,}"
+    return f"{name}: {val} at {size}"
 
 
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _error(run: FinishedRun, top: str, views: int = 10) -> str:
+    """In %; empty where it was not evaluated by so many views."""
+    return f"{100 - 100 * run.evals[views][top]:.1f}" if views in run.evals else ""
