@@ -30,7 +30,7 @@ from PIL import ImageFile
 from benchmarks.shards.peers import MODULES
 from benchmarks.shards.psnr import SIZE, ceiling, conventions, psnr, quality
 from gratis import image
-from gratis.command_line import parse
+from gratis.command_line import check_ranges, parse
 from gratis.errors import GratisError
 from gratis.preprocess.codecs import encode_jpeg
 from gratis.preprocess.output.shard_writer import ShardWriter
@@ -68,9 +68,7 @@ class ShardBenchConfig:
     """Photographs for PSNR, spread over all. The tables of steps and codecs take 100 of them."""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "workers", "judged"):
-            if getattr(self, name) < 1:
-                raise GratisError(f"--{name} {getattr(self, name)}: at least 1")
+        check_ranges(self, dict.fromkeys(("rounds", "workers", "judged"), (1, 10_000)))
 
 
 class RunCost(NamedTuple):

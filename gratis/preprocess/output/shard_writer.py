@@ -6,6 +6,9 @@ import hashlib
 import tarfile
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 BLOCK = tarfile.BLOCKSIZE
 OWNER = "gratis"  # the same everywhere, so that equal samples give equal bytes
 
@@ -35,6 +38,11 @@ class ShardWriter:
     def index(self) -> bytes:
         """DALI's index of the samples so far."""
         return (f"v1.2 {len(self.lines)}\n" + "".join(self.lines)).encode()
+
+    def columns(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
+        """Offsets, sizes and labels of the images so far, as in a dataset's index."""
+        offset, size, label = self.offset, self.size, self.label
+        return np.array(offset, np.int64), np.array(size, np.int32), np.array(label, np.int32)
 
     def close(self) -> None:
         """Ends the archive as tarfile does: two blocks of zeros, more up to a record of 20."""
