@@ -53,6 +53,16 @@ def parse(
         )
 
 
+def check_ranges(options: object, ranges: dict[str, tuple[int, int]]) -> None:
+    """GratisError for the first field whose value is outside its range (least, most); None is
+    always allowed."""
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            option = name.replace("_", "-")
+            raise GratisError(f"--{option} {value}: between {least:,} and {most:,}")
+
+
 def _message(event: ParseErrorEvent, arguments: Sequence[str], kind: type) -> str:
     from tyro import _errors
 

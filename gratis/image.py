@@ -26,6 +26,8 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -85,14 +87,8 @@ def to_picture(data: bytes, size: int) -> tuple[Pillow.Image, tuple[str, ...]]:
         raise Reject("empty", "the file has no bytes")
     if len(data) > MAX_BYTES:
         raise Reject("too-large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            picture, conversions = _read(data, size)
-        except Reject:
-            raise
-        except Exception as error:  # parsers raise anything on hostile bytes
-            raise Reject(*_diagnosis(error)) from None
+    with _parser_errors_as_rejects() as caught:
+        picture, conversions = _read(data, size)
     exif_warning = any("EXIF" in str(warning.message) for warning in caught)
     if exif_warning and "exif-corrupt" not in conversions:
         conversions.append("exif-corrupt")
@@ -101,29 +97,34 @@ def to_picture(data: bytes, size: int) -> tuple[Pillow.Image, tuple[str, ...]]:
 
 def probe(data: bytes) -> tuple[str, int, int, str]:
     """Format, width, height and mode by the header, as Pillow names them. Raises Reject."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            picture = _open(data)
-        except Exception as error:  # as in to_image
-            raise Reject(*_diagnosis(error)) from None
+    with _parser_errors_as_rejects():
+        picture = _open(data)
     return picture.format or "", picture.width, picture.height, picture.mode
 
 
 def decode_or_reject(data: bytes) -> NDArray[np.uint8]:
     """`decode` for a file that somebody else wrote. Raises Reject."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return decode(data)
-        except Exception as error:  # as in to_image
-            raise Reject(*_diagnosis(error)) from None
+    with _parser_errors_as_rejects():
+        return decode(data)
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
     """uint8 [height,width,3] of a JPEG or PPM that this project wrote. Raises Pillow's errors."""
     with Pillow.open(io.BytesIO(data), formats=("JPEG", "PPM")) as picture:
         return np.asarray(_rgb(picture))
+
+
+@contextmanager
+def _parser_errors_as_rejects() -> Iterator[list[warnings.WarningMessage]]:
+    """Collects warnings instead of showing them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield caught
+        except Reject:
+            raise
+        except Exception as error:  # parsers raise anything on hostile bytes
+            raise Reject(*_diagnosis(error)) from None
 
 
 def _window(side: int, shorter: int, size: int) -> tuple[float, float]:

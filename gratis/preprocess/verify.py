@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from gratis import addresses, dataset, image
 from gratis.atomic import sha256_file
+from gratis.command_line import check_ranges
 from gratis.dataset import Index, Manifest, Shard, Split
 from gratis.errors import GratisError
 from gratis.preprocess.sources.tar import Member
@@ -46,8 +47,7 @@ class VerifyConfig:
     """Images to decode, spread over all of them. 0: none."""
 
     def __post_init__(self) -> None:
-        if self.sample < 0:
-            raise GratisError(f"--sample {self.sample}: 0 or more")
+        check_ranges(self, {"sample": (0, 1 << 31)})
 
 
 def verify_dataset(config: VerifyConfig) -> None:

@@ -80,15 +80,12 @@ def _connect() -> Any:
         ) from None
     # Ray's own future default; it warns otherwise
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_path())}}
+    home = os.path.dirname(os.path.dirname(os.path.abspath(gratis.__file__)))
+    path = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(path)}}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise GratisError(f"--engine ray: no cluster: {reason}") from None
     return ray
-
-
-def _import_path() -> list[str]:
-    home = os.path.dirname(os.path.dirname(os.path.abspath(gratis.__file__)))
-    return [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
