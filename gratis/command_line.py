@@ -125,11 +125,8 @@ def _wrong_value(argument: ArgumentDefinition, arguments: Sequence[str]) -> str:
         option, equals, value = token.partition("=")
         if option.replace("_", "-") == name:
             values = takewhile(lambda word: not word.startswith("--"), arguments[number:])
-            given = (
-                value
-                if equals
-                else " ".join(islice(values, count if isinstance(count, int) else None))
-            )
+            most = count if isinstance(count, int) else None
+            given = value if equals else " ".join(islice(values, most))
     if not given:
         return f"{name} has no value"
     expected = str(argument.lowered.metavar).removeprefix("{None}|").strip("{}")

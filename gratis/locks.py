@@ -60,21 +60,22 @@ def in_use(folder: Path) -> str | None:
     return None
 
 
-def hold(path: Path) -> TextIO | None:
+def hold(path: Path, *, shared: bool = False, what: Path | None = None) -> TextIO | None:
     """The file, locked while it is open and its process lives; None if another process has it.
+    shared: only those who want it alone are kept out.
 
-    GratisError where the file system has no locks (ENOLCK, ENOTSUP): nobody would be known to have
-    it."""
+    GratisError, about `what` or the file, where the file system has no locks (ENOLCK, ENOTSUP):
+    nobody would be known to have it."""
     file = path.open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # the two by which systems say that it is taken
         file.close()
         return None
     except OSError as error:
         file.close()
         raise GratisError(
-            f"{path} cannot be locked ({error.strerror}); choose a folder on another disk"
+            f"{what or path} cannot be locked ({error.strerror}); choose a folder on another disk"
         ) from None
     return file
 

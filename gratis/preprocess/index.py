@@ -39,8 +39,8 @@ from gratis.preprocess.output.store import WORK, LocalStore
 from gratis.preprocess.sources.listing import Item
 from gratis.preprocess.sources.reader import ImageReader
 from gratis.preprocess.sources.source import Source
-from gratis.preprocess.sources.tar import members
-from gratis.preprocess.sources.webdataset import group_samples, idx_bytes, idx_line, open_webdataset
+from gratis.preprocess.sources.tar import idx_bytes, idx_line, members
+from gratis.preprocess.sources.webdataset import group_samples, open_webdataset
 from gratis.preprocess.stages.ownership import (
     INDEXING,
     claim,
@@ -239,7 +239,7 @@ def _idx(tar: str, offsets: set[int]) -> bytes:
         files = members(archive, tar, lambda name, reason: None, 0, archive.size)
         samples = list(group_samples(tar, files))
     kept = [s for s in samples if s.picture and s.picture.offset in offsets]
-    return idx_bytes([idx_line(sample) for sample in kept])
+    return idx_bytes([idx_line(sample.parts) for sample in kept])
 
 
 def _lay_out(store: LocalStore, path: str, name: str) -> None:

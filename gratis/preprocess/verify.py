@@ -23,14 +23,8 @@ from gratis.atomic import sha256_file
 from gratis.command_line import check_ranges
 from gratis.dataset import Index, Manifest, Shard, Split
 from gratis.errors import GratisError
-from gratis.preprocess.sources.tar import Member
-from gratis.preprocess.sources.webdataset import (
-    TarSample,
-    group_samples,
-    idx_bytes,
-    idx_line,
-    label_of,
-)
+from gratis.preprocess.sources.tar import Member, idx_bytes, idx_line
+from gratis.preprocess.sources.webdataset import TarSample, group_samples, label_of
 from gratis.preprocess.stages.plan import permutation
 
 SHOWN = 20  # findings printed before the rest is only counted
@@ -146,7 +140,7 @@ def _shard(root: Path, number: int, shard: Shard, index: Index) -> Iterator[str]
             if (picture.size, _label(archive, shard, group)) != named:
                 other = "has another size or label than the index says"
                 yield f"{shard.name}: {picture.name} {other}"
-            lines.append(idx_line(group))
+            lines.append(idx_line(group.parts))
     if expected:
         first = f"{len(expected):,} times; first at byte {min(expected)}"
         yield f"{shard.name} has no image where the index says, {first}"

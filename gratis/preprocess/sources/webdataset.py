@@ -30,7 +30,7 @@ from gratis.dataset import ImageClass, Manifest
 from gratis.errors import GratisError
 from gratis.preprocess.sources.listing import IMAGE_NAME, QUIET_S, Listing, ListingBuilder
 from gratis.preprocess.sources.source import Source
-from gratis.preprocess.sources.tar import Member, members
+from gratis.preprocess.sources.tar import Member, extension_of, members
 
 VAL_NAME = re.compile(r"val(idation)?([-_.]|\d|$)")
 LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json member
@@ -118,7 +118,7 @@ def group_samples(path: str, files: Iterable[Member]) -> Iterator[TarSample]:
         images = [member for member in parts if IMAGE_NAME.fullmatch(member.name)]
         plain = images
         if len(images) > 1:
-            plain = [member for member in images if "." not in _extension(member.name)]
+            plain = [member for member in images if "." not in extension_of(member.name)]
         if len(plain) != 1 and images:
             names = sorted(os.path.basename(member.name)[:200] for member in images)
             way_out = "leave one, or give the others a further extension (x.mask.png)"
@@ -141,33 +141,14 @@ def label_of(archive: addresses.Bytes, path: str, group: TarSample) -> int:
     )
 
 
-def idx_line(group: TarSample) -> str:
-    """The sample's line in DALI's index: extension, offset, size and name of each member, separated
-    by blanks."""
-    fields = []
-    for member in group.parts:
-        name = re.sub(r"\s", "_", member.name)
-        fields.append(f"{_extension(name)} {member.offset} {member.size} {name}")
-    return " ".join(fields) + "\n"
-
-
-def idx_bytes(lines: list[str]) -> bytes:
-    """DALI's index of an archive. A name in an unknown encoding keeps its bytes."""
-    return (f"v1.2 {len(lines)}\n" + "".join(lines)).encode("utf-8", "surrogateescape")
-
-
 def _key(name: str) -> str:
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
 
-def _extension(name: str) -> str:
-    return os.path.basename(name).partition(".")[2]
-
-
 def _labels(archive: addresses.Bytes, parts: list[Member]) -> Iterator[object]:
     for member in parts:
-        extension = _extension(member.name)
+        extension = extension_of(member.name)
         if extension not in ("cls", "json") or member.size > LONGEST_LABEL:
             continue
         text = archive.read(member.offset, member.size)

@@ -4,17 +4,18 @@ has left."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from gratis import dataset
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
-from gratis.preprocess.output.shard_writer import BLOCK, OWNER
+from gratis.locks import hold
+from gratis.preprocess.output.shard_writer import OWNER
 from gratis.preprocess.output.store import WORK, LocalStore, Store
+from gratis.preprocess.sources.tar import BLOCK
 from gratis.preprocess.stages.plan import PLAN, ShardPlan
 
 INDEXING = f"{WORK}/indexing"  # an index command has begun to write beside the work folder
@@ -41,27 +42,16 @@ def claim(store: Store, *, shared: bool) -> Iterator[None]:
             ) from None
 
 
-@contextlib.contextmanager
-def _lock(out: Path, shared: bool) -> Iterator[None]:
+def _lock(out: Path, shared: bool) -> TextIO:
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
-        lock = os.open(out / WORK / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = hold(out / WORK / "lock", shared=shared, what=out)
     except OSError as error:
         raise GratisError(f"cannot write to {out}: {error.strerror}; choose another OUT") from None
-    try:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # what systems raise for a lock that is taken
-            raise GratisError(
-                f"another process is making shards in {out}; wait for it, or choose another OUT"
-            ) from None
-        except OSError as error:  # a file system without locks
-            raise GratisError(
-                f"{out} cannot be locked ({error.strerror}); choose an OUT on another disk"
-            ) from None
-        yield
-    finally:
-        os.close(lock)
+    if lock is None:
+        way_out = "wait for it, or choose another OUT"
+        raise GratisError(f"another process is making shards in {out}; {way_out}")
+    return lock
 
 
 def foreign_files(store: Store) -> list[str]:
