@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
     add("--remove", type=Path, action="append", default=[], help=removed)
     options = parser.parse_args(arguments)
     shards = options.shards or [*Path().glob("shards*"), Path("sample/shards")]
-    left = [*old_runs(options.runs), *abandoned(shards)]
+    left = [*old_runs(options.runs), *abandoned_shards(shards)]
     if options.remove:
         return remove(options.remove, left)
     findings = [*cpu(), *python(), *pillow(), *gpus_and_torch(), *dali(), *disk_and_memory()]
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     return int(any(finding.level == "bad" for finding in findings))
 
 
-def brings(package: str) -> str:
+def install_hint(package: str) -> str:
     return f"`{'make install' if CHECKOUT else f'pip install {package!r}'}` brings it"
 
 
@@ -120,7 +120,7 @@ def pillow() -> Iterator[Finding]:
     simd, plain = version("pillow-simd"), version("pillow")
     spec = importlib.util.find_spec("PIL._imaging") if importlib.util.find_spec("PIL") else None
     if spec is None or spec.origin is None:
-        yield Finding("bad", "no Pillow", brings("pillow>=11"))
+        yield Finding("bad", "no Pillow", install_hint("pillow>=11"))
         return
     if simd and plain:
         again = "`make install`" if CHECKOUT else "`pip install pillow`"
@@ -165,7 +165,7 @@ def gpus_and_torch() -> Iterator[Finding]:
         means = "everything runs on the CPU, which is for trying things out"
         yield Finding("note", "no GPU", means)
     if version("torch") is None:
-        means = f"{brings('torch>=2.8,<2.15')}; shards and status need none"
+        means = f"{install_hint('torch>=2.8,<2.15')}; shards and status need none"
         yield Finding("bad", "no torch", means)
         return
     answer = ask(sys.executable, "-c", ASK_TORCH).split()
@@ -194,7 +194,7 @@ def dali() -> Iterator[Finding]:
             means = "decodes on CPUs, and on GPUs where there are some"
             yield Finding("good", f"{name} {build}", means)
             return
-    means = f"{brings('nvidia-dali-cuda130>=2')} (Linux on x86-64 or aarch64)"
+    means = f"{install_hint('nvidia-dali-cuda130>=2')} (Linux on x86-64 or aarch64)"
     yield Finding("bad", "no DALI", means)
 
 
@@ -252,7 +252,7 @@ def old_runs(runs: Path) -> Iterator[Leftover]:
             yield leftover(events.parent, f"the shard stage's events, {over}", events)
 
 
-def abandoned(folders: list[Path]) -> Iterator[Leftover]:
+def abandoned_shards(folders: list[Path]) -> Iterator[Leftover]:
     for folder in folders:
         # without a plan it is no work of the shards command, and the tars are somebody's own
         work = folder / ".work"
@@ -290,7 +290,7 @@ def remove(asked: list[Path], left: list[Leftover]) -> int:
         target = known.pop(path.resolve())
         # the folder may hold other things: only what the shard stage wrote goes
         if (path / ".work").is_dir():
-            for name in planned(path / ".work" / "plan.json"):
+            for name in planned_files(path / ".work" / "plan.json"):
                 (path / name).unlink(missing_ok=True)
             shutil.rmtree(path / ".work")
             if not any(path.iterdir()):
@@ -301,7 +301,7 @@ def remove(asked: list[Path], left: list[Leftover]) -> int:
     return 0
 
 
-def planned(plan: Path) -> Iterator[str]:
+def planned_files(plan: Path) -> Iterator[str]:
     """The files that the shards command may have written by its plan
     (gratis.preprocess.stages.plan); none if it cannot be read."""
     try:

@@ -1,4 +1,4 @@
-"""Contract 3: the event line. `runs/<name>/rank-<r>.jsonl` and `runs/<name>/shards.jsonl`,
+"""Contract 3: event files. `runs/<name>/rank-<r>.jsonl` and `runs/<name>/shards.jsonl`,
 append-only JSON lines.
 
 Every record has v, kind, t (Unix seconds), mono (monotonic seconds, comparable within one host's

@@ -41,7 +41,7 @@ MAX_PIXELS = 100_000_000  # by the header, before anything is decoded: 300 MB as
 # beside JPEG; few formats leave hostile files few decoders to attack
 FORMATS = ("PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 # shrinking inside the decoder stops at this multiple of the target, and the filter does the rest
-KEPT_GAP = 2
+REDUCING_GAP = 2
 ORIENTATION = 0x0112
 
 
@@ -146,14 +146,14 @@ def _read(data: bytes, size: int) -> tuple[Pillow.Image, list[str]]:
         raise Reject("multi-frame", f"{getattr(picture, 'n_frames', 0)} frames")
     conversions += _oddities(picture, data)
     box = central_box(width, height, size)
-    drafted = picture.draft(None, (KEPT_GAP * size, KEPT_GAP * size))
+    drafted = picture.draft(None, (REDUCING_GAP * size, REDUCING_GAP * size))
     shrunk = drafted[1][2] / width if drafted else 1.0  # 1, 1/2, 1/4 or 1/8
     scaled = (box[0] * shrunk, box[1] * shrunk, box[2] * shrunk, box[3] * shrunk)
     flat = _flatten(picture)
     # the sources' own code enlarges by cubic interpolation; shrinking is Lanczos, 2 dB nearer to
     # the original than area
     method = Pillow.Resampling.LANCZOS if min(width, height) > size else Pillow.Resampling.BICUBIC
-    small = flat.resize((size, size), method, box=scaled, reducing_gap=float(KEPT_GAP))
+    small = flat.resize((size, size), method, box=scaled, reducing_gap=float(REDUCING_GAP))
     result = _rgb(small)
     result.info = {}  # the file's comment would go into the JPEG that is made of it
     return result, conversions

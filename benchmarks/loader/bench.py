@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.loader.peers.common import BATCH, Files, crop_of, tars_of
-from benchmarks.loader.peers.datasets import lay_out
+from benchmarks.loader.peers.datasets import write_datasets
 from benchmarks.loader.peers.table import PEERS, STAGES
 from gratis.command_line import parse
 from gratis.dataset import read_manifest, require_split
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
         raise GratisError(f"{options.shards} holds {manifest.codec} samples; the peers read JPEG")
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         forms: set[Files] = {"usual", *(PEERS[name].files for name in options.only or PEERS)}
-        lay_out(options.shards, Path(scratch), forms)
+        write_datasets(options.shards, Path(scratch), forms)
         names = _usable_peers(options, Path(scratch))
         records = _rounds(names, options, Path(scratch))
     _report(records, options)

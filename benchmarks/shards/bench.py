@@ -38,7 +38,7 @@ from gratis.preprocess.stages.plan import pillow_name
 from gratis.preprocess.statistics import Accumulator
 
 TIMES = 3  # the longer of the two runs
-TABLED = 100  # as --judged says
+TABLE_IMAGES = 100  # as --judged says
 Options = tuple[int, str, bool, bool]
 GRID: tuple[Options, ...] = (  # quality, subsampling, tables fitted to the image, progressive
     (95, "4:4:4", True, False),
@@ -96,9 +96,9 @@ def bench(config: ShardBenchConfig) -> None:
         )
     judged = _spread(paths, config.judged)
     print(f"{len(paths)} photographs, {pillow_name()}, {os.cpu_count()} cores")
-    tabled = [path.read_bytes() for path in _spread(judged, TABLED)]
-    _show_steps(tabled)
-    _show_codecs(tabled)
+    files = [path.read_bytes() for path in _spread(judged, TABLE_IMAGES)]
+    _show_steps(files)
+    _show_codecs(files)
     _show_tools(config, paths, judged)
 
 

@@ -43,8 +43,8 @@ from gratis.preprocess.sources.tar import idx_bytes, idx_line, members
 from gratis.preprocess.sources.webdataset import group_samples, open_webdataset
 from gratis.preprocess.stages.ownership import (
     INDEXING,
-    claim,
     dataset_files,
+    lock_output,
     refuse_unindexed,
     stale_files,
 )
@@ -135,12 +135,12 @@ def index_tars(config: IndexConfig) -> Manifest:
     files = dataset_files(shards)
     refuse_unindexed(store, {name for name in files if apart or not name.endswith(".tar")})
     stale = stale_files(store, files) if apart else []
-    with claim(store, shared=False):
+    with lock_output(store, shared=False):
         try:
             _map(config, source, _tasks(store, source, names, size, codec))
             store.write(INDEXING, b"")
             for tar, name in (pair for split in names.values() for pair in split.items()):
-                _lay_out(store, tar, name)
+                _link_tar(store, tar, name)
             for name in stale:  # before the manifest, which says that nothing is left to do
                 store.remove(name)
             largest = max(int(np.bincount(one.container).max()) for one in source.splits.values())
@@ -242,7 +242,7 @@ def _idx(tar: str, offsets: set[int]) -> bytes:
     return idx_bytes([idx_line(sample.parts) for sample in kept])
 
 
-def _lay_out(store: LocalStore, path: str, name: str) -> None:
+def _link_tar(store: LocalStore, path: str, name: str) -> None:
     # publish would remove it, as is right for shards of our own
     if not len(read_receipt(store, name).label):
         raise GratisError(f"{path} holds no image that can be used; move it elsewhere")

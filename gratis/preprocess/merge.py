@@ -14,7 +14,7 @@ from gratis.dataset import Manifest
 from gratis.errors import GratisError
 from gratis.preprocess.output.receipt import finished_shards
 from gratis.preprocess.output.store import WORK, open_store
-from gratis.preprocess.stages.ownership import claim
+from gratis.preprocess.stages.ownership import lock_output
 from gratis.preprocess.stages.plan import PLAN, ShardPlan
 from gratis.preprocess.stages.publish import already_there, publish, summary
 
@@ -38,9 +38,9 @@ def merge_tasks(config: MergeConfig) -> Manifest:
     no_work = GratisError(
         f"{config.out} holds no work of any task; run the shards command's tasks first"
     )
-    if not store.sizes(WORK):  # before the claim, which would make the folder
+    if not store.sizes(WORK):  # before the lock, which would make the folder
         raise no_work
-    with claim(store, shared=False):
+    with lock_output(store, shared=False):
         # another merge has published it in between, and released the lock
         if dataset.MANIFEST in store.sizes():
             return already_there(store)

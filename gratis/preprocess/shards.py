@@ -29,24 +29,24 @@ from gratis.preprocess.codecs import CODECS, CodecName
 from gratis.preprocess.execution.engines import Engine, run_by
 from gratis.preprocess.output.receipt import finished_shards
 from gratis.preprocess.output.store import LocalStore, Store, open_store
-from gratis.preprocess.sources.imagenet import PUBLISHED_MD5, check_md5
+from gratis.preprocess.sources.imagenet import ARCHIVE_MD5, check_md5
 from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.sources.source import Source
 from gratis.preprocess.stages.estimate import describe, estimate_apart, refuse_full_disk
 from gratis.preprocess.stages.ownership import (
-    claim,
     discard,
     foreign_files,
+    lock_output,
     plan_files,
-    refuse_others,
+    refuse_unplanned,
 )
 from gratis.preprocess.stages.plan import (
     ShardPlan,
-    agree,
     draft_manifest,
     make_task,
     pillow_name,
     slices,
+    write_plan,
 )
 from gratis.preprocess.stages.progress import Progress
 from gratis.preprocess.stages.publish import already_there, publish, summary
@@ -148,7 +148,7 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     None after a dry run, and after a task's share of the work.
     """
     if config.check_md5:
-        check_md5(config.src, PUBLISHED_MD5)
+        check_md5(config.src, ARCHIVE_MD5)
     _refuse_inside(config)
     source = open_source(config.src).limited(config.limit_classes, config.limit_per_class)
     plan = _plan(config, source)
@@ -156,23 +156,23 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     foreign = foreign_files(store)
     if dataset.MANIFEST in store.sizes():
         return already_there(store, plan.draft)
-    refuse_others(store, plan, foreign)
+    refuse_unplanned(store, plan, foreign)
     _warn(source)
     first = make_task(next(slices(source, plan.draft)), source, plan.draft, config.out)
     cost = estimate_apart(sum(plan.counts.values()), first)
     if config.dry_run:
         print(describe(cost, config.processes))
         return None
-    with claim(store, shared=config.is_part):
+    with lock_output(store, shared=config.is_part):
         # another run has published it in between, and released the lock
         if dataset.MANIFEST in store.sizes():
             return already_there(store, plan.draft)
         if config.discard:
             discard(store)
-            refuse_others(store, plan, sorted(plan_files(plan) & store.sizes().keys()))
+            refuse_unplanned(store, plan, sorted(plan_files(plan) & store.sizes().keys()))
         if cost and isinstance(store, LocalStore):
             refuse_full_disk(store.root, cost.bytes)
-        agree(store, plan)
+        write_plan(store, plan)
         _map(config, store, source, plan.draft)
         if config.is_part:
             task = f"task {config.task_id} of {config.num_tasks}"

@@ -27,7 +27,7 @@ from gratis.preprocess.sources.tar import Member, idx_bytes, idx_line
 from gratis.preprocess.sources.webdataset import TarSample, group_samples, label_of
 from gratis.preprocess.stages.plan import permutation
 
-SHOWN = 20  # findings printed before the rest is only counted
+MAX_FINDINGS = 20  # findings printed before the rest is only counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def verify_dataset(config: VerifyConfig) -> None:
     findings = 0
     for finding in _findings(root, config.sample, manifest):
         findings += 1
-        if findings <= SHOWN:
+        if findings <= MAX_FINDINGS:
             print(finding)
     if findings:
         counted = "1 finding" if findings == 1 else f"{findings:,} findings"

@@ -34,7 +34,7 @@ QUALITY = 90  # of the form that is named for it
 Sample = tuple[int, dict[str, bytes]]  # label, bytes in each form
 
 
-def lay_out(shards: Path, scratch: Path, forms: set[Files]) -> None:
+def write_datasets(shards: Path, scratch: Path, forms: set[Files]) -> None:
     """Datasets named for their forms, and the image folder `folder`, in scratch: 290 KB an image of
     256 px at most."""
     samples = list(_samples(shards))

@@ -56,7 +56,7 @@ def run_on_ray(tasks: Iterable[ShardTask]) -> Iterator[TaskProgress]:
 # A worker process of our own inside each of Ray's, so that decoders which crash or hang are handled
 # alike. It waits for the next shard, as starting one costs 0.2 CPU s; when Ray ends its process,
 # the pipe to this one ends it too.
-_kept: list[Worker] = []
+_pool: list[Worker] = []
 
 
 def _one(task: ShardTask, folder: str) -> tuple[TaskProgress, str]:
@@ -64,7 +64,7 @@ def _one(task: ShardTask, folder: str) -> tuple[TaskProgress, str]:
     os.chdir(folder)
     total = TaskProgress()
     try:
-        for progress in run_tasks([task], 1, _kept):
+        for progress in run_tasks([task], 1, _pool):
             total = total.plus(progress)
     except GratisError as error:
         return total, str(error)

@@ -49,7 +49,8 @@ class TarSample(NamedTuple):
 def open_webdataset(root: str, *, unique: bool = True) -> Source | None:
     """The archives' classes and listings; None where there are no tars. unique: every sample gets a
     key of its own."""
-    archives = _find_archives(root)
+    manifest = _manifest(root)
+    archives = _find_archives(root, manifest)
     if not archives:
         return None
     builders: dict[str, ListingBuilder] = {}
@@ -63,7 +64,7 @@ def open_webdataset(root: str, *, unique: bool = True) -> Source | None:
             raise GratisError(
                 f"{root}: the tars of the split {split} hold no images; fill or remove them"
             )
-    classes = _classes(root, largest)
+    classes = _classes(root, manifest, largest)
     splits: dict[str, Listing] = {}
     for split, builder in builders.items():
         builder.wnids = tuple(entry.wnid for entry in classes)
@@ -72,14 +73,11 @@ def open_webdataset(root: str, *, unique: bool = True) -> Source | None:
     return Source(classes=classes, splits=splits, skipped=skipped)
 
 
-def _find_archives(root: str) -> dict[str, list[str]]:
+def _find_archives(root: str, manifest: Manifest | None) -> dict[str, list[str]]:
     """The archives by split, in order; {} if there are none."""
-    if addresses.is_file(addresses.join(root, dataset.MANIFEST)):
-        splits = _manifest(root).splits.items()
-        return {
-            name: [addresses.join(root, shard.name) for shard in split.shards]
-            for name, split in splits
-        }
+    if manifest:
+        splits = {name: split.shards for name, split in manifest.splits.items()}
+        return {k: [addresses.join(root, shard.name) for shard in v] for k, v in splits.items()}
     archives: dict[str, list[str]] = {"train": [], "val": []}
     for name in ("", "train", "val"):
         folder = addresses.join(root, name) if name else root
@@ -163,9 +161,9 @@ def _labels(archive: addresses.Bytes, parts: list[Member]) -> Iterator[object]:
             yield value["label"]
 
 
-def _classes(root: str, largest: int) -> tuple[ImageClass, ...]:
-    if addresses.is_file(addresses.join(root, dataset.MANIFEST)):
-        classes = _manifest(root).classes
+def _classes(root: str, manifest: Manifest | None, largest: int) -> tuple[ImageClass, ...]:
+    if manifest:
+        classes = manifest.classes
         if largest >= len(classes):
             raise GratisError(
                 f"{root} holds label {largest}, its manifest {len(classes)} classes; copy it again"
@@ -176,8 +174,10 @@ def _classes(root: str, largest: int) -> tuple[ImageClass, ...]:
     return tuple(ImageClass(wnid=name, words=name, ilsvrc_id=None) for name in names)
 
 
-def _manifest(root: str) -> Manifest:
+def _manifest(root: str) -> Manifest | None:
+    path = addresses.join(root, dataset.MANIFEST)
+    if not addresses.is_file(path):
+        return None
     if not addresses.is_url(root):
         return dataset.read_manifest(Path(root))
-    url = addresses.join(root, dataset.MANIFEST)
-    return dataset.parse_manifest(addresses.read(url), url)
+    return dataset.parse_manifest(addresses.read(path), path)

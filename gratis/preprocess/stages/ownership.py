@@ -19,11 +19,11 @@ from gratis.preprocess.sources.tar import BLOCK
 from gratis.preprocess.stages.plan import PLAN, ShardPlan
 
 INDEXING = f"{WORK}/indexing"  # an index command has begun to write beside the work folder
-OURS = re.compile(r"(train|val)(-\d{5,}\.(tar|idx)|\.index\.npz)|stats\.npz|rejects\.jsonl")
+DATASET_FILE = re.compile(r"(train|val)(-\d{5,}\.(tar|idx)|\.index\.npz)|stats\.npz|rejects\.jsonl")
 
 
 @contextlib.contextmanager
-def claim(store: Store, *, shared: bool) -> Iterator[None]:
+def lock_output(store: Store, *, shared: bool) -> Iterator[None]:
     """Makes OUT and holds its lock: tasks share it, everything else has it alone. The lock is in
     the work folder, which publication removes. A URL has no lock. GratisError instead of
     OSError."""
@@ -60,7 +60,7 @@ def foreign_files(store: Store) -> list[str]:
     Every run writes its plan before its first shard, and removes it after its manifest is written:
     call this first and look for the manifest then, and no run of ours is mistaken for a
     foreign one, not even if it ends in between."""
-    names = sorted(name for name in store.sizes() if OURS.fullmatch(name))
+    names = sorted(name for name in store.sizes() if DATASET_FILE.fullmatch(name))
     return [] if PLAN in _work(store) else names
 
 
@@ -76,7 +76,7 @@ def refuse_foreign(store: Store, names: list[str]) -> None:
         )
 
 
-def refuse_others(store: Store, plan: ShardPlan, files: list[str]) -> None:
+def refuse_unplanned(store: Store, plan: ShardPlan, files: list[str]) -> None:
     """GratisError for the first of these files that are there without a plan, unless they are what
     remains of a dataset of ours whose manifest was removed: the plan names them all, there are tars
     among them, each with our writer's owner, and codec and size are the plan's. Quality, seed and
@@ -127,7 +127,7 @@ def stale_files(store: LocalStore, names: set[str]) -> list[str]:
     files = store.sizes()
     if not names & files.keys():  # no index was here
         return []
-    tars = [name for name in files if OURS.fullmatch(name) and name.endswith(".tar")]
+    tars = [name for name in files if DATASET_FILE.fullmatch(name) and name.endswith(".tar")]
     links = {name for name in tars if (store.root / name).is_symlink()}
     indices = {f"{link[:-4]}.idx" for link in links}
     indices |= {dataset.index_name(link.partition("-")[0]) for link in links}
@@ -141,7 +141,7 @@ def discard(store: Store) -> None:
     if PLAN in _work(store):
         planned = _planned(store)
         for name in store.sizes():
-            if OURS.fullmatch(name) if planned is None else name in planned:
+            if DATASET_FILE.fullmatch(name) if planned is None else name in planned:
                 store.remove(name)
     for name in sorted(_work(store), key=lambda name: name == PLAN):
         if name != f"{WORK}/lock":

@@ -19,7 +19,7 @@ from gratis.preprocess.output.store import WORK, LocalStore, Store
 from gratis.preprocess.stages.plan import refuse_other
 from gratis.preprocess.statistics import finish, merge, no_sums
 
-SHOWN = 5  # rejects named in the error line
+MAX_EXAMPLES = 5  # rejects named in the message
 
 
 def publish(
@@ -73,7 +73,7 @@ def already_there(store: Store, draft: Manifest | None = None) -> Manifest:
     else:
         url = addresses.join(store.address, dataset.MANIFEST)
         manifest = dataset.parse_manifest(store.read(dataset.MANIFEST), url)
-    store.remove(WORK)  # of this run's claim, or of a run that was killed just before its end
+    store.remove(WORK)  # of this run's lock, or of a run that was killed just before its end
     if draft:
         there, wanted = (dataclasses.replace(one, tools={}) for one in (manifest, draft))
         refuse_other(store, there, wanted, "remove it, or choose another")
@@ -121,8 +121,9 @@ def _split(store: Store, folder: Path, split: str, names: list[str]) -> Split:
 def _too_many(path: str, rejects: list[dict[str, str]]) -> GratisError:
     counts = Counter(row["kind"] for row in rejects).most_common()
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
-    first = "; ".join(f"{row['split']}/{row['file']} ({row['kind']})" for row in rejects[:SHOWN])
-    more = "; ..." if len(rejects) > SHOWN else ""
+    named = rejects[:MAX_EXAMPLES]
+    first = "; ".join(f"{row['split']}/{row['file']} ({row['kind']})" for row in named)
+    more = "; ..." if len(rejects) > MAX_EXAMPLES else ""
     return GratisError(
         f"{len(rejects)} files cannot be used ({kinds}): {first}{more}; see {path}; "
         f"nothing is published: mend them, or run again with --max-rejects {len(rejects)}"

@@ -37,7 +37,7 @@ Same = TypeVar("Same", bound="ImageTask")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTask:
-    """The images of one shard, as a worker gets them. out: the dataset's folder or URL; condemned:
+    """The images of one shard, as a worker gets them. out: the dataset's folder or URL; excluded:
     by position in `items`, why a decoder must not see that file again ("crashed" or "hung")."""
 
     out: str
@@ -45,10 +45,10 @@ class ImageTask:
     items: tuple[Item, ...]
     size: int
     codec: str
-    condemned: dict[int, str] = field(default_factory=dict)
+    excluded: dict[int, str] = field(default_factory=dict)
 
-    def condemn(self: Same, position: int, cause: str) -> Same:
-        return dataclasses.replace(self, condemned=self.condemned | {position: cause})
+    def exclude(self: Same, position: int, cause: str) -> Same:
+        return dataclasses.replace(self, excluded=self.excluded | {position: cause})
 
     def read_images(
         self,
@@ -66,7 +66,7 @@ class ImageTask:
                 # a slow network is not the file's fault
                 begin(-1 if addresses.is_url(item.container) else position)
                 try:
-                    refuse_unread(self.condemned, position, item)
+                    refuse_unread(self.excluded, position, item)
                     data = reader.read(item)
                     begin(position)
                     pixels, written = use(item, data)
@@ -131,10 +131,10 @@ def sample_size(data: bytes, task: ShardTask) -> int:
     return len(CODECS[task.codec].sample(picture, task.quality)[0])
 
 
-def refuse_unread(condemned: dict[int, str], position: int, item: Item) -> None:
+def refuse_unread(excluded: dict[int, str], position: int, item: Item) -> None:
     """Raises Reject for a file that must not even be read: it might not fit memory, or crashes
     decoders."""
-    if position in condemned:
-        raise image.Reject(condemned[position], "the decoder did not survive this file")
+    if position in excluded:
+        raise image.Reject(excluded[position], "the decoder did not survive this file")
     if item.size > image.MAX_BYTES:
         raise image.Reject("too-large", f"{item.size} bytes, the limit is {image.MAX_BYTES}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gratis.dataset import Manifest
 from gratis.history import outcome, records
-from gratis.processes import OVER, first_line, said, timed
+from gratis.processes import OVER, log_header, read_log, timed
 from gratis.train.analysis.figures import CAPTIONS
 from gratis.train.paper.ablate import Ablate, ablate_within, switchable
 from gratis.train.paper.arguments import flags
@@ -133,11 +133,11 @@ def explain(context: PartContext) -> PartResult:
     command += flags(mean=recipe.mean, noise=recipe.noise, crop_positions=recipe.crop_positions)
     command += flags(crop_chunk=recipe.crop_chunk)
     # as another call drew it
-    if not png.exists() or first_line(command) not in said(log):
+    if not png.exists() or log_header(command) not in read_log(log):
         failure = timed(log, command, context.left)
     lines = pictures({png: EXPLAINED})
     if lines and not failure:  # what it has printed: offsets and colours, measured and in theory
-        lines += ("\n".join(f"    {line}" for line in said(log).splitlines()[1:-1]),)
+        lines += ("\n".join(f"    {line}" for line in read_log(log).splitlines()[1:-1]),)
     return PartResult(title=title, state=failure or "done", lines=lines)
 
 
@@ -151,7 +151,7 @@ def figure1(context: PartContext) -> PartResult:
     minutes = f"{FIGURE1_SHARE * context.left / 60:.4g}"
     command = ["figure1", *flags(shards=shards, out=context.folder, minutes=minutes)]
     failure = timed(log, command, context.left)
-    lines = said(log).splitlines()
+    lines = read_log(log).splitlines()
     result = [line for line in lines if "training error" in line][-1:]
     short = any(cut in line for cut in ("skipped, --minutes", "time is over") for line in lines)
     state = failure or (f"in part: {OVER}" if short else "done")
