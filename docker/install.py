@@ -141,7 +141,9 @@ def install_pillow(python: Path, simd: str) -> bool:
 
 
 def build_pillow(python: Path, simd: str) -> bool:
-    compiler = "cc -mavx2" if "avx2" in cpu_flags() else "cc"
+    cpuinfo = Path("/proc/cpuinfo")
+    avx2 = cpuinfo.exists() and "avx2" in cpuinfo.read_text().split()
+    compiler = "cc -mavx2" if avx2 else "cc"
     with tempfile.TemporaryDirectory() as folder:
         # no cache: pip keys a wheel it built by name alone and would bring back one compiled with
         # other flags
@@ -158,7 +160,7 @@ def build_pillow(python: Path, simd: str) -> bool:
         if not pip(python, simd, ["install", *options, *wheels]):
             return False
     core = "import importlib.util as u; print(u.find_spec('PIL._imaging').origin)"
-    if "avx2" in compiler and VEX_256_0F38 not in Path(output_of(python, core)).read_bytes():
+    if avx2 and VEX_256_0F38 not in Path(output_of(python, core)).read_bytes():
         message = "pillow-simd was compiled without AVX2; resizing takes about twice the time"
         print(f"note: {message}", file=sys.stderr)
     return True
@@ -188,13 +190,6 @@ def output_of(python: Path, code: str) -> str:
     """What the code prints; what it had printed where it fails."""
     done = subprocess.run([str(python), "-c", code], capture_output=True, text=True)
     return done.stdout.strip()
-
-
-def cpu_flags() -> set[str]:
-    try:
-        return set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return set()
 
 
 def pip(python: Path, what: str, arguments: list[str], *, compiler: str | None = None) -> bool:

@@ -65,9 +65,9 @@ class NumpyNormaliser:
 class Samples:
     """Random access to uint8 crops, as map-style datasets have it."""
 
-    def __init__(self, root: Path, crop: int) -> None:
+    def __init__(self, root: Path) -> None:
         self._tars, self._index = tars_of(root), read_index(root, "train")
-        self._crop = crop
+        self._crop = crop_of(root)
 
     def __len__(self) -> int:
         return len(self._index.label)

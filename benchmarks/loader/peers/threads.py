@@ -99,7 +99,7 @@ def grain(root: Path, threads: int, scratch: Path) -> Batches:
     """Google's grain: a shuffled map with reading threads."""
     library: Any = import_module("grain.python")
     import_module("absl.flags").FLAGS(["bench"])
-    source = library.MapDataset.source(Samples(root, crop_of(root))).seed(1).shuffle().repeat()
+    source = library.MapDataset.source(Samples(root)).seed(1).shuffle().repeat()
     options = library.ReadOptions(num_threads=threads + 1, prefetch_buffer_size=512)
     normalise = NumpyNormaliser(root)
     for batch in source.to_iter_dataset(options).batch(BATCH, drop_remainder=True):

@@ -26,7 +26,7 @@ from benchmarks.loader.peers.common import (
 
 def dataloader(root: Path, threads: int, scratch: Path) -> Batches:
     """torch's DataLoader alone over our index; decoded by simplejpeg, or Pillow."""
-    return _finished(root, _loader(Samples(root, crop_of(root)), threads))
+    return _finished(root, _loader(Samples(root), threads))
 
 
 def imagefolder(root: Path, threads: int, scratch: Path) -> Batches:
