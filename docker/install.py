@@ -15,7 +15,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,26 +39,19 @@ class Parser(argparse.ArgumentParser):
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--venv",
-        type=Path,
-        help="virtual environment to make or complete; default: the running Python",
-    )
-    parser.add_argument(
-        "--extra", action="store_true", help=f"also what optional features need: {EXTRA_LOCK.name}"
-    )
+    what = "virtual environment to make or complete; default: the running Python"
+    parser.add_argument("--venv", type=Path, help=what)
+    what = f"also what optional features need: {EXTRA_LOCK.name}"
+    parser.add_argument("--extra", action="store_true", help=what)
     options = parser.parse_args()
     venv: Path | None = options.venv
     if sys.version_info < (3, 11):
-        needs = (
-            "the versions in requirements.lock need 3.11 or later: make install PYTHON=python3.11"
-        )
+        needs = f"the versions in {LOCK.name} need 3.11 or later: make install PYTHON=python3.11"
         return fail(f"Python {platform.python_version()} is too old; {needs}")
     python = Path(sys.executable) if venv is None else make_venv(venv)
     if python is None:
-        return fail(
-            "this Python cannot make virtual environments; install Debian's package python3-venv"
-        )
+        way_out = "install Debian's package python3-venv"
+        return fail(f"this Python cannot make virtual environments; {way_out}")
     # a /tmp in memory may be too small for what pip unpacks
     with tempfile.TemporaryDirectory(prefix="install-", dir=venv) as scratch:
         os.environ["TMPDIR"] = tempfile.tempdir = str(Path(scratch).absolute())
@@ -76,16 +68,17 @@ def install(python: Path, *, extra: bool) -> str | None:
     lines = LOCK.read_text().splitlines()
     pillow = next(line for line in lines if line.startswith("pillow-simd=="))
     beside = [line for line in lines if line.startswith(BESIDE_PILLOW)]
-    if not install_locked(python, beside, leave_out=[pillow, *beside]):
+    others = [line for line in lines if line not in (pillow, *beside)]
+    if not install_locked(python, others, beside):
         return "a package could not be installed (pip's output is above); mend that and try again"
     if not install_pillow(python, pillow):
         return "neither pillow-simd nor Pillow could be installed (pip's output is above)"
     if extra and not install_extra(python):
-        return (
-            "an optional package could not be installed (pip's output is above); everything else "
-            "is there"
-        )
-    if (ROOT / "pyproject.toml").exists() and not install_ours(python):
+        rest = "everything else is there"
+        return f"an optional package could not be installed (pip's output is above); {rest}"
+    # this checkout as it is, so that edits take effect
+    editable = ["install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
+    if (ROOT / "pyproject.toml").exists() and not pip(python, "gratis", editable):
         return "gratis itself could not be installed (pip's output is above)"
     return None
 
@@ -96,8 +89,8 @@ def fail(message: str) -> int:
 
 
 def make_venv(venv: Path) -> Path | None:
-    """The environment's Python; None if this Python lacks venv or ensurepip, as Debian's does until
-    told otherwise."""
+    """The environment's Python; None if this Python lacks venv or ensurepip, as Debian's does by
+    default."""
     python = venv / "bin" / "python"
     if not (venv / "bin" / "pip").exists():
         if importlib.util.find_spec("ensurepip") is None:
@@ -108,14 +101,12 @@ def make_venv(venv: Path) -> Path | None:
     return python.absolute()
 
 
-def install_locked(python: Path, beside: list[str], leave_out: list[str]) -> bool:
+def install_locked(python: Path, others: list[str], beside: list[str]) -> bool:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
-        wanted.writelines(
-            line + "\n" for line in LOCK.read_text().splitlines() if line not in leave_out
-        )
+        wanted.write("\n".join(others))
         wanted.flush()
-        everything = pip(python, "dependencies", ["install", "-r", wanted.name])
-    return everything and pip(python, "what draws figures", ["install", "--no-deps", *beside])
+        done = pip(python, "dependencies", ["install", "-r", wanted.name])
+    return done and pip(python, "what draws figures", ["install", "--no-deps", *beside])
 
 
 def install_extra(python: Path) -> bool:
@@ -123,29 +114,20 @@ def install_extra(python: Path) -> bool:
     extra = ["install", "--no-deps", "-r", str(EXTRA_LOCK)]
     if not pip(python, "optional packages", extra):
         return False
-    cuda = "import torch; raise SystemExit(torch.version.cuda is None)"
-    if subprocess.run([str(python), "-c", cuda], capture_output=True).returncode:
+    if output_of(python, "import torch; print(torch.version.cuda)") in ("", "None"):
         print(f"note: {TORCHVISION} is left out: it does not load beside a torch for CPUs")
         return True
     return pip(python, TORCHVISION, ["install", "--no-deps", TORCHVISION])
 
 
-def install_ours(python: Path) -> bool:
-    """This checkout as it is, so that edits take effect: the package `gratis` and the command of
-    that name."""
-    editable = ["install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
-    return pip(python, "gratis", editable)
-
-
 def install_pillow(python: Path, simd: str) -> bool:
     """pillow-simd with AVX2 where the CPU has it, else Pillow of the same version, saying so
     once."""
-    present = installed(python, simd)
-    if present and not addable(python):
+    if installed(python, simd):
+        if addable(python):
+            build_pillow(python, simd)  # where this fails, the one that is there stays
         return True
     if build_pillow(python, simd):
-        return True
-    if present:  # as it was
         return True
     plain = simd.replace("pillow-simd", "pillow").split(".post")[0]
     print(
@@ -159,14 +141,16 @@ def install_pillow(python: Path, simd: str) -> bool:
 
 
 def build_pillow(python: Path, simd: str) -> bool:
-    compiler = "cc -mavx2" if "avx2" in cpu_flags() else "cc"
+    cpuinfo = Path("/proc/cpuinfo")
+    avx2 = cpuinfo.exists() and "avx2" in cpuinfo.read_text().split()
+    compiler = "cc -mavx2" if avx2 else "cc"
     with tempfile.TemporaryDirectory() as folder:
         # no cache: pip keys a wheel it built by name alone and would bring back one compiled with
         # other flags
         build = ["wheel", "--no-cache-dir", "--no-deps", "--no-binary", "pillow-simd"]
         build += ["-w", folder, simd]
         what = f"{simd}, compiled by {compiler}"
-        if not pip(python, what, build, env={"CC": compiler}, show_failure=False):
+        if not pip(python, what, build, compiler=compiler):
             return False
         # both packages lay the same files, so the other one has to leave first
         remove = [str(python), "-m", "pip", "uninstall", "-qy", "pillow"]
@@ -175,100 +159,46 @@ def build_pillow(python: Path, simd: str) -> bool:
         options = ["--no-index", "--no-deps", "--force-reinstall"]
         if not pip(python, simd, ["install", *options, *wheels]):
             return False
-    if "avx2" in compiler and VEX_256_0F38 not in extension(python).read_bytes():
-        print(
-            "note: pillow-simd was compiled without AVX2; resizing takes about twice the time",
-            file=sys.stderr,
-        )
+    core = "import importlib.util as u; print(u.find_spec('PIL._imaging').origin)"
+    if avx2 and VEX_256_0F38 not in Path(output_of(python, core)).read_bytes():
+        message = "pillow-simd was compiled without AVX2; resizing takes about twice the time"
+        print(f"note: {message}", file=sys.stderr)
     return True
 
 
 def addable(python: Path) -> bool:
     """Whether a new build would read a format that this one does not."""
     code = f"from PIL import features; print(*(n for n in {[*OPTIONAL]} if not features.check(n)))"
-    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True)
-    return any(has_header(OPTIONAL[name]) for name in done.stdout.split())
+    return any(has_header(OPTIONAL[name]) for name in output_of(python, code).split())
 
 
 def has_header(name: str) -> bool:
+    source = f"#include <{name}>\n".encode()
     try:
-        return not subprocess.run(
-            ["cc", "-E", "-"], input=f"#include <{name}>\n", text=True, capture_output=True
-        ).returncode
+        return not subprocess.run(["cc", "-E", "-"], input=source, capture_output=True).returncode
     except OSError:
         return False
 
 
 def installed(python: Path, requirement: str) -> bool:
     name, version = requirement.split("==")
-    code = (
-        f"from importlib.metadata import version as v; raise SystemExit(v({name!r}) != {version!r})"
-    )
-    return subprocess.run([str(python), "-c", code], capture_output=True).returncode == 0
+    code = f"from importlib.metadata import version; print(version({name!r}))"
+    return output_of(python, code) == version
 
 
-def extension(python: Path) -> Path:
-    """Where Pillow's compiled core is."""
-    code = "import importlib.util as u; print(u.find_spec('PIL._imaging').origin)"
-    return Path(
-        subprocess.run(
-            [str(python), "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    )
+def output_of(python: Path, code: str) -> str:
+    """What the code prints; what it had printed where it fails."""
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True)
+    return done.stdout.strip()
 
 
-def cpu_flags() -> set[str]:
-    try:
-        return set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return set()
-
-
-def pip(
-    python: Path,
-    what: str,
-    arguments: list[str],
-    env: dict[str, str] | None = None,
-    *,
-    show_failure: bool = True,
-) -> bool:
-    """Runs a pip command, showing one moving line; on failure the end of its output."""
-    command = [
-        str(python),
-        "-m",
-        "pip",
-        *arguments,
-        "--disable-pip-version-check",
-        "--progress-bar",
-        "off",
-    ]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **(env or {})},
-    )
-    assert process.stdout is not None
-    lines = list(shown(process.stdout, what))
-    if process.wait() and show_failure:
-        print("".join(lines[-15:]), file=sys.stderr)
-    return process.returncode == 0
-
-
-def shown(lines: Iterator[str], what: str) -> Iterator[str]:
-    """Passes pip's lines on and shows the newest: rewritten in place on a terminal, else the
-    milestones alone."""
-    terminal = sys.stdout.isatty()
+def pip(python: Path, what: str, arguments: list[str], *, compiler: str | None = None) -> bool:
+    """Whether a pip command succeeded. It shows its own output; with a compiler for what it builds,
+    none, as the caller has another way where that fails."""
     print(f"installing {what}", flush=True)
-    for line in lines:
-        if terminal:
-            print(f"\r\033[K  {line.strip()[:100]}", end="", flush=True)
-        elif line.startswith(("Installing collected", "Successfully")):
-            print(f"  {line.strip()[:100]}", flush=True)
-        yield line
-    if terminal:
-        print("\r\033[K", end="", flush=True)
+    command = [str(python), "-m", "pip", *arguments, "--disable-pip-version-check"]
+    env = os.environ | ({"CC": compiler} if compiler else {})
+    return subprocess.run(command, env=env, capture_output=bool(compiler)).returncode == 0
 
 
 if __name__ == "__main__":

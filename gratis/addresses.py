@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from gratis.errors import GratisError, answered
+from gratis.errors import GratisError, wait_for
 
 TRIES = 4
-ANSWERED: set[str] = set()  # servers and buckets that have answered this process
+REACHABLE: set[str] = set()  # servers and buckets that have answered this process
 READ_AHEAD = 4 << 20  # of a URL: archives are listed header by header, in order
 
 
@@ -48,9 +48,9 @@ def filesystem(url: str) -> tuple[Any, str]:
 
     server = "/".join(url.split("/")[:3])
     try:
-        if server not in ANSWERED:
-            answered(lambda: _try_server(url), f"cannot read {url}")
-            ANSWERED.add(server)
+        if server not in REACHABLE:
+            wait_for(lambda: _try_server(url), f"cannot read {url}")
+            REACHABLE.add(server)
         fs, path = url_to_fs(url)
     except GratisError:
         raise

@@ -16,7 +16,7 @@ from gratis.errors import GratisError, guard
 from gratis.signals import interrupt_ends_at_once, interrupt_raises
 
 DATASETS = "gratis.preprocess.commands"
-TRAINING = "gratis.train"
+ANALYSIS, PAPER = "gratis.train.analysis", "gratis.train.paper"
 VERBS: dict[str, tuple[str, str]] = {  # what is typed -> module:function, what for
     "sample": (f"{DATASETS}:sample", "draw a small dataset of ten classes"),
     "shards": (f"{DATASETS}:shards", "resize images and write shards and statistics"),
@@ -27,35 +27,23 @@ VERBS: dict[str, tuple[str, str]] = {  # what is typed -> module:function, what 
     "preview": ("gratis.loader.inspect.preview:main", "draw a batch as the loader yields it"),
     "explain": ("gratis.loader.inspect.explain:main", "draw one image's way through the loader"),
     "train": (
-        f"{TRAINING}.launcher.command:main",
+        "gratis.train.launcher.command:main",
         "train AlexNet; without --shards on a sample drawn here",
     ),
-    "summary": (f"{TRAINING}.analysis.summary:main", "what a recipe's network is, in numbers"),
-    "figures": (f"{TRAINING}.analysis.figures:main", "kernels, guesses and curves of a run"),
-    "predict": (
-        f"{TRAINING}.analysis.predict:main",
-        "the most probable classes of your own pictures",
-    ),
-    "features": (
-        f"{TRAINING}.analysis.features:main",
-        "a layer's responses to every image of a split",
-    ),
-    "export": (
-        f"{TRAINING}.analysis.export:main",
-        "a trained network as ONNX, TorchScript or safetensors",
-    ),
+    "summary": (f"{ANALYSIS}.summary:main", "what a recipe's network is, in numbers"),
+    "figures": (f"{ANALYSIS}.figures:main", "kernels, guesses and curves of a run"),
+    "predict": (f"{ANALYSIS}.predict:main", "the most probable classes of your own pictures"),
+    "features": (f"{ANALYSIS}.features:main", "a layer's responses to every image of a split"),
+    "export": (f"{ANALYSIS}.export:main", "a trained network as ONNX, TorchScript or safetensors"),
     "evaluate-published": (
-        f"{TRAINING}.analysis.evaluate_published:main",
+        f"{ANALYSIS}.evaluate_published:main",
         "torchvision's AlexNet weights on your shards",
     ),
-    "paper": (
-        f"{TRAINING}.paper.paper:main",
-        "all of the paper that fits into some minutes, in one report",
-    ),
-    "figure1": (f"{TRAINING}.paper.figure1:main", "the paper's figure 1, ReLU against tanh"),
-    "ablate": (f"{TRAINING}.paper.ablate:main", "parts of the network switched off, one at a time"),
-    "ensemble": (f"{TRAINING}.paper.ensemble:main", "several runs' probabilities averaged"),
-    "tables": (f"{TRAINING}.paper.tables:main", "runs beside the paper's Tables 1 and 2"),
+    "paper": (f"{PAPER}.paper:main", "all of the paper that fits into some minutes, in one report"),
+    "figure1": (f"{PAPER}.figure1:main", "the paper's figure 1, ReLU against tanh"),
+    "ablate": (f"{PAPER}.ablate:main", "parts of the network switched off, one at a time"),
+    "ensemble": (f"{PAPER}.ensemble:main", "several runs' probabilities averaged"),
+    "tables": (f"{PAPER}.tables:main", "runs beside the paper's Tables 1 and 2"),
     "status": ("gratis.server.commands:status", "serve the status of all runs over HTTP"),
     "top": ("gratis.server.commands:top", "the status of a run in a terminal"),
     "doctor": ("gratis.doctor:main", "say what this machine has, and what that means"),
@@ -107,9 +95,8 @@ def import_benchmarks(verb: str) -> None:
     """Makes the folder `benchmarks` of a source checkout importable; GratisError where there is
     none."""
     if not (CHECKOUT / "benchmarks" / "command.py").is_file():
-        raise GratisError(
-            f"gratis {verb} needs a source checkout: the benchmarks are not in the wheel"
-        )
+        needs = "needs a source checkout: the benchmarks are not in the wheel"
+        raise GratisError(f"gratis {verb} {needs}")
     sys.path.append(str(CHECKOUT))
     inherited = os.environ.get("PYTHONPATH")  # measurements run in processes of their own
     os.environ["PYTHONPATH"] = f"{inherited}{os.pathsep}{CHECKOUT}" if inherited else str(CHECKOUT)

@@ -53,6 +53,16 @@ def parse(
         )
 
 
+def check_ranges(options: object, ranges: dict[str, tuple[int, int]]) -> None:
+    """GratisError for the first field whose value is outside its range (least, most); None is
+    always allowed."""
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            option = name.replace("_", "-")
+            raise GratisError(f"--{option} {value}: between {least:,} and {most:,}")
+
+
 def _message(event: ParseErrorEvent, arguments: Sequence[str], kind: type) -> str:
     from tyro import _errors
 
@@ -115,11 +125,8 @@ def _wrong_value(argument: ArgumentDefinition, arguments: Sequence[str]) -> str:
         option, equals, value = token.partition("=")
         if option.replace("_", "-") == name:
             values = takewhile(lambda word: not word.startswith("--"), arguments[number:])
-            given = (
-                value
-                if equals
-                else " ".join(islice(values, count if isinstance(count, int) else None))
-            )
+            most = count if isinstance(count, int) else None
+            given = value if equals else " ".join(islice(values, most))
     if not given:
         return f"{name} has no value"
     expected = str(argument.lowered.metavar).removeprefix("{None}|").strip("{}")

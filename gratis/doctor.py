@@ -28,13 +28,11 @@ from gratis.history import read_attempt
 from gratis.memory import available_bytes
 
 GB = 1e9
-BYTES_AN_IMAGE = (
-    33_000  # 500 ILSVRC photographs as 256 px JPEGs of quality 95 made a shard of 16.5 MB
-)
+# 500 ILSVRC photographs as 256 px JPEGs of quality 95 made a shard of 16.5 MB
+BYTES_AN_IMAGE = 33_000
 IMAGENET = 1_331_167  # images, both splits
-CUDA_13_DRIVER = (
-    580  # the first that runs CUDA 13, which the wheels of torch and DALI are built with
-)
+# the first that runs CUDA 13, which the wheels of torch and DALI are built with
+CUDA_13_DRIVER = 580
 # the prefix of AVX2 instructions such as vpmovzxbw: absent from an SSE-only build
 VEX_256_0F38 = b"\xc4\xe2\x7d"
 ASK_PILLOW = (
@@ -61,32 +59,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(
-        prog="gratis doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of all runs; default: runs"
-    )
-    parser.add_argument(
-        "--shards",
-        type=Path,
-        nargs="*",
-        help="folders to look at; default: ./shards* and sample/shards",
-    )
-    parser.add_argument(
-        "--port", type=int, default=8000, help="of the status server; default: 8000"
-    )
-    parser.add_argument(
-        "--remove", type=Path, action="append", default=[], help="an old run or abandoned shards"
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="gratis doctor", description=__doc__, formatter_class=form)
+    add = parser.add_argument
+    add("--runs", type=Path, default=Path("runs"), help="folder of all runs; default: runs")
+    shown = "folders to look at; default: ./shards* and sample/shards"
+    add("--shards", type=Path, nargs="*", help=shown)
+    add("--port", type=int, default=8000, help="of the status server; default: 8000")
+    removed = "an old run or abandoned shards"
+    add("--remove", type=Path, action="append", default=[], help=removed)
     options = parser.parse_args(arguments)
     shards = options.shards or [*Path().glob("shards*"), Path("sample/shards")]
-    left = [*old_runs(options.runs), *abandoned(shards)]
+    left = [*old_runs(options.runs), *abandoned_shards(shards)]
     if options.remove:
         return remove(options.remove, left)
-    findings = [*cpu(), *python(), *pillow(), *torch_and_gpus(), *dali(), *disk_and_memory()]
+    findings = [*cpu(), *python(), *pillow(), *gpus_and_torch(), *dali(), *disk_and_memory()]
     for finding in [*findings, port(options.port)]:
         print(f"{finding.level:<5} {finding.what}: {finding.meaning}")
     for leftover in left:
@@ -96,16 +83,16 @@ def main(arguments: list[str]) -> int:
     return int(any(finding.level == "bad" for finding in findings))
 
 
-def brings(package: str) -> str:
+def install_hint(package: str) -> str:
     return f"`{'make install' if CHECKOUT else f'pip install {package!r}'}` brings it"
 
 
 def cpu() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
-    yield Finding(
-        "good" if cores > 1 else "note", f"{cores} CPU cores", "as many threads decode images"
-    )
-    text = read("/proc/cpuinfo")
+    level: Level = "good" if cores > 1 else "note"
+    yield Finding(level, f"{cores} CPU cores", "as many threads decode images")
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"model name\s*: (.*)", text)
     flags = set(text.split())
     name = model[1] if model else platform.machine()
@@ -113,11 +100,8 @@ def cpu() -> Iterator[Finding]:
         wide = ", AVX-512 too" if "avx512f" in flags else ""
         yield Finding("good", f"{name} with AVX2{wide}", "resizing and decoding use it")
     else:
-        yield Finding(
-            "note",
-            f"{name} without AVX2",
-            "everything works; making shards takes about twice the time",
-        )
+        means = "everything works; making shards takes about twice the time"
+        yield Finding("note", f"{name} without AVX2", means)
 
 
 def python() -> Iterator[Finding]:
@@ -136,24 +120,18 @@ def pillow() -> Iterator[Finding]:
     simd, plain = version("pillow-simd"), version("pillow")
     spec = importlib.util.find_spec("PIL._imaging") if importlib.util.find_spec("PIL") else None
     if spec is None or spec.origin is None:
-        yield Finding("bad", "no Pillow", brings("pillow>=11"))
+        yield Finding("bad", "no Pillow", install_hint("pillow>=11"))
         return
     if simd and plain:
         again = "`make install`" if CHECKOUT else "`pip install pillow`"
-        yield Finding(
-            "bad",
-            f"Pillow {plain} over pillow-simd {simd}",
-            f"same files, one lost: `pip uninstall pillow pillow-simd`, {again}",
-        )
+        means = f"same files, one lost: `pip uninstall pillow pillow-simd`, {again}"
+        yield Finding("bad", f"Pillow {plain} over pillow-simd {simd}", means)
     elif not simd:
         headers = "apt install gcc python3-dev libjpeg-dev zlib1g-dev libwebp-dev libtiff-dev"
         build = f"{headers}, then `make install`" if CHECKOUT else "a source checkout builds it"
-        yield Finding(
-            "note",
-            f"Pillow {plain}",
-            "shards take longer than with pillow-simd, and half a per cent of their values differ "
-            f"from its by up to 2 levels: {build}",
-        )
+        slower = "shards take longer than with pillow-simd, and half a per cent of their values"
+        means = f"{slower} differ from its by up to 2 levels: {build}"
+        yield Finding("note", f"Pillow {plain}", means)
     elif VEX_256_0F38 in Path(spec.origin).read_bytes():
         what = f"pillow-simd {simd}, compiled with AVX2"
         yield Finding("good", what, "the fastest resize there is on a CPU")
@@ -162,40 +140,32 @@ def pillow() -> Iterator[Finding]:
         yield Finding("note", what, "resizing takes about twice the time")
     if lacking := ask(sys.executable, "-c", ASK_PILLOW).split():
         again = "apt install libwebp-dev libtiff-dev, then `make install`"
-        yield Finding(
-            "note",
-            f"Pillow is built without {' and '.join(lacking)}",
-            "shards cannot be made of such images: "
-            + (again if CHECKOUT else "`pip install --force-reinstall pillow`"),
-        )
+        again = again if CHECKOUT else "`pip install --force-reinstall pillow`"
+        means = f"shards cannot be made of such images: {again}"
+        yield Finding("note", f"Pillow is built without {' and '.join(lacking)}", means)
 
 
-def torch_and_gpus() -> Iterator[Finding]:
-    gpus = ask(
-        "nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"
-    ).splitlines()
+def gpus_and_torch() -> Iterator[Finding]:
+    query = "--query-gpu=name,driver_version,memory.total"
+    gpus = ask("nvidia-smi", query, "--format=csv,noheader").splitlines()
     for number, line in enumerate(gpus):
         name, driver, memory = line.split(", ")
         major = driver.partition(".")[0]
         old = major.isdecimal() and int(major) < CUDA_13_DRIVER
-        means = (
-            f"too old for CUDA 13: install {CUDA_13_DRIVER} or later"
-            if old
-            else "CUDA 13 runs on it"
-        )
-        yield Finding(
-            "bad" if old else "good", f"GPU {number} {name}, {memory}, driver {driver}", means
-        )
+        what = f"GPU {number} {name}, {memory}, driver {driver}"
+        if old:
+            means = f"too old for CUDA 13: install {CUDA_13_DRIVER} or later"
+            yield Finding("bad", what, means)
+        else:
+            yield Finding("good", what, "CUDA 13 runs on it")
     if len(gpus) % 2 and len(gpus) > 1:
-        yield Finding(
-            "note", f"{len(gpus)} GPUs", f"towers come in pairs: {len(gpus) - 1} are used"
-        )
+        means = f"towers come in pairs: {len(gpus) - 1} are used"
+        yield Finding("note", f"{len(gpus)} GPUs", means)
     if not gpus:
-        yield Finding(
-            "note", "no GPU", "everything runs on the CPU, which is for trying things out"
-        )
+        means = "everything runs on the CPU, which is for trying things out"
+        yield Finding("note", "no GPU", means)
     if version("torch") is None:
-        means = f"{brings('torch>=2.8,<2.15')}; shards and status need none"
+        means = f"{install_hint('torch>=2.8,<2.15')}; shards and status need none"
         yield Finding("bad", "no torch", means)
         return
     answer = ask(sys.executable, "-c", ASK_TORCH).split()
@@ -205,19 +175,15 @@ def torch_and_gpus() -> Iterator[Finding]:
         yield Finding("bad", f"torch {version('torch')}", f"cannot be imported: {again}")
         return
     build, cuda, seen = answer
-    if cuda == "None":
-        means = (
-            "it sees no GPU: install the build for CUDA 13"
-            if gpus
-            else "right for a machine without a GPU"
-        )
-        yield Finding("bad" if gpus else "good", f"torch {build}, built for CPUs", means)
+    if cuda == "None" and gpus:
+        means = "it sees no GPU: install the build for CUDA 13"
+        yield Finding("bad", f"torch {build}, built for CPUs", means)
+    elif cuda == "None":
+        means = "right for a machine without a GPU"
+        yield Finding("good", f"torch {build}, built for CPUs", means)
     elif int(seen) < len(gpus):
-        yield Finding(
-            "bad",
-            f"torch {build}, CUDA {cuda}",
-            f"sees {seen} of {len(gpus)} GPUs: driver or container?",
-        )
+        means = f"sees {seen} of {len(gpus)} GPUs: driver or container?"
+        yield Finding("bad", f"torch {build}, CUDA {cuda}", means)
     else:
         yield Finding("good", f"torch {build}, CUDA {cuda}", f"sees {seen} GPUs")
 
@@ -225,34 +191,26 @@ def torch_and_gpus() -> Iterator[Finding]:
 def dali() -> Iterator[Finding]:
     for name in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):
         if build := version(name):
-            yield Finding(
-                "good", f"{name} {build}", "decodes on CPUs, and on GPUs where there are some"
-            )
+            means = "decodes on CPUs, and on GPUs where there are some"
+            yield Finding("good", f"{name} {build}", means)
             return
-    means = f"{brings('nvidia-dali-cuda130>=2')} (Linux on x86-64 or aarch64)"
+    means = f"{install_hint('nvidia-dali-cuda130>=2')} (Linux on x86-64 or aarch64)"
     yield Finding("bad", "no DALI", means)
 
 
 def disk_and_memory() -> Iterator[Finding]:
     need, free = BYTES_AN_IMAGE * IMAGENET / GB, shutil.disk_usage(".").free / GB
     means = f"ImageNet's shards take about {need:.0f} GB"
-    yield Finding(
-        "good" if free > need else "note" if free > 1 else "bad",
-        f"{free:.0f} GB of disk free here",
-        means,
-    )
+    level: Level = "good" if free > need else "note" if free > 1 else "bad"
+    yield Finding(level, f"{free:.0f} GB of disk free here", means)
     available = available_bytes() / GB
     means = "a rank needs 1 to 2 GB; what is left keeps shards in memory"
-    yield Finding(
-        "good" if available > 4 else "note", f"{available:.0f} GB of memory available", means
-    )
+    level = "good" if available > 4 else "note"
+    yield Finding(level, f"{available:.0f} GB of memory available", means)
     shared = shutil.disk_usage("/dev/shm").total / GB if Path("/dev/shm").exists() else 0.0
     if shared < 0.5:
-        yield Finding(
-            "note",
-            f"{shared:.2f} GB of /dev/shm",
-            "processes exchange through it: give a container --ipc=host",
-        )
+        means = "processes exchange through it: give a container --ipc=host"
+        yield Finding("note", f"{shared:.2f} GB of /dev/shm", means)
 
 
 def port(number: int) -> Finding:
@@ -263,10 +221,9 @@ def port(number: int) -> Finding:
         except OverflowError:
             return Finding("note", f"port {number} is none", "a port is a number from 0 to 65535")
         except OSError:
-            way_out = (
-                f"gratis train takes the next free one, gratis status wants --port {number + 1}"
-            )
-            return Finding("note", f"port {number} is taken", way_out)
+            other = f"gratis status wants --port {number + 1}"
+            means = f"gratis train takes the next free one, {other}"
+            return Finding("note", f"port {number} is taken", means)
     return Finding("good", f"port {number} is free", "the status page will be there")
 
 
@@ -295,18 +252,14 @@ def old_runs(runs: Path) -> Iterator[Leftover]:
             yield leftover(events.parent, f"the shard stage's events, {over}", events)
 
 
-def abandoned(folders: list[Path]) -> Iterator[Leftover]:
+def abandoned_shards(folders: list[Path]) -> Iterator[Leftover]:
     for folder in folders:
         # without a plan it is no work of the shards command, and the tars are somebody's own
         work = folder / ".work"
-        if (
-            (work / "plan.json").is_file()
-            and not (folder / "manifest.json").exists()
-            and not locked(work / "lock")
-        ):
-            yield leftover(
-                folder, "shards begun and not finished (the command that began them goes on)", work
-            )
+        begun = (work / "plan.json").is_file() and not (folder / "manifest.json").exists()
+        if begun and not locked(work / "lock"):
+            what = "shards begun and not finished (the command that began them goes on)"
+            yield leftover(folder, what, work)
 
 
 def leftover(path: Path, what: str, dated: Path) -> Leftover:
@@ -330,16 +283,14 @@ def remove(asked: list[Path], left: list[Leftover]) -> int:
     known = {leftover.path.resolve(): leftover for leftover in left}
     for path in asked:
         if path.is_symlink() or path.resolve() not in known:
-            print(
-                f"error: {path} is no old run and no abandoned shards; nothing was removed of it",
-                file=sys.stderr,
-            )
+            way_out = "nothing was removed of it"
+            message = f"error: {path} is no old run and no abandoned shards; {way_out}"
+            print(message, file=sys.stderr)
             return 2
         target = known.pop(path.resolve())
-        if (
-            path / ".work"
-        ).is_dir():  # the folder may hold other things: only what the shard stage wrote goes
-            for name in planned(path / ".work" / "plan.json"):
+        # the folder may hold other things: only what the shard stage wrote goes
+        if (path / ".work").is_dir():
+            for name in planned_files(path / ".work" / "plan.json"):
                 (path / name).unlink(missing_ok=True)
             shutil.rmtree(path / ".work")
             if not any(path.iterdir()):
@@ -350,7 +301,7 @@ def remove(asked: list[Path], left: list[Leftover]) -> int:
     return 0
 
 
-def planned(plan: Path) -> Iterator[str]:
+def planned_files(plan: Path) -> Iterator[str]:
     """The files that the shards command may have written by its plan
     (gratis.preprocess.stages.plan); none if it cannot be read."""
     try:
@@ -362,9 +313,8 @@ def planned(plan: Path) -> Iterator[str]:
     yield from ("stats.npz", "rejects.jsonl")
     for split, count in shards.items():
         yield f"{split}.index.npz"
-        yield from (
-            f"{split}-{number:05d}.{kind}" for number in range(count) for kind in ("tar", "idx")
-        )
+        for number in range(count):
+            yield from (f"{split}-{number:05d}.tar", f"{split}-{number:05d}.idx")
 
 
 def version(name: str) -> str | None:
@@ -381,10 +331,3 @@ def ask(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

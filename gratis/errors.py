@@ -1,8 +1,5 @@
-"""The one law for mistakes: a user's is one line on stderr and exit code 2, an interrupt is one
-line and 130.
-
-A contract module (standard library alone): every entry point of every package ends in
-`sys.exit(guard(main))`."""
+"""Errors and exit codes: a user's mistake is one line on stderr and exit code 2, an interrupt is
+one line and 130. Every command ends in `sys.exit(guard(main))`."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ def guard(main: Callable[[], int | None]) -> int:
     """
     try:
         try:
-            return _told(main)
+            return _exit_code(main)
         finally:
             # what is still buffered would fail at the interpreter's end, past every handler
             if sys.stdout:
@@ -51,7 +48,7 @@ def guard(main: Callable[[], int | None]) -> int:
         return UNREAD
 
 
-def _told(main: Callable[[], int | None]) -> int:
+def _exit_code(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except GratisError as error:
@@ -63,38 +60,37 @@ def _told(main: Callable[[], int | None]) -> int:
 
 
 def _unread() -> bool:
-    """Is the reader of stdout or stderr gone?"""
+    """Whether the reader of stdout or stderr is gone."""
     poll = select.poll()
     for stream in (sys.stdout, sys.stderr):
         poll.register(stream.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def asking(
-    ask: Callable[[], Answer], thread: type[threading.Thread] = threading.Thread
+def call_in_thread(
+    call: Callable[[], Answer], thread: type[threading.Thread] = threading.Thread
 ) -> Future[Answer]:
-    """What `ask` is to return or raise, in a thread of that class: a server may be silent for
-    minutes, and whoever will not wait so long leaves it alone."""
+    """What `call` is to return or raise, in a thread of that class: a server may be silent for
+    minutes, and whoever does not wait so long goes on without it."""
     answer: Future[Answer] = Future()
 
-    def wait() -> None:
+    def run() -> None:
         try:
-            answer.set_result(ask())
+            answer.set_result(call())
         except BaseException as error:
             answer.set_exception(error)
 
-    thread(target=wait, daemon=True).start()
+    thread(target=run, daemon=True).start()
     return answer
 
 
-def answered(ask: Callable[[], Answer], asked: str) -> Answer:
-    """What `ask` returns or raises; GratisError if it does neither within ANSWER_S seconds, and
-    then it is left alone.
+def wait_for(call: Callable[[], Answer], what: str) -> Answer:
+    """What `call` returns or raises; GratisError, which begins with `what`, if it does neither
+    within ANSWER_S seconds.
 
-    For the first words with a server: libraries look for credentials and try again for minutes.
-    """
-    answer = asking(ask)
+    For the first request to a server: libraries look for credentials and try again for minutes."""
+    answer = call_in_thread(call)
     if not futures.wait([answer], ANSWER_S).done:
-        told = "look at the address, this machine's network, and the credentials if it wants any"
-        raise GratisError(f"{asked}: no answer within {ANSWER_S:g} seconds; {told}")
+        way_out = "look at the address, this machine's network, and the credentials if it wants any"
+        raise GratisError(f"{what}: no answer within {ANSWER_S:g} seconds; {way_out}")
     return answer.result()

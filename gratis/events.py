@@ -1,4 +1,4 @@
-"""Contract 3: the event line. `runs/<name>/rank-<r>.jsonl` and `runs/<name>/shards.jsonl`,
+"""Contract 3: event files. `runs/<name>/rank-<r>.jsonl` and `runs/<name>/shards.jsonl`,
 append-only JSON lines.
 
 Every record has v, kind, t (Unix seconds), mono (monotonic seconds, comparable within one host's
@@ -82,17 +82,10 @@ class EventWriter:
         step: int | None = None,
     ) -> None:
         """Appends one record. Non-finite floats become null: JSON has no number for them."""
-        record: dict[str, object] = {
-            "v": VERSION,
-            "kind": kind,
-            "t": time.time(),
-            "mono": time.monotonic(),
-        }
-        record |= self._common
-        if epoch is not None:
-            record["epoch"] = epoch
-        if step is not None:
-            record["step"] = step
+        now = {"t": time.time(), "mono": time.monotonic()}
+        record: dict[str, object] = {"v": VERSION, "kind": kind, **now, **self._common}
+        place = {"epoch": epoch, "step": step}
+        record |= {name: value for name, value in place.items() if value is not None}
         line = json.dumps(_finite(record | dict(fields)), separators=(",", ":"), allow_nan=False)
         self._append(line.encode() + b"\n")
 

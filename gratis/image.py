@@ -26,6 +26,8 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +41,7 @@ MAX_PIXELS = 100_000_000  # by the header, before anything is decoded: 300 MB as
 # beside JPEG; few formats leave hostile files few decoders to attack
 FORMATS = ("PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 # shrinking inside the decoder stops at this multiple of the target, and the filter does the rest
-KEPT_GAP = 2
+REDUCING_GAP = 2
 ORIENTATION = 0x0112
 
 
@@ -85,14 +87,8 @@ def to_picture(data: bytes, size: int) -> tuple[Pillow.Image, tuple[str, ...]]:
         raise Reject("empty", "the file has no bytes")
     if len(data) > MAX_BYTES:
         raise Reject("too-large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            picture, conversions = _read(data, size)
-        except Reject:
-            raise
-        except Exception as error:  # parsers raise anything on hostile bytes
-            raise Reject(*_diagnosis(error)) from None
+    with _parser_errors_as_rejects() as caught:
+        picture, conversions = _read(data, size)
     exif_warning = any("EXIF" in str(warning.message) for warning in caught)
     if exif_warning and "exif-corrupt" not in conversions:
         conversions.append("exif-corrupt")
@@ -101,29 +97,34 @@ def to_picture(data: bytes, size: int) -> tuple[Pillow.Image, tuple[str, ...]]:
 
 def probe(data: bytes) -> tuple[str, int, int, str]:
     """Format, width, height and mode by the header, as Pillow names them. Raises Reject."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            picture = _open(data)
-        except Exception as error:  # as in to_image
-            raise Reject(*_diagnosis(error)) from None
+    with _parser_errors_as_rejects():
+        picture = _open(data)
     return picture.format or "", picture.width, picture.height, picture.mode
 
 
 def decode_or_reject(data: bytes) -> NDArray[np.uint8]:
     """`decode` for a file that somebody else wrote. Raises Reject."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return decode(data)
-        except Exception as error:  # as in to_image
-            raise Reject(*_diagnosis(error)) from None
+    with _parser_errors_as_rejects():
+        return decode(data)
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
     """uint8 [height,width,3] of a JPEG or PPM that this project wrote. Raises Pillow's errors."""
     with Pillow.open(io.BytesIO(data), formats=("JPEG", "PPM")) as picture:
         return np.asarray(_rgb(picture))
+
+
+@contextmanager
+def _parser_errors_as_rejects() -> Iterator[list[warnings.WarningMessage]]:
+    """Collects warnings instead of showing them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield caught
+        except Reject:
+            raise
+        except Exception as error:  # parsers raise anything on hostile bytes
+            raise Reject(*_diagnosis(error)) from None
 
 
 def _window(side: int, shorter: int, size: int) -> tuple[float, float]:
@@ -145,14 +146,14 @@ def _read(data: bytes, size: int) -> tuple[Pillow.Image, list[str]]:
         raise Reject("multi-frame", f"{getattr(picture, 'n_frames', 0)} frames")
     conversions += _oddities(picture, data)
     box = central_box(width, height, size)
-    drafted = picture.draft(None, (KEPT_GAP * size, KEPT_GAP * size))
+    drafted = picture.draft(None, (REDUCING_GAP * size, REDUCING_GAP * size))
     shrunk = drafted[1][2] / width if drafted else 1.0  # 1, 1/2, 1/4 or 1/8
     scaled = (box[0] * shrunk, box[1] * shrunk, box[2] * shrunk, box[3] * shrunk)
     flat = _flatten(picture)
     # the sources' own code enlarges by cubic interpolation; shrinking is Lanczos, 2 dB nearer to
     # the original than area
     method = Pillow.Resampling.LANCZOS if min(width, height) > size else Pillow.Resampling.BICUBIC
-    small = flat.resize((size, size), method, box=scaled, reducing_gap=float(KEPT_GAP))
+    small = flat.resize((size, size), method, box=scaled, reducing_gap=float(REDUCING_GAP))
     result = _rgb(small)
     result.info = {}  # the file's comment would go into the JPEG that is made of it
     return result, conversions

@@ -1,4 +1,4 @@
-"""Who has a run: its command locks `starter` from before there are ranks, its first rank locks
+"""Locks on files: of a run, its command locks `starter` before there are ranks, its first rank
 `lock`."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TextIO
 from gratis.errors import GratisError
 
 STARTER, LOCK = "starter", "lock"
-RESERVED: list[TextIO] = []  # held while this process lives
+RESERVED: list[TextIO] = []  # open while this process lives
 
 
 def reserve(folder: Path) -> bool:
@@ -24,7 +24,7 @@ def reserve(folder: Path) -> bool:
         file = hold(folder / STARTER)
         if file:
             RESERVED.append(file)
-            sign(file, os.getpid())
+            write_holder(file, os.getpid())
     except OSError as error:
         raise GratisError(
             f"--runs {folder.parent} cannot hold a run ({error.strerror}); choose another"
@@ -42,9 +42,9 @@ def lock(folder: Path, pid: int | None = None) -> TextIO:
     file = hold(folder / LOCK)
     if file is None:  # `starter` would name the command that started this rank
         raise GratisError(
-            f"run {folder} is in use by {signed(folder / LOCK)}; choose another --run, or end it"
+            f"run {folder} is in use by {holder(folder / LOCK)}; choose another --run, or end it"
         )
-    sign(file, pid or os.getpid())
+    write_holder(file, pid or os.getpid())
     return file
 
 
@@ -55,36 +55,37 @@ def in_use(folder: Path) -> str | None:
         if path.exists():
             file = hold(path)
             if file is None:
-                return signed(path)
+                return holder(path)
             file.close()
     return None
 
 
-def hold(path: Path) -> TextIO | None:
+def hold(path: Path, *, shared: bool = False, what: Path | None = None) -> TextIO | None:
     """The file, locked while it is open and its process lives; None if another process has it.
+    shared: only those who want it alone are kept out.
 
-    GratisError where the file system has no locks (ENOLCK, ENOTSUP): nobody would be known to have
-    it."""
+    GratisError, about `what` or the file, where the file system has no locks (ENOLCK, ENOTSUP):
+    nobody would be known to have it."""
     file = path.open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # the two by which systems say that it is taken
         file.close()
         return None
     except OSError as error:
         file.close()
         raise GratisError(
-            f"{path} cannot be locked ({error.strerror}); choose a folder on another disk"
+            f"{what or path} cannot be locked ({error.strerror}); choose a folder on another disk"
         ) from None
     return file
 
 
-def sign(file: TextIO, pid: int) -> None:
+def write_holder(file: TextIO, pid: int) -> None:
     with suppress(OSError):  # a full disk: others then learn less
         file.truncate(0)
         file.write(f"process {pid} on {socket.gethostname()}\n")
         file.flush()
 
 
-def signed(path: Path) -> str:
+def holder(path: Path) -> str:
     return path.read_text().strip() or "a living process"

@@ -1,4 +1,4 @@
-"""What training prints may be lost without loss: the events have all of it."""
+"""Output that training can go on without: its events hold all that it prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-class Lossy(io.FileIO):
+class LossyOutput(io.FileIO):
     """Whatever cannot be written (EPIPE after `| head`, EIO of a terminal that is gone, ENOSPC) is
     dropped."""
 
@@ -23,9 +23,9 @@ class Lossy(io.FileIO):
         return size
 
 
-def lose_unwritable() -> None:
-    """From now on this process's stdout and stderr never fail. Where they were closed, all goes
-    nowhere.
+def ignore_write_errors() -> None:
+    """From now on writing to this process's stdout and stderr never fails. Where they were closed,
+    all goes to /dev/null.
 
     Streams that somebody else has put in their place are left alone.
     """
@@ -36,11 +36,7 @@ def lose_unwritable() -> None:
         elif stream is getattr(sys, f"__{name}__"):
             with suppress(OSError):
                 stream.flush()
-            raw = Lossy(number, "w", closefd=False)
-            lossy = io.TextIOWrapper(
-                io.BufferedWriter(raw),
-                encoding=stream.encoding,
-                errors=stream.errors,
-                line_buffering=True,
-            )
-            setattr(sys, name, lossy)
+            raw = LossyOutput(number, "w", closefd=False)
+            form = {"encoding": stream.encoding, "errors": stream.errors}
+            buffer = io.BufferedWriter(raw)
+            setattr(sys, name, io.TextIOWrapper(buffer, **form, line_buffering=True))

@@ -25,7 +25,7 @@ def timed(path: Path, command: list[str], seconds: float) -> str | None:
         return f"skipped: {OVER}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as output:
-        output.write(first_line(command))
+        output.write(log_header(command))
         output.flush()
         # a session of its own: at the end of the time all that it has started is ended
         child = subprocess.Popen(
@@ -44,12 +44,12 @@ def timed(path: Path, command: list[str], seconds: float) -> str | None:
             raise
     if code == 0:
         return None
-    lines = said(path).strip().splitlines()
+    lines = read_log(path).strip().splitlines()
     last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
     return f"failed with exit code {code}: {last.removeprefix('error: ')}"
 
 
-def first_line(command: list[str]) -> str:
+def log_header(command: list[str]) -> str:
     """Of its log."""
     return f"gratis {shlex.join(command)}\n"
 
@@ -68,7 +68,7 @@ def end(child: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
         child.wait()
 
 
-def said(path: Path) -> str:
+def read_log(path: Path) -> str:
     """The log; empty if there is none. A bar's states are lines of their own."""
     return path.read_text(errors="replace").replace("\r", "\n") if path.exists() else ""
 

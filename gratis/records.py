@@ -1,5 +1,5 @@
-"""Contract 3: the records that training writes, as types. The line they travel in is
-`gratis.events`.
+"""Contract 3: the records that training writes, as types. `gratis.events`
+writes and reads them.
 
 Imports the standard library and `gratis.events` alone, so that the server can read them without
 torch."""

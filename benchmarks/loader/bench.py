@@ -18,6 +18,7 @@ opencv-python-headless, terminaltables, pytorch_pfn_extras, fastargs, assertpy).
 from __future__ import annotations
 
 import json
+import operator
 import os
 import shutil
 import statistics
@@ -33,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.loader.peers.common import BATCH, Files, crop_of, tars_of
-from benchmarks.loader.peers.datasets import lay_out
+from benchmarks.loader.peers.datasets import write_datasets
 from benchmarks.loader.peers.table import PEERS, STAGES
 from gratis.command_line import parse
 from gratis.dataset import read_manifest, require_split
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> int:
         raise GratisError(f"{options.shards} holds {manifest.codec} samples; the peers read JPEG")
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         forms: set[Files] = {"usual", *(PEERS[name].files for name in options.only or PEERS)}
-        lay_out(options.shards, Path(scratch), forms)
+        write_datasets(options.shards, Path(scratch), forms)
         names = _usable_peers(options, Path(scratch))
         records = _rounds(names, options, Path(scratch))
     _report(records, options)
@@ -109,19 +110,18 @@ def _rounds(names: list[str], options: LoaderBench, scratch: Path) -> dict[str, 
     for number in range(options.rounds):
         for name in every if number % 2 == 0 else every[::-1]:
             if name in LIMITS:
-                command = _limit_command(limit, name, options, scratch)
+                usual = scratch / "usual"
+                numbers = crop_of(usual), _threads(options), LIMIT_S
+                command = [str(part) for part in (limit, name, *numbers, *tars_of(usual))]
             else:
                 command = _measure(name, scratch, _threads(options), options.batches)
             done = _run(command)
             if done.returncode:
                 raise GratisError(f"{name} failed: {_last_line(done)}")
             records[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(
-                f"round {number + 1} {name}: {records[name][-1]['rate']:,.0f} images/s, "
-                f"{records[name][-1]['cost']:.3f} CPU s per 1,000",
-                file=sys.stderr,
-                flush=True,
-            )
+            rate, cost = records[name][-1]["rate"], records[name][-1]["cost"]
+            message = f"{name}: {rate:,.0f} images/s, {cost:.3f} CPU s per 1,000"
+            print(f"round {number + 1} {message}", file=sys.stderr, flush=True)
     return records
 
 
@@ -137,36 +137,21 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _report(records: dict[str, list[Record]], options: LoaderBench) -> None:
-    what = (
-        f"{options.rounds} alternating rounds of {options.batches * BATCH:,} images, "
-        f"{_threads(options)} threads"
+    images = f"{options.rounds} alternating rounds of {options.batches * BATCH:,} images"
+    title = (
+        f"{images}, {_threads(options)} threads; ratios are ours over the row's, paired by round"
     )
-    table = Table(title=f"{what}; ratios are ours over the row's, paired by round")
-    mine = [name for name in ("ours", "ours-fitted", "ours-q90", "ours-raw") if name in records]
-    columns = (
-        "",
-        "images/s [min..max]",
-        "CPU s per 1,000",
-        *(f"{name}: CPU, rate" for name in mine),
-        "first s",
-        "MB",
-    )
-    for column in columns:
-        table.add_column(column)
+    mine = [name for name in PEERS if name.startswith("ours") and name in records]
+    ratio_columns = [f"{name}: CPU, rate" for name in mine]
+    table = Table("", "images/s [min..max]", "CPU s per 1,000", *ratio_columns, "first s", "MB")
+    table.title = title
     for name in sorted(set(records) & set(PEERS), key=lambda name: _median(records[name], "cost")):
         its = records[name]
-        ratios = [
-            f"{_ratio(records[own], its, 'cost'):.2f} {_ratio(records[own], its, 'rate'):.2f}"
-            for own in mine
-        ]
-        table.add_row(
-            name,
-            _spread(its, "rate", ",.0f"),
-            _spread(its, "cost", ".3f"),
-            *ratios,
-            f"{_median(its, 'first'):.2f}",
-            f"{_median(its, 'megabytes'):,.0f}",
-        )
+        rate, cost = _spread(its, "rate", ",.0f"), _spread(its, "cost", ".3f")
+        pairs = [(_ratio(records[own], its, k) for k in ("cost", "rate")) for own in mine]
+        ratios = [" ".join(f"{ratio:.2f}" for ratio in pair) for pair in pairs]
+        first, megabytes = _median(its, "first"), _median(its, "megabytes")
+        table.add_row(name, rate, cost, *ratios, f"{first:.2f}", f"{megabytes:,.0f}")
     Console(width=150).print(table, _stages(records))
 
 
@@ -176,25 +161,20 @@ def _ratio(mine: list[Record], its: list[Record], key: str) -> float:
 
 def _stages(records: dict[str, list[Record]]) -> Table:
     """Each stage's CPU seconds, by subtraction within a round."""
-    table = Table(
-        "stage", "CPU s per 1,000", title="where our time goes, beside bare libjpeg-turbo"
-    )
+    title = "where our time goes, beside bare libjpeg-turbo"
+    table = Table("stage", "CPU s per 1,000", title=title)
     costs = {name: [record["cost"] for record in each] for name, each in records.items()}
     rows = {
         "read": costs["read"],
-        "decode: DALI": [a - b for a, b in zip(costs["decode"], costs["read"], strict=True)],
-        "finish and hand-over": [
-            a - b for a, b in zip(costs["ours"], costs["decode"], strict=True)
-        ],
+        "decode: DALI": list(map(operator.sub, costs["decode"], costs["read"])),
+        "finish and hand-over": list(map(operator.sub, costs["ours"], costs["decode"])),
         "whole": costs["ours"],
     }
     for name in LIMITS:
         if name in costs:
             rows[f"libjpeg-turbo of this system: {name}"] = costs[name]
     for stage, values in rows.items():
-        table.add_row(
-            stage, f"{statistics.median(values):.3f} [{min(values):.3f}..{max(values):.3f}]"
-        )
+        table.add_row(stage, _range(values, ".3f"))
     return table
 
 
@@ -203,21 +183,12 @@ def _measure(name: str, scratch: Path, *arguments: object) -> list[str]:
     return [str(part) for part in command]
 
 
-def _limit_command(
-    binary: Path | None, mode: str, options: LoaderBench, scratch: Path
-) -> list[str]:
-    root = scratch / "usual"
-    numbers = (crop_of(root), _threads(options), LIMIT_S)
-    return [str(part) for part in (binary, mode, *numbers, *tars_of(root))]
-
-
 def _compile_limit(scratch: Path) -> Path | None:
     """None without a C compiler or libjpeg's headers."""
-    compiler = shutil.which("cc")
-    source, binary = Path(__file__).with_name("libjpeg_turbo.c"), scratch / "limit"
-    if not compiler:
+    if not (compiler := shutil.which("cc")):
         return None
-    flags, libraries = "-O3 -march=native -o".split(), ["-ljpeg", "-lpthread"]
+    source, binary = Path(__file__).with_name("libjpeg_turbo.c"), scratch / "limit"
+    flags, libraries = ["-O3", "-march=native", "-o"], ["-ljpeg", "-lpthread"]
     command = [compiler, *flags, str(binary), str(source), *libraries]
     return binary if subprocess.run(command, capture_output=True).returncode == 0 else None
 
@@ -231,5 +202,8 @@ def _median(records: list[Record], key: str) -> float:
 
 
 def _spread(records: list[Record], key: str, form: str) -> str:
-    values = [record[key] for record in records]
+    return _range([record[key] for record in records], form)
+
+
+def _range(values: list[float], form: str) -> str:
     return f"{statistics.median(values):{form}} [{min(values):{form}}..{max(values):{form}}]"

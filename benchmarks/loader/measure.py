@@ -47,9 +47,8 @@ def measure(name: str, scratch: Path, threads: int, batches: int) -> None:
     first = time.perf_counter() - started
     if name in PEERS:
         assert batch.dtype == torch.float32, f"{name} yields {batch.dtype}"
-        assert batch.shape == (BATCH, 3, crop_of(root), crop_of(root)), (
-            f"{name} yields {tuple(batch.shape)}"
-        )
+        expected = (BATCH, 3, crop_of(root), crop_of(root))
+        assert batch.shape == expected, f"{name} yields {tuple(batch.shape)}"
         assert batch.is_contiguous(), f"{name} yields another layout"
     for _ in range(WARM):
         next(stream)
@@ -58,13 +57,8 @@ def measure(name: str, scratch: Path, threads: int, batches: int) -> None:
         next(stream).view(-1)[::1024].sum()  # touches every page, as a copy to a device would
     wall, cpu = time.perf_counter() - wall, _tree_cpu_s() - cpu
     images = batches * BATCH
-    record = {
-        "rate": images / wall,
-        "cost": 1000 * cpu / images,
-        "first": first,
-        "megabytes": _tree_megabytes(),
-    }
-    print(json.dumps(record), flush=True)
+    record = {"rate": images / wall, "cost": 1000 * cpu / images, "first": first}
+    print(json.dumps(record | {"megabytes": _tree_megabytes()}), flush=True)
     _end_tree()
 
 

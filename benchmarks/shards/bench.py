@@ -30,7 +30,7 @@ from PIL import ImageFile
 from benchmarks.shards.peers import MODULES
 from benchmarks.shards.psnr import SIZE, ceiling, conventions, psnr, quality
 from gratis import image
-from gratis.command_line import parse
+from gratis.command_line import check_ranges, parse
 from gratis.errors import GratisError
 from gratis.preprocess.codecs import encode_jpeg
 from gratis.preprocess.output.shard_writer import ShardWriter
@@ -38,7 +38,7 @@ from gratis.preprocess.stages.plan import pillow_name
 from gratis.preprocess.statistics import Accumulator
 
 TIMES = 3  # the longer of the two runs
-TABLED = 100  # as --judged says
+TABLE_IMAGES = 100  # as --judged says
 Options = tuple[int, str, bool, bool]
 GRID: tuple[Options, ...] = (  # quality, subsampling, tables fitted to the image, progressive
     (95, "4:4:4", True, False),
@@ -68,9 +68,7 @@ class ShardBenchConfig:
     """Photographs for PSNR, spread over all. The tables of steps and codecs take 100 of them."""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "workers", "judged"):
-            if getattr(self, name) < 1:
-                raise GratisError(f"--{name} {getattr(self, name)}: at least 1")
+        check_ranges(self, dict.fromkeys(("rounds", "workers", "judged"), (1, 10_000)))
 
 
 class RunCost(NamedTuple):
@@ -98,9 +96,9 @@ def bench(config: ShardBenchConfig) -> None:
         )
     judged = _spread(paths, config.judged)
     print(f"{len(paths)} photographs, {pillow_name()}, {os.cpu_count()} cores")
-    tabled = [path.read_bytes() for path in _spread(judged, TABLED)]
-    _show_steps(tabled)
-    _show_codecs(tabled)
+    files = [path.read_bytes() for path in _spread(judged, TABLE_IMAGES)]
+    _show_steps(files)
+    _show_codecs(files)
     _show_tools(config, paths, judged)
 
 

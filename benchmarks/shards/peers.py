@@ -31,9 +31,8 @@ def by_pillow(data: bytes) -> bytes:
     width, height = picture.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    small = picture.resize(
-        (SIZE, SIZE), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-    )
+    box = (left, top, left + side, top + side)
+    small = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=box)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
@@ -45,17 +44,15 @@ def by_opencv(data: bytes) -> bytes:
 
     cv2.setNumThreads(1)
     # flags as an int: orientation is ignored, as it is here
-    picture = cv2.imdecode(
-        np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    )
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     assert picture is not None
     height, width = picture.shape[:2]
     side = min(width, height)
     top, left = (height - side) // 2, (width - side) // 2
     method = cv2.INTER_AREA if side > SIZE else cv2.INTER_CUBIC
-    small = cv2.resize(
-        picture[top : top + side, left : left + side], (SIZE, SIZE), interpolation=method
-    )
+    square = picture[top : top + side, left : left + side]
+    small = cv2.resize(square, (SIZE, SIZE), interpolation=method)
     encoded: bytes = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
     return encoded
 
@@ -63,9 +60,8 @@ def by_opencv(data: bytes) -> bytes:
 def by_libvips(data: bytes) -> bytes:
     import pyvips
 
-    picture = pyvips.Image.thumbnail_buffer(
-        data, SIZE, height=SIZE, crop="centre", size="both", no_rotate=True
-    )
+    options = {"height": SIZE, "crop": "centre", "size": "both", "no_rotate": True}
+    picture = pyvips.Image.thumbnail_buffer(data, SIZE, **options)
     if picture.interpretation != "srgb":
         picture = picture.colourspace("srgb")
     encoded: bytes = picture.jpegsave_buffer(Q=QUALITY, subsample_mode="on", strip=True)

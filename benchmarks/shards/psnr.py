@@ -34,9 +34,8 @@ LANCZOS = Pillow.Resampling.LANCZOS
 def ceiling(judged: list[Path]) -> float:
     """dB that the reference itself keeps through a JPEG of quality 95."""
     references = (reference(Pillow.open(path).convert("RGB")) for path in judged)
-    return float(
-        np.mean([psnr(image.decode(encode_jpeg(pixels, 95)), pixels) for pixels in references])
-    )
+    scores = [psnr(image.decode(encode_jpeg(pixels, 95)), pixels) for pixels in references]
+    return float(np.mean(scores))
 
 
 def quality(out: Path, judged: list[Path]) -> float:
@@ -49,10 +48,8 @@ def quality(out: Path, judged: list[Path]) -> float:
     made = {stem: data for stem, data in images.items() if data}
     missing = [path.name for path in judged if path.stem not in made]
     if missing:
-        raise GratisError(
-            f"{out.name} lacks {len(missing)} of the {len(judged)} images that are judged: "
-            f"{missing[0]}, ..."
-        )
+        counts = f"{len(missing)} of the {len(judged)} images that are judged"
+        raise GratisError(f"{out.name} lacks {counts}: {missing[0]}, ...")
     scores = []
     for path in judged:
         pixels = image.decode(made[path.stem])
@@ -78,10 +75,7 @@ def conventions(data: bytes) -> list[NDArray[np.uint8]]:
     by both filters."""
     whole = Pillow.open(io.BytesIO(data)).convert("RGB")
     filters = (LANCZOS, Pillow.Resampling.BICUBIC) if min(whole.size) < SIZE else (LANCZOS,)
-    return [
-        reference(whole),
-        *(picture for method in filters for picture in _squares(whole, method)),
-    ]
+    return [reference(whole), *(one for method in filters for one in _squares(whole, method))]
 
 
 def reference(whole: Pillow.Image) -> NDArray[np.uint8]:
@@ -102,13 +96,10 @@ def _squares(whole: Pillow.Image, method: Pillow.Resampling) -> Iterator[NDArray
     for box in boxes:
         yield np.asarray(whole.resize((SIZE, SIZE), method, box=box))
     for rounding in (0.5, 0.0, 1 - 1e-9):  # to the nearest, down, up
-        size = (
-            max(SIZE, int(width * SIZE / side + rounding)),
-            max(SIZE, int(height * SIZE / side + rounding)),
-        )
-        resized = whole.resize(size, method)
+        wide, high = (max(SIZE, int(d * SIZE / side + rounding)) for d in (width, height))
+        resized = whole.resize((wide, high), method)
         for up in (0, 1):
-            left, top = ((d - SIZE + up) // 2 for d in size)
+            left, top = ((d - SIZE + up) // 2 for d in (wide, high))
             yield np.asarray(resized.crop((left, top, left + SIZE, top + SIZE)))
 
 

@@ -18,10 +18,9 @@ without it."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,29 +29,29 @@ from numpy.typing import NDArray
 
 from gratis import addresses, dataset, image
 from gratis.atomic import sha256_file
+from gratis.command_line import check_ranges
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
 from gratis.preprocess.codecs import CODECS, encode_ppm
 from gratis.preprocess.execution.workers import ReportProgress, run_tasks
-from gratis.preprocess.output.receipt import ShardReceipt, read_receipt, reject_row, write_receipt
+from gratis.preprocess.output.receipt import ShardReceipt, read_receipt, write_receipt
 from gratis.preprocess.output.store import WORK, LocalStore
-from gratis.preprocess.sources.listing import Item, Listing
+from gratis.preprocess.sources.listing import Item
 from gratis.preprocess.sources.reader import ImageReader
 from gratis.preprocess.sources.source import Source
-from gratis.preprocess.sources.tar import members
-from gratis.preprocess.sources.webdataset import group_samples, idx_bytes, idx_line, open_webdataset
+from gratis.preprocess.sources.tar import idx_bytes, idx_line, members
+from gratis.preprocess.sources.webdataset import group_samples, open_webdataset
 from gratis.preprocess.stages.ownership import (
     INDEXING,
-    claim,
     dataset_files,
+    lock_output,
     refuse_unindexed,
     stale_files,
 )
 from gratis.preprocess.stages.plan import PLAN, draft_manifest
 from gratis.preprocess.stages.progress import Progress
 from gratis.preprocess.stages.publish import publish, summary
-from gratis.preprocess.stages.shard import refuse_unread
-from gratis.preprocess.statistics import Accumulator
+from gratis.preprocess.stages.shard import ImageTask, refuse_unread
 from gratis.preprocess.verify import local_folder
 
 SMALLEST = 8  # pixels a side, as of the shards command
@@ -73,37 +72,41 @@ class IndexConfig:
     """Processes. Default: one per core that this process may use."""
 
     def __post_init__(self) -> None:
-        if self.max_rejects < 0:
-            raise GratisError(f"--max-rejects {self.max_rejects}: 0 or more")
-        if self.workers is not None and not 1 <= self.workers <= 10_000:
-            raise GratisError(f"--workers {self.workers}: between 1 and 10,000")
+        check_ranges(self, {"max_rejects": (0, 1 << 31), "workers": (1, 10_000)})
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexTask:
+class IndexTask(ImageTask):
     """One tar, for a worker: `items` are its images in order, all of which must be of this size and
-    codec."""
+    codec. It decodes every image, and hashes the tar."""
 
-    out: str
-    split: str
     tar: str
     name: str
-    items: tuple[Item, ...]
-    size: int
-    codec: str
-    condemned: dict[int, str] = field(default_factory=dict)
 
     def make(self, begin: Callable[[int], None], report: ReportProgress) -> None:
         """Writes the tar's .idx and receipt to the work folder."""
-        with ImageReader() as reader:
-            receipt = _examine(self, reader, begin, report)
-        begin(-1)
-        store = LocalStore(self.out)
-        store.write(f"{WORK}/{self.name}.idx", _idx(self.tar, set(receipt.offset.tolist())))
-        write_receipt(store, self.name, receipt)
+        good: list[Item] = []
 
-    def condemn(self, position: int, cause: str) -> IndexTask:
-        return dataclasses.replace(self, condemned=self.condemned | {position: cause})
+        def decode(item: Item, data: bytes) -> tuple[NDArray[np.uint8], int]:
+            pixels = _pixels(self, item, data)
+            good.append(item)
+            return pixels, 0
+
+        rejects, sums = self.read_images(begin, report, decode)
+        store = LocalStore(self.out)
+        offsets = [item.offset for item in good]
+        store.write(f"{WORK}/{self.name}.idx", _idx(self.tar, set(offsets)))
+        receipt = ShardReceipt(
+            offset=np.array(offsets, np.int64),
+            size=np.array([item.size for item in good], np.int32),
+            label=np.array([item.label for item in good], np.int32),
+            bytes=os.path.getsize(self.tar),
+            sha256=sha256_file(Path(self.tar)),
+            conversions={},
+            rejects=rejects,
+            sums=sums,
+        )
+        write_receipt(store, self.name, receipt)
 
 
 def index_tars(config: IndexConfig) -> Manifest:
@@ -132,12 +135,12 @@ def index_tars(config: IndexConfig) -> Manifest:
     files = dataset_files(shards)
     refuse_unindexed(store, {name for name in files if apart or not name.endswith(".tar")})
     stale = stale_files(store, files) if apart else []
-    with claim(store, shared=False):
+    with lock_output(store, shared=False):
         try:
             _map(config, source, _tasks(store, source, names, size, codec))
             store.write(INDEXING, b"")
             for tar, name in (pair for split in names.values() for pair in split.items()):
-                _lay_out(store, tar, name)
+                _link_tar(store, tar, name)
             for name in stale:  # before the manifest, which says that nothing is left to do
                 store.remove(name)
             largest = max(int(np.bincount(one.container).max()) for one in source.splits.values())
@@ -197,21 +200,18 @@ def _tasks(
 ) -> Iterable[IndexTask]:
     for split, listing in source.splits.items():
         for number, (tar, name) in enumerate(names[split].items()):
+            # tars were listed one after the other
+            begin, end = np.searchsorted(listing.container, [number, number + 1])
+            items = tuple(listing.item(row) for row in range(begin, end))
             yield IndexTask(
                 out=store.address,
                 split=split,
-                tar=tar,
-                name=name,
-                items=_items(listing, number),
+                items=items,
                 size=size,
                 codec=codec,
+                tar=tar,
+                name=name,
             )
-
-
-def _items(listing: Listing, number: int) -> tuple[Item, ...]:
-    # tars were listed one after the other
-    begin, end = np.searchsorted(listing.container, [number, number + 1])
-    return tuple(listing.item(row) for row in range(begin, end))
 
 
 def _map(config: IndexConfig, source: Source, tasks: Iterable[IndexTask]) -> None:
@@ -220,39 +220,6 @@ def _map(config: IndexConfig, source: Source, tasks: Iterable[IndexTask]) -> Non
     with Progress(None, total=sum(map(len, source.splits.values())), done=0, rejects=0) as progress:
         for new in run_tasks(tasks, workers):
             progress.add(new)
-
-
-def _examine(
-    task: IndexTask, reader: ImageReader, begin: Callable[[int], None], report: ReportProgress
-) -> ShardReceipt:
-    """Decodes every image, hashes the tar."""
-    good: list[Item] = []
-    statistics = Accumulator(task.size) if task.split == "train" else None
-    rejects: list[dict[str, str]] = []
-    for position, item in enumerate(task.items):
-        begin(position)
-        try:
-            refuse_unread(task.condemned, position, item)
-            pixels = _pixels(task, item, reader.read(item))
-        except image.Reject as reject:
-            rejects.append(reject_row(task.split, item, reject))
-            report(0, item.size, 0, 1)
-            continue
-        good.append(item)
-        if statistics:
-            statistics.add(pixels)
-        report(1, item.size, 0, 0)
-    begin(-1)
-    return ShardReceipt(
-        offset=np.array([item.offset for item in good], np.int64),
-        size=np.array([item.size for item in good], np.int32),
-        label=np.array([item.label for item in good], np.int32),
-        bytes=os.path.getsize(task.tar),
-        sha256=sha256_file(Path(task.tar)),
-        conversions={},
-        rejects=rejects,
-        sums=statistics.sums() if statistics else None,
-    )
 
 
 def _pixels(task: IndexTask, item: Item, data: bytes) -> NDArray[np.uint8]:
@@ -272,10 +239,10 @@ def _idx(tar: str, offsets: set[int]) -> bytes:
         files = members(archive, tar, lambda name, reason: None, 0, archive.size)
         samples = list(group_samples(tar, files))
     kept = [s for s in samples if s.picture and s.picture.offset in offsets]
-    return idx_bytes([idx_line(sample) for sample in kept])
+    return idx_bytes([idx_line(sample.parts) for sample in kept])
 
 
-def _lay_out(store: LocalStore, path: str, name: str) -> None:
+def _link_tar(store: LocalStore, path: str, name: str) -> None:
     # publish would remove it, as is right for shards of our own
     if not len(read_receipt(store, name).label):
         raise GratisError(f"{path} holds no image that can be used; move it elsewhere")

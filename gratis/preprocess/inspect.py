@@ -24,11 +24,11 @@ from gratis.preprocess.stages.plan import permutation
 from gratis.preprocess.verify import local_folder
 
 # of ILSVRC2012, from cuda-convnet2: columns by descending eigenvalue, rows R, G, B
-PUBLISHED = np.array(
+ILSVRC_EIGENVECTORS = np.array(
     [[-0.56351, -0.71258, 0.41796], [-0.57618, -0.02354, -0.81698], [-0.59200, 0.70120, 0.39731]]
 )
-PUBLISHED_SQRT = (121.7801, 37.0939, 19.7208)
-SHOWN = 12  # pairs in the montage
+ILSVRC_DEVIATIONS = (121.7801, 37.0939, 19.7208)
+MONTAGE_PAIRS = 12  # pairs in the montage
 EXTREMES = 3  # classes shown from either end of the counts
 
 
@@ -96,15 +96,15 @@ def _show_stats(stats: Stats) -> None:
     cosines = _cosines(stats)
     for k in range(3):
         vector = ", ".join(f"{value:+.4f}" for value in stats.eigenvectors[:, k])
-        print(
-            f"  component {k + 1}: sqrt(eigenvalue) {np.sqrt(stats.eigenvalues[k]):.2f} "
-            f"(ILSVRC2012: {PUBLISHED_SQRT[k]:.2f}), direction {vector}, |cos| with ILSVRC2012's "
-            f"{cosines[k]:.4f}"
-        )
+        deviation = f"{np.sqrt(stats.eigenvalues[k]):.2f} (ILSVRC2012: {ILSVRC_DEVIATIONS[k]:.2f})"
+        cosine = f"|cos| with ILSVRC2012's {cosines[k]:.4f}"
+        print(f"  component {k + 1}: sqrt(eigenvalue) {deviation}, direction {vector}, {cosine}")
 
 
 def _cosines(stats: Stats) -> list[float]:
-    return [float(value) for value in np.abs((stats.eigenvectors * PUBLISHED).sum(axis=0))]
+    return [
+        float(value) for value in np.abs((stats.eigenvectors * ILSVRC_EIGENVECTORS).sum(axis=0))
+    ]
 
 
 def _draw(
@@ -128,7 +128,7 @@ def _pairs(root: Path, manifest: Manifest, src: str) -> list[tuple[bytes, NDArra
     became."""
     split = manifest.splits["train"]
     index = dataset.read_index(root, "train", split.index_sha256)
-    rows = permutation(len(index.label), manifest.seed, "montage")[:SHOWN]
+    rows = permutation(len(index.label), manifest.seed, "montage")[:MONTAGE_PAIRS]
     paths = [root / split.shards[index.shard[row]].name for row in rows]
     keys = [_key(path, int(index.offset[row])) for path, row in zip(paths, rows, strict=True)]
     items = _find(src, set(keys))

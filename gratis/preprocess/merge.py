@@ -13,10 +13,10 @@ from gratis import dataset
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
 from gratis.preprocess.output.receipt import finished_shards
-from gratis.preprocess.output.store import WORK, Store, open_store
-from gratis.preprocess.stages.ownership import claim
+from gratis.preprocess.output.store import WORK, open_store
+from gratis.preprocess.stages.ownership import lock_output
 from gratis.preprocess.stages.plan import PLAN, ShardPlan
-from gratis.preprocess.stages.publish import publish, read_published, summary
+from gratis.preprocess.stages.publish import already_there, publish, summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +34,16 @@ def merge_tasks(config: MergeConfig) -> Manifest:
     finished yet."""
     store = open_store(config.out)
     if dataset.MANIFEST in store.sizes():
-        return _already_there(store)
+        return already_there(store)
     no_work = GratisError(
         f"{config.out} holds no work of any task; run the shards command's tasks first"
     )
-    if not store.sizes(WORK):  # before the claim, which would make the folder
+    if not store.sizes(WORK):  # before the lock, which would make the folder
         raise no_work
-    with claim(store, shared=False):
+    with lock_output(store, shared=False):
         # another merge has published it in between, and released the lock
         if dataset.MANIFEST in store.sizes():
-            return _already_there(store)
+            return already_there(store)
         try:
             plan = ShardPlan.from_json(store.read(PLAN))
         except (OSError, ValueError, KeyError, TypeError):
@@ -59,11 +59,4 @@ def merge_tasks(config: MergeConfig) -> Manifest:
             )
         manifest = publish(store, plan.draft, shards, config.max_rejects)
     print(f"{config.out}: {summary(manifest)}")
-    return manifest
-
-
-def _already_there(store: Store) -> Manifest:
-    manifest = read_published(store)
-    store.remove(WORK)  # of this command's claim, or of a run that was killed just before its end
-    print(f"{store.address} is already there: {summary(manifest)}")
     return manifest

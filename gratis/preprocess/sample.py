@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gratis.atomic import atomic_write
+from gratis.command_line import check_ranges
 from gratis.errors import GratisError
 from gratis.preprocess.shapes import CLASSES, draw
 from gratis.preprocess.sources import matlab
@@ -52,10 +53,8 @@ class SampleConfig:
     """Processes. Default: one per core that this process may use."""
 
     def __post_init__(self) -> None:
-        for name in ("train_per_class", "val_per_class", "workers"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= 100_000:
-                raise GratisError(f"--{name.replace('_', '-')} {value}: between 1 and 100,000")
+        names = ("train_per_class", "val_per_class", "workers")
+        check_ranges(self, dict.fromkeys(names, (1, 100_000)))
         if not 0 <= self.seed < 2**63:
             raise GratisError(f"--seed {self.seed}: between 0 and 2**63 - 1")
 

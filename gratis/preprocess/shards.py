@@ -15,7 +15,6 @@ and after any interruption; a rerun does only what is missing.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from dataclasses import dataclass
@@ -23,34 +22,34 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from gratis import addresses, dataset
+from gratis.command_line import check_ranges
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
 from gratis.preprocess.codecs import CODECS, CodecName
 from gratis.preprocess.execution.engines import Engine, run_by
 from gratis.preprocess.output.receipt import finished_shards
-from gratis.preprocess.output.store import WORK, LocalStore, Store, open_store
-from gratis.preprocess.sources.imagenet import PUBLISHED_MD5, check_md5
+from gratis.preprocess.output.store import LocalStore, Store, open_store
+from gratis.preprocess.sources.imagenet import ARCHIVE_MD5, check_md5
 from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.sources.source import Source
 from gratis.preprocess.stages.estimate import describe, estimate_apart, refuse_full_disk
 from gratis.preprocess.stages.ownership import (
-    claim,
     discard,
     foreign_files,
+    lock_output,
     plan_files,
-    refuse_others,
+    refuse_unplanned,
 )
 from gratis.preprocess.stages.plan import (
     ShardPlan,
-    agree,
     draft_manifest,
     make_task,
     pillow_name,
-    refuse_other,
     slices,
+    write_plan,
 )
 from gratis.preprocess.stages.progress import Progress
-from gratis.preprocess.stages.publish import publish, read_published, summary
+from gratis.preprocess.stages.publish import already_there, publish, summary
 
 RANGES = {  # of options: least and most
     "workers": (1, 10_000),
@@ -119,11 +118,7 @@ class ShardsConfig:
             )
         if not self.out:  # of a shell variable that is not set; it would be the current folder
             raise GratisError("--out is empty: name the folder or URL of the dataset")
-        for name, (least, most) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                option = name.replace("_", "-")
-                raise GratisError(f"--{option} {value}: between {least:,} and {most:,}")
+        check_ranges(self, RANGES)
         if (self.task_id is None) != (self.num_tasks is None):
             raise GratisError("--task-id and --num-tasks go together; give both or neither")
         tasks = self.num_tasks or 0
@@ -153,31 +148,31 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     None after a dry run, and after a task's share of the work.
     """
     if config.check_md5:
-        check_md5(config.src, PUBLISHED_MD5)
+        check_md5(config.src, ARCHIVE_MD5)
     _refuse_inside(config)
     source = open_source(config.src).limited(config.limit_classes, config.limit_per_class)
     plan = _plan(config, source)
     store = open_store(config.out)
     foreign = foreign_files(store)
     if dataset.MANIFEST in store.sizes():
-        return _already_there(store, plan.draft)
-    refuse_others(store, plan, foreign)
+        return already_there(store, plan.draft)
+    refuse_unplanned(store, plan, foreign)
     _warn(source)
     first = make_task(next(slices(source, plan.draft)), source, plan.draft, config.out)
     cost = estimate_apart(sum(plan.counts.values()), first)
     if config.dry_run:
         print(describe(cost, config.processes))
         return None
-    with claim(store, shared=config.is_part):
+    with lock_output(store, shared=config.is_part):
         # another run has published it in between, and released the lock
         if dataset.MANIFEST in store.sizes():
-            return _already_there(store, plan.draft)
+            return already_there(store, plan.draft)
         if config.discard:
             discard(store)
-            refuse_others(store, plan, sorted(plan_files(plan) & store.sizes().keys()))
+            refuse_unplanned(store, plan, sorted(plan_files(plan) & store.sizes().keys()))
         if cost and isinstance(store, LocalStore):
             refuse_full_disk(store.root, cost.bytes)
-        agree(store, plan)
+        write_plan(store, plan)
         _map(config, store, source, plan.draft)
         if config.is_part:
             task = f"task {config.task_id} of {config.num_tasks}"
@@ -189,7 +184,7 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
         except FileNotFoundError:
             if dataset.MANIFEST not in store.sizes():
                 raise
-            return _already_there(store, plan.draft)
+            return already_there(store, plan.draft)
     print(f"{config.out}: {summary(manifest)}")
     return manifest
 
@@ -223,15 +218,6 @@ def _refuse_inside(config: ShardsConfig) -> None:
         src, out = Path(config.src).resolve(), Path(config.out).resolve()
     if src in (out, *out.parents):
         raise GratisError(f"OUT {config.out} lies in SRC {config.src}; choose an OUT outside of it")
-
-
-def _already_there(store: Store, wanted: Manifest) -> Manifest:
-    manifest = read_published(store)
-    store.remove(WORK)  # of this run's claim, or of a run that was killed just before its end
-    there, wanted = (dataclasses.replace(one, tools={}) for one in (manifest, wanted))
-    refuse_other(store, there, wanted, "remove it, or choose another")
-    print(f"{store.address} is already there: {summary(manifest)}")
-    return manifest
 
 
 def _map(config: ShardsConfig, store: Store, source: Source, draft: Manifest) -> None:

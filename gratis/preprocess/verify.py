@@ -20,19 +20,14 @@ from tqdm import tqdm
 
 from gratis import addresses, dataset, image
 from gratis.atomic import sha256_file
+from gratis.command_line import check_ranges
 from gratis.dataset import Index, Manifest, Shard, Split
 from gratis.errors import GratisError
-from gratis.preprocess.sources.tar import Member
-from gratis.preprocess.sources.webdataset import (
-    TarSample,
-    group_samples,
-    idx_bytes,
-    idx_line,
-    label_of,
-)
+from gratis.preprocess.sources.tar import Member, idx_bytes, idx_line
+from gratis.preprocess.sources.webdataset import TarSample, group_samples, label_of
 from gratis.preprocess.stages.plan import permutation
 
-SHOWN = 20  # findings printed before the rest is only counted
+MAX_FINDINGS = 20  # findings printed before the rest is only counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +41,7 @@ class VerifyConfig:
     """Images to decode, spread over all of them. 0: none."""
 
     def __post_init__(self) -> None:
-        if self.sample < 0:
-            raise GratisError(f"--sample {self.sample}: 0 or more")
+        check_ranges(self, {"sample": (0, 1 << 31)})
 
 
 def verify_dataset(config: VerifyConfig) -> None:
@@ -57,7 +51,7 @@ def verify_dataset(config: VerifyConfig) -> None:
     findings = 0
     for finding in _findings(root, config.sample, manifest):
         findings += 1
-        if findings <= SHOWN:
+        if findings <= MAX_FINDINGS:
             print(finding)
     if findings:
         counted = "1 finding" if findings == 1 else f"{findings:,} findings"
@@ -146,7 +140,7 @@ def _shard(root: Path, number: int, shard: Shard, index: Index) -> Iterator[str]
             if (picture.size, _label(archive, shard, group)) != named:
                 other = "has another size or label than the index says"
                 yield f"{shard.name}: {picture.name} {other}"
-            lines.append(idx_line(group))
+            lines.append(idx_line(group.parts))
     if expected:
         first = f"{len(expected):,} times; first at byte {min(expected)}"
         yield f"{shard.name} has no image where the index says, {first}"

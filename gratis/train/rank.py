@@ -27,7 +27,7 @@ from gratis.events import EventWriter
 from gratis.history import attempts
 from gratis.loader import Loader, LoaderConfig
 from gratis.locks import lock
-from gratis.output import lose_unwritable
+from gratis.output import ignore_write_errors
 from gratis.records import Outcome, StartRecord
 from gratis.train import checkpoint, loop
 from gratis.train.launcher.exit_status import report_failure
@@ -58,7 +58,7 @@ class CheckpointRefused(GratisError):
 
 def main() -> int:
     signals = StopSignals()
-    lose_unwritable()
+    ignore_write_errors()
     end_with_parent(int(sys.argv[2]), signal_of_lost_agent())
     launch = Launch.from_json(sys.argv[1])
     mesh = connect(launch.tower_ranks, share_device=launch.share_device)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.loader.bench import main
 from benchmarks.loader.peers.common import encoded
-from benchmarks.loader.peers.datasets import IMAGES, QUALITY, lay_out
+from benchmarks.loader.peers.datasets import IMAGES, QUALITY, write_datasets
 from gratis.dataset import read_manifest
 from gratis.errors import guard
 from gratis.loader import Loader, LoaderConfig
@@ -51,7 +51,7 @@ def test_peers_and_stages_are_measured_in_one_run(sample_shards: Path) -> None:
 def test_the_images_are_the_same_in_every_form(sample_shards: Path, tmp_path: Path) -> None:
     """Decoded by Pillow; standard and fitted Huffman tables differ in length alone; quality 90 is
     near."""
-    lay_out(sample_shards, tmp_path, {"usual", "fitted", "q90", "raw"})
+    write_datasets(sample_shards, tmp_path, {"usual", "fitted", "q90", "raw"})
     low = list(islice(encoded(tmp_path / "q90"), 0, IMAGES, 500))
     usual, fitted, raw = (
         list(islice(encoded(tmp_path / form), 0, IMAGES, 500))

@@ -37,7 +37,7 @@ class Arriving(ShardTask):
 def test_a_process_that_begins_late_or_never_costs_the_estimate(
     monkeypatch: pytest.MonkeyPatch, fate: Callable[[], object]
 ) -> None:
-    monkeypatch.setattr(estimate, "PATIENCE_S", PATIENCE_S)
+    monkeypatch.setattr(estimate, "TIMEOUT_S", PATIENCE_S)
     monkeypatch.setattr(Arriving, "fate", fate, raising=False)
     tried = Arriving(out="", split="train", number=0, items=(), size=16, codec="jpeg", quality=90)
     assert estimate.estimate_apart(1, tried) is None

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from gratis.errors import GratisError, answered
+from gratis.errors import GratisError, wait_for
 from gratis.preprocess.sources.open import open_source
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -291,6 +291,6 @@ def test_a_server_that_says_nothing_is_one_line_in_time(monkeypatch: pytest.Monk
 
 def test_a_server_that_answers_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gratis.errors.ANSWER_S", 30.0)
-    assert answered(lambda: time.sleep(0.3) or "late", "x") == "late"
+    assert wait_for(lambda: time.sleep(0.3) or "late", "x") == "late"
     with pytest.raises(TimeoutError, match="its own"):
-        answered(lambda: (_ for _ in ()).throw(TimeoutError("its own")), "x")
+        wait_for(lambda: (_ for _ in ()).throw(TimeoutError("its own")), "x")

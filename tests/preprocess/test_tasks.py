@@ -27,7 +27,7 @@ from gratis.preprocess.commands import as_array_task
 from gratis.preprocess.merge import MergeConfig, merge_tasks
 from gratis.preprocess.output.store import LocalStore
 from gratis.preprocess.shards import ShardsConfig, make_shards
-from gratis.preprocess.sources.imagenet import DEVKIT, PUBLISHED_MD5, TRAIN, VAL, check_md5
+from gratis.preprocess.sources.imagenet import ARCHIVE_MD5, DEVKIT, TRAIN, VAL, check_md5
 from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.stages.ownership import discard, foreign_files
 
@@ -375,8 +375,8 @@ def test_md5_is_held_against_the_published_ones(sample_source: Path) -> None:
         GratisError, match=rf"{VAL} has md5 {right[VAL]}, the published one is {'0' * 32}"
     ):
         check_md5(str(sample_source), right | {VAL: "0" * 32})
-    assert PUBLISHED_MD5[TRAIN] == "1d675b47d978889d74fa0da5fadfb00e"
-    with pytest.raises(GratisError, match=PUBLISHED_MD5[TRAIN]):
+    assert ARCHIVE_MD5[TRAIN] == "1d675b47d978889d74fa0da5fadfb00e"
+    with pytest.raises(GratisError, match=ARCHIVE_MD5[TRAIN]):
         make_shards(config(sample_source, Path("unused"), check_md5=True))
 
 

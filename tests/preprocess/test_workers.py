@@ -107,7 +107,7 @@ class Dying:
             os.kill(os.getpid(), signal.SIGKILL)
         raise ArithmeticError(self.fate)
 
-    def condemn(self, position: int, cause: str) -> Dying:
+    def exclude(self, position: int, cause: str) -> Dying:
         raise AssertionError(position)
 
 

@@ -65,12 +65,9 @@ class NumpyNormaliser:
 class Samples:
     """Random access to uint8 crops, as map-style datasets have it."""
 
-    def __init__(self, root: Path, crop: int) -> None:
-        self._tars, self._index, self._crop = (
-            [str(tar) for tar in tars_of(root)],
-            read_index(root, "train"),
-            crop,
-        )
+    def __init__(self, root: Path) -> None:
+        self._tars, self._index = tars_of(root), read_index(root, "train")
+        self._crop = crop_of(root)
 
     def __len__(self) -> int:
         return len(self._index.label)
@@ -137,13 +134,10 @@ def torchvision() -> Any:
         return import_module("torchvision")
     except RuntimeError:
         operators: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-        for signature in (
-            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        ):
-            operators.define(signature)
-        KEPT.append(operators)
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        LIBRARIES.append(operators)
         return import_module("torchvision")
 
 
-KEPT: list[Any] = []  # names live as long as their library
+LIBRARIES: list[Any] = []  # operators live as long as their library

@@ -5,7 +5,6 @@ until there are enough images."""
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -15,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.loader.peers.common import Files, encoded
-from gratis.atomic import sha256_file
 from gratis.dataset import (
+    EXTENSIONS,
     MANIFEST,
     Index,
     Shard,
@@ -26,6 +25,8 @@ from gratis.dataset import (
     write_index,
     write_stats,
 )
+from gratis.preprocess.codecs import encode_jpeg, encode_ppm
+from gratis.preprocess.output.shard_writer import ShardWriter
 
 IMAGES, PER_SHARD = 5120, 1024  # whole batches
 QUALITY = 90  # of the form that is named for it
@@ -33,7 +34,7 @@ QUALITY = 90  # of the form that is named for it
 Sample = tuple[int, dict[str, bytes]]  # label, bytes in each form
 
 
-def lay_out(shards: Path, scratch: Path, forms: set[Files]) -> None:
+def write_datasets(shards: Path, scratch: Path, forms: set[Files]) -> None:
     """Datasets named for their forms, and the image folder `folder`, in scratch: 290 KB an image of
     256 px at most."""
     samples = list(_samples(shards))
@@ -54,73 +55,36 @@ def _samples(shards: Path) -> Iterator[Sample]:
     quality = read_manifest(shards).quality or 95
     for label, data in islice(encoded(shards), IMAGES):
         image = Image.open(io.BytesIO(data)).convert("RGB")
-        raw = b"P6\n%d %d\n255\n" % image.size + image.tobytes()
-        usual, fitted = (_jpeg(image, quality, fitted=fitted) for fitted in (False, True))
-        yield (
-            label,
-            {
-                "usual": usual,
-                "fitted": fitted,
-                "q90": _jpeg(image, QUALITY, fitted=True),
-                "raw": raw,
-            },
-        )
-
-
-def _jpeg(image: Image.Image, quality: int, *, fitted: bool) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=fitted)
-    return file.getvalue()
+        usual = io.BytesIO()
+        image.save(usual, "JPEG", quality=quality, subsampling="4:2:0")
+        fitted, q90 = encode_jpeg(image, quality), encode_jpeg(image, QUALITY)
+        raw = encode_ppm(image)
+        yield label, {"usual": usual.getvalue(), "fitted": fitted, "q90": q90, "raw": raw}
 
 
 def _write(root: Path, form: Files, parts: list[list[Sample]], shards: Path) -> None:
-    manifest, raw, written = read_manifest(shards), form == "raw", []
-    extension, quality = (
-        ("ppm", None) if raw else ("jpg", QUALITY if form == "q90" else manifest.quality)
-    )
-    rows: list[tuple[int, int, int, int]] = []
+    manifest, codec, written = read_manifest(shards), "raw" if form == "raw" else "jpeg", []
+    rows: list[Index] = []
     for number, part in enumerate(parts):
-        path, lines = root / f"train-{number:05d}.tar", []
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for label, data in part:
-                key, fields = f"{len(rows):06d}", []
-                for name, content in ((extension, data[form]), ("cls", b"%d" % label)):
-                    member = tarfile.TarInfo(f"{key}.{name}")
-                    member.size = len(content)
-                    fields.append(
-                        f"{name} {tar.offset + tarfile.BLOCKSIZE} {len(content)} {member.name}"
-                    )
-                    if name == extension:
-                        rows.append((number, tar.offset + tarfile.BLOCKSIZE, len(content), label))
-                    tar.addfile(member, io.BytesIO(content))
-                lines.append(" ".join(fields))
-        path.with_suffix(".idx").write_text(f"v1.2 {len(lines)}\n" + "\n".join(lines) + "\n")
-        written.append(
-            Shard(
-                name=path.name,
-                samples=len(part),
-                bytes=path.stat().st_size,
-                sha256=sha256_file(path),
-            )
-        )
-    shard, offset, size, label = np.array(rows).T
-    index = Index(
-        *(
-            c.astype(t)
-            for c, t in zip((shard, offset, size, label), ("i4", "i8", "i4", "i4"), strict=True)
-        )
-    )
-    split = Split(
-        shards=tuple(written),
-        index_sha256=write_index(root, "train", index),
-        conversions={},
-        rejects={},
-    )
+        path = root / f"train-{number:05d}.tar"
+        with path.open("wb") as file:
+            writer = ShardWriter(file, EXTENSIONS[codec])
+            for position, (label, data) in enumerate(part, number * PER_SHARD):
+                writer.add(f"{position:06d}", data[form], label)
+            writer.close()
+        path.with_suffix(".idx").write_bytes(writer.index())
+        size, sha256 = writer.bytes, writer.digest.hexdigest()
+        written.append(Shard(name=path.name, samples=len(part), bytes=size, sha256=sha256))
+        shard = np.full(len(part), number, np.int32)
+        rows.append(Index(shard, *writer.columns()))
+    index = Index(*(np.concatenate(column) for column in zip(*rows, strict=True)))
+    sha256 = write_index(root, "train", index)
+    split = Split(shards=tuple(written), index_sha256=sha256, conversions={}, rejects={})
     made = replace(
         manifest,
         splits={"train": split},
-        codec="raw" if raw else "jpeg",
-        quality=quality,
+        codec=codec,
+        quality={"raw": None, "q90": QUALITY}.get(form, manifest.quality),
         stats_sha256=write_stats(root, read_stats(shards)),
         samples_per_shard=PER_SHARD,
     )

@@ -32,26 +32,19 @@ def normalising(root: Path) -> Any:
                 for i in rows(images.shape[0]):
                     a, b, c = np.random.normal(), np.random.normal(), np.random.normal()  # noqa: NPY002
                     for channel in range(3):
-                        noise = (
-                            matrix[channel, 0] * a + matrix[channel, 1] * b + matrix[channel, 2] * c
-                        )
-                        shift = np.float32(noise)
+                        row = matrix[channel]
+                        shift = np.float32(row[0] * a + row[1] * b + row[2] * c)
                         for y in range(crop):
                             for x in range(crop):
-                                out[i, channel, y, x] = (
-                                    np.float32(images[i, y, x, channel])
-                                    + shift
-                                    - mean[channel, y, x]
-                                )
+                                pixel = np.float32(images[i, y, x, channel])
+                                out[i, channel, y, x] = pixel + shift - mean[channel, y, x]
                 return out[: images.shape[0]]
 
             normalise.is_parallel = True  # type: ignore[attr-defined]
             return normalise
 
         def declare_state_and_memory(self, previous: Any) -> tuple[Any, Any]:
-            kind = np.dtype("float32")
-            return replace(previous, shape=(3, crop, crop), dtype=kind), query(
-                (3, crop, crop), kind
-            )
+            shape, kind = (3, crop, crop), np.dtype("float32")
+            return replace(previous, shape=shape, dtype=kind), query(shape, kind)
 
     return Normalising()

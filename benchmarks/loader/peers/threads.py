@@ -23,6 +23,7 @@ from benchmarks.loader.peers.common import (
     Samples,
     crop_of,
     cut_pixels,
+    decode,
     encoded,
     tars_of,
 )
@@ -48,15 +49,11 @@ def dali(root: Path, threads: int, scratch: Path) -> Batches:
             initial_fill=SHUFFLE,
             missing_component_behavior="error",
         )
-        y, x, flip = (
-            fn.random.uniform(range=(0, 1)),
-            fn.random.uniform(range=(0, 1)),
-            fn.random.coin_flip(),
-        )
+        y, x = fn.random.uniform(range=(0, 1)), fn.random.uniform(range=(0, 1))
         images = fn.decoders.image_crop(
             data, output_type=types.RGB, crop=(crop, crop), crop_pos_x=x, crop_pos_y=y
         )
-        pipeline.set_outputs(fn.flip(images, horizontal=flip), label)
+        pipeline.set_outputs(fn.flip(images, horizontal=fn.random.coin_flip()), label)
     pipeline.build()
     normalise = NumpyNormaliser(root)
     while True:
@@ -66,9 +63,8 @@ def dali(root: Path, threads: int, scratch: Path) -> Batches:
 def write_tfdata(root: Path, scratch: Path) -> None:
     """The dataset in TensorFlow's format, ten files."""
     tf: Any = import_module("tensorflow")
-    writers = [
-        tf.io.TFRecordWriter(str(scratch / f"{number:05d}.tfrecord")) for number in range(10)
-    ]
+    files = [str(scratch / f"{number:05d}.tfrecord") for number in range(10)]
+    writers = [tf.io.TFRecordWriter(file) for file in files]
     for number, (_, data) in enumerate(encoded(root)):
         writers[number % 10].write(data)
     for writer in writers:
@@ -89,20 +85,13 @@ def tfdata(root: Path, threads: int, scratch: Path) -> Batches:
 
     files = tf.data.Dataset.list_files(str(scratch / "*.tfrecord"))
     records = files.interleave(tf.data.TFRecordDataset, cycle_length=4)
-    samples = (
-        records.shuffle(SHUFFLE)
-        .repeat()
-        .map(sample, num_parallel_calls=threads + 1, deterministic=False)
-    )
+    samples = records.shuffle(SHUFFLE).repeat()
+    samples = samples.map(sample, num_parallel_calls=threads + 1, deterministic=False)
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads + 1
     normalise = NumpyNormaliser(root)
-    for batch in (
-        samples.batch(BATCH, drop_remainder=True)
-        .prefetch(2)
-        .with_options(options)
-        .as_numpy_iterator()
-    ):
+    batches = samples.batch(BATCH, drop_remainder=True).prefetch(2).with_options(options)
+    for batch in batches.as_numpy_iterator():
         yield normalise(batch)
 
 
@@ -110,7 +99,7 @@ def grain(root: Path, threads: int, scratch: Path) -> Batches:
     """Google's grain: a shuffled map with reading threads."""
     library: Any = import_module("grain.python")
     import_module("absl.flags").FLAGS(["bench"])
-    source = library.MapDataset.source(Samples(root, crop_of(root))).seed(1).shuffle().repeat()
+    source = library.MapDataset.source(Samples(root)).seed(1).shuffle().repeat()
     options = library.ReadOptions(num_threads=threads + 1, prefetch_buffer_size=512)
     normalise = NumpyNormaliser(root)
     for batch in source.to_iter_dataset(options).batch(BATCH, drop_remainder=True):
@@ -158,8 +147,6 @@ class Pictures:
         return len(self._samples)
 
     def __getitem__(self, number: int) -> tuple[Pixels, int]:
-        from benchmarks.loader.peers.common import decode
-
         label, data = self._samples[number]
         size = self._size
         if self._raw:
@@ -171,15 +158,12 @@ def write_ffcv(root: Path, scratch: Path) -> None:
     """Pixels as they are, or JPEG of the same quality by OpenCV."""
     fields, writer = import_module("ffcv.fields"), import_module("ffcv.writer")
     manifest = read_manifest(root)
-    mode = (
-        {"write_mode": "raw"}
-        if manifest.codec == "raw"
-        else {"write_mode": "jpg", "jpeg_quality": manifest.quality}
-    )
+    mode = {"write_mode": "jpg", "jpeg_quality": manifest.quality}
+    if manifest.codec == "raw":
+        mode = {"write_mode": "raw"}
     columns = {"image": fields.RGBImageField(**mode), "label": fields.IntField()}
-    writer.DatasetWriter(str(scratch / "data.beton"), columns, num_workers=2).from_indexed_dataset(
-        Pictures(root)
-    )
+    beton = writer.DatasetWriter(str(scratch / "data.beton"), columns, num_workers=2)
+    beton.from_indexed_dataset(Pictures(root))
 
 
 def ffcv(root: Path, threads: int, scratch: Path) -> Batches:
@@ -189,9 +173,8 @@ def ffcv(root: Path, threads: int, scratch: Path) -> Batches:
     normalising = import_module("benchmarks.loader.peers.ffcv_normalise").normalising
     crop, size = crop_of(root), read_manifest(root).image_size
     area = crop * crop / (size * size)
-    cutter = decoders.RandomResizedCropRGBImageDecoder(
-        (crop, crop), scale=(area, area), ratio=(1, 1)
-    )
+    decoder = decoders.RandomResizedCropRGBImageDecoder
+    cutter = decoder((crop, crop), scale=(area, area), ratio=(1, 1))
     image = [cutter, transforms.RandomHorizontalFlip(), normalising(root), transforms.ToTensor()]
     loader = library.Loader(
         str(scratch / "data.beton"),

@@ -26,7 +26,7 @@ from benchmarks.loader.peers.common import (
 
 def dataloader(root: Path, threads: int, scratch: Path) -> Batches:
     """torch's DataLoader alone over our index; decoded by simplejpeg, or Pillow."""
-    return _finished(root, _loader(Samples(root, crop_of(root)), threads))
+    return _finished(root, _loader(Samples(root), threads))
 
 
 def imagefolder(root: Path, threads: int, scratch: Path) -> Batches:
@@ -34,10 +34,8 @@ def imagefolder(root: Path, threads: int, scratch: Path) -> Batches:
     torchvision()
     folders: Any = import_module("torchvision.datasets")
     v2: Any = import_module("torchvision.transforms.v2")
-    cutting = v2.Compose(
-        [v2.RandomCrop(crop_of(root)), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-    )
-    samples = folders.ImageFolder(str(scratch.parent / "folder"), cutting)
+    cutting = [v2.RandomCrop(crop_of(root)), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    samples = folders.ImageFolder(str(scratch.parent / "folder"), v2.Compose(cutting))
     normalise = NumpyNormaliser(root)
     for batch, _ in _loader(samples, threads):
         yield normalise(batch.permute(0, 2, 3, 1).numpy())
@@ -48,14 +46,9 @@ def webdataset(root: Path, threads: int, scratch: Path) -> Batches:
     wds: Any = import_module("webdataset")
     crop = crop_of(root)
     shards = [str(path) for path in tars_of(root)]
-    samples = (
-        wds.WebDataset(shards, resampled=True, shardshuffle=False)
-        .shuffle(SHUFFLE)
-        .to_tuple("jpg", "cls")
-    )
-    batches = samples.batched(BATCH, partial=False).map_tuple(
-        lambda parts: cut_all(parts, crop), lambda labels: labels
-    )
+    samples = wds.WebDataset(shards, resampled=True, shardshuffle=False).shuffle(SHUFFLE)
+    batches = samples.to_tuple("jpg", "cls").batched(BATCH, partial=False)
+    batches = batches.map_tuple(lambda parts: cut_all(parts, crop), lambda labels: labels)
     normalise = NumpyNormaliser(root)
     for batch, _ in wds.WebLoader(batches, batch_size=None, num_workers=threads + 1):
         yield normalise(batch.numpy())
@@ -65,13 +58,8 @@ def write_litdata(root: Path, scratch: Path) -> None:
     """Chunks of 64 MB."""
     library: Any = import_module("litdata")
     files = sorted(str(path) for path in (scratch.parent / "folder").glob("*/*.jpg"))
-    library.optimize(
-        fn=packed,
-        inputs=files,
-        output_dir=str(scratch / "chunks"),
-        chunk_bytes="64MB",
-        num_workers=2,
-    )
+    out = str(scratch / "chunks")
+    library.optimize(fn=packed, inputs=files, output_dir=out, chunk_bytes="64MB", num_workers=2)
 
 
 def packed(path: str) -> dict[str, Any]:
@@ -94,9 +82,8 @@ def write_streaming(root: Path, scratch: Path) -> None:
     """MDS shards."""
     torchvision()
     library: Any = import_module("streaming")
-    with library.MDSWriter(
-        out=str(scratch / "mds"), columns={"image": "bytes", "label": "int"}
-    ) as writer:
+    columns = {"image": "bytes", "label": "int"}
+    with library.MDSWriter(out=str(scratch / "mds"), columns=columns) as writer:
         for label, data in encoded(root):
             writer.write({"image": data, "label": label})
 

@@ -20,7 +20,7 @@ from typing import BinaryIO, TypeVar
 
 from gratis.atomic import atomic_write, open_nonblocking
 from gratis.dataset import MANIFEST, STATS, index_name, read_manifest, require_split
-from gratis.errors import GratisError, answered, asking
+from gratis.errors import GratisError, call_in_thread, wait_for
 
 FOLDER = re.compile("[0-9a-f]{16}")  # of a dataset in the cache: its manifest's hash, shortened
 BLOCK = 8 << 20  # bytes of one request: what a broken connection costs at most
@@ -42,7 +42,7 @@ class LoaderThread(threading.Thread):
 
 def _answer(request: Callable[[], T], stop: threading.Event) -> T:
     """FetchCancelled on request: the one to the server is then left to its library."""
-    answer = asking(request, LoaderThread)
+    answer = call_in_thread(request, LoaderThread)
     while not futures.wait([answer], POLL).done:
         if stop.is_set():
             raise FetchCancelled
@@ -66,7 +66,7 @@ class Remote:
         if self.url.startswith(("gs://", "gcs://")) and not log.level:
             log.setLevel(logging.CRITICAL)
         try:
-            self._files, self._path = answered(lambda: url_to_fs(self.url), f"{url} cannot be read")
+            self._files, self._path = wait_for(lambda: url_to_fs(self.url), f"{url} cannot be read")
         except GratisError:
             raise
         except Exception as error:  # no such protocol or package, or one that connects already here
@@ -181,7 +181,7 @@ def cache_folder(chosen: str | None) -> Path:
 def fetch_dataset(remote: Remote, cache: Path, split: str) -> Path:
     """The folder in the cache that holds the dataset's manifest, statistics and this split's
     index."""
-    text = answered(lambda: remote.read(MANIFEST), f"{remote.url}/{MANIFEST} cannot be read")
+    text = wait_for(lambda: remote.read(MANIFEST), f"{remote.url}/{MANIFEST} cannot be read")
     folder = cache / hashlib.sha256(text).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def run_on_ray(tasks: Iterable[ShardTask]) -> Iterator[TaskProgress]:
 # A worker process of our own inside each of Ray's, so that decoders which crash or hang are handled
 # alike. It waits for the next shard, as starting one costs 0.2 CPU s; when Ray ends its process,
 # the pipe to this one ends it too.
-_kept: list[Worker] = []
+_pool: list[Worker] = []
 
 
 def _one(task: ShardTask, folder: str) -> tuple[TaskProgress, str]:
@@ -64,7 +64,7 @@ def _one(task: ShardTask, folder: str) -> tuple[TaskProgress, str]:
     os.chdir(folder)
     total = TaskProgress()
     try:
-        for progress in run_tasks([task], 1, _kept):
+        for progress in run_tasks([task], 1, _pool):
             total = total.plus(progress)
     except GratisError as error:
         return total, str(error)
@@ -80,15 +80,12 @@ def _connect() -> Any:
         ) from None
     # Ray's own future default; it warns otherwise
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_path())}}
+    home = os.path.dirname(os.path.dirname(os.path.abspath(gratis.__file__)))
+    path = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(path)}}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise GratisError(f"--engine ray: no cluster: {reason}") from None
     return ray
-
-
-def _import_path() -> list[str]:
-    home = os.path.dirname(os.path.dirname(os.path.abspath(gratis.__file__)))
-    return [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

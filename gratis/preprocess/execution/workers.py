@@ -3,7 +3,7 @@ image, not the run.
 
 A worker notes which image it is at in memory shared with the parent. One that dies, or is at the
 same image for longer than IMAGE_SECONDS, is replaced and its shard begun again; an image at which
-that happens twice is condemned: the shard is made without it, and it counts as a reject ("crashed"
+that happens twice is excluded: the shard is made without it, and it counts as a reject ("crashed"
 or "hung"). A single death may be the machine's fault (a worker killed for memory), so it changes
 nothing in the output.
 
@@ -31,7 +31,7 @@ from gratis.signals import leave_to_parent
 
 IMAGE_SECONDS = 60.0
 MEMORY = 8 << 30  # address space of a worker: an image of the largest permitted size needs 1 GB
-STRIKES = 2
+MAX_FAILURES = 2
 NOT_BEGUN = -2  # in the place of a position
 NO_MAIN_GUARD = (
     "worker processes end before they begin, for the reason above; in a script of your own the "
@@ -55,7 +55,7 @@ class Task(Protocol):
         """Does the work. Calls begin(k) before it touches image k, and begin(-1) when it leaves the
         last. Raises OSError, GratisError."""
 
-    def condemn(self, position: int, cause: str) -> Task:
+    def exclude(self, position: int, cause: str) -> Task:
         """The same task without this image, which counts as a reject of that kind."""
 
 
@@ -72,18 +72,18 @@ class TaskProgress(NamedTuple):
 
 
 def run_tasks(
-    tasks: Iterable[Task], workers: int, kept: list[Worker] | None = None
+    tasks: Iterable[Task], workers: int, pool: list[Worker] | None = None
 ) -> Iterator[TaskProgress]:
     """Runs every task; yields progress at least once a second. GratisError if a worker cannot read
     or write.
 
     Images and rejects of a shard that is begun again are reported again: negative counts take the
-    first ones back. kept: processes of an earlier call, which are used, and kept there for the
-    next; after an error it is empty."""
+    first ones back. pool: processes of an earlier call, which are used, and stay there for the
+    next; after an error it is empty. None: processes that end with this call."""
     source = iter(tasks)
     again: list[Task] = []
-    strikes: Counter[tuple[str, int]] = Counter()
-    pool = [] if kept is None else kept
+    failures: Counter[tuple[str, int]] = Counter()
+    reuse, pool = pool is not None, [] if pool is None else pool
     pool += [Worker() for _ in range(workers - len(pool))]
     finished = False
     try:
@@ -101,28 +101,30 @@ def run_tasks(
                 if cause := worker.cause_of_death():
                     yield worker.progress()  # what it has sent in between
                     if worker.task:
-                        again.append(_after_death(worker.task, worker, cause, strikes))
-                        yield worker.withdraw()
+                        again.append(_after_death(worker.task, worker, cause, failures))
+                        yield worker.cancel()
                     worker.stop()
                     pool[number] = Worker()
     finally:
-        if kept is None or not finished:
+        if not (reuse and finished):
             while pool:
                 pool.pop().stop()
 
 
-def _after_death(task: Task, worker: Worker, cause: str, strikes: Counter[tuple[str, int]]) -> Task:
+def _after_death(
+    task: Task, worker: Worker, cause: str, failures: Counter[tuple[str, int]]
+) -> Task:
     position = worker.position
-    strikes[task.name, position] += 1
-    if strikes[task.name, position] < STRIKES:
+    failures[task.name, position] += 1
+    if failures[task.name, position] < MAX_FAILURES:
         return task
     if position == NOT_BEGUN and not worker.killed:
         raise GratisError(NO_MAIN_GUARD)
     if position < 0:
         raise GratisError(
-            f"workers died {STRIKES} times outside any image of {task.name}: {worker.reason()}"
+            f"workers died {MAX_FAILURES} times outside any image of {task.name}: {worker.reason()}"
         )
-    return task.condemn(position, cause)
+    return task.exclude(position, cause)
 
 
 class Worker:
@@ -175,7 +177,7 @@ class Worker:
         self._reported = self._reported.plus(total)
         return total
 
-    def withdraw(self) -> TaskProgress:
+    def cancel(self) -> TaskProgress:
         """Takes the task away; the negative of what was reported of it."""
         self.task = None
         return TaskProgress(*(-count for count in self._reported))

@@ -6,7 +6,11 @@ import hashlib
 import tarfile
 from typing import BinaryIO
 
-BLOCK = tarfile.BLOCKSIZE
+import numpy as np
+from numpy.typing import NDArray
+
+from gratis.preprocess.sources.tar import BLOCK, Member, idx_bytes, idx_line
+
 OWNER = "gratis"  # the same everywhere, so that equal samples give equal bytes
 
 
@@ -19,7 +23,7 @@ class ShardWriter:
         self._extension = extension
         self.digest = hashlib.sha256()
         self.bytes = 0
-        self.lines: list[str] = []  # of DALI's index: extension, offset, size, name of each member
+        self.lines: list[str] = []  # of DALI's index
         self.offset: list[int] = []
         self.size: list[int] = []
         self.label: list[int] = []
@@ -30,25 +34,30 @@ class ShardWriter:
         self.offset.append(self.bytes + BLOCK)
         first = self._member(f"{key}.{self._extension}", data)
         second = self._member(f"{key}.cls", b"%d" % label)
-        self.lines.append(f"{first} {second}\n")
+        self.lines.append(idx_line((first, second)))
 
     def index(self) -> bytes:
         """DALI's index of the samples so far."""
-        return (f"v1.2 {len(self.lines)}\n" + "".join(self.lines)).encode()
+        return idx_bytes(self.lines)
+
+    def columns(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
+        """Offsets, sizes and labels of the images so far, as in a dataset's index."""
+        offset, size, label = self.offset, self.size, self.label
+        return np.array(offset, np.int64), np.array(size, np.int32), np.array(label, np.int32)
 
     def close(self) -> None:
         """Ends the archive as tarfile does: two blocks of zeros, more up to a record of 20."""
         padded = -(-(self.bytes + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
         self._write(bytes(padded - self.bytes))
 
-    def _member(self, name: str, data: bytes) -> str:
+    def _member(self, name: str, data: bytes) -> Member:
         info = tarfile.TarInfo(name)
         info.size, info.mode = len(data), 0o644
         info.uname = info.gname = OWNER
         self._write(info.tobuf(tarfile.USTAR_FORMAT))
-        line = f"{name.partition('.')[2]} {self.bytes} {len(data)} {name}"
+        member = Member(name, self.bytes, len(data))
         self._write(data + bytes(-len(data) % BLOCK))
-        return line
+        return member
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)

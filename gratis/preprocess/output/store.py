@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
@@ -21,58 +20,29 @@ from gratis.errors import GratisError
 WORK = ".work"  # in the dataset's folder until publication: plan, receipts, unfinished files
 
 
-class Store(ABC):
-    """`address` is the dataset's folder or URL. `name` is relative to it: "train-00000.tar",
+class LocalStore:
+    """`address` is the dataset's folder. `name` is relative to it: "train-00000.tar",
     ".work/plan.json"."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-
-    @abstractmethod
-    def staging(self) -> contextlib.AbstractContextManager[Path]:
-        """A local folder to make files in."""
-
-    @abstractmethod
-    def publish(self, file: Path, name: str) -> None:
-        """Moves a finished local file to its name."""
-
-    @abstractmethod
-    def write(self, name: str, data: bytes) -> None:
-        """Writes or replaces a file."""
-
-    @abstractmethod
-    def create(self, name: str, data: bytes) -> None:
-        """Writes a file, unless another process was first with that name: then nothing changes."""
-
-    @abstractmethod
-    def read(self, name: str) -> bytes:
-        """Raises OSError."""
-
-    @abstractmethod
-    def sizes(self, folder: str = "") -> dict[str, int]:
-        """Name and size of every file in the dataset's folder, or in one under it."""
-
-    @abstractmethod
-    def remove(self, name: str) -> None:
-        """Removes a file, or WORK with all that is in it; no error if there is none."""
-
-
-class LocalStore(Store):
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
         self.root = Path(address)
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
+        """A local folder to make files in."""
         yield self.root / WORK
 
     def publish(self, file: Path, name: str) -> None:
+        """Moves a finished local file to its name."""
         move_synced(file, self.root / name)
 
     def write(self, name: str, data: bytes) -> None:
+        """Writes or replaces a file."""
         self.publish(self._draft(name, data), name)
 
     def create(self, name: str, data: bytes) -> None:
+        """Writes a file, unless another process was first with that name: then nothing changes."""
         draft, path = self._draft(name, data), self.root / name
         fsync(draft)
         with contextlib.suppress(FileExistsError):
@@ -81,9 +51,11 @@ class LocalStore(Store):
         fsync(path.parent)
 
     def read(self, name: str) -> bytes:
+        """Raises OSError."""
         return (self.root / name).read_bytes()
 
     def sizes(self, folder: str = "") -> dict[str, int]:
+        """Name and size of every file in the dataset's folder, or in one under it."""
         place = self.root / folder
         if not os.path.isdir(place):  # Path.is_dir raises where it may not look
             return {}
@@ -96,6 +68,7 @@ class LocalStore(Store):
         return {entry.name: entry.size for entry in entries if not entry.is_folder}
 
     def remove(self, name: str) -> None:
+        """Removes a file, or WORK with all that is in it; no error if there is none."""
         if name == WORK:
             shutil.rmtree(self.root / WORK, ignore_errors=True)
         else:
@@ -107,14 +80,14 @@ class LocalStore(Store):
         return draft
 
 
-class RemoteStore(Store):
+class RemoteStore:
     """The same at a URL. No lock keeps two runs apart there: the plan, which is created once, keeps
     out other settings, and with the same ones both write the same bytes; the one that ends later
     finds the dataset published. On servers without conditional writes, two runs that start in the
     same second may both take their plan for the first."""
 
     def __init__(self, address: str) -> None:
-        super().__init__(address)
+        self.address = address
         self._fs, self._root = addresses.filesystem(address)
 
     @contextlib.contextmanager
@@ -160,6 +133,9 @@ class RemoteStore(Store):
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError), _as_os_errors(name):
             self._fs.rm(f"{self._root}/{name}", recursive=True)
+
+
+Store = LocalStore | RemoteStore
 
 
 def open_store(address: str) -> Store:

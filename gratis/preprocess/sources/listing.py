@@ -115,7 +115,7 @@ class ListingBuilder:
         """Adds a file of the current (last) container."""
         name = path.removeprefix("./")
         key = make_key(name, None if self.official else self.wnids[label])
-        reason = objection(name, key)
+        reason = name_error(name, key)
         if reason:
             self.skip(path, reason)
             return
@@ -146,7 +146,7 @@ class ListingBuilder:
         return _distinct(listing, np.asarray(self._key_hash, np.int64)) if unique else listing
 
 
-def objection(name: str, key: str) -> str | None:
+def name_error(name: str, key: str) -> str | None:
     """Why a file of this name cannot be a sample, or None. Nothing is ever extracted: this keeps
     keys sane."""
     if name.startswith("/") or ".." in name.split("/"):

@@ -7,8 +7,10 @@ each; a member that claims to reach past its archive's end is refused.
 
 from __future__ import annotations
 
+import os
+import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from gratis import addresses
@@ -25,6 +27,24 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
+
+
+def extension_of(name: str) -> str:
+    """All that follows the first dot of a member's name."""
+    return os.path.basename(name).partition(".")[2]
+
+
+def idx_line(parts: Iterable[Member]) -> str:
+    """A sample's line in DALI's index of its archive: extension, offset, size and name of each
+    member, separated by blanks."""
+    names = [(re.sub(r"\s", "_", member.name), member) for member in parts]
+    fields = [f"{extension_of(name)} {part.offset} {part.size} {name}" for name, part in names]
+    return " ".join(fields) + "\n"
+
+
+def idx_bytes(lines: list[str]) -> bytes:
+    """DALI's index of an archive. A name in an unknown encoding keeps its bytes."""
+    return (f"v1.2 {len(lines)}\n" + "".join(lines)).encode("utf-8", "surrogateescape")
 
 
 def members(

@@ -30,7 +30,7 @@ from gratis.dataset import ImageClass, Manifest
 from gratis.errors import GratisError
 from gratis.preprocess.sources.listing import IMAGE_NAME, QUIET_S, Listing, ListingBuilder
 from gratis.preprocess.sources.source import Source
-from gratis.preprocess.sources.tar import Member, members
+from gratis.preprocess.sources.tar import Member, extension_of, members
 
 VAL_NAME = re.compile(r"val(idation)?([-_.]|\d|$)")
 LONGEST_LABEL = 1 << 16  # bytes of a .cls or .json member
@@ -49,7 +49,8 @@ class TarSample(NamedTuple):
 def open_webdataset(root: str, *, unique: bool = True) -> Source | None:
     """The archives' classes and listings; None where there are no tars. unique: every sample gets a
     key of its own."""
-    archives = _find_archives(root)
+    manifest = _manifest(root)
+    archives = _find_archives(root, manifest)
     if not archives:
         return None
     builders: dict[str, ListingBuilder] = {}
@@ -63,7 +64,7 @@ def open_webdataset(root: str, *, unique: bool = True) -> Source | None:
             raise GratisError(
                 f"{root}: the tars of the split {split} hold no images; fill or remove them"
             )
-    classes = _classes(root, largest)
+    classes = _classes(root, manifest, largest)
     splits: dict[str, Listing] = {}
     for split, builder in builders.items():
         builder.wnids = tuple(entry.wnid for entry in classes)
@@ -72,14 +73,11 @@ def open_webdataset(root: str, *, unique: bool = True) -> Source | None:
     return Source(classes=classes, splits=splits, skipped=skipped)
 
 
-def _find_archives(root: str) -> dict[str, list[str]]:
+def _find_archives(root: str, manifest: Manifest | None) -> dict[str, list[str]]:
     """The archives by split, in order; {} if there are none."""
-    if addresses.is_file(addresses.join(root, dataset.MANIFEST)):
-        splits = _manifest(root).splits.items()
-        return {
-            name: [addresses.join(root, shard.name) for shard in split.shards]
-            for name, split in splits
-        }
+    if manifest:
+        splits = {name: split.shards for name, split in manifest.splits.items()}
+        return {k: [addresses.join(root, shard.name) for shard in v] for k, v in splits.items()}
     archives: dict[str, list[str]] = {"train": [], "val": []}
     for name in ("", "train", "val"):
         folder = addresses.join(root, name) if name else root
@@ -118,7 +116,7 @@ def group_samples(path: str, files: Iterable[Member]) -> Iterator[TarSample]:
         images = [member for member in parts if IMAGE_NAME.fullmatch(member.name)]
         plain = images
         if len(images) > 1:
-            plain = [member for member in images if "." not in _extension(member.name)]
+            plain = [member for member in images if "." not in extension_of(member.name)]
         if len(plain) != 1 and images:
             names = sorted(os.path.basename(member.name)[:200] for member in images)
             way_out = "leave one, or give the others a further extension (x.mask.png)"
@@ -141,33 +139,14 @@ def label_of(archive: addresses.Bytes, path: str, group: TarSample) -> int:
     )
 
 
-def idx_line(group: TarSample) -> str:
-    """The sample's line in DALI's index: extension, offset, size and name of each member, separated
-    by blanks."""
-    fields = []
-    for member in group.parts:
-        name = re.sub(r"\s", "_", member.name)
-        fields.append(f"{_extension(name)} {member.offset} {member.size} {name}")
-    return " ".join(fields) + "\n"
-
-
-def idx_bytes(lines: list[str]) -> bytes:
-    """DALI's index of an archive. A name in an unknown encoding keeps its bytes."""
-    return (f"v1.2 {len(lines)}\n" + "".join(lines)).encode("utf-8", "surrogateescape")
-
-
 def _key(name: str) -> str:
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
 
-def _extension(name: str) -> str:
-    return os.path.basename(name).partition(".")[2]
-
-
 def _labels(archive: addresses.Bytes, parts: list[Member]) -> Iterator[object]:
     for member in parts:
-        extension = _extension(member.name)
+        extension = extension_of(member.name)
         if extension not in ("cls", "json") or member.size > LONGEST_LABEL:
             continue
         text = archive.read(member.offset, member.size)
@@ -182,9 +161,9 @@ def _labels(archive: addresses.Bytes, parts: list[Member]) -> Iterator[object]:
             yield value["label"]
 
 
-def _classes(root: str, largest: int) -> tuple[ImageClass, ...]:
-    if addresses.is_file(addresses.join(root, dataset.MANIFEST)):
-        classes = _manifest(root).classes
+def _classes(root: str, manifest: Manifest | None, largest: int) -> tuple[ImageClass, ...]:
+    if manifest:
+        classes = manifest.classes
         if largest >= len(classes):
             raise GratisError(
                 f"{root} holds label {largest}, its manifest {len(classes)} classes; copy it again"
@@ -195,8 +174,10 @@ def _classes(root: str, largest: int) -> tuple[ImageClass, ...]:
     return tuple(ImageClass(wnid=name, words=name, ilsvrc_id=None) for name in names)
 
 
-def _manifest(root: str) -> Manifest:
+def _manifest(root: str) -> Manifest | None:
+    path = addresses.join(root, dataset.MANIFEST)
+    if not addresses.is_file(path):
+        return None
     if not addresses.is_url(root):
         return dataset.read_manifest(Path(root))
-    url = addresses.join(root, dataset.MANIFEST)
-    return dataset.parse_manifest(addresses.read(url), url)
+    return dataset.parse_manifest(addresses.read(path), path)

@@ -19,8 +19,8 @@ from gratis.preprocess.sources.reader import ImageReader
 from gratis.preprocess.stages.shard import ShardTask, sample_size
 from gratis.signals import leave_to_parent
 
-TRIED = 48  # images: 0.15 s, and a mean size within some 5 %
-PATIENCE_S = 60.0
+IMAGES = 48  # 0.15 s, and a mean size within some 5 %
+TIMEOUT_S = 60.0
 TAR_OVERHEAD = 512 * 3 + 256  # two headers, the label's block, half a block of padding
 MARGIN = 1.05
 
@@ -33,56 +33,56 @@ class Estimate(NamedTuple):
     cpu_s: float
 
 
-def estimate(images: int, tried: ShardTask) -> Estimate:
-    """From the first TRIED items of a task, which are a random draw of the split, as the plan is
+def estimate(images: int, task: ShardTask) -> Estimate:
+    """From the first IMAGES items of a task, which are a random draw of the split, as the plan is
     shuffled."""
     sizes = []
     begun = time.process_time()
     with ImageReader() as reader:
-        for item in tried.items[:TRIED]:
+        for item in task.items[:IMAGES]:
             try:
-                sizes.append(sample_size(reader.read(item), tried))
+                sizes.append(sample_size(reader.read(item), task))
             except Reject:
                 continue
-    each_s = (time.process_time() - begun) / max(1, len(tried.items[:TRIED]))
+    each_s = (time.process_time() - begun) / max(1, len(task.items[:IMAGES]))
     mean = sum(sizes) / max(1, len(sizes)) + TAR_OVERHEAD
     return Estimate(images, int(mean * images * MARGIN), each_s * images)
 
 
-def estimate_apart(images: int, tried: ShardTask) -> Estimate | None:
+def estimate_apart(images: int, task: ShardTask) -> Estimate | None:
     """`estimate` in a process of its own; None if one of the files crashes or hangs the decoder, or
-    if the process is killed or does not begin within PATIENCE_S."""
+    if the process is killed or does not begin within TIMEOUT_S."""
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     # no pool: a pool's process outlives a parent that is killed, and holds its terminal
-    apart = context.Process(target=_estimate_into, args=(theirs, images, tried), daemon=True)
-    apart.start()
+    process = context.Process(target=_estimate_into, args=(theirs, images, task), daemon=True)
+    process.start()
     theirs.close()
     begun, answer = False, None
     try:
-        if ours.poll(PATIENCE_S):
+        if ours.poll(TIMEOUT_S):
             begun = ours.recv()
-            answer = ours.recv() if ours.poll(PATIENCE_S) else None
+            answer = ours.recv() if ours.poll(TIMEOUT_S) else None
     except EOFError:
-        apart.join(1)
+        process.join(1)
         # what was killed, for memory perhaps, costs the estimate alone
-        if not begun and (apart.exitcode or 0) >= 0:
+        if not begun and (process.exitcode or 0) >= 0:
             raise GratisError(NO_MAIN_GUARD) from None
     finally:
-        apart.kill()
-        apart.join()
+        process.kill()
+        process.join()
         ours.close()
     if isinstance(answer, GratisError):
         raise answer
     return answer
 
 
-def _estimate_into(pipe: Connection, images: int, tried: ShardTask) -> None:
+def _estimate_into(pipe: Connection, images: int, task: ShardTask) -> None:
     leave_to_parent()
-    signal.alarm(int(PATIENCE_S))
+    signal.alarm(int(TIMEOUT_S))
     pipe.send(True)
     try:
-        pipe.send(estimate(images, tried))
+        pipe.send(estimate(images, task))
     except OSError as error:
         pipe.send(GratisError(f"cannot read the source: {error}"))
 
@@ -104,7 +104,7 @@ def describe(cost: Estimate | None, workers: int) -> str:
     """One line: "1,200 images: about 3.1 MB, 0 h 1 min on 2 workers (...)"."""
     if cost is None:
         return (
-            f"no estimate: the decoder does not survive one of the first {TRIED} images; a run "
+            f"no estimate: the decoder does not survive one of the first {IMAGES} images; a run "
             f"leaves it out"
         )
     hours, minutes = divmod(round(cost.cpu_s / workers / 60), 60)
@@ -113,7 +113,7 @@ def describe(cost: Estimate | None, workers: int) -> str:
     rate = f"{1000 * cost.cpu_s / max(1, cost.images):.2f} CPU s per 1,000 images"
     return (
         f"{images}: about {_size(cost.bytes)}, {hours} h {minutes} min on {processes} ({rate}, "
-        f"measured here on {min(TRIED, cost.images)})"
+        f"measured here on {min(IMAGES, cost.images)})"
     )
 
 

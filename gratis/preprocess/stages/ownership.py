@@ -4,25 +4,26 @@ has left."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from gratis import dataset
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
-from gratis.preprocess.output.shard_writer import BLOCK, OWNER
+from gratis.locks import hold
+from gratis.preprocess.output.shard_writer import OWNER
 from gratis.preprocess.output.store import WORK, LocalStore, Store
+from gratis.preprocess.sources.tar import BLOCK
 from gratis.preprocess.stages.plan import PLAN, ShardPlan
 
 INDEXING = f"{WORK}/indexing"  # an index command has begun to write beside the work folder
-OURS = re.compile(r"(train|val)(-\d{5,}\.(tar|idx)|\.index\.npz)|stats\.npz|rejects\.jsonl")
+DATASET_FILE = re.compile(r"(train|val)(-\d{5,}\.(tar|idx)|\.index\.npz)|stats\.npz|rejects\.jsonl")
 
 
 @contextlib.contextmanager
-def claim(store: Store, *, shared: bool) -> Iterator[None]:
+def lock_output(store: Store, *, shared: bool) -> Iterator[None]:
     """Makes OUT and holds its lock: tasks share it, everything else has it alone. The lock is in
     the work folder, which publication removes. A URL has no lock. GratisError instead of
     OSError."""
@@ -41,27 +42,16 @@ def claim(store: Store, *, shared: bool) -> Iterator[None]:
             ) from None
 
 
-@contextlib.contextmanager
-def _lock(out: Path, shared: bool) -> Iterator[None]:
+def _lock(out: Path, shared: bool) -> TextIO:
     try:
         (out / WORK).mkdir(parents=True, exist_ok=True)
-        lock = os.open(out / WORK / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = hold(out / WORK / "lock", shared=shared, what=out)
     except OSError as error:
         raise GratisError(f"cannot write to {out}: {error.strerror}; choose another OUT") from None
-    try:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # what systems raise for a lock that is taken
-            raise GratisError(
-                f"another process is making shards in {out}; wait for it, or choose another OUT"
-            ) from None
-        except OSError as error:  # a file system without locks
-            raise GratisError(
-                f"{out} cannot be locked ({error.strerror}); choose an OUT on another disk"
-            ) from None
-        yield
-    finally:
-        os.close(lock)
+    if lock is None:
+        way_out = "wait for it, or choose another OUT"
+        raise GratisError(f"another process is making shards in {out}; {way_out}")
+    return lock
 
 
 def foreign_files(store: Store) -> list[str]:
@@ -70,7 +60,7 @@ def foreign_files(store: Store) -> list[str]:
     Every run writes its plan before its first shard, and removes it after its manifest is written:
     call this first and look for the manifest then, and no run of ours is mistaken for a
     foreign one, not even if it ends in between."""
-    names = sorted(name for name in store.sizes() if OURS.fullmatch(name))
+    names = sorted(name for name in store.sizes() if DATASET_FILE.fullmatch(name))
     return [] if PLAN in _work(store) else names
 
 
@@ -86,7 +76,7 @@ def refuse_foreign(store: Store, names: list[str]) -> None:
         )
 
 
-def refuse_others(store: Store, plan: ShardPlan, files: list[str]) -> None:
+def refuse_unplanned(store: Store, plan: ShardPlan, files: list[str]) -> None:
     """GratisError for the first of these files that are there without a plan, unless they are what
     remains of a dataset of ours whose manifest was removed: the plan names them all, there are tars
     among them, each with our writer's owner, and codec and size are the plan's. Quality, seed and
@@ -137,7 +127,7 @@ def stale_files(store: LocalStore, names: set[str]) -> list[str]:
     files = store.sizes()
     if not names & files.keys():  # no index was here
         return []
-    tars = [name for name in files if OURS.fullmatch(name) and name.endswith(".tar")]
+    tars = [name for name in files if DATASET_FILE.fullmatch(name) and name.endswith(".tar")]
     links = {name for name in tars if (store.root / name).is_symlink()}
     indices = {f"{link[:-4]}.idx" for link in links}
     indices |= {dataset.index_name(link.partition("-")[0]) for link in links}
@@ -151,7 +141,7 @@ def discard(store: Store) -> None:
     if PLAN in _work(store):
         planned = _planned(store)
         for name in store.sizes():
-            if OURS.fullmatch(name) if planned is None else name in planned:
+            if DATASET_FILE.fullmatch(name) if planned is None else name in planned:
                 store.remove(name)
     for name in sorted(_work(store), key=lambda name: name == PLAN):
         if name != f"{WORK}/lock":

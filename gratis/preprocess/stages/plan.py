@@ -125,7 +125,7 @@ def make_task(part: Slice, source: Source, draft: Manifest, out: str) -> ShardTa
     )
 
 
-def agree(store: Store, plan: ShardPlan) -> None:
+def write_plan(store: Store, plan: ShardPlan) -> None:
     """Writes the plan; GratisError where there is unfinished work of other settings, another source
     or other tools.
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -48,12 +47,7 @@ class Progress:
         if time.monotonic() - self._since > EVENT_S:
             self._flush()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._bar.close()
         self._flush()
         outcome = "interrupted" if kind is KeyboardInterrupt else "failed" if kind else "finished"

@@ -16,9 +16,10 @@ from gratis.dataset import Index, Manifest, Shard, Split
 from gratis.errors import GratisError
 from gratis.preprocess.output.receipt import ShardReceipt, read_receipt
 from gratis.preprocess.output.store import WORK, LocalStore, Store
+from gratis.preprocess.stages.plan import refuse_other
 from gratis.preprocess.statistics import finish, merge, no_sums
 
-SHOWN = 5  # rejects named in the error line
+MAX_EXAMPLES = 5  # rejects named in the message
 
 
 def publish(
@@ -64,12 +65,20 @@ def summary(manifest: Manifest) -> str:
     return f"{counts} {of}, {size} px, in {count:,} {shards}"
 
 
-def read_published(store: Store) -> Manifest:
-    """The manifest of a dataset that was published. GratisError if it cannot be read."""
+def already_there(store: Store, draft: Manifest | None = None) -> Manifest:
+    """The manifest of the dataset that is published in the store. GratisError if it cannot be read,
+    or if its settings are other than the draft's."""
     if isinstance(store, LocalStore):
-        return dataset.read_manifest(store.root)
-    url = addresses.join(store.address, dataset.MANIFEST)
-    return dataset.parse_manifest(store.read(dataset.MANIFEST), url)
+        manifest = dataset.read_manifest(store.root)
+    else:
+        url = addresses.join(store.address, dataset.MANIFEST)
+        manifest = dataset.parse_manifest(store.read(dataset.MANIFEST), url)
+    store.remove(WORK)  # of this run's lock, or of a run that was killed just before its end
+    if draft:
+        there, wanted = (dataclasses.replace(one, tools={}) for one in (manifest, draft))
+        refuse_other(store, there, wanted, "remove it, or choose another")
+    print(f"{store.address} is already there: {summary(manifest)}")
+    return manifest
 
 
 def _receipts(store: Store, shards: list[str]) -> Iterator[ShardReceipt]:
@@ -112,8 +121,9 @@ def _split(store: Store, folder: Path, split: str, names: list[str]) -> Split:
 def _too_many(path: str, rejects: list[dict[str, str]]) -> GratisError:
     counts = Counter(row["kind"] for row in rejects).most_common()
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
-    first = "; ".join(f"{row['split']}/{row['file']} ({row['kind']})" for row in rejects[:SHOWN])
-    more = "; ..." if len(rejects) > SHOWN else ""
+    named = rejects[:MAX_EXAMPLES]
+    first = "; ".join(f"{row['split']}/{row['file']} ({row['kind']})" for row in named)
+    more = "; ..." if len(rejects) > MAX_EXAMPLES else ""
     return GratisError(
         f"{len(rejects)} files cannot be used ({kinds}): {first}{more}; see {path}; "
         f"nothing is published: mend them, or run again with --max-rejects {len(rejects)}"

@@ -15,8 +15,10 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gratis import addresses, image
 from gratis.atomic import temporary_name
@@ -28,22 +30,63 @@ from gratis.preprocess.output.shard_writer import ShardWriter
 from gratis.preprocess.output.store import open_store
 from gratis.preprocess.sources.listing import Item
 from gratis.preprocess.sources.reader import ImageReader
-from gratis.preprocess.statistics import Accumulator
+from gratis.preprocess.statistics import Accumulator, PixelSums
+
+Same = TypeVar("Same", bound="ImageTask")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardTask:
-    """One shard, as a worker gets it. out: the dataset's folder or URL; condemned: by position in
-    `items`, why a decoder must not see that file again ("crashed" or "hung")."""
+class ImageTask:
+    """The images of one shard, as a worker gets them. out: the dataset's folder or URL; excluded:
+    by position in `items`, why a decoder must not see that file again ("crashed" or "hung")."""
 
     out: str
     split: str
-    number: int
     items: tuple[Item, ...]
     size: int
     codec: str
+    excluded: dict[int, str] = field(default_factory=dict)
+
+    def exclude(self: Same, position: int, cause: str) -> Same:
+        return dataclasses.replace(self, excluded=self.excluded | {position: cause})
+
+    def read_images(
+        self,
+        begin: Callable[[int], None],
+        report: ReportProgress,
+        use: Callable[[Item, bytes], tuple[NDArray[np.uint8], int]],
+    ) -> tuple[list[dict[str, str]], PixelSums | None]:
+        """Calls use(item, its bytes) for every file in order, which returns the image's pixels and
+        how many bytes it wrote, or raises Reject. Returns the rejects' rows, and the sums of the
+        pixels if this is the train split."""
+        statistics = Accumulator(self.size) if self.split == "train" else None
+        rejects: list[dict[str, str]] = []
+        with ImageReader() as reader:
+            for position, item in enumerate(self.items):
+                # a slow network is not the file's fault
+                begin(-1 if addresses.is_url(item.container) else position)
+                try:
+                    refuse_unread(self.excluded, position, item)
+                    data = reader.read(item)
+                    begin(position)
+                    pixels, written = use(item, data)
+                except image.Reject as reject:
+                    rejects.append(reject_row(self.split, item, reject))
+                    report(0, item.size, 0, 1)
+                    continue
+                if statistics:
+                    statistics.add(pixels)
+                report(1, item.size, written, 0)
+        begin(-1)
+        return rejects, statistics.sums() if statistics else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask(ImageTask):
+    """One shard to write."""
+
+    number: int
     quality: int
-    condemned: dict[int, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -51,19 +94,35 @@ class ShardTask:
 
     def make(self, begin: Callable[[int], None], report: ReportProgress) -> None:
         """Makes and publishes the shard, as `workers.Task` says."""
-        store = open_store(self.out)
+        store, codec = open_store(self.out), CODECS[self.codec]
+        conversions: Counter[str] = Counter()
+
+        def add(item: Item, source: bytes) -> tuple[NDArray[np.uint8], int]:
+            before = writer.bytes
+            picture, converted = image.to_picture(source, self.size)
+            data, pixels = codec.sample(picture, self.quality)
+            assert pixels.shape == (self.size, self.size, 3)
+            writer.add(item.key, data, item.label)
+            conversions.update(converted)
+            return pixels, writer.bytes - before
+
         with store.staging() as folder:
             temporary = folder / temporary_name(f"{self.name}.tar")
-            with temporary.open("wb") as file, ImageReader() as reader:
+            with temporary.open("wb") as file:
                 writer = ShardWriter(file, EXTENSIONS[self.codec])
-                receipt = _fill(self, reader, writer, begin, report)
-                begin(-1)
+                rejects, sums = self.read_images(begin, report, add)
+                writer.close()
             store.write(f"{self.name}.idx", writer.index())
             store.publish(temporary, f"{self.name}.tar")
+        receipt = ShardReceipt(
+            *writer.columns(),
+            bytes=writer.bytes,
+            sha256=writer.digest.hexdigest(),
+            conversions=dict(sorted(conversions.items())),
+            rejects=rejects,
+            sums=sums,
+        )
         write_receipt(store, self.name, receipt)
-
-    def condemn(self, position: int, cause: str) -> ShardTask:
-        return dataclasses.replace(self, condemned=self.condemned | {position: cause})
 
 
 def sample_size(data: bytes, task: ShardTask) -> int:
@@ -72,54 +131,10 @@ def sample_size(data: bytes, task: ShardTask) -> int:
     return len(CODECS[task.codec].sample(picture, task.quality)[0])
 
 
-def refuse_unread(condemned: dict[int, str], position: int, item: Item) -> None:
+def refuse_unread(excluded: dict[int, str], position: int, item: Item) -> None:
     """Raises Reject for a file that must not even be read: it might not fit memory, or crashes
     decoders."""
-    if position in condemned:
-        raise image.Reject(condemned[position], "the decoder did not survive this file")
+    if position in excluded:
+        raise image.Reject(excluded[position], "the decoder did not survive this file")
     if item.size > image.MAX_BYTES:
         raise image.Reject("too-large", f"{item.size} bytes, the limit is {image.MAX_BYTES}")
-
-
-def _fill(
-    task: ShardTask,
-    reader: ImageReader,
-    writer: ShardWriter,
-    begin: Callable[[int], None],
-    report: ReportProgress,
-) -> ShardReceipt:
-    codec = CODECS[task.codec]
-    statistics = Accumulator(task.size) if task.split == "train" else None
-    conversions: Counter[str] = Counter()
-    rejects: list[dict[str, str]] = []
-    for position, item in enumerate(task.items):
-        # a slow network is not the file's fault
-        begin(-1 if addresses.is_url(item.container) else position)
-        before = writer.bytes
-        try:
-            refuse_unread(task.condemned, position, item)
-            source = reader.read(item)
-            begin(position)
-            picture, converted = image.to_picture(source, task.size)
-            data, pixels = codec.sample(picture, task.quality)
-            assert pixels.shape == (task.size, task.size, 3)
-        except image.Reject as reject:
-            rejects.append(reject_row(task.split, item, reject))
-            report(0, item.size, 0, 1)
-            continue
-        writer.add(item.key, data, item.label)
-        conversions.update(converted)
-        if statistics:
-            statistics.add(pixels)
-        report(1, item.size, writer.bytes - before, 0)
-    writer.close()
-    return ShardReceipt(
-        offset=np.array(writer.offset, np.int64),
-        size=np.array(writer.size, np.int32),
-        label=np.array(writer.label, np.int32),
-        bytes=writer.bytes,
-        sha256=writer.digest.hexdigest(),
-        conversions=dict(sorted(conversions.items())),
-        rejects=rejects,
-        sums=statistics.sums() if statistics else None,
-    )

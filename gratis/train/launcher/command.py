@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 from gratis.errors import PREEMPTED, GratisError
 from gratis.extras import require
 from gratis.locks import hold
-from gratis.output import lose_unwritable
+from gratis.output import ignore_write_errors
 from gratis.processes import end
 from gratis.signals import Terminated, terminate_raises
 from gratis.train.launcher.checks import check_dataset, check_world, choose_world, manifest_of
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         options = parse(arguments)
         if options.tensorboard:
             require("tensorboard", "--tensorboard")
-        lose_unwritable()
+        ignore_write_errors()
         with ExitStack() as stack:
             return train(options, stack)
     except subprocess.CalledProcessError as failed:

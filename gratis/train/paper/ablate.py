@@ -28,7 +28,7 @@ from gratis.atomic import atomic_output
 from gratis.dataset import Manifest, read_manifest, require_split
 from gratis.errors import GratisError
 from gratis.history import outcome, records
-from gratis.processes import OVER, said, timed
+from gratis.processes import OVER, read_log, timed
 from gratis.signals import terminate_exits
 from gratis.train.options import Fields, read
 from gratis.train.paper.arguments import flags, recipe_flags
@@ -118,7 +118,7 @@ def ablate_within(seconds: float, log: Path, options: Ablate) -> str:
     command += flags(minutes=f"{seconds / 60:.4g}", recipe=options.recipe)
     command += recipe_flags(options.whole, RECIPES[options.recipe])
     failure = timed(log, command, seconds)
-    return failure or (f"in part: {OVER}" if "skipped, it would" in said(log) else "done")
+    return failure or (f"in part: {OVER}" if "skipped, it would" in read_log(log) else "done")
 
 
 def switchable(recipe: Recipe) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
 from gratis.history import outcome, records
-from gratis.processes import OVER, first_line, said, timed
+from gratis.processes import OVER, log_header, read_log, timed
 from gratis.train.analysis.figures import CAPTIONS
 from gratis.train.paper.ablate import Ablate, ablate_within, seeds_of, switchable
 from gratis.train.paper.arguments import flags
@@ -172,11 +172,11 @@ def explain(context: PartContext) -> PartResult:
     command += flags(mean=recipe.mean, noise=recipe.noise, crop_positions=recipe.crop_positions)
     command += flags(crop_chunk=recipe.crop_chunk)
     # as another call drew it
-    if not png.exists() or first_line(command) not in said(log):
+    if not png.exists() or log_header(command) not in read_log(log):
         failure = timed(log, command, context.left)
     lines = context.pictures({"explain": EXPLAINED})
     if lines and not failure:  # what it has printed: offsets and colours, measured and in theory
-        lines += ("\n".join(f"    {line}" for line in said(log).splitlines()[1:-1]),)
+        lines += ("\n".join(f"    {line}" for line in read_log(log).splitlines()[1:-1]),)
     return PartResult(failure or "done", lines)
 
 
@@ -190,7 +190,7 @@ def figure1(context: PartContext) -> PartResult:
     minutes = f"{FIGURE1_SHARE * context.left / 60:.4g}"
     command = ["figure1", *flags(shards=shards, out=context.folder, minutes=minutes)]
     failure = timed(log, command, context.left)
-    text = said(log)
+    text = read_log(log)
     result = [line for line in text.splitlines() if "training error" in line][-1:]
     short = "skipped, --minutes" in text or "time is over" in text
     state = failure or (f"in part: {OVER}" if short else "done")
