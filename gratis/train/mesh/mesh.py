@@ -27,8 +27,8 @@ from gratis.train.settings import Wire
 class TrafficMeter:
     """What this process's collectives cost.
 
-    seconds is the host's time inside them, waiting for slower ranks included: of ranks that march
-    in step the slowest waits least. NCCL's collectives only queue work for the device, so on a GPU
+    seconds is the host's time inside them, waiting for slower ranks included: of ranks in step the
+    slowest waits least. NCCL's collectives only queue work for the device, so on a GPU
     it is the time to queue. sent counts bytes handed to other ranks, by (what, direction) as
     `gather` and `GradientSum` name it."""
 
@@ -95,7 +95,7 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     device = device_of(local_rank)
-    torch.set_num_threads(max(1, cores() // local_world))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     # NCCL refuses two ranks on one device; gloo carries GPU tensors through the host
     backend = "nccl" if device.type == "cuda" and not share_device else "gloo"
     dist.init_process_group(
@@ -144,36 +144,18 @@ def disconnect() -> None:
     dist.destroy_process_group()
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def _axes(rank: int, world: int, towers: int, meter: TrafficMeter) -> tuple[Axis, Axis]:
-    """Of a DeviceMesh of groups that have the world's backend. Left to make its own, in versions
-    between torch 2.8 and 2.11 it gives an axis of the whole world NCCL wherever there is a GPU,
-    though ranks that share one have gloo."""
-    if world == 1:
-        return ALONE, ALONE
+    """(data, tower), whose groups have the world's backend. Collective."""
     ranks = torch.arange(world).view(world // towers, towers)
-    groups = [
-        dist.new_subgroups_by_enumeration(members)[0]  # type: ignore[no-untyped-call]
-        for members in (ranks.T.tolist(), ranks.tolist())
-    ]
-    mesh = dist.device_mesh.DeviceMesh.from_group(
-        groups,
-        "cuda" if dist.get_backend() == "nccl" else "cpu",
-        ranks,
-        mesh_dim_names=("data", "tower"),
-    )
-    data, tower = (
-        Axis(size=size, index=index, group=mesh.get_group(name), meter=meter) if size > 1 else ALONE
-        for name, size, index in (
-            ("data", world // towers, rank // towers),
-            ("tower", towers, rank % towers),
-        )
-    )
-    return data, tower
+
+    def axis(members: Tensor, index: int) -> Axis:
+        size = members.shape[1]
+        if size == 1:
+            return ALONE
+        group, _ = dist.new_subgroups_by_enumeration(members.tolist())  # type: ignore[no-untyped-call]
+        return Axis(size=size, index=index, group=group, meter=meter)
+
+    return axis(ranks.T, rank // towers), axis(ranks, rank % towers)
 
 
 def gather(x: Tensor, dim: int, axis: Axis, what: str = "", wire: Wire = "float32") -> Tensor:
@@ -196,9 +178,7 @@ class _Gather(torch.autograd.Function):
         ctx.route = route
         dim, axis, what, wire = route
         own = narrowed(x, wire).contiguous()
-        parts = [
-            torch.empty(own.shape, dtype=own.dtype, device=own.device) for _ in range(axis.size)
-        ]
+        parts = [torch.empty_like(own) for _ in range(axis.size)]
         with axis.meter.exchange(what, "forward", own.nbytes * (axis.size - 1)):
             dist.all_gather(parts, own, group=axis.group)
         return torch.cat(parts, dim).to(x.dtype).contiguous(memory_format=_layout(x))
@@ -262,16 +242,28 @@ class GradientSum:
         assert parameter.grad is not None
         sent = narrowed(parameter.grad, self._wire)
         # an all-reduce hands on all but one share twice, once to be summed and once as a sum
-        size = self._axis.size
-        with self._axis.meter.exchange(
-            "gradients", "backward", 2 * sent.nbytes * (size - 1) // size
-        ):
+        size = 2 * sent.nbytes * (self._axis.size - 1) // self._axis.size
+        with self._axis.meter.exchange("gradients", "backward", size):
             work = dist.all_reduce(sent, group=self._axis.group, async_op=True)
         assert work is not None
         self._pending.append((work, sent, parameter.grad))
+
+
+def gather_world(own: Tensor, mesh: Mesh) -> Tensor:
+    """The rows of all ranks, which have equally many, in the order of ranks. Collective."""
+    own = own.to(mesh.device)  # NCCL sends nothing that is on the CPU
+    for axis in (mesh.tower, mesh.data):
+        own = gather_rows(own, len(own) * axis.size, axis)
+    return own
 
 
 def sum_over_world(values: Tensor) -> Tensor:
     """The element-wise sum over all ranks, in place; the same bits on each. Collective."""
     dist.all_reduce(values)
     return values
+
+
+def from_rank_0(value: int, mesh: Mesh) -> int:
+    """Rank 0's value, on every rank. Collective."""
+    own = torch.tensor([value if mesh.rank == 0 else 0], device=mesh.device)
+    return int(sum_over_world(own))
