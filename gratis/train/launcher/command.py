@@ -79,7 +79,7 @@ def train(options: Options, stack: ExitStack) -> int:
     if local > 1 and not present:
         one_each = local * nodes.most == options.settings.tower_ranks == options.fields.towers
         towers = ", one tower each" if one_each else ""
-        print(f"no GPU: {local} CPU processes over gloo{towers}", flush=True)
+        print(f"no GPU: {local} CPU processes over gloo{towers}")
     with mirror(launch.folder) if options.tensorboard and nodes.rank == 0 else nullcontext():
         ended = rendezvous.settle(start_ranks(launch, local, rendezvous))
     if ended.message:
@@ -140,16 +140,14 @@ def follow(options: Options, local: int, published: str) -> Launch:
     manifest = manifest_of(shards)
     check_dataset(shards, manifest, options)
     if manifest.hash != agreed["dataset"]:
-        raise GratisError(
-            f"{shards} is dataset {manifest.hash[:8]}, node 0 has {agreed['dataset'][:8]}"
-        )
-    launch = dataclasses.replace(
-        Launch.from_json(agreed["launch"]), shards=str(shards), runs=str(options.runs)
-    )
+        there = agreed["dataset"][:8]
+        raise GratisError(f"{shards} is dataset {manifest.hash[:8]}, node 0 has {there}")
+    launch = Launch.from_json(agreed["launch"])
+    launch = dataclasses.replace(launch, shards=str(shards), runs=str(options.runs))
     check_shared(launch.folder / "node-0", agreed["token"])
     held = hold(launch.folder / f"node-{options.nodes.rank}")
     if held is None:
         raise GratisError("its --node-rank is another living machine's; number them from 0 on")
     NODE_LOCKS.append(held)
-    print(f"run: {launch.folder}; its status is at node 0", flush=True)
+    print(f"run: {launch.folder}; its status is at node 0")
     return launch

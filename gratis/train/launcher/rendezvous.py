@@ -51,10 +51,8 @@ class Rendezvous:
         except RuntimeError:
             raise gone(nodes) from None
         if answer is None:
-            raise GratisError(
-                f"node 0 at {nodes.rdzv} had no plan within {nodes.join_timeout:g} s; see what it "
-                f"waits for"
-            )
+            late = f"had no plan within {nodes.join_timeout:g} s; see what it waits for"
+            raise GratisError(f"node 0 at {nodes.rdzv} {late}")
         key, text = answer
         if key == "go" and text:
             raise GratisError(text)
@@ -85,9 +83,8 @@ class Rendezvous:
         except RuntimeError:
             raise gone(nodes) from None
         if answer is None:
-            raise GratisError(
-                f"node 0 at {nodes.rdzv} did not begin within {nodes.join_timeout:g} s"
-            )
+            late = f"did not begin within {nodes.join_timeout:g} s"
+            raise GratisError(f"node 0 at {nodes.rdzv} {late}")
         if answer[1]:
             raise GratisError(answer[1])
 
@@ -95,21 +92,18 @@ class Rendezvous:
         """Node 0: until all have come, or enough of them and a last call is over."""
         nodes, began, enough = self.nodes, time.monotonic(), math.inf
         if nodes.most > 1:
-            print(f"waiting for {nodes.most - 1} more at {self.endpoint}", flush=True)
-        while len(come := self._answers()) < nodes.most - 1:
+            print(f"waiting for {nodes.most - 1} more at {self.endpoint}")
+        while len(come := self._answers()) < nodes.most - 1 and not any(come.values()):
             now = time.monotonic()
-            if refused := next(filter(None, come.values()), None):
-                break
             if len(come) + 1 >= nodes.least:
                 enough = min(enough, now)
                 if now - enough > LAST_CALL_S:
                     break
             elif now - began > nodes.join_timeout:
                 missing = ", ".join(str(one) for one in range(1, nodes.most) if one not in come)
-                self._refuse(
-                    f"--nnodes {nodes.nnodes}, but node {missing} did not come to {self.endpoint} "
-                    f"within {nodes.join_timeout:g} s; start it, or lower --nnodes"
-                )
+                late = f"did not come to {self.endpoint} within {nodes.join_timeout:g} s"
+                way_out = "start it, or lower --nnodes"
+                self._refuse(f"--nnodes {nodes.nnodes}, but node {missing} {late}; {way_out}")
             time.sleep(POLL_S)
         if refused := next(filter(None, come.values()), None):
             self._refuse(refused)
@@ -150,12 +144,11 @@ class Rendezvous:
 
     def _answers(self) -> dict[int, str]:
         """By node that has come: empty, or why it cannot begin."""
-        keys = {node: f"answer/{node}" for node in range(1, self.nodes.most)}
-        return {
-            node: self._store.get(key).decode()
-            for node, key in keys.items()
-            if self._store.check([key])
-        }
+        answers = {}
+        for node in range(1, self.nodes.most):
+            if self._store.check([key := f"answer/{node}"]):
+                answers[node] = self._store.get(key).decode()
+        return answers
 
     def _refuse(self, why: str) -> NoReturn:
         self._store.set("go", why)
@@ -229,7 +222,6 @@ def opened(nodes: Nodes) -> TCPStore:
     thread.start()
     thread.join(min(nodes.join_timeout, STORE_S))
     if not result or isinstance(result[0], Exception):
-        raise GratisError(
-            f"--rdzv {nodes.rdzv}: what answers there is no node 0 of this run; take another port"
-        )
+        why = "what answers there is no node 0 of this run; take another port"
+        raise GratisError(f"--rdzv {nodes.rdzv}: {why}")
     return result[0]
