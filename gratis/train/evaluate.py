@@ -21,7 +21,7 @@ from gratis.train.mesh.mesh import Mesh, gather, gather_world, sum_over_world
 from gratis.train.metrics import Scores, average_views, score_sums, scores
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.recipes import Recipe
-from gratis.train.telemetry import agreed, check_there
+from gratis.train.telemetry import agree_on_stop, check_there
 from gratis.train.training_state import TrainingState, rank_loader
 
 PROGRESS_S = 1.0  # between two `eval_progress` events
@@ -133,7 +133,7 @@ def with_progress(state: TrainingState, loader: Loader, views: int) -> Iterator[
     title = "validation" if views == 1 else f"validation, {views} views"
     with tqdm(total=len(loader), desc=title, leave=False, disable=no_bar(state.mesh)) as bar:
         for batch in loader:
-            if stop := agreed(state.signals, state.mesh):
+            if stop := agree_on_stop(state.signals, state.mesh):
                 raise EvaluationStopped(stop)
             yield batch
             bar.update()

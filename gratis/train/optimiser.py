@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 from torch.optim.sgd import sgd
 
-from gratis.train.recipes import KEPT, Recipe
+from gratis.train.recipes import CONVS, Recipe
 from gratis.train.schedule import Kind, Rates
 
 
@@ -69,7 +69,7 @@ def _kind(name: str) -> Kind:
     layer, which = name.split(".")
     if layer == "conv1":
         return "conv1_weights" if which == "weight" else "conv1_biases"
-    if layer in KEPT:
+    if layer in CONVS:
         return "conv_weights" if which == "weight" else "conv_biases"
     return "weights" if which == "weight" else "biases"
 

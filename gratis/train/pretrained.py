@@ -15,7 +15,7 @@ from pathlib import Path
 from gratis.errors import GratisError
 from gratis.train import checkpoint
 from gratis.train.network.alexnet import AlexNet, weight_shapes
-from gratis.train.recipes import KEPT, Layer, Recipe
+from gratis.train.recipes import CONVS, Layer, Recipe
 
 # of the architecture, what convolutions mean beside their shapes
 BODY = (
@@ -31,7 +31,7 @@ def take_convolutions(source: Path, network: AlexNet) -> str:
     GratisError as of `fitting`. Not collective: each rank reads.
     """
     path = fitting(source, network.recipe, network.classes)
-    kept: list[Layer] = [layer for layer in network.plan if layer in KEPT]
+    kept: list[Layer] = [layer for layer in network.plan if layer in CONVS]
     checkpoint.load_layers(path, network, kept)
     new = [layer for layer in network.plan if layer not in kept]
     dataset = checkpoint.read_state(path).dataset
@@ -59,7 +59,7 @@ def fitting(source: Path, recipe: Recipe, classes: int) -> Path:
             )
     shapes = checkpoint.shapes(path)
     for layer, shape in weight_shapes(recipe, classes).items():
-        if layer in KEPT and (stored_shape := shapes.get(f"{layer}.weight")) != shape:
+        if layer in CONVS and (stored_shape := shapes.get(f"{layer}.weight")) != shape:
             differs = f"{layer} {stored_shape}, this recipe {shape}"
             raise GratisError(f"{option} has {differs}; give them the same sizes")
     return path

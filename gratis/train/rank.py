@@ -244,7 +244,7 @@ def last_good(launch: Launch, *, diverged: bool) -> str:
     return f"{which}: {resumed if latest else 'begin again with a lower --rate'}"
 
 
-def guarded() -> int:
+def main_with_error_file() -> int:
     """main, with its errors left for the parent to print: the others fail too once one has."""
     try:
         return main()
@@ -257,6 +257,6 @@ def guarded() -> int:
 
 
 if __name__ == "__main__":
-    code = guarded()
+    code = main_with_error_file()
     sys.stdout.flush()
     os._exit(code)  # a peer that is gone must not hold up this one's atexit handlers

@@ -18,7 +18,7 @@ from gratis.errors import GratisError
 Layer = Literal["conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8"]
 # of #145
 LAYERS: tuple[Layer, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
-KEPT: tuple[Layer, ...] = LAYERS[:5]  # of the network that another begins with; conv6 is new there
+CONVS: tuple[Layer, ...] = LAYERS[:5]  # what another network may begin with; conv6 is new there
 # layers whose biases start at `bias_init`
 ONES: tuple[Layer, ...] = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
 Deviations = tuple[float, float, float, float, float, float, float, float]  # of LAYERS

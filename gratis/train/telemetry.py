@@ -35,7 +35,7 @@ class IntervalSummary:
     stop: Outcome | None
 
 
-def agreed(signals: StopSignals, mesh: Mesh) -> Outcome | None:
+def agree_on_stop(signals: StopSignals, mesh: Mesh) -> Outcome | None:
     """What a signal to any of the ranks asks for. Collective; waits for the device."""
     own = torch.tensor([signals.terminated, signals.interrupted], dtype=torch.int32)
     return outcome(*sum_over_world(own.to(mesh.device)).tolist())

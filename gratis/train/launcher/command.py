@@ -24,7 +24,7 @@ from gratis.processes import end
 from gratis.signals import Terminated, terminate_raises
 from gratis.train.launcher.checks import check_dataset, check_world, choose_world, manifest_of
 from gratis.train.launcher.launch import check_available, plan
-from gratis.train.launcher.nodes import check_shared, differing
+from gratis.train.launcher.nodes import check_shared, describe_differences
 from gratis.train.launcher.result import show
 from gratis.train.launcher.sample import SHARDS, prepare_sample
 from gratis.train.launcher.status_server import start_server
@@ -134,7 +134,7 @@ def follow(options: Options, local: int, published: str) -> Launch:
     """Another node: takes node 0's plan, with its own names of the places. GratisError if it
     differs from this one's."""
     agreed = json.loads(published)
-    if differences := differing(common_terms(options, local), agreed["terms"]):
+    if differences := describe_differences(common_terms(options, local), agreed["terms"]):
         raise GratisError(f"{differences}; give every machine the same command but for --node-rank")
     shards = options.shards or SHARDS
     manifest = manifest_of(shards)

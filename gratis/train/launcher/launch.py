@@ -27,7 +27,7 @@ def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
     classes = recipe.classes or len(manifest.classes)
     check_size(recipe, classes)
     for _ in range(100):  # until no other command was quicker
-        name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
+        name, resumes = run_by_name(options) if options.run else run_by_recipe(options, manifest)
         folder = options.runs / name
         if recipe.init_from and not resumes:  # one that goes on has begun with it
             from gratis.train.pretrained import fitting
@@ -66,7 +66,7 @@ def check_size(recipe: Recipe, classes: int) -> None:
         raise GratisError(f"{parameters:,} parameters {why}; {way_out}")
 
 
-def named(options: Options) -> tuple[str, bool]:
+def run_by_name(options: Options) -> tuple[str, bool]:
     """The run that was named, and does it resume. Settings may change, but not those that decide
     who comes when."""
     name = options.run or ""
@@ -89,7 +89,7 @@ def check_available(folder: Path) -> None:
         raise GratisError(f"run {folder} is finished; choose another --run")
 
 
-def unnamed(options: Options, manifest: Manifest) -> tuple[str, bool]:
+def run_by_recipe(options: Options, manifest: Manifest) -> tuple[str, bool]:
     """The newest run of this recipe and dataset if it is unfinished and of these settings, else a
     new one."""
     stem = f"{options.recipe}-{manifest.hash[:8]}"

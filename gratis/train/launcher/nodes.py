@@ -78,7 +78,7 @@ class Nodes:
 ALONE = Nodes()
 
 
-def differing(own: dict[str, object], theirs: dict[str, object]) -> str:
+def describe_differences(own: dict[str, object], theirs: dict[str, object]) -> str:
     names = [name for name in own | theirs if own.get(name) != theirs.get(name)]
     return ", ".join(
         f"{name.replace('_', '-')} is {own.get(name)}, on node 0 {theirs.get(name)}"
@@ -97,10 +97,10 @@ def check_shared(file: Path, token: str) -> None:
         time.sleep(0.2)
 
 
-def bindable(nodes: Nodes) -> str:
+def own_address(nodes: Nodes) -> str:
     """This machine's address that --rdzv means; GratisError if it is another's, or the port is
     taken."""
-    family, kind, _, _, address = resolved(nodes)
+    family, kind, _, _, address = resolve(nodes)
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -116,16 +116,7 @@ def bindable(nodes: Nodes) -> str:
     return str(address[0])
 
 
-def listening(host: str, port: int) -> int | None:
-    """A socket for a store of torch's to listen on, where only this machine reaches it; None where
-    others must.
-
-    Left to itself such a store listens on every address that the machine has.
-    """
-    return socket.create_server((host, port)).detach() if host.startswith("127.") else None
-
-
-def resolved(nodes: Nodes) -> tuple[int, int, int, str, tuple[str, int]]:
+def resolve(nodes: Nodes) -> tuple[int, int, int, str, tuple[str, int]]:
     """What getaddrinfo has of node 0's name. A cluster's DNS may learn the name of a pod after it
     has started."""
     deadline = time.monotonic() + min(nodes.join_timeout, NAME_S)
@@ -139,7 +130,7 @@ def resolved(nodes: Nodes) -> tuple[int, int, int, str, tuple[str, int]]:
         time.sleep(POLL_S)
 
 
-def reached(nodes: Nodes) -> str:
+def wait_for_node_0(nodes: Nodes) -> str:
     """This machine's address towards node 0, once that answers; GratisError if it does not in
     time."""
     deadline, why = time.monotonic() + nodes.join_timeout, ""

@@ -7,6 +7,7 @@ rows in rank order restores the global batch, and a tower pair's rows are adjace
 from __future__ import annotations
 
 import os
+import socket
 import time
 import warnings
 from collections import Counter
@@ -19,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gratis.train.launcher.nodes import listening
 from gratis.train.mesh.device import CPU, device_of
 from gratis.train.settings import Wire
 
@@ -133,11 +133,20 @@ def full_float32() -> None:
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
 
 
+def listen_on_loopback(host: str, port: int) -> int | None:
+    """A socket for a store of torch's to listen on, where only this machine reaches it; None where
+    others must.
+
+    Left to itself such a store listens on every address that the machine has.
+    """
+    return socket.create_server((host, port)).detach() if host.startswith("127.") else None
+
+
 def _store(rank: int, world: int) -> dist.TCPStore:  # type: ignore[name-defined]
     """The store by which the ranks learn each other's addresses."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    socket = listening(host, port) if rank == 0 else None
-    return dist.TCPStore(host, port, world, is_master=rank == 0, master_listen_fd=socket)  # type: ignore[attr-defined]
+    listener = listen_on_loopback(host, port) if rank == 0 else None
+    return dist.TCPStore(host, port, world, is_master=rank == 0, master_listen_fd=listener)  # type: ignore[attr-defined]
 
 
 def disconnect() -> None:
@@ -177,7 +186,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, route: tuple[int, Axis, str, Wire]) -> Tensor:
         ctx.route = route
         dim, axis, what, wire = route
-        own = narrowed(x, wire).contiguous()
+        own = to_wire(x, wire).contiguous()
         parts = [torch.empty_like(own) for _ in range(axis.size)]
         with axis.meter.exchange(what, "forward", own.nbytes * (axis.size - 1)):
             dist.all_gather(parts, own, group=axis.group)
@@ -188,7 +197,7 @@ class _Gather(torch.autograd.Function):
         # each rank gets the others' shares of its own slice and adds them up itself: what a
         # reduce-scatter does, which gloo lacks, and half of what an all-reduce sends
         dim, axis, what, wire = ctx.route
-        shares = torch.stack(narrowed(grads[0], wire).chunk(axis.size, dim)).contiguous()
+        shares = torch.stack(to_wire(grads[0], wire).chunk(axis.size, dim)).contiguous()
         received = torch.empty_like(shares)
         with axis.meter.exchange(what, "backward", shares[0].nbytes * (axis.size - 1)):
             dist.all_to_all_single(received, shares, group=axis.group)
@@ -196,7 +205,7 @@ class _Gather(torch.autograd.Function):
         return own.contiguous(memory_format=_layout(grads[0])), None
 
 
-def narrowed(x: Tensor, wire: Wire) -> Tensor:
+def to_wire(x: Tensor, wire: Wire) -> Tensor:
     """x as it travels: 32-bit floats in the wire's type, others as they are."""
     return x.to(getattr(torch, wire)) if x.dtype == torch.float32 else x
 
@@ -240,7 +249,7 @@ class GradientSum:
 
     def _begin(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        sent = narrowed(parameter.grad, self._wire)
+        sent = to_wire(parameter.grad, self._wire)
         # an all-reduce hands on all but one share twice, once to be summed and once as a sum
         size = 2 * sent.nbytes * (self._axis.size - 1) // self._axis.size
         with self._axis.meter.exchange("gradients", "backward", size):

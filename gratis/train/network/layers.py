@@ -10,10 +10,9 @@ import math
 from dataclasses import dataclass
 
 from gratis.errors import GratisError
-from gratis.train.recipes import Layer, Recipe
+from gratis.train.recipes import CONVS, Layer, Recipe
 
 CONV1, CONV1_STRIDE = 11, 4
-CONVS: tuple[Layer, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5")
 Padding = tuple[int, int, int, int]
 
 
