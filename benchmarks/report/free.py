@@ -27,7 +27,7 @@ from benchmarks.timing import endless
 from benchmarks.train.bench import UNTIMED, one_round, resident_batch, training_step
 from benchmarks.train.update import Step
 from gratis.loader import Loader
-from gratis.processes import end, said
+from gratis.processes import end, read_log
 from gratis.train.mesh.device import WaitClock
 from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.rank import training_config
@@ -155,7 +155,7 @@ def live(setting: Setting, route: str, recipe: Recipe, decoded: str) -> dict[str
             end(process)
         shutil.rmtree(runs / name, ignore_errors=True)
     if not last:
-        lines = said(log).strip().splitlines()
+        lines = read_log(log).strip().splitlines()
         raise RuntimeError(f"no verdict: {lines[-1] if lines else 'no output'}")
     return last
 

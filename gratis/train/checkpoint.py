@@ -1,20 +1,20 @@
 """Checkpoints of the whole network: what one mesh wrote, any other reads. Arrays and JSON, nothing
 that runs code.
 
-runs/<name>/checkpoints/latest                        text: the folder's name; replaced last, by
-rename
-                        step-00000320/network.safetensors    whole parameters by name
-                                      optimiser.safetensors  whole negative velocities by the same
-                                      names progress.safetensors   ids seen in a begun epoch, for
-                                      its receipt state.json             State SHA256SUMS
-                                      of these four: `sha256sum -c SHA256SUMS` checks them too
+In runs/<name>/checkpoints:
+latest                 text: the folder's name; replaced last, by rename
+step-00000320/
+  network.safetensors    whole parameters by name
+  optimiser.safetensors  whole negative velocities by the same names
+  progress.safetensors   ids seen in a begun epoch, for its receipt
+  state.json             State
+  SHA256SUMS             of these four: `sha256sum -c SHA256SUMS` checks them too
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
@@ -30,8 +30,7 @@ from torch import Tensor
 
 from gratis.atomic import atomic_write, fsync, open_nonblocking, sha256_file
 from gratis.errors import GratisError
-from gratis.train.mesh.mesh import Axis
-from gratis.train.network.alexnet import AlexNet, weight_shapes
+from gratis.train.network.alexnet import AlexNet
 from gratis.train.optimiser import Optimiser
 from gratis.train.recipes import Layer
 
@@ -99,8 +98,7 @@ def write(folder: Path, arrays: Arrays, state: State) -> int:
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    # those of later steps first: of a course that was left when `latest` was pointed at an older
-    # one
+    # those of later steps first: they were left when `latest` was pointed at an older one
     others = [path for path in folder.glob("step-????????") if path != target]
     others.sort(key=lambda path: (path.name < target.name, path.name))
     for old in others[: 1 - KEEP]:
@@ -128,33 +126,29 @@ def step_of(checkpoint: Path) -> int:
 
 
 def undamaged(folder: Path) -> tuple[Path | None, list[str]]:
-    """The latest checkpoint that is as it was written, and a line on each newer one that is not.
+    """The latest checkpoint that is as it was written, and a message on each newer one that is not.
 
     Those are set aside as `damaged-*`, so that they are neither read nor taken for saved when
     training comes by their step again. GratisError if there are checkpoints, and all are damaged:
     then nothing is touched."""
-    first = latest(folder)
-    older = sorted(
-        (path for path in folder.glob("step-????????") if first and path.name < first.name),
-        reverse=True,
-    )
+    if (first := latest(folder)) is None:
+        return None, []
+    older = [path for path in folder.glob("step-????????") if path.name < first.name]
     wrong: dict[Path, str] = {}
-    for candidate in [first, *older] if first else []:
-        if (why := damage(candidate)) is None:
-            for path in wrong:
-                aside = folder / path.name.replace("step-", "damaged-")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.replace(aside)
-            return candidate, [
-                f"{path} is damaged ({why}): going on from {candidate.name}"
-                for path, why in wrong.items()
-            ]
-        wrong[candidate] = why
-    if first:
-        raise GratisError(
-            f"{first} is damaged ({wrong[first]}), and no older one is whole; choose another --run"
-        )
-    return None, []
+    for candidate in [first, *sorted(older, reverse=True)]:
+        if why := damage(candidate):
+            wrong[candidate] = why
+            continue
+        messages = []
+        for path, why in wrong.items():
+            aside = folder / path.name.replace("step-", "damaged-")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
+            messages.append(f"{path} is damaged ({why}): going on from {candidate.name}")
+        return candidate, messages
+    raise GratisError(
+        f"{first} is damaged ({wrong[first]}), and no older one is whole; choose another --run"
+    )
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -165,16 +159,14 @@ def damage(checkpoint: Path) -> str | None:
         sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
         if sums.keys() != FILES:
             return f"{SUMS} does not name its files"
-        wrong = [
-            name
-            for name, expected in sorted(sums.items())
-            if sha256_file(checkpoint / name) != expected
-        ]
-    except OSError as error:
-        if not isinstance(error, ABSENT):  # it may be whole
-            raise unreadable(error) from None
+        for name, expected in sorted(sums.items()):
+            if sha256_file(checkpoint / name) != expected:
+                return f"{name} is not what was written"
+    except ABSENT as error:
         return str(error)
-    return f"{wrong[0]} is not what was written" if wrong else None
+    except OSError as error:  # it may be whole
+        raise unreadable(error) from None
+    return None
 
 
 def read_state(checkpoint: Path) -> State:
@@ -186,36 +178,28 @@ def read_state(checkpoint: Path) -> State:
         if state.format != FORMAT:
             raise ValueError(f"format {state.format}")
         return state
-    except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, OSError) and not isinstance(error, ABSENT):
-            raise unreadable(error) from None
+    except (*ABSENT, ValueError, TypeError) as error:
+        way_out = f"point its `{LATEST}` at an older one, or choose another --run"
         raise GratisError(
-            f"{checkpoint} is no checkpoint of this version ({error}); point its `{LATEST}` at an "
-            f"older one, "
-            "or choose another --run"
+            f"{checkpoint} is no checkpoint of this version ({error}); {way_out}"
         ) from None
+    except OSError as error:
+        raise unreadable(error) from None
 
 
 def check_fits(
     checkpoint: Path, state: State, *, architecture: dict[str, object], classes: int, dataset: str
 ) -> None:
     """GratisError naming the first thing of another network or dataset."""
-    wanted = json.loads(json.dumps(architecture))
-    for name, value in wanted.items():
-        if state.architecture.get(name) != value:
-            stored = state.architecture.get(name)
-            raise GratisError(
-                f"{checkpoint} has {name} {stored}, the recipe {value}; choose another --run"
-            )
-    if state.classes != classes:
-        raise GratisError(
-            f"{checkpoint} has {state.classes} classes, the dataset {classes}; choose another --run"
-        )
+    stored, why = state.architecture, ""
     if state.dataset != dataset:
-        raise GratisError(
-            f"{checkpoint} was trained on dataset {state.dataset[:8]}, not on {dataset[:8]}; "
-            f"choose another --run"
-        )
+        why = f"was trained on dataset {state.dataset[:8]}, not on {dataset[:8]}"
+    if state.classes != classes:
+        why = f"has {state.classes} classes, the dataset {classes}"
+    if names := [name for name, value in architecture.items() if stored.get(name) != value]:
+        why = f"has {names[0]} {stored.get(names[0])}, the recipe {architecture[names[0]]}"
+    if why:
+        raise GratisError(f"{checkpoint} {why}; choose another --run")
 
 
 def load(checkpoint: Path, network: AlexNet, optimiser: Optimiser) -> Tensor:
@@ -226,12 +210,12 @@ def load(checkpoint: Path, network: AlexNet, optimiser: Optimiser) -> Tensor:
         with safe_open(checkpoint / "progress.safetensors", framework="pt") as file:
             seen: Tensor = file.get_tensor("seen")
             return seen
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and not isinstance(error, ABSENT):
-            raise unreadable(error, checkpoint) from None  # safetensors' errors name no file
+    except (*ABSENT, SafetensorError) as error:
         raise GratisError(
             f"{checkpoint} is damaged ({error}); point its `{LATEST}` at an older one"
         ) from None
+    except OSError as error:
+        raise unreadable(error, checkpoint) from None  # safetensors' errors name no file
 
 
 def _read(path: Path) -> str:
@@ -246,11 +230,9 @@ def _read(path: Path) -> str:
 
 
 def unreadable(error: OSError, where: Path | str = "a checkpoint") -> GratisError:
-    return GratisError(
-        f"{error.filename or where} cannot be read ({error.strerror or error}): not known to be "
-        f"damaged, and left as "
-        f"it is; mend that, point its `{LATEST}` at an older one, or choose another --run"
-    )
+    why = f"cannot be read ({error.strerror or error}): not known to be damaged, and left as it is"
+    way_out = f"mend that, point its `{LATEST}` at an older one, or choose another --run"
+    return GratisError(f"{error.filename or where} {why}; {way_out}")
 
 
 def shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
@@ -261,18 +243,15 @@ def shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
 
 def load_layers(checkpoint: Path, network: AlexNet, layers: Collection[Layer]) -> None:
     """Fills this rank's chunks of some layers in place."""
-    own: dict[str, Tensor] = {
-        name: one for name, one in network.named_parameters() if name.split(".")[0] in layers
-    }
+    parameters: dict[str, Tensor] = dict(network.named_parameters())
+    own = {name: one for name, one in parameters.items() if name.split(".")[0] in layers}
     _fill(checkpoint / "network.safetensors", own, network)
 
 
 def _whole(network: AlexNet, own: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     whole = {}
-    for (
-        name,
-        tensor,
-    ) in own.items():  # one at a time: the device holds one whole tensor more, never all
+    # one at a time: the device holds one whole tensor more, never all
+    for name, tensor in own.items():
         together = network.whole(tensor.detach(), name)
         if keep:
             # a copy even where nothing moved: training goes on while it is written
@@ -289,8 +268,7 @@ def _write(folder: Path, arrays: Arrays, state: State) -> int:
         except SafetensorError as error:  # what it raises where a write fails
             raise OSError(str(error)) from error
         share(path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync(path)
     atomic_write(folder / "state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
     sums = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in sorted(FILES))
     atomic_write(folder / SUMS, sums.encode())
@@ -310,11 +288,7 @@ def _size(folder: Path) -> int:
 
 @torch.no_grad()
 def _fill(path: Path, own: dict[str, Tensor], network: AlexNet) -> None:
-    outputs = {
-        layer: shape[0] for layer, shape in weight_shapes(network.recipe, network.classes).items()
-    }
-    axis: Axis = network.tower
     with safe_open(path, framework="pt") as file:
         for name, tensor in own.items():
-            rows = axis.share(outputs[name.split(".")[0]])  # type: ignore[index]
+            rows = network.tower.share(network.outputs(name))
             tensor.copy_(file.get_slice(name)[rows.start : rows.stop])

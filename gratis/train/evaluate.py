@@ -17,14 +17,14 @@ from tqdm import tqdm
 from gratis.loader import Batch, Loader, LoaderConfig
 from gratis.records import Outcome
 from gratis.train.checkpoint import share
-from gratis.train.mesh.mesh import Mesh, gather, gather_rows, sum_over_world
+from gratis.train.mesh.mesh import Mesh, gather, gather_world, sum_over_world
 from gratis.train.metrics import Scores, average_views, score_sums, scores
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.recipes import Recipe
-from gratis.train.telemetry import agreed, check_there
-from gratis.train.training_state import TrainingState
+from gratis.train.telemetry import agree_on_stop, check_there
+from gratis.train.training_state import TrainingState, rank_loader
 
-PROGRESS_S = 1.0  # between two signs of life
+PROGRESS_S = 1.0  # between two `eval_progress` events
 VIEWS = 10
 CENTRE = 2  # of the ten views: corners and centre in the specification's order, then their mirrors
 
@@ -72,19 +72,13 @@ def evaluate(
 def whole_probabilities(kept: Kept, samples: int, mesh: Mesh) -> dict[str, Tensor]:
     """Probabilities [samples, C] and labels [samples] of all ranks in the order of ids.
     Collective."""
-    ids, labels, probabilities = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    rows = {"labels": labels, "probabilities": probabilities}
-    for axis in (mesh.tower, mesh.data):
-        ids = gather_rows(ids.to(mesh.device), len(ids) * axis.size, axis)
-        rows = {
-            name: gather_rows(own.to(mesh.device), len(own) * axis.size, axis)
-            for name, own in rows.items()
-        }
-    real = ids >= 0
-    whole = {name: own.new_zeros((samples, *own.shape[1:])) for name, own in rows.items()}
-    for name, own in rows.items():
-        whole[name][ids[real]] = own[real]
-    return {name: own.cpu() for name, own in whole.items()}
+    own = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    ids, labels, probabilities = (gather_world(rows, mesh).cpu() for rows in own)
+    real, whole = ids >= 0, {}
+    for name, rows in (("labels", labels), ("probabilities", probabilities)):
+        whole[name] = rows.new_zeros((samples, *rows.shape[1:]))
+        whole[name][ids[real]] = rows[real]
+    return whole
 
 
 def _own_logits(network: AlexNet, images: Tensor, mesh: Mesh) -> Tensor:
@@ -115,19 +109,9 @@ def report_evaluation(state: TrainingState, views: int, *, keep: bool = False) -
     began, mesh = time.perf_counter(), state.mesh
     config = evaluation_config(state.recipe, views, mesh.world)
     kept: Kept | None = [] if keep else None
-    loader = Loader(
-        state.launch.shards,
-        "val",
-        config,
-        rank=mesh.rank,
-        world_size=mesh.world,
-        device=mesh.device,
-        local_world_size=mesh.local_world,
-    )
-    with loader:
-        results = evaluate(
-            state.network, watched(state, loader, views), mesh, views=views, kept=kept
-        )
+    with rank_loader(state.launch, "val", config, mesh) as loader:
+        batches = with_progress(state, loader, views)
+        results = evaluate(state.network, batches, mesh, views=views, kept=kept)
     wall_s = time.perf_counter() - began
     if kept:
         probabilities = whole_probabilities(kept, loader.num_samples, mesh)
@@ -141,27 +125,23 @@ def report_evaluation(state: TrainingState, views: int, *, keep: bool = False) -
     return results[views]
 
 
-def watched(state: TrainingState, loader: Loader, views: int) -> Iterator[Batch]:
-    """The loader's batches, with a bar and signs of life; EvaluationStopped, on all ranks at one
-    batch, after a signal."""
+def with_progress(state: TrainingState, loader: Loader, views: int) -> Iterator[Batch]:
+    """The loader's batches, with a bar and `eval_progress` events; EvaluationStopped, on all ranks
+    at one batch, after a signal."""
     began = last = time.perf_counter()
     images = 0
     title = "validation" if views == 1 else f"validation, {views} views"
     with tqdm(total=len(loader), desc=title, leave=False, disable=no_bar(state.mesh)) as bar:
         for batch in loader:
-            if stop := agreed(state.signals, state.mesh):
+            if stop := agree_on_stop(state.signals, state.mesh):
                 raise EvaluationStopped(stop)
             yield batch
             bar.update()
             images += int((batch.ids >= 0).sum())
             if (now := time.perf_counter()) - last >= PROGRESS_S:
                 check_there(state.events)
-                fields = {
-                    "views": views,
-                    "images": images,
-                    "total": loader.num_samples,
-                    "wall_s": now - began,
-                }
+                done = {"images": images, "total": loader.num_samples}
+                fields = {"views": views, **done, "wall_s": now - began}
                 state.events.write("eval_progress", fields, epoch=state.epoch, step=state.step)
                 last = now
 

@@ -18,12 +18,8 @@ def share_of_loss(logits: Tensor, labels: Tensor, valid: int) -> Tensor:
 
     Summed over ranks it is the mean, and so are the gradients: nothing is scaled afterwards.
     """
-    return (
-        F.cross_entropy(
-            logits.float() if logits.dtype != torch.float64 else logits, labels, reduction="sum"
-        )
-        / valid
-    )
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(exact, labels, reduction="sum") / valid
 
 
 def valid_rows(step: int, batch: int, samples: int) -> int:

@@ -8,14 +8,14 @@ on with its old velocity (trap 12)."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 from torch.optim.sgd import sgd
 
-from gratis.train.recipes import KEPT, Recipe
+from gratis.train.recipes import CONVS, Recipe
 from gratis.train.schedule import Kind, Rates
 
 
@@ -30,7 +30,8 @@ class Optimiser:
         self.parameters = dict(network.named_parameters())
         self._inside = recipe.velocity == "inside"
         self._terms = {name: (_kind(name), _decay(name, recipe)) for name in self.parameters}
-        self._momentum = recipe.momentum
+        self._common: dict[str, Any] = {"momentum": recipe.momentum, "fused": True}
+        self._common |= {"nesterov": False, "maximize": False}
         # each parameter's negative velocity, by the parameter's name; torch would start an absent
         # one at the bare gradient, without the rate
         self.steps = {
@@ -45,24 +46,15 @@ class Optimiser:
             if rates[kind] != 0 and parameter.grad is not None:
                 together.setdefault((rates[kind], decay), []).append(name)
         # a group costs the host a call and a GPU a kernel, whose start a small group does not
-        # repay: as few as may be
-        # as profiles call what torch's class does
+        # repay: as few as may be. The profiler knows what torch's class does by this name
         with torch.no_grad(), record_function("Optimizer.step"):
             for (rate, decay), names in together.items():
                 own: list[Tensor] = [self.parameters[name] for name in names]
                 lr, dampening = (1.0, 1.0 - rate) if self._inside else (rate, 0.0)
-                sgd(
-                    own,
-                    cast(list[Tensor], [one.grad for one in own]),
-                    [self.steps[name] for name in names],
-                    fused=True,
-                    weight_decay=decay,
-                    momentum=self._momentum,
-                    lr=lr,
-                    dampening=dampening,
-                    nesterov=False,
-                    maximize=False,
-                )
+                grads = cast(list[Tensor], [one.grad for one in own])
+                steps: list[Tensor | None] = [self.steps[name] for name in names]
+                terms = self._common | {"weight_decay": decay, "lr": lr, "dampening": dampening}
+                sgd(own, grads, steps, **terms)
         for parameter in self.parameters.values():
             parameter.grad = None
 
@@ -77,7 +69,7 @@ def _kind(name: str) -> Kind:
     layer, which = name.split(".")
     if layer == "conv1":
         return "conv1_weights" if which == "weight" else "conv1_biases"
-    if layer in KEPT:
+    if layer in CONVS:
         return "conv_weights" if which == "weight" else "conv_biases"
     return "weights" if which == "weight" else "biases"
 

@@ -67,10 +67,8 @@ class Options:
 def check_name(run: str) -> None:
     """GratisError for a name that is no plain folder's."""
     if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,127}", run):
-        raise GratisError(
-            f"--run {run!r} must be a plain name of at most 128 letters, digits, '.', '_', '+' "
-            f"and '-'"
-        )
+        rule = "a plain name of at most 128 letters, digits, '.', '_', '+' and '-'"
+        raise GratisError(f"--run {run!r} must be {rule}")
 
 
 def common_terms(options: Options, local: int) -> dict[str, object]:

@@ -10,29 +10,18 @@ conv5 go on at a tenth of the new layers' rate (specification, section 5). A six
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from gratis.errors import GratisError
 from gratis.train import checkpoint
 from gratis.train.network.alexnet import AlexNet, weight_shapes
-from gratis.train.recipes import KEPT, Layer, Recipe
+from gratis.train.recipes import CONVS, Layer, Recipe
 
+# of the architecture, what convolutions mean beside their shapes
 BODY = (
-    "channel_order",
-    "input_scale",
-    "activation",
-    "conv1_edge",
-    "pool",
-    "lrn",
-    "lrn_order",
-    "lrn_alpha",
-    "lrn_k",
-    "lrn_across_towers",
-    "map_norm",
-    "towers",
-)
-"""Of the architecture, what convolutions mean beside their shapes."""
+    "channel_order input_scale activation conv1_edge pool lrn lrn_order lrn_alpha lrn_k "
+    "lrn_across_towers map_norm towers"
+).split()
 
 
 def take_convolutions(source: Path, network: AlexNet) -> str:
@@ -42,45 +31,35 @@ def take_convolutions(source: Path, network: AlexNet) -> str:
     GratisError as of `fitting`. Not collective: each rank reads.
     """
     path = fitting(source, network.recipe, network.classes)
-    kept: list[Layer] = [layer for layer in network.plan if layer in KEPT]
+    kept: list[Layer] = [layer for layer in network.plan if layer in CONVS]
     checkpoint.load_layers(path, network, kept)
     new = [layer for layer in network.plan if layer not in kept]
     dataset = checkpoint.read_state(path).dataset
-    return (
-        f"{', '.join(kept)} begin as in {path}, trained on dataset {dataset[:8]}; "
-        f"{', '.join(new)} are new"
-    )
+    source_text = f"{path}, trained on dataset {dataset[:8]}"
+    return f"{', '.join(kept)} begin as in {source_text}; {', '.join(new)} are new"
 
 
 def fitting(source: Path, recipe: Recipe, classes: int) -> Path:
     """The checkpoint to take. GratisError where there is no whole one, or one of other
     convolutions."""
-    path = (
-        source if (source / "state.json").is_file() else checkpoint.latest(source / "checkpoints")
-    )
+    own = (source / "state.json").is_file()
+    path = source if own else checkpoint.latest(source / "checkpoints")
     if path is None:
-        raise GratisError(
-            f"--init-from {source} holds no checkpoint; give the folder of a run that has one"
-        )
+        way_out = "give the folder of a run that has one"
+        raise GratisError(f"--init-from {source} holds no checkpoint; {way_out}")
+    option = f"--init-from {path}"
     if why := checkpoint.damage(path):
-        raise GratisError(
-            f"--init-from {path} is damaged ({why}); give another run, or an older checkpoint of it"
-        )
-    state = checkpoint.read_state(path)
-    own = json.loads(json.dumps(recipe.architecture))
+        way_out = "give another run, or an older checkpoint of it"
+        raise GratisError(f"{option} is damaged ({why}); {way_out}")
+    stored = checkpoint.read_state(path).architecture
     for name in BODY:
-        if state.architecture.get(name) != own[name]:
-            there = state.architecture.get(name)
+        if (there := stored.get(name)) != (here := recipe.architecture[name]):
             raise GratisError(
-                f"--init-from {path} has {name} {there}, this recipe {own[name]}; give them "
-                f"the same"
+                f"{option} has {name} {there}, this recipe {here}; give them the same"
             )
     shapes = checkpoint.shapes(path)
     for layer, shape in weight_shapes(recipe, classes).items():
-        if layer in KEPT and shapes.get(f"{layer}.weight") != shape:
-            there = shapes.get(f"{layer}.weight")
-            raise GratisError(
-                f"--init-from {path} has {layer} {there}, this recipe {shape}; give them the "
-                f"same sizes"
-            )
+        if layer in CONVS and (stored_shape := shapes.get(f"{layer}.weight")) != shape:
+            differs = f"{layer} {stored_shape}, this recipe {shape}"
+            raise GratisError(f"{option} has {differs}; give them the same sizes")
     return path

@@ -32,7 +32,7 @@ from gratis.records import Outcome, StartRecord
 from gratis.train import checkpoint, loop
 from gratis.train.launcher.exit_status import report_failure
 from gratis.train.mesh.device import lacks_for_compiling
-from gratis.train.mesh.mesh import GradientSum, Mesh, connect, disconnect, sum_over_world
+from gratis.train.mesh.mesh import GradientSum, Mesh, connect, disconnect, from_rank_0
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.network.memory import ran_out, too_large
 from gratis.train.optimiser import Optimiser
@@ -40,7 +40,7 @@ from gratis.train.pretrained import take_convolutions
 from gratis.train.recipes import Recipe
 from gratis.train.schedule import noise_until
 from gratis.train.settings import Choice, Launch, RunSettings
-from gratis.train.training_state import Saver, TrainingState, resume
+from gratis.train.training_state import Saver, TrainingState, rank_loader, resume
 
 DECODING = RunSettings(decoded="none")  # of whoever measures: each epoch is decoded anew
 EXIT: dict[Outcome, int] = {
@@ -63,33 +63,27 @@ def main() -> int:
     launch = Launch.from_json(sys.argv[1])
     mesh = connect(launch.tower_ranks, share_device=launch.share_device)
     held = lock(launch.folder, os.getppid()) if mesh.rank == 0 else None
-    launch = dataclasses.replace(launch, attempt=this_attempt(launch, mesh))
-    events = EventWriter(
-        launch.folder / f"rank-{mesh.rank}.jsonl", attempt=launch.attempt, rank=mesh.rank
-    )
+    # ranks that torchrun starts again are an attempt of their own
+    number = max(launch.attempt, attempts(launch.folder) + 1) if mesh.rank == 0 else 0
+    attempt = from_rank_0(number, mesh)
+    launch = dataclasses.replace(launch, attempt=attempt)
+    path = launch.folder / f"rank-{mesh.rank}.jsonl"
+    events = EventWriter(path, attempt=attempt, rank=mesh.rank)
     try:
         code = work(launch, mesh, events, signals)
     except CheckpointRefused:  # nothing is on record of this attempt: the run stays what it was
         raise
     except BaseException as error:
-        events.write(
-            "end", {"outcome": "failed", "error": str(error).split("\n")[0] or type(error).__name__}
-        )
+        reason = str(error).split("\n")[0] or type(error).__name__
+        events.write("end", {"outcome": "failed", "error": reason})
         raise
     # nobody ends before all have written what they have to: to the agent a preempted rank has
     # failed, and it ends all
-    sum_over_world(torch.zeros(1, device=mesh.device)).item()
+    from_rank_0(0, mesh)
     disconnect()
     if held:
         held.close()
     return code
-
-
-def this_attempt(launch: Launch, mesh: Mesh) -> int:
-    """The number after the last one on record: ranks that torchrun starts again are an attempt of
-    their own."""
-    number = max(launch.attempt, attempts(launch.folder) + 1) if mesh.rank == 0 else 0
-    return int(sum_over_world(torch.tensor([number], device=mesh.device)).item())
 
 
 def signal_of_lost_agent() -> signal.Signals:
@@ -98,31 +92,15 @@ def signal_of_lost_agent() -> signal.Signals:
 
     SIGTERM, so that all save and end; SIGKILL where the other machines go on without this one, as
     after a power cut. Without node 0 nobody goes on."""
-    others_go_on = int(os.environ.get("GROUP_RANK", "0")) > 0 and restarts_left() > 0
-    return signal.SIGKILL if others_go_on else signal.SIGTERM
-
-
-def restarts_left() -> int:
-    """How often torchrun's agents would still begin again."""
-    most, begun = (
-        os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("MAX_RESTARTS", "RESTART_COUNT")
-    )
-    return int(most) - int(begun)
+    names = ("GROUP_RANK", "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_RESTART_COUNT")
+    node, most, begun = (int(os.environ.get(name, "0")) for name in names)
+    return signal.SIGKILL if node > 0 and begun < most else signal.SIGTERM
 
 
 def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: StopSignals) -> int:
     recipe = launch.recipe
-    config = training_config(recipe, launch)
-    loader = Loader(
-        launch.shards,
-        "train",
-        config,
-        rank=mesh.rank,
-        world_size=mesh.world,
-        device=mesh.device,
-        local_world_size=mesh.local_world,
-    )
-    with loader:
+    with rank_loader(launch, "train", training_config(recipe, launch), mesh) as loader:
+        classes = recipe.classes or len(loader.classes)
         try:
             state = first_state(launch, mesh, loader, events, signals)
             begin(state)
@@ -132,24 +110,16 @@ def work(launch: Launch, mesh: Mesh, events: EventWriter, signals: StopSignals) 
                 raise
             size = torch.cuda.get_device_properties(mesh.device).total_memory
             sharers = -(-mesh.local_world // torch.cuda.device_count())  # ranks on this GPU
-            message = too_large(
-                recipe,
-                recipe.classes or len(loader.classes),
-                size=size,
-                world=mesh.world,
-                towers=mesh.tower.size,
-                sharers=sharers,
-            )
-            raise GratisError(message) from None
+            world, towers = mesh.world, mesh.tower.size
+            raise GratisError(
+                too_large(recipe, classes, size=size, world=world, towers=towers, sharers=sharers)
+            ) from None
         state.saver.close()
+    lost = state.saver.lost
     error = f"the loss is not finite at step {state.step}" if outcome == "diverged" else None
-    if (
-        outcome == "finished" and state.saver.lost
-    ):  # such a run is not over: its weights are nowhere
-        outcome, error = (
-            "failed",
-            f"training is done, but {state.saver.lost}; mend that and give the same command again",
-        )
+    if outcome == "finished" and lost:  # such a run is not over: its weights are nowhere
+        outcome = "failed"
+        error = f"training is done, but {lost}; mend that and give the same command again"
     events.write("end", {"outcome": outcome, "error": error}, epoch=state.epoch, step=state.step)
     if error:
         report_failure(f"error: {error}; {last_good(launch, diverged=outcome == 'diverged')}")
@@ -161,30 +131,23 @@ def first_state(
 ) -> TrainingState:
     """The run at its first step."""
     recipe, warnings = launch.recipe, list[str]()
-    network = AlexNet(
-        recipe,
-        recipe.classes or len(loader.classes),
-        tower=mesh.tower,
-        seed=launch.seed,
-        wire=launch.wire,
-    )
+    classes = recipe.classes or len(loader.classes)
+    network = AlexNet(recipe, classes, tower=mesh.tower, seed=launch.seed, wire=launch.wire)
     network.to(mesh.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def slower(why: str) -> str:
+    def warn(why: str) -> str:
         message = f"the network is not compiled, and slower for it: {why}"
         if mesh.rank == 0:  # the others lack what it lacks; each has its event
-            print(f"warning: {message}", file=sys.stderr, flush=True)
+            print(f"warning: {message}", file=sys.stderr)
         return message
 
+    def record_eager(why: str) -> None:
+        events.write("warning", {"message": warn(why)})
+
     if compiles(launch.compile, mesh.device):
-        given_up = (
-            (lambda why: events.write("warning", {"message": slower(why)}))
-            if launch.compile == "auto"
-            else None
-        )
-        network.compile_layers(given_up)
+        network.compile_layers(record_eager if launch.compile == "auto" else None)
     elif launch.compile == "auto" and mesh.device.type == "cuda" and mesh.rank == 0:
-        warnings.append(slower(f"that takes {lacks_for_compiling()}"))
+        warnings.append(warn(f"that takes {lacks_for_compiling()}"))
     return TrainingState(
         launch=launch,
         mesh=mesh,
@@ -207,26 +170,23 @@ def begin(state: TrainingState) -> None:
     except GratisError as error:
         raise CheckpointRefused(str(error)) from None
     state.events.write("start", start_record(state))
+    if not state.evaluates and state.mesh.rank == 0:
+        state.warnings.append("the dataset has no validation split: nothing is evaluated")
     for warning in state.warnings:
         state.events.write("warning", {"message": warning})
-    init_from = state.recipe.init_from
+    message, init_from = "", state.recipe.init_from
     if resumed:
         message = f"resumed at step {state.step}, epoch {state.epoch + 1}"
-    else:
-        message = take_convolutions(Path(init_from), state.network) if init_from else ""
+    elif init_from:
+        message = take_convolutions(Path(init_from), state.network)
     if message and state.mesh.rank == 0:
-        print(message, flush=True)
-    if not state.evaluates and state.mesh.rank == 0:
-        state.events.write(
-            "warning", {"message": "the dataset has no validation split: nothing is evaluated"}
-        )
+        print(message)
 
 
 def compiles(choice: Choice, device: torch.device) -> bool:
     """Compiling takes a minute, which short runs on a CPU never earn back."""
-    return choice == "on" or (
-        choice == "auto" and device.type == "cuda" and lacks_for_compiling() is None
-    )
+    able = choice == "auto" and device.type == "cuda" and lacks_for_compiling() is None
+    return choice == "on" or able
 
 
 def training_config(recipe: Recipe, settings: RunSettings = DECODING) -> LoaderConfig:
@@ -284,9 +244,8 @@ def last_good(launch: Launch, *, diverged: bool) -> str:
     return f"{which}: {resumed if latest else 'begin again with a lower --rate'}"
 
 
-def guarded() -> int:
-    """main, with its errors left for the parent to print: the others fail too once one has, and
-    would talk over it."""
+def main_with_error_file() -> int:
+    """main, with its errors left for the parent to print: the others fail too once one has."""
     try:
         return main()
     except GratisError as error:
@@ -298,6 +257,6 @@ def guarded() -> int:
 
 
 if __name__ == "__main__":
-    code = guarded()
+    code = main_with_error_file()
     sys.stdout.flush()
     os._exit(code)  # a peer that is gone must not hold up this one's atexit handlers

@@ -8,6 +8,7 @@ section 10) is a field, so either side can be switched alone: `gratis train --re
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,9 +18,10 @@ from gratis.errors import GratisError
 Layer = Literal["conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8"]
 # of #145
 LAYERS: tuple[Layer, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
-KEPT: tuple[Layer, ...] = LAYERS[:5]  # of the network that another begins with; conv6 is new there
+CONVS: tuple[Layer, ...] = LAYERS[:5]  # what another network may begin with; conv6 is new there
 # layers whose biases start at `bias_init`
 ONES: tuple[Layer, ...] = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
+Deviations = tuple[float, float, float, float, float, float, float, float]  # of LAYERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +104,7 @@ class Recipe:
     init: Literal["gaussian", "he", "uniform"] = "gaussian"
     """`init_std`; or He with zero biases and fc8 x 0.3; or torch's default for weights and
     biases."""
-    init_std: tuple[float, float, float, float, float, float, float, float] = (
-        0.01,
-        0.01,
-        0.03,
-        0.03,
-        0.03,
-        0.01,
-        0.01,
-        0.01,
-    )
+    init_std: Deviations = (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01)
     """Standard deviations of the weights of conv1 to conv5 and fc6 to fc8; conv6 takes conv5's."""
     bias_init: float = 1.0
     """Of conv2, conv4 to conv6, fc6 and fc7; the others start at 0."""
@@ -172,77 +165,43 @@ class Recipe:
     """Steps over which all rates grow linearly from nothing."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "image_size",
-            "crop",
-            "crop_chunk",
-            "batch",
-            "hidden",
-            "epochs",
-            "rate_batch",
-            "patience",
-        ):
-            if getattr(self, name) < 1:
-                raise GratisError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1"
-                )
+        counts = "image_size crop crop_chunk batch hidden epochs rate_batch patience classes"
+        self._check(counts, lambda value: value >= 1, "at least 1")
+        self._check("rate width input_scale lrn_k", lambda value: 0 < value < math.inf, "above 0")
+        scales = "init_std warmup_steps weight_decay bias_rate lrn_alpha conv_rate"
+        self._check(scales, lambda value: 0 <= value < math.inf, "at least 0")
+        self._check("bias_init", math.isfinite, "a number")
+        self._check("momentum", lambda value: 0 <= value < 1, "in [0, 1)")
+        marks = "noise_until conv1_slow conv1_frozen drops"
+        self._check(marks, lambda value: 0 <= value <= 1, "a share of the run, in [0, 1]")
         if self.crop > self.image_size:
             raise GratisError(f"--crop {self.crop} is larger than --image-size {self.image_size}")
         if self.crop < SMALLEST_CROP:
-            raise GratisError(
-                f"--crop {self.crop}: the network's five windows need at least {SMALLEST_CROP} "
-                f"pixels"
-            )
-        for name in ("rate", "width", "input_scale", "lrn_k"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise GratisError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} must be above 0"
-                )
-        self._check_ranges()
-        if not 0 <= self.momentum < 1:
-            raise GratisError(f"--momentum {self.momentum} must be in [0, 1)")
-        if self.classes is not None and self.classes < 1:
-            raise GratisError(f"--classes {self.classes} must be at least 1")
-        if bad := [layer for layer in self.exchange if layer in ("conv1", "fc8")]:
-            raise GratisError(
-                f"--exchange {bad[0]}: conv1 reads the image and fc8 always both towers; leave "
-                f"it out"
-            )
-        for size in (*self.channels, self.hidden):
-            if self.units(size) < 1 or self.units(size) % self.towers:
-                raise GratisError(
-                    f"--width {self.width} makes {size} units {self.units(size)}: not even"
-                )
-
-    def _check_ranges(self) -> None:
+            needs = f"the network's five windows need at least {SMALLEST_CROP} pixels"
+            raise GratisError(f"--crop {self.crop}: {needs}")
         if self.crop_area is not None:
             low, high = self.crop_area
+            option = f"--crop-area {low} {high}"
             if not 0 < low <= high <= 1:
-                raise GratisError(
-                    f"--crop-area {low} {high} must be two rising shares of the image, in (0, 1]"
-                )
+                raise GratisError(f"{option} must be two rising shares of the image, in (0, 1]")
             if self.crop_chunk > 1 or self.mean == "offset":
-                raise GratisError(
-                    f"--crop-area {low} {high}: resized crops want --crop-chunk 1 and --mean "
-                    f"central"
-                )
-        for std in self.init_std:
-            if not (std >= 0 and math.isfinite(std)):
-                raise GratisError(f"--init-std {std} must be at least 0")
-        if not math.isfinite(self.bias_init):
-            raise GratisError(f"--bias-init {self.bias_init} must be a number")
-        for name in ("warmup_steps", "weight_decay", "bias_rate", "lrn_alpha", "conv_rate"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise GratisError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 0"
-                )
-        for name in ("noise_until", "conv1_slow", "conv1_frozen", "drops"):
-            value = getattr(self, name)
-            for mark in value if isinstance(value, tuple) else (value,):
-                if mark is not None and not 0 <= mark <= 1:
-                    raise GratisError(
-                        f"--{name.replace('_', '-')} {mark} must be a share of the run, in [0, 1]"
-                    )
+                way_out = "resized crops want --crop-chunk 1 and --mean central"
+                raise GratisError(f"{option}: {way_out}")
+        if bad := [layer for layer in self.exchange if layer in ("conv1", "fc8")]:
+            why = "conv1 reads the image and fc8 always both towers; leave it out"
+            raise GratisError(f"--exchange {bad[0]}: {why}")
+        for size in (*self.channels, self.hidden):
+            if (units := self.units(size)) < 1 or units % self.towers:
+                raise GratisError(f"--width {self.width} makes {size} units {units}: not even")
+
+    def _check(self, names: str, holds: Callable[[float], bool], must_be: str) -> None:
+        """GratisError for the first of these fields with a value out of its range."""
+        for name in names.split():
+            field = getattr(self, name)
+            for value in field if isinstance(field, tuple) else (field,):
+                if value is not None and not holds(value):
+                    option = f"--{name.replace('_', '-')}"
+                    raise GratisError(f"{option} {value} must be {must_be}")
 
     def units(self, full: int) -> int:
         """A layer's units at this width."""
@@ -250,36 +209,21 @@ class Recipe:
 
     @property
     def architecture(self) -> dict[str, object]:
-        """What must agree for a checkpoint to fit: every field that a stored weight's shape or
-        meaning depends on."""
-        return {name: getattr(self, name) for name in ARCHITECTURE}
+        """What must agree for a checkpoint to fit, as JSON has it: every field that a stored
+        weight's shape or meaning depends on."""
+        fields = {name: getattr(self, name) for name in ARCHITECTURE}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        }
 
 
 SMALLEST_CROP = 36
 ARCHITECTURE = (
-    "crop",
-    "channel_order",
-    "input_scale",
-    "towers",
-    "exchange",
-    "conv6",
-    "without",
-    "pool",
-    "activation",
-    "channels",
-    "hidden",
-    "width",
-    "conv1_edge",
-    "lrn",
-    "lrn_order",
-    "lrn_alpha",
-    "lrn_k",
-    "lrn_across_towers",
-    "map_norm",
-    "dropout",
-    "dropout_place",
-    "velocity",
-)
+    "crop channel_order input_scale towers exchange conv6 without pool activation channels hidden "
+    "width conv1_edge lrn lrn_order lrn_alpha lrn_k lrn_across_towers map_norm dropout "
+    "dropout_place velocity"
+).split()
 
 RELEASED = Recipe()
 """Source: the Computer History Museum's release of 2012's code, #145. Expected on ILSVRC2012
@@ -366,7 +310,6 @@ CAFFE = replace(
     init_std=(0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01),
     bias_init=0.1,
     dropout="inverted",
-    velocity="inside",
     bias_follows=True,
     drops=(20 / 90, 40 / 90, 60 / 90, 80 / 90),
     conv1_slow=None,

@@ -22,18 +22,9 @@ def rates(recipe: Recipe, step: int, steps_per_epoch: int, errors: Sequence[floa
     progress = step / (recipe.epochs * steps_per_epoch)
     warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
     base = recipe.rate * batch_factor(recipe)
-    decline = (
-        10.0 ** -drops(errors, recipe.patience)
-        if recipe.schedule == "plateau"
-        else _decline(recipe, progress)
-    )
-    weights = base * warm * decline
-    biases = (
-        base
-        * warm
-        * recipe.bias_rate
-        * (decline if recipe.bias_follows else _bias_decline(recipe, progress))
-    )
+    decline = _decline(recipe, progress, errors)
+    bias_decline = decline if recipe.bias_follows else _bias_decline(recipe, progress)
+    weights, biases = base * warm * decline, base * warm * recipe.bias_rate * bias_decline
     conv1 = _conv1_factor(recipe, progress)
     conv_weights, conv_biases = weights * recipe.conv_rate, biases * recipe.conv_rate
     slow = min(conv_weights, base / 1000) if conv1 == "slow" else conv_weights
@@ -65,21 +56,19 @@ def drops(errors: Sequence[float], patience: int) -> int:
     return min(count, MOST_DROPS)
 
 
-def _decline(recipe: Recipe, progress: float) -> float:
+def _decline(recipe: Recipe, progress: float, errors: Sequence[float]) -> float:
+    if recipe.schedule == "plateau":
+        return float(10.0 ** -drops(errors, recipe.patience))
     if recipe.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     if recipe.schedule == "dexp250":
-        return float(250 ** (-_quarter(progress) / 3))
+        quarter = min(3, max(0, math.ceil(progress * 4) - 1))  # i while progress <= (i + 1) / 4
+        return float(250 ** (-quarter / 3))
     return float(10 ** -_passed(recipe.drops, progress))
 
 
 def _bias_decline(recipe: Recipe, progress: float) -> float:
     return 0.1 if recipe.schedule == "dexp250" and progress > 0.5 else 1.0
-
-
-def _quarter(progress: float) -> int:
-    """0 to 3: step i applies while progress <= (i + 1) / 4."""
-    return min(3, max(0, math.ceil(progress * 4) - 1))
 
 
 def _passed(marks: tuple[float, ...], progress: float) -> int:

@@ -3,8 +3,6 @@ device."""
 
 from __future__ import annotations
 
-import os
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +35,7 @@ class IntervalSummary:
     stop: Outcome | None
 
 
-def agreed(signals: StopSignals, mesh: Mesh) -> Outcome | None:
+def agree_on_stop(signals: StopSignals, mesh: Mesh) -> Outcome | None:
     """What a signal to any of the ranks asks for. Collective; waits for the device."""
     own = torch.tensor([signals.terminated, signals.interrupted], dtype=torch.int32)
     return outcome(*sum_over_world(own.to(mesh.device)).tolist())
@@ -66,7 +64,7 @@ class IntervalMeter:
         self._device_sums = torch.zeros(3, dtype=torch.float64, device=self._mesh.device)
         self._steps = 0
         self._waits.forget()
-        self._start, self._cpu_start = time.perf_counter(), _cpu_seconds()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
         self._loader.take_counters()
         self._mesh.meter.take_seconds()
 
@@ -109,37 +107,28 @@ class IntervalMeter:
             wall_s=all_walls / self._mesh.world,
             stop=outcome(terminated, interrupted),
         )
-        check_there(self._events)
-        self._events.write(
-            "step",
-            self._record(summary, round(own[2]), wall_s, exchange_s, rate),
-            epoch=epoch,
-            step=step,
-        )
-        for line in self._loader.take_warnings():
-            self._events.write("warning", {"message": line}, epoch=epoch, step=step)
-        aim = round(self._steps * SECONDS / summary.wall_s)
-        self._length = max(1, min(aim, 4 * self._length, MOST_STEPS))
-        self.begin()
-        return summary
-
-    def _record(
-        self, summary: IntervalSummary, images: int, wall_s: float, exchange_s: float, rate: float
-    ) -> StepRecord:
-        return {
+        record: StepRecord = {
             "steps": self._steps,
-            "images": images,
+            "images": round(own[2]),  # of this rank alone, as are the seconds
             "wall_s": wall_s,
             "wait_s": self._waits.take(),
             "exchange_s": exchange_s,
-            "cpu_s": _cpu_seconds() - self._cpu_start,
-            "rss_bytes": psutil.Process(os.getpid()).memory_info().rss,
+            "cpu_s": time.process_time() - self._cpu_start,
+            "rss_bytes": psutil.Process().memory_info().rss,
             "loader": self._loader.take_counters(),
             "loss": summary.loss,
             "top1": summary.top1,
             "lr": rate,
             "gpu": self._gpu.read(),
         }
+        check_there(self._events)
+        self._events.write("step", record, epoch=epoch, step=step)
+        for message in self._loader.take_warnings():
+            self._events.write("warning", {"message": message}, epoch=epoch, step=step)
+        aim = round(self._steps * SECONDS / summary.wall_s)
+        self._length = max(1, min(aim, 4 * self._length, MOST_STEPS))
+        self.begin()
+        return summary
 
 
 def check_there(events: EventWriter) -> None:
@@ -148,8 +137,3 @@ def check_there(events: EventWriter) -> None:
         raise GratisError(
             "the run's folder was deleted while it trained: it ends, and nothing of it is kept"
         )
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime

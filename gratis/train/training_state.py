@@ -1,5 +1,5 @@
-"""One rank's part of a run, and its way to disk and back: checkpoints while it trains, and the
-resume. What it does with it is `loop`; what a checkpoint is, `checkpoint`."""
+"""The state of one rank's part of a run, its checkpoints while it trains, and the resume. `loop`
+trains it; `checkpoint` has the files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from gratis.errors import GratisError
 from gratis.events import EventWriter
-from gratis.loader import Loader
+from gratis.loader import Loader, LoaderConfig
 from gratis.signals import StopSignals
 from gratis.train import checkpoint
 from gratis.train.checkpoint import Arrays, State
-from gratis.train.mesh.mesh import GradientSum, Mesh, gather_rows, sum_over_world
+from gratis.train.mesh.mesh import GradientSum, Mesh, from_rank_0, gather_world
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.optimiser import Optimiser
 from gratis.train.recipes import Recipe
@@ -59,7 +59,7 @@ class Saver:
         except (OSError, NotFinite) as error:
             self.lost = f"no checkpoint of step {step}: {error}"
             self._events.write("warning", {"message": self.lost}, epoch=epoch, step=step)
-            print(f"warning: {self.lost}", file=sys.stderr, flush=True)
+            print(f"warning: {self.lost}", file=sys.stderr)
         else:
             self.lost = None
             fields = {"path": f"checkpoints/step-{step:08d}", "bytes": size, "wall_s": wall_s}
@@ -111,13 +111,24 @@ class TrainingState:
         return "val" in self.loader.manifest.splits
 
 
+def rank_loader(launch: Launch, split: str, config: LoaderConfig, mesh: Mesh) -> Loader:
+    """This rank's loader of a split of the run's dataset."""
+    return Loader(
+        launch.shards,
+        split,
+        config,
+        rank=mesh.rank,
+        world_size=mesh.world,
+        device=mesh.device,
+        local_world_size=mesh.local_world,
+    )
+
+
 def all_seen(state: TrainingState) -> Tensor:
     """The ids of the begun epoch over all ranks, padding left out. Collective."""
     own = torch.cat(state.seen) if state.seen else torch.zeros(0, dtype=torch.int64)
-    own = own.to(state.mesh.device)  # the loader's ids stay on the CPU, of which NCCL sends nothing
-    for axis in (state.mesh.tower, state.mesh.data):
-        own = gather_rows(own, len(own) * axis.size, axis)
-    return torch.cat([state.seen_before, own[own >= 0].cpu()])
+    ids = gather_world(own, state.mesh).cpu()
+    return torch.cat([state.seen_before, ids[ids >= 0]])
 
 
 def save_if_due(state: TrainingState, *, now: bool = False) -> None:
@@ -152,21 +163,15 @@ def resume(state: TrainingState) -> bool:
     path = latest_undamaged(state.launch.folder, state.mesh, state.warnings)
     if path is None:
         return False
-    saved = checkpoint.read_state(path)
-    checkpoint.check_fits(
-        path,
-        saved,
-        architecture=state.recipe.architecture,
-        classes=state.network.classes,
-        dataset=state.loader.manifest.hash,
-    )
+    saved, dataset = checkpoint.read_state(path), state.loader.manifest.hash
+    architecture, classes = state.recipe.architecture, state.network.classes
+    checkpoint.check_fits(path, saved, architecture=architecture, classes=classes, dataset=dataset)
     state.seen_before = checkpoint.load(path, state.network, state.optimiser)
     try:
         state.loader.load_state_dict(saved.loader)
     except GratisError as error:
-        raise GratisError(
-            f"{path} cannot go on so: {error}; give what it was, or choose another --run"
-        ) from None
+        way_out = "give what it was, or choose another --run"
+        raise GratisError(f"{path} cannot go on so: {error}; {way_out}") from None
     state.step, state.epoch, state.errors = saved.step, saved.epoch, list(saved.errors)
     return True
 
@@ -181,7 +186,7 @@ def latest_undamaged(run: Path, mesh: Mesh, warnings: list[str]) -> Path | None:
         path, damaged = checkpoint.undamaged(folder)
         for message in damaged:
             warnings.append(message)
-            print(f"warning: {message}", file=sys.stderr, flush=True)
+            print(f"warning: {message}", file=sys.stderr)
         step = checkpoint.step_of(path) if path else -1
-    step = int(sum_over_world(torch.tensor([step if mesh.rank == 0 else 0], device=mesh.device)))
+    step = from_rank_0(step, mesh)
     return checkpoint.of_step(folder, step) if step >= 0 else None

@@ -14,7 +14,7 @@ from gratis.train import checkpoint
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.optimiser import Optimiser
 from gratis.train.pretrained import take_convolutions
-from gratis.train.recipes import KEPT, RECIPES, SAMPLE, Recipe
+from gratis.train.recipes import CONVS, RECIPES, SAMPLE, Recipe
 from gratis.train.schedule import rates
 
 SMALL = replace(SAMPLE, width=0.0625)
@@ -48,7 +48,7 @@ def test_convolutions_are_taken_and_the_head_is_new(tmp_path: Path) -> None:
     assert message.endswith("trained on dataset dddddddd; conv6, fc6, fc7, fc8 are new")
     before, unused = dict(source.named_parameters()), dict(fresh.named_parameters())
     for name, own in network.named_parameters():
-        kept = name.split(".")[0] in KEPT
+        kept = name.split(".")[0] in CONVS
         assert torch.equal(own, before[name] if kept else unused[name]), name
         assert kept == (
             not name.endswith("weight") or not torch.equal(own, unused[name])
@@ -97,7 +97,7 @@ def test_a_step_moves_convolutions_by_a_tenth() -> None:
             name: own.detach() - before[name] for name, own in network.named_parameters()
         }
     for name, whole in moved[1.0].items():
-        expected = whole / 10 if name.split(".")[0] in KEPT else whole
+        expected = whole / 10 if name.split(".")[0] in CONVS else whole
         torch.testing.assert_close(moved[0.1][name], expected, rtol=1e-9, atol=1e-15)
         assert whole.abs().min() > 0
 
@@ -130,7 +130,7 @@ def test_a_run_begins_with_another_ones_convolutions(
 
     old, new = load_file(before / "network.safetensors"), load_file(after / "network.safetensors")
     assert {name for name in old if torch.equal(old[name], new[name])} == {
-        f"{layer}.{which}" for layer in KEPT for which in ("weight", "bias")
+        f"{layer}.{which}" for layer in CONVS for which in ("weight", "bias")
     }
     wrong = gratis(*command, "--init-from", str(tmp_path / "nothing"))
     assert wrong.returncode == 2

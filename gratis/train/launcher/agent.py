@@ -195,10 +195,8 @@ def folder_of_error_files() -> Iterator[str]:
             ):
                 with held:
                     shutil.rmtree(left)
-    with (
-        TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as folder,
-        ExitStack() as stack,
-    ):
+    temporary = TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True)
+    with temporary as folder, ExitStack() as stack:
         with suppress(GratisError):  # no locks there: nobody removes it
             if held := hold(Path(folder, "lock")):
                 stack.enter_context(held)

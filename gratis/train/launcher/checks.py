@@ -36,20 +36,16 @@ def check_dataset(shards: Path | str, manifest: Manifest, options: Options) -> N
         )
     classes = len(manifest.classes)
     if recipe.classes is not None and recipe.classes < classes:
-        raise GratisError(
-            f"--classes {recipe.classes}: {shards} has {classes} classes; take at least those"
-        )
+        why = f"{shards} has {classes} classes; take at least those"
+        raise GratisError(f"--classes {recipe.classes}: {why}")
     plan(recipe, recipe.classes or classes)
     if "://" not in str(shards):  # those are checked when they come
         check_files(Path(shards), manifest)
-    if "val" not in manifest.splits and recipe.schedule == "plateau":
-        raise GratisError(
-            f"--schedule plateau follows the validation error, and {shards} has no validation split"
-        )
     if "val" not in manifest.splits:
-        print(
-            f"{shards} has no validation split: training only, nothing can be evaluated", flush=True
-        )
+        lack = f"{shards} has no validation split"
+        if recipe.schedule == "plateau":
+            raise GratisError(f"--schedule plateau follows the validation error, and {lack}")
+        print(f"{lack}: training only, nothing can be evaluated")
 
 
 def check_files(shards: Path, manifest: Manifest) -> None:
@@ -59,10 +55,8 @@ def check_files(shards: Path, manifest: Manifest) -> None:
         for shard in split.shards:
             path = shards / shard.name
             if not path.is_file() or path.stat().st_size != shard.bytes:
-                raise GratisError(
-                    f"{path} is missing or not as long as published; verify the copy, or make the "
-                    f"shards again"
-                )
+                way_out = "verify the copy, or make the shards again"
+                raise GratisError(f"{path} is missing or not as long as published; {way_out}")
 
 
 def choose_world(gpus: int | None, *, present: int, share_device: bool) -> int:
@@ -90,18 +84,14 @@ def check_world(options: Options, local: int) -> None:
     """`local` processes on each machine; GratisError where a mesh of them cannot be built."""
     nodes, batch, towers = options.nodes, options.fields.batch, options.settings.tower_ranks
     if nodes.most > 1 and local % min(towers, options.fields.towers):
-        raise GratisError(
-            f"--gpus {local} on each of --nnodes {nodes.nnodes}: the two towers of a network "
-            f"share a machine; take an even --gpus, or --tower-ranks 1"
-        )
+        why = "the two towers of a network share a machine"
+        way_out = "take an even --gpus, or --tower-ranks 1"
+        raise GratisError(f"--gpus {local} on each of --nnodes {nodes.nnodes}: {why}; {way_out}")
     worlds = range(local * nodes.least, local * nodes.most + 1, local)
     for world in worlds:
         if batch % world:
-            every = math.lcm(*worlds[:100])
-            raise GratisError(
-                f"--batch {batch} cannot be split over {world} processes; take a multiple of "
-                f"{every}"
-            )
+            way_out = f"take a multiple of {math.lcm(*worlds[:100])}"
+            raise GratisError(f"--batch {batch} cannot be split over {world} processes; {way_out}")
     if local > 1 and towers == 2 and options.fields.lrn_across_towers:
         raise GratisError(
             "this recipe normalises across the towers: take --gpus 1 or --tower-ranks 1"

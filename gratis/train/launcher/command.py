@@ -24,7 +24,7 @@ from gratis.processes import end
 from gratis.signals import Terminated, terminate_raises
 from gratis.train.launcher.checks import check_dataset, check_world, choose_world, manifest_of
 from gratis.train.launcher.launch import check_available, plan
-from gratis.train.launcher.nodes import check_shared, differing
+from gratis.train.launcher.nodes import check_shared, describe_differences
 from gratis.train.launcher.result import show
 from gratis.train.launcher.sample import SHARDS, prepare_sample
 from gratis.train.launcher.status_server import start_server
@@ -79,7 +79,7 @@ def train(options: Options, stack: ExitStack) -> int:
     if local > 1 and not present:
         one_each = local * nodes.most == options.settings.tower_ranks == options.fields.towers
         towers = ", one tower each" if one_each else ""
-        print(f"no GPU: {local} CPU processes over gloo{towers}", flush=True)
+        print(f"no GPU: {local} CPU processes over gloo{towers}")
     with mirror(launch.folder) if options.tensorboard and nodes.rank == 0 else nullcontext():
         ended = rendezvous.settle(start_ranks(launch, local, rendezvous))
     if ended.message:
@@ -134,22 +134,20 @@ def follow(options: Options, local: int, published: str) -> Launch:
     """Another node: takes node 0's plan, with its own names of the places. GratisError if it
     differs from this one's."""
     agreed = json.loads(published)
-    if differences := differing(common_terms(options, local), agreed["terms"]):
+    if differences := describe_differences(common_terms(options, local), agreed["terms"]):
         raise GratisError(f"{differences}; give every machine the same command but for --node-rank")
     shards = options.shards or SHARDS
     manifest = manifest_of(shards)
     check_dataset(shards, manifest, options)
     if manifest.hash != agreed["dataset"]:
-        raise GratisError(
-            f"{shards} is dataset {manifest.hash[:8]}, node 0 has {agreed['dataset'][:8]}"
-        )
-    launch = dataclasses.replace(
-        Launch.from_json(agreed["launch"]), shards=str(shards), runs=str(options.runs)
-    )
+        there = agreed["dataset"][:8]
+        raise GratisError(f"{shards} is dataset {manifest.hash[:8]}, node 0 has {there}")
+    launch = Launch.from_json(agreed["launch"])
+    launch = dataclasses.replace(launch, shards=str(shards), runs=str(options.runs))
     check_shared(launch.folder / "node-0", agreed["token"])
     held = hold(launch.folder / f"node-{options.nodes.rank}")
     if held is None:
         raise GratisError("its --node-rank is another living machine's; number them from 0 on")
     NODE_LOCKS.append(held)
-    print(f"run: {launch.folder}; its status is at node 0", flush=True)
+    print(f"run: {launch.folder}; its status is at node 0")
     return launch

@@ -49,9 +49,8 @@ def report_failure(message: str) -> None:
     if path is None:  # started by hand
         print(message, file=sys.stderr)
         return
-    Path(path).write_text(
-        json.dumps({"message": message, "timestamp": int(time.time()), "t": time.time()})
-    )
+    fields = {"message": message, "timestamp": int(time.time()), "t": time.time()}
+    Path(path).write_text(json.dumps(fields))
 
 
 def last_end(launch: Launch) -> dict[str, Any]:
@@ -97,9 +96,8 @@ def of_failures(launch: Launch, failures: dict[int, ProcessFailure]) -> ExitStat
 
 def without_others(launch: Launch, nnodes: str, error: str) -> ExitStatus:
     """When the machines did not come together again, or node 0 with its store is gone."""
-    stops = {"preempted": signal.SIGTERM, "interrupted": signal.SIGINT}
-    if number := stops.get(last_end(launch).get("outcome", "")):
-        return after_signal(launch, number)
+    if last_end(launch).get("outcome") in ("preempted", "interrupted"):
+        return after_signal(launch, signal.SIGTERM)
     message = f"error: too few machines for --nnodes {nnodes} were left ({error})"
     return ExitStatus(code=1, message=f"{message}; give the same commands to go on", weight=2)
 

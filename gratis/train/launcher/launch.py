@@ -23,29 +23,25 @@ OVER = ("finished", "diverged")  # outcomes after which a run's name is not take
 
 def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
     """Names the run, prints its folder, and reserves it for this process."""
-    check_size(options.fields, len(manifest.classes))
     recipe = options.fields
+    classes = recipe.classes or len(manifest.classes)
+    check_size(recipe, classes)
     for _ in range(100):  # until no other command was quicker
-        name, resumes = named(options) if options.run is not None else unnamed(options, manifest)
+        name, resumes = run_by_name(options) if options.run else run_by_recipe(options, manifest)
         folder = options.runs / name
         if recipe.init_from and not resumes:  # one that goes on has begun with it
             from gratis.train.pretrained import fitting
 
-            fitting(Path(recipe.init_from), recipe, recipe.classes or len(manifest.classes))
+            fitting(Path(recipe.init_from), recipe, classes)
         if reserve(folder):
             break
     else:  # on some file systems every lock seems taken
         raise GratisError(f"{folder / STARTER} cannot be locked; choose --runs on another disk")
-    print(
-        f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""),
-        flush=True,
-    )
+    print(f"run: {folder}" + (" (unfinished: going on where it stopped)" if resumes else ""))
     images = manifest.splits["train"].samples
-    if options.fields.batch > images:
-        print(
-            f"--batch {options.fields.batch} is more than the {images} training images: an epoch "
-            f"is one step of all"
-        )
+    if recipe.batch > images:
+        more = f"--batch {recipe.batch} is more than the {images} training images"
+        print(f"{more}: an epoch is one step of all")
     # a network of one tower is never spread, so its processes are all data parallel
     spread = min(options.settings.tower_ranks, recipe.towers)
     return Launch(
@@ -62,18 +58,15 @@ def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
 def check_size(recipe: Recipe, classes: int) -> None:
     """GratisError for a network whose weights, gradients and velocities do not fit into this
     machine."""
-    parameters = sum(
-        own.parameters for own in layers.plan(recipe, recipe.classes or classes).values()
-    )
+    parameters = sum(own.parameters for own in layers.plan(recipe, classes).values())
     most = psutil.virtual_memory().total
     if 3 * 4 * parameters > most:
-        raise GratisError(
-            f"{parameters:,} parameters do not fit into this machine's {most / 2**30:.0f} GiB; "
-            "take a smaller --width, --hidden or --classes"
-        )
+        why = f"do not fit into this machine's {most / 2**30:.0f} GiB"
+        way_out = "take a smaller --width, --hidden or --classes"
+        raise GratisError(f"{parameters:,} parameters {why}; {way_out}")
 
 
-def named(options: Options) -> tuple[str, bool]:
+def run_by_name(options: Options) -> tuple[str, bool]:
     """The run that was named, and does it resume. Settings may change, but not those that decide
     who comes when."""
     name = options.run or ""
@@ -81,14 +74,10 @@ def named(options: Options) -> tuple[str, bool]:
     check_available(folder)
     changed = changes(folder, options.fields, options.settings.seed)
     if fixed := [changed[field] for field in ("seed", "batch") if field in changed]:
-        raise GratisError(
-            f"run {folder} cannot go on so: {', '.join(fixed)}; give what it was, or choose "
-            f"another --run"
-        )
+        way_out = "give what it was, or choose another --run"
+        raise GratisError(f"run {folder} cannot go on so: {', '.join(fixed)}; {way_out}")
     if changed:
-        print(
-            f"run {folder} goes on with other settings: {', '.join(changed.values())}", flush=True
-        )
+        print(f"run {folder} goes on with other settings: {', '.join(changed.values())}")
     return name, attempts(folder) > 0
 
 
@@ -100,19 +89,15 @@ def check_available(folder: Path) -> None:
         raise GratisError(f"run {folder} is finished; choose another --run")
 
 
-def unnamed(options: Options, manifest: Manifest) -> tuple[str, bool]:
+def run_by_recipe(options: Options, manifest: Manifest) -> tuple[str, bool]:
     """The newest run of this recipe and dataset if it is unfinished and of these settings, else a
     new one."""
     stem = f"{options.recipe}-{manifest.hash[:8]}"
     name, resumes = choose_run(options.runs, stem)
     folder = options.runs / name
     if resumes and (changed := changes(folder, options.fields, options.settings.seed)):
-        differences = ", ".join(changed.values())
-        print(
-            f"run {folder} is unfinished, but {differences}: another begins (--run {name} goes on "
-            f"with it)",
-            flush=True,
-        )
+        why = f"is unfinished, but {', '.join(changed.values())}"
+        print(f"run {folder} {why}: another begins (--run {name} goes on with it)")
         return f"{stem}-{int(name.rsplit('-', 1)[1]) + 1}", False
     return name, resumes
 
@@ -129,9 +114,8 @@ def choose_run(runs: Path, stem: str) -> tuple[str, bool]:
         return f"{stem}-1", False
     newest = runs / f"{stem}-{numbers[-1]}"
     if user := in_use(newest):
-        print(f"run {newest} is in use by {user}: another begins", flush=True)
-        return f"{stem}-{numbers[-1] + 1}", False
-    if outcome(newest) in OVER:
+        print(f"run {newest} is in use by {user}: another begins")
+    if user or outcome(newest) in OVER:
         return f"{stem}-{numbers[-1] + 1}", False
     return newest.name, attempts(newest) > 0
 
@@ -139,11 +123,10 @@ def choose_run(runs: Path, stem: str) -> tuple[str, bool]:
 def changes(folder: Path, recipe: Recipe, seed: int) -> dict[str, str]:
     """By field, how settings differ from those of the run's last attempt: {"rate": "rate was 0.01,
     is 0.05"}."""
-    config = next(
-        (record["config"] for record in records(folder)[::-1] if record["kind"] == "start"), None
-    )
-    if config is None:
+    starts = [record for record in records(folder) if record["kind"] == "start"]
+    if not starts:
         return {}
+    config = starts[-1]["config"]
     there = config["recipe"] | {"seed": config["seed"]}
     asked = json.loads(json.dumps(dataclasses.asdict(recipe))) | {"seed": seed}
     return {

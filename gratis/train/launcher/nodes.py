@@ -41,17 +41,12 @@ class Nodes:
         if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.nnodes) or self.least > self.most:
             raise GratisError(f"--nnodes {self.nnodes} must be a number of machines, or least:most")
         if self.most > 1 and (self.rdzv is None or self.node_rank is None):
-            missing = (
-                "--rdzv host:port, where all reach node 0"
-                if self.rdzv is None
-                else "--node-rank, from 0 on"
-            )
+            rdzv, rank = "--rdzv host:port, where all reach node 0", "--node-rank, from 0 on"
+            missing = rdzv if self.rdzv is None else rank
             raise GratisError(f"--nnodes {self.nnodes} needs {missing}")
         if not 0 <= self.rank < self.most:
-            raise GratisError(
-                f"--node-rank {self.rank} must be from 0 to {self.most - 1}, as --nnodes is "
-                f"{self.nnodes}"
-            )
+            allowed = f"from 0 to {self.most - 1}, as --nnodes is {self.nnodes}"
+            raise GratisError(f"--node-rank {self.rank} must be {allowed}")
         if self.rdzv is not None and not (
             re.fullmatch(r"\S+:\d{1,5}", self.rdzv) and 0 < self.address[1] < 2**16
         ):
@@ -59,9 +54,8 @@ class Nodes:
         if self.max_restarts < 0:
             raise GratisError(f"--max-restarts {self.max_restarts} must be at least 0")
         if not 0 < self.join_timeout < math.inf:
-            raise GratisError(
-                f"--join-timeout {self.join_timeout} must be a number of seconds above 0"
-            )
+            given = f"--join-timeout {self.join_timeout}"
+            raise GratisError(f"{given} must be a number of seconds above 0")
 
     @property
     def least(self) -> int:
@@ -84,7 +78,7 @@ class Nodes:
 ALONE = Nodes()
 
 
-def differing(own: dict[str, object], theirs: dict[str, object]) -> str:
+def describe_differences(own: dict[str, object], theirs: dict[str, object]) -> str:
     names = [name for name in own | theirs if own.get(name) != theirs.get(name)]
     return ", ".join(
         f"{name.replace('_', '-')} is {own.get(name)}, on node 0 {theirs.get(name)}"
@@ -97,49 +91,32 @@ def check_shared(file: Path, token: str) -> None:
     deadline = time.monotonic() + 10
     while not (file.is_file() and file.read_text() == token):
         if time.monotonic() > deadline:
-            raise GratisError(
-                f"--runs is not the folder that node 0 has: {file} is not there or not of this "
-                f"run; "
-                "it must be on a file system that all machines share"
-            )
+            why = f"{file} is not there or not of this run"
+            way_out = "it must be on a file system that all machines share"
+            raise GratisError(f"--runs is not the folder that node 0 has: {why}; {way_out}")
         time.sleep(0.2)
 
 
-def bindable(nodes: Nodes) -> str:
+def own_address(nodes: Nodes) -> str:
     """This machine's address that --rdzv means; GratisError if it is another's, or the port is
     taken."""
-    port = nodes.address[1]
-    family, kind, _, _, address = resolved(nodes)
+    family, kind, _, _, address = resolve(nodes)
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
-        except PermissionError as error:
-            raise GratisError(
-                f"--rdzv {nodes.rdzv}: {error.strerror}; take a port above 1023"
-            ) from None
         except OSError as error:
-            taken = (
-                f"port {port} is taken; choose another"
-                if error.errno == errno.EADDRINUSE
-                else "no address of this machine"
-            )
-            raise GratisError(
-                f"--rdzv {nodes.rdzv}: {taken}, and --node-rank 0 must be where it is"
-            ) from None
+            why = "no address of this machine, and --node-rank 0 must be where it is"
+            if isinstance(error, PermissionError):
+                why = f"{error.strerror}; take a port above 1023"
+            elif error.errno == errno.EADDRINUSE:
+                taken = f"port {nodes.address[1]} is taken; choose another"
+                why = f"{taken}, and --node-rank 0 must be where it is"
+            raise GratisError(f"--rdzv {nodes.rdzv}: {why}") from None
     return str(address[0])
 
 
-def listening(host: str, port: int) -> int | None:
-    """A socket for a store of torch's to listen on, where only this machine reaches it; None where
-    others must.
-
-    Left to itself such a store listens on every address that the machine has.
-    """
-    return socket.create_server((host, port)).detach() if host.startswith("127.") else None
-
-
-def resolved(nodes: Nodes) -> tuple[int, int, int, str, tuple[str, int]]:
+def resolve(nodes: Nodes) -> tuple[int, int, int, str, tuple[str, int]]:
     """What getaddrinfo has of node 0's name. A cluster's DNS may learn the name of a pod after it
     has started."""
     deadline = time.monotonic() + min(nodes.join_timeout, NAME_S)
@@ -148,17 +125,16 @@ def resolved(nodes: Nodes) -> tuple[int, int, int, str, tuple[str, int]]:
             return socket.getaddrinfo(*nodes.address, type=socket.SOCK_STREAM)[0]  # type: ignore[return-value]
         except socket.gaierror:
             if time.monotonic() > deadline:
-                raise GratisError(
-                    f"--rdzv {nodes.rdzv}: nothing is known of a host {nodes.address[0]}"
-                ) from None
+                why = f"nothing is known of a host {nodes.address[0]}"
+                raise GratisError(f"--rdzv {nodes.rdzv}: {why}") from None
         time.sleep(POLL_S)
 
 
-def reached(nodes: Nodes) -> str:
+def wait_for_node_0(nodes: Nodes) -> str:
     """This machine's address towards node 0, once that answers; GratisError if it does not in
     time."""
     deadline, why = time.monotonic() + nodes.join_timeout, ""
-    print(f"waiting for node 0 at {nodes.rdzv}", flush=True)
+    print(f"waiting for node 0 at {nodes.rdzv}")
     while time.monotonic() < deadline:
         try:
             with socket.create_connection(nodes.address, timeout=5) as probe:
@@ -166,10 +142,8 @@ def reached(nodes: Nodes) -> str:
         except OSError as error:
             why = error.strerror or str(error)
         time.sleep(POLL_S)
-    raise GratisError(
-        f"--rdzv {nodes.rdzv}: no node 0 answered within {nodes.join_timeout:g} s ({why}); is it "
-        f"started there?"
-    )
+    silent = f"no node 0 answered within {nodes.join_timeout:g} s ({why})"
+    raise GratisError(f"--rdzv {nodes.rdzv}: {silent}; is it started there?")
 
 
 def interface(local: str, host: str) -> str:

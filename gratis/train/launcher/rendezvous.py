@@ -25,7 +25,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gratis.errors import INTERRUPTED, PREEMPTED, GratisError
 from gratis.train.launcher.exit_status import ExitStatus
-from gratis.train.launcher.nodes import POLL_S, Nodes, bindable, interface, listening, reached
+from gratis.train.launcher.nodes import POLL_S, Nodes, interface, own_address, wait_for_node_0
+from gratis.train.mesh.mesh import listen_on_loopback
 
 LAST_CALL_S = 10  # an elastic run, with machines enough, waits so long for more
 SETTLE_S = 10.0  # for the others' report of a failure: theirs may have been the first
@@ -49,12 +50,10 @@ class Rendezvous:
         try:
             answer = self._wait(("plan", "go"), nodes.join_timeout)
         except RuntimeError:
-            raise gone(nodes) from None
+            raise node_0_error(nodes) from None
         if answer is None:
-            raise GratisError(
-                f"node 0 at {nodes.rdzv} had no plan within {nodes.join_timeout:g} s; see what it "
-                f"waits for"
-            )
+            late = f"had no plan within {nodes.join_timeout:g} s; see what it waits for"
+            raise GratisError(f"node 0 at {nodes.rdzv} {late}")
         key, text = answer
         if key == "go" and text:
             raise GratisError(text)
@@ -83,11 +82,10 @@ class Rendezvous:
             self._store.set(f"answer/{nodes.rank}", "")
             answer = self._wait(("go",), nodes.join_timeout + 2 * LAST_CALL_S)
         except RuntimeError:
-            raise gone(nodes) from None
+            raise node_0_error(nodes) from None
         if answer is None:
-            raise GratisError(
-                f"node 0 at {nodes.rdzv} did not begin within {nodes.join_timeout:g} s"
-            )
+            late = f"did not begin within {nodes.join_timeout:g} s"
+            raise GratisError(f"node 0 at {nodes.rdzv} {late}")
         if answer[1]:
             raise GratisError(answer[1])
 
@@ -95,21 +93,18 @@ class Rendezvous:
         """Node 0: until all have come, or enough of them and a last call is over."""
         nodes, began, enough = self.nodes, time.monotonic(), math.inf
         if nodes.most > 1:
-            print(f"waiting for {nodes.most - 1} more at {self.endpoint}", flush=True)
-        while len(come := self._answers()) < nodes.most - 1:
+            print(f"waiting for {nodes.most - 1} more at {self.endpoint}")
+        while len(come := self._answers()) < nodes.most - 1 and not any(come.values()):
             now = time.monotonic()
-            if refused := next(filter(None, come.values()), None):
-                break
             if len(come) + 1 >= nodes.least:
                 enough = min(enough, now)
                 if now - enough > LAST_CALL_S:
                     break
             elif now - began > nodes.join_timeout:
                 missing = ", ".join(str(one) for one in range(1, nodes.most) if one not in come)
-                self._refuse(
-                    f"--nnodes {nodes.nnodes}, but node {missing} did not come to {self.endpoint} "
-                    f"within {nodes.join_timeout:g} s; start it, or lower --nnodes"
-                )
+                late = f"did not come to {self.endpoint} within {nodes.join_timeout:g} s"
+                way_out = "start it, or lower --nnodes"
+                self._refuse(f"--nnodes {nodes.nnodes}, but node {missing} {late}; {way_out}")
             time.sleep(POLL_S)
         if refused := next(filter(None, come.values()), None):
             self._refuse(refused)
@@ -123,7 +118,7 @@ class Rendezvous:
         try:
             return self._first_failure(own) if self.nodes.rank == 0 else self._report(own)
         except RuntimeError:  # the store is gone, and node 0 with it
-            return lost("node 0", own)
+            return status_without("node 0", own)
 
     def _first_failure(self, own: ExitStatus) -> ExitStatus:
         """Node 0: of all machines'; published for the others."""
@@ -135,7 +130,7 @@ class Rendezvous:
                 ends[node] = ExitStatus(**json.loads(answer[1]))
         first = min(ends.values(), key=lambda end: end.order)
         if missing := [f"node {node}" for node in come if node not in ends]:
-            first = lost(", ".join(missing), first)
+            first = status_without(", ".join(missing), first)
         self._store.set("first", json.dumps(asdict(first)))
         for node in ends.keys() - {0}:  # the store ends with this process
             self._wait((f"read/{node}",), SETTLE_S / 2)
@@ -150,12 +145,11 @@ class Rendezvous:
 
     def _answers(self) -> dict[int, str]:
         """By node that has come: empty, or why it cannot begin."""
-        keys = {node: f"answer/{node}" for node in range(1, self.nodes.most)}
-        return {
-            node: self._store.get(key).decode()
-            for node, key in keys.items()
-            if self._store.check([key])
-        }
+        answers = {}
+        for node in range(1, self.nodes.most):
+            if self._store.check([key := f"answer/{node}"]):
+                answers[node] = self._store.get(key).decode()
+        return answers
 
     def _refuse(self, why: str) -> NoReturn:
         self._store.set("go", why)
@@ -179,15 +173,14 @@ class Rendezvous:
             time.sleep(POLL_S)
 
 
-def gone(nodes: Nodes) -> SystemExit:
+def node_0_error(nodes: Nodes) -> SystemExit:
     """Node 0 ended, or was taken away, before the ranks started. Nobody's mistake, so the exit code
     is 1 and not 2."""
     return SystemExit(f"error: node 0 at {nodes.rdzv} ended before it had begun; see there why")
 
 
-def lost(who: str, own: ExitStatus) -> ExitStatus:
-    """The status of a failure when some machine is silent: one that has a cause of its own stays
-    what it is."""
+def status_without(who: str, own: ExitStatus) -> ExitStatus:
+    """The status when machine `who` sends none: `own`, if that has a cause of its own."""
     if own.weight < 2:
         return own
     message = f"error: {who} is gone without a word; give the same commands to go on"
@@ -195,23 +188,23 @@ def lost(who: str, own: ExitStatus) -> ExitStatus:
 
 
 def join(nodes: Nodes) -> Rendezvous:
-    """Opens the store on node 0, finds it from the others; GratisError if that cannot be."""
+    """Opens the store on node 0, connects to it from the others; GratisError if that fails."""
     host = nodes.address[0]
-    local = bindable(nodes) if nodes.rank == 0 else reached(nodes)
+    local = own_address(nodes) if nodes.rank == 0 else wait_for_node_0(nodes)
     # gloo would take the address that the host's name has: often a loopback one where others must
     # reach it, and another where nobody need
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface(local, host))
-    return Rendezvous(nodes, opened(nodes), host)
+    return Rendezvous(nodes, open_store(nodes), host)
 
 
-def opened(nodes: Nodes) -> TCPStore:
+def open_store(nodes: Nodes) -> TCPStore:
     """In a thread, as torch would wait for ever for a server of another kind to answer."""
     result: list[TCPStore | Exception] = []
 
     def connect() -> None:
         host, port = nodes.address
         try:
-            socket = listening(host, port) if nodes.rank == 0 else None
+            socket = listen_on_loopback(host, port) if nodes.rank == 0 else None
             store = TCPStore(
                 host,
                 port,
@@ -229,7 +222,6 @@ def opened(nodes: Nodes) -> TCPStore:
     thread.start()
     thread.join(min(nodes.join_timeout, STORE_S))
     if not result or isinstance(result[0], Exception):
-        raise GratisError(
-            f"--rdzv {nodes.rdzv}: what answers there is no node 0 of this run; take another port"
-        )
+        why = "what answers there is no node 0 of this run; take another port"
+        raise GratisError(f"--rdzv {nodes.rdzv}: {why}")
     return result[0]

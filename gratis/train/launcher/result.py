@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from gratis.history import read_attempt, records
+from gratis.history import records
 from gratis.rates import attempt_counters, throughput, wait_fraction
 from gratis.train.settings import Launch
 
@@ -49,9 +49,9 @@ def result(folder: Path) -> dict[str, float]:
         if record["kind"] == "eval":
             suffix = "" if record["views"] == 1 else "_10view"
             values |= {f"top1{suffix}": record["top1"], f"top5{suffix}": record["top5"]}
-    world = next((record["world"] for record in history[::-1] if record["kind"] == "start"), 0)
-    # the ranks may have begun again
-    attempt = read_attempt(folder / "rank-0.jsonl").number
+    # the last: the ranks may have begun again
+    start = next((record for record in reversed(history) if record["kind"] == "start"), None)
+    world, attempt = (start["world"], start["attempt"]) if start else (0, 0)
     ranks = [attempt_counters(records(folder, rank), attempt) for rank in range(world)]
     if not ranks or not all(one.steps for one in ranks):
         return values  # this attempt only evaluated, or its events were removed

@@ -27,23 +27,21 @@ def start_server(runs: Path, chosen: int | None) -> subprocess.Popen[bytes] | No
         return None
     port = chosen or next(filter(_reserve, range(FIRST_PORT, FIRST_PORT + PORTS)), None)
     if port is None or (chosen and not _reserve(chosen, END_S)):
-        raise GratisError(
-            f"--port {port or FIRST_PORT} is taken; choose another, or 0 for no status server"
-        )
+        way_out = "choose another, or 0 for no status server"
+        raise GratisError(f"--port {port or FIRST_PORT} is taken; {way_out}")
     if chosen is None and port != FIRST_PORT:
-        print(f"port {FIRST_PORT} is taken, the status server uses {port}", flush=True)
+        print(f"port {FIRST_PORT} is taken, the status server uses {port}")
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise GratisError(
-            f"--runs {runs} cannot be made ({error.strerror}); choose another"
-        ) from None
+        why = f"cannot be made ({error.strerror})"
+        raise GratisError(f"--runs {runs} {why}; choose another") from None
     arguments = ["status", "--runs", str(runs), "--port", str(port)]
     # a session of its own: ctrl-C in the terminal must not end it before the last events are served
     server = subprocess.Popen(
         command_of_child(arguments), stdout=subprocess.DEVNULL, start_new_session=True
     )
-    print(f"status: http://127.0.0.1:{port}", flush=True)
+    print(f"status: http://127.0.0.1:{port}")
     again = shlex.join([sys.executable, "-m", "gratis", *arguments])
     threading.Thread(target=_warn_of_loss, args=(server, again), name="status", daemon=True).start()
     return server
@@ -55,7 +53,7 @@ def _warn_of_loss(server: subprocess.Popen[bytes], again: str) -> None:
     if code not in (0, -signal.SIGTERM):
         how = f"was killed by {name_of(-code)}" if code < 0 else f"ended with exit code {code}"
         message = f"warning: the status server {how}; training goes on: {again} shows it"
-        print(message, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr)
 
 
 def _reserve(port: int, wait_s: float = 0.0) -> bool:

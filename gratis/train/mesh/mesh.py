@@ -7,6 +7,7 @@ rows in rank order restores the global batch, and a tower pair's rows are adjace
 from __future__ import annotations
 
 import os
+import socket
 import time
 import warnings
 from collections import Counter
@@ -19,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gratis.train.launcher.nodes import listening
 from gratis.train.mesh.device import CPU, device_of
 from gratis.train.settings import Wire
 
@@ -27,8 +27,8 @@ from gratis.train.settings import Wire
 class TrafficMeter:
     """What this process's collectives cost.
 
-    seconds is the host's time inside them, waiting for slower ranks included: of ranks that march
-    in step the slowest waits least. NCCL's collectives only queue work for the device, so on a GPU
+    seconds is the host's time inside them, waiting for slower ranks included: of ranks in step the
+    slowest waits least. NCCL's collectives only queue work for the device, so on a GPU
     it is the time to queue. sent counts bytes handed to other ranks, by (what, direction) as
     `gather` and `GradientSum` name it."""
 
@@ -95,7 +95,7 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     device = device_of(local_rank)
-    torch.set_num_threads(max(1, cores() // local_world))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
     # NCCL refuses two ranks on one device; gloo carries GPU tensors through the host
     backend = "nccl" if device.type == "cuda" and not share_device else "gloo"
     dist.init_process_group(
@@ -133,47 +133,38 @@ def full_float32() -> None:
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
 
 
+def listen_on_loopback(host: str, port: int) -> int | None:
+    """A socket for a store of torch's to listen on, where only this machine reaches it; None where
+    others must.
+
+    Left to itself such a store listens on every address that the machine has.
+    """
+    return socket.create_server((host, port)).detach() if host.startswith("127.") else None
+
+
 def _store(rank: int, world: int) -> dist.TCPStore:  # type: ignore[name-defined]
     """The store by which the ranks learn each other's addresses."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    socket = listening(host, port) if rank == 0 else None
-    return dist.TCPStore(host, port, world, is_master=rank == 0, master_listen_fd=socket)  # type: ignore[attr-defined]
+    listener = listen_on_loopback(host, port) if rank == 0 else None
+    return dist.TCPStore(host, port, world, is_master=rank == 0, master_listen_fd=listener)  # type: ignore[attr-defined]
 
 
 def disconnect() -> None:
     dist.destroy_process_group()
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def _axes(rank: int, world: int, towers: int, meter: TrafficMeter) -> tuple[Axis, Axis]:
-    """Of a DeviceMesh of groups that have the world's backend. Left to make its own, in versions
-    between torch 2.8 and 2.11 it gives an axis of the whole world NCCL wherever there is a GPU,
-    though ranks that share one have gloo."""
-    if world == 1:
-        return ALONE, ALONE
+    """(data, tower), whose groups have the world's backend. Collective."""
     ranks = torch.arange(world).view(world // towers, towers)
-    groups = [
-        dist.new_subgroups_by_enumeration(members)[0]  # type: ignore[no-untyped-call]
-        for members in (ranks.T.tolist(), ranks.tolist())
-    ]
-    mesh = dist.device_mesh.DeviceMesh.from_group(
-        groups,
-        "cuda" if dist.get_backend() == "nccl" else "cpu",
-        ranks,
-        mesh_dim_names=("data", "tower"),
-    )
-    data, tower = (
-        Axis(size=size, index=index, group=mesh.get_group(name), meter=meter) if size > 1 else ALONE
-        for name, size, index in (
-            ("data", world // towers, rank // towers),
-            ("tower", towers, rank % towers),
-        )
-    )
-    return data, tower
+
+    def axis(members: Tensor, index: int) -> Axis:
+        size = members.shape[1]
+        if size == 1:
+            return ALONE
+        group, _ = dist.new_subgroups_by_enumeration(members.tolist())  # type: ignore[no-untyped-call]
+        return Axis(size=size, index=index, group=group, meter=meter)
+
+    return axis(ranks.T, rank // towers), axis(ranks, rank % towers)
 
 
 def gather(x: Tensor, dim: int, axis: Axis, what: str = "", wire: Wire = "float32") -> Tensor:
@@ -195,10 +186,8 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, route: tuple[int, Axis, str, Wire]) -> Tensor:
         ctx.route = route
         dim, axis, what, wire = route
-        own = narrowed(x, wire).contiguous()
-        parts = [
-            torch.empty(own.shape, dtype=own.dtype, device=own.device) for _ in range(axis.size)
-        ]
+        own = to_wire(x, wire).contiguous()
+        parts = [torch.empty_like(own) for _ in range(axis.size)]
         with axis.meter.exchange(what, "forward", own.nbytes * (axis.size - 1)):
             dist.all_gather(parts, own, group=axis.group)
         return torch.cat(parts, dim).to(x.dtype).contiguous(memory_format=_layout(x))
@@ -208,7 +197,7 @@ class _Gather(torch.autograd.Function):
         # each rank gets the others' shares of its own slice and adds them up itself: what a
         # reduce-scatter does, which gloo lacks, and half of what an all-reduce sends
         dim, axis, what, wire = ctx.route
-        shares = torch.stack(narrowed(grads[0], wire).chunk(axis.size, dim)).contiguous()
+        shares = torch.stack(to_wire(grads[0], wire).chunk(axis.size, dim)).contiguous()
         received = torch.empty_like(shares)
         with axis.meter.exchange(what, "backward", shares[0].nbytes * (axis.size - 1)):
             dist.all_to_all_single(received, shares, group=axis.group)
@@ -216,7 +205,7 @@ class _Gather(torch.autograd.Function):
         return own.contiguous(memory_format=_layout(grads[0])), None
 
 
-def narrowed(x: Tensor, wire: Wire) -> Tensor:
+def to_wire(x: Tensor, wire: Wire) -> Tensor:
     """x as it travels: 32-bit floats in the wire's type, others as they are."""
     return x.to(getattr(torch, wire)) if x.dtype == torch.float32 else x
 
@@ -260,15 +249,21 @@ class GradientSum:
 
     def _begin(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        sent = narrowed(parameter.grad, self._wire)
+        sent = to_wire(parameter.grad, self._wire)
         # an all-reduce hands on all but one share twice, once to be summed and once as a sum
-        size = self._axis.size
-        with self._axis.meter.exchange(
-            "gradients", "backward", 2 * sent.nbytes * (size - 1) // size
-        ):
+        size = 2 * sent.nbytes * (self._axis.size - 1) // self._axis.size
+        with self._axis.meter.exchange("gradients", "backward", size):
             work = dist.all_reduce(sent, group=self._axis.group, async_op=True)
         assert work is not None
         self._pending.append((work, sent, parameter.grad))
+
+
+def gather_world(own: Tensor, mesh: Mesh) -> Tensor:
+    """The rows of all ranks, which have equally many, in the order of ranks. Collective."""
+    own = own.to(mesh.device)  # NCCL sends nothing that is on the CPU
+    for axis in (mesh.tower, mesh.data):
+        own = gather_rows(own, len(own) * axis.size, axis)
+    return own
 
 
 def sum_over_world(values: Tensor) -> Tensor:
@@ -277,3 +272,9 @@ def sum_over_world(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def from_rank_0(value: int, mesh: Mesh) -> int:
+    """Rank 0's value, on every rank. Collective."""
+    own = torch.tensor([value if mesh.rank == 0 else 0], device=mesh.device)
+    return int(sum_over_world(own))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import cast
 
 import torch
@@ -49,18 +48,16 @@ class AlexNet(nn.Module):
     ) -> None:
         super().__init__()
         if tower.size > 1 and recipe.lrn_across_towers:
-            raise GratisError(
-                "this recipe's channel normalisation crosses the towers: both need one process, "
-                "GPUS=1"
-            )
+            why = "this recipe's channel normalisation crosses the towers"
+            raise GratisError(f"{why}: both need one process, GPUS=1")
         assert recipe.towers % tower.size == 0, (recipe.towers, tower.size)
         self.recipe, self.classes, self.tower, self.wire = recipe, classes, tower, wire
         self.plan = plan(recipe, classes)
         self.convolve: Callable[[Tensor], Tensor] = self._convolve
         self._gather: Callable[..., Tensor] = gather
         self.groups = recipe.towers // tower.size  # towers in this process
-        for number, (layer, shape) in enumerate(weight_shapes(recipe, classes).items()):
-            weight, bias = _initial(recipe, layer, shape, (seed * SEEDS + number) % 2**63)
+        for number, (layer, spec) in enumerate(self.plan.items()):
+            weight, bias = _initial(recipe, layer, spec.weight, (seed * SEEDS + number) % 2**63)
             self.add_module(layer, _Weights(tower.own(weight), tower.own(bias)))
 
     def forward(self, images: Tensor, key: DropoutKey | None = None) -> Tensor:
@@ -81,18 +78,31 @@ class AlexNet(nn.Module):
         otherwise: is called with the reason, once, should the compiler give up on some of them,
         which then run as they are. Without it what the compiler raises is the step's error."""
         # two seconds of start, where nothing is compiled
+        from torch._dynamo.backends.registry import lookup_backend
         from torch._functorch import config as functorch
 
         if self.tower.size > 1:  # the compiler breaks its graph at an exchange and goes on after it
             self._gather = torch.compiler.disable(gather)  # type: ignore[no-untyped-call]
-        if otherwise:
-            self.convolve = torch.compile(self._convolve, backend=partial(_tried, _once(otherwise)))
-        else:
+        if otherwise is None:
             self.convolve = torch.compile(self._convolve)
-        if otherwise and hasattr(functorch, "force_non_lazy_backward_lowering"):
+            return
+        if hasattr(functorch, "force_non_lazy_backward_lowering"):
             # what is wrong with backward's code is an error of forward's then, and not of backward
             # itself
             functorch.force_non_lazy_backward_lowering = True
+        reasons: list[str] = []
+
+        def compiled_or_eager(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+            """One graph: what went before it, an exchange perhaps, is not done again."""
+            try:
+                return lookup_backend("inductor")(graph, inputs)
+            except Exception as error:  # of many kinds, which torch itself wraps whole
+                if not reasons:  # what one graph lacks, the next lacks too
+                    reasons.append(str(error).split("\n")[0])
+                    otherwise(reasons[0])
+                return graph.forward
+
+        self.convolve = torch.compile(self._convolve, backend=compiled_or_eager)
 
     def _convolve(self, images: Tensor) -> Tensor:
         x = images.to(torch.bfloat16) if self.recipe.compute == "bfloat16" else images
@@ -124,9 +134,8 @@ class AlexNet(nn.Module):
         if self.tower.size == 1:
             return own
         per = -(-self.classes // self.tower.size)
-        return gather(F.pad(own, (0, per - own.shape[1])), 1, self.tower, "logits", self.wire)[
-            :, : self.classes
-        ]
+        own = F.pad(own, (0, per - own.shape[1]))
+        return gather(own, 1, self.tower, "logits", self.wire)[:, : self.classes]
 
     def _active(self, x: Tensor) -> Tensor:
         return F.relu(x) if self.recipe.activation == "relu" else torch.tanh(x)
@@ -148,12 +157,10 @@ class AlexNet(nn.Module):
         own = self.plan[layer]
         weight, bias = self._of(layer, x.dtype)
         x = self._read(layer, x)
-        left, right, _, _ = own.padding
-        if left != right:
-            x = F.pad(x, own.padding)
-        return F.conv2d(
-            x, weight, bias, own.stride, left if left == right else 0, groups=self._parts(layer)
-        )
+        padding, right, _, _ = own.padding
+        if padding != right:
+            x, padding = F.pad(x, own.padding), 0
+        return F.conv2d(x, weight, bias, own.stride, padding, groups=self._parts(layer))
 
     def _dense(self, layer: Layer, x: Tensor) -> Tensor:
         weight, bias = self._of(layer, x.dtype)
@@ -162,8 +169,7 @@ class AlexNet(nn.Module):
             return F.linear(x, weight, bias)
         rows: Tensor = x.unflatten(1, (parts, -1))  # type: ignore[no-untyped-call]  # exports leave the batch open, unlike view
         columns = weight.view(parts, -1, weight.shape[1])
-        split = torch.einsum("ngi,goi->ngo", rows, columns)
-        return split.flatten(1) + bias
+        return torch.einsum("ngi,goi->ngo", rows, columns).flatten(1) + bias
 
     def _read(self, layer: Layer, x: Tensor) -> Tensor:
         """What the layer reads: both towers' features, or this rank's own."""
@@ -199,34 +205,11 @@ class AlexNet(nn.Module):
     def whole(self, own: Tensor, name: str) -> Tensor:
         """The whole network's tensor of which `own`, like the parameter `name`, is this rank's
         chunk. Collective."""
-        layer = cast(Layer, name.split(".", maxsplit=1)[0])
-        return gather_rows(own, weight_shapes(self.recipe, self.classes)[layer][0], self.tower)
+        return gather_rows(own, self.outputs(name), self.tower)
 
-
-def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
-    """Passes on the first reason alone: what one graph lacks, the next lacks too."""
-    reasons = list[str]()
-
-    def first(why: str) -> None:
-        if not reasons:
-            reasons.append(why)
-            tell(why)
-
-    return first
-
-
-def _tried(
-    otherwise: Callable[[str], None], graph: GraphModule, inputs: list[Tensor]
-) -> Callable[..., object]:
-    """One graph, compiled or as it is: what went before it, an exchange perhaps, is not done
-    again."""
-    from torch._dynamo.backends.registry import lookup_backend
-
-    try:
-        return lookup_backend("inductor")(graph, inputs)
-    except Exception as error:  # of many kinds, which torch itself wraps whole
-        otherwise(str(error).split("\n")[0])
-        return graph.forward
+    def outputs(self, name: str) -> int:
+        """Of the whole layer that the parameter `name` is of: its rows over all ranks."""
+        return self.plan[cast(Layer, name.split(".", maxsplit=1)[0])].outputs
 
 
 class _Weights(nn.Module):
@@ -248,16 +231,12 @@ def _initial(
     weight, bias = torch.empty(shape), torch.zeros(shape[0])
     if recipe.init == "uniform":
         bound = fan_in**-0.5
-        return weight.uniform_(-bound, bound, generator=generator), bias.uniform_(
-            -bound, bound, generator=generator
-        )
+        for one in (weight, bias):
+            one.uniform_(-bound, bound, generator=generator)
+        return weight, bias
     if recipe.init == "he":
         std = math.sqrt(2 / fan_in) * (0.3 if layer == "fc8" else 1)
-        return weight.normal_(0, std, generator=generator), bias
-    if layer in ONES:
-        bias.fill_(recipe.bias_init)
-    return weight.normal_(
-        0,
-        recipe.init_std[LAYERS.index("conv5" if layer == "conv6" else layer)],
-        generator=generator,
-    ), bias
+    else:
+        std = recipe.init_std[LAYERS.index("conv5" if layer == "conv6" else layer)]
+        bias.fill_(recipe.bias_init if layer in ONES else 0.0)
+    return weight.normal_(0, std, generator=generator), bias

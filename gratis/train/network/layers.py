@@ -10,10 +10,9 @@ import math
 from dataclasses import dataclass
 
 from gratis.errors import GratisError
-from gratis.train.recipes import Layer, Recipe
+from gratis.train.recipes import CONVS, Layer, Recipe
 
 CONV1, CONV1_STRIDE = 11, 4
-CONVS: tuple[Layer, ...] = ("conv1", "conv2", "conv3", "conv4", "conv5")
 Padding = tuple[int, int, int, int]
 
 
@@ -65,9 +64,8 @@ def conv1_padding(recipe: Recipe) -> Padding:
     """Left, right, top, bottom zeros."""
     if recipe.conv1_edge == "symmetric":
         return 2, 2, 2, 2
-    overhang = (
-        (ceil_windows(recipe.crop, CONV1, CONV1_STRIDE) - 1) * CONV1_STRIDE + CONV1 - recipe.crop
-    )
+    windows = ceil_windows(recipe.crop, CONV1, CONV1_STRIDE)
+    overhang = (windows - 1) * CONV1_STRIDE + CONV1 - recipe.crop
     return 0, overhang, 0, overhang
 
 
@@ -82,28 +80,23 @@ def exchanging(recipe: Recipe) -> set[Layer]:
 
 def plan(recipe: Recipe, classes: int) -> dict[Layer, LayerSpec]:
     """The layers in order. GratisError for a crop that one of them has nothing left of."""
-    both = exchanging(recipe)
+    whole = exchanging(recipe) | {"conv1"}  # that read all of their input
+    sizes = zip(CONVS, map(recipe.units, recipe.channels), strict=True)
+    channels = {layer: outputs for layer, outputs in sizes if layer != recipe.without}
+    if recipe.conv6:
+        channels["conv6"] = [*channels.values()][-1]
+    hidden = recipe.units(recipe.hidden)
+    dense: dict[Layer, int] = {"fc6": hidden, "fc7": hidden, "fc8": classes}
     layers: dict[Layer, LayerSpec] = {}
     inputs, side = 3, recipe.crop
-    for layer, full in zip(CONVS, recipe.channels, strict=True):
-        if layer == recipe.without:
-            continue
-        groups = 1 if layer == "conv1" or layer in both else recipe.towers
-        layers[layer] = _conv(
-            recipe, layer, inputs=inputs, outputs=recipe.units(full), side=side, groups=groups
-        )
-        inputs, side = layers[layer].outputs, layers[layer].pooled
-    if recipe.conv6:
-        groups = 1 if "conv6" in both else recipe.towers
-        layers["conv6"] = _conv(
-            recipe, "conv6", inputs=inputs, outputs=inputs, side=side, groups=groups
-        )
+    for layer, outputs in channels.items():
+        groups = 1 if layer in whole else recipe.towers
+        spec = _conv(recipe, layer, inputs=inputs, outputs=outputs, side=side, groups=groups)
+        layers[layer], inputs, side = spec, outputs, spec.pooled
     inputs *= side**2
-    for dense in ("fc6", "fc7"):
-        groups = 1 if dense in both else recipe.towers
-        layers[dense] = LayerSpec(inputs=inputs, outputs=recipe.units(recipe.hidden), groups=groups)
-        inputs = recipe.units(recipe.hidden)
-    layers["fc8"] = LayerSpec(inputs=inputs, outputs=classes, groups=1)
+    for layer, outputs in dense.items():
+        groups = 1 if layer in whole else recipe.towers
+        layers[layer], inputs = LayerSpec(inputs=inputs, outputs=outputs, groups=groups), outputs
     return layers
 
 
@@ -113,12 +106,11 @@ def _conv(
     kernel, stride, padding = _window(recipe, layer)
     out = (side + padding[0] + padding[1] - kernel) // stride + 1
     size, step = pooling(recipe)
-    pools = layer in ("conv1", "conv2") or layer == _last(recipe)
+    pools = layer in ("conv1", "conv2", "conv4" if recipe.without == "conv5" else "conv5")
     pooled = ceil_windows(out, size, step) if pools else out
     if out < 1 or pooled < 1:
-        raise GratisError(
-            f"--crop {recipe.crop} leaves nothing for {layer} to see; take a larger one"
-        )
+        why = f"leaves nothing for {layer} to see"
+        raise GratisError(f"--crop {recipe.crop} {why}; take a larger one")
     return LayerSpec(
         inputs=inputs,
         outputs=outputs,
@@ -141,8 +133,3 @@ def _window(recipe: Recipe, layer: Layer) -> tuple[int, int, Padding]:
     if layer == "conv2":
         return 5, 1, (1,) * 4 if separate else (2,) * 4
     return 3, 1, (0,) * 4 if separate and layer == "conv5" else (1,) * 4
-
-
-def _last(recipe: Recipe) -> Layer:
-    """The layer that the third pooling follows."""
-    return "conv4" if recipe.without == "conv5" else "conv5"

@@ -36,12 +36,10 @@ def kept_bytes(recipe: Recipe, classes: int) -> tuple[float, int]:
             sizes[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
+    images = torch.zeros(rows, 3, recipe.crop, recipe.crop)
+    key = DropoutKey(seed=0, step=0, rows=range(rows))
     with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
-        logits = network(
-            torch.zeros(rows, 3, recipe.crop, recipe.crop),
-            DropoutKey(seed=0, step=0, rows=range(rows)),
-        )
-    del logits
+        network(images, key)
     return sum(sizes.values()) / rows, sum(parameter.nbytes for parameter in network.parameters())
 
 
@@ -73,12 +71,7 @@ def too_large(
     fits = fitting_batch(recipe, classes, world=split, towers=towers, device_bytes=size // sharers)
     # an estimate that this batch would fit has just been proved wrong
     fits = min(fits, recipe.batch // 2) // split * split
-    way_out = (
-        f"about --batch {fits} fits"
-        if fits
-        else f"take {'more GPUs, or ' if world else ''}a smaller --width"
-    )
-    on = f" on {world}" if world else ""
-    return (
-        f"--batch {recipe.batch}{on} does not fit into a GPU of {size / 2**30:.0f} GiB: {way_out}"
-    )
+    on, more = (f" on {world}", "more GPUs, or ") if world else ("", "")
+    way_out = f"about --batch {fits} fits" if fits else f"take {more}a smaller --width"
+    gpu = f"a GPU of {size / 2**30:.0f} GiB"
+    return f"--batch {recipe.batch}{on} does not fit into {gpu}: {way_out}"
