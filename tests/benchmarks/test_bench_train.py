@@ -284,6 +284,7 @@ def test_the_host_waits_for_the_gpu_at_the_interval_s_end_alone(
     assert "close" in [entry.name for entry in raised.traceback]
 
 
+@pytest.mark.slow
 def test_the_original_rule_is_as_fast_as_fused_sgd() -> None:
     """The promise is 5 % on an idle machine; beside other work single steps tell it to three times
     as much."""

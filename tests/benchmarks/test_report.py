@@ -431,6 +431,7 @@ def test_a_damaged_book_is_one_line(text: str, tmp_path: Path) -> None:
     assert (tmp_path / "report.json").read_text() == text
 
 
+@pytest.mark.starts
 def test_tests_that_fail_or_hang_are_failures_and_nothing_is_left_of_them(tmp_path: Path) -> None:
     cases = """<testsuites><testsuite><testcase name="test_a[x]"><failure message="m">a = 1
 E   assert
@@ -471,6 +472,7 @@ E     no module
     assert not left()
 
 
+@pytest.mark.starts
 def test_two_reports_in_one_place_take_turns(tmp_path: Path) -> None:
     with exclusive(tmp_path / "report", "the first"):
         done = subprocess.run(
@@ -484,6 +486,7 @@ def test_two_reports_in_one_place_take_turns(tmp_path: Path) -> None:
     assert "another report is being made there" in done.stderr
 
 
+@pytest.mark.starts
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for arguments, words in (

@@ -59,6 +59,7 @@ def test_compose_by_its_schema() -> None:
     )
 
 
+@pytest.mark.starts
 def test_prometheus_files_by_promtool() -> None:
     check(tool("promtool", "prometheus of Debian"), "check", "config", DOCKER / "prometheus.yml")
 
@@ -173,6 +174,7 @@ def commands() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", ["compose shards", "compose train", "k8s train"])
+@pytest.mark.starts
 def test_commands_are_understood(name: str, tmp_path: Path) -> None:
     """With nothing mounted they complain of that, in one line, and not of their flags."""
     moved = [
@@ -190,6 +192,7 @@ def test_commands_are_understood(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["compose status", "k8s status"])
+@pytest.mark.starts
 def test_status_answers_its_probes(name: str, tmp_path: Path) -> None:
     moved = [word.replace("/gratis", str(tmp_path)) for word in commands()[name]]
     moved[moved.index("--port") + 1] = "0"

@@ -314,6 +314,7 @@ def test_processes_share_the_cache_and_fetch_each_shard_once(
     assert {n for name, n in server.requests.items() if name.endswith(".tar")} == {1}
 
 
+@pytest.mark.starts
 def test_a_killed_download_goes_on_where_it_was(
     server: FaultyServer, jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +340,7 @@ def test_a_killed_download_goes_on_where_it_was(
     assert server.sent <= total - 20_000 + small
 
 
+@pytest.mark.starts
 def test_a_full_disk_is_made_room_on_and_then_said(
     server: FaultyServer, jpeg_dataset: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from urllib.parse import quote, urlsplit
 import pytest
 from served import ROOT, RunWriter, dead_pid, get, get_json, read_events, serving, wait_for, writing
 
+pytestmark = pytest.mark.starts
+
 TOKEN = "correct-horse-battery-staple"
 FUZZ = [
     *("--max-examples 25 --seed 1 --request-timeout 10 --no-color --exclude-path /events").split()

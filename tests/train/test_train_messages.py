@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.mark.parametrize(
     "command", ["paper", "figure1", "ablate", "export", "features", "verify", "inspect", "merge"]
 )
+@pytest.mark.starts
 def test_what_is_missing_is_one_line(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gratis", *command.split()],

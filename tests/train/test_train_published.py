@@ -169,6 +169,7 @@ def test_published_weights_see_our_shards_as_torchvision_would(
     assert not torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.slow
 def test_an_exported_state_dict_is_torchvisions(theirs: TorchvisionAlexNet) -> None:
     """Of whatever recipe has its layers: the input's scale and order and halved dropout go into the
     weights."""
