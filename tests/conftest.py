@@ -31,6 +31,7 @@ DATA = Path(os.environ.get("GRATIS_DATA", ROOT.parent / "shared" / "data"))
 
 # fixtures that start a process: a test that uses one is marked `starts`
 STARTING = {"sample_source", "sample_shards", "shards32", "ablated"}
+MAY_START = ("starts", "slow", "prove", "gpu")
 PROCESSES = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system"}
 
 
@@ -45,6 +46,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [item for item in items if item.get_closest_marker("prove")]
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: many tests wait for the programs that they start."""
+    return min(8, len(os.sched_getaffinity(0)) + 1)
 
 
 class PureTests:
@@ -76,7 +82,7 @@ PURE = PureTests()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    PURE.pure = not any(item.get_closest_marker(mark) for mark in ("starts", "slow", "prove"))
+    PURE.pure = not any(item.get_closest_marker(mark) for mark in MAY_START)
     PURE.started = []
     try:
         return (yield)

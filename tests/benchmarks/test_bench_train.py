@@ -74,6 +74,7 @@ def losses(recipe: Recipe, steps: int, *, compiled: bool = False) -> tuple[list[
     not has_cpp_compiler(), reason="torch compiles for CPUs by a C++ compiler (apt install g++)"
 )
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, of torch's and of Python's making
+@pytest.mark.starts
 def test_compiled_equals_eager() -> None:
     """Dropout on, several steps: nothing is compiled anew for a step's number."""
     eager, _ = losses(SMALL, 4)
@@ -86,6 +87,7 @@ def test_compiled_equals_eager() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("lacks", ["a compiler", "backward"])
+@pytest.mark.starts
 def test_layers_that_the_compiler_gives_up_on_run_as_they_are(
     lacks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

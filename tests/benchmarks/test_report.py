@@ -114,6 +114,7 @@ def test_bfloat16_follows_float32(device: torch.device) -> None:
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.starts
 def test_compiled_equals_eager_on_a_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

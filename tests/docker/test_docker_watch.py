@@ -180,6 +180,7 @@ def firing(api: str) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_every_query_returns_data_and_alerts_fire(tmp_path: Path) -> None:
     """One run through its states: held back by its input, silent, diverged; last the server
     goes."""

@@ -203,6 +203,7 @@ def test_the_first_batch_comes_within_a_second(sample_shards: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["full", "window"])
+@pytest.mark.starts
 def test_the_first_batch_of_an_index_of_the_size_of_ilsvrc_comes_within_three_seconds(
     jpeg_dataset: Path, tmp_path: Path, order: str
 ) -> None:

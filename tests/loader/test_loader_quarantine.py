@@ -221,6 +221,7 @@ FLIPS = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("views", [1, 10])
+@pytest.mark.starts
 def test_a_flipped_bit_is_an_error_that_names_the_sample_or_another_picture(
     tmp_path: Path, views: int
 ) -> None:
