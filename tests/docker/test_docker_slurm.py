@@ -136,6 +136,7 @@ def kinds(run: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in events(run) if event["kind"] == kind]
 
 
+@pytest.mark.prove
 def test_preempted_job_is_requeued_and_resumes(slurm: Slurm, sample_shards: Path) -> None:
     """A job of a higher partition pushes both agents out; they save, wait, and go on where they
     were, to the end."""
