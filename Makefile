@@ -4,7 +4,8 @@ PYTHON ?= python3
 GRATIS := .venv/bin/gratis
 PY := .venv/bin/python
 INSTALLED := .venv/installed
-PYTEST_ARGS ?= # of `make test` and `make check`, such as -n 2 --dist loadfile
+# of `make test` and `make check`: in parallel, unless ARGS names the tests
+PYTEST_ARGS ?= $(if $(findstring tests/,$(ARGS)),,-n auto --dist worksteal)
 
 # $(call quoted,TEXT): one word of the shell. $(call flag,--name,VARIABLE): the flag, if the variable was given
 quoted = '$(subst ','\'',$(1))'
@@ -48,7 +49,7 @@ doctor: ## what this machine has and what it means; leftovers. ARGS
 quick: $(INSTALLED) ## the pure tests: nothing is started, under a minute. ARGS
 	@$(PY) -m pytest -m "not starts and not slow" $(ARGS)
 
-test: $(INSTALLED) ## run every test. PYTEST_ARGS ARGS
+test: $(INSTALLED) ## run every test, in parallel; those that ARGS names by their file, one by one. PYTEST_ARGS ARGS
 	@$(PY) -m pytest $(PYTEST_ARGS) $(ARGS)
 
 prove: $(INSTALLED) ## the long forms of the slow tests: minutes to hours. ARGS

@@ -3,14 +3,18 @@ them."""
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from handmade import picture, write_dataset
+from once import once
 
 # a shell that runs the tests in the background has SIGINT ignored, and so would every program that
 # they start
@@ -25,13 +29,71 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("GRATIS_DATA", ROOT.parent / "shared" / "data"))
 
 
+# fixtures that start a process: a test that uses one is marked `starts`
+STARTING = {"sample_source", "sample_shards", "shards32", "ablated"}
+MAY_START = ("starts", "slow", "prove", "gpu")
+PROCESSES = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system"}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long forms run where -m names them alone; a default `-m 'not prove'` would be lost to any
-    other -m."""
+    """Marks `starts` by fixtures. Long forms run where -m names them alone; a default
+    `-m 'not prove'` would be lost to any other -m."""
+    for item in items:
+        if STARTING & set(getattr(item, "fixturenames", ())):
+            item.add_marker("starts")
     if "prove" not in (config.getoption("markexpr") or ""):
         long = [item for item in items if item.get_closest_marker("prove")]
         items[:] = [item for item in items if item not in long]
         config.hook.pytest_deselected(items=long)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: many tests wait for the programs that they start."""
+    return min(8, len(os.sched_getaffinity(0)) + 1)
+
+
+class PureTests:
+    """While `pure` is set, as in all that `make quick` runs, a process that this one starts is
+    noted in `started`, and refused."""
+
+    def __init__(self) -> None:
+        self.pure, self.started = False, list[str]()
+        sys.addaudithook(self._audit)
+        multiprocessing.util.spawnv_passfds = self._audited(multiprocessing.util.spawnv_passfds)
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.pure and event in PROCESSES:
+            self.started.append(f"{event} {arguments}"[:200])
+            raise RuntimeError(f"{event} in a test without the mark `starts`")
+
+    def _audited(self, spawn: Callable[..., int]) -> Callable[..., int]:
+        """multiprocessing's start of a process, which raises no event."""
+
+        def audited(path: bytes, *arguments: Any) -> int:
+            self._audit("subprocess.Popen", (path, *arguments))
+            return spawn(path, *arguments)
+
+        return audited
+
+
+PURE = PureTests()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    PURE.pure = not any(item.get_closest_marker(mark) for mark in MAY_START)
+    PURE.started = []
+    try:
+        return (yield)
+    finally:
+        PURE.pure = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    yield
+    assert not PURE.started, f"starts a process without the mark `starts`: {PURE.started}"
 
 
 def real_data(name: str) -> Path:
@@ -55,24 +117,14 @@ def ilsvrc500() -> Path:
 @pytest.fixture(scope="session")
 def sample_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample dataset's archives, whole: about 1,200 images."""
-    folder = tmp_path_factory.mktemp("sample") / "source"
-    run("sample", "--out", str(folder))
-    return folder
+    return once(tmp_path_factory, "source", lambda folder: run("sample", "--out", str(folder)))
 
 
 @pytest.fixture(scope="session")
-def sample_shards(sample_source: Path) -> Path:
+def sample_shards(sample_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of the sample dataset at 128 px, several to a split."""
-    folder = sample_source.parent / "shards"
-    run(
-        "shards",
-        "--src",
-        str(sample_source),
-        "--out",
-        str(folder),
-        *"--size 128 --samples-per-shard 128".split(),
-    )
-    return folder
+    source = ("shards", "--src", str(sample_source), *"--size 128 --samples-per-shard 128".split())
+    return once(tmp_path_factory, "shards", lambda out: run(*source, "--out", str(out)))
 
 
 def run(*arguments: str) -> None:

@@ -48,6 +48,7 @@ def make_run(folder: Path, outcome: str | None) -> Path:
     return folder
 
 
+@pytest.mark.starts
 def test_findings_are_this_machines(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -63,6 +64,7 @@ def test_findings_are_this_machines(tmp_path: Path) -> None:
     assert done.returncode == ("bad " in done.stdout)
 
 
+@pytest.mark.starts
 def test_bare_python_says_what_is_missing(tmp_path: Path) -> None:
     """Isolated and without its packages: what a machine is before anything was installed."""
     done = subprocess.run(
@@ -73,6 +75,7 @@ def test_bare_python_says_what_is_missing(tmp_path: Path) -> None:
         assert f"bad   {missing}: `make install`" in done.stdout
 
 
+@pytest.mark.starts
 def test_advice_is_pip_s_where_there_is_no_checkout(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "gratis", tmp_path / "site" / "gratis")
     bare = BARE.replace(repr(str(ROOT)), repr(str(tmp_path / "site")))
@@ -84,6 +87,7 @@ def test_advice_is_pip_s_where_there_is_no_checkout(tmp_path: Path) -> None:
     assert "make " not in done.stdout
 
 
+@pytest.mark.starts
 def test_memory_of_a_control_group_is_what_is_available(tmp_path: Path) -> None:
     group = tmp_path / "groups" / "job"
     group.mkdir(parents=True)
@@ -107,6 +111,7 @@ def test_memory_of_a_control_group_is_what_is_available(tmp_path: Path) -> None:
     assert "note  2 GB of memory available" in done.stdout
 
 
+@pytest.mark.starts
 def test_formats_that_pillow_was_built_without_are_named(tmp_path: Path) -> None:
     """By a Pillow that has none."""
     (tmp_path / "PIL").mkdir()
@@ -118,6 +123,7 @@ def test_formats_that_pillow_was_built_without_are_named(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processor affinity is Linux's")
+@pytest.mark.starts
 def test_no_more_cores_than_the_process_may_use(tmp_path: Path) -> None:
     core = min(os.sched_getaffinity(0))
     command = ["taskset", "-c", str(core), sys.executable, "-I", "-S", "-c", BARE]
@@ -127,6 +133,7 @@ def test_no_more_cores_than_the_process_may_use(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.starts
 def test_old_runs_are_listed_and_removed_on_request(tmp_path: Path) -> None:
     finished = make_run(tmp_path / "runs" / "sample-1", "finished")
     broken = make_run(tmp_path / "runs" / "sample-2", None)
@@ -158,6 +165,7 @@ def test_old_runs_are_listed_and_removed_on_request(tmp_path: Path) -> None:
     assert (removed.returncode, broken.exists(), finished.exists()) == (0, False, True)
 
 
+@pytest.mark.starts
 def test_nothing_else_is_removed(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     make_run(tmp_path / "runs" / "sample-1", "finished")
@@ -169,6 +177,7 @@ def test_nothing_else_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "sample-1").is_dir()
 
 
+@pytest.mark.starts
 def test_a_link_and_a_run_named_twice_are_one_line(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs" / "sample-1", "finished")
     (tmp_path / "runs" / "newest").symlink_to(run)
@@ -178,6 +187,7 @@ def test_a_link_and_a_run_named_twice_are_one_line(tmp_path: Path) -> None:
     assert (done.returncode, len(done.stderr.splitlines()), run.exists()) == (2, 1, False)
 
 
+@pytest.mark.starts
 def test_a_number_that_is_no_port_is_a_line(tmp_path: Path) -> None:
     done = doctor(tmp_path, "--port", "99999")
     assert "port 99999 is none" in done.stdout
@@ -215,6 +225,7 @@ def test_abandoned_shards_are_those_of_a_killed_stage(tmp_path: Path, sample_sou
     assert sorted(out.iterdir()) == mine
 
 
+@pytest.mark.starts
 def test_tars_of_somebody_else_are_no_abandoned_shards(tmp_path: Path) -> None:
     """What an index command leaves behind that was killed: it writes beside tars that it does not
     own."""

@@ -102,6 +102,7 @@ def test_the_name_at_the_top_level_is_a_link_to_the_room(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", TORCH_FREE)
+@pytest.mark.starts
 def test_it_runs_without_torch_and_dali(room: str) -> None:
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ours()}
     modules = sorted(
@@ -124,6 +125,7 @@ def test_it_runs_without_torch_and_dali(room: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.starts
 def test_top_level_holds_what_it_says() -> None:
     if shutil.which("git") is None:
         pytest.skip("needs git")

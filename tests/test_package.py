@@ -23,6 +23,8 @@ from packaging.requirements import Requirement
 from gratis import __version__
 from gratis.cli import VERBS
 
+pytestmark = pytest.mark.starts
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ["gratis", "pyproject.toml", "README.md", "LICENSE"]
 BUILD = "import setuptools.build_meta as b; print(getattr(b, 'build_{}')('dist'))"

@@ -29,6 +29,7 @@ def test_no_other_file_sets_a_handler() -> None:
     assert [path.name for path in setters] == ["signals.py"]
 
 
+@pytest.mark.starts
 def test_ctrl_c_that_is_held_back_is_not_lost() -> None:
     went_on = []
 
@@ -65,6 +66,7 @@ def test_a_rank_remembers_what_asked_it_to_stop(number: int) -> None:
         )
 
 
+@pytest.mark.starts
 def test_a_child_whose_parent_is_gone_does_not_begin() -> None:
     command = command_of_child(["--version"])
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0

@@ -129,6 +129,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.starts
 def test_each_command_tells_it_in_one_line(command: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -140,6 +141,7 @@ def test_each_command_tells_it_in_one_line(command: tuple[str, ...]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.starts
 def test_make_hands_a_name_on_as_it_is() -> None:
     words = ["make", "-n", "INSTALLED=", "SRC=it's", "OUT=a 'b' $$c", "shards"]
     alone = {"PATH": os.environ["PATH"]}  # `make test` hands its own variables on
@@ -149,6 +151,7 @@ def test_make_hands_a_name_on_as_it_is() -> None:
     assert shlex.split(said)[2:] == ["--src", "it's", "--out", "a 'b' $c"]
 
 
+@pytest.mark.starts
 def test_on_a_terminal_too() -> None:
     """Where tyro writes in colours."""
     ours, theirs = pty.openpty()

@@ -28,6 +28,7 @@ def photographs(root: Path, count: int) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_bench_measures_this_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench(ShardBenchConfig(src=photographs(tmp_path, 8), rounds=1))
     shown = capsys.readouterr().out

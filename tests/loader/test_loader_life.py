@@ -124,6 +124,7 @@ def in_child(root: Path, config: LoaderConfig) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.starts
 def test_a_child_process_loads_from_the_configuration(jpeg_dataset: Path, method: str) -> None:
     loader = make(jpeg_dataset)
     for _ in loader:
@@ -138,6 +139,7 @@ def test_a_child_process_loads_from_the_configuration(jpeg_dataset: Path, method
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.starts
 def test_an_idle_loader_crosses_a_fork(jpeg_dataset: Path) -> None:
     loader = make(jpeg_dataset)
     for _ in loader:
@@ -151,6 +153,7 @@ def test_an_idle_loader_crosses_a_fork(jpeg_dataset: Path) -> None:
 @pytest.mark.parametrize(
     "ending", ["", "list(batches)", "raise SystemExit(0)", "batches.me = batches"]
 )
+@pytest.mark.starts
 def test_the_interpreter_ends_whatever_is_open(jpeg_dataset: Path, ending: str) -> None:
     done = python(f"""
         from gratis import Loader, LoaderConfig
@@ -200,6 +203,7 @@ def test_the_first_batch_comes_within_a_second(sample_shards: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["full", "window"])
+@pytest.mark.starts
 def test_the_first_batch_of_an_index_of_the_size_of_ilsvrc_comes_within_three_seconds(
     jpeg_dataset: Path, tmp_path: Path, order: str
 ) -> None:

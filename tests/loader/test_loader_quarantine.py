@@ -123,6 +123,7 @@ LARGE_BATCHES = """
 
 
 @pytest.mark.parametrize("damage", ["junk", "header", "end"])
+@pytest.mark.starts
 def test_one_bad_sample_of_a_large_batch_does_not_end_the_process(
     tmp_path: Path, damage: str
 ) -> None:
@@ -220,6 +221,7 @@ FLIPS = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("views", [1, 10])
+@pytest.mark.starts
 def test_a_flipped_bit_is_an_error_that_names_the_sample_or_another_picture(
     tmp_path: Path, views: int
 ) -> None:
@@ -241,6 +243,7 @@ def test_a_flipped_bit_is_an_error_that_names_the_sample_or_another_picture(
     print(kinds)
 
 
+@pytest.mark.starts
 def test_verify_finds_a_bit_that_still_decodes(tmp_path: Path) -> None:
     root = rotten(tmp_path, count=6)
     with np.load(root / "train.index.npz") as index:

@@ -303,6 +303,7 @@ def child(url: str, cache: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_processes_share_the_cache_and_fetch_each_shard_once(
     server: FaultyServer, tmp_path: Path
 ) -> None:
@@ -314,6 +315,7 @@ def test_processes_share_the_cache_and_fetch_each_shard_once(
     assert {n for name, n in server.requests.items() if name.endswith(".tar")} == {1}
 
 
+@pytest.mark.starts
 def test_a_killed_download_goes_on_where_it_was(
     server: FaultyServer, jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +341,7 @@ def test_a_killed_download_goes_on_where_it_was(
     assert server.sent <= total - 20_000 + small
 
 
+@pytest.mark.starts
 def test_a_full_disk_is_made_room_on_and_then_said(
     server: FaultyServer, jpeg_dataset: Path, tmp_path: Path
 ) -> None:
@@ -399,6 +402,7 @@ def test_on_a_full_disk_what_is_read_now_takes_the_place_of_what_comes_later(
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_nginx(jpeg_dataset: Path, tmp_path: Path) -> None:
     if not nginx_binary():
         pytest.skip("nginx is not installed (apt install nginx-light)")
@@ -408,6 +412,7 @@ def test_nginx(jpeg_dataset: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.starts
 def test_s3(jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("moto", reason="moto is not installed")
     s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
@@ -447,6 +452,7 @@ def test_s3(jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.starts
 def test_gs(jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gcp_storage_emulator", reason="gcp-storage-emulator is not installed")
     pytest.importorskip("gcsfs", reason="gcsfs is not installed")

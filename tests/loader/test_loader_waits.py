@@ -193,6 +193,7 @@ def _there(file: str) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.starts
 def test_a_fork_inside_an_epoch_is_an_error_in_the_child(jpeg_dataset: Path) -> None:
     """`take` would wait for a thread that no fork copies."""
     loader = make(jpeg_dataset)

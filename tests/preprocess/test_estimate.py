@@ -12,6 +12,8 @@ import pytest
 from gratis.preprocess.stages import estimate
 from gratis.preprocess.stages.shard import ShardTask
 
+pytestmark = pytest.mark.starts
+
 PATIENCE_S = 2.0
 
 

@@ -23,6 +23,8 @@ from gratis.preprocess.index import IndexConfig, index_tars
 from gratis.preprocess.statistics import Accumulator, finish
 from gratis.preprocess.verify import VerifyConfig, verify_dataset
 
+pytestmark = pytest.mark.starts
+
 SIZE, CROP = 64, 56
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -268,6 +268,7 @@ def test_a_server_without_ranges_is_refused_in_a_line(web: str, tmp_path: Path) 
     assert "127.0.0.1" in text
 
 
+@pytest.mark.starts
 def test_urls_that_lead_nowhere_are_one_line(tmp_path: Path) -> None:
     for url in ("nosuch://a/b", "http://127.0.0.1:9/x", "ftp://127.0.0.1:9/x"):
         code, text = shards(url, tmp_path / "o")

@@ -29,6 +29,7 @@ def digests(root: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in root.iterdir()}
 
 
+@pytest.mark.starts
 def test_workers_do_not_matter_and_the_seed_does(tmp_path: Path) -> None:
     for name, seed, workers in (("a", 1, 1), ("b", 1, 2), ("c", 2, 2)):
         make_sample(
@@ -51,6 +52,7 @@ def test_counts_sizes_and_greyscale(sample_source: Path) -> None:
     assert {picture.mode for picture in pictures} == {"RGB", "L"}
 
 
+@pytest.mark.starts
 def test_ctrl_c_works_again_where_no_process_could_start(tmp_path: Path) -> None:
     # imports all it needs
     make_sample(SampleConfig(out=tmp_path / "a", train_per_class=1, val_per_class=1, workers=1))
@@ -70,6 +72,7 @@ def test_ctrl_c_works_again_where_no_process_could_start(tmp_path: Path) -> None
     assert after == before
 
 
+@pytest.mark.slow
 def test_mean_colour_says_nothing() -> None:
     """A linear classifier on mean, squared and crossed colour of 100 + 40 pictures a class stays
     near chance."""

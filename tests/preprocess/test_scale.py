@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.starts
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 # what a run holds at once: the listing with its check for clashes, the shuffle, and the task of one
 # shard

@@ -299,6 +299,7 @@ def folder_source(root: Path, count: int = 12) -> Path:
     return root
 
 
+@pytest.mark.starts
 def test_rejects_fail_the_run_unless_permitted(tmp_path: Path) -> None:
     src, out = folder_source(tmp_path / "src"), tmp_path / "o"
     (src / "train/a/3.jpg").write_bytes(b"")
@@ -340,6 +341,7 @@ def test_a_second_run_does_nothing_and_another_is_refused(sample_source: Path, s
     assert digests(small) == before
 
 
+@pytest.mark.starts
 def test_another_source_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
     src, out = folder_source(tmp_path / "src"), tmp_path / "o"
     assert shards(src, out).returncode == 0
@@ -367,6 +369,7 @@ def test_another_source_is_refused_with_both_fingerprints(tmp_path: Path) -> Non
         ),
     ],
 )
+@pytest.mark.starts
 def test_user_errors_are_one_line(tmp_path: Path, arguments: tuple[Any, ...], wanted: str) -> None:
     src = folder_source(tmp_path / "src", 1)
     done = preprocess("shards", *(str(a).format(src=src) for a in arguments))
@@ -456,6 +459,7 @@ def test_sizes_are_given_in_a_unit_that_fits(tmp_path: Path) -> None:
     assert one.endswith("measured here on 1)")
 
 
+@pytest.mark.starts
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     src, out = folder_source(tmp_path / "src", 2), tmp_path / "o"
     (out / WORK).mkdir(parents=True)
@@ -469,6 +473,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("discard", [False, True])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.starts
 def test_what_another_run_publishes_meanwhile_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, discard: bool
 ) -> None:
@@ -488,6 +493,7 @@ def test_what_another_run_publishes_meanwhile_stays(
     assert digests(out) == before
 
 
+@pytest.mark.starts
 def test_events(tmp_path: Path) -> None:
     src = folder_source(tmp_path / "src")
     assert shards(src, tmp_path / "o", "--run-dir", tmp_path / "run").returncode == 0

@@ -457,6 +457,7 @@ def test_a_label_is_digits(tmp_path: Path, text: bytes) -> None:
     assert open_source(str(tmp_path)).splits["train"].label.tolist() == [3]
 
 
+@pytest.mark.starts
 def test_one_image_is_named_in_the_singular(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

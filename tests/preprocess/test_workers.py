@@ -24,6 +24,8 @@ from gratis.preprocess.output.store import WORK, open_store
 from gratis.preprocess.sources.listing import Item
 from gratis.preprocess.stages.shard import ShardTask
 
+pytestmark = pytest.mark.starts
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

@@ -42,6 +42,8 @@ from served import (
     writing,
 )
 
+pytestmark = pytest.mark.starts
+
 TOKEN = "correct-horse-battery-staple"
 
 

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(binary() is None, reason="needs Debian's package
 TOKEN = "correct-horse-battery-staple"
 
 
+@pytest.mark.starts
 def test_the_page_follows_a_run_and_outlives_its_trainer(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     with serving(root) as url, chromium(tmp_path / "profile") as page:
@@ -144,6 +145,7 @@ def answers(url: str) -> bool:
         return False
 
 
+@pytest.mark.starts
 def test_the_page_asks_for_the_token_and_reconnects(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "runs" / "a")
     run.start()
@@ -165,6 +167,7 @@ def test_the_page_asks_for_the_token_and_reconnects(tmp_path: Path) -> None:
             page.wait("document.querySelector('#tiles').textContent.includes('20step of 200')", 20)
 
 
+@pytest.mark.starts
 def test_the_page_says_that_a_run_is_gone_and_not_the_server(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     for name in ("one", "two"):

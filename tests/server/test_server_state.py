@@ -209,6 +209,7 @@ def test_a_quiet_run_has_stalled(tmp_path: Path) -> None:
         ("finished", "finished"),
     ],
 )
+@pytest.mark.starts
 def test_outcomes(tmp_path: Path, end: str, state: str) -> None:
     run = RunWriter(tmp_path / "a", pid=dead_pid())
     run.start()
@@ -217,6 +218,7 @@ def test_outcomes(tmp_path: Path, end: str, state: str) -> None:
     assert look(run.path)[0] == state
 
 
+@pytest.mark.starts
 def test_a_killed_writer_is_a_crash(tmp_path: Path) -> None:
     with writing(tmp_path / "a", world=2) as process:
         assert look(tmp_path / "a") == ("running", "compute-bound", 20)
@@ -241,6 +243,7 @@ def test_another_process_with_the_pid_is_not_the_writer(tmp_path: Path) -> None:
     ("host", "namespace", "state"),
     [(None, 1, "running"), ("other", None, "running"), (None, None, "crashed")],
 )
+@pytest.mark.starts
 def test_a_pid_counts_in_its_own_host_and_namespace(
     tmp_path: Path, host: str | None, namespace: int | None, state: str
 ) -> None:
@@ -274,6 +277,7 @@ def test_gpu_counters_are_shown_where_there_are_some(tmp_path: Path) -> None:
     assert status.ranks[0].gpu is None
 
 
+@pytest.mark.starts
 def test_a_later_attempt_wins_and_runs_in_a_smaller_world(tmp_path: Path) -> None:
     first = RunWriter(tmp_path / "a", world=2, attempt=1, pid=dead_pid())
     first.start()
@@ -445,6 +449,7 @@ def test_shard_progress(tmp_path: Path) -> None:
         ),
     ],
 )
+@pytest.mark.starts
 def test_where_nothing_trains_the_state_is_the_shard_stages(
     tmp_path: Path, lives: bool, end: tuple[str, ...], state: str, reason: str
 ) -> None:
@@ -460,6 +465,7 @@ def test_where_nothing_trains_the_state_is_the_shard_stages(
     assert runs.listing().runs[0].state == state
 
 
+@pytest.mark.starts
 def test_a_thousand_runs_list_at_once(tmp_path: Path) -> None:
     gone = dead_pid()
     for number in range(1000):
@@ -483,6 +489,7 @@ def test_a_thousand_runs_list_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [100_000, pytest.param(1_000_000, marks=pytest.mark.prove)])
+@pytest.mark.slow
 def test_a_long_file_never_holds_a_request_up(tmp_path: Path, lines: int) -> None:
     run = RunWriter(tmp_path / "a")
     run.start()

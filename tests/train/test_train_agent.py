@@ -108,6 +108,7 @@ def run(
         ("exit 1", "diverged", "none", 1),
     ],
 )
+@pytest.mark.starts
 def test_which_ends_begin_again(
     launch: Launch, code: str, outcome: str | None, others: str, begun: int
 ) -> None:
@@ -141,6 +142,7 @@ def ended(pids: list[str]) -> bool:
 DEAF = "trap '' TERM; touch {begun}; while :; do sleep 0.1; done"
 
 
+@pytest.mark.starts
 def test_who_outlives_a_failed_rank_is_ended_soon(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +158,7 @@ def test_who_outlives_a_failed_rank_is_ended_soon(
 
 
 @pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.starts
 def test_signalled_ranks_have_their_time_to_save(
     launch: Launch, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
@@ -186,6 +189,7 @@ def test_signalled_ranks_have_their_time_to_save(
     )
 
 
+@pytest.mark.starts
 def test_a_signal_while_ranks_end_for_a_restart_is_the_first(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def ended(server: subprocess.Popen[bytes] | None, number: int) -> None:
     server.wait(60)
 
 
+@pytest.mark.starts
 def test_two_commands_at_once_take_two_ports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +71,7 @@ def test_two_commands_at_once_take_two_ports(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.starts
 def test_a_server_that_is_lost_is_told(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -98,6 +100,7 @@ signal.pause()
 """
 
 
+@pytest.mark.starts
 def test_the_server_of_a_command_that_was_killed_ends_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def test_sums_that_were_cut_short_are_damage_in_words(tmp_path: Path, arrays: Ar
         undamaged(tmp_path)
 
 
+@pytest.mark.starts
 def test_sha256sum_reads_the_sums(tmp_path: Path, arrays: Arrays) -> None:
     write(tmp_path, arrays, of_step(1))
     command = ["sha256sum", "--check", "--strict", SUMS]

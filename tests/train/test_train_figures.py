@@ -293,6 +293,7 @@ def test_predict_names_what_it_cannot_read_and_goes_on(
     ]
 
 
+@pytest.mark.starts
 def test_pictures_that_are_not_there_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
     """Before it is noticed that there is no run either."""
     done = python(
@@ -305,6 +306,7 @@ def test_pictures_that_are_not_there_are_told_before_anything_is_loaded(tmp_path
     assert done.stderr == message
 
 
+@pytest.mark.starts
 def test_what_is_no_file_or_too_large_is_told_before_it_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "large.jpg").touch()
@@ -320,6 +322,7 @@ def test_what_is_no_file_or_too_large_is_told_before_it_is_read(tmp_path: Path) 
     )
 
 
+@pytest.mark.starts
 def test_predict_without_images_is_one_line() -> None:
     done = python("-m", "gratis", "predict")
     assert done.returncode == 2
@@ -624,6 +627,7 @@ def test_a_figure_without_room_leaves_the_one_of_before(tmp_path: Path) -> None:
 # the library that draws
 
 
+@pytest.mark.starts
 def test_drawing_leaves_pillow_simd_in_place(tmp_path: Path) -> None:
     """matplotlib asks for a package named Pillow, which would lie over pillow-simd: it is installed
     without asking."""

@@ -116,6 +116,7 @@ TOLD = {"busy": 0.87, "nvjpg_busy": 0.25, "memory_bytes": 103 << 30, "power_w": 
         (None, "GPU-7f", None),  # no driver at all
     ],
 )
+@pytest.mark.starts
 def test_the_management_librarys_answers_in_our_units(
     tmp_path: Path, flags: list[str] | None, uuid: str, told: object
 ) -> None:

@@ -277,6 +277,7 @@ def ranks(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, dict[s
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.starts
 def test_a_mesh_equals_one_process(
     ranks: list[dict[str, Any]], dtype: torch.dtype, tolerance: float
 ) -> None:
@@ -296,6 +297,7 @@ def test_a_mesh_equals_one_process(
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"), [("ten", "float32", 1e-5), ("fifty", "float64", 1e-9)]
 )
+@pytest.mark.starts
 def test_losses_stay_together(
     ranks: list[dict[str, Any]], name: str, dtype: str, tolerance: float
 ) -> None:
@@ -306,6 +308,7 @@ def test_losses_stay_together(
         assert found[name] == pytest.approx(one, rel=tolerance)
 
 
+@pytest.mark.starts
 def test_no_communication_and_moved_exchanges_equal_one_process(
     ranks: list[dict[str, Any]],
 ) -> None:
@@ -316,6 +319,7 @@ def test_no_communication_and_moved_exchanges_equal_one_process(
             assert difference <= 1e-9 * expected.abs().max().item(), name
 
 
+@pytest.mark.starts
 def test_what_is_sent_equals_the_computed_bytes(ranks: list[dict[str, Any]]) -> None:
     """Row by row over all ranks: each boundary as the summary says, gradients as an all-reduce in a
     ring."""
@@ -338,6 +342,7 @@ def test_what_is_sent_equals_the_computed_bytes(ranks: list[dict[str, Any]]) -> 
         assert not found
 
 
+@pytest.mark.starts
 def test_gradients_are_summed_beside_backward(ranks: list[dict[str, Any]]) -> None:
     """Dense layers, which hold most of the bytes, come first: on their way while the convolutions
     are at work.
@@ -350,6 +355,7 @@ def test_gradients_are_summed_beside_backward(ranks: list[dict[str, Any]]) -> No
     assert max(share for rank in ranks for share in rank["summed"]) > 0.5
 
 
+@pytest.mark.starts
 def test_16_bits_on_the_wire_stay_close(ranks: list[dict[str, Any]]) -> None:
     one = one_process(torch.float32)
     for found in ranks:
@@ -359,6 +365,7 @@ def test_16_bits_on_the_wire_stay_close(ranks: list[dict[str, Any]]) -> None:
         assert any(not torch.equal(narrow[name], one[name]) for name in one)
 
 
+@pytest.mark.starts
 def test_one_process_s_checkpoint_loads_on_a_mesh(
     ranks: list[dict[str, Any]], folder: Path
 ) -> None:
@@ -368,6 +375,7 @@ def test_one_process_s_checkpoint_loads_on_a_mesh(
         assert all(torch.equal(found["loaded"][name], one[name]) for name in one)
 
 
+@pytest.mark.starts
 def test_a_mesh_s_checkpoint_loads_in_one_process(
     ranks: list[dict[str, Any]], folder: Path
 ) -> None:
@@ -427,6 +435,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) == tmp_path / "step-00000001"
 
 
+@pytest.mark.starts
 def test_a_rank_does_not_import_the_compiler() -> None:
     """Which would take two seconds of each rank's start; the workers above hold it for what a run
     goes through."""

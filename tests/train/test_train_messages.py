@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.mark.parametrize(
     "command", ["paper", "figure1", "ablate", "export", "features", "verify", "inspect", "merge"]
 )
+@pytest.mark.starts
 def test_what_is_missing_is_one_line(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gratis", *command.split()],
@@ -148,6 +149,7 @@ def test_modules_of_the_user_s_own_are_in_nobody_s_way(sample_shards: Path, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.starts
 def test_a_signal_while_the_sample_is_drawn_is_one_word(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

@@ -40,6 +40,7 @@ def test_memory_kept_for_backward_is_counted() -> None:
     assert 4 * inputs < per_image < 3 * 4 * (inputs + norms)
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_told_with_one_that_would() -> None:
     def advice(gib: float, **fields: int) -> str:
         recipe = replace(RELEASED, batch=fields.pop("batch", 8192))
@@ -79,6 +80,7 @@ def test_other_libraries_words_for_no_memory_are_known() -> None:
     assert ran_out(torch.OutOfMemoryError("Tried to allocate 20.00 GiB"))
 
 
+@pytest.mark.slow
 def test_a_batch_that_fits() -> None:
     per_image, parameters = kept_bytes(RELEASED, 1000)
     device = int(RESERVED + COPIES * parameters + 1000.5 * TRANSIENT * per_image)

@@ -406,6 +406,7 @@ def test_recipes_refuse_what_cannot_be(fields: dict[str, float], word: str) -> N
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.slow
 def test_a_tower_s_rank_is_compiled_around_its_exchanges(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of two towers, whose peer has the same features. The compiler sees no collective, and
     changes nothing."""

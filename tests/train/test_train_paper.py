@@ -86,6 +86,7 @@ def test_only_ilsvrc_runs_stand_beside_the_paper(tmp_path: Path) -> None:
     assert "| 7 CNNs* | 36.7 | 15.4 | 15.3 |  |  |  |" in text
 
 
+@pytest.mark.starts
 def test_a_command_that_fails_or_takes_too_long_is_reported(tmp_path: Path) -> None:
     assert timed(tmp_path / "a.log", ["summary"], 100) is None
     failure = timed(tmp_path / "b.log", ["summary", "--recipe", "nose"], 100) or ""

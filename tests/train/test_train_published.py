@@ -140,6 +140,7 @@ def test_the_recipe_has_torchvisions_names_and_shapes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.starts
 def test_published_weights_see_our_shards_as_torchvision_would(
     theirs: TorchvisionAlexNet,
     file: Path,
@@ -169,6 +170,7 @@ def test_published_weights_see_our_shards_as_torchvision_would(
     assert not torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.slow
 def test_an_exported_state_dict_is_torchvisions(theirs: TorchvisionAlexNet) -> None:
     """Of whatever recipe has its layers: the input's scale and order and halved dropout go into the
     weights."""
@@ -191,6 +193,7 @@ def test_an_exported_state_dict_is_torchvisions(theirs: TorchvisionAlexNet) -> N
             )
 
 
+@pytest.mark.starts
 def test_other_networks_and_files_are_one_line(file: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(GratisError, match="is not there"):
         load(tmp_path / "none.pth", RECIPE)

@@ -355,6 +355,7 @@ def test_other_settings_begin_another_run_unless_it_is_named(tmp_path: Path) -> 
     assert changes(tmp_path / "none", recipe, 7) == {}
 
 
+@pytest.mark.starts
 def test_the_status_server_starts_after_the_dataset_was_checked(tmp_path: Path) -> None:
     arguments = ["--runs", str(tmp_path / "runs"), "--shards", str(tmp_path / "nope")]
     command = [sys.executable, "-m", "gratis", "train", *arguments]
@@ -446,6 +447,7 @@ def test_a_command_that_is_none_is_told_which_there_are(answered: Answered) -> N
     )
 
 
+@pytest.mark.starts
 def test_help_lists_what_a_user_may_set() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "gratis", "train", "--help"],
@@ -482,6 +484,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+@pytest.mark.starts
 def test_ctrl_c_while_it_imports_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(STANDS)
     process = subprocess.Popen(

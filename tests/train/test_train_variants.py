@@ -141,6 +141,7 @@ def test_summary_equals_the_specification() -> None:
     assert exchanges(RECIPES["owt"], 1000) == []
 
 
+@pytest.mark.starts
 def test_summary_prints_it() -> None:
     command = [sys.executable, "-m", "gratis", "summary"]
     shown = subprocess.run(
