@@ -90,6 +90,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         PURE.pure = False
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """What ends then may be a module's, of other tests."""
+    PURE.pure = False
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     yield
