@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
@@ -53,12 +54,29 @@ VERBS: dict[str, tuple[str, str]] = {  # what is typed -> module:function, what 
         "prove and measure the claims on this machine (source checkout)",
     ),
 }
+DISTRIBUTIONS = {"PIL": "pillow", "nvidia": "nvidia-dali-cuda130", "pynvml": "nvidia-ml-py"}
 CHECKOUT = Path(__file__).resolve().parent.parent  # of this package, if it is one
 
 
 def main() -> int:
     interrupt_ends_at_once()  # importing takes a second, and `guard` is not there yet
+    import_from_here()
     return guard(lambda: run(sys.argv[1:]))
+
+
+def import_from_here() -> None:
+    """Child processes import what this one does: `python -m` looks in the current folder first,
+    where a user's own `random.py` may be (Python 3.10 cannot be told not to)."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if Path(sys.path[0]).resolve() == CHECKOUT:  # `python -m gratis` in the checkout
+        put_first("PYTHONPATH", str(CHECKOUT))
+
+
+def put_first(variable: str, folder: str) -> None:
+    folders = os.environ.get(variable, "").split(os.pathsep)
+    os.environ[variable] = os.pathsep.join(
+        [folder, *(one for one in folders if one not in ("", folder))]
+    )
 
 
 def run(arguments: list[str]) -> int | None:
@@ -73,21 +91,23 @@ def run(arguments: list[str]) -> int | None:
         print(f"gratis {__version__}")
         return 0
     if verb not in VERBS:
-        raise GratisError(f"not understood: {verb}; gratis VERB, where VERB is {', '.join(VERBS)}")
+        near = get_close_matches(verb, VERBS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise GratisError(f"not understood: {verb}; {hint}VERB may be {', '.join(VERBS)}")
     module, _, function = VERBS[verb][0].partition(":")
     if module.startswith("benchmarks."):
         import_benchmarks(verb)
     try:
         imported = import_module(module)
+        interrupt_raises()
+        code: int | None = getattr(imported, function)(arguments[1:])
     except ModuleNotFoundError as error:
-        lacking = str(error.name).partition(".")[0]
-        if lacking == "gratis":
+        missing = str(error.name).partition(".")[0]
+        if missing in ("gratis", "benchmarks", "None"):
             raise
-        raise GratisError(
-            f"gratis {verb} needs {lacking}, which is not installed: pip install {lacking}"
-        ) from None
-    interrupt_raises()
-    code: int | None = getattr(imported, function)(arguments[1:])
+        package = DISTRIBUTIONS.get(missing, missing)
+        message = f"gratis {verb} needs {package}, which is not installed: pip install {package}"
+        raise GratisError(message) from None
     return code
 
 
@@ -97,6 +117,5 @@ def import_benchmarks(verb: str) -> None:
     if not (CHECKOUT / "benchmarks" / "command.py").is_file():
         needs = "needs a source checkout: the benchmarks are not in the wheel"
         raise GratisError(f"gratis {verb} {needs}")
-    sys.path.append(str(CHECKOUT))
-    inherited = os.environ.get("PYTHONPATH")  # measurements run in processes of their own
-    os.environ["PYTHONPATH"] = f"{inherited}{os.pathsep}{CHECKOUT}" if inherited else str(CHECKOUT)
+    sys.path.insert(0, str(CHECKOUT))  # before a user's own folder of that name
+    put_first("PYTHONPATH", str(CHECKOUT))  # measurements run in processes of their own

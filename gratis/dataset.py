@@ -175,7 +175,7 @@ def read_manifest(root: Path) -> Manifest:
         with open(path, "rb", opener=open_nonblocking) as file:
             text = file.read()
     except (FileNotFoundError, NotADirectoryError):
-        way_out = f"make one with `make shards SRC=... OUT={root}`"
+        way_out = f"make one with `gratis shards --src ... --out {root}`"
         raise GratisError(f"{root} is no dataset: it has no {MANIFEST}; {way_out}") from None
     except OSError as error:  # a folder of that name, no permission
         raise GratisError(

@@ -7,7 +7,7 @@ a command runs (cli)                       INT               KeyboardInterrupt, 
 shards, sample and the like (preprocess)   TERM              as INT                             130
 their workers (preprocess)                 INT               ignored: the parent decides          -
                                            TERM              the system's default               -15
-train, before there are ranks (launcher)   first TERM        Terminated: stages are ended        75
+train, before there are ranks (launcher)   first TERM, HUP   Terminated: stages are ended        75
                                            INT               KeyboardInterrupt                  130
 train, with ranks (torch's agent)          first of STOPS    passed on to the ranks, which      75
                                                              save; the exit code is by what    130
@@ -19,7 +19,7 @@ a rank trains (StopSignals)                any of STOPS      all ranks stop at o
                                                              save
 a rank whose parent is gone (kernel)       TERM, or KILL     as TERM above; KILL where other     75
                                                              machines go on without it
-paper, ablate, export, report              first TERM        SystemExit: children are ended,     75
+paper, ablate, export, report              first TERM, HUP   SystemExit: children are ended,     75
                                                              half-written files removed
 a status server                            TERM, INT         ends; so does TERM from the          0
                                                              kernel when its parent is gone
@@ -97,17 +97,21 @@ def terminate_interrupts() -> None:
 
 
 def terminate_raises(make: Callable[[], BaseException]) -> None:
-    """The first SIGTERM raises what `make` makes; later ones are ignored."""
+    """The first SIGTERM, or SIGHUP of a terminal that closes, raises what `make` makes; later ones
+    are ignored."""
+    asked = [one for one in stop_signals() if STOPS[one] == PREEMPTED]
 
     def first(*_: object) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in asked:
+            signal.signal(number, signal.SIG_IGN)
         raise make()
 
-    signal.signal(signal.SIGTERM, first)
+    for number in asked:
+        signal.signal(number, first)
 
 
 def terminate_exits() -> None:
-    """The first SIGTERM raises SystemExit(75), so that each `finally` runs; later ones are
+    """The first of these raises SystemExit(75), so that each `finally` runs; later ones are
     ignored."""
     terminate_raises(lambda: SystemExit(PREEMPTED))
 

@@ -8,6 +8,7 @@ names of the room before it, and the libraries that are the room's.
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -30,10 +31,14 @@ ABOUT = {
 }
 PUBLIC = {"train": {"gratis.loader"}}  # of other rooms, by room
 TORCH_FREE = ["", "preprocess", "server"]  # the ground floor and these rooms
+HEAVY = {"torch", "torchvision", "nvidia", "numba", "matplotlib"}
 
 
 def ours() -> list[Path]:
     return sorted((ROOT / "gratis").rglob("*.py"))
+
+
+MAY_ASK = [ROOT / "gratis" / name for name in ("__init__.py", "cli.py", "extras.py")]
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -61,6 +66,13 @@ def room_of(path: Path) -> str:
     return place(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
+def in_graph(module: str, graph: dict[str, set[str]], seen: set[str]) -> None:
+    """Adds to `seen` whatever the module imports, by others too."""
+    for other in graph[module] - seen:
+        seen.add(other)
+        in_graph(other, graph, seen)
+
+
 @pytest.mark.parametrize("path", ours(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_obey_the_law(path: Path) -> None:
     room = room_of(path)
@@ -73,6 +85,22 @@ def test_imports_obey_the_law(path: Path) -> None:
             assert light or (top == "gratis" and not place(module)), f"{path} imports {module}"
         elif room and top == "gratis" and (other := place(module)) not in ("", room):
             assert module in PUBLIC.get(room, set()), f"{path} imports {module} of room {other}"
+        # the public names are for users: what they are loaded from is a room's
+        assert module != "gratis" or path in MAY_ASK, f"{path} imports from gratis itself"
+        if room in TORCH_FREE:
+            assert top not in HEAVY, f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", ours(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_are_imported_by_statements(path: Path) -> None:
+    """By its name as a string only what is not known before: the verb, a public name, an extra."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and re.search(
+            r"\b(import_module|__import__)$", ast.unparse(node.func)
+        ):
+            asked = ast.unparse(node.args[0])
+            foreign = asked.startswith("'") and not asked.startswith("'gratis")
+            assert foreign or path in MAY_ASK, f"{path} imports {asked} by a string"
 
 
 def test_nothing_else_in_the_tree_imports_by_a_bare_name() -> None:
@@ -82,7 +110,7 @@ def test_nothing_else_in_the_tree_imports_by_a_bare_name() -> None:
                 assert module.split(".")[0] not in ROOMS, f"{path} imports {module}"
 
 
-def test_no_two_modules_of_a_room_need_each_other() -> None:
+def test_no_modules_need_each_other() -> None:
     graph = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): {
             module for module in imported(path) if module.startswith("gratis.")
@@ -90,9 +118,11 @@ def test_no_two_modules_of_a_room_need_each_other() -> None:
         for path in ours()
         if path.name != "__init__.py"
     }
-    for module, others in graph.items():
-        for other in others & graph.keys():
-            assert module not in graph[other], f"{module} and {other} import each other"
+    graph = {module: others & graph.keys() for module, others in graph.items()}
+    for module in graph:
+        reached: set[str] = set()
+        in_graph(module, graph, reached)
+        assert module not in reached, f"{module} is needed by what it imports"
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -7,7 +7,7 @@ gratis bench loader shards --only ours dali --rounds 9
 All read the same images with the same settings, as JPEGs with the standard's Huffman tables;
 `ours-fitted` reads what `preprocess` writes (tables fitted to each image, the same pixels),
 `ours-q90` what it writes with --quality 90 (28 % fewer bytes; 35.3 dB instead of 37.4, as the table
-in preprocess/image.py says), `ours-raw` and `ffcv-raw` pixels. Every measurement is a process of
+in preprocess/codecs.py says), `ours-raw` and `ffcv-raw` pixels. Every measurement is a process of
 its own over an endless stream. The first batches are not counted, so queues are full at both ends
 of the window; CPU is user and system time of the whole process tree in it. Peers that are not
 installed are left out: `pip install tensorflow-cpu grain simplejpeg litdata mosaicml-streaming

@@ -111,4 +111,4 @@ def stage(verb: str, **options: object) -> None:
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         message = done.stderr.strip() or f"gratis {verb} failed"
-        raise GratisError(message.splitlines()[-1])
+        raise GratisError(message.splitlines()[-1].removeprefix("error: "))

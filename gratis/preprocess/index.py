@@ -191,7 +191,7 @@ def _unfit(item: Item, what: str) -> GratisError:
     folder = os.path.dirname(item.container)
     return GratisError(
         f"{item.container}: {item.name!r} {what}, where the loader needs square images of one "
-        f"size as JPEG: make shards SRC={folder} makes them so"
+        f"size as JPEG: gratis shards --src {folder} makes them so"
     )
 
 

@@ -113,8 +113,7 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         if not self.src:
             raise GratisError(
-                "no source: make shards SRC=FOLDER (--src FOLDER); for a drawn one: gratis sample "
-                "--out sample/source"
+                "no source: give --src FOLDER; for a drawn one: gratis sample --out sample/source"
             )
         if not self.out:  # of a shell variable that is not set; it would be the current folder
             raise GratisError("--out is empty: name the folder or URL of the dataset")

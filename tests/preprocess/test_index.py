@@ -171,7 +171,7 @@ def test_other_images_are_sent_to_the_shards_command(tmp_path: Path, bad: str) -
         wrong[0] = (wrong[0][0], file.getvalue())
     archive(root / ("0.tar" if bad == "first" else "2.tar"), wrong)
     before = sorted(path.name for path in root.iterdir())
-    with pytest.raises(GratisError, match=rf"make shards SRC={root}") as caught:
+    with pytest.raises(GratisError, match=rf"gratis shards --src {root}") as caught:
         index_tars(IndexConfig(tars=str(root), workers=1))
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in root.iterdir()) == before

@@ -356,7 +356,7 @@ def test_another_source_is_refused_with_both_fingerprints(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ((), "make shards SRC=FOLDER"),
+        ((), "no source: give --src FOLDER"),
         (("--src", "/nowhere/at/all"), "/nowhere/at/all"),
         (("--src", "{src}", "--out", "/proc/nothing"), "cannot write to /proc/nothing"),
         (("--src", "{src}", "--quality", 101), "--quality 101"),

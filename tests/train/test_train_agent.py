@@ -154,7 +154,10 @@ def test_who_outlives_a_failed_rank_is_ended_soon(
     began = time.monotonic()
     end = run(launch, f'if [ "$RANK" = 0 ]; then {fail}; fi; {loop}', OneMachine(), ranks=2)
     assert time.monotonic() - began < 20  # torch itself would give the other 30
-    assert (end.code, end.message) == (1, "error: rank 0 ended with exit code 1 and no word")
+    assert (end.code, end.message) == (
+        1,
+        "error: rank 0 ended with exit code 1 and no error message",
+    )
 
 
 @pytest.mark.parametrize("ends", [True, False])

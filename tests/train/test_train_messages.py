@@ -129,8 +129,9 @@ def test_training_goes_on_where_nobody_reads_it(
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="before, the current folder comes first")
 def test_modules_of_the_user_s_own_are_in_nobody_s_way(sample_shards: Path, tmp_path: Path) -> None:
-    for package in ("preprocess", "loader", "train", "server"):
-        (tmp_path / f"{package}.py").write_text("open('taken', 'a').write(__name__)\n")
+    """His names may be the standard library's too: the ranks and the server import none of them."""
+    for name in ("preprocess", "loader", "train", "server", "random", "types", "logging"):
+        (tmp_path / f"{name}.py").write_text("open('taken', 'a').write(__name__)\n")
     own = ("--run", "own", "--gpus", "1", "--epochs", "1", "--port", str(free_port()))
     words = command(tmp_path / "runs", sample_shards, *own)[1:]
     done = subprocess.run(

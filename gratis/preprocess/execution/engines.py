@@ -11,9 +11,9 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
-import gratis
 from gratis.errors import GratisError
 from gratis.preprocess.execution.workers import TaskProgress, Worker, run_tasks
 from gratis.preprocess.stages.shard import ShardTask
@@ -80,7 +80,7 @@ def _connect() -> Any:
         ) from None
     # Ray's own future default; it warns otherwise
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    home = os.path.dirname(os.path.dirname(os.path.abspath(gratis.__file__)))
+    home = str(Path(__file__).resolve().parents[3])  # of the package gratis
     path = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(path)}}
     try:

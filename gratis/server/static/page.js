@@ -35,7 +35,7 @@ function tick() {
   if (missing) {
     notice.textContent = `There is no run “${chosen()}” here: it was deleted, renamed, or never was.` + (status ? " What is shown is from before." : "");
   } else if (lost !== null && status && OVER.includes(status.state)) {
-    notice.textContent = "The run has ended and its status server has closed. “make serve” shows it again.";
+    notice.textContent = "The run has ended and its status server has closed. “gratis status” shows it again.";
   } else if (lost !== null) {
     notice.textContent = `The status server does not answer since ${new Date(lost).toLocaleTimeString()}. What is shown is from before; trying again.`;
   }

@@ -147,7 +147,7 @@ def follow(options: Options, local: int, published: str) -> Launch:
     check_shared(launch.folder / "node-0", agreed["token"])
     held = hold(launch.folder / f"node-{options.nodes.rank}")
     if held is None:
-        raise GratisError("its --node-rank is another living machine's; number them from 0 on")
+        raise GratisError("its --node-rank is in use by another machine; number them from 0 on")
     NODE_LOCKS.append(held)
     print(f"run: {launch.folder}; its status is at node 0")
     return launch

@@ -118,6 +118,6 @@ def _message(rank: int, failure: ProcessFailure) -> str:
         return str(failure.message)
     code = failure.exitcode
     if code >= 0:
-        return f"error: rank {rank} ended with exit code {code} and no word"
+        return f"error: rank {rank} ended with exit code {code} and no error message"
     hint = "; often the kernel's, for want of memory" if -code == signal.SIGKILL else ""
     return f"error: rank {rank} was killed by {name_of(-code)}{hint}"

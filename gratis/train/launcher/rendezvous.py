@@ -183,7 +183,7 @@ def status_without(who: str, own: ExitStatus) -> ExitStatus:
     """The status when machine `who` sends none: `own`, if that has a cause of its own."""
     if own.weight < 2:
         return own
-    message = f"error: {who} is gone without a word; give the same commands to go on"
+    message = f"error: {who} cannot be reached any more; give the same commands to go on"
     return ExitStatus(code=1, message=message)
 
 

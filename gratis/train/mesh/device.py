@@ -31,7 +31,7 @@ def device_of(local_rank: int) -> torch.device:
         raise GratisError(
             f"this machine's {present} GPUs cannot be used by torch {torch.__version__} (its "
             f"warning says why): "
-            "`make doctor` tells what fits; CUDA_VISIBLE_DEVICES= in front of the command trains "
+            "`gratis doctor` tells what fits; CUDA_VISIBLE_DEVICES= in front of the command trains "
             "on the CPU"
         )
     device = torch.device("cuda", local_rank % present)

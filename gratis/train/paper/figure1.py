@@ -1,6 +1,6 @@
 """Figure 1, ReLU against tanh: `gratis figure1 --shards S`, where S holds 32-pixel images.
 
-    make shards SRC=... OUT=S ARGS='--size 32'
+    gratis shards --src ... --out S --size 32
 
 The paper's is CIFAR-10, 25 % training error, ReLU six times as fast. Both nonlinearities get the
 same network, initial weights and order of images (`gratis.train.paper.four_layers` lists what the
@@ -102,7 +102,7 @@ def figure1(options: Figure1) -> list[str]:
     full_float32()
     manifest = read_manifest(dataset_folder(options.shards))
     if manifest.image_size != SIZE:
-        how = f"make shards SRC=... OUT=shards{SIZE} ARGS='--size {SIZE}'"
+        how = f"gratis shards --src ... --out shards{SIZE} --size {SIZE}"
         size = f"{manifest.image_size}-pixel images"
         raise GratisError(f"{options.shards} holds {size}, figure 1 wants {SIZE}: {how}")
     samples = min(options.images, require_split(options.shards, manifest, "train").samples)

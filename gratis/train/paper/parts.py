@@ -185,7 +185,7 @@ def figure1(context: PartContext) -> PartResult:
     if shards is None and context.manifest.image_size == FIGURE1_SIZE:
         shards = context.options.shards
     if shards is None:
-        how = f"make shards SRC=... OUT=shards32 ARGS='--size {FIGURE1_SIZE}', then --shards32"
+        how = f"gratis shards --src ... --out shards32 --size {FIGURE1_SIZE}, then --shards32"
         return PartResult(f"skipped: it wants 32-pixel images: {how}")
     minutes = f"{FIGURE1_SHARE * context.left / 60:.4g}"
     command = ["figure1", *flags(shards=shards, out=context.folder, minutes=minutes)]

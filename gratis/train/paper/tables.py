@@ -142,7 +142,7 @@ def _table2(ours: list[FinishedRun]) -> list[str]:
         "names.",
     ]
     if not any(run.is_ilsvrc2012 for run in ours):
-        how = "`make shards SRC=...`, then `make train SHARDS=... GPUS=2`"
+        how = "`gratis shards --src ...`, then `gratis train --shards ... --gpus 2`"
         lines += ["", f"No run here is on ILSVRC-2012: {how}."]
     return lines
 
