@@ -46,7 +46,7 @@ report: $(INSTALLED) ## prove and measure on this machine what is claimed, in fi
 doctor: ## what this machine has and what it means; leftovers. ARGS
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m gratis doctor $(ARGS)
 
-quick: $(INSTALLED) ## the pure tests: nothing is started, under a minute. ARGS
+quick: $(INSTALLED) ## the pure tests: nothing is started, about a minute. ARGS
 	@$(PY) -m pytest -m "not starts and not slow" $(ARGS)
 
 test: $(INSTALLED) ## run every test, in parallel; those that ARGS names by their file, one by one. PYTEST_ARGS ARGS

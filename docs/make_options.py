@@ -59,12 +59,13 @@ def table(words: list[str], fields: set[str]) -> str:
         elif entries and line.startswith("    "):
             entries[-1].append(line.strip())
     rows = ["| option | what |", "|---|---|"]
+    repeats = words[0] != "train" and any(name.startswith("--lrn-alpha") for name, *_ in entries)
     for option, *text in entries:
-        known = option.startswith("-h") or (words[0] != "train" and option.split()[0] in fields)
-        if not known:
+        name = option.split()[0].rstrip(",")
+        if not (option.startswith("-h") or (repeats and name in fields)):
             cells = option.replace("{None}|", ""), " ".join(text)
             rows.append("| `{}` | {} |".format(*(cell.replace("|", "\\|") for cell in cells)))
-    if any(option.startswith("--lrn-alpha") for option, *_ in entries) and words[0] != "train":
+    if repeats:
         rows.append(
             "| the fields of a recipe | as `gratis train` has them, from `--image-size` on |"
         )

@@ -56,7 +56,8 @@ def evaluate(
 
     Appends this rank's rows to `kept`, if given.
     """
-    sums = {count: torch.zeros(4, dtype=torch.float64, device=mesh.device) for count in {1, views}}
+    none = torch.zeros(len(dataclasses.fields(Scores)), dtype=torch.float64, device=mesh.device)
+    sums = {count: none.clone() for count in {1, views}}
     for images, labels, ids in batches:
         logits = _own_logits(network, images.flatten(0, 1) if views > 1 else images, mesh)
         probabilities = average_views(logits, views)
