@@ -186,6 +186,6 @@ def test_wrong_figures_stop_with_an_error(wrong: dict[str, object], message: str
 
 def test_figure1_wants_small_images(sample_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        GratisError, match=r"128-pixel images, figure 1 wants 32: make shards .* ARGS='--size 32'"
+        GratisError, match=r"128-pixel images, figure 1 wants 32: gratis shards .* --size 32"
     ):
         figure1(Figure1(shards=str(sample_shards), out=tmp_path))

@@ -251,7 +251,7 @@ def test_the_report_holds_what_there_was_time_for(
         assert (report.parent / f"{png}.png").exists()
         assert png == "explain" or CAPTIONS[png] in text  # type: ignore[index]
     assert text.count("    measured ") == 3  # rows of the colours' covariance
-    assert "skipped: it wants 32-pixel images: make shards" in text
+    assert "skipped: it wants 32-pixel images: gratis shards" in text
     assert (
         "Ablations\n\n*failed with exit code 2: " in text
     )  # three processes: reported, and gone on
