@@ -22,7 +22,7 @@ from gratis.dataset import read_manifest
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig, read_pieces
 from gratis.loader.reading.remote import LoaderThread, Remote, fetch_dataset, file_lock
-from gratis.loader.reading.shard_cache import ShardCache
+from gratis.loader.reading.shard_cache import ShardCache, ShardUse
 from gratis.preprocess.verify import VerifyConfig, verify_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
@@ -98,7 +98,7 @@ def test_an_epoch_that_a_signal_closes_while_it_waits_does_not_seem_whole(
     server.latency_s = 5
     before = signal.signal(signal.SIGALRM, lambda *_: loader.close())
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)  # again, where none waited yet
         with pytest.raises(RuntimeError, match="closed while it waited"):
             list(loader)
     finally:
@@ -241,6 +241,29 @@ def test_a_shard_that_went_before_it_was_opened_is_fetched_again(
         assert os.pread(file, 1 << 30, 0) == (root / "train-00000.tar").read_bytes()
         os.close(file)
         assert server.requests["train-00000.tar"] == 2
+
+
+def test_a_shard_that_the_reader_is_past_is_not_fetched_ahead(tmp_path: Path) -> None:
+    """The fetcher waits for the shard's lock while the reader fetches, reads and passes it: fetched
+    again it would take the room of one that is still of use."""
+    root = write_dataset(tmp_path / "data", [picture(i) for i in range(20)])
+    with faulty(root) as server:
+        remote = Remote(server.url)
+        folder = fetch_dataset(remote, tmp_path / "cache", "train")
+        shards = read_manifest(root).splits["train"].shards
+        cache = ShardCache(remote, folder, shards, 10**9)
+        with file_lock(folder / "train-00000.lock"):  # as the reader that is fetching it
+            cache.begin([ShardUse(0, 0, 0), ShardUse(1, 1, 1)], first_step=0)
+            while not (folder / "train-00001.tar").exists():  # by another fetcher
+                time.sleep(0.01)
+            cache.at(1)
+        deadline = time.monotonic() + 10
+        while any(t.name == "loader-fetch" for t in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        cache.close()
+        assert server.requests["train-00000.tar"] == 0
+        assert not (folder / "train-00000.tar").exists()
 
 
 @pytest.mark.parametrize(

@@ -103,17 +103,20 @@ class ShardCache:
 
         On a full disk a shard that is wanted now takes the place of others that were fetched ahead.
         """
-        shard = self._shards[number]
-        path = self._folder / shard.name
+        path = self._folder / self._shards[number].name
         with file_lock(path.with_suffix(".lock"), self._stop):
-            bad = 0
-            while bad < 2:  # one that came well may be gone again: another process made room
-                with suppress(FileNotFoundError):
-                    if path.stat().st_size != shard.bytes:  # after a power cut, or by another hand
-                        path.unlink()
-                    os.utime(path)
-                    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                bad += not self._download(shard, path, ahead=ahead)
+            return self._open(self._shards[number], path, ahead=ahead)
+
+    def _open(self, shard: Shard, path: Path, *, ahead: bool) -> int:
+        """The caller holds its lock."""
+        bad = 0
+        while bad < 2:  # one that came well may be gone again: another process made room
+            with suppress(FileNotFoundError):
+                if path.stat().st_size != shard.bytes:  # after a power cut, or by another hand
+                    path.unlink()
+                os.utime(path)
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            bad += not self._download(shard, path, ahead=ahead)
         raise mismatch(self._remote, shard.name)
 
     def stop(self) -> None:
@@ -136,8 +139,11 @@ class ShardCache:
 
     def _fetch(self) -> None:
         while (use := self._take()) is not None:
+            path = self._folder / self._shards[use.shard].name
             try:
-                os.close(self.open(use.shard, ahead=True))
+                with file_lock(path.with_suffix(".lock"), self._stop):
+                    if path in self._wanted():  # else the reader fetched it, and is past it by now
+                        os.close(self._open(self._shards[use.shard], path, ahead=True))
             except (GratisError, FetchCancelled, OSError):
                 return  # the reader meets the same error and raises it
 
