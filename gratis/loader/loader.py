@@ -12,7 +12,7 @@ import os
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -237,6 +237,14 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """GratisError: what pickle and copy get, for another process or this one."""
+        raise GratisError(
+            "a Loader cannot be pickled or copied, as a copy would load every sample again: hand "
+            f"over root, split ({self.split!r}) and config, and call Loader(root, split, config) "
+            "there with a rank of its own; state_dict() says where it stands"
+        )
 
     def taken(self, samples: int) -> None:
         """Counts one batch as taken; for the iterator."""

@@ -3,6 +3,7 @@ behind, clear errors."""
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import math
@@ -11,6 +12,7 @@ import pickle
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +422,21 @@ def test_no_such_split_or_dataset(jpeg_dataset: Path, tmp_path: Path) -> None:
         Loader(jpeg_dataset, "val", LoaderConfig(crop=CROP))
     with pytest.raises(GratisError, match="is no dataset"):
         Loader(tmp_path, "train", LoaderConfig())
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_loader_that_is_copied_says_what_to_hand_over(
+    jpeg_dataset: Path, copied: Callable[[object], object]
+) -> None:
+    with make(jpeg_dataset) as loader:
+        batches = iter(loader)
+        before = next(batches).ids.tolist()
+        # copy.copy shares what a container holds
+        for one in (loader, *([{"train": loader}, batches] if copied is not copy.copy else [])):
+            with pytest.raises(GratisError, match=r"hand over root, split \('train'\) and config"):
+                copied(one)
+        assert loader.state_dict()["step"] == 1  # which goes on as if nothing had been tried
+        assert not set(before) & set(next(batches).ids.tolist())
 
 
 def test_a_configuration_crosses_processes() -> None:
