@@ -196,3 +196,21 @@ def test_users_mistake_is_not_requeued(slurm: Slurm) -> None:
     assert slurm.job(said.strip())["ExitCode"] == "2:0"
     assert slurm.job(said.strip())["Restarts"] == "0"
     assert re.search(r"^error: nowhere ", log.read_text(), re.MULTILINE)
+
+
+@pytest.mark.starts
+def test_tasks_that_would_train_the_same_are_refused(slurm: Slurm) -> None:
+    """A step of two tasks; a batch script that asked for two, and runs once, is right."""
+    slurm.env |= {"PYTHONPATH": str(ROOT)}
+    train = f"{sys.executable} -m gratis train --shards nowhere --runs {slurm.folder}/runs"
+    answers = []
+    for command in (train, f"srun {train}"):
+        log = slurm.folder / f"{len(answers)}.log"
+        batch = f"sbatch --parsable --time=5 --ntasks-per-node=2 --output={log} --wrap".split()
+        number = slurm.ask(*batch, command).strip()
+        until(lambda job=number: slurm.job(job).get("JobState") == "FAILED")
+        assert slurm.job(number)["ExitCode"] == "2:0"
+        answers.append(re.findall(r"^error: (.*)", log.read_text(), re.MULTILINE))
+    assert [line.split()[0] for line in answers[0]] == ["nowhere"]
+    assert 1 <= len(answers[1]) <= 2
+    assert all("srun started gratis train 2 times" in line for line in answers[1])

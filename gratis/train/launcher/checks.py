@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from gratis.dataset import Manifest, read_manifest, require_split
@@ -10,6 +11,28 @@ from gratis.errors import GratisError
 from gratis.train.network.layers import plan
 from gratis.train.options import Options
 from gratis.train.recipes import RECIPES
+
+# programs that start a command several times: what each copy learns of its number, and of how many
+LAUNCHERS = (
+    ("torchrun", "TORCHELASTIC_RUN_ID", "WORLD_SIZE"),  # accelerate launch too, which calls it
+    ("srun", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"),  # not what sbatch asks for and runs once
+    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
+    ("mpirun", "PMI_RANK", "PMI_SIZE"),  # MPICH, Intel MPI
+    ("a launcher of distributed programs", "RANK", "WORLD_SIZE"),  # deepspeed, Kubeflow, ...
+)
+
+
+def check_launcher(nnodes: int, environment: Mapping[str, str]) -> None:
+    """GratisError if the environment says that more copies of this command were started than
+    `nnodes`, the machines that it was told of: each would train the same."""
+    for launcher, rank, world in LAUNCHERS:
+        copies = environment.get(world, "")
+        if rank in environment and copies.isdecimal() and int(copies) > nnodes:
+            raise GratisError(
+                f"{launcher} started gratis train {copies} times ({world}), which would be as many "
+                "equal trainings: start it once on each machine, where --gpus says how many "
+                "processes it starts (--nnodes for several machines)"
+            )
 
 
 def manifest_of(shards: Path | str) -> Manifest:

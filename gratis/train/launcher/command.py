@@ -22,7 +22,13 @@ from gratis.locks import hold
 from gratis.output import ignore_write_errors
 from gratis.processes import end
 from gratis.signals import Terminated, terminate_raises
-from gratis.train.launcher.checks import check_dataset, check_world, choose_world, manifest_of
+from gratis.train.launcher.checks import (
+    check_dataset,
+    check_launcher,
+    check_world,
+    choose_world,
+    manifest_of,
+)
 from gratis.train.launcher.launch import check_available, plan
 from gratis.train.launcher.nodes import check_shared, describe_differences
 from gratis.train.launcher.result import show
@@ -43,6 +49,7 @@ def main(arguments: list[str]) -> int:
     try:
         terminate_raises(Terminated)
         options = parse(arguments)
+        check_launcher(options.nodes.most, os.environ)
         if options.tensorboard:
             require("tensorboard", "--tensorboard")
         ignore_write_errors()
