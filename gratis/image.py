@@ -17,8 +17,13 @@ Odd files are converted, and every conversion is named, so that it can be counte
     exif-corrupt               unreadable EXIF: ignored
     progressive                decoded like any other
     one-pixel                  a side of one pixel: stretched like any other
+    float                      clipped to 0 to 255; integers of 32 bits are taken for 16-bit ones
+Colour profiles are ignored. Of a JPEG with previews behind it (MPO) the first picture is taken. A
+TIFF's own orientation is obeyed, by Pillow: it is no EXIF.
+
 What cannot become pixels raises Reject, with one of the kinds empty, truncated, undecodable,
-too-large, multi-frame.
+too-large, multi-frame (animations, and TIFFs of several pages), unsupported (a known format that is
+not read here, or not by this Pillow).
 """
 
 from __future__ import annotations
@@ -33,8 +38,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import ImageFile, UnidentifiedImageError
+from PIL import ImageFile, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from gratis.file_formats import PICTURE, name_format
 
 MAX_BYTES = 64 << 20  # the largest file of ILSVRC2012 has 15 MB
 MAX_PIXELS = 100_000_000  # by the header, before anything is decoded: 300 MB as RGB
@@ -43,6 +51,21 @@ FORMATS = ("PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 # shrinking inside the decoder stops at this multiple of the target, and the filter does the rest
 REDUCING_GAP = 2
 ORIENTATION = 0x0112
+# what undoes each (EXIF and TIFF alike)
+UPRIGHT = {
+    2: Pillow.Transpose.FLIP_LEFT_RIGHT,
+    3: Pillow.Transpose.ROTATE_180,
+    4: Pillow.Transpose.FLIP_TOP_BOTTOM,
+    5: Pillow.Transpose.TRANSPOSE,
+    6: Pillow.Transpose.ROTATE_270,
+    7: Pillow.Transpose.TRANSVERSE,
+    8: Pillow.Transpose.ROTATE_90,
+}
+# tags of TIFF: whether this is a smaller version; bits of each channel; where other pictures lie
+REDUCED, BITS_PER_SAMPLE, SUBIFDS = 254, 258, 330
+# a conversion and a kind of Reject that others ask for
+ROTATED = "exif-rotated"
+UNSUPPORTED = "unsupported"
 
 
 class Reject(ValueError):
@@ -80,15 +103,24 @@ def to_image(data: bytes, size: int = 256) -> Image:
     return Image(np.asarray(picture), conversions)
 
 
-def to_picture(data: bytes, size: int) -> tuple[Pillow.Image, tuple[str, ...]]:
-    """`to_image` with an RGB picture instead of an array: two copies less where it is only
-    encoded."""
+def to_image_as_seen(data: bytes, size: int = 256) -> Image:
+    """`to_image` of what a viewer shows: upright by its EXIF, and what is transparent lies on
+    white."""
+    picture, conversions = to_picture(data, size, as_seen=True)
+    return Image(np.asarray(picture), conversions)
+
+
+def to_picture(
+    data: bytes, size: int, *, as_seen: bool = False
+) -> tuple[Pillow.Image, tuple[str, ...]]:
+    """`to_image` (or `to_image_as_seen`) with an RGB picture instead of an array: two copies less
+    where it is only encoded."""
     if not data:
         raise Reject("empty", "the file has no bytes")
     if len(data) > MAX_BYTES:
         raise Reject("too-large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
     with _parser_errors_as_rejects() as caught:
-        picture, conversions = _read(data, size)
+        picture, conversions = _read(data, size, as_seen)
     exif_warning = any("EXIF" in str(warning.message) for warning in caught)
     if exif_warning and "exif-corrupt" not in conversions:
         conversions.append("exif-corrupt")
@@ -133,7 +165,7 @@ def _window(side: int, shorter: int, size: int) -> tuple[float, float]:
     return start * side / resized, (start + size) * side / resized
 
 
-def _read(data: bytes, size: int) -> tuple[Pillow.Image, list[str]]:
+def _read(data: bytes, size: int, as_seen: bool) -> tuple[Pillow.Image, list[str]]:
     conversions: list[str] = []
     if data.startswith(b"\x1f\x8b"):
         data = _gunzip(data)
@@ -145,11 +177,15 @@ def _read(data: bytes, size: int) -> tuple[Pillow.Image, list[str]]:
     if getattr(picture, "n_frames", 1) > 1:
         raise Reject("multi-frame", f"{getattr(picture, 'n_frames', 0)} frames")
     conversions += _oddities(picture, data)
-    box = central_box(width, height, size)
+    orientation = _orientation(picture) if as_seen and ROTATED in conversions else 1
     drafted = picture.draft(None, (REDUCING_GAP * size, REDUCING_GAP * size))
     shrunk = drafted[1][2] / width if drafted else 1.0  # 1, 1/2, 1/4 or 1/8
+    flat = _on_white(picture) if as_seen and "alpha" in conversions else _flatten(picture)
+    if orientation in UPRIGHT:
+        flat = flat.transpose(UPRIGHT[orientation])
+        width, height = (height, width) if orientation > 4 else (width, height)
+    box = central_box(width, height, size)
     scaled = (box[0] * shrunk, box[1] * shrunk, box[2] * shrunk, box[3] * shrunk)
-    flat = _flatten(picture)
     # the sources' own code enlarges by cubic interpolation; shrinking is Lanczos, 2 dB nearer to
     # the original than area
     method = Pillow.Resampling.LANCZOS if min(width, height) > size else Pillow.Resampling.BICUBIC
@@ -177,7 +213,33 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     # the class itself: a camera's preview frames (MPO) would hide the picture
     if data.startswith(b"\xff\xd8"):
         return JpegImageFile(io.BytesIO(data))
-    return Pillow.open(io.BytesIO(data), formats=FORMATS)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP" and not features.check("webp"):
+        raise Reject(UNSUPPORTED, _not_built_in("WebP"))
+    try:
+        picture = Pillow.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if known := name_format(data):
+            raise _unsupported(*known) from None
+        raise
+    # their large pictures are no TIFF that is read here
+    if isinstance(picture, TiffImageFile) and _is_raw(picture, data):
+        raise _unsupported("a camera's raw file", PICTURE)
+    return picture
+
+
+def _unsupported(name: str, way_out: str) -> Reject:
+    return Reject(UNSUPPORTED, f"it is {name}, which is not read here; {way_out}")
+
+
+def _not_built_in(name: str) -> str:
+    return f"it is {name}, which Pillow was built without here; gratis doctor says how to get it"
+
+
+def _is_raw(picture: TiffImageFile, data: bytes) -> bool:
+    """Whether it is a camera's (DNG, NEF, ARW, CR2): only previews lie where a TIFF's picture
+    does."""
+    preview = bool(picture.tag_v2.get(REDUCED, 0) & 1) and SUBIFDS in picture.tag_v2
+    return preview or data.startswith(b"CR\x02", 8)
 
 
 def _oddities(picture: ImageFile.ImageFile, data: bytes) -> list[str]:
@@ -189,9 +251,10 @@ def _oddities(picture: ImageFile.ImageFile, data: bytes) -> list[str]:
         kinds.append("greyscale")
     if picture.mode == "1":
         kinds.append("1-bit")
-    # byte 24 of a PNG: bits per channel
-    if picture.mode.startswith("I") or (kind == "PNG" and data[24] == 16):
+    if _is_deep(picture, data):
         kinds.append("16-bit")
+    if picture.mode == "F":
+        kinds.append("float")
     if picture.mode in ("P", "PA"):
         kinds.append("palette")
     if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
@@ -203,13 +266,38 @@ def _oddities(picture: ImageFile.ImageFile, data: bytes) -> list[str]:
     return kinds + _exif_oddities(picture)
 
 
+def _is_deep(picture: ImageFile.ImageFile, data: bytes) -> bool:
+    """Whether a channel has 16 bits or more, of integers."""
+    if picture.mode.startswith("I"):
+        return True
+    if isinstance(picture, TiffImageFile):
+        bits: tuple[int, ...] = picture.tag_v2.get(BITS_PER_SAMPLE, (1,))
+        return max(bits) == 16
+    if picture.format == "PPM":
+        coding = picture.tile[0].args  # (mode, maximum) where the decoder has to scale
+        return isinstance(coding, tuple) and coding[-1] > 255
+    return picture.format == "PNG" and data[24] == 16  # bits per channel
+
+
 def _exif_oddities(picture: ImageFile.ImageFile) -> list[str]:
     if "exif" not in picture.info:
         return []
     try:
-        return ["exif-rotated"] if picture.getexif().get(ORIENTATION, 1) not in (0, 1) else []
+        return [ROTATED] if _orientation(picture) not in (0, 1) else []
     except Exception:  # a broken EXIF block raises anything, and none of it touches the pixels
         return ["exif-corrupt"]
+
+
+def _orientation(picture: ImageFile.ImageFile) -> int:
+    """By its EXIF: 1 is upright, 2 to 8 are not; other values mean nothing."""
+    value: int = picture.getexif().get(ORIENTATION, 1)
+    return value
+
+
+def _on_white(picture: ImageFile.ImageFile) -> Pillow.Image:
+    picture.load()
+    layer = picture.convert("RGBA")
+    return Pillow.alpha_composite(Pillow.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
 def _flatten(picture: ImageFile.ImageFile) -> Pillow.Image:
@@ -231,6 +319,9 @@ def _diagnosis(error: Exception) -> tuple[str, str]:
     # its message holds an address in memory, another one each time
     if isinstance(error, UnidentifiedImageError):
         return "undecodable", "UnidentifiedImageError: no image format that is read here"
+    # a TIFF tells its compression when it is decoded
+    if text == "OSError: decoder libtiff not available":
+        return UNSUPPORTED, _not_built_in("a compressed TIFF")
     words = ("truncated", "not enough", "end of")
     early = isinstance(error, EOFError) or any(word in text.lower() for word in words)
     return ("truncated" if early else "undecodable"), text

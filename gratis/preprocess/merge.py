@@ -16,7 +16,7 @@ from gratis.preprocess.output.receipt import finished_shards
 from gratis.preprocess.output.store import WORK, open_store
 from gratis.preprocess.stages.ownership import lock_output
 from gratis.preprocess.stages.plan import PLAN, ShardPlan
-from gratis.preprocess.stages.publish import already_there, publish, summary
+from gratis.preprocess.stages.publish import already_there, announce, publish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,5 +58,5 @@ def merge_tasks(config: MergeConfig) -> Manifest:
                 f"tasks again"
             )
         manifest = publish(store, plan.draft, shards, config.max_rejects)
-    print(f"{config.out}: {summary(manifest)}")
+    announce(config.out, manifest)
     return manifest

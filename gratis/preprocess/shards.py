@@ -49,7 +49,7 @@ from gratis.preprocess.stages.plan import (
     write_plan,
 )
 from gratis.preprocess.stages.progress import Progress
-from gratis.preprocess.stages.publish import already_there, publish, summary
+from gratis.preprocess.stages.publish import already_there, announce, publish
 
 RANGES = {  # of options: least and most
     "workers": (1, 10_000),
@@ -157,7 +157,9 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
         return already_there(store, plan.draft)
     refuse_unplanned(store, plan, foreign)
     _warn(source)
-    first = make_task(next(slices(source, plan.draft)), source, plan.draft, config.out)
+    tolerant = config.max_rejects > 0
+    part = next(slices(source, plan.draft))
+    first = make_task(part, source, plan.draft, config.out, tolerant=tolerant)
     cost = estimate_apart(sum(plan.counts.values()), first)
     if config.dry_run:
         print(describe(cost, config.processes))
@@ -184,7 +186,7 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
             if dataset.MANIFEST not in store.sizes():
                 raise
             return already_there(store, plan.draft)
-    print(f"{config.out}: {summary(manifest)}")
+    announce(config.out, manifest)
     return manifest
 
 
@@ -228,7 +230,8 @@ def _map(config: ShardsConfig, store: Store, source: Source, draft: Manifest) ->
         return
     total = sum(len(part.rows) for part in parts)
     done = total - sum(len(part.rows) for part in missing)
-    work = (make_task(part, source, draft, config.out) for part in missing)
+    tolerant = config.max_rejects > 0
+    work = (make_task(one, source, draft, config.out, tolerant=tolerant) for one in missing)
     workers = min(config.processes, len(missing))
     rejected = sum(rejects.values())
     with Progress(config.run_dir, total=total, done=done, rejects=rejected) as progress:

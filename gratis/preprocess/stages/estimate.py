@@ -16,7 +16,7 @@ from gratis.errors import GratisError
 from gratis.image import Reject
 from gratis.preprocess.execution.workers import NO_MAIN_GUARD
 from gratis.preprocess.sources.reader import ImageReader
-from gratis.preprocess.stages.shard import ShardTask, sample_size
+from gratis.preprocess.stages.shard import ShardTask, refuse_unsupported, sample_size
 from gratis.signals import leave_to_parent
 
 IMAGES = 48  # 0.15 s, and a mean size within some 5 %
@@ -35,15 +35,15 @@ class Estimate(NamedTuple):
 
 def estimate(images: int, task: ShardTask) -> Estimate:
     """From the first IMAGES items of a task, which are a random draw of the split, as the plan is
-    shuffled."""
+    shuffled. GratisError for one of a format that is not read here, if the task is not tolerant."""
     sizes = []
     begun = time.process_time()
     with ImageReader() as reader:
         for item in task.items[:IMAGES]:
             try:
                 sizes.append(sample_size(reader.read(item), task))
-            except Reject:
-                continue
+            except Reject as reject:
+                refuse_unsupported(task, item, reject)
     each_s = (time.process_time() - begun) / max(1, len(task.items[:IMAGES]))
     mean = sum(sizes) / max(1, len(sizes)) + TAR_OVERHEAD
     return Estimate(images, int(mean * images * MARGIN), each_s * images)
@@ -83,6 +83,8 @@ def _estimate_into(pipe: Connection, images: int, task: ShardTask) -> None:
     pipe.send(True)
     try:
         pipe.send(estimate(images, task))
+    except GratisError as error:
+        pipe.send(error)
     except OSError as error:
         pipe.send(GratisError(f"cannot read the source: {error}"))
 

@@ -112,7 +112,9 @@ def slices(source: Source, draft: Manifest) -> Iterator[Slice]:
             yield Slice(split, number, order[start : start + draft.samples_per_shard])
 
 
-def make_task(part: Slice, source: Source, draft: Manifest, out: str) -> ShardTask:
+def make_task(
+    part: Slice, source: Source, draft: Manifest, out: str, *, tolerant: bool = True
+) -> ShardTask:
     listing = source.splits[part.split]
     return ShardTask(
         out=out,
@@ -122,6 +124,7 @@ def make_task(part: Slice, source: Source, draft: Manifest, out: str) -> ShardTa
         size=draft.image_size,
         codec=draft.codec,
         quality=draft.quality or 0,
+        tolerant=tolerant,
     )
 
 

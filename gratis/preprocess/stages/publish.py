@@ -14,6 +14,7 @@ import numpy as np
 from gratis import addresses, dataset
 from gratis.dataset import Index, Manifest, Shard, Split
 from gratis.errors import GratisError
+from gratis.image import ROTATED
 from gratis.preprocess.output.receipt import ShardReceipt, read_receipt
 from gratis.preprocess.output.store import WORK, LocalStore, Store
 from gratis.preprocess.stages.plan import refuse_other
@@ -51,6 +52,15 @@ def publish(
     store.write(dataset.MANIFEST, manifest.to_json())
     store.remove(WORK)
     return manifest
+
+
+def announce(out: str, manifest: Manifest) -> None:
+    """Prints what a run has made, and how many of its images a viewer would show turned."""
+    print(f"{out}: {summary(manifest)}")
+    turned = sum(split.conversions.get(ROTATED, 0) for split in manifest.splits.values())
+    if turned:
+        images = "1 image has" if turned == 1 else f"{turned:,} images have"
+        print(f"{images} an EXIF orientation other than upright; it is ignored, as in 2012")
 
 
 def summary(manifest: Manifest) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from gratis import addresses, image
 from gratis.atomic import temporary_name
 from gratis.dataset import EXTENSIONS
+from gratis.errors import GratisError
 from gratis.preprocess.codecs import CODECS
 from gratis.preprocess.execution.workers import ReportProgress
 from gratis.preprocess.output.receipt import ShardReceipt, reject_row, write_receipt
@@ -38,7 +39,8 @@ Same = TypeVar("Same", bound="ImageTask")
 @dataclass(frozen=True, kw_only=True)
 class ImageTask:
     """The images of one shard, as a worker gets them. out: the dataset's folder or URL; excluded:
-    by position in `items`, why a decoder must not see that file again ("crashed" or "hung")."""
+    by position in `items`, why a decoder must not see that file again ("crashed" or "hung");
+    tolerant: rejects are permitted, so that a format that is not read here ends nothing."""
 
     out: str
     split: str
@@ -46,6 +48,7 @@ class ImageTask:
     size: int
     codec: str
     excluded: dict[int, str] = field(default_factory=dict)
+    tolerant: bool = True
 
     def exclude(self: Same, position: int, cause: str) -> Same:
         return dataclasses.replace(self, excluded=self.excluded | {position: cause})
@@ -58,7 +61,7 @@ class ImageTask:
     ) -> tuple[list[dict[str, str]], PixelSums | None]:
         """Calls use(item, its bytes) for every file in order, which returns the image's pixels and
         how many bytes it wrote, or raises Reject. Returns the rejects' rows, and the sums of the
-        pixels if this is the train split."""
+        pixels if this is the train split. GratisError: see `tolerant`."""
         statistics = Accumulator(self.size) if self.split == "train" else None
         rejects: list[dict[str, str]] = []
         with ImageReader() as reader:
@@ -71,6 +74,7 @@ class ImageTask:
                     begin(position)
                     pixels, written = use(item, data)
                 except image.Reject as reject:
+                    refuse_unsupported(self, item, reject)
                     rejects.append(reject_row(self.split, item, reject))
                     report(0, item.size, 0, 1)
                     continue
@@ -129,6 +133,14 @@ def sample_size(data: bytes, task: ShardTask) -> int:
     """Bytes of the image member that a source file becomes. Raises Reject."""
     picture, _ = image.to_picture(data, task.size)
     return len(CODECS[task.codec].sample(picture, task.quality)[0])
+
+
+def refuse_unsupported(task: ImageTask, item: Item, reject: image.Reject) -> None:
+    """GratisError for the first file of a format that is not read here: there may be as many as
+    files, which is better said now than after all of them."""
+    if reject.kind == image.UNSUPPORTED and not task.tolerant:
+        way_out = "or give --max-rejects a number to leave such files out; what is done is kept"
+        raise GratisError(f"{item.source}: {reject.reason}; {way_out}")
 
 
 def refuse_unread(excluded: dict[int, str], position: int, item: Item) -> None:
