@@ -293,6 +293,36 @@ def test_predict_names_what_it_cannot_read_and_goes_on(
     ]
 
 
+def test_predict_sees_what_a_viewer_shows(
+    run: Path, trained: TrainedNetwork, tmp_path: Path
+) -> None:
+    """The same picture upright, on its side with the EXIF that says so, and of ink: the same
+    guesses, and what was done to it behind its name."""
+    pixels, _ = read_images(trained, "val", [3])
+    upright = Image.fromarray(pixels[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.save(tmp_path / "a.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.png", exif=exif)
+    clear = Image.new("RGBA", upright.size, (255, 0, 0, 0))
+    clear.save(tmp_path / "c.png")
+    Image.new("RGB", upright.size, "white").save(tmp_path / "d.png")
+    Image.new("L", upright.size, 255).save(tmp_path / "e.png")
+    paths = [str(tmp_path / f"{name}.png") for name in "abcde"]
+    done = python("-m", "gratis", "predict", *paths, "--run", str(run))
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()[1:]
+    assert lines[::6] == [
+        paths[0],
+        f"{paths[1]} (turned upright)",
+        f"{paths[2]} (transparency on white)",
+        paths[3],
+        f"{paths[4]} (grey)",
+    ]
+    guesses = [lines[k + 1 : k + 6] for k in range(0, 30, 6)]
+    assert guesses[0] == guesses[1] != guesses[2] == guesses[3] == guesses[4]
+
+
 @pytest.mark.starts
 def test_pictures_that_are_not_there_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
     """Before it is noticed that there is no run either."""
