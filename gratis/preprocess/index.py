@@ -19,6 +19,7 @@ without it."""
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,9 @@ from gratis.atomic import sha256_file
 from gratis.command_line import check_ranges
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
+from gratis.jpeg_variants import disagreements
 from gratis.preprocess.codecs import CODECS, encode_ppm
+from gratis.preprocess.disagreements import print_disagreements
 from gratis.preprocess.execution.workers import ReportProgress, run_tasks
 from gratis.preprocess.output.receipt import ShardReceipt, read_receipt, write_receipt
 from gratis.preprocess.output.store import WORK, LocalStore
@@ -86,10 +89,12 @@ class IndexTask(ImageTask):
     def make(self, begin: Callable[[int], None], report: ReportProgress) -> None:
         """Writes the tar's .idx and receipt to the work folder."""
         good: list[Item] = []
+        disputed: Counter[str] = Counter()
 
         def decode(item: Item, data: bytes) -> tuple[NDArray[np.uint8], int]:
             pixels = _pixels(self, item, data)
             good.append(item)
+            disputed.update(disagreements(data))
             return pixels, 0
 
         rejects, sums = self.read_images(begin, report, decode)
@@ -105,6 +110,7 @@ class IndexTask(ImageTask):
             conversions={},
             rejects=rejects,
             sums=sums,
+            disagreements=dict(disputed),
         )
         write_receipt(store, self.name, receipt)
 
@@ -138,6 +144,7 @@ def index_tars(config: IndexConfig) -> Manifest:
     with lock_output(store, shared=False):
         try:
             _map(config, source, _tasks(store, source, names, size, codec))
+            print_disagreements(store, shards)
             store.write(INDEXING, b"")
             for tar, name in (pair for split in names.values() for pair in split.items()):
                 _link_tar(store, tar, name)
@@ -178,7 +185,9 @@ def _first_image(source: Source, root: Path) -> tuple[int, str]:
             refuse_unread({}, row, item)
             with ImageReader() as reader:
                 kind, width, height, _ = image.probe(reader.read(item))
-        except image.Reject:
+        except image.Reject as reject:
+            if reject.kind == image.UNSUPPORTED:
+                raise GratisError(f"{item.source}: {reject.reason}") from None
             continue
         codec = next((name for name, codec in CODECS.items() if kind == codec.format), None)
         if codec is None or width != height or width < SMALLEST:

@@ -20,7 +20,8 @@ from gratis.preprocess.statistics import PixelSums
 class ShardReceipt(NamedTuple):
     """A finished shard: of each sample the image's first byte, its size in bytes and its label; the
     tar's size and sha256; how many source files were converted, by kind; a row of rejects.jsonl for
-    each file that was left out; the pixels' sums (train split only)."""
+    each file that was left out; the pixels' sums (train split only); of an indexed tar, how many
+    JPEGs loaders read differently, by kind (gratis.jpeg_variants)."""
 
     offset: NDArray[np.int64]
     size: NDArray[np.int32]
@@ -30,6 +31,7 @@ class ShardReceipt(NamedTuple):
     conversions: dict[str, int]
     rejects: list[dict[str, str]]
     sums: PixelSums | None = None
+    disagreements: dict[str, int] | None = None
 
 
 def write_receipt(store: Store, shard: str, receipt: ShardReceipt) -> None:
