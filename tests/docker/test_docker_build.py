@@ -204,6 +204,12 @@ def test_no_compiler_and_no_root(image: Stage) -> None:
     assert "usage: " in image.run(shlex.join([*image.command, "--help"]))
 
 
+def test_webp_and_compressed_tiff_are_built_in(image: Stage) -> None:
+    code = "from PIL import features; print(*map(features.check, ('webp', 'libtiff')))"
+    assert image.run(f"python -c {shlex.quote(code)}").strip() == "True True"
+    assert "Pillow is built without" not in image.run("gratis doctor")
+
+
 def test_healthcheck_tells_a_server_from_none(image: Stage) -> None:
     check = shlex.join(image.healthcheck).replace(":8000", ":8731")
     assert "sick" in image.run(f"{check} 2>/dev/null || echo sick")
