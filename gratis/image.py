@@ -63,6 +63,9 @@ UPRIGHT = {
 }
 # tags of TIFF: whether this is a smaller version; bits of each channel; where other pictures lie
 REDUCED, BITS_PER_SAMPLE, SUBIFDS = 254, 258, 330
+COMPRESSION, DEFLATE = 259, (8, 32946)
+# where strips lie and how long they are; the same of tiles
+STRIPS, TILES = (273, 279), (324, 325)
 # a conversion and a kind of Reject that others ask for
 ROTATED = "exif-rotated"
 UNSUPPORTED = "unsupported"
@@ -176,6 +179,8 @@ def _read(data: bytes, size: int, as_seen: bool) -> tuple[Pillow.Image, list[str
         raise Reject("too-large", f"{width} x {height} pixels, the limit is {MAX_PIXELS} pixels")
     if getattr(picture, "n_frames", 1) > 1:
         raise Reject("multi-frame", f"{getattr(picture, 'n_frames', 0)} frames")
+    if isinstance(picture, TiffImageFile):
+        _check_deflate(picture, data)
     conversions += _oddities(picture, data)
     orientation = _orientation(picture) if as_seen and ROTATED in conversions else 1
     drafted = picture.draft(None, (REDUCING_GAP * size, REDUCING_GAP * size))
@@ -225,6 +230,20 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     if isinstance(picture, TiffImageFile) and _is_raw(picture, data):
         raise _unsupported("a camera's raw file", PICTURE)
     return picture
+
+
+def _check_deflate(picture: TiffImageFile, data: bytes) -> None:
+    """Raises zlib.error for a damaged stream. libtiff 4.5 takes it, and gives as pixels what was in
+    memory, other ones each time."""
+    tags = picture.tag_v2
+    if tags.get(COMPRESSION) not in DEFLATE:
+        return
+    for offsets, counts in (STRIPS, TILES):
+        for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False):
+            stream, rest = zlib.decompressobj(), data[offset : offset + count]
+            while rest and not stream.eof:
+                stream.decompress(rest, MAX_BYTES)
+                rest = stream.unconsumed_tail
 
 
 def _unsupported(name: str, way_out: str) -> Reject:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +254,18 @@ def test_images_that_lie_on_their_side_are_counted(
     assert manifest.splits["train"].conversions == {"exif-rotated": 7}
     line = "7 images have an EXIF orientation other than upright; it is ignored, as in 2012"
     assert capsys.readouterr().out.splitlines()[-1] == line
+
+
+def test_a_damaged_deflate_stream_in_a_tiff_is_a_reject() -> None:
+    """libtiff 4.5 gives whatever is in memory there: other pixels each time, and no error."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 16, (SIDE, SIDE, 3), np.uint8)
+    for compression in (8, 32946):
+        strip = bytearray(zlib.compress(pixels.tobytes()))
+        if features.check("libtiff"):
+            whole = tiff(pixels, compression=compression, strip=bytes(strip))
+            assert to_image(whole, SIZE).conversions == ("tiff",)
+        strip[len(strip) // 2] ^= 0x55
+        damaged = tiff(pixels, compression=compression, strip=bytes(strip))
+        with pytest.raises(Reject, match=r"^undecodable: error: Error -3 while decompressing"):
+            to_image(damaged, SIZE)
