@@ -6,13 +6,17 @@ from collections.abc import Callable
 
 from gratis import addresses
 from gratis.errors import GratisError
+from gratis.preprocess.sources.class_tars import open_class_tars
 from gratis.preprocess.sources.folders import holds_instead, open_class_folders
 from gratis.preprocess.sources.imagenet import TRAIN, open_imagenet
+from gratis.preprocess.sources.kaggle import open_kaggle
 from gratis.preprocess.sources.source import Source
 from gratis.preprocess.sources.webdataset import open_webdataset
 
 # in the order in which they are tried; None where the address holds no source of that kind
 SOURCES: tuple[Callable[[str], Source | None], ...] = (
+    open_kaggle,
+    open_class_tars,
     open_imagenet,
     open_class_folders,
     open_webdataset,
