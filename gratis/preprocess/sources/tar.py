@@ -194,7 +194,8 @@ class _Tar:
             return False
         # what `cat` has joined ends as programs end a tar; a hole in a file is of another length
         filled = zeros < 2 * BLOCK + RECORD and (found - self._start) % RECORD == 0
-        if not ((zeros == 2 * BLOCK or filled) and _is_header(self._block(found))):
+        header = self._block(found)
+        if not (header and _is_header(header) and (filled or zeros == 2 * BLOCK)):
             self._at = found
             raise self._damage("more bytes follow the blocks of zeros that end it")
         self._at = self._start = found
