@@ -48,7 +48,8 @@ Skip = Callable[[str, str], None]  # is called with the name of what is no sampl
 class Archive(Protocol):
     """A file's bytes at random: `gratis.addresses.Bytes`, or another that has its two names."""
 
-    size: int
+    @property
+    def size(self) -> int: ...
 
     def read(self, start: int, size: int, /) -> bytes: ...
 
