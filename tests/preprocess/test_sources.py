@@ -436,7 +436,7 @@ def test_hostile_members_are_skipped_with_a_line(sample_source: Path, tmp_path: 
         ("x" * 10_000 + ".jpg", b"x"),
         ("deep.tar", tar([("deeper.jpg", b"x")])),
         (hostile("link.jpg", tarfile.SYMTYPE, "/etc/passwd"), b""),
-        (hostile("hard.jpg", tarfile.LNKTYPE, "n00000001_0.JPEG"), b""),
+        (hostile("hard.jpg", tarfile.LNKTYPE, "nothing.jpg"), b""),
         (hostile("device.jpg", tarfile.CHRTYPE), b""),
         (hostile("folder.jpg", tarfile.DIRTYPE), b""),
         (hostile("fifo.jpg", tarfile.FIFOTYPE), b""),
@@ -446,7 +446,7 @@ def test_hostile_members_are_skipped_with_a_line(sample_source: Path, tmp_path: 
     root = with_archive(sample_source, tmp_path / "s", TRAIN, tar(contents))
     source = open_source(str(root))
     assert len(source.splits["train"]) == 1000
-    assert len(source.skipped) == len(bad)
+    assert len(source.skipped) == len(bad) - 1  # a folder holds nothing that could be lost
     assert all("\n" not in line and len(line) < 1000 for line in source.skipped)
     rows = [source.splits["train"].item(row) for row in (0, 49, 50, 99)]
     assert [ImageReader().read(item) for item in rows] == [files[k][1] for k in (0, 49, 50, 99)]
