@@ -65,6 +65,15 @@ def test_names_are_divided_in_the_order_of_the_splits() -> None:
 def test_a_name_of_no_split_beside_names_of_one_is_refused() -> None:
     with pytest.raises(GratisError, match=r"'s/extra\.tar' names no split, and 'train\.tar' besi"):
         divide(["s/extra.tar", "s/train.tar", "s/val.tar"])
+    for names in (["a.tar", "val.tar"], ["0.tar", "train.tar"], ["0.tar", "a.tar", "test.tar"]):
+        with pytest.raises(GratisError, match="names no split"):
+            divide(names)
+
+
+def test_mere_numbers_beside_other_splits_are_for_training() -> None:
+    """As img2dataset and webdataset number their tars."""
+    names = ["00000.tar", "0001-0002.TAR", "test.tar", "val-0.tar"]
+    assert divide(names) == {"train": names[:2], "val": names[3:], "test": names[2:3]}
 
 
 def test_two_words_for_one_split_are_refused() -> None:

@@ -19,10 +19,11 @@ from tqdm import tqdm
 from gratis import addresses
 from gratis.dataset import ImageClass
 from gratis.errors import GratisError
+from gratis.preprocess.sources.folders import split_folders
 from gratis.preprocess.sources.imagenet import DEVKIT, TRAIN, VAL
-from gratis.preprocess.sources.listing import QUIET_S, ListingBuilder
-from gratis.preprocess.sources.source import Source
-from gratis.preprocess.sources.splits import SplitName, split_of
+from gratis.preprocess.sources.listing import QUIET_S, ListingBuilder, is_hidden
+from gratis.preprocess.sources.source import Source, SourceOptions
+from gratis.preprocess.sources.splits import SplitName, choose, split_of, unread_note
 from gratis.preprocess.sources.tar import members
 from gratis.preprocess.sources.val_labels import (
     SOLUTION,
@@ -39,27 +40,33 @@ LABELS = (".cls", ".json", ".txt")
 LOOK = 16  # members of a tar, to see whether its images have labels
 
 
-def open_class_tars(root: str) -> Source | None:
+def open_class_tars(root: str, options: SourceOptions) -> Source | None:
     """The tars' names as classes, and the listings of train and val; None where tars are no
     classes."""
-    if not addresses.is_folder(root) or addresses.is_file(addresses.join(root, TRAIN)):
+    official = addresses.is_file(addresses.join(root, TRAIN))
+    if options.unlabelled or official or not addresses.is_folder(root):
         return None
     tars = _train_tars(root)
     if not tars:
         return None
-    folders = _split_folders(root)
+    folders, notes = split_folders(root)
+    found: dict[SplitName, str] = {"train": root, **folders}
+    if "val" not in found and addresses.is_file(archive := addresses.join(root, VAL)):
+        found["val"] = archive
+    chosen, unread = choose(root, found, options.val_from)
+    if unread:
+        notes.append(unread_note(unread, found[unread]))
     wnids = tuple(tars)
     builders = {"train": ListingBuilder(wnids, official=False)}
     _list_tars(tars, builders["train"])
-    val = ListingBuilder(wnids, official=False)
-    if _list_val(root, folders.get("val"), val):
-        builders["val"] = val
+    if "val" in chosen:
+        builders["val"] = ListingBuilder(wnids, official=False)
+        _list_val(root, chosen["val"], builders["val"])
     skipped = [message for builder in builders.values() for message in builder.skipped]
-    if test := folders.get("test"):
-        skipped.append(f"passed over {test}: it is a test split")
+    notes += [message for builder in builders.values() for message in builder.notes]
     classes = tuple(ImageClass(wnid=wnid, words=wnid, ilsvrc_id=None) for wnid in wnids)
     splits = {split: builder.build() for split, builder in builders.items()}
-    return Source(classes=classes, splits=splits, skipped=tuple(skipped))
+    return Source(classes=classes, splits=splits, skipped=tuple(skipped), notes=tuple(notes))
 
 
 def _train_tars(root: str) -> dict[str, str]:
@@ -71,20 +78,6 @@ def _train_tars(root: str) -> dict[str, str]:
             return tars
     tars = _class_tars(root)
     return {} if any(map(split_of, tars)) else tars  # of splits, not of classes
-
-
-def _split_folders(root: str) -> dict[SplitName, str]:
-    found: dict[SplitName, str] = {}
-    for entry in addresses.entries(root):
-        split = split_of(entry.name) if entry.is_folder else None
-        if split and split in found:
-            raise GratisError(
-                f"{found[split]} and {addresses.join(root, entry.name)} name one split; move one "
-                f"elsewhere"
-            )
-        if split:
-            found[split] = addresses.join(root, entry.name)
-    return found
 
 
 def _class_tars(folder: str) -> dict[str, str]:
@@ -100,8 +93,7 @@ def _class_tars(folder: str) -> dict[str, str]:
 
 
 def _is_tar(entry: addresses.FileEntry) -> bool:
-    hidden = entry.name.startswith(".")
-    return entry.name.endswith(".tar") and not (entry.is_folder or hidden)
+    return entry.name.endswith(".tar") and not (entry.is_folder or is_hidden(entry.name))
 
 
 def _has_labels(path: str) -> bool:
@@ -125,32 +117,28 @@ def _list_tars(tars: dict[str, str], builder: ListingBuilder) -> None:
             raise GratisError(f"{path} holds no images; get it again, or remove the class")
 
 
-def _list_val(root: str, folder: str | None, builder: ListingBuilder) -> bool:
-    """Adds the validation images; False if there are none."""
-    archive = addresses.join(root, VAL)
-    if folder is None:
-        if not addresses.is_file(archive):
-            return False
-        list_labelled_tar(archive, _val_labels(root, archive, builder.wnids), builder)
+def _list_val(root: str, folder: str, builder: ListingBuilder) -> None:
+    """Adds the validation images of a folder, or of the official archive."""
+    if folder == addresses.join(root, VAL):
+        list_labelled_tar(folder, _val_labels(root, folder, builder.wnids), builder)
     elif tars := _class_tars(folder):
         _list_tars(tars, builder)
     elif any(is_image(entry) for entry in addresses.entries(folder)):
         list_labelled_folder(folder, _val_labels(root, folder, builder.wnids), builder)
     else:
         _list_class_folders(folder, builder)
-    return True
 
 
 def _list_class_folders(folder: str, builder: ListingBuilder) -> None:
     labels = {wnid: label for label, wnid in enumerate(builder.wnids)}
     for entry in addresses.entries(folder):
-        if not entry.is_folder or entry.name.startswith("."):
+        if not entry.is_folder or is_hidden(entry.name):
             continue
         path = addresses.join(folder, entry.name)
         if entry.name not in labels:
             raise GratisError(f"{path} has no counterpart in train; remove it or add the class")
         builder.containers.append(path)
-        for file in filter(is_image, addresses.entries(path)):
+        for file in addresses.entries(path):
             builder.add(file.name, -1, file.size, labels[entry.name])
     if not len(builder):
         raise GratisError(

@@ -20,11 +20,10 @@ from tqdm import tqdm
 from gratis import addresses
 from gratis.dataset import ImageClass
 from gratis.errors import GratisError
-from gratis.preprocess.sources.listing import QUIET_S, Listing, ListingBuilder
-from gratis.preprocess.sources.source import Source
+from gratis.preprocess.sources.listing import QUIET_S, Listing, ListingBuilder, is_hidden
+from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.val_labels import (
     SOLUTION,
-    is_image,
     list_labelled_folder,
     read_solution,
     text_lines,
@@ -34,27 +33,31 @@ MAPPING = "LOC_synset_mapping.txt"
 IMAGES = ("ILSVRC", "Data", "CLS-LOC")
 
 
-def open_kaggle(root: str) -> Source | None:
+def open_kaggle(root: str, options: SourceOptions) -> Source | None:
     """The mapping's classes, and the listings of train and val; None where no folder is called
     CLS-LOC."""
     images = _find_images(root)
     if images is None:
         return None
+    test = f"{images}/test"
+    if options.val_from == "test":
+        raise GratisError(f"--val-from test: {test} has no labels, they were never published")
     classes = _read_mapping(_find_file(images, MAPPING))
     wnids = tuple(entry.wnid for entry in classes)
     train = ListingBuilder(wnids, official=True)
     _list_classes(f"{images}/train", train)
-    splits, skipped = {"train": train.build()}, list(train.skipped)
-    _refuse_empty_class(images, splits["train"])
+    builders = {"train": train}
     if addresses.is_folder(f"{images}/val"):
-        val = ListingBuilder(wnids, official=True)
-        _list_val(images, val)
-        splits["val"] = val.build()
-        skipped += val.skipped
-    test = f"{images}/test"
+        builders["val"] = ListingBuilder(wnids, official=True)
+        _list_val(images, builders["val"])
+    splits = {split: builder.build() for split, builder in builders.items()}
+    _refuse_empty_class(images, splits["train"])
+    skipped = [message for builder in builders.values() for message in builder.skipped]
+    notes = [message for builder in builders.values() for message in builder.notes]
     if addresses.is_folder(test):
-        skipped.append(f"passed over {test}: the labels of these images were never published")
-    return Source(classes=classes, splits=splits, skipped=tuple(skipped))
+        notes.append(f"test: not read, {test}: the labels of its images were never published")
+    found = Source(classes=classes, splits=splits, skipped=tuple(skipped), notes=tuple(notes))
+    return found.without_labels() if options.unlabelled else found
 
 
 def _find_images(root: str) -> str | None:
@@ -94,19 +97,17 @@ def _list_classes(folder: str, builder: ListingBuilder) -> None:
     """Adds the images of the class folders."""
     labels = {wnid: label for label, wnid in enumerate(builder.wnids)}
     listed = addresses.entries(folder) if addresses.is_folder(folder) else []
+    listed = [entry for entry in listed if not is_hidden(entry.name)]
     for entry in tqdm(listed, "listing", delay=QUIET_S, leave=False):
         path = addresses.join(folder, entry.name)
         builder.containers.append(path)
-        if entry.name.startswith(".") or not entry.is_folder:
-            builder.skip(entry.name, "it is no class folder")
+        if not entry.is_folder:
+            builder.leave_out(entry.name)
         elif entry.name not in labels:
             raise GratisError(f"{path} is no class of {MAPPING}; remove it, or get both again")
         else:
             for file in addresses.entries(path):
-                if not is_image(file):
-                    builder.skip(file.name, "it is no image")
-                else:
-                    builder.add(file.name, -1, file.size, labels[entry.name])
+                builder.add(file.name, -1, file.size, labels[entry.name])
 
 
 def _refuse_empty_class(images: str, listing: Listing) -> None:

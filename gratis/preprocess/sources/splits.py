@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeVar
 
 from gratis.errors import GratisError
 
 SplitName = Literal["train", "val", "test"]
+Files = TypeVar("Files")
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 SPLIT_WORDS: dict[str, SplitName] = {
@@ -53,6 +54,7 @@ def split_of(path: str) -> SplitName | None:
 
 def divide(paths: Iterable[str]) -> dict[SplitName, list[str]]:
     """The paths of one folder by split, in their order; all are "train" where none names a split.
+    So are mere numbers (00000.tar) beside names of other splits.
 
     GratisError where one names no split beside those that do, where one names two, and where two of
     the same split name it by words that may mean two: 'dev' and 'eval'."""
@@ -63,20 +65,55 @@ def divide(paths: Iterable[str]) -> dict[SplitName, list[str]]:
         (divided.setdefault(split, []) if split else unnamed).append(path)
     for same in divided.values():
         _refuse_two_words(same)
-    if divided and unnamed:
+    if divided:
         named = next(iter(divided.values()))[0]
-        raise GratisError(
-            f"{unnamed[0]!r} names no split, and {os.path.basename(named)!r} beside it does; "
-            f"rename it with train, val or test in its name, or move it elsewhere"
-        )
+        for path in unnamed:
+            if "train" in divided or WORD.search(_stem(path)):
+                raise GratisError(
+                    f"{path!r} names no split, and {os.path.basename(named)!r} beside it does; "
+                    f"rename it with train, val or test in its name, or move it elsewhere"
+                )
     if unnamed:
-        return {"train": unnamed}
+        divided["train"] = unnamed
     return {split: divided[split] for split in SPLITS if split in divided}
+
+
+def choose(
+    root: str, found: Mapping[SplitName, Files], val_from: SplitName
+) -> tuple[dict[str, Files], SplitName | None]:
+    """Of what was found for each split, what becomes "train" and "val", in this order; and the
+    split that is not read, if there is one. Nothing is trained on but "train".
+
+    GratisError where there is no "train", and where val_from is "test" and there is none."""
+    if "train" not in found:
+        named = " and ".join(split for split in SPLITS if split in found)
+        raise GratisError(
+            f"{root} holds the split {named} alone; put the training split beside it, with train "
+            f"in its name"
+        )
+    if val_from == "test" and "test" not in found:
+        raise GratisError(f"--val-from test: {root} has no split test; leave it out")
+    chosen = {"train": found["train"]}
+    if val_from in found:
+        chosen["val"] = found[val_from]
+    other: SplitName = "val" if val_from == "test" else "test"
+    return chosen, other if other in found else None
+
+
+def unread_note(split: SplitName, what: str) -> str:
+    """The message about the split that is not read."""
+    way = "; --val-from test makes it the validation split" if split == "test" else ""
+    return f"{split}: not read, {what}{way}"
+
+
+def _stem(path: str) -> str:
+    """The path's last part, without .tar."""
+    return re.sub(r"(?i)\.tar$", "", os.path.basename(path.rstrip("/")))
 
 
 def _split_words(path: str) -> list[str]:
     """The words of the path's last part that name a split, each as in SPLIT_WORDS."""
-    name = CAPITAL.sub(" ", os.path.basename(path.rstrip("/")))
+    name = CAPITAL.sub(" ", _stem(path))
     words = (word.lower().removesuffix("set") for word in WORD.findall(name))
     return [word for long in words if (word := LONG_FORMS.get(long, long)) in SPLIT_WORDS]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gratis import addresses
 from gratis.errors import GratisError
 from gratis.preprocess.sources.imagenet import read_devkit
-from gratis.preprocess.sources.listing import IMAGE_NAME, ListingBuilder
+from gratis.preprocess.sources.listing import IMAGE_NAME, ListingBuilder, is_hidden
 from gratis.preprocess.sources.tar import members
 
 SOLUTION = "LOC_val_solution.csv"
@@ -70,7 +70,7 @@ def list_labelled_folder(folder: str, known: ValLabels, builder: ListingBuilder)
         if is_image(entry):
             builder.add(entry.name, -1, entry.size, _label(folder, entry.name, known))
         else:
-            builder.skip(entry.name, "it is no image")
+            builder.leave_out(entry.name)
     _refuse_missing(folder, len(builder) - before, known)
 
 
@@ -80,14 +80,17 @@ def list_labelled_tar(path: str, known: ValLabels, builder: ListingBuilder) -> N
     before = len(builder)
     with addresses.Bytes(path) as archive:
         for member in members(archive, path, builder.skip, 0, archive.size):
-            builder.add(*member, _label(path, member.name, known))
+            if is_hidden(member.name):
+                builder.leave_out(member.name)
+            else:
+                builder.add(*member, _label(path, member.name, known))
     _refuse_missing(path, len(builder) - before, known)
 
 
 def is_image(entry: addresses.FileEntry) -> bool:
     """Whether a folder's entry is a file that is called like an image, and not hidden."""
-    hidden = entry.name.startswith(".")
-    return not (entry.is_folder or hidden) and bool(IMAGE_NAME.fullmatch(entry.name))
+    named = IMAGE_NAME.fullmatch(entry.name) and not is_hidden(entry.name)
+    return bool(named) and not entry.is_folder
 
 
 def text_lines(path: str) -> Iterator[str]:
