@@ -40,14 +40,15 @@ class Item(NamedTuple):
 
     container: str
     name: str
-    offset: int  # -1: `container` is a folder and `name` a file in it
+    # -1: `container` is a folder and `name` a file in it; below: a row (sources/rows.py)
+    offset: int
     size: int
     label: int
     key: str
 
     @property
     def source(self) -> str:
-        return f"{self.container}{'/' if self.offset < 0 else ':'}{self.name}"
+        return f"{self.container}{'/' if self.offset == -1 else ':'}{self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,11 @@ from gratis import addresses
 from gratis.errors import GratisError
 from gratis.preprocess.sources.class_tars import open_class_tars
 from gratis.preprocess.sources.folders import holds_instead, open_class_folders
+from gratis.preprocess.sources.foreign import refuse_foreign
 from gratis.preprocess.sources.imagenet import TRAIN, open_imagenet
 from gratis.preprocess.sources.kaggle import open_kaggle
 from gratis.preprocess.sources.source import DEFAULT, Source, SourceOptions
+from gratis.preprocess.sources.tables import TABLES, open_tables
 from gratis.preprocess.sources.webdataset import open_webdataset
 
 # in the order in which they are tried; None where the address holds no source of that kind
@@ -20,6 +22,7 @@ SOURCES: tuple[Callable[[str, SourceOptions], Source | None], ...] = (
     open_imagenet,
     open_class_folders,
     open_webdataset,
+    open_tables,
 )
 
 
@@ -36,7 +39,9 @@ def open_source(root: str, options: SourceOptions = DEFAULT) -> Source:
 
 
 def _open(root: str, options: SourceOptions) -> Source:
-    if not addresses.is_url(root) and not addresses.is_folder(root):
+    is_table = root.endswith(TABLES)
+    if not addresses.is_url(root) and not addresses.is_folder(root) and not is_table:
+        refuse_foreign(root)
         raise GratisError(
             f"no such folder: {root}; SRC is a folder with the ILSVRC2012 archives, "
             f"train/<class>/* or WebDataset tars"
@@ -44,6 +49,7 @@ def _open(root: str, options: SourceOptions) -> Source:
     for open_kind in SOURCES:
         if source := open_kind(root, options):
             return source
+    refuse_foreign(root)
     train = addresses.join(root, "train")
     if addresses.is_folder(train):
         raise GratisError(

@@ -115,7 +115,9 @@ class Source:
 def _describe(split: str, listing: Listing) -> str:
     """One line: "val: 50,000 images in 64 tars, the first SRC/imagenet1k-validation-00.tar"."""
     images = "1 image" if len(listing) == 1 else f"{len(listing):,} images"
-    kind = "folder" if len(listing) and listing.offset[0] < 0 else "tar"
+    kind = "folder" if len(listing) and listing.offset[0] == -1 else "tar"
+    if listing.containers[0].endswith((".parquet", ".arrow")):
+        kind = "table"
     count = len(listing.containers)
     places = f"1 {kind}," if count == 1 else f"{count:,} {kind}s, the first"
     return f"{split}: {images} in {places} {listing.containers[0]}"

@@ -23,6 +23,7 @@ from PIL import features
 from gratis.dataset import FORMAT, Manifest
 from gratis.errors import GratisError
 from gratis.preprocess.output.store import WORK, Store
+from gratis.preprocess.sources.rows import keep_together, row_groups
 from gratis.preprocess.sources.source import Source
 from gratis.preprocess.stages.shard import ShardTask
 
@@ -109,6 +110,8 @@ def slices(source: Source, draft: Manifest) -> Iterator[Slice]:
     """All shards in order."""
     for split, listing in source.splits.items():
         order = permutation(len(listing), draft.seed, split)
+        if (groups := row_groups(listing)) is not None:
+            order = keep_together(order, groups, draft.samples_per_shard)
         for number, start in enumerate(range(0, len(order), draft.samples_per_shard)):
             yield Slice(split, number, order[start : start + draft.samples_per_shard])
 
