@@ -4,6 +4,7 @@ and what is refused by its kind."""
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from gratis.errors import GratisError
 from gratis.preprocess.sources.imagenet import DEVKIT, TRAIN, VAL
 from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.sources.reader import ImageReader
+from gratis.preprocess.sources.source import SourceOptions
 
 MAPPING = "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n"
 SOLUTION = (
@@ -208,3 +210,236 @@ def test_tars_that_are_no_classes(tmp_path: Path) -> None:
     assert [label for label, _ in listed(tmp_path / "labels")["train"]] == ["000000"] * 2
     write_tar(tmp_path / "one/train/photos.tar", {"1.jpg": jpeg()})
     assert "has no label" in refusal(tmp_path / "one")
+
+
+def imagefolder(root: Path, split: str, images: dict[str, int], rows: str, name: str) -> None:
+    for path, seed in images.items():
+        write(root / split / path, jpeg(seed))
+    write(root / split / name, rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("metadata.csv", "file_name,label\na.png,tench\nsub/b.png,goldfish\n"),
+        (
+            "metadata.csv",
+            '\ufefflabel,file_name,note\r\ntench,a.png,"x, ""y"\r\ngoldfish,sub/b.png,\r\n',
+        ),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "label": "tench"}\n\n'
+            '{"file_name": "./sub/b.png", "label": "goldfish"}\n',
+        ),
+        ("metadata.csv", "file_name,Class\na.png,tench\nsub/b.png,goldfish\n"),
+    ],
+)
+def test_an_imagefolder_with_metadata(name: str, rows: str, tmp_path: Path) -> None:
+    imagefolder(tmp_path, "train", {"a.png": 1, "sub/b.png": 2}, rows, name)
+    imagefolder(
+        tmp_path, "validation", {"c.png": 3}, "file_name,label\nc.png,tench\n", "metadata.csv"
+    )
+    assert listed(tmp_path) == {
+        "train": [("tench", jpeg(1)), ("goldfish", jpeg(2))],
+        "val": [("tench", jpeg(3))],
+    }
+
+
+def test_an_imagefolder_with_one_list(tmp_path: Path) -> None:
+    """In SRC itself: the split is the first folder's, and there is but training where it names
+    none."""
+    images = {"train/a.png": 1, "train/b.png": 2, "val/c.png": 3, "test/d.png": 4}
+    rows = "file_name,label\n" + "".join(f"{path},{seed % 2}\n" for path, seed in images.items())
+    imagefolder(tmp_path / "s", "", images, rows, "metadata.csv")
+    assert listed(tmp_path / "s") == {
+        "train": [("000001", jpeg(1)), ("000000", jpeg(2))],
+        "val": [("000001", jpeg(3))],
+    }
+    assert any("test: not read" in note for note in open_source(str(tmp_path / "s")).notes)
+    imagefolder(tmp_path / "f", "", {"a.png": 1}, "file_name,label\na.png,0\n", "metadata.csv")
+    assert listed(tmp_path / "f") == {"train": [("000000", jpeg(1))]}
+
+
+def test_an_imagefolder_loses_nothing_in_silence(tmp_path: Path) -> None:
+    rows = "file_name,label\na.png,x\ngone.png,x\na.png,x\n"
+    imagefolder(tmp_path, "train", {"a.png": 1, "more.png": 2}, rows, "metadata.csv")
+    lost = [line.partition(f"{tmp_path}/train: ")[2] for line in open_source(str(tmp_path)).skipped]
+    assert [line.partition(":")[0] for line in lost] == ["'gone.png'", "'a.png'", "'more.png'"]
+    write(tmp_path / "train/metadata.csv", "file_name,label\n../a.png,x\n")
+    assert "line 2 names '../a.png', which is outside" in refusal(tmp_path)
+    write(tmp_path / "train/metadata.csv", "file,label\na.png,x\n")
+    assert "metadata.csv, line 2 has no file_name" in refusal(tmp_path)
+    write(tmp_path / "train/metadata.csv", "file_name,label\na.png,x\nmore.png,\n")
+    assert "metadata.csv, line 3: it has no label" in refusal(tmp_path)
+    write(tmp_path / "train/metadata.csv", "file_name,label\na.png,x\nmore.png,x\n")
+    imagefolder(tmp_path, "val", {"c.png": 3}, "file_name,label\nc.png,y\n", "metadata.csv")
+    assert "val/metadata.csv, line 2: label 'y' is no class of the training split" in refusal(
+        tmp_path
+    )
+    write(tmp_path / "train/metadata.jsonl", "[]\n")
+    assert "lie beside each other; remove one" in refusal(tmp_path)
+    (tmp_path / "train/metadata.csv").unlink()
+    assert "metadata.jsonl, line 1 is no JSON object" in refusal(tmp_path)
+
+
+def test_a_list_without_labels_leaves_the_class_folders(tmp_path: Path) -> None:
+    rows = "file_name,caption\ncat/a.png,one\ndog/b.png,two\n"
+    imagefolder(tmp_path, "train", {"cat/a.png": 1, "dog/b.png": 2}, rows, "metadata.csv")
+    assert listed(tmp_path) == {"train": [("cat", jpeg(1)), ("dog", jpeg(2))]}
+
+
+def img2dataset_files(root: Path, fields: dict[str, object]) -> None:
+    """As img2dataset 1.47.0 writes them."""
+    for folder in ("00000", "00001"):
+        for number in range(2):
+            key = f"{folder}{number:04d}"
+            write(root / folder / f"{key}.jpg", jpeg(number))
+            told = {"key": key, "status": "success", "caption": "a cat", **fields}
+            write(root / folder / f"{key}.json", json.dumps(told))
+            write(root / folder / f"{key}.txt", "a cat")
+        write(root / f"{folder}.parquet", b"PAR1 a list of the files PAR1")
+        write(root / f"{folder}_stats.json", "{}")
+
+
+def test_img2dataset_files(tmp_path: Path) -> None:
+    img2dataset_files(tmp_path / "a", {"label": 1})
+    found = listed(tmp_path / "a")
+    assert found == {"train": [("000001", jpeg(number)) for number in (0, 1, 0, 1)]}
+    img2dataset_files(tmp_path / "b", {})
+    line = refusal(tmp_path / "b")
+    assert "b/00000: '000000000' has no label" in line
+    assert "'key', 'status', 'caption'" in line
+    unlabelled = open_source(str(tmp_path / "b"), SourceOptions(unlabelled=True))
+    assert unlabelled.splits["train"].label.tolist() == [-1] * 4
+    for split, label in (("train", 0), ("val", 0)):
+        img2dataset_files(tmp_path / "c" / split, {"label": label})
+    assert {k: len(v) for k, v in listed(tmp_path / "c").items()} == {"train": 4, "val": 4}
+
+
+def test_img2dataset_tars_beside_their_lists(tmp_path: Path) -> None:
+    """The .parquet beside each tar is no source, and is not even opened."""
+    members = {"0.jpg": jpeg(1), "0.json": b'{"label": 0, "key": "0"}', "0.txt": b"a cat"}
+    write_tar(tmp_path / "00000.tar", members)
+    write(tmp_path / "00000.parquet", b"PAR1 a list of the tar PAR1")
+    write(tmp_path / "00000_stats.json", "{}")
+    assert listed(tmp_path) == {"train": [("000000", jpeg(1))]}
+
+
+def shards(root: Path, *names: str) -> None:
+    for seed, name in enumerate(names):
+        write_tar(root / name, {f"{seed}.cls": b"0", f"{seed}.jpg": jpeg(seed)})
+
+
+TIMM = {
+    "splits": {
+        "train": {"name": "train", "filenames": ["x-{00..01}.tar"], "shard_lengths": [1, 1]},
+        "validation": {"name": "validation", "filenames": ["y-0.tar"], "shard_lengths": [1]},
+    }
+}
+WIDS = {
+    "__kind__": "wids-shard-index-v1",
+    "wids_version": 1,
+    "shardlist": [{"url": "x-00.tar", "nsamples": 1}, {"url": "x-01.tar", "nsamples": 1}],
+}
+NAMED = {
+    "wids_version": 1,
+    "datasets": [
+        {"name": "x", "split": "train", "shardlist": WIDS["shardlist"]},
+        {"name": "val", "shardlist": [{"url": "https://a.b/c/y-0.tar", "nsamples": 1}]},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "val"),
+    [
+        ("_info.json", TIMM, True),
+        ("info.json", {"splits": list(TIMM["splits"].values())}, True),
+        ("dataset.json", WIDS, False),
+        ("shardindex.json", NAMED, True),
+    ],
+)
+def test_lists_of_tars(name: str, told: dict[str, object], val: bool, tmp_path: Path) -> None:
+    """The list says the splits, whatever the tars are called; what it does not name is told."""
+    shards(tmp_path, "x-00.tar", "x-01.tar", "y-0.tar")
+    write(tmp_path / name, json.dumps(told))
+    expected = {"train": [("000000", jpeg(0)), ("000000", jpeg(1))]}
+    assert listed(tmp_path) == (expected | {"val": [("000000", jpeg(2))]} if val else expected)
+    notes = open_source(str(tmp_path)).notes
+    assert notes == (
+        ()
+        if val
+        else (f"not read, as {tmp_path}/{name} does not list them: 1 tars, {tmp_path}/y-0.tar",)
+    )
+
+
+def test_lists_that_contradict_the_tars(tmp_path: Path) -> None:
+    shards(tmp_path, "x-00.tar", "x-01.tar", "y-0.tar")
+    wrong = json.dumps(TIMM).replace('"shard_lengths": [1, 1]', '"shard_lengths": [1, 7]')
+    write(tmp_path / "_info.json", wrong)
+    line = refusal(tmp_path)
+    assert f"{tmp_path}/x-01.tar has 1 samples, {tmp_path}/_info.json says 7" in line
+    write(
+        tmp_path / "_info.json",
+        json.dumps(TIMM).replace("00..01", "00..02").replace("1, 1", "1, 1, 1"),
+    )
+    assert f"cannot read {tmp_path}/x-02.tar" in refusal(tmp_path)
+    write(
+        tmp_path / "_info.json",
+        json.dumps(TIMM).replace("x-{00..01}.tar", "../x.tar").replace("1, 1", "1"),
+    )
+    assert "_info.json names '../x.tar', which is not in" in refusal(tmp_path)
+    write(tmp_path / "_info.json", json.dumps(TIMM).replace("validation", "extra"))
+    assert "_info.json has the split 'extra', which is none of" in refusal(tmp_path)
+
+
+def test_json_of_other_kinds_is_no_list(tmp_path: Path) -> None:
+    shards(tmp_path, "x-00.tar")
+    for text in ("[]", "{", "7", '{"shardlist": 3}', '{"splits": {"train": {"num_bytes": 1}}}'):
+        write(tmp_path / "dataset.json", text)
+        assert listed(tmp_path) == {"train": [("000000", jpeg(0))]}
+
+
+# of the data b"x", as tensorboard 2.21.0's RecordWriter writes it
+TFRECORD = bytes.fromhex("01000000000000000175de4178503daa61")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "what"),
+    [
+        ("train/index.json", b'{"version": 2, "shards": [{"format": "mds"}]}', "an MDS set"),
+        ("shard.00000.mds", b"\1\0\0\0", "an MDS shard"),
+        ("index.json", b'{"chunks": [], "config": {}}', "a set of LitData"),
+        ("train_500_0.50_90.beton", b"\2\0\2\0", "a set of FFCV"),
+        ("train-00000-of-01024", TFRECORD, "a TFRecord file"),
+        ("x.tfrecord", b"", "a TFRecord file"),
+        ("train.rec", b"\x0a\x23\xd7\xce", "a RecordIO file"),
+        ("train.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        ("train_lmdb/data.mdb", b"\0" * 64, "an LMDB database"),
+        ("x.npy", b"\x93NUMPY", "a NumPy file"),
+        ("x.npz", b"PK\3\4", "a NumPy file"),
+        ("train-images-idx3-ubyte", b"\0\0\x08\3", "a file of MNIST's kind"),
+        ("data_batch_1", b"\x80\x02}", "a pickle"),
+        ("imagenet-object-localization-challenge.zip", b"PK\3\4", "a zip archive"),
+        (
+            "imagenet_object_localization_patched2019.tar.gz",
+            b"\x1f\x8b\x08",
+            "compressed with gzip",
+        ),
+        ("train.7z", b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    ],
+)
+def test_kinds_that_are_not_read(name: str, data: bytes, what: str, tmp_path: Path) -> None:
+    """By SRC, and by the file itself; with what to give instead."""
+    write(tmp_path / name, data)
+    for root in (tmp_path, tmp_path / name):
+        line = refusal(root)
+        assert line.startswith(f"{tmp_path / name} is {what}")
+        assert ", which is not read; " in line
+        assert "give the" in line
+
+
+def test_a_known_kind_beside_a_source_does_not_matter(tmp_path: Path) -> None:
+    write(tmp_path / "train/c/1.jpg", jpeg(1))
+    write(tmp_path / "Annotations.zip", b"PK\3\4")
+    assert listed(tmp_path) == {"train": [("c", jpeg(1))]}

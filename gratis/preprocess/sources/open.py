@@ -9,8 +9,10 @@ from gratis.errors import GratisError
 from gratis.preprocess.sources.class_tars import open_class_tars
 from gratis.preprocess.sources.folders import holds_instead, open_class_folders
 from gratis.preprocess.sources.foreign import refuse_foreign
+from gratis.preprocess.sources.image_json import open_image_json
 from gratis.preprocess.sources.imagenet import TRAIN, open_imagenet
 from gratis.preprocess.sources.kaggle import open_kaggle
+from gratis.preprocess.sources.metadata_folder import open_metadata_folder
 from gratis.preprocess.sources.source import DEFAULT, Source, SourceOptions
 from gratis.preprocess.sources.tables import TABLES, open_tables
 from gratis.preprocess.sources.webdataset import open_webdataset
@@ -20,6 +22,8 @@ SOURCES: tuple[Callable[[str, SourceOptions], Source | None], ...] = (
     open_kaggle,
     open_class_tars,
     open_imagenet,
+    open_image_json,
+    open_metadata_folder,
     open_class_folders,
     open_webdataset,
     open_tables,

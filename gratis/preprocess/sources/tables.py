@@ -19,17 +19,14 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gratis import addresses
-from gratis.dataset import ImageClass
 from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.preprocess.sources.arrow import arrow_columns, arrow_labels, list_arrow
+from gratis.preprocess.sources.class_numbers import ClassNumbers, refuse_unknown
 from gratis.preprocess.sources.columns import NO_BYTES, Columns, TablePart
-from gratis.preprocess.sources.labels import MOST_CLASSES
 from gratis.preprocess.sources.listing import (
     IMAGE_NAME,
     QUIET_S,
@@ -58,11 +55,11 @@ def open_tables(root: str, options: SourceOptions) -> Source | None:
     chosen, unread = choose(root, found, options.val_from)
     notes = [unread_note(unread, _described(found[unread]))] if unread else []
     columns = _columns(chosen["train"][0], labelled=not options.unlabelled)
-    labels = Labels(chosen["train"], columns) if columns and columns.label else None
+    labels = _labels(chosen["train"], columns) if columns and columns.label else None
     builders: dict[str, ListingBuilder] = {}
     for split, paths in chosen.items():
         builders[split] = ListingBuilder((), official=True)
-        _list_tables(root, paths, labels, builders[split])
+        _list_tables(root, paths, columns, labels, builders[split])
         if not len(builders[split]):
             raise GratisError(f"{paths[0]}: the split {split} has no images; fill or remove it")
     classes = labels.classes(builders["train"].labels) if labels else ()
@@ -71,55 +68,10 @@ def open_tables(root: str, options: SourceOptions) -> Source | None:
         builder.wnids = tuple(entry.wnid for entry in classes)
         splits[split] = builder.build()
         if labels:
-            _refuse_unknown(split, splits[split], len(classes))
+            refuse_unknown(split, splits[split], len(classes))
         notes += builder.notes
     skipped = [message for builder in builders.values() for message in builder.skipped]
     return Source(classes=classes, splits=splits, skipped=tuple(skipped), notes=tuple(notes))
-
-
-class Labels:
-    """From what a column of labels holds to class numbers. paths: the training split's files, which
-    decide the classes."""
-
-    def __init__(self, paths: list[str], columns: Columns) -> None:
-        self.columns = columns
-        self._numbers: dict[str, int] | None = None
-        if columns.texts:
-            texts = sorted({text for path in paths for text in _texts(path, columns)})
-            if not all(text.isdecimal() for text in texts):
-                self._numbers = {text: number for number, text in enumerate(texts)}
-
-    def number(self, value: object, path: str, row: int) -> int:
-        """GratisError for what is no class: it names the file and the row."""
-        if self._numbers is not None and value in self._numbers:
-            return self._numbers[str(value)]
-        if isinstance(value, str) and value.isdecimal() and self._numbers is None:
-            value = int(value)
-        most = len(self.columns.names or ()) or MOST_CLASSES
-        if type(value) is int and 0 <= value < most:
-            return value
-        raise GratisError(f"{path}, row {row}: {self._wrong(value, most)}")
-
-    def classes(self, labels: NDArray[np.int32]) -> tuple[ImageClass, ...]:
-        """In the order of their numbers. labels: of the training split."""
-        if self._numbers is not None:
-            return tuple(ImageClass(wnid=t, words=t, ilsvrc_id=None) for t in self._numbers)
-        names = self.columns.names or [f"{k:06d}" for k in range(int(labels.max()) + 1)]
-        # a class is its number, padded so that sorting keeps the order
-        return tuple(
-            ImageClass(wnid=f"{number:06d}", words=name, ilsvrc_id=None)
-            for number, name in enumerate(names)
-        )
-
-    def _wrong(self, value: object, most: int) -> str:
-        if value in (None, -1):
-            return (
-                f"it has no label ({value}), as test splits have; leave the file out, or go "
-                f"without labels: --unlabelled"
-            )
-        if isinstance(value, str):
-            return f"label {value[:50]!r} is no class of the training split; relabel or remove it"
-        return f"label {str(value)[:50]} is no class number from 0 to {most - 1:,}; relabel it"
 
 
 def _saved(root: str) -> dict[SplitName, list[str]]:
@@ -205,6 +157,12 @@ def _parts(path: str, columns: Columns) -> Iterator[TablePart]:
     return read(path, columns)
 
 
+def _labels(paths: list[str], columns: Columns) -> ClassNumbers:
+    if not columns.texts:
+        return ClassNumbers(None, columns.names)
+    return ClassNumbers({text for path in paths for text in _texts(path, columns)})
+
+
 def _texts(path: str, columns: Columns) -> Iterator[str]:
     read = parquet_labels if path.endswith(".parquet") else arrow_labels
     for row, text in enumerate(read(path, columns)):
@@ -214,11 +172,15 @@ def _texts(path: str, columns: Columns) -> Iterator[str]:
 
 
 def _list_tables(
-    root: str, paths: list[str], labels: Labels | None, builder: ListingBuilder
+    root: str,
+    paths: list[str],
+    first: Columns | None,
+    labels: ClassNumbers | None,
+    builder: ListingBuilder,
 ) -> None:
     for path in tqdm(paths, "listing", unit="table", delay=QUIET_S, leave=False):
         columns = _columns(path, labelled=labels is not None)
-        if columns is None or (labels and columns != labels.columns):
+        if columns is None or (labels and columns != first):
             raise GratisError(
                 f"{path} has other columns or classes than the first file of the training split; "
                 f"give sets of one kind"
@@ -226,7 +188,7 @@ def _list_tables(
         row = 0
         for part in _parts(path, columns):
             for offset, size, name, value in part.rows():
-                label = -1 if labels is None else labels.number(value, path, row)
+                label = -1 if labels is None else labels.number(value, f"{path}, row {row}")
                 if offset == NO_BYTES and name:
                     image = _file_of_row(root, path, row, name)
                     _enter(os.path.dirname(image), builder)
@@ -262,16 +224,6 @@ def _file_of_row(root: str, table: str, row: int, name: str) -> str:
         f"{table}, row {row} has no bytes of an image but the path {name[:200]!r}, which is no "
         f"file in {root}; put it there, or write the table with the bytes in it"
     )
-
-
-def _refuse_unknown(split: str, listing: Listing, classes: int) -> None:
-    """GratisError for the first sample of a class that the training split has not."""
-    if len(unknown := np.flatnonzero(listing.label >= classes)):
-        item = listing.item(int(unknown[0]))
-        raise GratisError(
-            f"{item.source} of the split {split} has label {item.label}, the training split has "
-            f"{classes:,} classes; relabel or remove such samples"
-        )
 
 
 def _described(tables: list[str]) -> str:

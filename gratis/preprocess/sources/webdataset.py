@@ -39,6 +39,7 @@ from gratis.preprocess.sources.listing import (
     ListingBuilder,
     is_hidden,
 )
+from gratis.preprocess.sources.shard_lists import ShardList, read_shard_list
 from gratis.preprocess.sources.source import DEFAULT, Source, SourceOptions
 from gratis.preprocess.sources.splits import SplitName, choose, divide, split_of, unread_note
 from gratis.preprocess.sources.tar import Member, extension_of, members
@@ -58,7 +59,8 @@ def open_webdataset(
     """The archives' classes and listings; None where there are no tars. unique: every sample gets a
     key of its own."""
     manifest = _manifest(root)
-    found, notes, skipped = _find_archives(root, manifest)
+    listed = None if manifest else read_shard_list(root)
+    found, notes, skipped = _find_archives(root, manifest, listed)
     if not found:
         return None
     archives, unread = choose(root, found, options.val_from)
@@ -71,7 +73,9 @@ def open_webdataset(
         for path in tqdm(paths, f"listing {split}", unit="tar", delay=QUIET_S, leave=False):
             before = len(builder)
             builder.containers.append(path)
-            _list_archive(path, builder, None if options.unlabelled else names)
+            samples = _list_archive(path, builder, None if options.unlabelled else names)
+            if listed:
+                listed.check(path, samples)
             if len(builder) == before:
                 builder.containers.pop()
                 notes.append(f"passed over {path}: it holds no images")
@@ -95,7 +99,7 @@ def open_webdataset(
 
 
 def _find_archives(
-    root: str, manifest: Manifest | None
+    root: str, manifest: Manifest | None, listed: ShardList | None
 ) -> tuple[dict[SplitName, list[str]], list[str], list[str]]:
     """The archives by split, in order, {} if there are none; and messages on what is not read, and
     on what is lost."""
@@ -103,6 +107,8 @@ def _find_archives(
         splits = {name: split.shards for name, split in manifest.splits.items()}
         named = {k: [addresses.join(root, shard.name) for shard in v] for k, v in splits.items()}
         return {k: v for name, v in named.items() if (k := split_of(name))}, [], []
+    if listed:
+        return listed.tars, listed.unlisted(root), []
     if not addresses.is_folder(root):
         return {}, [], []
     folders, notes = split_folders(root)
@@ -138,9 +144,10 @@ def _described(tars: list[str]) -> str:
     return f"{counted} {tars[0]}"
 
 
-def _list_archive(path: str, builder: ListingBuilder, names: ClassNames | None) -> None:
+def _list_archive(path: str, builder: ListingBuilder, names: ClassNames | None) -> int:
     """Adds the archive's samples, and tells `names` what their classes are called. names: None
-    where labels are not to be read."""
+    where labels are not to be read. Returns how many samples there are, with and without image."""
+    samples = 0
 
     def pass_over(name: str) -> None:
         builder.pass_over(name, HIDDEN_FILES)
@@ -148,6 +155,7 @@ def _list_archive(path: str, builder: ListingBuilder, names: ClassNames | None) 
     with addresses.Bytes(path) as archive:
         files = members(archive, path, builder.skip, 0, archive.size)
         for group in group_samples(path, files, pass_over):
+            samples += 1
             if group.picture is None:
                 _leave_out(group, builder)
             elif names is None:
@@ -159,6 +167,7 @@ def _list_archive(path: str, builder: ListingBuilder, names: ClassNames | None) 
                     raise GratisError(f"{error}{_elsewhere(archive, path, group)}") from None
                 names.add(label, group.key)
                 builder.add(*group.picture, label.number)
+    return samples
 
 
 def _leave_out(group: TarSample, builder: ListingBuilder) -> None:
