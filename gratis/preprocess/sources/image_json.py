@@ -86,7 +86,7 @@ def _read_label(folder: str, name: str, sizes: dict[str, int]) -> Label:
     if beside not in sizes:
         raise NoLabelError(f"{folder}: {name[:200]!r} has no label: {beside[:200]!r} is not there")
     with addresses.Bytes(addresses.join(folder, beside)) as file:
-        return read_label(file, folder, key, [Member(beside, 0, sizes[beside])])
+        return read_label(file, folder, key, [Member(beside, 0, file.size)])
 
 
 def _classes(builder: ListingBuilder, names: ClassNames) -> tuple[ImageClass, ...]:
