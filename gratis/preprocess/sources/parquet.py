@@ -75,7 +75,8 @@ def open_parquet(path: str) -> Iterator[Any]:
     with (
         errors_as_damage(path, "parquet"),
         RangeFile(path) as source,
-        pyarrow.parquet.ParquetFile(source) as file,
+        # else a thread of pyarrow reads, which may abort the process when that ends
+        pyarrow.parquet.ParquetFile(source, pre_buffer=False) as file,
     ):
         yield file
 

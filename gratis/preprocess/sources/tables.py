@@ -216,6 +216,7 @@ def _row_name(path: str, row: int, name: str | None) -> str:
 
 def _file_of_row(root: str, table: str, row: int, name: str) -> str:
     """The image that a row without bytes has the path of."""
+    root = os.path.dirname(root) if root.endswith(TABLES) else root
     for folder in () if addresses.is_url(root) else (root, os.path.dirname(table)):
         path = os.path.realpath(os.path.join(folder, name))
         if path.startswith(f"{os.path.realpath(root)}{os.sep}") and os.path.isfile(path):
