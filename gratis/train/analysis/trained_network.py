@@ -136,8 +136,8 @@ class TrainedNetwork:
         manifest = read_manifest(small)
         if (size := manifest.image_size) != (own := self.manifest.image_size):
             raise GratisError(
-                f"{shards} holds {size}-pixel images, the run was trained on {own}-pixel ones: make "
-                f"shards with --size {own}"
+                f"{shards} holds {size}-pixel images, the run was trained on {own}: make shards "
+                f"with --size {own}"
             )
         mean = read_stats(small, manifest.stats_sha256).mean - self.stats.mean
         first = (size - self.recipe.crop) // 2
