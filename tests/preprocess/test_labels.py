@@ -48,6 +48,7 @@ def label(root: Path, name: str, data: bytes) -> int:
         {"label_idx": 3, "label": 3.0, "target": "3"},
         {"label": 3, "width": 7, "id": 8, "category_id": 9, "score": True, "labels": [1, 2]},
         {"exif": "x" * 5_000_000, "label": 3},
+        {"label": 3, "target": 0.7, "class": ["fish", "tench"], "cls": True},
     ],
 )
 def test_a_label_in_json(tmp_path: Path, fields: dict[str, object]) -> None:

@@ -153,6 +153,25 @@ def test_a_source_without_a_training_split_is_refused(tmp_path: Path, place: Pla
         open_source(place(tmp_path))
 
 
+def test_what_lies_beside_is_named(tmp_path: Path, place: Place) -> None:
+    """Tars beside class folders, class folders beside tars, a class that was not unpacked; and
+    folders that only sound like a split's."""
+    src = files(tmp_path / "f", "train/c/1.jpg", "train_test_split/x.txt")
+    tar(src / "val.tar", "a.jpg")
+    tar(src / "train" / "d.tar", "a.jpg")
+    source = open_source(place(src))
+    assert source.notes[0].startswith("not read, as no split's folders: train_test_split/ in")
+    assert source.notes[1].startswith("not read, beside class folders: val.tar in ")
+    assert source.skipped[0].endswith("f/train: 'd.tar': it is in no class folder")
+    src = files(tmp_path / "t", "val/c/1.jpg", "training_logs/today/x.txt")
+    tar(src / "00000.tar", "a.jpg", "a.cls")
+    source = open_source(place(src))
+    assert listed(source) == {"train": ["a.jpg"]}
+    assert "not read, as they hold no tars: " in source.notes[0]
+    assert "t/training_logs, " in source.notes[0]
+    assert source.notes[0].endswith("t/val")
+
+
 def test_two_folders_of_a_split(tmp_path: Path) -> None:
     files(tmp_path, "train/c/1.jpg", "val_a/c/2.jpg", "val_b/c/3.jpg")
     with pytest.raises(GratisError, match="two folders of the split val, 'val_a' and 'val_b'; ca"):
@@ -191,7 +210,7 @@ def test_what_is_no_image_is_counted_and_what_is_lost_is_named(
         "'2.HEIC': images of its kind are not read; convert it",
         "'s': it is not a file",
     ]
-    assert "files without an image's name: 2, the first in" in source.notes[0]
+    assert "files without an image's name: 3, the first in" in source.notes[0]
     tar(tmp_path / "t" / "0.tar", "a.jpg", "a.cls", "b.avif", "c.cls", "d.json", "d.txt")
     source = open_source(place(tmp_path / "t"))
     assert [line.partition(": ")[2] for line in source.skipped] == [

@@ -48,7 +48,7 @@ def read_label(archive: addresses.Bytes, path: str, key: str, parts: list[Member
     """The label of the sample of this key and these members. NoLabelError, which says what there is
     instead, if it has none; GratisError for what is no class number, and for two that disagree."""
     numbers: dict[int, str] = {}  # and the member that says so
-    texts: list[str] = []
+    others: list[object] = []
     name = None
     for member in parts:
         ending = label_ending(member.name)
@@ -64,19 +64,20 @@ def read_label(archive: addresses.Bytes, path: str, key: str, parts: list[Member
             name = name or _name(fields, name_fields)
         for value in values:
             number = value if type(value) is int else _number(value)
-            if number is not None and 0 <= number < MOST_CLASSES:
+            if number is not None:
                 numbers.setdefault(number, member.name)
-            elif number is None and isinstance(value, str):
-                texts.append(value)
             elif value is not None:
-                raise _no_number(path, key, value)
+                others.append(value)
     if len(numbers) == 1:
-        return Label(next(iter(numbers)), name)
+        number = next(iter(numbers))
+        if not 0 <= number < MOST_CLASSES:
+            raise _no_number(path, key, number)
+        return Label(number, name)
     if numbers:
         told = " and ".join(f"{number} in {where[:200]!r}" for number, where in numbers.items())
         raise GratisError(f"{path}: the labels of {key[:200]!r} disagree, {told}; mend one")
-    if texts:
-        raise _no_number(path, key, texts[0])
+    if others:
+        raise _no_number(path, key, others[0])
     raise NoLabelError(f"{path}: {key[:200]!r} has no label: {_found_instead(archive, parts)}")
 
 

@@ -121,6 +121,8 @@ def _find_archives(
                 raise GratisError(
                     f"{tar} names another split than its folder, {split}; rename or move it"
                 )
+    if without := [folder for folder in folders.values() if folder not in inside]:
+        notes.append(f"not read, as they hold no tars: {', '.join(without)}")
     divided = divide([*loose, *inside])
     archives = {
         split: [tar for path in paths for tar in inside.get(path, [path])]
