@@ -66,12 +66,12 @@ RANGES = {  # of options: least and most
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsConfig:
-    """Makes a dataset of size x size images from the official archives, class folders or WebDataset
-    tars."""
+    """Makes a dataset of size x size images from the official archives, class folders, WebDataset
+    tars and other sources."""
 
     src: str = ""
-    """Required: folder or URL (s3, gs, http) with the ILSVRC2012 archives, train/<class>/* or
-    WebDataset tars."""
+    """Required: folder or URL (s3, gs, http) with the ILSVRC2012 archives, train/<class>/*,
+    WebDataset tars, parquet files or another kind of docs/sources.md."""
     val_from: ValFrom = "val"
     """Split of SRC that becomes the validation split. test: on your own responsibility."""
     unlabelled: bool = False
