@@ -9,6 +9,7 @@ from gratis.errors import GratisError
 PACKAGES = {  # of the extras in pyproject.toml: what is imported
     "figures": ("matplotlib",),
     "onnx": ("onnx", "onnxscript"),
+    "parquet": ("pyarrow",),
     "tensorboard": ("tensorboard",),
 }
 INSTALLS = {"figures": "make install"}  # in a checkout; the others are not installed by default

@@ -137,7 +137,8 @@ def _shard(root: Path, number: int, shard: Shard, index: Index) -> Iterator[str]
                 continue  # an archive of others may hold what was left out of the index
             row = expected.pop(picture.offset)
             named = (int(index.size[row]), int(index.label[row]))
-            if (picture.size, _label(archive, shard, group)) != named:
+            unlabelled = named[1] < 0
+            if (picture.size, -1 if unlabelled else _label(archive, shard, group)) != named:
                 other = "has another size or label than the index says"
                 yield f"{shard.name}: {picture.name} {other}"
             lines.append(idx_line(group.parts))

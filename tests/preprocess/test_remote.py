@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import http.server
 import io
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -257,6 +260,92 @@ def test_a_dataset_over_http_is_a_source(web: str, tmp_path: Path) -> None:
     code, text = shards(web, tmp_path / "o")
     assert code == 0, text
     assert "300 train and 200 val images of 10 classes" in text
+
+
+LISTED = """
+import json, sys
+from gratis.errors import GratisError
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.sources.reader import ImageReader
+reader = ImageReader()
+for address in sys.argv[1:]:
+    try:
+        source = open_source(address)
+    except GratisError as error:
+        told = [str(error)]
+    else:
+        told = [*source.notes, *source.skipped]
+        for split, listing in source.splits.items():
+            for item in map(listing.item, range(len(listing))):
+                told.append(f"{split} {item.key!r} {item.label} {item.offset} {item.source}")
+                told.append(reader.read(item).decode())
+    print(json.dumps([line.replace(address, "SRC") for line in told]))
+"""
+
+
+def odd_sources(root: Path) -> list[str]:
+    """Folders and tars with whatever is told, left out, named oddly or refused; their names."""
+    files = (
+        "folders/train set/c d/a\u202fb.jpg",
+        f"folders/train set/c d/{'x' * 90}.jpg",
+        "folders/train set/c d/._a.jpg",
+        "folders/train set/c d/a#1?.jpg",
+        "folders/train set/c d/a 1.heic",
+        "folders/validation/c d/1.pgm",
+        "folders/TEST/c d/1.jpg",
+        "folders/notes/x.txt",
+    )
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    tars = {
+        "tars/a-train 0.tar": "a.jpg a.CLS ._a.jpg".split(),
+        "tars/a-train 1.tar": "a.jpg a.cls c.cls".split(),
+        "tars/a-train-2.tar": [],
+        "tars/a-val.tar": "b.jpg b.cls".split(),
+        "tars/a-test.tar": ["c.jpg"],
+        "apart/0.tar": "a.cls b.cls a.jpg b.jpg".split(),
+        "beside/train.tar": "a.jpg a.cls".split(),
+        "beside/other.tar": "a.jpg a.cls".split(),
+    }
+    for name, members in tars.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(root / name, "w") as archive:
+            for member in members:
+                info = tarfile.TarInfo(member)
+                info.size = 1
+                archive.addfile(info, io.BytesIO(b"0"))
+    return sorted(path.name for path in root.iterdir())
+
+
+def listed(addresses: list[str], env: dict[str, str]) -> list[list[str]]:
+    """What is told of sources: in a process of its own, as event loops warn at exit."""
+    command = [sys.executable, "-c", LISTED, *addresses]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_odd_sources_at_servers_are_told_of_as_the_local_ones(
+    s3: dict[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("aiohttp")
+    names = odd_sources(tmp_path / "odd")
+    here = listed([f"{tmp_path}/odd/{name}" for name in names], {})
+    assert sum(map(len, here)) > 15
+    in_s3(s3, f"fs.mkdir('odd')\nfs.put('{tmp_path}/odd/', 'odd/', recursive=True)")
+    assert listed([f"s3://odd/{name}" for name in names], s3) == here
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *a: RangeHandler(*a, directory=f"{tmp_path}/odd")
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    web = listed([f"http://127.0.0.1:{server.server_address[1]}/{name}" for name in names], {})
+    server.shutdown()
+    server.server_close()
+    assert [unquote("\n".join(told)) for told in web] == ["\n".join(told) for told in here]
 
 
 @pytest.mark.parametrize("web", [(WholeHandler, "source")], indirect=True)

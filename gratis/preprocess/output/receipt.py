@@ -69,7 +69,7 @@ def finished_shards(store: Store, shards: list[str]) -> dict[str, int]:
 def reject_row(split: str, item: Item, reject: Reject) -> dict[str, str]:
     """The file's row in rejects.jsonl."""
     # classes may hold files of one name
-    folder = f"{PurePath(item.container).name}/" if item.offset < 0 else ""
+    folder = f"{PurePath(item.container).name}/" if item.offset == -1 else ""
     row = {"split": split, "key": item.key, "file": folder + item.name}
     return row | {"kind": reject.kind, "reason": reject.reason}
 

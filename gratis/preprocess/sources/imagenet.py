@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
-import tarfile
 import zlib
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ from gratis import addresses
 from gratis.dataset import ImageClass
 from gratis.errors import GratisError
 from gratis.preprocess.sources import matlab
-from gratis.preprocess.sources.listing import QUIET_S, ListingBuilder
-from gratis.preprocess.sources.source import Source
+from gratis.preprocess.sources.listing import QUIET_S, ListingBuilder, is_hidden
+from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.tar import Member, members
 
 TRAIN = "ILSVRC2012_img_train.tar"
@@ -29,7 +29,8 @@ ARCHIVE_MD5 = {
     DEVKIT: "fa75699e90414af021442c21a62c3abf",
 }
 MD5_CHUNK = 8 << 20
-MOST_DEVKIT = 64 << 20  # bytes of a file in the devkit; the official meta.mat has half a million
+GZIP = b"\x1f\x8b"
+MOST_DEVKIT = 64 << 20  # bytes of the devkit, unpacked; the official meta.mat has half a million
 
 
 class Synset(NamedTuple):
@@ -42,7 +43,20 @@ class Synset(NamedTuple):
     images: int
 
 
-def open_imagenet(root: str) -> Source | None:
+class _Unpacked(NamedTuple):
+    """The bytes of a small archive, to be read at random."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self, start: int, size: int) -> bytes:
+        return self.data[start : start + size]
+
+
+def open_imagenet(root: str, options: SourceOptions) -> Source | None:
     """The archives' classes and listings; None where none of the three archives is."""
     there = [addresses.is_file(addresses.join(root, name)) for name in (TRAIN, VAL, DEVKIT)]
     if not any(there):
@@ -50,6 +64,8 @@ def open_imagenet(root: str) -> Source | None:
     for name, exists in zip((TRAIN, VAL, DEVKIT), there, strict=True):
         if not exists:
             raise GratisError(f"{root} lacks {name}; put it beside the other archives")
+    if options.val_from == "test":
+        raise GratisError("--val-from test: the labels of the official test images are not public")
     kit = addresses.join(root, DEVKIT)
     synsets, truth = read_devkit(kit)
     synsets = sorted(synsets)
@@ -63,7 +79,13 @@ def open_imagenet(root: str) -> Source | None:
     _list_val(addresses.join(root, VAL), synsets, truth, val)
     classes = [ImageClass(wnid=s.wnid, words=s.words, ilsvrc_id=s.ilsvrc_id) for s in synsets]
     splits = {"train": train.build(), "val": val.build()}
-    return Source(classes=tuple(classes), splits=splits, skipped=(*train.skipped, *val.skipped))
+    source = Source(
+        classes=tuple(classes),
+        splits=splits,
+        skipped=(*train.skipped, *val.skipped),
+        notes=(*train.notes, *val.notes),
+    )
+    return source.without_labels() if options.unlabelled else source
 
 
 def check_md5(root: str, published: dict[str, str]) -> None:
@@ -96,23 +118,26 @@ def _md5(path: str, name: str) -> str:
 def read_devkit(path: str) -> tuple[list[Synset], list[int]]:
     """The leaf classes in the devkit's order, and the validation images' ILSVRC2012_IDs in the
     order of their names. GratisError where it is no such devkit."""
-    damage = (tarfile.TarError, zlib.error, EOFError, OSError, LookupError, ValueError, TypeError)
     try:
-        with addresses.open_file(path) as archive, tarfile.open(fileobj=archive) as tar:
-            rows = matlab.read_struct(_member(tar, META), "synsets")
-            truth = [int(line) for line in _member(tar, TRUTH).split()]
+        files = _devkit_files(path)
+        rows = matlab.read_struct(files[META], "synsets")
+        truth = [int(line) for line in files[TRUTH].split()]
         return [_synset(row) for row in rows if matlab.whole(row["num_children"]) == 0], truth
-    except damage as error:
+    except (zlib.error, EOFError, OSError, LookupError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise GratisError(f"{path} is no ILSVRC2012 devkit ({reason}); get it again") from None
 
 
-def _member(tar: tarfile.TarFile, name: str) -> bytes:
-    member = tar.getmember(name)
-    if member.size > MOST_DEVKIT:
-        raise ValueError(f"{name} has {member.size} bytes, the limit is {MOST_DEVKIT}")
-    file = tar.extractfile(member)
-    return file.read() if file else b""
+def _devkit_files(path: str) -> dict[str, bytes]:
+    """By name; a devkit that somebody has unpacked to a plain tar is read too."""
+    with addresses.open_file(path) as file:
+        packed = file.read(len(GZIP)) == GZIP
+        file.seek(0)
+        data = (gzip.GzipFile(fileobj=file) if packed else file).read(MOST_DEVKIT + 1)
+    if len(data) > MOST_DEVKIT:
+        raise ValueError(f"unpacked it has more than {MOST_DEVKIT} bytes")
+    files = members(_Unpacked(data), path, lambda name, reason: None, 0, len(data))
+    return {file.name: data[file.offset : file.offset + file.size] for file in files}
 
 
 def _synset(row: dict[str, matlab.Value]) -> Synset:
@@ -134,8 +159,8 @@ def _list_train(path: str, synsets: list[Synset], builder: ListingBuilder) -> No
                     f"{path} lacks {synset.wnid}.tar, a class of {DEVKIT}; get the archive again"
                 )
             inner, before = tars[synset.wnid], len(builder)
-            end = inner.offset + inner.size
-            for member in members(archive, path, builder.skip, inner.offset, end):
+            within, end = f"{path}:{inner.name}", inner.offset + inner.size
+            for member in members(archive, within, builder.skip, inner.offset, end):
                 builder.add(member.name, member.offset, member.size, label)
             count = len(builder) - before
             if count != synset.images:
@@ -161,7 +186,8 @@ def _list_val(path: str, synsets: list[Synset], truth: list[int], builder: Listi
     builder.containers.append(path)
     label_of = {synset.ilsvrc_id: label for label, synset in enumerate(synsets)}
     with addresses.Bytes(path) as archive:
-        files = sorted(members(archive, path, builder.skip, 0, archive.size))
+        listed = members(archive, path, builder.skip, 0, archive.size)
+        files = sorted(member for member in listed if not is_hidden(member.name))
     if len(files) != len(truth):
         raise GratisError(
             f"{path} has {len(files)} images, the ground truth in {DEVKIT} has {len(truth)} "

@@ -7,6 +7,7 @@ import os
 from gratis import addresses
 from gratis.atomic import max_open_files
 from gratis.preprocess.sources.listing import Item
+from gratis.preprocess.sources.parquet import RowReader
 
 
 class ImageReader:
@@ -16,14 +17,18 @@ class ImageReader:
     def __init__(self) -> None:
         self._archives: dict[str, int] = {}
         self._most = max_open_files()
+        self._rows = RowReader()
 
     def read(self, item: Item) -> bytes:
-        """All bytes of the file. Raises OSError, or GratisError for a URL."""
+        """All bytes of the file. Raises OSError, or GratisError for a URL and a damaged parquet
+        file."""
+        if item.offset < -1:
+            return self._rows.read(item)
         if addresses.is_url(item.container):
-            if item.offset < 0:
+            if item.offset == -1:
                 return addresses.read_range(addresses.join(item.container, item.name), 0, None)
             return addresses.read_range(item.container, item.offset, item.offset + item.size)
-        if item.offset < 0:
+        if item.offset == -1:
             with open(os.path.join(item.container, item.name), "rb") as file:
                 return file.read()
         if item.container not in self._archives:

@@ -23,6 +23,7 @@ from PIL import features
 from gratis.dataset import FORMAT, Manifest
 from gratis.errors import GratisError
 from gratis.preprocess.output.store import WORK, Store
+from gratis.preprocess.sources.rows import keep_together, row_groups
 from gratis.preprocess.sources.source import Source
 from gratis.preprocess.stages.shard import ShardTask
 
@@ -43,11 +44,12 @@ class Slice(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """draft: the manifest without what only finished shards tell; counts: planned samples by
-    split."""
+    """draft: the manifest without what only finished shards tell; counts: planned samples by split;
+    lost: files that the listing skipped."""
 
     draft: Manifest
     counts: dict[str, int]
+    lost: int = 0
 
     def shard_names(self) -> dict[str, list[str]]:
         """By split, without .tar."""
@@ -56,14 +58,14 @@ class ShardPlan:
 
     def to_json(self) -> bytes:
         draft = json.loads(self.draft.to_json())
-        return json.dumps({"draft": draft, "counts": self.counts}).encode()
+        return json.dumps({"draft": draft, "counts": self.counts, "lost": self.lost}).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> ShardPlan:
         """Raises KeyError, TypeError or ValueError."""
         raw = json.loads(text)
         draft = Manifest.from_json(json.dumps(raw["draft"]).encode())
-        return cls(draft=draft, counts=raw["counts"])
+        return cls(draft=draft, counts=raw["counts"], lost=raw.get("lost", 0))
 
 
 def permutation(count: int, seed: int, salt: str) -> NDArray[np.int64]:
@@ -108,6 +110,8 @@ def slices(source: Source, draft: Manifest) -> Iterator[Slice]:
     """All shards in order."""
     for split, listing in source.splits.items():
         order = permutation(len(listing), draft.seed, split)
+        if (groups := row_groups(listing)) is not None:
+            order = keep_together(order, groups, draft.samples_per_shard)
         for number, start in enumerate(range(0, len(order), draft.samples_per_shard)):
             yield Slice(split, number, order[start : start + draft.samples_per_shard])
 

@@ -1,0 +1,95 @@
+"""img2dataset's `files` form as a source: each image has a .json beside it, and its label there.
+
+    SRC/00000/000000003.jpg  000000003.json  000000003.txt     save_additional_columns=["label"]
+    SRC/00000.parquet  00000_stats.json                        beside each folder; not read
+
+Its forms webdataset and parquet are other sources (webdataset.py, tables.py).
+"""
+
+from __future__ import annotations
+
+import os
+
+from tqdm import tqdm
+
+from gratis import addresses
+from gratis.dataset import ImageClass
+from gratis.preprocess.sources.class_numbers import ClassNumbers, refuse_unknown
+from gratis.preprocess.sources.folders import split_folders
+from gratis.preprocess.sources.labels import ClassNames, Label, NoLabelError, read_label
+from gratis.preprocess.sources.listing import QUIET_S, ListingBuilder
+from gratis.preprocess.sources.source import Source, SourceOptions
+from gratis.preprocess.sources.splits import SplitName, choose, unread_note
+from gratis.preprocess.sources.tar import Member
+from gratis.preprocess.sources.val_labels import is_image
+
+STATS = "_stats.json"
+
+
+def open_image_json(root: str, options: SourceOptions) -> Source | None:
+    """Listings of the images and their labels; None where img2dataset wrote no folders."""
+    found = _find_folders(root)
+    if not found:
+        return None
+    chosen, unread = choose(root, found, options.val_from)
+    notes = [unread_note(unread, f"{found[unread][0]} ...")] if unread else []
+    builders = {split: ListingBuilder((), official=True) for split in chosen}
+    names = None if options.unlabelled else ClassNames()
+    for split, folders in chosen.items():
+        for folder in tqdm(folders, "listing", delay=QUIET_S, leave=False):
+            _list_folder(folder, builders[split], names)
+    classes = _classes(builders["train"], names) if names else ()
+    splits = {}
+    for split, builder in builders.items():
+        builder.wnids = tuple(entry.wnid for entry in classes)
+        splits[split] = builder.build()
+        if classes:
+            refuse_unknown(split, splits[split], len(classes))
+    skipped = [message for builder in builders.values() for message in builder.skipped]
+    return Source(classes=classes, splits=splits, skipped=tuple(skipped), notes=tuple(notes))
+
+
+def _find_folders(root: str) -> dict[SplitName, list[str]]:
+    """The folders that img2dataset wrote, by split: in SRC, or in the splits' folders there."""
+    if not addresses.is_folder(root):
+        return {}
+    if folders := _written(root):
+        return {"train": folders}
+    inside = {split: _written(folder) for split, folder in split_folders(root)[0].items()}
+    return {split: folders for split, folders in inside.items() if folders}
+
+
+def _written(root: str) -> list[str]:
+    listed = addresses.entries(root)
+    names = {entry.name for entry in listed}
+    folders = [e.name for e in listed if e.is_folder and f"{e.name}{STATS}" in names]
+    return [addresses.join(root, name) for name in folders]
+
+
+def _list_folder(folder: str, builder: ListingBuilder, names: ClassNames | None) -> None:
+    """names: None where labels are not to be read."""
+    builder.containers.append(folder)
+    listed = addresses.entries(folder)
+    sizes = {entry.name: entry.size for entry in listed if not entry.is_folder}
+    for entry in filter(is_image, listed):
+        label = -1
+        if names:
+            found = _read_label(folder, entry.name, sizes)
+            names.add(found, entry.name)
+            label = found.number
+        builder.add(entry.name, -1, entry.size, label)
+
+
+def _read_label(folder: str, name: str, sizes: dict[str, int]) -> Label:
+    key = os.path.splitext(name)[0]
+    beside = f"{key}.json"
+    if beside not in sizes:
+        raise NoLabelError(f"{folder}: {name[:200]!r} has no label: {beside[:200]!r} is not there")
+    with addresses.Bytes(addresses.join(folder, beside)) as file:
+        return read_label(file, folder, key, [Member(beside, 0, file.size)])
+
+
+def _classes(builder: ListingBuilder, names: ClassNames) -> tuple[ImageClass, ...]:
+    told, labels = names.names(), builder.labels
+    words = tuple(told.get(number, f"{number:06d}") for number in range(int(labels.max()) + 1))
+    return ClassNumbers(None, words).classes(labels)
