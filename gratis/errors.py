@@ -28,6 +28,12 @@ class GratisError(Exception):
     lines around them."""
 
 
+def printable(text: str) -> str:
+    """The text on one line, as it may hold the name of any file: what cannot be printed is
+    escaped."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def guard(main: Callable[[], int | None]) -> int:
     """Runs `main` and returns the process's exit code: its own (None means 0), 2 after GratisError,
     130 after ctrl-C, 141 where nobody reads its output any more (`| head`).
@@ -52,7 +58,7 @@ def _exit_code(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except GratisError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -38,7 +38,7 @@ from gratis.preprocess.output.receipt import ShardReceipt, read_receipt, write_r
 from gratis.preprocess.output.store import WORK, LocalStore
 from gratis.preprocess.sources.listing import Item
 from gratis.preprocess.sources.reader import ImageReader
-from gratis.preprocess.sources.source import Source
+from gratis.preprocess.sources.source import Source, SourceOptions, ValFrom
 from gratis.preprocess.sources.tar import idx_bytes, idx_line, members
 from gratis.preprocess.sources.webdataset import group_samples, open_webdataset
 from gratis.preprocess.stages.ownership import (
@@ -62,10 +62,14 @@ class IndexConfig:
     """Makes a dataset of tars that somebody else wrote, without rewriting them."""
 
     tars: tyro.conf.Positional[str]
-    """Folder of WebDataset tars: val*.tar and val/*.tar are the validation split, all others are
-    for training."""
+    """Folder of WebDataset tars. The split is a word of a tar's name, or of its folder's; all are
+    for training where none has such a word."""
     out: str | None = None
     """Folder for the dataset, with a link to each tar. Default: the tars' own."""
+    val_from: ValFrom = "val"
+    """Split of the tars that becomes the validation split. test: on your own responsibility."""
+    unlabelled: bool = False
+    """Read no labels: all are -1, for self-supervised training."""
     max_rejects: int = 0
     """Publish although up to so many images cannot be decoded: without them."""
     workers: int | None = None
@@ -123,11 +127,12 @@ def index_tars(config: IndexConfig) -> Manifest:
         raise GratisError(
             f"{out} holds unfinished work of the shards command; finish or remove it, or give --out"
         )
-    source = open_webdataset(str(root), unique=False)  # no key is written
+    options = SourceOptions(val_from=config.val_from, unlabelled=config.unlabelled)
+    source = open_webdataset(str(root), options, unique=False)  # no key is written
     if not source:
         raise GratisError(f"{root} holds no tars; give the folder that does")
-    for message in source.skipped:
-        print(message)
+    source.report()
+    source.refuse_lost(config.max_rejects)
     apart = out.resolve() != root.resolve()
     names = _shard_names(source, root, apart)
     size, codec = _first_image(source, root)
@@ -145,7 +150,7 @@ def index_tars(config: IndexConfig) -> Manifest:
                 store.remove(name)
             largest = max(int(np.bincount(one.container).max()) for one in source.splits.values())
             draft = draft_manifest(source, size=size, codec=codec, samples_per_shard=largest)
-            manifest = publish(store, draft, shards, config.max_rejects)
+            manifest = publish(store, draft, shards, config.max_rejects, len(source.skipped))
         finally:  # a rerun does all of the work again, as a tar may have changed by then
             if not (out / INDEXING).exists():
                 store.remove(WORK)

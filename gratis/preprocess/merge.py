@@ -57,6 +57,6 @@ def merge_tasks(config: MergeConfig) -> Manifest:
                 f"{config.out} lacks {len(missing)} of {len(names)} shards: {shown}; run their "
                 f"tasks again"
             )
-        manifest = publish(store, plan.draft, shards, config.max_rejects)
+        manifest = publish(store, plan.draft, shards, config.max_rejects, plan.lost)
     print(f"{config.out}: {summary(manifest)}")
     return manifest

@@ -31,7 +31,7 @@ from gratis.preprocess.output.receipt import finished_shards
 from gratis.preprocess.output.store import LocalStore, Store, open_store
 from gratis.preprocess.sources.imagenet import ARCHIVE_MD5, check_md5
 from gratis.preprocess.sources.open import open_source
-from gratis.preprocess.sources.source import Source
+from gratis.preprocess.sources.source import Source, SourceOptions, ValFrom
 from gratis.preprocess.stages.estimate import describe, estimate_apart, refuse_full_disk
 from gratis.preprocess.stages.ownership import (
     discard,
@@ -72,6 +72,11 @@ class ShardsConfig:
     src: str = ""
     """Required: folder or URL (s3, gs, http) with the ILSVRC2012 archives, train/<class>/* or
     WebDataset tars."""
+    val_from: ValFrom = "val"
+    """Split of SRC that becomes the validation split. test: on your own responsibility."""
+    unlabelled: bool = False
+    """Read no labels: all are -1, for self-supervised training. SRC may then be any folder of
+    images."""
     out: str = "shards"
     """Folder or URL of the dataset. Interrupted work in it is resumed."""
     workers: int | None = None
@@ -149,14 +154,17 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     if config.check_md5:
         check_md5(config.src, ARCHIVE_MD5)
     _refuse_inside(config)
-    source = open_source(config.src).limited(config.limit_classes, config.limit_per_class)
+    options = SourceOptions(val_from=config.val_from, unlabelled=config.unlabelled)
+    source = open_source(config.src, options).limited(config.limit_classes, config.limit_per_class)
     plan = _plan(config, source)
     store = open_store(config.out)
     foreign = foreign_files(store)
     if dataset.MANIFEST in store.sizes():
         return already_there(store, plan.draft)
     refuse_unplanned(store, plan, foreign)
-    _warn(source)
+    source.report()
+    source.refuse_lost(config.max_rejects)
+    _warn()
     first = make_task(next(slices(source, plan.draft)), source, plan.draft, config.out)
     cost = estimate_apart(sum(plan.counts.values()), first)
     if config.dry_run:
@@ -178,7 +186,8 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
             print(f"{config.out}: {task} is done; after the last, merge publishes")
             return None
         try:
-            manifest = publish(store, plan.draft, plan.shard_names(), config.max_rejects)
+            names = plan.shard_names()
+            manifest = publish(store, plan.draft, names, config.max_rejects, plan.lost)
         # at a URL, where there is no lock, another run may have removed the receipts
         except FileNotFoundError:
             if dataset.MANIFEST not in store.sizes():
@@ -198,12 +207,10 @@ def _plan(config: ShardsConfig, source: Source) -> ShardPlan:
         samples_per_shard=config.samples_per_shard,
     )
     counts = {split: len(listing) for split, listing in source.splits.items()}
-    return ShardPlan(draft=draft, counts=counts)
+    return ShardPlan(draft=draft, counts=counts, lost=len(source.skipped))
 
 
-def _warn(source: Source) -> None:
-    for message in source.skipped:
-        print(message, file=sys.stderr)
+def _warn() -> None:
     if not pillow_name().startswith("pillow-simd"):
         slow = f"{pillow_name()} runs, not pillow-simd: half the speed; see docker/install.py"
         print(f"warning: {slow}", file=sys.stderr)

@@ -1,6 +1,14 @@
-"""Class folders as a source: SRC/train/<class>/<image> and, perhaps, SRC/val/<class>/<image>."""
+"""Folders of images as a source. A split's folder has the split's name as a word of its own
+(splits.py).
+
+    SRC/train/<class>/<image>     and, perhaps, SRC/validation/<class>/<image>
+
+With --unlabelled any images below SRC/train or, where no folder names that split, below SRC.
+"""
 
 from __future__ import annotations
+
+import os
 
 from tqdm import tqdm
 
@@ -8,29 +16,113 @@ from gratis import addresses
 from gratis.dataset import ImageClass
 from gratis.errors import GratisError
 from gratis.preprocess.sources.imagenet import DEVKIT
-from gratis.preprocess.sources.listing import IMAGE_NAME, QUIET_S, ListingBuilder
-from gratis.preprocess.sources.source import Source
+from gratis.preprocess.sources.listing import (
+    HIDDEN_FILES,
+    IMAGE_NAME,
+    QUIET_S,
+    ListingBuilder,
+    is_hidden,
+)
+from gratis.preprocess.sources.source import Source, SourceOptions
+from gratis.preprocess.sources.splits import SplitName, choose, split_of, unread_note
 
 
-def open_class_folders(root: str) -> Source | None:
+def open_class_folders(root: str, options: SourceOptions) -> Source | None:
     """The folders' classes, which are train's, and listings; None where train has no class
     folders."""
-    train = addresses.join(root, "train")
-    wnids = tuple(_folders(train)) if addresses.is_folder(train) else ()
+    if options.unlabelled:
+        return _open_unlabelled(root, options)
+    found, notes = split_folders(root)
+    wnids = tuple(_folders(found["train"])) if "train" in found else ()
     if not wnids:
         return None
     for wnid in wnids:
         if wnid != wnid.encode(errors="replace").decode():  # surrogates, which no manifest can hold
-            raise GratisError(f"{train} holds a class folder named {wnid!r}: no UTF-8; rename it")
+            raise GratisError(
+                f"{found['train']} holds a class folder named {wnid!r}: no UTF-8; rename it"
+            )
+    chosen, unread = choose(root, found, options.val_from)
+    if unread:
+        notes.append(unread_note(unread, found[unread]))
     splits, skipped = {}, []
-    for split in ("train", "val"):
-        if addresses.is_folder(addresses.join(root, split)):
-            builder = ListingBuilder(wnids, official=False)
-            _list_folders(addresses.join(root, split), builder)
-            splits[split] = builder.build()
-            skipped += builder.skipped
+    for split, folder in chosen.items():
+        builder = ListingBuilder(wnids, official=False)
+        _list_folders(folder, builder)
+        splits[split] = builder.build()
+        skipped += builder.skipped
+        notes += builder.notes
     classes = tuple(ImageClass(wnid=wnid, words=wnid, ilsvrc_id=None) for wnid in wnids)
-    return Source(classes=classes, splits=splits, skipped=tuple(skipped))
+    return Source(classes=classes, splits=splits, skipped=tuple(skipped), notes=tuple(notes))
+
+
+def split_folders(root: str) -> tuple[dict[SplitName, str], list[str]]:
+    """The folder of each split in `root`, and a message about the folders that are not read. Of
+    several of one split, the one that is called plainly "train", "val" or "test"; GratisError where
+    none is."""
+    if not addresses.is_folder(root):
+        return {}, []
+    named: dict[SplitName, list[str]] = {}
+    folders = _folders(root)
+    for name in folders:
+        if split := split_of(addresses.join(root, name)):
+            named.setdefault(split, []).append(name)
+    found = {split: _plain_name(root, split, names) for split, names in named.items()}
+    unread = [f"{name}/" for name in folders if name not in found.values()]
+    notes = [f"not read, as no split's folders: {_some(unread)} in {root}"] if unread else []
+    return {split: addresses.join(root, name) for split, name in found.items()}, notes
+
+
+def _plain_name(root: str, split: str, names: list[str]) -> str:
+    if len(names) > 1 and split not in names:
+        raise GratisError(
+            f"{root} has two folders of the split {split}, {names[0]!r} and {names[1]!r}; call one "
+            f"of them {split!r}, or move one elsewhere"
+        )
+    return split if split in names else names[0]
+
+
+def _open_unlabelled(root: str, options: SourceOptions) -> Source | None:
+    found, notes = split_folders(root)
+    if "train" not in found and addresses.is_folder(root):
+        found, notes = {"train": root}, []
+    if not found:
+        return None
+    chosen, unread = choose(root, found, options.val_from)
+    if unread:
+        notes.append(unread_note(unread, found[unread]))
+    splits, skipped = {}, []
+    for split, folder in chosen.items():
+        builder = ListingBuilder((), official=False)
+        builder.containers.append(folder)
+        _list_tree(folder, "", builder, frozenset())
+        if not len(builder):
+            return None
+        splits[split] = builder.build()
+        skipped += builder.skipped
+        notes += builder.notes
+    return Source(classes=(), splits=splits, skipped=tuple(skipped), notes=tuple(notes))
+
+
+def _list_tree(root: str, below: str, builder: ListingBuilder, above: frozenset[str]) -> None:
+    """Adds all images below a folder, by their paths. above: the folders that it lies in, as a link
+    may lead back into one."""
+    folder = addresses.join(root, below) if below else root
+    place = folder if addresses.is_url(folder) else os.path.realpath(folder)
+    if place in above:
+        builder.skip(below, "it leads back to a folder that it lies in")
+        return
+    for entry in addresses.entries(folder):
+        path = f"{below}/{entry.name}" if below else entry.name
+        if entry.is_folder and not is_hidden(entry.name):
+            _list_tree(root, path, builder, above | {place})
+        elif entry.size < 0:
+            builder.skip(path, "it is not a file")
+        else:
+            builder.add(path, -1, entry.size, -1)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def holds_instead(folder: str) -> str:
@@ -39,9 +131,8 @@ def holds_instead(folder: str) -> str:
     if not addresses.is_folder(folder):
         return ""
     listed = addresses.entries(folder)
-    names = [f"{entry.name}/" if entry.is_folder else entry.name for entry in listed]
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
-    return f" but {shown}" if names else ", nor anything else"
+    names = [entry.name + "/" * entry.is_folder for entry in listed]
+    return f" but {_some(names)}" if names else ", nor anything else"
 
 
 def _list_folders(root: str, builder: ListingBuilder) -> None:
@@ -54,10 +145,13 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
             f"{root} has no class folders{holds_instead(root)}; {way_out} ({official}: SRC may "
             f"hold the archives themselves)"
         )
-    files = [entry.name for entry in addresses.entries(root) if not entry.is_folder]
-    if loose := [name for name in files if IMAGE_NAME.fullmatch(name)]:
-        more = f" and {len(loose) - 1:,} more" if len(loose) > 1 else ""
-        builder.skipped.append(f"skipped {root}: {loose[0]!r}{more}: in no class folder")
+    builder.containers.append(root)
+    for entry in addresses.entries(root):
+        if is_hidden(entry.name):
+            builder.pass_over(entry.name, HIDDEN_FILES)
+        elif not entry.is_folder and IMAGE_NAME.fullmatch(entry.name):
+            builder.skip(entry.name, "it is in no class folder")
+    builder.containers.pop()
     for wnid in tqdm(classes, "listing", delay=QUIET_S, leave=False):
         folder = addresses.join(root, wnid)
         if wnid not in labels:
@@ -67,9 +161,9 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
         builder.containers.append(folder)
         before = len(builder)
         for entry in addresses.entries(folder):
-            if entry.is_folder or entry.size < 0:
+            if (entry.is_folder or entry.size < 0) and not is_hidden(entry.name):
                 builder.skip(entry.name, "it is not a file")
-            elif not entry.name.startswith("."):
+            else:
                 builder.add(entry.name, -1, entry.size, labels[wnid])
         if len(builder) == before:
             raise GratisError(_no_images(root, folder))
@@ -84,4 +178,4 @@ def _no_images(root: str, folder: str) -> str:
 
 def _folders(root: str) -> list[str]:
     entries = addresses.entries(root)
-    return [entry.name for entry in entries if entry.is_folder and not entry.name.startswith(".")]
+    return [entry.name for entry in entries if entry.is_folder and not is_hidden(entry.name)]

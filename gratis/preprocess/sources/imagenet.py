@@ -14,8 +14,8 @@ from gratis import addresses
 from gratis.dataset import ImageClass
 from gratis.errors import GratisError
 from gratis.preprocess.sources import matlab
-from gratis.preprocess.sources.listing import QUIET_S, ListingBuilder
-from gratis.preprocess.sources.source import Source
+from gratis.preprocess.sources.listing import QUIET_S, ListingBuilder, is_hidden
+from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.tar import Member, members
 
 TRAIN = "ILSVRC2012_img_train.tar"
@@ -56,7 +56,7 @@ class _Unpacked(NamedTuple):
         return self.data[start : start + size]
 
 
-def open_imagenet(root: str) -> Source | None:
+def open_imagenet(root: str, options: SourceOptions) -> Source | None:
     """The archives' classes and listings; None where none of the three archives is."""
     there = [addresses.is_file(addresses.join(root, name)) for name in (TRAIN, VAL, DEVKIT)]
     if not any(there):
@@ -64,6 +64,8 @@ def open_imagenet(root: str) -> Source | None:
     for name, exists in zip((TRAIN, VAL, DEVKIT), there, strict=True):
         if not exists:
             raise GratisError(f"{root} lacks {name}; put it beside the other archives")
+    if options.val_from == "test":
+        raise GratisError("--val-from test: the labels of the official test images are not public")
     kit = addresses.join(root, DEVKIT)
     synsets, truth = read_devkit(kit)
     synsets = sorted(synsets)
@@ -77,7 +79,13 @@ def open_imagenet(root: str) -> Source | None:
     _list_val(addresses.join(root, VAL), synsets, truth, val)
     classes = [ImageClass(wnid=s.wnid, words=s.words, ilsvrc_id=s.ilsvrc_id) for s in synsets]
     splits = {"train": train.build(), "val": val.build()}
-    return Source(classes=tuple(classes), splits=splits, skipped=(*train.skipped, *val.skipped))
+    source = Source(
+        classes=tuple(classes),
+        splits=splits,
+        skipped=(*train.skipped, *val.skipped),
+        notes=(*train.notes, *val.notes),
+    )
+    return source.without_labels() if options.unlabelled else source
 
 
 def check_md5(root: str, published: dict[str, str]) -> None:
@@ -178,7 +186,8 @@ def _list_val(path: str, synsets: list[Synset], truth: list[int], builder: Listi
     builder.containers.append(path)
     label_of = {synset.ilsvrc_id: label for label, synset in enumerate(synsets)}
     with addresses.Bytes(path) as archive:
-        files = sorted(members(archive, path, builder.skip, 0, archive.size))
+        listed = members(archive, path, builder.skip, 0, archive.size)
+        files = sorted(member for member in listed if not is_hidden(member.name))
     if len(files) != len(truth):
         raise GratisError(
             f"{path} has {len(files)} images, the ground truth in {DEVKIT} has {len(truth)} "

@@ -3,7 +3,7 @@ gigabyte.
 
 A row is one file: an archive member (container = the tar, offset in it) or a file of a class folder
 (container = the folder, offset -1). Keys are derived from names when they are needed; where files
-of different paths would share one, a hash of the path is appended to each."""
+of different paths would share one, and where one is too long, a hash of the path is appended."""
 
 from __future__ import annotations
 
@@ -21,10 +21,17 @@ from numpy.typing import NDArray
 
 from gratis.errors import GratisError
 
-IMAGE_NAME = re.compile(r"(?s).*\.(jpe?g|png|gif|bmp|webp|tiff?|ppm)", re.IGNORECASE)
+IMAGE_NAME = re.compile(r"(?s).*\.(jpe?g|jpe|jfif|png|gif|bmp|webp|tiff?|p[bgnp]m)", re.IGNORECASE)
+# images that are not read here: losing one is no less a loss
+OTHER_IMAGE_NAME = re.compile(
+    r"(?s).*\.(avif|hei[cf]|hif|j2[ck]|jp[2xf]|jxl|jxr|psd|tga|exr|dng|svgz?|ico|pcx)",
+    re.IGNORECASE,
+)
+HIDDEN = re.compile(r"(^|/)(\.(?!\.?(/|$))|__MACOSX(/|$))")
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 LONGEST_KEY = 90  # a USTAR name has 100 bytes
 HASH = 16  # hexadecimal digits: a million files may share a key
+HIDDEN_FILES = "hidden files"
 QUIET_S = 2.0  # a progress bar appears for listings that take longer
 
 
@@ -54,10 +61,11 @@ class Listing:
     container: NDArray[np.int32]
     offset: NDArray[np.int64]
     size: NDArray[np.int64]
-    label: NDArray[np.int32]
+    label: NDArray[np.int32]  # -1: of no class
     names: bytes | bytearray
     name_end: NDArray[np.int64]
-    shared: NDArray[np.bool_]  # another file has the same key by its name alone
+    # by its name alone, the key is too long or another file's too
+    hashed: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.label)
@@ -67,9 +75,9 @@ class Listing:
             "utf-8", "surrogateescape"
         )
         label = int(self.label[row])
-        key = make_key(name, None if self.official else self.wnids[label])
+        key = make_key(name, None if self.official or label < 0 else self.wnids[label])
         container = self.containers[self.container[row]]
-        if self.shared[row]:
+        if self.hashed[row]:
             key = key_with_hash(key, container, name)
         return Item(container, name, int(self.offset[row]), int(self.size[row]), label, key)
 
@@ -85,40 +93,73 @@ class Listing:
             label=self.label[rows],
             names=names,
             name_end=np.cumsum(self.name_end[rows] - start[rows]),
-            shared=self.shared[rows],
+            hashed=self.hashed[rows],
         )
 
 
 class ListingBuilder:
-    """Collects rows in machine integers. What cannot be a sample is skipped, with a message in
-    `skipped`."""
+    """Collects rows in machine integers. What is lost, as it should be a sample and cannot be, is
+    skipped, with a message each in `skipped`; what is no sample is passed over, and counted."""
 
     def __init__(self, wnids: tuple[str, ...], *, official: bool) -> None:
         self.wnids = wnids
         self.official = official
         self.containers: list[str] = []
         self.skipped: list[str] = []
+        self._passed: dict[str, tuple[int, str]] = {}  # by reason: how many, and the first one
         self._container, self._label = array("i"), array("i")
         self._offset, self._size, self._name_end = array("q"), array("q"), array("q")
         self._names = bytearray()
         # 64-bit hashes, not a set of strings: 14 million keys would take two gigabytes
         self._key_hash = array("q")
+        self._too_long = array("q")  # rows
 
     def __len__(self) -> int:
         return len(self._label)
 
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        return np.array(self._label, np.int32)
+
     def skip(self, name: str, reason: str) -> None:
-        shown = name if len(name) <= 200 else name[:200] + "..."
-        self.skipped.append(f"skipped {self.containers[-1]}: {shown!r}: {reason}")
+        self.skipped.append(f"skipped {self.containers[-1]}: {_short(name)!r}: {reason}")
+
+    def pass_over(self, name: str, reason: str) -> None:
+        """reason: what they are, "hidden files"."""
+        count, first = self._passed.get(reason, (0, f"{self.containers[-1]}: {_short(name)}"))
+        self._passed[reason] = count + 1, first
+
+    def leave_out(self, name: str) -> None:
+        """What has no image's name: it is lost if other programs read an image there."""
+        if OTHER_IMAGE_NAME.fullmatch(name):
+            self.skip(name, "images of its kind are not read; convert it")
+        else:
+            self.pass_over(name, "files without an image's name")
+
+    @property
+    def notes(self) -> list[str]:
+        """A message for each reason for which something was passed over."""
+        return [
+            f"passed over {reason}: {count:,}, the first in {first}"
+            for reason, (count, first) in self._passed.items()
+        ]
 
     def add(self, path: str, offset: int, size: int, label: int) -> None:
-        """Adds a file of the current (last) container."""
+        """Adds a file of the current (last) container. label: -1 where it is of no class."""
         name = path.removeprefix("./")
-        key = make_key(name, None if self.official else self.wnids[label])
-        reason = name_error(name, key)
-        if reason:
-            self.skip(path, reason)
+        if is_hidden(name):
+            self.pass_over(path, HIDDEN_FILES)
             return
+        if not IMAGE_NAME.fullmatch(name):
+            self.leave_out(path)
+            return
+        if name[0] == "/" or (".." in name and ".." in name.split("/")):
+            # nothing is ever extracted: this keeps keys sane
+            self.skip(path, "its name points outside the archive")
+            return
+        key = make_key(name, None if self.official or label < 0 else self.wnids[label])
+        if len(key) > LONGEST_KEY:
+            self._too_long.append(len(self._label))
         self._key_hash.append(hash(key))
         self._container.append(len(self.containers) - 1)
         self._label.append(label)
@@ -131,6 +172,8 @@ class ListingBuilder:
         """The listing, with a key of its own for every file, unless keys are not to be used
         (unique=False). GratisError where two of official archives would share one, or two of one
         path."""
+        hashed = np.zeros(len(self), np.bool_)
+        hashed[np.asarray(self._too_long, np.int64)] = True
         listing = Listing(
             wnids=self.wnids,
             official=self.official,
@@ -141,23 +184,21 @@ class ListingBuilder:
             label=np.asarray(self._label, np.int32),
             names=self._names,
             name_end=np.asarray(self._name_end, np.int64),
-            shared=np.zeros(len(self), np.bool_),
+            hashed=hashed,
         )
         return _distinct(listing, np.asarray(self._key_hash, np.int64)) if unique else listing
 
 
-def name_error(name: str, key: str) -> str | None:
-    """Why a file of this name cannot be a sample, or None. Nothing is ever extracted: this keeps
-    keys sane."""
-    if name.startswith("/") or ".." in name.split("/"):
-        return "its name points outside the archive"
-    if not name.isprintable():
-        return "its name holds characters that cannot be printed"
-    if not IMAGE_NAME.fullmatch(name):
-        return "its name is not an image's"
-    if len(key) > LONGEST_KEY:
-        return f"its key would be longer than {LONGEST_KEY} characters"
-    return None
+def is_hidden(name: str) -> bool:
+    """Whether a file of this path is for a file system, not for people: `._x`, `.DS_Store`,
+    `__MACOSX/x`."""
+    if name[:1] in "._" or "/." in name or "/_" in name:  # the search costs five times as much
+        return HIDDEN.search(name) is not None
+    return False
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 200 else name[:200] + "..."
 
 
 def make_key(name: str, wnid: str | None) -> str:
@@ -175,14 +216,14 @@ def key_with_hash(key: str, container: str, name: str) -> str:
 
 def _distinct(listing: Listing, hashes: NDArray[np.int64]) -> Listing:
     """The listing with distinct keys. hashes: of the keys by name alone, by row; changed here."""
-    shared = np.zeros(len(listing), np.bool_)
+    hashed = listing.hashed.copy()
     for one, other in _equal_pairs(hashes):
         if listing.item(one).key == listing.item(other).key:
-            shared[one] = shared[other] = True  # so all that share one, whatever their order
-    if not shared.any():
+            hashed[one] = hashed[other] = True  # so all that share one, whatever their order
+    if not hashed.any():
         return listing
-    listing = dataclasses.replace(listing, shared=shared)
-    for row in np.flatnonzero(shared).tolist():
+    listing = dataclasses.replace(listing, hashed=hashed)
+    for row in np.flatnonzero(hashed).tolist():
         hashes[row] = hash(listing.item(row).key)
     for one, other in _equal_pairs(hashes):
         _refuse_clash(listing.item(one), listing.item(other))

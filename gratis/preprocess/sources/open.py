@@ -8,22 +8,22 @@ from gratis import addresses
 from gratis.errors import GratisError
 from gratis.preprocess.sources.folders import holds_instead, open_class_folders
 from gratis.preprocess.sources.imagenet import TRAIN, open_imagenet
-from gratis.preprocess.sources.source import Source
+from gratis.preprocess.sources.source import DEFAULT, Source, SourceOptions
 from gratis.preprocess.sources.webdataset import open_webdataset
 
 # in the order in which they are tried; None where the address holds no source of that kind
-SOURCES: tuple[Callable[[str], Source | None], ...] = (
+SOURCES: tuple[Callable[[str, SourceOptions], Source | None], ...] = (
     open_imagenet,
     open_class_folders,
     open_webdataset,
 )
 
 
-def open_source(root: str) -> Source:
+def open_source(root: str, options: SourceOptions = DEFAULT) -> Source:
     """Lists the source at a folder or URL; nothing is extracted or copied. GratisError naming what
     is missing, unreadable, empty or contradictory."""
     try:
-        return _open(root)
+        return _open(root, options)
     except OSError as error:  # of a local source; servers' errors are GratisErrors already
         message = f"cannot read {error.filename or root}: {error.strerror or error}"
         raise GratisError(
@@ -31,14 +31,14 @@ def open_source(root: str) -> Source:
         ) from None
 
 
-def _open(root: str) -> Source:
+def _open(root: str, options: SourceOptions) -> Source:
     if not addresses.is_url(root) and not addresses.is_folder(root):
         raise GratisError(
             f"no such folder: {root}; SRC is a folder with the ILSVRC2012 archives, "
             f"train/<class>/* or WebDataset tars"
         )
     for open_kind in SOURCES:
-        if source := open_kind(root):
+        if source := open_kind(root, options):
             return source
     train = addresses.join(root, "train")
     if addresses.is_folder(train):

@@ -43,11 +43,12 @@ class Slice(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """draft: the manifest without what only finished shards tell; counts: planned samples by
-    split."""
+    """draft: the manifest without what only finished shards tell; counts: planned samples by split;
+    lost: files that the listing skipped."""
 
     draft: Manifest
     counts: dict[str, int]
+    lost: int = 0
 
     def shard_names(self) -> dict[str, list[str]]:
         """By split, without .tar."""
@@ -56,14 +57,14 @@ class ShardPlan:
 
     def to_json(self) -> bytes:
         draft = json.loads(self.draft.to_json())
-        return json.dumps({"draft": draft, "counts": self.counts}).encode()
+        return json.dumps({"draft": draft, "counts": self.counts, "lost": self.lost}).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> ShardPlan:
         """Raises KeyError, TypeError or ValueError."""
         raw = json.loads(text)
         draft = Manifest.from_json(json.dumps(raw["draft"]).encode())
-        return cls(draft=draft, counts=raw["counts"])
+        return cls(draft=draft, counts=raw["counts"], lost=raw.get("lost", 0))
 
 
 def permutation(count: int, seed: int, salt: str) -> NDArray[np.int64]:

@@ -23,18 +23,19 @@ MAX_EXAMPLES = 5  # rejects named in the message
 
 
 def publish(
-    store: Store, draft: Manifest, shards: dict[str, list[str]], max_rejects: int
+    store: Store, draft: Manifest, shards: dict[str, list[str]], max_rejects: int, lost: int = 0
 ) -> Manifest:
     """Publishes the dataset of these shards, by split, from their receipts. draft: the manifest
     without what the receipts tell.
 
-    GratisError, and nothing is published, if more than max_rejects files were rejected.
+    GratisError, and nothing is published, if more than max_rejects files were rejected, with those
+    that were lost when the source was listed.
     """
     names = [name for split in shards.values() for name in split]
     rejects = [row for receipt in _receipts(store, names) for row in receipt.rejects]
     store.write(dataset.REJECTS, "".join(json.dumps(row) + "\n" for row in rejects).encode())
-    if len(rejects) > max_rejects:
-        raise _too_many(addresses.join(store.address, dataset.REJECTS), rejects)
+    if len(rejects) + lost > max_rejects:
+        raise _too_many(addresses.join(store.address, dataset.REJECTS), rejects, lost)
     sums = no_sums(draft.image_size)
     for receipt in _receipts(store, shards["train"]):
         assert receipt.sums is not None
@@ -61,7 +62,11 @@ def summary(manifest: Manifest) -> str:
     count = sum(len(split.shards) for split in manifest.splits.values())
     shards = "shard" if count == 1 else "shards"
     size = manifest.image_size
-    of = f"{images} of {len(manifest.classes):,} {classes}"
+    of = (
+        f"{images} of {len(manifest.classes):,} {classes}"
+        if manifest.classes
+        else (f"{images} without labels")
+    )
     return f"{counts} {of}, {size} px, in {count:,} {shards}"
 
 
@@ -118,13 +123,14 @@ def _split(store: Store, folder: Path, split: str, names: list[str]) -> Split:
     )
 
 
-def _too_many(path: str, rejects: list[dict[str, str]]) -> GratisError:
+def _too_many(path: str, rejects: list[dict[str, str]], lost: int) -> GratisError:
     counts = Counter(row["kind"] for row in rejects).most_common()
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
     named = rejects[:MAX_EXAMPLES]
     first = "; ".join(f"{row['split']}/{row['file']} ({row['kind']})" for row in named)
     more = "; ..." if len(rejects) > MAX_EXAMPLES else ""
+    skipped = f", with {lost:,} that the listing skipped" if lost else ""
     return GratisError(
-        f"{len(rejects)} files cannot be used ({kinds}): {first}{more}; see {path}; "
-        f"nothing is published: mend them, or run again with --max-rejects {len(rejects)}"
+        f"{len(rejects)} files cannot be used ({kinds}): {first}{more}; see {path}; nothing is "
+        f"published: mend them, or run again with --max-rejects {len(rejects) + lost}{skipped}"
     )
