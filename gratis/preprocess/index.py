@@ -179,16 +179,16 @@ def _shard_names(source: Source, root: Path, apart: bool) -> dict[str, dict[str,
 
 def _first_image(source: Source, root: Path) -> tuple[int, str]:
     """Size and codec of the first image that can be read, which all others must share."""
-    listing = source.splits["train"]
+    listing, why = source.splits["train"], ""
     for row in range(len(listing)):
         item = listing.item(row)
         try:
             refuse_unread({}, row, item)
             with ImageReader() as reader:
                 return _size_and_codec(root, item, reader.read(item))
-        except image.Reject:
-            continue
-    raise GratisError(f"{root} holds no image that can be read")
+        except image.Reject as reject:
+            why = why or f"{item.source} is the first: {reject}"
+    raise GratisError(f"{root} holds no image of the train split that can be read; {why}")
 
 
 def _size_and_codec(root: Path, item: Item, data: bytes) -> tuple[int, str]:
