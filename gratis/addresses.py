@@ -12,6 +12,7 @@ import os
 import time
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import quote, unquote
 
 from gratis.errors import GratisError, wait_for
 
@@ -38,7 +39,20 @@ def is_url(address: str) -> bool:
 
 
 def join(folder: str, name: str) -> str:
-    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+    if not is_url(folder):
+        return os.path.join(folder, name)
+    return f"{folder.rstrip('/')}/{quote(name) if _is_web(folder) else name}"
+
+
+def name_of(address: str) -> str:
+    """The last part of an address, as it is called where it lies."""
+    name = address.rpartition("/")[2]
+    return unquote(name) if _is_web(address) else name
+
+
+def _is_web(address: str) -> bool:
+    """Whether names are quoted in such addresses: a%20b."""
+    return address.startswith(("http://", "https://"))
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -98,7 +112,7 @@ def entries(folder: str) -> list[FileEntry]:
         return []
     except Exception as error:  # each service's library has errors of its own
         raise _unreadable(folder, error) from None
-    named = [(row["name"].rstrip("/").rpartition("/")[2], row) for row in rows]
+    named = [(name_of(row["name"].rstrip("/")), row) for row in rows]
     return sorted(
         FileEntry(name, int(row["size"] or 0), row["type"] == "directory")
         for name, row in named

@@ -91,13 +91,18 @@ class ImageClass:
     ilsvrc_id: int | None
 
 
+def class_words(classes: tuple[ImageClass, ...], label: int) -> str:
+    """The first of the class's words; "unlabelled" where there are no classes."""
+    return classes[label].words.split(",")[0] if classes else "unlabelled"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a dataset is. Holds no time, host, path or worker count: the same input gives the same
     bytes.
 
     samples_per_shard is how the plan was cut: the last shard, and those with rejects, hold fewer.
-    """
+    classes: () where no sample has a label; all are -1 then."""
 
     format: int
     image_size: int
@@ -142,7 +147,7 @@ class Manifest:
 class Index(NamedTuple):
     """One row per sample, in id order, all [samples]: its shard (a position in the split's), the
     image's first byte there and its size in bytes, and its label (a position in the manifest's
-    classes)."""
+    classes; -1 where there are none)."""
 
     shard: NDArray[np.int32]
     offset: NDArray[np.int64]

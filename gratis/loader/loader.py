@@ -130,7 +130,8 @@ class Loader:
 
     @property
     def classes(self) -> tuple[ImageClass, ...]:
-        """Of the dataset; a label is a position here."""
+        """Of the dataset; a label is a position here. () where no sample has one: all labels are
+        -1."""
         return self.manifest.classes
 
     @property

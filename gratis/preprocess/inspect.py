@@ -19,6 +19,7 @@ from gratis.preprocess import contact_sheets
 from gratis.preprocess.sources.listing import Item
 from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.sources.reader import ImageReader
+from gratis.preprocess.sources.source import SourceOptions
 from gratis.preprocess.sources.tar import BLOCK
 from gratis.preprocess.stages.plan import permutation
 from gratis.preprocess.verify import local_folder
@@ -71,6 +72,9 @@ def _show_split(root: Path, manifest: Manifest, name: str) -> None:
     for title, counts in (("converted", split.conversions), ("rejected", split.rejects)):
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
         print(f"  {title}: {kinds or 'none'}")
+    if not manifest.classes:
+        print("  per class: no image has a label")
+        return
     images = _images_per_class(root, manifest, name)
     order = np.argsort(images, kind="stable")
     print(f"  per class: {images.min():,} to {images.max():,}, median {np.median(images):,.0f}")
@@ -82,7 +86,7 @@ def _show_split(root: Path, manifest: Manifest, name: str) -> None:
 
 def _images_per_class(root: Path, manifest: Manifest, split: str) -> NDArray[np.int64]:
     index = dataset.read_index(root, split, manifest.splits[split].index_sha256)
-    return np.bincount(index.label, minlength=len(manifest.classes))
+    return np.bincount(index.label[index.label >= 0], minlength=len(manifest.classes))
 
 
 def _name(entry: ImageClass) -> str:
@@ -115,7 +119,8 @@ def _draw(
         folder.mkdir(parents=True, exist_ok=True)
         contact_sheets.draw_mean(stats, folder / "mean.png")
         contact_sheets.draw_components(stats, _cosines(stats), folder / "components.png")
-        contact_sheets.draw_classes(counts, folder / "classes.png")
+        if manifest.classes:
+            contact_sheets.draw_classes(counts, folder / "classes.png")
         if config.src is not None:
             contact_sheets.draw_montage(_pairs(root, manifest, config.src), folder / "montage.png")
     except OSError as error:
@@ -131,7 +136,7 @@ def _pairs(root: Path, manifest: Manifest, src: str) -> list[tuple[bytes, NDArra
     rows = permutation(len(index.label), manifest.seed, "montage")[:MONTAGE_PAIRS]
     paths = [root / split.shards[index.shard[row]].name for row in rows]
     keys = [_key(path, int(index.offset[row])) for path, row in zip(paths, rows, strict=True)]
-    items = _find(src, set(keys))
+    items = _find(src, set(keys), not manifest.classes)
     if missing := [key for key in keys if key not in items]:
         raise GratisError(
             f"{src} has no file for {missing[0]!r}: it is not this dataset's source; give the "
@@ -156,7 +161,8 @@ def _read(path: Path, offset: int, size: int) -> bytes:
         return archive.read(offset, size)
 
 
-def _find(src: str, keys: set[str]) -> dict[str, Item]:
-    listing = open_source(src).splits["train"]
+def _find(src: str, keys: set[str], unlabelled: bool) -> dict[str, Item]:
+    options = SourceOptions(unlabelled=unlabelled)
+    listing = open_source(src, options).splits["train"]
     items = (listing.item(row) for row in range(len(listing)))
     return {item.key: item for item in items if item.key in keys}

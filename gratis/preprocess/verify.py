@@ -27,6 +27,7 @@ from gratis.atomic import sha256_file
 from gratis.command_line import check_ranges
 from gratis.dataset import Manifest, Shard
 from gratis.errors import GratisError
+from gratis.preprocess.sources.listing import ListingBuilder
 from gratis.preprocess.sources.tar import Member, idx_bytes, idx_line, members
 from gratis.preprocess.sources.webdataset import TarSample, group_samples, label_of
 from gratis.preprocess.stages.plan import permutation
@@ -145,8 +146,7 @@ class _SplitCheck:
             if (picture := group.picture) is None:
                 continue
             if not expected.get(picture.offset):
-                where = f"{picture.name!r} at byte {picture.offset} of {path.name}"
-                self.left_out.append((picture.name.removeprefix("./"), where))
+                self._leave_out(path.name, picture)
                 continue
             row = expected[picture.offset].pop(0)
             size, label = int(self.index.size[row]), int(self.index.label[row])
@@ -167,6 +167,15 @@ class _SplitCheck:
         if not idx.exists() or idx.read_bytes() != idx_bytes(lines):
             wrong_labels = "plain DALI readers would feed wrong labels from it"
             yield f"{idx.name} is missing or does not fit {path.name}: {wrong_labels}"
+
+    def _leave_out(self, tar: str, picture: Member) -> None:
+        """Notes an image that is not in the index, unless no listing would take it."""
+        listing = ListingBuilder((), official=True)
+        listing.containers.append(tar)
+        listing.add(*picture, -1)
+        if len(listing):
+            where = f"{picture.name!r} at byte {picture.offset} of {tar}"
+            self.left_out.append((listing.build().item(0).name, where))
 
     def _is_decodable(self, archive: addresses.Bytes, picture: Member) -> bool:
         data = np.frombuffer(bytearray(archive.read(picture.offset, picture.size)), np.uint8)

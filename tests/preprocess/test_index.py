@@ -397,6 +397,17 @@ def test_verify_finds_what_an_earlier_index_lost(
             index_tars(IndexConfig(tars=str(root), workers=1))
 
 
+def test_verify_misses_no_image_that_is_not_to_be_in_the_index(tmp_path: Path) -> None:
+    """One that was rejected, one whose name no listing takes, hidden ones."""
+    root = tmp_path / "t"
+    others = [("torn.jpg", picture(9)[:700]), ("torn.cls", b"4")]
+    others += [("../up.jpg", picture(8)), ("../up.cls", b"1"), ("._x.jpg", b""), ("._x.cls", b"1")]
+    archive(root / "0.tar", [*by_img2dataset(range(2)), *others, *by_img2dataset(range(2, 4))])
+    config = IndexConfig(tars=str(root), workers=1, max_rejects=2)
+    assert index_tars(config).splits["train"].samples == 4
+    verify_dataset(VerifyConfig(shards=str(root)))
+
+
 def test_links_in_a_tar_are_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of image and label, one image under two labels; verify is content."""
     root = tmp_path / "t"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.server
 import io
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -23,7 +25,7 @@ from PIL import Image
 from gratis import addresses
 from gratis.errors import GratisError, wait_for
 from gratis.preprocess.sources.open import open_source
-from gratis.preprocess.sources.tar import members
+from gratis.preprocess.sources.tar import members as tar_members
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEYS = {
@@ -296,11 +298,11 @@ DAMAGED = {
 }
 
 
-def listed(address: str, data: bytes) -> str:
+def members_of(address: str, data: bytes) -> str:
     """What the tar's members are, or the message."""
     with addresses.Bytes(address) as archive:
         try:
-            found = list(members(archive, "x.tar", lambda *why: None, 0, archive.size))
+            found = list(tar_members(archive, "x.tar", lambda *why: None, 0, archive.size))
         except GratisError as error:
             return str(error)
     return repr([(m.name, data[m.offset : m.offset + m.size]) for m in found])
@@ -314,10 +316,10 @@ def test_tars_over_http_end_where_local_ones_do(tmp_path: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for name, data in DAMAGED.items():
         (tmp_path / "x.tar").write_bytes(data)
-        local = listed(str(tmp_path / "x.tar"), data)
+        local = members_of(str(tmp_path / "x.tar"), data)
         assert ("damaged" in local) == (name not in ("joined", "links and pax"))
         url = f"http://127.0.0.1:{server.server_address[1]}/x.tar"
-        assert listed(url, data) == local, name
+        assert members_of(url, data) == local, name
     server.shutdown()
     server.server_close()
 
@@ -336,6 +338,92 @@ def test_tars_in_s3_end_where_they_do(s3: dict[str, str], tmp_path: Path) -> Non
     code, text = shards("s3://ends/joined", tmp_path / "o", env=s3)
     assert code == 0, text
     assert "3 train images" in text
+
+
+LISTED = """
+import json, sys
+from gratis.errors import GratisError
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.sources.reader import ImageReader
+reader = ImageReader()
+for address in sys.argv[1:]:
+    try:
+        source = open_source(address)
+    except GratisError as error:
+        told = [str(error)]
+    else:
+        told = [*source.notes, *source.skipped]
+        for split, listing in source.splits.items():
+            for item in map(listing.item, range(len(listing))):
+                told.append(f"{split} {item.key!r} {item.label} {item.offset} {item.source}")
+                told.append(reader.read(item).decode())
+    print(json.dumps([line.replace(address, "SRC") for line in told]))
+"""
+
+
+def odd_sources(root: Path) -> list[str]:
+    """Folders and tars with whatever is told, left out, named oddly or refused; their names."""
+    files = (
+        "folders/train set/c d/a\u202fb.jpg",
+        f"folders/train set/c d/{'x' * 90}.jpg",
+        "folders/train set/c d/._a.jpg",
+        "folders/train set/c d/a#1?.jpg",
+        "folders/train set/c d/a 1.heic",
+        "folders/validation/c d/1.pgm",
+        "folders/TEST/c d/1.jpg",
+        "folders/notes/x.txt",
+    )
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    tars = {
+        "tars/a-train 0.tar": "a.jpg a.CLS ._a.jpg".split(),
+        "tars/a-train 1.tar": "a.jpg a.cls c.cls".split(),
+        "tars/a-train-2.tar": [],
+        "tars/a-val.tar": "b.jpg b.cls".split(),
+        "tars/a-test.tar": ["c.jpg"],
+        "apart/0.tar": "a.cls b.cls a.jpg b.jpg".split(),
+        "beside/train.tar": "a.jpg a.cls".split(),
+        "beside/other.tar": "a.jpg a.cls".split(),
+    }
+    for name, members in tars.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(root / name, "w") as archive:
+            for member in members:
+                info = tarfile.TarInfo(member)
+                info.size = 1
+                archive.addfile(info, io.BytesIO(b"0"))
+    return sorted(path.name for path in root.iterdir())
+
+
+def listed(addresses: list[str], env: dict[str, str]) -> list[list[str]]:
+    """What is told of sources: in a process of its own, as event loops warn at exit."""
+    command = [sys.executable, "-c", LISTED, *addresses]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_odd_sources_at_servers_are_told_of_as_the_local_ones(
+    s3: dict[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("aiohttp")
+    names = odd_sources(tmp_path / "odd")
+    here = listed([f"{tmp_path}/odd/{name}" for name in names], {})
+    assert sum(map(len, here)) > 15
+    in_s3(s3, f"fs.mkdir('odd')\nfs.put('{tmp_path}/odd/', 'odd/', recursive=True)")
+    assert listed([f"s3://odd/{name}" for name in names], s3) == here
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *a: RangeHandler(*a, directory=f"{tmp_path}/odd")
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    web = listed([f"http://127.0.0.1:{server.server_address[1]}/{name}" for name in names], {})
+    server.shutdown()
+    server.server_close()
+    assert [unquote("\n".join(told)) for told in web] == ["\n".join(told) for told in here]
 
 
 @pytest.mark.parametrize("web", [(WholeHandler, "source")], indirect=True)

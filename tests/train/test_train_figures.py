@@ -3,12 +3,14 @@ share."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -490,6 +492,34 @@ def test_features_of_a_convolution_and_of_none(trained: TrainedNetwork, tmp_path
     assert np.load(tmp_path / "conv5.npy", mmap_mode="r").shape == (200, units)
     with pytest.raises(GratisError, match=r"--layer conv6: this network has conv1, .*fc8"):
         features.write(trained, "conv6", "val", tmp_path / "none.npy")
+
+
+def test_features_of_another_dataset_without_labels(
+    run: Path, trained: TrainedNetwork, tmp_path: Path
+) -> None:
+    """The same stored images in a dataset of another mean have the same features."""
+    asked = [3, 77, 150]
+    index, split = trained.index("val"), trained.manifest.splits["val"]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for row in asked:
+            place = (
+                split.shards[index.shard[row]].name,
+                int(index.offset[row]),
+                int(index.size[row]),
+            )
+            (data,) = read_pieces(trained.shards, [place])
+            info = tarfile.TarInfo(f"{row:03d}.jpg")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert python(*"-m gratis index --unlabelled".split(), str(tmp_path)).returncode == 0
+    out = tmp_path / "other.npy"
+    where = ["--run", str(run), "--images", str(tmp_path), "--split", "train", "--layer", "fc8"]
+    done = python("-m", "gratis", "features", *where, str(out))
+    assert done.returncode == 0, done.stderr
+    features.write(trained, "fc8", "val", tmp_path / "own.npy")
+    np.testing.assert_allclose(np.load(out), np.load(tmp_path / "own.npy")[asked], atol=1e-4)
+    with np.load(tmp_path / "other.ids.npz") as beside:
+        assert beside["labels"].tolist() == [-1] * 3
 
 
 # exports

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from gratis.dataset import class_words
 from gratis.loader.inspect.pictures import write_picture
 from gratis.loader.loader import Loader
 from gratis.loader.plan import Draws, ten_views
@@ -90,7 +91,8 @@ def _head(
     crop, positions = loader.config.crop, loader.epoch_plan(0).positions
     with closing(loader.shard_reader()) as shards:
         key = shards.key(sample)
-    words = loader.classes[int(loader.epoch_plan(0).index.label[sample])].words.split(",")[0]
+    label = int(loader.epoch_plan(0).index.label[sample])
+    words = class_words(loader.classes, label)
     stored.imshow(image)
     views = ten_views(positions)
     for y, x in zip(views.y[:5].tolist(), views.x[:5].tolist(), strict=True):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from gratis.command_line import parse
+from gratis.dataset import class_words
 from gratis.errors import GratisError
 from gratis.loader.config import LoaderConfig
 from gratis.loader.inspect.pictures import PictureOptions, write_picture
@@ -64,7 +65,7 @@ def draw_preview(loader: Loader, path: Path) -> int:
         left, top = place % COLUMNS * crop, place // COLUMNS * (crop + CAPTION)
         pixels = _pixels(loader, images[i].float().cpu().numpy(), int(ids[i]))
         sheet.paste(Image.fromarray(pixels), (left, top))
-        words = loader.classes[int(labels[i])].words.split(",")[0][: crop // 6]
+        words = class_words(loader.classes, int(labels[i]))[: crop // 6]
         caption = words.encode("latin-1", "replace").decode("latin-1")  # all that the font has
         pen.text((left + 2, top + crop + 1), caption, "black")
     write_picture(path, sheet.save)

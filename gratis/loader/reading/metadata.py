@@ -40,9 +40,10 @@ def open_dataset(
     if len(index.label) != entry.samples:
         counts = f"{len(index.label)} samples, not {entry.samples}"
         raise GratisError(f"the {split} index of {named} has {counts}; verify it")
+    first_label = 0 if manifest.classes else -1
     for name, rows, least, below in (
         ("shard", index.shard, 0, len(entry.shards)),
-        ("label", index.label, 0, len(manifest.classes)),
+        ("label", index.label, first_label, len(manifest.classes)),
         ("offset", index.offset, 0, 1 << 62),
         ("size", index.size, 1, 1 << 31),
     ):

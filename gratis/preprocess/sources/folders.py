@@ -34,8 +34,11 @@ def open_class_folders(root: str, options: SourceOptions) -> Source | None:
         return _open_unlabelled(root, options)
     found, notes = split_folders(root)
     wnids = tuple(_folders(found["train"])) if "train" in found else ()
-    if not wnids:
+    if not wnids or not _is_meant(found["train"], wnids[0]):
         return None
+    tars = [entry.name for entry in addresses.entries(root) if entry.name.lower().endswith(".tar")]
+    if tars:
+        notes.append(f"not read, beside class folders: {_some(tars)} in {root}")
     for wnid in wnids:
         if wnid != wnid.encode(errors="replace").decode():  # surrogates, which no manifest can hold
             raise GratisError(
@@ -55,16 +58,28 @@ def open_class_folders(root: str, options: SourceOptions) -> Source | None:
     return Source(classes=classes, splits=splits, skipped=tuple(skipped), notes=tuple(notes))
 
 
+def _is_meant(train: str, wnid: str) -> bool:
+    """Whether the folder holds class folders: training_logs/ holds others."""
+    if addresses.name_of(train) == "train":
+        return True
+    files = addresses.entries(addresses.join(train, wnid))
+    return any(IMAGE_NAME.fullmatch(entry.name) for entry in files)
+
+
 def split_folders(root: str) -> tuple[dict[SplitName, str], list[str]]:
-    """The folder of each split in `root`, and a message about the folders that are not read. Of
-    several of one split, the one that is called plainly "train", "val" or "test"; GratisError where
-    none is."""
+    """The folder of each split in `root`, and a message about the folders that are not read, which
+    name no split or two. Of several of one split, the one that is called plainly "train", "val" or
+    "test"; GratisError where none is."""
     if not addresses.is_folder(root):
         return {}, []
     named: dict[SplitName, list[str]] = {}
     folders = _folders(root)
     for name in folders:
-        if split := split_of(addresses.join(root, name)):
+        try:
+            split = split_of(name)
+        except GratisError:  # of two splits
+            continue
+        if split:
             named.setdefault(split, []).append(name)
     found = {split: _plain_name(root, split, names) for split, names in named.items()}
     unread = [f"{name}/" for name in folders if name not in found.values()]
@@ -149,8 +164,12 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
     for entry in addresses.entries(root):
         if is_hidden(entry.name):
             builder.pass_over(entry.name, HIDDEN_FILES)
-        elif not entry.is_folder and IMAGE_NAME.fullmatch(entry.name):
+        elif entry.is_folder:
+            continue
+        elif IMAGE_NAME.fullmatch(entry.name) or entry.name.lower().endswith(".tar"):
             builder.skip(entry.name, "it is in no class folder")
+        else:
+            builder.leave_out(entry.name)
     builder.containers.pop()
     for wnid in tqdm(classes, "listing", delay=QUIET_S, leave=False):
         folder = addresses.join(root, wnid)

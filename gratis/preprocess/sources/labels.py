@@ -21,7 +21,6 @@ from gratis.preprocess.sources.tar import Member, extension_of
 LONGEST_LABEL = 16 << 20  # bytes of a .cls or .json member
 # five times all of ImageNet's; the manifest lists every number up to the largest
 MOST_CLASSES = 100_000
-LABEL_ENDINGS = ("cls", "json")
 SHOWN = 5  # members in a message
 LONGEST_NAME = 200  # characters of a class's name
 # letters alone, in small: "Class-Index" and "classIndex" are "classindex"
@@ -49,33 +48,45 @@ def read_label(archive: addresses.Bytes, path: str, key: str, parts: list[Member
     """The label of the sample of this key and these members. NoLabelError, which says what there is
     instead, if it has none; GratisError for what is no class number, and for two that disagree."""
     numbers: dict[int, str] = {}  # and the member that says so
-    texts: list[str] = []
+    others: list[object] = []
     name = None
     for member in parts:
-        ending = extension_of(member.name).lower()
-        if ending not in LABEL_ENDINGS or member.size > LONGEST_LABEL:
+        ending = label_ending(member.name)
+        if not ending or member.size > LONGEST_LABEL:
             continue
         data = archive.read(member.offset, member.size)
-        fields = {"cls": _value(data)} if ending == "cls" else _fields(data)
-        for field in LABEL_FIELDS & fields.keys():
-            value = fields[field]
-            number = _number(value)
-            if number is not None and 0 <= number < MOST_CLASSES:
+        if ending == "cls":
+            values: list[object] = [_value(data)]
+        else:
+            fields = _fields(data)
+            label_fields, name_fields = _known_fields(tuple(fields))
+            values = [fields[field] for field in label_fields]
+            name = name or _name(fields, name_fields)
+        for value in values:
+            number = value if type(value) is int else _number(value)
+            if number is not None:
                 numbers.setdefault(number, member.name)
-            elif number is None and isinstance(value, str):
-                texts.append(value)
             elif value is not None:
-                raise _no_number(path, key, value)
-        if ending == "json":
-            name = name or _name(fields)
+                others.append(value)
     if len(numbers) == 1:
-        return Label(next(iter(numbers)), name)
+        number = next(iter(numbers))
+        if not 0 <= number < MOST_CLASSES:
+            raise _no_number(path, key, number)
+        return Label(number, name)
     if numbers:
         told = " and ".join(f"{number} in {where[:200]!r}" for number, where in numbers.items())
         raise GratisError(f"{path}: the labels of {key[:200]!r} disagree, {told}; mend one")
-    if texts:
-        raise _no_number(path, key, texts[0])
+    if others:
+        raise _no_number(path, key, others[0])
     raise NoLabelError(f"{path}: {key[:200]!r} has no label: {_found_instead(archive, parts)}")
+
+
+def label_ending(name: str) -> str:
+    """The extension, "cls" or "json", of a member that may hold a label; "" for all others."""
+    if name[-3:] in ("jpg", "png", "txt"):  # most are, and what follows takes longer
+        return ""
+    ending = extension_of(name).lower()
+    return ending if ending in ("cls", "json") else ""
 
 
 def _no_number(path: str, key: str, value: object) -> GratisError:
@@ -98,31 +109,35 @@ def _value(data: bytes) -> object:
 
 
 def _fields(data: bytes) -> dict[str, object]:
-    """Of a .json member, by the letters of their names; {} if it is no object."""
+    """Of a .json member; {} if it is no object."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
         return {}
-    return {_letters(name): one for name, one in value.items()} if isinstance(value, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-@lru_cache(maxsize=4096)
-def _letters(name: str) -> str:
-    return "".join(filter(str.isalpha, name)).lower()
+@lru_cache(maxsize=1024)
+def _known_fields(fields: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Which of these fields hold a label, and which a class's name, the best first."""
+    letters = {field: "".join(filter(str.isalpha, field)).lower() for field in fields}
+    names = [field for field in fields if letters[field] in NAME_FIELDS]
+    names.sort(key=lambda field: NAME_FIELDS.index(letters[field]))
+    return [field for field in fields if letters[field] in LABEL_FIELDS], names
 
 
 def _number(value: object) -> int | None:
-    """A whole number, also as text or as 3.0; None for anything else."""
+    """A whole number, also as text or as 3.0; None for anything else, and for True."""
     if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,20}\s*", value):
         return int(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return value if type(value) is int else None  # not True
+    return value if type(value) is int else None
 
 
-def _name(fields: dict[str, object]) -> str | None:
-    for field in NAME_FIELDS:
-        value = fields.get(field)
+def _name(fields: dict[str, object], name_fields: list[str]) -> str | None:
+    for field in name_fields:
+        value = fields[field]
         if isinstance(value, str) and _number(value) is None:
             name = " ".join(value.split())[:LONGEST_NAME]
             if name and name == name.encode(errors="replace").decode():  # no lone surrogates
@@ -140,8 +155,8 @@ def _found_instead(archive: addresses.Bytes, parts: list[Member]) -> str:
 
 
 def _why_no_label(archive: addresses.Bytes, part: Member) -> str | None:
-    ending = extension_of(part.name).lower()
-    if ending in LABEL_ENDINGS and part.size > LONGEST_LABEL:
+    ending = label_ending(part.name)
+    if ending and part.size > LONGEST_LABEL:
         return f"the .{ending} is longer than {LONGEST_LABEL:,} bytes, the most that is read"
     if ending == "json":
         fields = _fields(archive.read(part.offset, part.size))
@@ -149,8 +164,9 @@ def _why_no_label(archive: addresses.Bytes, part: Member) -> str | None:
         return f"the .json has no field label, cls or class_id but {there or 'none at all'}"
     if ending == "cls":
         return "the .cls holds none"
-    if ending.rpartition(".")[2] in LABEL_ENDINGS:
-        return f"none is a .cls or .json: a key ends at its first dot, so that one is a .{ending}"
+    if label_ending("x." + part.name.rpartition(".")[2]):
+        last = extension_of(part.name)
+        return f"none is a .cls or .json: a key ends at its first dot, so that one is a .{last}"
     return None
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gratis import addresses
 from gratis.errors import GratisError
 
 IMAGE_NAME = re.compile(r"(?s).*\.(jpe?g|jpe|jfif|png|gif|bmp|webp|tiff?|p[bgnp]m)", re.IGNORECASE)
@@ -210,7 +211,7 @@ def make_key(name: str, wnid: str | None) -> str:
 
 def key_with_hash(key: str, container: str, name: str) -> str:
     """A key that other files share, with the hash of the path in SRC, so that SRC may be moved."""
-    path = f"{os.path.basename(container)}/{name}".encode("utf-8", "surrogateescape")
+    path = f"{addresses.name_of(container)}/{name}".encode("utf-8", "surrogateescape")
     return f"{key[: LONGEST_KEY - HASH - 1]}_{hashlib.sha256(path).hexdigest()[:HASH]}"
 
 

@@ -14,7 +14,6 @@ are skipped with a message each; a member that claims to reach past its archive'
 from __future__ import annotations
 
 import contextlib
-import os
 import posixpath
 import re
 import zlib
@@ -71,7 +70,7 @@ class Link(NamedTuple):
 
 def extension_of(name: str) -> str:
     """All that follows the first dot of a member's name."""
-    return os.path.basename(name).partition(".")[2]
+    return name[name.rfind("/") + 1 :].partition(".")[2]
 
 
 def idx_line(parts: Iterable[Member]) -> str:

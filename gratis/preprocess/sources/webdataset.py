@@ -29,7 +29,7 @@ from gratis import addresses, dataset
 from gratis.dataset import ImageClass, Manifest
 from gratis.errors import GratisError
 from gratis.preprocess.sources.folders import split_folders
-from gratis.preprocess.sources.labels import LABEL_ENDINGS, ClassNames, NoLabelError, read_label
+from gratis.preprocess.sources.labels import ClassNames, NoLabelError, label_ending, read_label
 from gratis.preprocess.sources.listing import (
     HIDDEN_FILES,
     IMAGE_NAME,
@@ -115,6 +115,8 @@ def _find_archives(
                 raise GratisError(
                     f"{tar} names another split than its folder, {split}; rename or move it"
                 )
+    if without := [folder for folder in folders.values() if folder not in inside]:
+        notes.append(f"not read, as they hold no tars: {', '.join(without)}")
     divided = divide([*loose, *inside])
     archives = {
         split: [tar for path in paths for tar in inside.get(path, [path])]
@@ -167,7 +169,7 @@ def _leave_out(group: TarSample, builder: ListingBuilder) -> None:
     first = group.parts[0].name
     if other := [part.name for part in group.parts if OTHER_IMAGE_NAME.fullmatch(part.name)]:
         builder.leave_out(other[0])
-    elif any(extension_of(part.name).lower() == "cls" for part in group.parts):
+    elif any(label_ending(part.name) == "cls" for part in group.parts):
         builder.skip(first, "its sample has a label and no image")
     else:
         builder.pass_over(first, "samples without an image")
@@ -176,8 +178,8 @@ def _leave_out(group: TarSample, builder: ListingBuilder) -> None:
 def _elsewhere(archive: addresses.Bytes, path: str, group: TarSample) -> str:
     """The end of a message on a sample without a label."""
     for member in members(archive, path, lambda name, reason: None, 0, archive.size):
-        label = extension_of(member.name).lower() in LABEL_ENDINGS
-        if label and _key(member.name) == group.key and member not in group.parts:
+        apart = _key(member.name) == group.key and member not in group.parts
+        if apart and label_ending(member.name):
             return (
                 f"; {member.name[-200:]!r} lies elsewhere in this tar, at byte {member.offset:,}: "
                 f"a sample's members must lie side by side; write the tar sorted by name"
@@ -228,8 +230,8 @@ def label_of(archive: addresses.Bytes, path: str, group: TarSample) -> int:
 
 
 def _key(name: str) -> str:
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.partition(".")[0]
+    dot = name.find(".", name.rfind("/") + 1)
+    return name if dot < 0 else name[:dot]
 
 
 def _classes(

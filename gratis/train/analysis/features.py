@@ -2,7 +2,8 @@
 
 OUT.npy is float32 [N, units]: row i is sample i of the split by its centre view; a convolution's
 units are its channels, rows and columns, in that order. OUT.ids.npz holds `ids` int64 [N] and
-`labels` int64 [N]. A response is defined in gratis.train.analysis.trained_network, `responses`.
+`labels` int64 [N], -1 where there are none. A response is defined in
+gratis.train.analysis.trained_network, `responses`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ class Features(RunOptions):
     """File to write, OUT.npy; ids and labels go to OUT.ids.npz."""
     layer: Layer = "fc7"
     split: Literal["train", "val"] = "val"
+    images: str | None = None
+    """Another dataset, with or without labels, whose images have the same size. Default: the one it
+    was trained on."""
 
     def __post_init__(self) -> None:
         if self.out.suffix != ".npy":
@@ -47,7 +51,10 @@ def main(arguments: list[str]) -> None:
     from gratis.train.analysis.trained_network import load
 
     out, layer, split = options.out, options.layer, options.split
-    samples, units = write(load(options), layer, split, out)
+    trained = load(options)
+    if options.images is not None:
+        trained = trained.with_images_of(options.images)
+    samples, units = write(trained, layer, split, out)
     print(
         f"{out}: {layer} of {samples:,} {split} images, float32 [{samples}, {units}]; ids and "
         f"labels in {out.with_suffix('.ids.npz')}"

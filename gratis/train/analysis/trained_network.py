@@ -3,6 +3,7 @@ predictions, features and exports begin with."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,8 @@ class TrainedNetwork:
     manifest: Manifest
     stats: Stats
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    # [3,crop,crop], added to centre views: what another dataset's mean differs by
+    shift: Tensor | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -119,11 +122,29 @@ class TrainedNetwork:
         with tqdm(total=total, desc=title, leave=False, disable=None) as bar:
             for images, _, ids in self.split(split):
                 real = ids >= 0
-                yield images[real], ids[real]
+                own = images[real] if self.shift is None else images[real] + self.shift
+                yield own, ids[real]
                 bar.update(int(real.sum()))
                 done += len(ids)
                 if done >= total:
                     return
+
+    def with_images_of(self, shards: str) -> TrainedNetwork:
+        """The network with another dataset's images, less the mean that it was trained with.
+        GratisError where they have another size."""
+        small = dataset_folder(shards)
+        manifest = read_manifest(small)
+        if (size := manifest.image_size) != (own := self.manifest.image_size):
+            raise GratisError(
+                f"{shards} holds {size}-pixel images, the run was trained on {own}: make shards "
+                f"with --size {own}"
+            )
+        mean = read_stats(small, manifest.stats_sha256).mean - self.stats.mean
+        first = (size - self.recipe.crop) // 2
+        centre = mean[first : first + self.recipe.crop, first : first + self.recipe.crop]
+        dtype = getattr(torch, self.recipe.compute)
+        shift = torch.from_numpy(centre.transpose(2, 0, 1)).to(self.device, dtype)
+        return dataclasses.replace(self, shards=shards, manifest=manifest, shift=shift)
 
     @torch.inference_mode()
     def probabilities(self, pixels: Sequence[Pixels]) -> NDArray[np.float64]:

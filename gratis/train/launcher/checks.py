@@ -35,6 +35,11 @@ def check_dataset(shards: Path | str, manifest: Manifest, options: Options) -> N
             f"{recipe.image_size}: {way_out}, or make shards with --size {recipe.image_size}"
         )
     classes = len(manifest.classes)
+    if not classes:
+        raise GratisError(
+            f"{shards} was made with --unlabelled: it has no classes to learn; make shards with "
+            f"labels, or train without them in a program of your own (gratis.Loader)"
+        )
     if recipe.classes is not None and recipe.classes < classes:
         why = f"{shards} has {classes} classes; take at least those"
         raise GratisError(f"--classes {recipe.classes}: {why}")
