@@ -255,6 +255,29 @@ def test_tars_that_begin_with_such_are_sent_to_shards_which_takes_them(tmp_path:
     assert {name: split.samples for name, split in made.splits.items()} == {"train": 1, "val": 1}
 
 
+PLAIN = b"P6\n64 64\n255\n"  # as this project writes it
+
+
+@pytest.mark.parametrize("header", [PLAIN, b"P6 64 64 255\n", b"P6\n#x\n64 64\n255\n"])
+def test_pixmaps_are_taken_as_the_loader_reads_them(tmp_path: Path, header: bytes) -> None:
+    root, files = tmp_path / "t", list[tuple[str, bytes]]()
+    for k, begin in enumerate((PLAIN, header, PLAIN)):
+        pixels = np.asarray(Pillow.open(io.BytesIO(picture(k)))).tobytes()
+        files += [(f"{k}.ppm", begin + pixels), (f"{k}.cls", b"0")]
+    archive(root / "0.tar", files)
+    if header != PLAIN:
+        with pytest.raises(
+            GratisError, match=rf"'1\.ppm' is no PPM .* gratis shards --src {root} "
+        ):
+            index_tars(IndexConfig(tars=str(root), workers=1))
+        return
+    assert index_tars(IndexConfig(tars=str(root), workers=1)).codec == "raw"
+    verify_dataset(VerifyConfig(shards=str(root)))
+    loading = LoaderConfig(batch_size=3, crop=CROP, augment=False)
+    with Loader(root, "train", loading, device=torch.device("cpu")) as loader:
+        assert [ids.tolist() for *_, ids in loader] == [[0, 1, 2]]
+
+
 @pytest.mark.parametrize(
     ("bad", "kind"),
     [(lambda: twelve_bits(picture(1)), "undecodable"), (lambda: picture(1)[:-2], "truncated")],
