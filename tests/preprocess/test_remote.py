@@ -20,9 +20,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 
+from gratis import addresses
 from gratis.errors import GratisError, wait_for
 from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.sources.tar import members as tar_members
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEYS = {
@@ -260,6 +263,81 @@ def test_a_dataset_over_http_is_a_source(web: str, tmp_path: Path) -> None:
     code, text = shards(web, tmp_path / "o")
     assert code == 0, text
     assert "300 train and 200 val images of 10 classes" in text
+
+
+def tar_of(*keys: str) -> bytes:
+    buffer, file = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (40, 40), (90, 120, 150)).save(file, "JPEG")
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for key in keys:
+            for ending, data in (("cls", b"0"), ("jpg", file.getvalue())):
+                info = tarfile.TarInfo(f"{key}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def flipped(data: bytes, name: bytes) -> bytes:
+    changed = bytearray(data)
+    changed[data.index(name)] ^= 1
+    return bytes(changed)
+
+
+FLIPPED = flipped(tar_of("a", "b", "c"), b"b.cls")
+JOINED = tar_of("a", "b") + tar_of("c")
+LONG = "n" * 150
+DAMAGED = {
+    "a header": FLIPPED,
+    "joined": JOINED,
+    "links and pax": tar_of("a", LONG),
+    "a lone block": tar_of("a")[:2560] + bytes(512) + tar_of("b"),
+    "bytes": tar_of("a") + b"bytes",
+    "no end": tar_of("a")[:2048],
+    "zeros": tar_of("a") + bytes(5 << 20),
+    "cut": tar_of("a")[:1600],
+}
+
+
+def members_of(address: str, data: bytes) -> str:
+    """What the tar's members are, or the message."""
+    with addresses.Bytes(address) as archive:
+        try:
+            found = list(tar_members(archive, "x.tar", lambda *why: None, 0, archive.size))
+        except GratisError as error:
+            return str(error)
+    return repr([(m.name, data[m.offset : m.offset + m.size]) for m in found])
+
+
+def test_tars_over_http_end_where_local_ones_do(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *a: RangeHandler(*a, directory=str(tmp_path))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, data in DAMAGED.items():
+        (tmp_path / "x.tar").write_bytes(data)
+        local = members_of(str(tmp_path / "x.tar"), data)
+        assert ("damaged" in local) == (name not in ("joined", "links and pax"))
+        url = f"http://127.0.0.1:{server.server_address[1]}/x.tar"
+        assert members_of(url, data) == local, name
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.starts
+def test_tars_in_s3_end_where_they_do(s3: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "flipped.tar").write_bytes(FLIPPED)
+    (tmp_path / "joined.tar").write_bytes(JOINED)
+    puts = [f"fs.put('{tmp_path}/{k}.tar', 'ends/{k}/train-0.tar')" for k in ("flipped", "joined")]
+    in_s3(s3, "fs.mkdir('ends')\n" + "\n".join(puts))
+    code, text = shards("s3://ends/flipped", tmp_path / "o", env=s3)
+    assert code == 2
+    place = tar_of("a", "b", "c").index(b"b.cls")
+    assert f"s3://ends/flipped/train-0.tar is damaged as a tar at byte {place}: " in text
+    assert "the last good member is 'a.jpg'" in text
+    code, text = shards("s3://ends/joined", tmp_path / "o", env=s3)
+    assert code == 0, text
+    assert "3 train images" in text
 
 
 LISTED = """
