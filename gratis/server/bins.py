@@ -23,6 +23,7 @@ class Bin:
     t: float  # Unix seconds of its last record
     lr: float | None
     counters: Counters
+    startup: bool  # whether the attempt's start-up is in it
 
     def plus(self, later: Bin) -> Bin:
         """Both; but the higher attempt alone where they differ, as it ran these steps again."""
@@ -32,6 +33,7 @@ class Bin:
             later,
             first_step=min(self.first_step, later.first_step),
             counters=self.counters.plus(later.counters),
+            startup=self.startup or later.startup,
         )
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gratis.rates import Stage
+from gratis.verdict import Bottleneck
 
 State = Literal["starting", "running", "stalled", "crashed", "preempted", "diverged", "finished"]
-Bottleneck = Literal["starting", "stalled", "straggler", "input-bound", "compute-bound"]
 
 Rate = Annotated[float | None, Field(ge=0)]
 Share = Annotated[float | None, Field(ge=0, le=1)]
@@ -25,15 +25,26 @@ class StatusModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Verdict(StatusModel):
-    """What holds training back. The rule is `gratis.server.verdict.judge`."""
+class VerdictStatus(StatusModel):
+    """What holds training back. The rule is `gratis.verdict.judge`."""
 
     kind: Bottleneck = Field(description="what holds training back")
+    title: str = Field(description="the verdict as a headline")
     stage: Stage | None = optional(
         "the loader's slowest stage, where the input holds training back"
     )
     rank: int | None = optional("the rank that holds the others back, if one does")
     text: str = Field(description="the verdict as a sentence, with the numbers behind it")
+
+
+class StartupStatus(StatusModel):
+    """How long the newest attempt took to get going: its first interval, which no rate counts."""
+
+    first_batch_s: float = Field(description="until the last rank had its first batch, seconds")
+    first_step_s: float = Field(
+        description="from then until the last rank had taken its first step, seconds"
+    )
+    text: str = Field(description="both as words")
 
 
 class Speed(StatusModel):
@@ -130,14 +141,16 @@ class RunList(StatusModel):
 
 class RunStatus(RunSummary):
     reason: str = Field(description="why it is in this state")
-    verdict: Verdict = Field(description="what holds training back")
+    verdict: VerdictStatus = Field(description="what holds training back")
     images_per_s: Speed = Field(
-        description="images per second over all ranks, of the newest 30 s, or the attempt once over"
+        description="images per second over all ranks, of the newest 30 s; once over, of the "
+        "attempt without its start-up"
     )
     data_wait_fraction: Share = optional(
         "share of the ranks' time spent waiting for batches, in [0, 1], "
-        "of the newest 30 s; once over, of the attempt"
+        "of the newest 30 s; once over, of the attempt without its start-up"
     )
+    startup: StartupStatus | None = optional("the attempt's start-up; null until it is over")
     headroom: Rate = optional(
         "how many times faster the loader could go than training asks: a ratio"
     )
@@ -191,6 +204,9 @@ class IntervalStatus(StatusModel):
     step: int = Field(description="training steps taken at its end")
     epoch: int = Field(description="epoch, from 0")
     attempt: int = Field(description="the attempt that ran it")
+    startup: bool = Field(
+        description="whether the attempt's start-up is in it, whose rates say nothing of the rest"
+    )
     t: float = Field(description="its end, Unix seconds by the trainer's clock")
     images_per_s: Speed = Field(description="images per second over all ranks")
     data_wait_fraction: Share = optional("share of the time spent waiting for batches, in [0, 1]")

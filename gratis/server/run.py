@@ -84,12 +84,12 @@ def start_of(ranks: list[RankFile]) -> Record:
 
 def _capacity(rows: list[list[Bin]], place: int) -> float | None:
     """Of the loaders, images/s, over the rows up to `place` that make up SMOOTH_S of training by
-    the same ranks."""
+    the same ranks; the row that holds their start-up only alone."""
     totals, attempt = [ZERO for _ in rows[place]], rows[place][0].attempt
-    # the first interval, in which pipelines fill and kernels compile, counts while it is alone
-    begin = min(place, 1)
-    for row in reversed(rows[begin : place + 1]):
+    for row in reversed(rows[: place + 1]):
         if len(row) != len(totals) or row[0].attempt != attempt or totals[0].wall_s >= SMOOTH_S:
+            break
+        if row[0].startup and totals[0].wall_s:
             break
         totals = [one.plus(bin_.counters) for one, bin_ in zip(totals, row, strict=True)]
     return throughput(totals).loader
@@ -105,6 +105,7 @@ def _interval(row: list[Bin], capacity: float | None) -> IntervalStatus:
         step=max(bin_.step for bin_ in row),
         epoch=first.epoch,
         attempt=first.attempt,
+        startup=any(bin_.startup for bin_ in row),
         t=max(bin_.t for bin_ in row),
         images_per_s=Speed(**rates._asdict()),
         data_wait_fraction=wait_fraction(ranks),

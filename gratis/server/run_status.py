@@ -20,18 +20,20 @@ from gratis.server.models import (
     ShardStatus,
     Speed,
     StageShares,
+    StartupStatus,
     State,
+    VerdictStatus,
 )
 from gratis.server.run import PICTURE, Run, start_of
 from gratis.server.state import attempt_state
-from gratis.server.verdict import judge, stage_shares
+from gratis.verdict import performance, stage_shares
 
 OVER: tuple[State, ...] = ("finished", "crashed", "preempted", "diverged")
 
 
 def run_status(run: Run, stall_s: float) -> RunStatus:
-    """The status as of the run's last refresh. Rates are over the newest intervals; over the
-    whole attempt once it has ended."""
+    """The status as of the run's last refresh. Rates are over the newest intervals; once the
+    attempt has ended, over all of it but its start-up."""
     ranks, now = run.latest_ranks(), time.time()
     start = start_of(ranks)
     world = integer(start, "world") or max(len(ranks), 1)
@@ -52,8 +54,12 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
     ends = [one.end for one in attempts.values() if one.end is not None]
     error = next((error for end in ends if (error := text(end, "error"))), None)
     counters = {file.rank: _counters(file, state) for file in ranks if file.step}
-    rates = throughput(counters.values())
-    judged = counters if stepped or state in OVER else {}
+    speed, wait, startup, verdict = performance(
+        {file.rank: file.counters for file in ranks if file.step},
+        counters,
+        complete=stepped or state in OVER,
+        stalled_s=age_s if state == "stalled" else None,
+    )
     return RunStatus(
         name=run.path.name,
         state=state,
@@ -62,10 +68,11 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
         step=max((file.step for file in ranks), default=0),
         updated=updated,
         age_s=age_s,
-        verdict=judge(judged, stalled_s=age_s if state == "stalled" else None),
-        images_per_s=Speed(**rates._asdict()),
-        data_wait_fraction=wait_fraction(counters.values()),
-        headroom=rates.headroom,
+        verdict=VerdictStatus(**verdict._asdict()),
+        images_per_s=Speed(**speed._asdict()),
+        data_wait_fraction=wait,
+        startup=StartupStatus(**startup._asdict(), text=startup.text) if startup else None,
+        headroom=speed.headroom,
         attempt=max((file.attempt.number for file in ranks), default=0),
         world=world,
         images_trained=int(sum(file.lifetime.images for file in ranks)),
@@ -101,7 +108,7 @@ def evaluations(run: Run) -> list[Evaluation]:
 
 
 def _counters(file: RankFile, state: State) -> Counters:
-    return file.total if state in OVER else file.window()
+    return file.counters.whole if state in OVER else file.window()
 
 
 def _plan(start: Record) -> dict[str, Any]:

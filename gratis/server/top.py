@@ -59,7 +59,7 @@ def screen(run: RunStatus) -> RenderableType:
         f"  {plain(run.reason)}",
         overflow="fold",
     )
-    verdict = Text.assemble((run.verdict.kind, "bold"), "  ", plain(run.verdict.text))
+    verdict = Text.assemble((run.verdict.title, "bold"), "  ", plain(run.verdict.text))
     parts: list[RenderableType] = [head, verdict, _numbers(run), *_shards(run), _ranks(run)]
     parts += [Text(f"! {plain(warning)}", "yellow") for warning in run.warnings[-3:]]
     return Panel(Group(*parts), title="gratis")

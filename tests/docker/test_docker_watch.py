@@ -233,8 +233,12 @@ def test_a_real_run_fills_the_dashboard(tmp_path: Path, sample_shards: Path) -> 
 @pytest.mark.starts
 def test_input_bound_waits_five_minutes(tmp_path: Path) -> None:
     """By promtool, on made-up series: it fires after five minutes without a break, and not where
-    nothing trains."""
+    nothing trains, or the loader could deliver more than twice what training takes."""
     series = [
+        {"series": 'gratis_data_wait_ratio{run="pauses"}', "values": "0.2x20"},
+        {"series": 'gratis_run_state{run="pauses",state="running"}', "values": "1x20"},
+        {"series": 'gratis_loader_headroom_ratio{run="pauses"}', "values": "2.1x20"},
+        {"series": 'gratis_loader_headroom_ratio{run="a"}', "values": "2x20"},
         {"series": 'gratis_data_wait_ratio{run="a"}', "values": "0.2x20"},
         {"series": 'gratis_run_state{run="a",state="running"}', "values": "1x20"},
         {"series": 'gratis_data_wait_ratio{run="over"}', "values": "0.2x20"},

@@ -549,7 +549,7 @@ def cpu_of_children() -> float:
 def test_top_in_a_pipe(site: tuple[str, Path]) -> None:
     command = [sys.executable, "-m", "gratis", "top", "--runs", str(site[1])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    assert "compute-bound" in done.stdout
+    assert "Compute-bound: the loader keeps up" in done.stdout
     assert "500 images/s" in done.stdout
     assert "no run x in" in fails("top", f"--runs={site[1]}", "--run", "x")
 
@@ -570,6 +570,7 @@ def test_top_on_a_terminal(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "a", world=2)
     run.start()
     run.step(10)
+    run.step(20)
     mine, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     process = subprocess.Popen(
@@ -600,11 +601,11 @@ def test_top_on_a_terminal(tmp_path: Path) -> None:
         return text in output
 
     try:
-        assert wait_for(lambda: shows(b"compute-bound") and shows(b"500 images/s")), output
+        assert wait_for(lambda: shows(b"Compute-bound") and shows(b"500 images/s")), output
         assert b"\x1b[?1049h" in output
         output = b""
-        run.step(20, ranks={rank: {"wait_s": 9.0, "read_s": 60.0} for rank in (0, 1)})
-        assert wait_for(lambda: shows(b"input-bound") and shows(b"read 9")), output
+        run.step(30, ranks={rank: {"wait_s": 9.0, "read_s": 60.0} for rank in (0, 1)})
+        assert wait_for(lambda: shows(b"Input-bound") and shows(b"read 9")), output
         assert (
             max(
                 len(line)

@@ -87,7 +87,9 @@ def test_a_run_ends_with_a_result_line(whole: tuple[Path, str]) -> None:
         "top5_10view",
         "images_per_s",
         "loader_images_per_s",
+        "headroom",
         "wait_fraction",
+        "startup_s",
     ]
     assert 0 <= float(found["top1"]) <= float(found["top5"]) <= 1
     assert float(found["images_per_s"]) > 0

@@ -38,18 +38,11 @@ export function draw(status, intervals) {
   drawFacts(status);
 }
 
-function headline(verdict) {
-  if (verdict.kind === "compute-bound") return "Compute-bound: the loader keeps up";
-  if (verdict.kind === "input-bound") return `Input-bound: ${verdict.stage ? `${verdict.stage} is too slow` : "the loader is too slow"}`;
-  if (verdict.kind === "straggler") return `Straggler: rank ${verdict.rank} holds the others back`;
-  return capital(verdict.kind);
-}
-
 function drawVerdict({ state, verdict, reason, ranks, shards }) {
   const troubled = ["crashed", "diverged", "stalled"].includes(state);
   get("verdict").className = `card verdict ${troubled ? "bad" : VERDICT_TONES[verdict.kind]}`;
   get("question").textContent = troubled ? "What happened" : OVER.includes(state) ? "What held training back" : "What holds training back";
-  get("kind").textContent = troubled ? capital(state) : headline(verdict);
+  get("kind").textContent = troubled ? capital(state) : verdict.title;
   if (shards && !ranks.length && !troubled) {
     get("question").textContent = "Before training";
     get("kind").textContent = { starting: "Making shards", finished: "The shards are made" }[state] ?? capital(state);
