@@ -12,7 +12,7 @@ from gratis.events import EventTail
 from gratis.fields import Record, count, integer, number, text
 from gratis.history import Attempt
 from gratis.rates import ZERO, AttemptCounters, Counters, step_counters
-from gratis.server.bins import Bin, Bins
+from gratis.server.bins import Bin, Bins, gauges
 
 SHARD_COUNTERS = ("images", "bytes_in", "bytes_out", "wall_s")
 WINDOW_S = 30.0  # rates are over the newest intervals that make up this much
@@ -132,6 +132,7 @@ class RankFile(EventFile):
             t=self.t or 0.0,
             lr=number(record, "lr"),
             counters=counters,
+            gauges=gauges(record),
             startup=not self.counters.started,
         )
         self.bins.add(bin_)

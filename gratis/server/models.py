@@ -68,6 +68,7 @@ class GpuStatus(StatusModel):
     busy: Share = optional("share of the last sample period with a kernel running, in [0, 1]")
     nvjpg_busy: Share = optional("share of it with the JPEG engine at work, in [0, 1]")
     memory_bytes: Rate = optional("device memory in use, bytes")
+    memory_total_bytes: Rate = optional("device memory there is, bytes")
     power_w: Rate = optional("power drawn, watts")
 
 
@@ -95,6 +96,7 @@ class RankStatus(StatusModel):
 class Evaluation(StatusModel):
     epoch: int = Field(description="epochs trained")
     step: int = Field(description="training steps taken")
+    t: float | None = optional("when it ended, Unix seconds by the trainer's clock")
     views: int = Field(description="views of each image that were averaged: 1 or 10")
     images: int = Field(description="validation images")
     top1_error: Share = optional("share of images whose first guess is wrong, in [0, 1]")
@@ -160,6 +162,15 @@ class RunStatus(RunSummary):
     evaluations: list[Evaluation] = Field(
         description="evaluations on the validation split, the oldest first"
     )
+    best: Evaluation | None = optional(
+        "the evaluation with the lowest top-1 error, of the centre view where there is one"
+    )
+    gpu_busy: Share = optional("mean over the ranks of their GPUs' busy share, in [0, 1]")
+    gpu_memory_bytes: Rate = optional("memory in use on the GPU with the most in use, bytes")
+    gpu_memory_total_bytes: Rate = optional("memory that that GPU has, bytes")
+    rss_bytes: Rate = optional("resident memory of all ranks' processes, bytes")
+    folder: str = Field(description="the run's folder, from the folder of all runs on")
+    command: str | None = optional("the command that began this attempt; its paths are cut")
     recipe: str | None = optional("the recipe's name")
     dataset: str | None = optional("the dataset's hash")
     classes: int | None = optional("classes in the dataset")
@@ -175,6 +186,8 @@ class RunStatus(RunSummary):
     decoded_bytes: Rate = optional("what they take there once all are, bytes on each rank")
     epochs: int | None = optional("epochs planned")
     steps_per_epoch: int | None = optional("training steps in an epoch")
+    epoch_step: int | None = optional("training steps taken of the epoch")
+    total_steps: int | None = optional("training steps planned")
     started: float | None = optional("when this attempt began, Unix seconds by the trainer's clock")
     age_s: float = Field(description="seconds since its files last grew, by the server's clock")
     remaining_s: Rate = optional("seconds to go at the present rate, evaluations not counted")
@@ -213,6 +226,9 @@ class IntervalStatus(StatusModel):
     loss: float | None = optional("mean training loss, nats per image")
     train_error: Share = optional("share of training images wrong, in [0, 1]")
     learning_rate: float | None = optional("learning rate of the weights, at its end")
+    gpu_busy: Share = optional("mean of the GPUs' busy shares, in [0, 1]")
+    gpu_memory_bytes: Rate = optional("the most memory in use on one GPU, bytes")
+    rss_bytes: Rate = optional("resident memory of all ranks' processes, bytes")
 
 
 class Health(StatusModel):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gratis.fields import Record, integer
 from gratis.rates import ZERO, Counters, throughput, wait_fraction
-from gratis.server.bins import Bin, align
+from gratis.server.bins import Bin, Gauges, align
 from gratis.server.event_files import EventFile, RankFile, ShardFile
 from gratis.server.models import IntervalStatus, Speed
 
@@ -99,6 +99,7 @@ def _interval(row: list[Bin], capacity: float | None) -> IntervalStatus:
     ranks, first = [bin_.counters for bin_ in row], row[0]
     total = reduce(Counters.plus, ranks)
     rates = throughput(ranks)._replace(loader=capacity)
+    read = reduce(Gauges.plus, (bin_.gauges for bin_ in row))
     error = 1 - total.hits / total.hit_images if total.hit_images else None
     return IntervalStatus(
         first_step=first.first_step,
@@ -112,4 +113,7 @@ def _interval(row: list[Bin], capacity: float | None) -> IntervalStatus:
         loss=total.loss / total.loss_steps if total.loss_steps else None,
         train_error=error if error is None else min(max(error, 0.0), 1.0),
         learning_rate=first.lr,
+        gpu_busy=read.busy / read.samples if read.samples else None,
+        gpu_memory_bytes=read.gpu_bytes or None,
+        rss_bytes=sum(bin_.gauges.rss_bytes for bin_ in row) or None,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from gratis.fields import Record, count, integer, number, section, text
+from gratis.fields import Record, command, count, integer, number, section, text
 from gratis.rates import Counters, throughput, wait_fraction
 from gratis.server.bins import superseded
 from gratis.server.event_files import EventFile, RankFile, ShardFile
@@ -60,12 +61,16 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
         complete=stepped or state in OVER,
         stalled_s=age_s if state == "stalled" else None,
     )
+    rank_statuses = [_rank_status(file, state, file.rank in dead, now) for file in ranks]
+    evaluated = evaluations(run)
+    epoch, step = (max((of(file) for file in ranks), default=0) for of in (_epoch, _step))
     return RunStatus(
         name=run.path.name,
+        folder=f"{run.path.parent.resolve().name}/{run.path.name}",
         state=state,
         reason=f"{reason}: {error}" if error else reason,
-        epoch=max((file.attempt.epoch for file in ranks), default=0),
-        step=max((file.step for file in ranks), default=0),
+        epoch=epoch,
+        step=step,
         updated=updated,
         age_s=age_s,
         verdict=VerdictStatus(**verdict._asdict()),
@@ -76,24 +81,47 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
         attempt=max((file.attempt.number for file in ranks), default=0),
         world=world,
         images_trained=int(sum(file.lifetime.images for file in ranks)),
-        evaluations=evaluations(run),
+        evaluations=evaluated,
+        best=best(evaluated),
         warnings=[message for file in ranks for message in file.warnings][-10:],
-        ranks=[_rank_status(file, state, file.rank in dead, now) for file in ranks],
+        ranks=rank_statuses,
+        rss_bytes=sum(one.rss_bytes or 0.0 for one in rank_statuses) or None,
+        **_gpus([one.gpu for one in rank_statuses if one.gpu is not None]),
         shards=_shard_status(run.shards, stall_s, now) if run.shards else None,
         picture_t=_modified(run.path / PICTURE),
-        remaining_s=None if state in OVER else _remaining(start, counters.values(), ranks),
+        remaining_s=None
+        if state in OVER and state != "finished"
+        else _remaining(start, counters.values(), ranks),
         behind_bytes=sum(file.behind for file in run.files()),
         garbage_lines=sum(file.tail.garbage for file in run.files()),
-        **_plan(start),
+        **_plan(start, epoch, step),
         **_progress(ranks),
     )
 
 
+def _epoch(file: RankFile) -> int:
+    return file.attempt.epoch
+
+
+def _step(file: RankFile) -> int:
+    return file.step
+
+
 def _modified(path: Path) -> float | None:
+    """Of a regular file: what else may have its name is not shown."""
     try:
-        return path.stat().st_mtime
+        status = path.lstat()
     except OSError:
         return None
+    return status.st_mtime if stat.S_ISREG(status.st_mode) else None
+
+
+def best(evaluated: Collection[Evaluation]) -> Evaluation | None:
+    """The evaluation with the lowest top-1 error, the oldest of equals: of the centre view, which
+    every epoch has, where there is one."""
+    known = [one for one in evaluated if one.top1_error is not None]
+    centre = [one for one in known if one.views == 1]
+    return min(centre or known, key=lambda one: one.top1_error or 0.0, default=None)
 
 
 def evaluations(run: Run) -> list[Evaluation]:
@@ -111,8 +139,9 @@ def _counters(file: RankFile, state: State) -> Counters:
     return file.counters.whole if state in OVER else file.window()
 
 
-def _plan(start: Record) -> dict[str, Any]:
-    """What the `start` record announces."""
+def _plan(start: Record, epoch: int, step: int) -> dict[str, Any]:
+    """What the `start` record announces, and how far along it the run is."""
+    epochs, steps = integer(start, "epochs"), integer(start, "steps_per_epoch")
     mesh, decoded = section(start, "mesh"), text(start, "decoded")
     images = integer(start, "train_images")
     side, nbytes = integer(section(section(start, "config"), "recipe"), "image_size"), None
@@ -124,6 +153,9 @@ def _plan(start: Record) -> dict[str, Any]:
         "dataset": text(start, "dataset"),
         "mesh": {axis: int(count(mesh, axis)) for axis in list(mesh)[:8]},
         "started": number(start, "t"),
+        "command": command(start, "command") or None,
+        "epoch_step": None if not steps else min(max(step - epoch * steps, 0), steps),
+        "total_steps": epochs * steps if epochs and steps else None,
         "decoded": decoded,
         "decoded_bytes": nbytes,
         **{key: integer(start, key) for key in whole},
@@ -191,8 +223,21 @@ def _gpu(record: Record) -> GpuStatus | None:
         busy=_share(number(gpu, "busy")),
         nvjpg_busy=_share(number(gpu, "nvjpg_busy")),
         memory_bytes=count(gpu, "memory_bytes") or None,
+        memory_total_bytes=count(gpu, "memory_total_bytes") or None,
         power_w=count(gpu, "power_w") or None,
     )
+
+
+def _gpus(gpus: list[GpuStatus]) -> dict[str, Any]:
+    """Over the ranks that have one. The fullest stands for all: ranks may share one, and the first
+    to be full ends a run."""
+    busy = [one.busy for one in gpus if one.busy is not None]
+    fullest = max(gpus, key=lambda one: one.memory_bytes or 0.0, default=GpuStatus())
+    return {
+        "gpu_busy": sum(busy) / len(busy) if busy else None,
+        "gpu_memory_bytes": fullest.memory_bytes,
+        "gpu_memory_total_bytes": fullest.memory_total_bytes,
+    }
 
 
 def _shard_status(file: ShardFile, stall_s: float, now: float) -> ShardStatus:
@@ -232,6 +277,7 @@ def _evaluation(step: int, record: Record) -> Evaluation:
     return Evaluation(
         epoch=integer(record, "epoch") or 0,
         step=step,
+        t=number(record, "t"),
         views=integer(record, "views") or 0,
         images=integer(record, "images") or 0,
         top1_error=_error(record, "top1"),

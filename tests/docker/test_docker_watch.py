@@ -48,6 +48,8 @@ class Run:
                     "world": 2,
                     "host": "elsewhere",
                     "mesh": {"data": 1, "tower": 2},
+                    "epochs": 5,
+                    "steps_per_epoch": 1000,
                 },
             )
             writer.write(
@@ -79,7 +81,13 @@ class Run:
                 queue_depth=1,
                 queue_capacity=2,
             )
-            gpu = GpuCounters(busy=0.9, nvjpg_busy=0.2, memory_bytes=1 << 30, power_w=300.0)
+            gpu = GpuCounters(
+                busy=0.9,
+                nvjpg_busy=0.2,
+                memory_bytes=1 << 30,
+                memory_total_bytes=8 << 30,
+                power_w=300.0,
+            )
             step = StepRecord(
                 steps=10,
                 images=100,

@@ -26,6 +26,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -93,6 +94,10 @@ def test_status_of_the_newest_run(site: tuple[str, Path]) -> None:
     assert status["evaluations"][0]["top1_error"] == 0.25
     assert (status["decoded"], status["decoded_bytes"]) == ("host", 1000 * 128 * 128 * 3)
     assert status["remaining_s"] == 170.0  # 5 x 40 - 30 steps of one second
+    assert (status["epoch_step"], status["total_steps"]) == (30, 200)
+    assert status["rss_bytes"] == 2 << 30
+    assert status["folder"] == f"{site[1].name}/new"
+    assert status["best"] == status["evaluations"][0]
 
 
 def test_status_by_name(site: tuple[str, Path]) -> None:
@@ -320,6 +325,9 @@ def test_metrics_parse_in_both_formats(site: tuple[str, Path]) -> None:
             == 7.5
         )
         assert samples["gratis_loader_images_per_second", by_run] == 500
+        assert samples["gratis_planned_epochs", by_run] == 5
+        assert samples["gratis_planned_steps", by_run] == 200
+        assert samples["gratis_remaining_seconds", by_run] == 170
         assert samples["gratis_run_state", by_run, ("state", "running")] == 1
         assert samples["gratis_run_state", by_run, ("state", "crashed")] == 0
         assert any(name == "gratis_build_info" for name, *_ in samples)
@@ -564,15 +572,17 @@ def test_top_escapes_control_characters(tmp_path: Path) -> None:
     assert not {"\x1b", "\x07", "\x9b"} & set(done.stdout)
 
 
-def test_top_on_a_terminal(tmp_path: Path) -> None:
-    """On a real one of 100 columns: it fills the screen, follows the run, and gives the screen back
-    on ctrl-C."""
+@pytest.mark.parametrize("leave", [b"q", b"\x03", signal.SIGTERM])
+def test_top_on_a_terminal(tmp_path: Path, leave: bytes | signal.Signals) -> None:
+    """On a real one of 100 columns: it fills the screen, says how to leave it, follows the run, and
+    gives the screen back as it was."""
     run = RunWriter(tmp_path / "a", world=2)
     run.start()
     run.step(10)
     run.step(20)
     mine, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    before = termios.tcgetattr(mine)
     process = subprocess.Popen(
         [
             "setsid",
@@ -603,6 +613,10 @@ def test_top_on_a_terminal(tmp_path: Path) -> None:
     try:
         assert wait_for(lambda: shows(b"Compute-bound") and shows(b"500 images/s")), output
         assert b"\x1b[?1049h" in output
+        assert shows(b"q or Ctrl-C: leave")
+        assert shows(b"step 20 of 200")
+        assert shows(b"10%")
+        assert shows(b"3 minutes to go")  # 5 x 40 - 20 steps of one second
         output = b""
         run.step(30, ranks={rank: {"wait_s": 9.0, "read_s": 60.0} for rank in (0, 1)})
         assert wait_for(lambda: shows(b"Input-bound") and shows(b"read 9")), output
@@ -613,10 +627,15 @@ def test_top_on_a_terminal(tmp_path: Path) -> None:
             )
             <= 100
         )
-        os.write(mine, b"\x03")
+        if isinstance(leave, bytes):
+            os.write(mine, leave)
+        else:
+            started = psutil.Process(process.pid)  # setsid, or what it became
+            next(iter(started.children()), started).send_signal(leave)
         assert process.wait(timeout=60) == 0
         assert shows(b"\x1b[?1049l")
         assert b"Traceback" not in output
+        assert termios.tcgetattr(mine) == before
     finally:
         process.kill()
         process.wait()

@@ -221,6 +221,7 @@ def test_gpu_counters_are_shown_where_there_are_some(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "a")
     run.start()
     run.step(10, gpu={"busy": 0.93, "nvjpg_busy": None, "memory_bytes": 5 << 30, "power_w": 612.5})
+    assert status_of(Runs(tmp_path, STALL_S), "a").gpu_memory_total_bytes is None  # of old writers
     status = status_of(Runs(tmp_path, STALL_S), "a")
     gpu = status.ranks[0].gpu
     assert gpu is not None
@@ -231,6 +232,95 @@ def test_gpu_counters_are_shown_where_there_are_some(tmp_path: Path) -> None:
     run.step(20)
     status = status_of(Runs(tmp_path, STALL_S), "a")
     assert status.ranks[0].gpu is None
+
+
+def test_memory_and_gpus_of_all_ranks_and_over_the_steps(tmp_path: Path) -> None:
+    """The processes' memory is added up; of GPUs, which ranks may share, the fullest is shown."""
+    run = RunWriter(tmp_path / "a", world=2)
+    run.start()
+    for step, busy, used in ((10, 0.5, 3), (20, 0.9, 5)):
+        for rank in (0, 1):
+            alone = RunWriter(tmp_path / "a", world=2)
+            alone.writers = alone.writers[rank : rank + 1]
+            alone.step(
+                step,
+                gpu={
+                    "busy": busy - rank / 5,
+                    "nvjpg_busy": 0.0,
+                    "memory_bytes": (used + rank) << 30,
+                    "memory_total_bytes": (8 + rank) << 30,
+                    "power_w": 300.0,
+                },
+            )
+    snapshot = Runs(tmp_path, STALL_S).snapshot("a")
+    assert snapshot is not None
+    status = snapshot.status
+    assert (status.gpu_busy, status.rss_bytes) == (pytest.approx(0.8), 2 << 30)
+    assert (status.gpu_memory_bytes, status.gpu_memory_total_bytes) == (6 << 30, 9 << 30)
+    seen = [(one.gpu_busy, one.gpu_memory_bytes, one.rss_bytes) for one in snapshot.intervals]
+    assert seen == [(pytest.approx(0.4), 4 << 30, 2 << 30), (pytest.approx(0.8), 6 << 30, 2 << 30)]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "best"),
+    [
+        ([], None),
+        ([(1, 1, 0.5), (2, 1, 0.7), (3, 1, 0.7), (4, 1, 0.6)], 2),  # the oldest of equals
+        ([(1, 1, 0.5), (2, 1, None), (3, 10, 0.9)], 1),  # of the centre view
+        ([(5, 10, 0.9)], 5),  # none of it
+    ],
+)
+def test_the_best_epoch(
+    tmp_path: Path, evaluations: list[tuple[int, int, float | None]], best: int | None
+) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    for epoch, views, top1 in evaluations:
+        record = {"views": views, "images": 9, "top1": top1, "top5": 1.0, "nll": 1.0, "wall_s": 1.0}
+        run.writers[0].write("eval", record, epoch=epoch, step=epoch * 40)
+    status = status_of(Runs(tmp_path, STALL_S))
+    assert (status.best and status.best.epoch) == best
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("gratis train --shards shards --gpus 2", "gratis train --shards shards --gpus 2"),
+        ("gratis train --shards /home/me/shards", "gratis train --shards .../shards"),
+        ("gratis train --shards=../x/shards", "gratis train --shards=.../shards"),
+        ("gratis train --runs ~/a/b --run c", "gratis train --runs .../b --run c"),
+        (
+            "gratis train --shards https://me:secret@host/a/b?key=secret --run c",
+            "gratis train --shards https://host/a/b?... --run c",
+        ),
+        ("gratis train --shards 's3://bucket/a b'", "gratis train --shards 's3://bucket/a b'"),
+        ("", None),
+        (7, None),
+    ],
+)
+def test_the_command_is_shown_without_what_others_need_not_learn(
+    tmp_path: Path, given: str, shown: str | None
+) -> None:
+    run = RunWriter(tmp_path / "runs" / "a")
+    run.start(given)
+    status = status_of(Runs(tmp_path / "runs", STALL_S))
+    assert (status.command, status.folder) == (shown, "runs/a")
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "shown"), [(None, None, 0), (10, 0, 10), (40, 0, 40), (40, 1, 0), (50, 1, 10)]
+)
+def test_steps_of_the_epoch(
+    tmp_path: Path, step: int | None, epoch: int | None, shown: int
+) -> None:
+    """Forty an epoch; whole until the next has begun."""
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    if step is not None:
+        fields = {"steps": 10, "images": 1000, "wall_s": 10.0, "loader": {}}
+        run.writers[0].write("step", fields, epoch=epoch, step=step)
+    status = status_of(Runs(tmp_path, STALL_S))
+    assert (status.epoch_step, status.total_steps) == (shown, 200)
 
 
 @pytest.mark.starts
