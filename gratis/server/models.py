@@ -212,11 +212,14 @@ class IntervalStatus(StatusModel):
     """A range of training steps, added up over the ranks: one point of the charts."""
 
     first_step: int = Field(
-        description="where the range begins; a later interval from here on replaces this one"
+        description="the first of its training steps; a later interval that begins there or before "
+        "replaces this one"
     )
     step: int = Field(description="training steps taken at its end")
     epoch: int = Field(description="epoch, from 0")
-    attempt: int = Field(description="the attempt that ran it")
+    attempt: int = Field(
+        description="how many times the run had been started, the attempt that ran it counted"
+    )
     startup: bool = Field(
         description="whether the attempt's start-up is in it, whose rates say nothing of the rest"
     )
@@ -226,9 +229,16 @@ class IntervalStatus(StatusModel):
     loss: float | None = optional("mean training loss, nats per image")
     train_error: Share = optional("share of training images wrong, in [0, 1]")
     learning_rate: float | None = optional("learning rate of the weights, at its end")
+    cpu_cores: Rate = optional("process CPU seconds per second, over all ranks")
     gpu_busy: Share = optional("mean of the GPUs' busy shares, in [0, 1]")
     gpu_memory_bytes: Rate = optional("the most memory in use on one GPU, bytes")
     rss_bytes: Rate = optional("resident memory of all ranks' processes, bytes")
+
+
+class IntervalList(StatusModel):
+    intervals: list[IntervalStatus] = Field(
+        description="the run's intervals, the oldest first; none while the server is still reading"
+    )
 
 
 class Health(StatusModel):

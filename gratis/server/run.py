@@ -113,6 +113,7 @@ def _interval(row: list[Bin], capacity: float | None) -> IntervalStatus:
         loss=total.loss / total.loss_steps if total.loss_steps else None,
         train_error=error if error is None else min(max(error, 0.0), 1.0),
         learning_rate=first.lr,
+        cpu_cores=sum(one.cpu_s / one.wall_s for one in ranks),
         gpu_busy=read.busy / read.samples if read.samples else None,
         gpu_memory_bytes=read.gpu_bytes or None,
         rss_bytes=sum(bin_.gauges.rss_bytes for bin_ in row) or None,
