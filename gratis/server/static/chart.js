@@ -45,15 +45,15 @@ function logarithmic(values) {
 const known = (points) => points.filter((one) => one[1] !== null);
 
 export class Chart {
-  // lines: [{label, colour: "a".."d", area, dots, ring}]; format: number -> text; max: the most that y can be
+  // lines: [{label, colour: "a".."d", area, dots, ring, optional: not in the legend without a value}]; format: number -> text; max: the most that y can be
   constructor(figure, title, lines, { format, max = null, log = false }) {
     Object.assign(this, { title, lines, format, max, log, data: lines.map(() => []), other: null, cursor: null, axis: { name: "step", at: String, whole: true } });
     this.svg = shape("svg", { role: "img", tabindex: 0, "aria-label": title });
     this.values = lines.map(() => element("b", {}, "–"));
     this.others = lines.map(() => element("i"));
-    const keys = lines.map((line, i) => element("span", {}, element("span", { class: `swatch fill-${line.colour}${line.ring ? " ring" : ""}` }), `${line.label} `, this.values[i], this.others[i]));
+    this.keys = lines.map((line, i) => element("span", {}, element("span", { class: `swatch fill-${line.colour}${line.ring ? " ring" : ""}` }), `${line.label} `, this.values[i], this.others[i]));
     this.place = element("span");
-    this.legend = element("div", { class: "legend" }, ...keys, this.place);
+    this.legend = element("div", { class: "legend" }, ...this.keys, this.place);
     figure.append(element("figcaption", {}, title), this.legend, this.svg);
     this.svg.addEventListener("pointermove", (event) => this.point(event.offsetX));
     this.svg.addEventListener("pointerleave", () => this.point(null));
@@ -136,6 +136,7 @@ export class Chart {
     const pick = (points) => (this.cursor === null ? points.findLast((one) => one[1] !== null) : nearest(points));
     const chosen = this.data.map(pick), others = this.other?.map(pick) ?? [];
     chosen.forEach((one, i) => (this.values[i].textContent = one ? this.format(one[1]) : "–"));
+    this.keys.forEach((key, i) => (key.hidden = Boolean(this.lines[i].optional) && !chosen[i] && !others[i]));
     this.others.forEach((node, i) => (node.textContent = others[i] ? ` (${this.format(others[i][1])})` : ""));
     const first = this.cursor === null ? null : chosen.find((one) => one);
     this.place.textContent = first ? this.axis.at(first[0]) : "";

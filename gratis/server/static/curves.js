@@ -12,13 +12,13 @@ const charts = {
   wait: new Chart(get("chart-wait"), "Share of time training waits for data", [{ label: "waiting", colour: "d", area: true }], { format: share, max: 1 }),
   error: new Chart(get("chart-error"), "Error", [
     { label: "training top-1", colour: "b" }, { label: "validation top-1, 1 view", colour: "a", dots: true },
-    { label: "10 views", colour: "d", dots: true }, { label: "top-5, 10 views", colour: "c", dots: true }, { label: "best epoch", colour: "a", ring: true },
+    { label: "10 views", colour: "d", dots: true, optional: true }, { label: "top-5, 10 views", colour: "c", dots: true, optional: true }, { label: "best epoch", colour: "a", ring: true, optional: true },
   ], { format: share, max: 1 }),
   loss: new Chart(get("chart-loss"), "Training loss, nats per image", [{ label: "loss", colour: "b" }], { format: (value) => count(value, 2) }),
   lr: new Chart(get("chart-lr"), "Learning rate", [{ label: "of the weights", colour: "c" }], { format: significant }),
   gpu: new Chart(get("chart-gpu"), "GPU use", [{ label: "mean of the GPUs", colour: "c", area: true }], { format: share, max: 1 }),
   cpu: new Chart(get("chart-cpu"), "CPU cores at work", [{ label: "of all ranks", colour: "c", area: true }], { format: (value) => significant(value) }),
-  memory: new Chart(get("chart-memory"), "Memory", [{ label: "processes of all ranks", colour: "a" }, { label: "fullest GPU", colour: "b" }], { format: briefBytes }),
+  memory: new Chart(get("chart-memory"), "Memory", [{ label: "processes of all ranks", colour: "a" }, { label: "fullest GPU", colour: "b", optional: true }], { format: briefBytes }),
 };
 
 // Intervals far shorter than usual, as at an epoch's end, hold a step or two: their rates are noise on a chart.
