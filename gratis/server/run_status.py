@@ -54,57 +54,67 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
         reason = f"evaluating, {min(done, total):,.0f} of {total:,.0f} images"
     ends = [one.end for one in attempts.values() if one.end is not None]
     error = next((error for end in ends if (error := text(end, "error"))), None)
-    counters = {file.rank: _counters(file, state) for file in ranks if file.step}
-    speed, wait, startup, verdict = performance(
-        {file.rank: file.counters for file in ranks if file.step},
-        counters,
-        complete=stepped or state in OVER,
-        stalled_s=age_s if state == "stalled" else None,
-    )
-    rank_statuses = [_rank_status(file, state, file.rank in dead, now) for file in ranks]
+    own = [_rank_status(file, state, file.rank in dead, now) for file in ranks]
     evaluated = evaluations(run)
-    epoch, step = (max((of(file) for file in ranks), default=0) for of in (_epoch, _step))
     return RunStatus(
         name=run.path.name,
         folder=f"{run.path.parent.resolve().name}/{run.path.name}",
         state=state,
         reason=f"{reason}: {error}" if error else reason,
-        epoch=epoch,
-        step=step,
         updated=updated,
         age_s=age_s,
-        verdict=VerdictStatus(**verdict._asdict()),
-        images_per_s=Speed(**speed._asdict()),
-        data_wait_fraction=wait,
-        startup=StartupStatus(**startup._asdict(), text=startup.text) if startup else None,
-        headroom=speed.headroom,
         attempt=max((file.attempt.number for file in ranks), default=0),
         world=world,
         images_trained=int(sum(file.lifetime.images for file in ranks)),
         evaluations=evaluated,
         best=best(evaluated),
         warnings=[message for file in ranks for message in file.warnings][-10:],
-        ranks=rank_statuses,
-        rss_bytes=sum(one.rss_bytes or 0.0 for one in rank_statuses) or None,
-        **_gpus([one.gpu for one in rank_statuses if one.gpu is not None]),
+        ranks=own,
         shards=_shard_status(run.shards, stall_s, now) if run.shards else None,
         picture_t=_modified(run.path / PICTURE),
-        remaining_s=None
-        if state in OVER and state != "finished"
-        else _remaining(start, counters.values(), ranks),
         behind_bytes=sum(file.behind for file in run.files()),
         garbage_lines=sum(file.tail.garbage for file in run.files()),
-        **_plan(start, epoch, step),
+        **_plan(start),
+        **_position(start, state, ranks),
+        **_rates(ranks, state, complete=stepped or state in OVER, age_s=age_s),
         **_progress(ranks),
+        **_memory_and_gpus(own),
     )
 
 
-def _epoch(file: RankFile) -> int:
-    return file.attempt.epoch
+def _rates(ranks: list[RankFile], state: State, *, complete: bool, age_s: float) -> dict[str, Any]:
+    """How fast it is, and what holds it back."""
+    counters = {file.rank: _counters(file, state) for file in ranks if file.step}
+    speed, wait, startup, verdict = performance(
+        {file.rank: file.counters for file in ranks if file.step},
+        counters,
+        complete=complete,
+        stalled_s=age_s if state == "stalled" else None,
+    )
+    return {
+        "verdict": VerdictStatus(**verdict._asdict()),
+        "images_per_s": Speed(**speed._asdict()),
+        "data_wait_fraction": wait,
+        "startup": StartupStatus(**startup._asdict(), text=startup.text) if startup else None,
+        "headroom": speed.headroom,
+    }
 
 
-def _step(file: RankFile) -> int:
-    return file.step
+def _position(start: Record, state: State, ranks: list[RankFile]) -> dict[str, Any]:
+    """How far the run is along what its `start` record announces."""
+    epochs, steps = integer(start, "epochs"), integer(start, "steps_per_epoch")
+    epoch = max((file.attempt.epoch for file in ranks), default=0)
+    step = max((file.step for file in ranks), default=0)
+    total = epochs * steps if epochs and steps else None
+    goes_on = state not in OVER or state == "finished"
+    step_s = max((_counters(file, state).step_s for file in ranks if file.step), default=None)
+    return {
+        "epoch": epoch,
+        "step": step,
+        "epoch_step": min(max(step - epoch * steps, 0), steps) if steps else None,
+        "total_steps": total,
+        "remaining_s": max(total - step, 0) * step_s if goes_on and total and step_s else None,
+    }
 
 
 def _modified(path: Path) -> float | None:
@@ -139,9 +149,8 @@ def _counters(file: RankFile, state: State) -> Counters:
     return file.counters.whole if state in OVER else file.window()
 
 
-def _plan(start: Record, epoch: int, step: int) -> dict[str, Any]:
-    """What the `start` record announces, and how far along it the run is."""
-    epochs, steps = integer(start, "epochs"), integer(start, "steps_per_epoch")
+def _plan(start: Record) -> dict[str, Any]:
+    """What the `start` record announces."""
     mesh, decoded = section(start, "mesh"), text(start, "decoded")
     images = integer(start, "train_images")
     side, nbytes = integer(section(section(start, "config"), "recipe"), "image_size"), None
@@ -154,8 +163,6 @@ def _plan(start: Record, epoch: int, step: int) -> dict[str, Any]:
         "mesh": {axis: int(count(mesh, axis)) for axis in list(mesh)[:8]},
         "started": number(start, "t"),
         "command": command(start, "command") or None,
-        "epoch_step": None if not steps else min(max(step - epoch * steps, 0), steps),
-        "total_steps": epochs * steps if epochs and steps else None,
         "decoded": decoded,
         "decoded_bytes": nbytes,
         **{key: integer(start, key) for key in whole},
@@ -175,16 +182,6 @@ def _progress(ranks: list[RankFile]) -> dict[str, Any]:
         "receipt": CoverageStatus(**receipt) if first.receipt is not None else None,
         "checkpoint_step": integer(first.checkpoint or {}, "step"),
     }
-
-
-def _remaining(
-    start: Record, counters: Collection[Counters], ranks: list[RankFile]
-) -> float | None:
-    steps_per_epoch, epochs = integer(start, "steps_per_epoch"), integer(start, "epochs")
-    if not (steps_per_epoch and epochs and counters):
-        return None
-    to_go = max(steps_per_epoch * epochs - max(file.step for file in ranks), 0)
-    return to_go * max(one.step_s for one in counters)
 
 
 def _rank_status(file: RankFile, state: State, dead: bool, now: float) -> RankStatus:
@@ -228,12 +225,14 @@ def _gpu(record: Record) -> GpuStatus | None:
     )
 
 
-def _gpus(gpus: list[GpuStatus]) -> dict[str, Any]:
-    """Over the ranks that have one. The fullest stands for all: ranks may share one, and the first
-    to be full ends a run."""
+def _memory_and_gpus(ranks: list[RankStatus]) -> dict[str, Any]:
+    """Over the ranks. The fullest GPU stands for all: ranks may share one, and the first to be full
+    ends a run."""
+    gpus = [one.gpu for one in ranks if one.gpu is not None]
     busy = [one.busy for one in gpus if one.busy is not None]
     fullest = max(gpus, key=lambda one: one.memory_bytes or 0.0, default=GpuStatus())
     return {
+        "rss_bytes": sum(one.rss_bytes or 0.0 for one in ranks) or None,
         "gpu_busy": sum(busy) / len(busy) if busy else None,
         "gpu_memory_bytes": fullest.memory_bytes,
         "gpu_memory_total_bytes": fullest.memory_total_bytes,

@@ -100,7 +100,7 @@ def test_events_count_every_image_once(whole: tuple[Path, str]) -> None:
     run, _ = whole
     assert [start["world"] for start in of_kind(run, "start")] == [1]
     (start,) = of_kind(run, "start")
-    assert start["command"].startswith("gratis train --shards ")
+    assert start["command"].startswith("gratis train --runs ")
     assert start["command"].endswith("--run whole")
     assert "command" not in start["config"]  # version 0.2 refuses what it does not know there
     assert sum(step["images"] for step in of_kind(run, "step")) == 2 * 1000
