@@ -40,6 +40,7 @@ class Verdict(NamedTuple):
     text: str  # a sentence or two, with the numbers behind it
     stage: Stage | None = None  # the loader's slowest, where the input holds training back
     rank: int | None = None  # the one that holds the others back, if one does
+    pauses: bool = False  # compute-bound, and waits for data at least WAIT_LIMIT all the same
 
 
 class Performance(NamedTuple):
@@ -145,7 +146,7 @@ def _compute_bound(ranks: Iterable[Counters]) -> Verdict:
     if wait < WAIT_LIMIT:
         return Verdict("compute-bound", "Compute-bound: the loader keeps up", text)
     text += " So it waits at single moments, as for an epoch's first batch, not for want of speed."
-    return Verdict("compute-bound", "Compute-bound, with pauses for data", text)
+    return Verdict("compute-bound", "Compute-bound, with pauses for data", text, pauses=True)
 
 
 def _straggler(ranks: Mapping[int, Counters]) -> Verdict | None:

@@ -255,6 +255,8 @@ def test_page_terminal_and_result_show_the_numbers_worked_out_by_hand(
         expected["kind"],
         expected["stage"],
     ]
+    pauses = expected["kind"] == "compute-bound" and expected["wait_fraction"] >= 0.05
+    assert (page["verdict"]["pauses"], "pauses" in page["verdict"]["title"]) == (pauses, pauses)
     assert page["images_per_s"]["trainer"] == pytest.approx(expected["images_per_s"])
     assert page["images_per_s"]["loader"] == pytest.approx(expected["loader_images_per_s"])
     assert page["headroom"] == pytest.approx(expected["headroom"])

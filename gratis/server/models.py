@@ -34,6 +34,9 @@ class VerdictStatus(StatusModel):
         "the loader's slowest stage, where the input holds training back"
     )
     rank: int | None = optional("the rank that holds the others back, if one does")
+    pauses: bool = Field(
+        description="whether training waits for data although the loader is fast enough"
+    )
     text: str = Field(description="the verdict as a sentence, with the numbers behind it")
 
 

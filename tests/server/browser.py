@@ -98,7 +98,8 @@ class Page:
         return value
 
     def click(self, selector: str) -> None:
-        """With the mouse, in the middle of the element."""
+        """With the mouse, in the middle of the element, once it is shown."""
+        self.wait(f"document.querySelector({json.dumps(selector)}).checkVisibility()")
         box = self.run(
             f"(() => {{ const one = document.querySelector({json.dumps(selector)}); "
             "one.scrollIntoView({block: 'center'}); const box = one.getBoundingClientRect(); "

@@ -131,6 +131,29 @@ def test_everything_is_there_and_fits_every_screen(runs: Path, tmp_path: Path) -
         assert page.console == []
 
 
+def test_long_names_and_words_fit_every_screen(tmp_path: Path) -> None:
+    name = "n" * 128
+    run = RunWriter(tmp_path / "runs" / name, world=16)
+    run.start(f"gratis train --shards https://host.example/{'x' * 200} --wire float16")
+    run.step(10)
+    run.step(20, gpu=GPU)
+    run.writers[0].write("warning", {"message": "w" * 290})
+    write_run(tmp_path / "runs" / "other", epochs=1, gpu=None)
+    with (
+        serving(tmp_path / "runs") as url,
+        opened(url, tmp_path / "profile", address=f"#run={name}&compare=other") as page,
+    ):
+        page.wait("document.querySelectorAll('#chart-loss path.other').length")
+        for width in WIDTHS:
+            page.size(width, 1000)
+            page.wait(f"innerWidth == {width}")
+            document, table, frame = wide(page)
+            assert document <= width
+            assert table <= frame
+        assert page.run("document.querySelectorAll('#rank-rows tr').length") == 16
+        assert page.console == []
+
+
 def test_a_run_on_a_cpu_shows_cores_instead_of_gpus(runs: Path, tmp_path: Path) -> None:
     with serving(runs) as url, opened(url, tmp_path, address="#run=old%20one") as page:
         assert "2.0CPU cores at work" in text(page, "#tiles")
@@ -196,7 +219,7 @@ def test_two_runs_in_one_chart(runs: Path, tmp_path: Path) -> None:
             assert wide(page)[0] <= width
         page.run("location.hash = '#run=new&compare=never'")
         page.wait("document.querySelector('#compare-words').textContent == 'never is not here'")
-        assert page.run(dashed) == 0
+        page.wait(f"{dashed} == 0")
         assert text(page, "#state") == "running"
         page.run("location.hash = ''")
         page.wait("document.querySelector('#compare-words').textContent == ''")
@@ -205,6 +228,7 @@ def test_two_runs_in_one_chart(runs: Path, tmp_path: Path) -> None:
 def test_columns_of_the_ranks_are_chosen_and_remembered(runs: Path, tmp_path: Path) -> None:
     heads = "[...document.querySelectorAll('#rank-head th')].map((one) => one.textContent)"
     with serving(runs) as url, opened(url, tmp_path) as page:
+        page.wait("document.querySelector('#picture').naturalWidth == 896")  # nothing moves now
         before = page.run(heads)
         assert "decode" in before
         assert "power" not in before

@@ -24,7 +24,7 @@ export function draw(status) {
 
 function drawVerdict({ state, verdict, reason, ranks, shards, startup }) {
   const troubled = ["crashed", "diverged", "stalled"].includes(state), over = OVER.includes(state), starting = verdict.kind === "starting";
-  get("verdict").className = `card verdict ${troubled ? "bad" : VERDICT_TONES[verdict.kind]}`;
+  get("verdict").className = `card verdict ${troubled ? "bad" : verdict.pauses ? "warn" : VERDICT_TONES[verdict.kind]}`;
   let question = troubled ? "What happened" : over ? "What held training back" : "What holds training back";
   let title = troubled ? capital(state) : verdict.title;
   if (shards && !ranks.length && !troubled) {
@@ -69,7 +69,7 @@ function drawTiles(status) {
       (filled) => (per ? `${count(status.epoch >= (epochs ?? Infinity) ? per : status.epoch_step)} of ${count(per)} steps, ${filled}` : "")),
     progress(steps ? `step of ${count(steps)}` : "step", count(status.step), status.step, steps, "steps of the run",
       (filled) => (over || status.remaining_s === null ? filled : `${filled}, ${duration(status.remaining_s)} of training to go`)),
-    tile("loader headroom", times(room), room === null ? "" : room >= 1.2 ? "good" : "warn"),
+    tile("loader headroom", times(room), room === null ? "" : room >= 1.2 && status.verdict.kind !== "input-bound" ? "good" : "warn"),
     gpu ? tile("GPU use", percent(status.gpu_busy, 0)) : tile("CPU cores at work", count(status.ranks.reduce((sum, one) => sum + one.cpu_cores, 0), 1)),
     gpu ? tile(`GPU memory${used}`, bytes(status.gpu_memory_bytes)) : tile("images trained on", short(status.images_trained)),
     tile("process memory", bytes(status.rss_bytes)),
