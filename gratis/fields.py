@@ -16,6 +16,9 @@ _PATH = re.compile(
     r"(?<![\w:/.])(?:[A-Za-z]:)?(?:\.{0,2}|~)/(?:[^\s/:'\",;()]+/)*([^\s/:'\",;()]*)"
 )
 
+# who may read an address, and with which key: neither is for others
+_SECRETS = re.compile(r"(\w+://)(?:[^\s/@?'\"]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
+
 
 def number(record: Record, key: str) -> float | None:
     """The field if it is a finite number of sane size."""
@@ -46,8 +49,21 @@ def text(record: Record, key: str) -> str | None:
     """The field as one line of at most 300 characters, its paths cut down to their last part.
 
     Error messages quote paths, and clients of the status server need not learn them."""
+    line = _line(record, key)
+    return None if line is None else _PATH.sub(lambda match: match[1] or "...", line)[:300]
+
+
+def command(record: Record, key: str) -> str | None:
+    """The field as a command of at most 1,000 characters; what its paths lack is marked: `.../name`
+    for an absolute one and what is outside the working directory."""
+    line = _line(record, key)
+    return line and _PATH.sub(lambda match: f".../{match[1]}", line)[:1000]
+
+
+def _line(record: Record, key: str) -> str | None:
+    """The field as one line, without the user, the password and the query of addresses."""
     value = record.get(key)
     if not isinstance(value, str):
         return None
     line = " ".join(value.encode("utf-8", "replace").decode().split())
-    return _PATH.sub(lambda match: match[1] or "...", line)[:300]
+    return _SECRETS.sub(lambda match: match[1] + match[2] + ("?..." if match[3] else ""), line)

@@ -116,13 +116,60 @@ def step_counters(record: Record) -> Counters | None:
     )
 
 
-def attempt_counters(records: Iterable[Record], attempt: int) -> Counters:
-    """All of one attempt's `step` records, added up; ZERO where it took no step."""
-    total = ZERO
+class AttemptCounters:
+    """One rank's counters of one attempt, its start-up apart.
+
+    The start-up is the first interval, which training closes after one step: it waits for the first
+    batch while the loader opens and fills, and its step allocates, warms up and compiles. Of the
+    steps that follow it says nothing, so rates leave it out, except while there is nothing else."""
+
+    def __init__(self) -> None:
+        self.startup = self.rest = ZERO
+
+    def add(self, interval: Counters) -> None:
+        if self.startup.steps:
+            self.rest = self.rest.plus(interval)
+        else:
+            self.startup = interval
+
+    @property
+    def started(self) -> bool:
+        """Whether anything was measured beyond the start-up."""
+        return self.rest.steps > 0
+
+    @property
+    def whole(self) -> Counters:
+        """Over the whole attempt without its start-up; the start-up while there is nothing else."""
+        return self.rest if self.started else self.startup
+
+
+def attempt_counters(records: Iterable[Record], attempt: int) -> AttemptCounters:
+    """Of one attempt's `step` records."""
+    counters = AttemptCounters()
     for record in records:
         if record["kind"] == "step" and integer(record, "attempt") == attempt:
-            total = total.plus(step_counters(record) or ZERO)
-    return total
+            counters.add(step_counters(record) or ZERO)
+    return counters
+
+
+class Startup(NamedTuple):
+    """How long training took to get going, seconds."""
+
+    first_batch_s: float  # until the last rank had its first batch
+    first_step_s: float  # from then on, until the last rank had taken its first step
+
+    @property
+    def text(self) -> str:
+        batch, step = self
+        return f"{batch:.1f} s until the first batch, then {step:.1f} s for the first step"
+
+
+def startup(ranks: Collection[Counters]) -> Startup | None:
+    """Of the ranks' start-ups; None where there is none."""
+    if not ranks:
+        return None
+    batch_s = max(min(one.wait_s, one.wall_s) for one in ranks)
+    return Startup(batch_s, max(one.wall_s for one in ranks) - batch_s)
 
 
 class Throughput(NamedTuple):

@@ -13,12 +13,18 @@ from gratis.events import LoaderCounters
 Outcome = Literal["finished", "preempted", "interrupted", "diverged", "failed"]
 
 
-class StartRecord(TypedDict):
+class StartCommand(TypedDict, total=False):
+    """Written since version 0.3."""
+
+    command: str  # that the user gave, as a shell reads it
+
+
+class StartRecord(StartCommand):
     """`start`: first record of every attempt, by every rank."""
 
     run: str
     recipe: str
-    config: dict[str, object]  # every field of the recipe and of the launch, as JSON
+    config: dict[str, object]  # every field of the recipe and of the launch but `command`, as JSON
     mesh: dict[str, int]  # {"data": n, "tower": n}
     world: int
     device: str  # this rank's, as torch names it
@@ -38,7 +44,13 @@ class StartRecord(TypedDict):
     batch_size: int  # global
 
 
-class GpuCounters(TypedDict):
+class GpuSize(TypedDict, total=False):
+    """Written since version 0.3."""
+
+    memory_total_bytes: int | None  # of the device
+
+
+class GpuCounters(GpuSize):
     """A rank's GPU at an interval's end; null where the device or driver does not report it."""
 
     busy: float | None  # share of the driver's last sample period with a kernel running, in [0, 1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gratis.events import EventWriter
-from gratis.rates import ZERO, attempt_counters, step_counters, throughput, wait_fraction
+from gratis.rates import ZERO, attempt_counters, startup, step_counters, throughput, wait_fraction
 from gratis.server.runs import Runs
 from gratis.train.launcher.result import result
 
@@ -45,7 +45,7 @@ def test_the_result_of_a_run_shows_what_the_page_shows(
     write_run(tmp_path / "a", *loaders, wait_s=wait_s)
     snapshot = Runs(tmp_path, 60.0).snapshot("a")
     assert snapshot is not None
-    page, line = snapshot.status, result(tmp_path / "a")
+    page, line = snapshot.status, result(tmp_path / "a").values
     assert page.images_per_s.loader == capacity
     assert line["loader_images_per_s"] == pytest.approx(
         math.nan if capacity is None else capacity, nan_ok=True
@@ -58,19 +58,20 @@ def test_the_result_is_of_the_newest_attempt_alone(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path / "a" / "rank-0.jsonl", attempt=1, rank=0)
     writer.write("step", {"steps": 1, "images": 9, "wall_s": 1.0, "loader": {}}, step=1)
     write_run(tmp_path / "a", {"images": 500.0, **STAGES})
-    assert result(tmp_path / "a")["images_per_s"] == 100
+    assert result(tmp_path / "a").values["images_per_s"] == 100
 
 
 def test_absurd_records_count_as_nothing() -> None:
     absurd = {"kind": "step", "attempt": 1, "steps": "x", "wall_s": 1e400, "loader": 5}
     assert step_counters(absurd) is None
-    assert attempt_counters([absurd, {"kind": "end"}], 1) == ZERO
+    assert attempt_counters([absurd, {"kind": "end"}], 1).whole == ZERO
     good = {"kind": "step", "attempt": 1, "steps": 1, "wall_s": 2.0, "images": -3, "loader": None}
-    assert attempt_counters([good, absurd, good], 1).wall_s == 4
-    assert attempt_counters([good], 1).capacity is None
+    assert attempt_counters([absurd, good, absurd, good, good], 1).whole.wall_s == 4
+    assert attempt_counters([good], 1).whole.capacity is None
 
 
 def test_no_ranks_have_no_rates() -> None:
     assert throughput([]) == (None, None, None)
     assert throughput([]).headroom is None
     assert wait_fraction([]) is None
+    assert startup([]) is None

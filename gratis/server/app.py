@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from gratis.server.access import Access, Gate
 from gratis.server.metrics import exposition
-from gratis.server.models import Health, RunList, RunStatus
+from gratis.server.models import Health, IntervalList, RunList, RunStatus
 from gratis.server.runs import Runs, RunSnapshot
 from gratis.server.stream import stream
 
@@ -38,6 +38,7 @@ def create_app(runs: Runs, access: Access, closing: Callable[[], bool]) -> FastA
         description="How fast the loader is, and what holds training back.",
         docs_url=None,  # their scripts come from other hosts; /openapi.json is there
         redoc_url=None,
+        redirect_slashes=False,  # behind a proxy that strips a prefix it would lead elsewhere
     )
     app.add_middleware(Gate, access=access)
     app.mount("/static", StaticFiles(directory=STATIC))
@@ -70,6 +71,12 @@ def _add_status(app: FastAPI, runs: Runs) -> None:
     def status(run: KnownName) -> RunStatus:
         """The run of that name."""
         return _snapshot(runs, run).status
+
+    @app.get("/status/{run}/intervals", responses=NOT_FOUND)
+    def intervals(run: KnownName) -> IntervalList:
+        """The curves of the run of that name."""
+        snapshot = _snapshot(runs, run)
+        return IntervalList(intervals=[] if snapshot.status.behind_bytes else snapshot.intervals)
 
     @app.get(
         "/status/{run}/picture",

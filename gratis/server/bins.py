@@ -8,10 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from gratis.fields import Record, count, number, section
 from gratis.rates import Counters
 
 CAPACITY = 512  # bins of a rank: more points than a chart can resolve
+
+
+class Gauges(NamedTuple):
+    """What was read at the ends of some intervals."""
+
+    busy: float  # sum over samples of the share of time with a kernel running
+    samples: float
+    gpu_bytes: float  # the most; 0 where it is not known, as below
+    rss_bytes: float  # likewise
+
+    def plus(self, other: Gauges) -> Gauges:
+        return Gauges(
+            self.busy + other.busy,
+            self.samples + other.samples,
+            max(self.gpu_bytes, other.gpu_bytes),
+            max(self.rss_bytes, other.rss_bytes),
+        )
+
+
+def gauges(record: Record) -> Gauges:
+    """Of a `step` record."""
+    gpu = section(record, "gpu")
+    busy = number(gpu, "busy")
+    return Gauges(
+        busy=min(max(busy or 0.0, 0.0), 1.0),
+        samples=float(busy is not None),
+        gpu_bytes=count(gpu, "memory_bytes"),
+        rss_bytes=count(record, "rss_bytes"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +54,8 @@ class Bin:
     t: float  # Unix seconds of its last record
     lr: float | None
     counters: Counters
+    gauges: Gauges
+    startup: bool  # whether the attempt's start-up is in it
 
     def plus(self, later: Bin) -> Bin:
         """Both; but the higher attempt alone where they differ, as it ran these steps again."""
@@ -32,6 +65,8 @@ class Bin:
             later,
             first_step=min(self.first_step, later.first_step),
             counters=self.counters.plus(later.counters),
+            gauges=self.gauges.plus(later.gauges),
+            startup=self.startup or later.startup,
         )
 
 

@@ -62,7 +62,7 @@ class StatusConfig(RunsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TopConfig(RunsConfig):
-    """Shows the status of a run in a terminal, until ctrl-C."""
+    """Shows the status of a run in a terminal, until q or Ctrl-C."""
 
     run: str | None = None
     """The run to show; else the newest."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from gratis.events import EventTail
 from gratis.fields import Record, count, integer, number, text
 from gratis.history import Attempt
-from gratis.rates import ZERO, Counters, step_counters
-from gratis.server.bins import Bin, Bins
+from gratis.rates import ZERO, AttemptCounters, Counters, step_counters
+from gratis.server.bins import Bin, Bins, gauges
 
 SHARD_COUNTERS = ("images", "bytes_in", "bytes_out", "wall_s")
 WINDOW_S = 30.0  # rates are over the newest intervals that make up this much
@@ -81,7 +81,8 @@ class RankFile(EventFile):
     def _reset(self) -> None:
         """Clears what belongs to one attempt."""
         self.step = 0
-        self.total = ZERO  # of this attempt, from its first interval on
+        self.counters = AttemptCounters()
+        # the newest intervals, the start-up not among them
         self.recent: deque[Counters] = deque(maxlen=256)
         self.newest: Record = {}
         self.receipt: Record | None = None
@@ -119,19 +120,28 @@ class RankFile(EventFile):
         self.resumes.setdefault(self.attempt.number, max(step - int(counters.steps), 0))
         self.step = max(self.step, step)
         self.newest = record
-        # the first filled pipelines and compiled kernels
-        if self.total.steps and self.total == self.recent[0]:
-            self.recent.clear()
-        self.recent.append(counters)
-        self.total = self.total.plus(counters)
+        self.counters.add(counters)
+        if self.counters.started:
+            self.recent.append(counters)
         self.lifetime = self.lifetime.plus(counters)
-        t = self.t or 0.0
-        lr, attempt_number = number(record, "lr"), self.attempt.number
-        self.bins.add(Bin(step, step, self.attempt.epoch, attempt_number, t, lr, counters))
+        bin_ = Bin(
+            first_step=step,
+            step=step,
+            epoch=self.attempt.epoch,
+            attempt=self.attempt.number,
+            t=self.t or 0.0,
+            lr=number(record, "lr"),
+            counters=counters,
+            gauges=gauges(record),
+            startup=not self.counters.started,
+        )
+        self.bins.add(bin_)
 
     def window(self) -> Counters:
-        """The newest intervals, back to WINDOW_S of training; the attempt's first only while there
-        is no other."""
+        """The newest intervals, back to WINDOW_S of training; the start-up only while there is
+        nothing else."""
+        if not self.recent:
+            return self.counters.startup
         total = ZERO
         for interval in reversed(self.recent):
             total = total.plus(interval)

@@ -46,6 +46,13 @@ RUN_GAUGES = (
     ("learning_rate", "Learning rate of the weights.", "learning_rate"),
     ("epoch", "Epoch, from 0.", "epoch"),
     ("step", "Training steps taken.", "step"),
+    ("planned_epochs", "Epochs planned.", "epochs"),
+    ("planned_steps", "Training steps planned.", "total_steps"),
+    (
+        "remaining_seconds",
+        "Time to go at the present rate, evaluations not counted.",
+        "remaining_s",
+    ),
     ("attempt", "How many times the run was started, as it counts.", "attempt"),
     ("event_age_seconds", "Time since the run's files last grew.", "age_s"),
 )
@@ -77,6 +84,7 @@ GPU_GAUGES = (
     ("gpu_busy_ratio", "Share of the last sample period with a kernel running.", "busy"),
     ("gpu_nvjpg_busy_ratio", "Share of it with the JPEG engine at work.", "nvjpg_busy"),
     ("gpu_memory_used_bytes", "Device memory in use.", "memory_bytes"),
+    ("gpu_memory_size_bytes", "Device memory there is.", "memory_total_bytes"),
     ("gpu_power_watts", "Power drawn.", "power_w"),
 )
 SHARD_GAUGES = (

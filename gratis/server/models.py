@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gratis.rates import Stage
+from gratis.verdict import Bottleneck
 
 State = Literal["starting", "running", "stalled", "crashed", "preempted", "diverged", "finished"]
-Bottleneck = Literal["starting", "stalled", "straggler", "input-bound", "compute-bound"]
 
 Rate = Annotated[float | None, Field(ge=0)]
 Share = Annotated[float | None, Field(ge=0, le=1)]
@@ -25,15 +25,29 @@ class StatusModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Verdict(StatusModel):
-    """What holds training back. The rule is `gratis.server.verdict.judge`."""
+class VerdictStatus(StatusModel):
+    """What holds training back. The rule is `gratis.verdict.judge`."""
 
     kind: Bottleneck = Field(description="what holds training back")
+    title: str = Field(description="the verdict as a headline")
     stage: Stage | None = optional(
         "the loader's slowest stage, where the input holds training back"
     )
     rank: int | None = optional("the rank that holds the others back, if one does")
+    pauses: bool = Field(
+        description="whether training waits for data although the loader is fast enough"
+    )
     text: str = Field(description="the verdict as a sentence, with the numbers behind it")
+
+
+class StartupStatus(StatusModel):
+    """How long the newest attempt took to get going: its first interval, which no rate counts."""
+
+    first_batch_s: float = Field(description="until the last rank had its first batch, seconds")
+    first_step_s: float = Field(
+        description="from then until the last rank had taken its first step, seconds"
+    )
+    text: str = Field(description="both as words")
 
 
 class Speed(StatusModel):
@@ -57,6 +71,7 @@ class GpuStatus(StatusModel):
     busy: Share = optional("share of the last sample period with a kernel running, in [0, 1]")
     nvjpg_busy: Share = optional("share of it with the JPEG engine at work, in [0, 1]")
     memory_bytes: Rate = optional("device memory in use, bytes")
+    memory_total_bytes: Rate = optional("device memory there is, bytes")
     power_w: Rate = optional("power drawn, watts")
 
 
@@ -84,6 +99,7 @@ class RankStatus(StatusModel):
 class Evaluation(StatusModel):
     epoch: int = Field(description="epochs trained")
     step: int = Field(description="training steps taken")
+    t: float | None = optional("when it ended, Unix seconds by the trainer's clock")
     views: int = Field(description="views of each image that were averaged: 1 or 10")
     images: int = Field(description="validation images")
     top1_error: Share = optional("share of images whose first guess is wrong, in [0, 1]")
@@ -130,14 +146,16 @@ class RunList(StatusModel):
 
 class RunStatus(RunSummary):
     reason: str = Field(description="why it is in this state")
-    verdict: Verdict = Field(description="what holds training back")
+    verdict: VerdictStatus = Field(description="what holds training back")
     images_per_s: Speed = Field(
-        description="images per second over all ranks, of the newest 30 s, or the attempt once over"
+        description="images per second over all ranks, of the newest 30 s; once over, of the "
+        "attempt without its start-up"
     )
     data_wait_fraction: Share = optional(
         "share of the ranks' time spent waiting for batches, in [0, 1], "
-        "of the newest 30 s; once over, of the attempt"
+        "of the newest 30 s; once over, of the attempt without its start-up"
     )
+    startup: StartupStatus | None = optional("the attempt's start-up; null until it is over")
     headroom: Rate = optional(
         "how many times faster the loader could go than training asks: a ratio"
     )
@@ -147,6 +165,15 @@ class RunStatus(RunSummary):
     evaluations: list[Evaluation] = Field(
         description="evaluations on the validation split, the oldest first"
     )
+    best: Evaluation | None = optional(
+        "the evaluation with the lowest top-1 error, of the centre view where there is one"
+    )
+    gpu_busy: Share = optional("mean over the ranks of their GPUs' busy share, in [0, 1]")
+    gpu_memory_bytes: Rate = optional("memory in use on the GPU with the most in use, bytes")
+    gpu_memory_total_bytes: Rate = optional("memory that that GPU has, bytes")
+    rss_bytes: Rate = optional("resident memory of all ranks' processes, bytes")
+    folder: str = Field(description="the run's folder, from the folder of all runs on")
+    command: str | None = optional("the command that began this attempt; its paths are cut")
     recipe: str | None = optional("the recipe's name")
     dataset: str | None = optional("the dataset's hash")
     classes: int | None = optional("classes in the dataset")
@@ -162,6 +189,8 @@ class RunStatus(RunSummary):
     decoded_bytes: Rate = optional("what they take there once all are, bytes on each rank")
     epochs: int | None = optional("epochs planned")
     steps_per_epoch: int | None = optional("training steps in an epoch")
+    epoch_step: int | None = optional("training steps taken of the epoch")
+    total_steps: int | None = optional("training steps planned")
     started: float | None = optional("when this attempt began, Unix seconds by the trainer's clock")
     age_s: float = Field(description="seconds since its files last grew, by the server's clock")
     remaining_s: Rate = optional("seconds to go at the present rate, evaluations not counted")
@@ -186,17 +215,33 @@ class IntervalStatus(StatusModel):
     """A range of training steps, added up over the ranks: one point of the charts."""
 
     first_step: int = Field(
-        description="where the range begins; a later interval from here on replaces this one"
+        description="the first of its training steps; a later interval that begins there or before "
+        "replaces this one"
     )
     step: int = Field(description="training steps taken at its end")
     epoch: int = Field(description="epoch, from 0")
-    attempt: int = Field(description="the attempt that ran it")
+    attempt: int = Field(
+        description="how many times the run had been started, the attempt that ran it counted"
+    )
+    startup: bool = Field(
+        description="whether the attempt's start-up is in it, whose rates say nothing of the rest"
+    )
     t: float = Field(description="its end, Unix seconds by the trainer's clock")
     images_per_s: Speed = Field(description="images per second over all ranks")
     data_wait_fraction: Share = optional("share of the time spent waiting for batches, in [0, 1]")
     loss: float | None = optional("mean training loss, nats per image")
     train_error: Share = optional("share of training images wrong, in [0, 1]")
     learning_rate: float | None = optional("learning rate of the weights, at its end")
+    cpu_cores: Rate = optional("process CPU seconds per second, over all ranks")
+    gpu_busy: Share = optional("mean of the GPUs' busy shares, in [0, 1]")
+    gpu_memory_bytes: Rate = optional("the most memory in use on one GPU, bytes")
+    rss_bytes: Rate = optional("resident memory of all ranks' processes, bytes")
+
+
+class IntervalList(StatusModel):
+    intervals: list[IntervalStatus] = Field(
+        description="the run's intervals, the oldest first; none while the server is still reading"
+    )
 
 
 class Health(StatusModel):

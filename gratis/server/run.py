@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gratis.fields import Record, integer
 from gratis.rates import ZERO, Counters, throughput, wait_fraction
-from gratis.server.bins import Bin, align
+from gratis.server.bins import Bin, Gauges, align
 from gratis.server.event_files import EventFile, RankFile, ShardFile
 from gratis.server.models import IntervalStatus, Speed
 
@@ -84,12 +84,12 @@ def start_of(ranks: list[RankFile]) -> Record:
 
 def _capacity(rows: list[list[Bin]], place: int) -> float | None:
     """Of the loaders, images/s, over the rows up to `place` that make up SMOOTH_S of training by
-    the same ranks."""
+    the same ranks; the row that holds their start-up only alone."""
     totals, attempt = [ZERO for _ in rows[place]], rows[place][0].attempt
-    # the first interval, in which pipelines fill and kernels compile, counts while it is alone
-    begin = min(place, 1)
-    for row in reversed(rows[begin : place + 1]):
+    for row in reversed(rows[: place + 1]):
         if len(row) != len(totals) or row[0].attempt != attempt or totals[0].wall_s >= SMOOTH_S:
+            break
+        if row[0].startup and totals[0].wall_s:
             break
         totals = [one.plus(bin_.counters) for one, bin_ in zip(totals, row, strict=True)]
     return throughput(totals).loader
@@ -99,16 +99,22 @@ def _interval(row: list[Bin], capacity: float | None) -> IntervalStatus:
     ranks, first = [bin_.counters for bin_ in row], row[0]
     total = reduce(Counters.plus, ranks)
     rates = throughput(ranks)._replace(loader=capacity)
+    read = reduce(Gauges.plus, (bin_.gauges for bin_ in row))
     error = 1 - total.hits / total.hit_images if total.hit_images else None
     return IntervalStatus(
         first_step=first.first_step,
         step=max(bin_.step for bin_ in row),
         epoch=first.epoch,
         attempt=first.attempt,
+        startup=any(bin_.startup for bin_ in row),
         t=max(bin_.t for bin_ in row),
         images_per_s=Speed(**rates._asdict()),
         data_wait_fraction=wait_fraction(ranks),
         loss=total.loss / total.loss_steps if total.loss_steps else None,
         train_error=error if error is None else min(max(error, 0.0), 1.0),
         learning_rate=first.lr,
+        cpu_cores=sum(one.cpu_s / one.wall_s for one in ranks),
+        gpu_busy=read.busy / read.samples if read.samples else None,
+        gpu_memory_bytes=read.gpu_bytes or None,
+        rss_bytes=sum(bin_.gauges.rss_bytes for bin_ in row) or None,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from gratis.fields import Record, count, integer, number, section, text
+from gratis.fields import Record, command, count, integer, number, section, text
 from gratis.rates import Counters, throughput, wait_fraction
 from gratis.server.bins import superseded
 from gratis.server.event_files import EventFile, RankFile, ShardFile
@@ -20,18 +21,20 @@ from gratis.server.models import (
     ShardStatus,
     Speed,
     StageShares,
+    StartupStatus,
     State,
+    VerdictStatus,
 )
 from gratis.server.run import PICTURE, Run, start_of
 from gratis.server.state import attempt_state
-from gratis.server.verdict import judge, stage_shares
+from gratis.verdict import performance, stage_shares
 
 OVER: tuple[State, ...] = ("finished", "crashed", "preempted", "diverged")
 
 
 def run_status(run: Run, stall_s: float) -> RunStatus:
-    """The status as of the run's last refresh. Rates are over the newest intervals; over the
-    whole attempt once it has ended."""
+    """The status as of the run's last refresh. Rates are over the newest intervals; once the
+    attempt has ended, over all of it but its start-up."""
     ranks, now = run.latest_ranks(), time.time()
     start = start_of(ranks)
     world = integer(start, "world") or max(len(ranks), 1)
@@ -51,42 +54,84 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
         reason = f"evaluating, {min(done, total):,.0f} of {total:,.0f} images"
     ends = [one.end for one in attempts.values() if one.end is not None]
     error = next((error for end in ends if (error := text(end, "error"))), None)
-    counters = {file.rank: _counters(file, state) for file in ranks if file.step}
-    rates = throughput(counters.values())
-    judged = counters if stepped or state in OVER else {}
+    own = [_rank_status(file, state, file.rank in dead, now) for file in ranks]
+    evaluated = evaluations(run)
     return RunStatus(
         name=run.path.name,
+        folder=f"{run.path.parent.resolve().name}/{run.path.name}",
         state=state,
         reason=f"{reason}: {error}" if error else reason,
-        epoch=max((file.attempt.epoch for file in ranks), default=0),
-        step=max((file.step for file in ranks), default=0),
         updated=updated,
         age_s=age_s,
-        verdict=judge(judged, stalled_s=age_s if state == "stalled" else None),
-        images_per_s=Speed(**rates._asdict()),
-        data_wait_fraction=wait_fraction(counters.values()),
-        headroom=rates.headroom,
         attempt=max((file.attempt.number for file in ranks), default=0),
         world=world,
         images_trained=int(sum(file.lifetime.images for file in ranks)),
-        evaluations=evaluations(run),
+        evaluations=evaluated,
+        best=best(evaluated),
         warnings=[message for file in ranks for message in file.warnings][-10:],
-        ranks=[_rank_status(file, state, file.rank in dead, now) for file in ranks],
+        ranks=own,
         shards=_shard_status(run.shards, stall_s, now) if run.shards else None,
         picture_t=_modified(run.path / PICTURE),
-        remaining_s=None if state in OVER else _remaining(start, counters.values(), ranks),
         behind_bytes=sum(file.behind for file in run.files()),
         garbage_lines=sum(file.tail.garbage for file in run.files()),
         **_plan(start),
+        **_position(start, state, ranks),
+        **_rates(ranks, state, complete=stepped or state in OVER, age_s=age_s),
         **_progress(ranks),
+        **_memory_and_gpus(own),
     )
 
 
+def _rates(ranks: list[RankFile], state: State, *, complete: bool, age_s: float) -> dict[str, Any]:
+    """How fast it is, and what holds it back."""
+    counters = {file.rank: _counters(file, state) for file in ranks if file.step}
+    speed, wait, startup, verdict = performance(
+        {file.rank: file.counters for file in ranks if file.step},
+        counters,
+        complete=complete,
+        stalled_s=age_s if state == "stalled" else None,
+    )
+    return {
+        "verdict": VerdictStatus(**verdict._asdict()),
+        "images_per_s": Speed(**speed._asdict()),
+        "data_wait_fraction": wait,
+        "startup": StartupStatus(**startup._asdict(), text=startup.text) if startup else None,
+        "headroom": speed.headroom,
+    }
+
+
+def _position(start: Record, state: State, ranks: list[RankFile]) -> dict[str, Any]:
+    """How far the run is along what its `start` record announces."""
+    epochs, steps = integer(start, "epochs"), integer(start, "steps_per_epoch")
+    epoch = max((file.attempt.epoch for file in ranks), default=0)
+    step = max((file.step for file in ranks), default=0)
+    total = epochs * steps if epochs and steps else None
+    goes_on = state not in OVER or state == "finished"
+    step_s = max((_counters(file, state).step_s for file in ranks if file.step), default=None)
+    return {
+        "epoch": epoch,
+        "step": step,
+        "epoch_step": min(max(step - epoch * steps, 0), steps) if steps else None,
+        "total_steps": total,
+        "remaining_s": max(total - step, 0) * step_s if goes_on and total and step_s else None,
+    }
+
+
 def _modified(path: Path) -> float | None:
+    """Of a regular file: what else may have its name is not shown."""
     try:
-        return path.stat().st_mtime
+        status = path.lstat()
     except OSError:
         return None
+    return status.st_mtime if stat.S_ISREG(status.st_mode) else None
+
+
+def best(evaluated: Collection[Evaluation]) -> Evaluation | None:
+    """The evaluation with the lowest top-1 error, the oldest of equals: of the centre view, which
+    every epoch has, where there is one."""
+    known = [one for one in evaluated if one.top1_error is not None]
+    centre = [one for one in known if one.views == 1]
+    return min(centre or known, key=lambda one: one.top1_error or 0.0, default=None)
 
 
 def evaluations(run: Run) -> list[Evaluation]:
@@ -101,7 +146,7 @@ def evaluations(run: Run) -> list[Evaluation]:
 
 
 def _counters(file: RankFile, state: State) -> Counters:
-    return file.total if state in OVER else file.window()
+    return file.counters.whole if state in OVER else file.window()
 
 
 def _plan(start: Record) -> dict[str, Any]:
@@ -117,6 +162,7 @@ def _plan(start: Record) -> dict[str, Any]:
         "dataset": text(start, "dataset"),
         "mesh": {axis: int(count(mesh, axis)) for axis in list(mesh)[:8]},
         "started": number(start, "t"),
+        "command": command(start, "command") or None,
         "decoded": decoded,
         "decoded_bytes": nbytes,
         **{key: integer(start, key) for key in whole},
@@ -136,16 +182,6 @@ def _progress(ranks: list[RankFile]) -> dict[str, Any]:
         "receipt": CoverageStatus(**receipt) if first.receipt is not None else None,
         "checkpoint_step": integer(first.checkpoint or {}, "step"),
     }
-
-
-def _remaining(
-    start: Record, counters: Collection[Counters], ranks: list[RankFile]
-) -> float | None:
-    steps_per_epoch, epochs = integer(start, "steps_per_epoch"), integer(start, "epochs")
-    if not (steps_per_epoch and epochs and counters):
-        return None
-    to_go = max(steps_per_epoch * epochs - max(file.step for file in ranks), 0)
-    return to_go * max(one.step_s for one in counters)
 
 
 def _rank_status(file: RankFile, state: State, dead: bool, now: float) -> RankStatus:
@@ -184,8 +220,23 @@ def _gpu(record: Record) -> GpuStatus | None:
         busy=_share(number(gpu, "busy")),
         nvjpg_busy=_share(number(gpu, "nvjpg_busy")),
         memory_bytes=count(gpu, "memory_bytes") or None,
+        memory_total_bytes=count(gpu, "memory_total_bytes") or None,
         power_w=count(gpu, "power_w") or None,
     )
+
+
+def _memory_and_gpus(ranks: list[RankStatus]) -> dict[str, Any]:
+    """Over the ranks. The fullest GPU stands for all: ranks may share one, and the first to be full
+    ends a run."""
+    gpus = [one.gpu for one in ranks if one.gpu is not None]
+    busy = [one.busy for one in gpus if one.busy is not None]
+    fullest = max(gpus, key=lambda one: one.memory_bytes or 0.0, default=GpuStatus())
+    return {
+        "rss_bytes": sum(one.rss_bytes or 0.0 for one in ranks) or None,
+        "gpu_busy": sum(busy) / len(busy) if busy else None,
+        "gpu_memory_bytes": fullest.memory_bytes,
+        "gpu_memory_total_bytes": fullest.memory_total_bytes,
+    }
 
 
 def _shard_status(file: ShardFile, stall_s: float, now: float) -> ShardStatus:
@@ -225,6 +276,7 @@ def _evaluation(step: int, record: Record) -> Evaluation:
     return Evaluation(
         epoch=integer(record, "epoch") or 0,
         step=step,
+        t=number(record, "t"),
         views=integer(record, "views") or 0,
         images=integer(record, "images") or 0,
         top1_error=_error(record, "top1"),

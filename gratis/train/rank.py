@@ -211,10 +211,13 @@ def training_config(recipe: Recipe, settings: RunSettings = DECODING) -> LoaderC
 def start_record(state: TrainingState) -> StartRecord:
     launch, mesh, splits = state.launch, state.mesh, state.loader.manifest.splits
     cuda = mesh.device.type == "cuda"
+    config = dataclasses.asdict(launch)
+    command = config.pop("command")  # version 0.2 refuses a config with a field that it lacks
     return {
         "run": launch.run,
         "recipe": launch.recipe_name,
-        "config": dataclasses.asdict(launch),
+        "config": config,
+        "command": command,
         "mesh": {"data": mesh.data.size, "tower": mesh.tower.size},
         "world": mesh.world,
         "device": str(mesh.device),

@@ -69,6 +69,7 @@ class Launch(RunSettings):
     recipe_name: str
     recipe: Recipe
     attempt: int
+    command: str = ""  # that the user gave, as a shell reads it; empty before version 0.3
 
     @property
     def folder(self) -> Path:

@@ -48,6 +48,8 @@ class Run:
                     "world": 2,
                     "host": "elsewhere",
                     "mesh": {"data": 1, "tower": 2},
+                    "epochs": 5,
+                    "steps_per_epoch": 1000,
                 },
             )
             writer.write(
@@ -79,7 +81,13 @@ class Run:
                 queue_depth=1,
                 queue_capacity=2,
             )
-            gpu = GpuCounters(busy=0.9, nvjpg_busy=0.2, memory_bytes=1 << 30, power_w=300.0)
+            gpu = GpuCounters(
+                busy=0.9,
+                nvjpg_busy=0.2,
+                memory_bytes=1 << 30,
+                memory_total_bytes=8 << 30,
+                power_w=300.0,
+            )
             step = StepRecord(
                 steps=10,
                 images=100,
@@ -233,8 +241,12 @@ def test_a_real_run_fills_the_dashboard(tmp_path: Path, sample_shards: Path) -> 
 @pytest.mark.starts
 def test_input_bound_waits_five_minutes(tmp_path: Path) -> None:
     """By promtool, on made-up series: it fires after five minutes without a break, and not where
-    nothing trains."""
+    nothing trains, or the loader could deliver more than twice what training takes."""
     series = [
+        {"series": 'gratis_data_wait_ratio{run="pauses"}', "values": "0.2x20"},
+        {"series": 'gratis_run_state{run="pauses",state="running"}', "values": "1x20"},
+        {"series": 'gratis_loader_headroom_ratio{run="pauses"}', "values": "2.1x20"},
+        {"series": 'gratis_loader_headroom_ratio{run="a"}', "values": "2x20"},
         {"series": 'gratis_data_wait_ratio{run="a"}', "values": "0.2x20"},
         {"series": 'gratis_run_state{run="a",state="running"}', "values": "1x20"},
         {"series": 'gratis_data_wait_ratio{run="over"}', "values": "0.2x20"},

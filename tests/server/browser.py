@@ -97,6 +97,26 @@ class Page:
             time.sleep(0.1)
         return value
 
+    def click(self, selector: str) -> None:
+        """With the mouse, in the middle of the element, once it is shown."""
+        self.wait(f"document.querySelector({json.dumps(selector)}).checkVisibility()")
+        box = self.run(
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)}); "
+            "one.scrollIntoView({block: 'center'}); const box = one.getBoundingClientRect(); "
+            "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            place = {"type": kind, "x": box[0], "y": box[1], "button": "left", "clickCount": 1}
+            self.call("Input.dispatchMouseEvent", **place)
+
+    def press(self, key: str) -> None:
+        """A key without a character, by its name."""
+        code = {"ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9, "Escape": 27}[key]
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
+            )
+
     def shoot(self, path: Path) -> None:
         path.write_bytes(
             base64.b64decode(

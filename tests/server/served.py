@@ -50,7 +50,7 @@ class RunWriter:
             for rank in range(world)
         ]
 
-    def start(self) -> None:
+    def start(self, command: str = "gratis train --shards /home/somebody/shards") -> None:
         for rank, writer in enumerate(self.writers):
             record = StartRecord(
                 run=self.path.name,
@@ -72,6 +72,7 @@ class RunWriter:
                 epochs=5,
                 steps_per_epoch=40,
                 batch_size=100,
+                command=command,
             )
             writer.write("start", record)
 

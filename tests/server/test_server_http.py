@@ -26,6 +26,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -93,6 +94,10 @@ def test_status_of_the_newest_run(site: tuple[str, Path]) -> None:
     assert status["evaluations"][0]["top1_error"] == 0.25
     assert (status["decoded"], status["decoded_bytes"]) == ("host", 1000 * 128 * 128 * 3)
     assert status["remaining_s"] == 170.0  # 5 x 40 - 30 steps of one second
+    assert (status["epoch_step"], status["total_steps"]) == (30, 200)
+    assert status["rss_bytes"] == 2 << 30
+    assert status["folder"] == f"{site[1].name}/new"
+    assert status["best"] == status["evaluations"][0]
 
 
 def test_status_by_name(site: tuple[str, Path]) -> None:
@@ -103,6 +108,18 @@ def test_status_by_name(site: tuple[str, Path]) -> None:
         "ranks": [],
     } == status | {"age_s": 0, "ranks": []}
     assert get(f"{site[0]}/status?run=nothing")[0] == 404
+
+
+def test_intervals_are_those_of_the_event_stream(site: tuple[str, Path]) -> None:
+    events = read_events(f"{site[0]}/events?run=new", 4)[1:]
+    intervals = get_json(f"{site[0]}/status/new/intervals")["intervals"]
+    assert intervals == [json.loads(event["data"]) for event in events]
+    assert [(one["step"], one["cpu_cores"], one["startup"]) for one in intervals] == [
+        (10, 4.0, True),
+        (20, 4.0, False),
+        (30, 4.0, False),
+    ]
+    assert get(f"{site[0]}/status/nothing/intervals")[0] == 404
 
 
 def test_runs(site: tuple[str, Path]) -> None:
@@ -320,6 +337,9 @@ def test_metrics_parse_in_both_formats(site: tuple[str, Path]) -> None:
             == 7.5
         )
         assert samples["gratis_loader_images_per_second", by_run] == 500
+        assert samples["gratis_planned_epochs", by_run] == 5
+        assert samples["gratis_planned_steps", by_run] == 200
+        assert samples["gratis_remaining_seconds", by_run] == 170
         assert samples["gratis_run_state", by_run, ("state", "running")] == 1
         assert samples["gratis_run_state", by_run, ("state", "crashed")] == 0
         assert any(name == "gratis_build_info" for name, *_ in samples)
@@ -348,6 +368,7 @@ def test_openapi_tells_every_fields_unit(site: tuple[str, Path]) -> None:
     assert {
         "/status",
         "/status/{run}",
+        "/status/{run}/intervals",
         "/status/{run}/picture",
         "/runs",
         "/events",
@@ -549,7 +570,7 @@ def cpu_of_children() -> float:
 def test_top_in_a_pipe(site: tuple[str, Path]) -> None:
     command = [sys.executable, "-m", "gratis", "top", "--runs", str(site[1])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    assert "compute-bound" in done.stdout
+    assert "Compute-bound: the loader keeps up" in done.stdout
     assert "500 images/s" in done.stdout
     assert "no run x in" in fails("top", f"--runs={site[1]}", "--run", "x")
 
@@ -564,14 +585,17 @@ def test_top_escapes_control_characters(tmp_path: Path) -> None:
     assert not {"\x1b", "\x07", "\x9b"} & set(done.stdout)
 
 
-def test_top_on_a_terminal(tmp_path: Path) -> None:
-    """On a real one of 100 columns: it fills the screen, follows the run, and gives the screen back
-    on ctrl-C."""
+@pytest.mark.parametrize("leave", [b"q", b"\x03", signal.SIGTERM])
+def test_top_on_a_terminal(tmp_path: Path, leave: bytes | signal.Signals) -> None:
+    """On a real one of 100 columns: it fills the screen, says how to leave it, follows the run, and
+    gives the screen back as it was."""
     run = RunWriter(tmp_path / "a", world=2)
     run.start()
     run.step(10)
+    run.step(20)
     mine, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    before = termios.tcgetattr(mine)
     process = subprocess.Popen(
         [
             "setsid",
@@ -600,22 +624,27 @@ def test_top_on_a_terminal(tmp_path: Path) -> None:
         return text in output
 
     try:
-        assert wait_for(lambda: shows(b"compute-bound") and shows(b"500 images/s")), output
+        assert wait_for(lambda: shows(b"Compute-bound") and shows(b"500 images/s")), output
         assert b"\x1b[?1049h" in output
+        assert shows(b"q or Ctrl-C: leave")
+        assert shows(b"step 20 of 200")
+        assert shows(b"10%")
+        assert shows(b"3 minutes to go")  # 5 x 40 - 20 steps of one second
         output = b""
-        run.step(20, ranks={rank: {"wait_s": 9.0, "read_s": 60.0} for rank in (0, 1)})
-        assert wait_for(lambda: shows(b"input-bound") and shows(b"read 9")), output
-        assert (
-            max(
-                len(line)
-                for line in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", output).decode().splitlines()
-            )
-            <= 100
-        )
-        os.write(mine, b"\x03")
+        run.step(30, ranks={rank: {"wait_s": 9.0, "read_s": 60.0} for rank in (0, 1)})
+        assert wait_for(lambda: shows(b"Input-bound") and shows(b"read 9")), output
+        lines = re.sub(rb"\x1b\[H", b"\n", output)  # home: the next picture of the screen
+        lines = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", lines)
+        assert max(len(line) for line in lines.decode().splitlines()) <= 100
+        if isinstance(leave, bytes):
+            os.write(mine, leave)
+        else:
+            started = psutil.Process(process.pid)  # setsid, or what it became
+            next(iter(started.children()), started).send_signal(leave)
         assert process.wait(timeout=60) == 0
         assert shows(b"\x1b[?1049l")
         assert b"Traceback" not in output
+        assert termios.tcgetattr(mine) == before
     finally:
         process.kill()
         process.wait()

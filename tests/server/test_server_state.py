@@ -1,4 +1,4 @@
-"""A run's state and the verdict: the rules as tables, then each from real files."""
+"""A run's state: the rules as a table, then each from real files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ import pytest
 from served import RunWriter, dead_pid, writing
 
 from gratis.events import EventWriter, ShardProgress
-from gratis.rates import ZERO, Counters, throughput, wait_fraction
 from gratis.server.metrics import exposition
 from gratis.server.models import RunStatus
 from gratis.server.run import Run
 from gratis.server.runs import Runs
 from gratis.server.state import derive
-from gratis.server.verdict import judge
 
 STALL_S = 60.0
 
@@ -30,6 +28,7 @@ STALL_S = 60.0
     [
         ({}, [], False, 1, "starting"),
         ({}, [], True, 1, "running"),
+        ({}, [], True, 60, "running"),
         ({}, [], True, 61, "stalled"),
         ({}, [], False, 61, "stalled"),
         ({}, [0], True, 1, "crashed"),
@@ -55,53 +54,6 @@ def test_state_by_the_table(
     )
 
 
-def counters(**changed: float) -> Counters:
-    usual = {
-        "steps": 10,
-        "images": 1000,
-        "wall_s": 10,
-        "delivered": 1000,
-        "blocked_s": 6,
-        "decode_s": 3,
-        "read_s": 1,
-    }
-    return Counters(**ZERO._asdict() | usual | changed)
-
-
-@pytest.mark.parametrize(
-    ("ranks", "kind", "stage", "rank"),
-    [
-        ([], "starting", None, None),
-        ([counters(wait_s=0.49)], "compute-bound", None, None),
-        ([counters(wait_s=0.5)], "input-bound", "decode", None),
-        ([counters(wait_s=5, read_s=4)], "input-bound", "read", None),
-        ([counters(wait_s=5, finish_s=4)], "input-bound", "finish", None),
-        ([counters(wait_s=5, transfer_s=4)], "input-bound", "transfer", None),
-        ([counters(wait_s=5, decode_s=0, read_s=0)], "input-bound", None, None),
-        ([counters(wait_s=4), counters(wait_s=5)], "input-bound", "decode", None),
-        ([counters(wait_s=2), counters(wait_s=5, read_s=4)], "straggler", "read", 1),
-        ([counters(wait_s=0.2), counters(wait_s=0.4)], "compute-bound", None, None),
-        ([counters(exchange_s=6), counters(exchange_s=1)], "straggler", None, 1),
-        ([counters(exchange_s=6), counters(exchange_s=5.5)], "compute-bound", None, None),
-        ([counters(exchange_s=2), counters(exchange_s=0.5)], "compute-bound", None, None),
-        (
-            [counters(exchange_s=5, wait_s=4), counters(exchange_s=1, wait_s=4)],
-            "straggler",
-            None,
-            1,
-        ),
-        ([counters(), counters(), counters(wall_s=12.5)], "straggler", None, 2),
-        ([counters(), counters(), counters(wall_s=12.4)], "compute-bound", None, None),
-    ],
-)
-def test_verdict_by_the_table(
-    ranks: list[Counters], kind: str, stage: str | None, rank: int | None
-) -> None:
-    verdict = judge(dict(enumerate(ranks)))
-    assert (verdict.kind, verdict.stage, verdict.rank) == (kind, stage, rank)
-    assert verdict.text
-
-
 def test_a_long_evaluation_is_no_stall(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "a", world=2)
     run.start()
@@ -121,34 +73,6 @@ def test_a_long_evaluation_is_no_stall(tmp_path: Path) -> None:
     run.step(20)
     status = status_of(Runs(tmp_path, STALL_S), "a")
     assert status.reason == "events arrive"
-
-
-def test_a_stalled_run_says_for_how_long() -> None:
-    verdict = judge({0: counters()}, stalled_s=600)
-    assert verdict.kind == "stalled"
-    assert "10 minutes" in verdict.text
-
-
-def test_rates_by_hand() -> None:
-    ranks = [counters(wait_s=1), counters(wait_s=3, decode_s=4)]
-    speed = throughput(ranks)
-    assert speed.trainer == pytest.approx(200)  # 2 x 1000 images in 10 s
-    assert speed.loader == pytest.approx(1000 / 4 + 1000 / 5)
-    assert speed.headroom == pytest.approx(450 / 200)
-    assert wait_fraction(ranks) == pytest.approx(4 / 20)
-    assert (
-        "450 images/s" not in judge(dict(enumerate(ranks))).text
-    )  # waits 30 % on rank 1: not compute-bound
-
-
-def test_capacity_is_over_the_time_at_work() -> None:
-    # idle at an epoch's end counts as little as blocked
-    assert counters(blocked_s=0).capacity == pytest.approx(1000 / 4)
-    # nobody waits for a loader that is not at work
-    assert counters(wait_s=5).capacity == pytest.approx(1000 / 5)
-    # without stages: what was not blocked
-    assert counters(decode_s=0, read_s=0).capacity == pytest.approx(1000 / 4)
-    assert counters(delivered=0).capacity is None
 
 
 def status_of(runs: Runs, name: str | None = None) -> RunStatus:
@@ -172,8 +96,10 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     run.start()
     assert look(run.path) == ("starting", "starting", 0)
     run.step(10)
-    assert look(run.path) == ("running", "compute-bound", 10)
-    run.step(20, ranks={1: {"wait_s": 8.0, "read_s": 9.0}})
+    assert look(run.path) == ("running", "starting", 10)
+    run.step(20)
+    assert look(run.path) == ("running", "compute-bound", 20)
+    run.step(30, ranks={1: {"wait_s": 8.0, "read_s": 9.0}})
     run.step(30, ranks={1: {"wait_s": 8.0, "read_s": 9.0}})
     run.step(40, ranks={1: {"wait_s": 8.0, "read_s": 9.0}})
     assert look(run.path) == ("running", "straggler", 40)
@@ -181,13 +107,43 @@ def test_a_run_from_start_to_end(tmp_path: Path) -> None:
     assert look(run.path) == ("finished", "straggler", 40)
 
 
-def test_the_first_interval_counts_only_while_it_is_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["finished", "preempted", "failed"])
+def test_the_start_up_is_named_and_counts_only_while_it_is_alone(tmp_path: Path, end: str) -> None:
     run = RunWriter(tmp_path / "a")
     run.start()
     run.step(10, ranks={0: {"wait_s": 9.0}})
-    assert look(run.path) == ("running", "input-bound", 10)
+    assert look(run.path) == ("running", "starting", 10)
+    status = status_of(Runs(tmp_path, STALL_S))
+    assert "9.0 s until the first batch, then 1.0 s" in status.verdict.text
+    assert status.data_wait_fraction == 0.9
     run.step(20)
     assert look(run.path) == ("running", "compute-bound", 20)
+    run.end(end)
+    status = status_of(Runs(tmp_path, STALL_S))
+    assert (status.verdict.kind, status.data_wait_fraction) == ("compute-bound", 0.01)
+    assert status.startup is not None
+    assert (status.startup.first_batch_s, status.startup.first_step_s) == (9.0, 1.0)
+
+
+def test_each_attempts_start_up_is_left_out_of_the_charts_rates(tmp_path: Path) -> None:
+    """A resumed run starts up again; the bins' sums stay exact."""
+    for attempt, steps in ((1, (10, 20)), (2, (30, 40))):
+        run = RunWriter(tmp_path / "a", attempt=attempt)
+        run.start()
+        for step in steps:
+            run.step(step, ranks={0: {"wait_s": 9.0}} if step in (10, 30) else None)
+    snapshot = Runs(tmp_path, STALL_S).snapshot("a")
+    assert snapshot is not None
+    assert [(one.step, one.startup) for one in snapshot.intervals] == [
+        (10, True),
+        (20, False),
+        (30, True),
+        (40, False),
+    ]
+    assert [one.images_per_s.loader for one in snapshot.intervals] == pytest.approx(
+        [1000 / 9, 250, 1000 / 9, 250]
+    )
+    assert snapshot.status.data_wait_fraction == 0.01
 
 
 def test_a_quiet_run_has_stalled(tmp_path: Path) -> None:
@@ -265,6 +221,7 @@ def test_gpu_counters_are_shown_where_there_are_some(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "a")
     run.start()
     run.step(10, gpu={"busy": 0.93, "nvjpg_busy": None, "memory_bytes": 5 << 30, "power_w": 612.5})
+    assert status_of(Runs(tmp_path, STALL_S), "a").gpu_memory_total_bytes is None  # of old writers
     status = status_of(Runs(tmp_path, STALL_S), "a")
     gpu = status.ranks[0].gpu
     assert gpu is not None
@@ -275,6 +232,95 @@ def test_gpu_counters_are_shown_where_there_are_some(tmp_path: Path) -> None:
     run.step(20)
     status = status_of(Runs(tmp_path, STALL_S), "a")
     assert status.ranks[0].gpu is None
+
+
+def test_memory_and_gpus_of_all_ranks_and_over_the_steps(tmp_path: Path) -> None:
+    """The processes' memory is added up; of GPUs, which ranks may share, the fullest is shown."""
+    run = RunWriter(tmp_path / "a", world=2)
+    run.start()
+    for step, busy, used in ((10, 0.5, 3), (20, 0.9, 5)):
+        for rank in (0, 1):
+            alone = RunWriter(tmp_path / "a", world=2)
+            alone.writers = alone.writers[rank : rank + 1]
+            alone.step(
+                step,
+                gpu={
+                    "busy": busy - rank / 5,
+                    "nvjpg_busy": 0.0,
+                    "memory_bytes": (used + rank) << 30,
+                    "memory_total_bytes": (8 + rank) << 30,
+                    "power_w": 300.0,
+                },
+            )
+    snapshot = Runs(tmp_path, STALL_S).snapshot("a")
+    assert snapshot is not None
+    status = snapshot.status
+    assert (status.gpu_busy, status.rss_bytes) == (pytest.approx(0.8), 2 << 30)
+    assert (status.gpu_memory_bytes, status.gpu_memory_total_bytes) == (6 << 30, 9 << 30)
+    seen = [(one.gpu_busy, one.gpu_memory_bytes, one.rss_bytes) for one in snapshot.intervals]
+    assert seen == [(pytest.approx(0.4), 4 << 30, 2 << 30), (pytest.approx(0.8), 6 << 30, 2 << 30)]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "best"),
+    [
+        ([], None),
+        ([(1, 1, 0.5), (2, 1, 0.7), (3, 1, 0.7), (4, 1, 0.6)], 2),  # the oldest of equals
+        ([(1, 1, 0.5), (2, 1, None), (3, 10, 0.9)], 1),  # of the centre view
+        ([(5, 10, 0.9)], 5),  # none of it
+    ],
+)
+def test_the_best_epoch(
+    tmp_path: Path, evaluations: list[tuple[int, int, float | None]], best: int | None
+) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    for epoch, views, top1 in evaluations:
+        record = {"views": views, "images": 9, "top1": top1, "top5": 1.0, "nll": 1.0, "wall_s": 1.0}
+        run.writers[0].write("eval", record, epoch=epoch, step=epoch * 40)
+    status = status_of(Runs(tmp_path, STALL_S))
+    assert (status.best and status.best.epoch) == best
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("gratis train --shards shards --gpus 2", "gratis train --shards shards --gpus 2"),
+        ("gratis train --shards /home/me/shards", "gratis train --shards .../shards"),
+        ("gratis train --shards=../x/shards", "gratis train --shards=.../shards"),
+        ("gratis train --runs ~/a/b --run c", "gratis train --runs .../b --run c"),
+        (
+            "gratis train --shards https://me:secret@host/a/b?key=secret --run c",
+            "gratis train --shards https://host/a/b?... --run c",
+        ),
+        ("gratis train --shards 's3://bucket/a b'", "gratis train --shards 's3://bucket/a b'"),
+        ("", None),
+        (7, None),
+    ],
+)
+def test_the_command_is_shown_without_what_others_need_not_learn(
+    tmp_path: Path, given: str, shown: str | None
+) -> None:
+    run = RunWriter(tmp_path / "runs" / "a")
+    run.start(given)
+    status = status_of(Runs(tmp_path / "runs", STALL_S))
+    assert (status.command, status.folder) == (shown, "runs/a")
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch", "shown"), [(None, None, 0), (10, 0, 10), (40, 0, 40), (40, 1, 0), (50, 1, 10)]
+)
+def test_steps_of_the_epoch(
+    tmp_path: Path, step: int | None, epoch: int | None, shown: int
+) -> None:
+    """Forty an epoch; whole until the next has begun."""
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    if step is not None:
+        fields = {"steps": 10, "images": 1000, "wall_s": 10.0, "loader": {}}
+        run.writers[0].write("step", fields, epoch=epoch, step=step)
+    status = status_of(Runs(tmp_path, STALL_S))
+    assert (status.epoch_step, status.total_steps) == (shown, 200)
 
 
 @pytest.mark.starts

@@ -104,7 +104,13 @@ meter = GpuMeter(torch.device("cpu"))
 meter._open(sys.argv[1])
 print(json.dumps(meter.read()))
 """
-TOLD = {"busy": 0.87, "nvjpg_busy": 0.25, "memory_bytes": 103 << 30, "power_w": 312.345}
+TOLD = {
+    "busy": 0.87,
+    "nvjpg_busy": 0.25,
+    "memory_bytes": 103 << 30,
+    "memory_total_bytes": 143 << 30,
+    "power_w": 312.345,
+}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-// A line chart in SVG: axes from round numbers, linear or logarithmic in y, a legend that follows the pointer, redrawn when its box changes.
+// A line chart in SVG: axes from round numbers, linear or logarithmic in y, a legend that follows the pointer or the arrow keys, redrawn when its box changes.
 
 const SVG = "http://www.w3.org/2000/svg";
-const LEFT = 52, RIGHT = 10, TOP = 10, BOTTOM = 22;
+const LEFT = 56, RIGHT = 12, TOP = 10, BOTTOM = 22;
 
 export function element(name, attributes = {}, ...children) {
   const node = document.createElement(name);
@@ -42,23 +42,30 @@ function logarithmic(values) {
   return { place: (value) => Math.min(Math.max((Math.log10(Math.max(value, 1e-9)) - low) / (high - low), 0), 1), marks };
 }
 
+const known = (points) => points.filter((one) => one[1] !== null);
+
 export class Chart {
-  // lines: [{label, colour: "a".."d", area, dots}]; format: number -> text; max: the most that y can be
+  // lines: [{label, colour: "a".."d", area, dots, ring, optional: not in the legend without a value}]; format: number -> text; max: the most that y can be
   constructor(figure, title, lines, { format, max = null, log = false }) {
-    Object.assign(this, { lines, format, max, log, data: lines.map(() => []), cursor: null });
-    this.svg = shape("svg", { role: "img", "aria-label": title });
+    Object.assign(this, { title, lines, format, max, log, data: lines.map(() => []), other: null, cursor: null, axis: { name: "step", at: String, whole: true } });
+    this.svg = shape("svg", { role: "img", tabindex: 0, "aria-label": title });
     this.values = lines.map(() => element("b", {}, "–"));
-    const keys = lines.map((line, i) => element("span", {}, element("span", { class: `swatch fill-${line.colour}` }), `${line.label} `, this.values[i]));
+    this.others = lines.map(() => element("i"));
+    this.keys = lines.map((line, i) => element("span", {}, element("span", { class: `swatch fill-${line.colour}${line.ring ? " ring" : ""}` }), `${line.label} `, this.values[i], this.others[i]));
     this.place = element("span");
-    figure.append(element("figcaption", {}, title), element("div", { class: "legend" }, ...keys, this.place), this.svg);
+    this.legend = element("div", { class: "legend" }, ...this.keys, this.place);
+    figure.append(element("figcaption", {}, title), this.legend, this.svg);
     this.svg.addEventListener("pointermove", (event) => this.point(event.offsetX));
     this.svg.addEventListener("pointerleave", () => this.point(null));
+    this.svg.addEventListener("keydown", (event) => this.press(event));
+    this.svg.addEventListener("blur", () => this.point(null));
     new ResizeObserver(() => this.draw()).observe(this.svg);
   }
 
-  // data: for each line, its points [step, value] by step; a null value breaks the line
-  show(data) {
-    this.data = data;
+  // data, other: for each line, its points [x, value] in order; a null value breaks the line. other: a second run's, dashed, or null.
+  // axis: {name, at: x -> words, whole: only whole numbers are marked}
+  show(data, other, axis) {
+    Object.assign(this, { data, other, axis });
     this.draw();
   }
 
@@ -67,14 +74,29 @@ export class Chart {
     this.draw();
   }
 
+  // Arrow keys go from point to point, read out by the legend; Escape leaves.
+  press(event) {
+    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (event.key === "Escape") this.point(null);
+    if (!move || !this.x) return;
+    event.preventDefault();
+    this.legend.setAttribute("aria-live", "polite");
+    const places = [...new Set(this.data.flatMap((points) => known(points).map((one) => this.x(one[0]))))].sort((a, b) => a - b);
+    const from = this.cursor ?? Infinity, at = places.findIndex((place) => place >= from - 0.01);
+    const next = this.cursor === null ? places.length - 1 : (at < 0 ? places.length - 1 : at) + move;
+    if (places.length) this.point(places[Math.min(Math.max(next, 0), places.length - 1)]);
+  }
+
   draw() {
     const width = this.svg.clientWidth, height = this.svg.clientHeight;
     if (!width) return;
-    const all = this.data.flat(), values = all.map((one) => one[1]).filter((value) => value !== null);
-    const x0 = Math.min(...all.map((one) => one[0])), x1 = Math.max(...all.map((one) => one[0]), x0 + 1);
+    const all = [...this.data, ...(this.other ?? [])].flatMap(known), values = all.map((one) => one[1]);
+    const x0 = Math.min(...all.map((one) => one[0])), most = Math.max(...all.map((one) => one[0]));
+    const x1 = most > x0 ? most : x0 + 1;
     const scale = this.log ? logarithmic(values) : linear(values, this.max);
-    const x = (step) => LEFT + ((step - x0) / (x1 - x0)) * (width - LEFT - RIGHT);
+    const x = (at) => LEFT + ((at - x0) / (x1 - x0)) * (width - LEFT - RIGHT);
     const y = (value) => height - BOTTOM - scale.place(value) * (height - TOP - BOTTOM);
+    this.x = values.length ? x : null;
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.replaceChildren();
     for (const at of scale.marks) {
@@ -85,32 +107,40 @@ export class Chart {
       this.svg.append(shape("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "nothing yet"));
       return;
     }
-    for (const at of ticks(x0, x1, Math.max(width / 110, 2)).filter(Number.isInteger)) {
-      this.svg.append(shape("text", { x: x(at), y: height - 5, "text-anchor": "middle" }, at.toLocaleString("en")));
+    for (const at of ticks(x0, x1, Math.max(width / 110, 2)).filter((one) => x(one) > LEFT + 14 && (!this.axis.whole || Number.isInteger(one)))) {
+      this.svg.append(shape("text", { class: "tick", x: x(at), y: height - 5, "text-anchor": "middle" }, at.toLocaleString("en", { maximumFractionDigits: 2 })));
     }
-    this.svg.append(shape("text", { x: LEFT - 7, y: height - 5, "text-anchor": "end" }, "step"));
-    this.lines.forEach((line, i) => this.trace(line, this.data[i], x, y));
-    this.drawLegend(x, width, height);
+    this.svg.append(shape("text", { class: "axis", x: LEFT - 7, y: height - 5, "text-anchor": "end" }, this.axis.name));
+    this.lines.forEach((line, i) => this.other && this.trace(line, this.other[i], x, y, " other"));
+    this.lines.forEach((line, i) => this.trace(line, this.data[i], x, y, ""));
+    this.drawLegend(x, height);
   }
 
-  trace(line, points, x, y) {
+  trace(line, points, x, y, kind) {
     let path = "", pen = "M";
-    for (const [step, value] of points) {
+    for (const [at, value] of points) {
       if (value === null) pen = "M";
-      else path += `${pen}${x(step).toFixed(1)},${y(value).toFixed(1)}`, pen = "L";
+      else path += `${pen}${x(at).toFixed(1)},${y(value).toFixed(1)}`, pen = "L";
     }
-    const known = points.filter((one) => one[1] !== null);
-    if (line.area && known.length > 1) this.svg.append(shape("path", { class: `area fill-${line.colour}`, d: `${path.replace(/(?!^)M/g, "L")}L${x(known.at(-1)[0])},${y(0)}L${x(known[0][0])},${y(0)}Z` }));
-    this.svg.append(shape("path", { class: `stroke-${line.colour}`, d: path }));
-    if (line.dots || known.length === 1) for (const [step, value] of known) this.svg.append(shape("circle", { class: `fill-${line.colour}`, cx: x(step), cy: y(value), r: 3 }));
+    const there = known(points);
+    if (line.area && !kind && there.length > 1) this.svg.append(shape("path", { class: `area fill-${line.colour}`, d: `${path.replace(/(?!^)M/g, "L")}L${x(there.at(-1)[0])},${y(0)}L${x(there[0][0])},${y(0)}Z` }));
+    if (!line.ring) this.svg.append(shape("path", { class: `stroke-${line.colour}${kind}`, d: path }));
+    const dot = line.ring ? { class: `best stroke-${line.colour}`, r: 6 } : { class: `fill-${line.colour}${kind}`, r: 3 };
+    if (line.dots || line.ring || there.length === 1) for (const [at, value] of there) this.svg.append(shape("circle", { ...dot, cx: x(at), cy: y(value) }));
   }
 
-  drawLegend(x, width, height) {
-    const nearest = (points) => points.reduce((best, one) => (one[1] !== null && (!best || Math.abs(x(one[0]) - this.cursor) < Math.abs(x(best[0]) - this.cursor)) ? one : best), null);
-    const chosen = this.data.map((points) => (this.cursor === null ? points.findLast((one) => one[1] !== null) : nearest(points)));
+  // The values at the cursor, else the newest, of each line; the other run's in brackets.
+  drawLegend(x, height) {
+    const away = (one) => Math.abs(x(one[0]) - this.cursor);
+    const nearest = (points) => known(points).reduce((best, one) => (!best || away(one) < away(best) ? one : best), null);
+    const pick = (points) => (this.cursor === null ? points.findLast((one) => one[1] !== null) : nearest(points));
+    const chosen = this.data.map(pick), others = this.other?.map(pick) ?? [];
     chosen.forEach((one, i) => (this.values[i].textContent = one ? this.format(one[1]) : "–"));
+    this.keys.forEach((key, i) => (key.hidden = Boolean(this.lines[i].optional) && !chosen[i] && !others[i]));
+    this.others.forEach((node, i) => (node.textContent = others[i] ? ` (${this.format(others[i][1])})` : ""));
     const first = this.cursor === null ? null : chosen.find((one) => one);
-    this.place.textContent = first ? `at step ${first[0].toLocaleString("en")}` : "";
+    this.place.textContent = first ? this.axis.at(first[0]) : "";
     if (first) this.svg.append(shape("line", { class: "cursor", x1: x(first[0]), x2: x(first[0]), y1: TOP, y2: height - BOTTOM }));
+    this.svg.setAttribute("aria-label", `${this.title}: ${this.lines.map((line, i) => `${line.label} ${this.values[i].textContent}`).join(", ")}`);
   }
 }

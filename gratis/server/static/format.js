@@ -1,4 +1,8 @@
-// Numbers as people read them; – for an unknown value.
+// Numbers as people read them, – for an unknown value; and the elements of the page that they are written to.
+
+export const OVER = ["finished", "preempted", "crashed", "diverged"]; // states of a run
+export const get = (id) => document.getElementById(id);
+export const write = (id, text) => { if (get(id).textContent !== text) get(id).textContent = text; }; // what is set anew is read aloud anew
 
 const missing = (value) => value === null || value === undefined;
 
@@ -15,7 +19,7 @@ export function rate(value) {
 }
 
 export function times(ratio) {
-  return missing(ratio) ? "–" : `${count(ratio, ratio < 10 ? 1 : 0)} ×`;
+  return missing(ratio) ? "–" : `${count(ratio, 1)} ×`;
 }
 
 export function short(value) {
@@ -32,9 +36,13 @@ export function bytes(value) {
   return value < 1e9 ? `${count(value / 1e6, 1)} MB` : `${count(value / 1e9, 2)} GB`;
 }
 
+export function briefBytes(value) {
+  return value ? `${significant(value / (value < 1e9 ? 1e6 : 1e9))} ${value < 1e9 ? "MB" : "GB"}` : "0";
+}
+
 export function duration(seconds) {
   if (missing(seconds)) return "–";
-  if (seconds < 100) return `${Math.round(seconds)} s`;
-  if (seconds < 6000) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
   return seconds < 172800 ? `${(seconds / 3600).toFixed(1)} h` : `${(seconds / 86400).toFixed(1)} days`;
 }

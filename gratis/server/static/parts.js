@@ -1,62 +1,41 @@
-// The parts of the page, each drawn anew from a run's status and its intervals.
+// The parts of the page, each drawn anew from a run's status; charts, ranks and picture are in files of their own.
 
-import { Chart, element } from "./chart.js";
-import { bytes, count, duration, percent, rate, short, significant, times } from "./format.js";
+import { element } from "./chart.js";
+import { briefBytes, bytes, count, duration, get, OVER, percent, rate, short, times, write } from "./format.js";
+import { drawPicture } from "./picture.js";
+import { drawRanks } from "./ranks.js";
 
-export const OVER = ["finished", "preempted", "crashed", "diverged"];
 const TONES = { running: "good", finished: "good", stalled: "warn", preempted: "warn", crashed: "bad", diverged: "bad" };
 const VERDICT_TONES = { "compute-bound": "good", "input-bound": "bad", straggler: "warn", stalled: "bad", starting: "" };
-const get = (id) => document.getElementById(id);
 const capital = (word) => word[0].toUpperCase() + word.slice(1);
 
-const share = (value) => `${significant(value * 100)} %`;
-const charts = {
-  speed: new Chart(get("chart-speed"), "Throughput, images per second, on a logarithmic scale", [
-    { label: "loader could deliver", colour: "a", area: true }, { label: "handed over", colour: "d" },
-    { label: "training takes", colour: "b", area: true },
-  ], { format: short, log: true }),
-  wait: new Chart(get("chart-wait"), "Share of time training waits for data", [{ label: "waiting", colour: "d", area: true }], { format: share, max: 1 }),
-  error: new Chart(get("chart-error"), "Error", [
-    { label: "training top-1", colour: "b" }, { label: "validation top-1, 1 view", colour: "a", dots: true },
-    { label: "10 views", colour: "d", dots: true }, { label: "top-5, 10 views", colour: "c", dots: true },
-  ], { format: share, max: 1 }),
-  loss: new Chart(get("chart-loss"), "Training loss, nats per image", [{ label: "loss", colour: "b" }], { format: (value) => count(value, 2) }),
-  lr: new Chart(get("chart-lr"), "Learning rate", [{ label: "of the weights", colour: "c" }], { format: significant }),
-};
-
-export function draw(status, intervals) {
+export function draw(status) {
   document.title = `${status.state} · ${status.name} · gratis`;
   get("state").className = `pill ${TONES[status.state] ?? ""}`;
-  get("state").textContent = status.state;
+  write("state", status.state);
   drawVerdict(status);
   drawBars(status);
   drawTiles(status);
   drawShards(status.shards);
-  drawCharts(status, intervals);
   drawPicture(status);
   drawRanks(status);
   drawFacts(status);
 }
 
-function headline(verdict) {
-  if (verdict.kind === "compute-bound") return "Compute-bound: the loader keeps up";
-  if (verdict.kind === "input-bound") return `Input-bound: ${verdict.stage ? `${verdict.stage} is too slow` : "the loader is too slow"}`;
-  if (verdict.kind === "straggler") return `Straggler: rank ${verdict.rank} holds the others back`;
-  return capital(verdict.kind);
-}
-
-function drawVerdict({ state, verdict, reason, ranks, shards }) {
-  const troubled = ["crashed", "diverged", "stalled"].includes(state);
-  get("verdict").className = `card verdict ${troubled ? "bad" : VERDICT_TONES[verdict.kind]}`;
-  get("question").textContent = troubled ? "What happened" : OVER.includes(state) ? "What held training back" : "What holds training back";
-  get("kind").textContent = troubled ? capital(state) : headline(verdict);
+function drawVerdict({ state, verdict, reason, ranks, shards, startup }) {
+  const troubled = ["crashed", "diverged", "stalled"].includes(state), over = OVER.includes(state), starting = verdict.kind === "starting";
+  get("verdict").className = `card verdict ${troubled ? "bad" : verdict.pauses ? "warn" : VERDICT_TONES[verdict.kind]}`;
+  let question = troubled ? "What happened" : over ? "What held training back" : "What holds training back";
+  let title = troubled ? capital(state) : verdict.title;
   if (shards && !ranks.length && !troubled) {
-    get("question").textContent = "Before training";
-    get("kind").textContent = { starting: "Making shards", finished: "The shards are made" }[state] ?? capital(state);
+    question = "Before training";
+    title = { starting: "Making shards", finished: "The shards are made" }[state] ?? capital(state);
   }
-  const before = OVER.includes(state) ? `Over the whole attempt${troubled ? ` (${verdict.kind})` : ""}: ` : "";
-  get("words").textContent = before + verdict.text;
-  get("reason").textContent = state === "running" && reason === "events arrive" ? "" : `${capital(state)}: ${reason}.`;
+  write("question", question);
+  write("kind", title);
+  write("words", (over && !starting ? `Over the whole attempt${troubled ? ` (${verdict.kind})` : ""}: ` : "") + verdict.text);
+  write("startup", startup && !starting ? `Start-up, in no rate: ${startup.text}.` : "");
+  write("reason", state === "running" && reason === "events arrive" ? "" : `${capital(state)}: ${reason}.`);
 }
 
 function drawBars({ images_per_s: speed, data_wait_fraction: wait }) {
@@ -75,20 +54,29 @@ function drawBars({ images_per_s: speed, data_wait_fraction: wait }) {
 }
 
 function drawTiles(status) {
-  const best = status.evaluations.findLast((one) => one.views === 1) ?? status.evaluations.at(-1);
-  const room = status.headroom, steps = status.epochs * status.steps_per_epoch, over = OVER.includes(status.state);
-  const gpus = status.ranks.map((one) => one.gpu?.busy).filter((busy) => Number.isFinite(busy));
+  const newest = status.evaluations.findLast((one) => one.views === 1) ?? status.evaluations.at(-1), best = status.best;
+  const room = status.headroom, over = OVER.includes(status.state), { epochs, total_steps: steps, steps_per_epoch: per } = status;
   const tile = (label, value, tone = "") => element("div", { class: `tile ${tone}` }, element("b", {}, value), element("span", {}, label));
+  const progress = (label, value, done, total, what, note) => {
+    const filled = total ? percent(done / total, 0) : "–";
+    const bar = element("progress", { max: total || 1, value: total ? done : 0, "aria-label": `${what}: ${filled}` });
+    return element("div", { class: "tile progress" }, element("b", {}, value), element("span", {}, label), element("small", {}, note(filled)), bar);
+  };
+  const gpu = status.gpu_busy !== null || status.gpu_memory_bytes !== null;
+  const used = status.gpu_memory_total_bytes === null ? "" : ` of ${briefBytes(status.gpu_memory_total_bytes)}`;
   get("tiles").replaceChildren(
-    tile("loader headroom", times(room), room === null ? "" : room >= 1.2 ? "good" : "warn"),
-    gpus.length ? tile("GPU busy", percent(gpus.reduce((sum, busy) => sum + busy, 0) / gpus.length, 0))
-      : tile("CPU cores at work", count(status.ranks.reduce((sum, one) => sum + one.cpu_cores, 0), 1)),
-    tile(`epoch of ${status.epochs ?? "?"}`, count(Math.min(status.epoch + 1, status.epochs ?? Infinity))),
-    tile(steps ? `step of ${count(steps)}` : "step", count(status.step)),
-    over ? tile("images trained on", short(status.images_trained)) : tile("training to go", duration(status.remaining_s)),
+    progress(`epoch of ${epochs ?? "?"}`, count(Math.min(status.epoch + 1, epochs ?? Infinity)), status.epoch >= (epochs ?? Infinity) ? per : status.epoch_step, per, "steps of the epoch",
+      (filled) => (per ? `${count(status.epoch >= (epochs ?? Infinity) ? per : status.epoch_step)} of ${count(per)} steps, ${filled}` : "")),
+    progress(steps ? `step of ${count(steps)}` : "step", count(status.step), status.step, steps, "steps of the run",
+      (filled) => (over || status.remaining_s === null ? filled : `${filled}, ${duration(status.remaining_s)} of training to go`)),
+    tile("loader headroom", times(room), room === null ? "" : room >= 1.2 && status.verdict.kind !== "input-bound" ? "good" : "warn"),
+    gpu ? tile("GPU use", percent(status.gpu_busy, 0)) : tile("CPU cores at work", count(status.ranks.reduce((sum, one) => sum + one.cpu_cores, 0), 1)),
+    gpu ? tile(`GPU memory${used}`, bytes(status.gpu_memory_bytes)) : tile("images trained on", short(status.images_trained)),
+    tile("process memory", bytes(status.rss_bytes)),
     tile("loss", count(status.loss, 3)),
     tile("training top-1 error", percent(status.train_error)),
-    tile("validation top-1 error", percent(best?.top1_error)),
+    tile("validation top-1 error", percent(newest?.top1_error)),
+    tile(best ? `best epoch: ${percent(best.top1_error)} top-1 error` : "best epoch", count(best?.epoch)),
   );
 }
 
@@ -100,55 +88,6 @@ function drawShards(shards) {
   const left = shards.remaining_s === null ? "" : `, ${duration(shards.remaining_s)} to go`;
   get("shard-words").textContent = `${shards.state}: ${count(shards.done)} of ${count(shards.total)} images, ${count(shards.rejects)} left out, ` +
     `${rate(shards.images_per_s)} images/s, in ${bytes(shards.bytes_in_per_s)}/s, out ${bytes(shards.bytes_out_per_s)}/s${left}`;
-}
-
-// Intervals far shorter than usual, as at an epoch's end, hold a step or two: their rates are noise on a chart.
-function ofUsualLength(intervals) {
-  const steps = intervals.map((one, i) => one.step - (i ? intervals[i - 1].step : 0));
-  const usual = [...steps].sort((a, b) => a - b)[steps.length >> 1];
-  return intervals.filter((_, i) => steps[i] * 2 >= usual);
-}
-
-function drawCharts({ evaluations }, intervals) {
-  const line = (pick, of = intervals) => of.map((one) => [one.step, pick(one)]);
-  const evals = (views, key) => evaluations.filter((one) => one.views === views).map((one) => [one.step, one[key]]);
-  charts.speed.show(["loader", "delivered", "trainer"].map((key) => line((one) => one.images_per_s[key], ofUsualLength(intervals))));
-  charts.wait.show([line((one) => one.data_wait_fraction)]);
-  charts.error.show([line((one) => one.train_error), evals(1, "top1_error"), evals(10, "top1_error"), evals(10, "top5_error")]);
-  charts.loss.show([line((one) => one.loss)]);
-  charts.lr.show([line((one) => one.learning_rate)]);
-}
-
-function drawPicture({ name, picture_t }) {
-  get("augmented").hidden = picture_t === null;
-  if (picture_t === null) return;
-  const source = `status/${encodeURIComponent(name)}/picture?t=${picture_t}`;
-  if (get("picture").getAttribute("src") !== source) get("picture").src = source;
-  get("picture-words").textContent = `As training saw them at ${new Date(picture_t * 1e3).toLocaleTimeString()}: cropped, mirrored, recoloured at random.`;
-}
-
-const COLUMNS = [
-  ["rank", (one) => one.rank], ["state", (one) => one.state], ["device", (one) => [one.device, one.device_name].filter(Boolean).join(" · ")],
-  ["step", (one) => count(one.step)], ["loader, images/s", (one) => rate(one.images_per_s.loader)],
-  ["trained, images/s", (one) => rate(one.images_per_s.trainer)], ["waits", (one) => percent(one.data_wait_fraction)],
-  ["ms a step", (one) => (one.step_s === null ? "–" : count(one.step_s * 1e3, 1))],
-  ...["read", "decode", "finish", "transfer"].map((stage) => [stage, (one) => percent(one.stages[stage], 0)]),
-  ["queue", (one) => (one.queue_depth === null ? "–" : `${one.queue_depth}/${one.queue_capacity}`)],
-  ["reads", (one) => (one.read_bytes_per_s === null ? "–" : `${bytes(one.read_bytes_per_s)}/s`)],
-  ["CPU cores", (one) => count(one.cpu_cores, 1)], ["memory", (one) => bytes(one.rss_bytes)],
-];
-const GPU_COLUMNS = [
-  ["GPU busy", (one) => percent(one.gpu?.busy, 0)], ["NVJPG busy", (one) => percent(one.gpu?.nvjpg_busy, 0)],
-  ["GPU memory", (one) => bytes(one.gpu?.memory_bytes)], ["power", (one) => (one.gpu?.power_w ? `${count(one.gpu.power_w)} W` : "–")],
-];
-
-function drawRanks({ ranks, verdict }) {
-  const columns = ranks.some((one) => one.gpu) ? [...COLUMNS, ...GPU_COLUMNS] : COLUMNS;
-  get("rank-head").replaceChildren(element("tr", {}, ...columns.map(([label]) => element("th", { scope: "col" }, label))));
-  get("rank-rows").replaceChildren(...ranks.map((one) => {
-    const held = one.rank === verdict.rank || one.state === "gone";
-    return element("tr", held ? { class: "held" } : {}, ...columns.map(([, cell]) => element("td", {}, String(cell(one)))));
-  }));
 }
 
 function drawFacts(status) {
@@ -164,6 +103,16 @@ function drawFacts(status) {
   };
   get("facts").replaceChildren(...Object.entries(facts).map(([term, fact]) =>
     element("div", {}, element("dt", {}, term), element("dd", {}, String(fact ?? "–") || "–"))));
+  write("folder", status.folder);
+  write("command", status.command ?? "not recorded");
+  get("copy").hidden = status.command === null || !navigator.clipboard;
+  get("json").setAttribute("href", `status/${encodeURIComponent(status.name)}`);
   get("warnings").hidden = !status.warnings.length;
   get("warning-list").replaceChildren(...status.warnings.map((one) => element("li", {}, one)));
 }
+
+get("copy").addEventListener("click", async () => {
+  await navigator.clipboard.writeText(get("command").textContent);
+  write("copy", "copied");
+  setTimeout(() => write("copy", "copy"), 2000);
+});

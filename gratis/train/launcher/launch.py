@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import psutil
@@ -52,6 +54,7 @@ def plan(options: Options, shards: Path | str, manifest: Manifest) -> Launch:
         recipe_name=options.recipe,
         recipe=recipe,
         attempt=attempts(folder) + 1,
+        command=shlex.join(["gratis", *sys.argv[1:]]),
     )
 
 

@@ -1,16 +1,19 @@
-"""The result of a finished run, read back from its own events: a table and the `result` line."""
+"""The result of a finished run, read back from its own events: a table, what held training back,
+and the `result` line."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from gratis.history import records
-from gratis.rates import attempt_counters, throughput, wait_fraction
+from gratis.rates import attempt_counters
 from gratis.train.settings import Launch
+from gratis.verdict import Verdict, performance, rate
 
 LABELS = {
     "top1": "validation top-1, centre view",
@@ -19,30 +22,42 @@ LABELS = {
     "top5_10view": "validation top-5, ten views",
     "images_per_s": "training images/s",
     "loader_images_per_s": "loader images/s",
+    "headroom": "loader headroom",
     "wait_fraction": "waited for data",
+    "startup_s": "start-up, left out above",
 }
 
 
+class Result(NamedTuple):
+    """A finished run's."""
+
+    values: dict[str, float]  # by LABELS' keys; NaN where there was nothing to measure
+    verdict: Verdict | None  # None: its newest attempt trained nothing
+
+
 def show(launch: Launch) -> None:
-    """Prints the table, and as the last line `result key=value ...`.
+    """Prints the table, what held training back, and as the last line `result key=value ...`.
 
     Where there was nothing to measure the table has a dash, and the line not the key.
     """
-    values = result(launch.folder)
+    values, verdict = result(launch.folder)
     table = Table(title=launch.run)
     table.add_column("")
     table.add_column("", justify="right")
     for key, label in LABELS.items():
-        form = ",.0f" if key.endswith("_per_s") else ".1%"
-        table.add_row(label, "-" if math.isnan(values[key]) else format(values[key], form))
-    Console().print(table)
-    known = [f"{key}={value:.4g}" for key, value in values.items() if not math.isnan(value)]
+        table.add_row(label, "-" if math.isnan(values[key]) else _cell(key, values[key]))
+    console = Console()
+    console.print(table)
+    if verdict is not None:
+        console.print(f"{verdict.title}. {verdict.text}", markup=False, highlight=False)
+    known = [f"{key}={_digits(key, value)}" for key, value in values.items()]
+    known = [pair for pair in known if not pair.endswith("=nan")]
     print("result " + " ".join(known), flush=True)
 
 
-def result(folder: Path) -> dict[str, float]:
-    """By LABELS' keys: the newest accuracies, as shares, and the rates of the newest attempt over
-    all its ranks; NaN where there is none. GratisError where a file cannot be read."""
+def result(folder: Path) -> Result:
+    """The newest accuracies, as shares, and the rates of the newest attempt over all its ranks
+    without its start-up. GratisError where a file cannot be read."""
     values = dict.fromkeys(LABELS, math.nan)
     history = records(folder)
     for record in history:
@@ -52,16 +67,28 @@ def result(folder: Path) -> dict[str, float]:
     # the last: the ranks may have begun again
     start = next((record for record in reversed(history) if record["kind"] == "start"), None)
     world, attempt = (start["world"], start["attempt"]) if start else (0, 0)
-    ranks = [attempt_counters(records(folder, rank), attempt) for rank in range(world)]
-    if not ranks or not all(one.steps for one in ranks):
-        return values  # this attempt only evaluated, or its events were removed
-    rates = throughput(ranks)
-    return values | {
-        "images_per_s": _or_nan(rates.trainer),
-        "loader_images_per_s": _or_nan(rates.loader),
-        "wait_fraction": _or_nan(wait_fraction(ranks)),
+    ranks = {rank: attempt_counters(records(folder, rank), attempt) for rank in range(world)}
+    if not ranks or not all(one.whole.steps for one in ranks.values()):
+        return Result(values, None)  # this attempt only evaluated, or its events were removed
+    speed, wait, startup, verdict = performance(ranks)
+    rates = {
+        "images_per_s": speed.trainer,
+        "loader_images_per_s": speed.loader,
+        "headroom": speed.headroom,
+        "wait_fraction": wait,
+        "startup_s": sum(startup) if startup else None,
     }
+    known = {key: value for key, value in rates.items() if value is not None}
+    return Result(values | known, verdict)
 
 
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
+def _cell(key: str, value: float) -> str:
+    """As the status page writes it."""
+    if key.endswith("images_per_s"):
+        return rate(value).removesuffix(" images/s")
+    return {"headroom": f"{value:.1f} x", "startup_s": f"{value:.1f} s"}.get(key, f"{value:.1%}")
+
+
+def _digits(key: str, value: float) -> str:
+    """Shares with four digits; rates with six, which no rate of a machine outgrows."""
+    return f"{value:{'.6g' if key.endswith('images_per_s') else '.4g'}}"

@@ -101,6 +101,9 @@ class GpuMeter:
             "busy": None if busy is None else busy / 100,
             "nvjpg_busy": None if nvjpg is None else nvjpg / 100,
             "memory_bytes": self._ask(lambda: library.nvmlDeviceGetMemoryInfo(self._handle).used),
+            "memory_total_bytes": self._ask(
+                lambda: library.nvmlDeviceGetMemoryInfo(self._handle).total
+            ),
             "power_w": None if power_mw is None else power_mw / 1e3,
         }
 
