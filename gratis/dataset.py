@@ -168,6 +168,19 @@ class Stats(NamedTuple):
     num_images: int
 
 
+def is_decodable(image: NDArray[np.uint8], codec: str, side: int) -> bool:
+    """Whether the loader hands these bytes uint8 [bytes] of a sample to its decoder: a PPM of side
+    x side pixels with the header that this project writes, or a JPEG that the decoder will not give
+    up on. What `index` takes and `verify` accepts is what this says."""
+    if codec == "raw":
+        header = b"P6\n%d %d\n255\n" % (side, side)
+        whole = len(image) == len(header) + 3 * side * side
+        return whole and image[: len(header)].tobytes() == header
+    from gratis.jpeg_check import well_formed  # with Numba: its import takes 0.4 s
+
+    return well_formed(image, side)
+
+
 def index_name(split: str) -> str:
     return f"{split}.index.npz"
 

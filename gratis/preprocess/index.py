@@ -12,9 +12,9 @@ statistics, and because one that no decoder takes would end an epoch: such image
 names, is replaced if an index command wrote it, and refused otherwise. In OUT a tar that is no link
 is always refused, and links of an earlier index to tars that are no more are removed.
 
-The decoder here is Pillow's libjpeg-turbo. It may accept a file of another encoder which training's
-decoder refuses; the loader then names the sample, and its `bad_samples="quarantine"` goes on
-without it."""
+The decoder here is Pillow's libjpeg-turbo, which takes more JPEGs than the loader hands to its own
+(arithmetic coding, an end that is missing). Each is asked the loader's own question, so that
+training refuses none that was taken here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from gratis.atomic import sha256_file
 from gratis.command_line import check_ranges
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
-from gratis.preprocess.codecs import CODECS, encode_ppm
+from gratis.preprocess.codecs import CODECS
 from gratis.preprocess.execution.workers import ReportProgress, run_tasks
 from gratis.preprocess.output.receipt import ShardReceipt, read_receipt, write_receipt
 from gratis.preprocess.output.store import WORK, LocalStore
@@ -55,6 +55,7 @@ from gratis.preprocess.stages.shard import ImageTask, refuse_unread
 from gratis.preprocess.verify import local_folder
 
 SMALLEST = 8  # pixels a side, as of the shards command
+NOT_DECODED = "is a JPEG that Pillow decodes and training's decoder would give up on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,9 @@ class IndexConfig:
 @dataclass(frozen=True, kw_only=True)
 class IndexTask(ImageTask):
     """One tar, for a worker: `items` are its images in order, all of which must be of this size and
-    codec. It decodes every image, and hashes the tar."""
+    codec. It decodes every image, and hashes the tar. root: the folder of all tars."""
 
+    root: str
     tar: str
     name: str
 
@@ -121,7 +123,8 @@ def index_tars(config: IndexConfig) -> Manifest:
         raise GratisError(f"no such folder: {root}; give the one that holds the tars")
     if (out / dataset.MANIFEST).exists():
         manifest = dataset.read_manifest(out)
-        print(f"{out} is a dataset already: {summary(manifest)}")
+        again = f"remove {dataset.MANIFEST} to index its tars again"
+        print(f"{out} is a dataset already: {summary(manifest)}; {again}")
         return manifest
     if (out / PLAN).exists():
         raise GratisError(
@@ -135,21 +138,21 @@ def index_tars(config: IndexConfig) -> Manifest:
     source.refuse_lost(config.max_rejects)
     apart = out.resolve() != root.resolve()
     names = _shard_names(source, root, apart)
-    size, codec = _first_image(source, root)
+    first = _first_image(source, root)
     store, shards = LocalStore(str(out)), {split: list(n.values()) for split, n in names.items()}
     files = dataset_files(shards)
     refuse_unindexed(store, {name for name in files if apart or not name.endswith(".tar")})
     stale = stale_files(store, files) if apart else []
     with lock_output(store, shared=False):
         try:
-            _map(config, source, _tasks(store, source, names, size, codec))
+            _map(config, source, _tasks(config, store, source, names, first))
             store.write(INDEXING, b"")
             for tar, name in (pair for split in names.values() for pair in split.items()):
                 _link_tar(store, tar, name)
             for name in stale:  # before the manifest, which says that nothing is left to do
                 store.remove(name)
             largest = max(int(np.bincount(one.container).max()) for one in source.splits.values())
-            draft = draft_manifest(source, size=size, codec=codec, samples_per_shard=largest)
+            draft = draft_manifest(source, size=first[0], codec=first[1], samples_per_shard=largest)
             manifest = publish(store, draft, shards, config.max_rejects, len(source.skipped))
         finally:  # a rerun does all of the work again, as a tar may have changed by then
             if not (out / INDEXING).exists():
@@ -176,33 +179,48 @@ def _shard_names(source: Source, root: Path, apart: bool) -> dict[str, dict[str,
 
 def _first_image(source: Source, root: Path) -> tuple[int, str]:
     """Size and codec of the first image that can be read, which all others must share."""
-    listing = source.splits["train"]
+    listing, why = source.splits["train"], ""
     for row in range(len(listing)):
         item = listing.item(row)
         try:
             refuse_unread({}, row, item)
             with ImageReader() as reader:
-                kind, width, height, _ = image.probe(reader.read(item))
-        except image.Reject:
-            continue
-        codec = next((name for name, codec in CODECS.items() if kind == codec.format), None)
-        if codec is None or width != height or width < SMALLEST:
-            raise _unfit(item, f"is {width} x {height} {kind}")
-        return width, codec
-    raise GratisError(f"{root} holds no image that can be read")
+                return _size_and_codec(root, item, reader.read(item))
+        except image.Reject as reject:
+            why = why or f"{item.source} is the first: {reject}"
+    raise GratisError(f"{root} holds no image of the train split that can be read; {why}")
 
 
-def _unfit(item: Item, what: str) -> GratisError:
-    folder = os.path.dirname(item.container)
+def _size_and_codec(root: Path, item: Item, data: bytes) -> tuple[int, str]:
+    kind, width, height, _ = image.probe(data)
+    codec = next((name for name, codec in CODECS.items() if kind == codec.format), None)
+    if codec is None or width != height or width < SMALLEST:
+        raise _unfit(root, item, f"is {width} x {height} {kind}")
+    image.decode_or_reject(data)
+    if codec == "jpeg" and not _is_decodable(data, codec, width):
+        raise _unfit(root, item, NOT_DECODED)
+    return width, codec
+
+
+def _unfit(root: Path | str, item: Item, what: str) -> GratisError:
     return GratisError(
         f"{item.container}: {item.name!r} {what}, where the loader needs square images of one "
-        f"size as JPEG: gratis shards --src {folder} makes them so"
+        f"size as JPEG: gratis shards --src {root} makes them so"
     )
 
 
+def _is_decodable(data: bytes, codec: str, side: int) -> bool:
+    return dataset.is_decodable(np.frombuffer(bytearray(data), np.uint8), codec, side)
+
+
 def _tasks(
-    store: LocalStore, source: Source, names: dict[str, dict[str, str]], size: int, codec: str
+    config: IndexConfig,
+    store: LocalStore,
+    source: Source,
+    names: dict[str, dict[str, str]],
+    first: tuple[int, str],
 ) -> Iterable[IndexTask]:
+    size, codec = first
     for split, listing in source.splits.items():
         for number, (tar, name) in enumerate(names[split].items()):
             # tars were listed one after the other
@@ -214,6 +232,7 @@ def _tasks(
                 items=items,
                 size=size,
                 codec=codec,
+                root=config.tars,
                 tar=tar,
                 name=name,
             )
@@ -232,11 +251,15 @@ def _pixels(task: IndexTask, item: Item, data: bytes) -> NDArray[np.uint8]:
     expected = (CODECS[task.codec].format, task.size, task.size)
     if (kind, width, height) != expected or mode not in ("RGB", "L"):
         first = f"the first one {task.size} x {task.size} {expected[0]}"
-        raise _unfit(item, f"is {width} x {height} {mode} {kind}, {first}")
+        raise _unfit(task.root, item, f"is {width} x {height} {mode} {kind}, {first}")
     pixels = image.decode_or_reject(data)
-    if task.codec == "raw" and data != encode_ppm(pixels):
-        raise _unfit(item, "is no PPM as this project writes it")
-    return pixels
+    if _is_decodable(data, task.codec, task.size):
+        return pixels
+    if task.codec == "raw":
+        raise _unfit(task.root, item, "is no PPM as this project writes it")
+    raise image.Reject(
+        "undecodable", f"{NOT_DECODED}; gratis shards --src {task.root} writes it anew"
+    )
 
 
 def _idx(tar: str, offsets: set[int]) -> bytes:

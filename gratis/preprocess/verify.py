@@ -2,13 +2,17 @@
 
     gratis verify shards --sample 1000
 
-Every archive is hashed; every index entry, ours and DALI's, is compared with the archive's own
-headers and labels; some images are decoded. Each finding is a message that names the file; a copy
-with findings should be made again."""
+Every archive is hashed and read to its end; every index entry, ours and DALI's, is compared with
+the archive's own headers and labels; of every image it is asked what the loader asks before it
+decodes, and some are decoded. An image that is in a tar must be in the index, or among the rejects.
+Each finding is a message that names the file; a copy with findings should be made again."""
 
 from __future__ import annotations
 
-import tarfile
+import contextlib
+import dataclasses
+import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +25,17 @@ from tqdm import tqdm
 from gratis import addresses, dataset, image
 from gratis.atomic import sha256_file
 from gratis.command_line import check_ranges
-from gratis.dataset import Index, Manifest, Shard, Split
+from gratis.dataset import Manifest, Shard
 from gratis.errors import GratisError
-from gratis.preprocess.sources.tar import Member, idx_bytes, idx_line
+from gratis.preprocess.sources.tar import Member, idx_bytes, idx_line, members
 from gratis.preprocess.sources.webdataset import TarSample, group_samples, label_of
 from gratis.preprocess.stages.plan import permutation
 
 MAX_FINDINGS = 20  # findings printed before the rest is only counted
+WAY_OUT = (
+    "copy it again, or make it again: by gratis shards into another folder, or, where gratis index "
+    f"took tars as they are, remove {dataset.MANIFEST} and run that again"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +63,7 @@ def verify_dataset(config: VerifyConfig) -> None:
             print(finding)
     if findings:
         counted = "1 finding" if findings == 1 else f"{findings:,} findings"
-        raise GratisError(f"{config.shards}: {counted}; copy it again, or make the shards again")
+        raise GratisError(f"{config.shards}: {counted}; {WAY_OUT}")
     samples = sum(split.samples for split in manifest.splits.values())
     print(f"{config.shards}: {samples:,} samples are as they were published")
 
@@ -75,31 +83,139 @@ def _findings(root: Path, sample: int, manifest: Manifest) -> Iterator[str]:
     if side != manifest.image_size:
         size = f"{manifest.image_size} px, the statistics are of {side} px"
         yield f"{dataset.MANIFEST} says images of {size}"
+        # the images', which are looked at below, are what the statistics are of
+        manifest = dataclasses.replace(manifest, image_size=side)
     total = sum(split.samples for split in manifest.splits.values())
     for name, split in manifest.splits.items():
         wrong = list(_file(root / dataset.index_name(name), split.index_sha256))
         yield from wrong
-        if wrong:
-            continue
-        index = dataset.read_index(root, name)
-        intact = []
-        shards = tqdm(split.shards, name, unit="shard", delay=2.0, leave=False)
+        if not wrong:
+            count = -(-sample * split.samples // total)
+            yield from _SplitCheck(root, manifest, name).findings(count)
+
+
+class _SplitCheck:
+    """One split against its archives. left_out: of each image that is in an archive and not in the
+    index the name, and where it is."""
+
+    def __init__(self, root: Path, manifest: Manifest, name: str) -> None:
+        self.root, self.manifest, self.name = root, manifest, name
+        self.split, self.index = manifest.splits[name], dataset.read_index(root, name)
+        self.left_out: list[tuple[str, str]] = []
+
+    def findings(self, sample: int) -> Iterator[str]:
+        """Of all shards, and of so many images that are decoded."""
+        intact: list[int] = []
+        shards = tqdm(self.split.shards, self.name, unit="shard", delay=2.0, leave=False)
         for number, shard in enumerate(shards):
-            wrong = list(_unless_unreadable(shard.name, _shard(root, number, shard, index)))
+            rows = np.flatnonzero(self.index.shard == number)
+            wrong = list(_unless_unreadable(shard.name, self._shard(shard, rows)))
             yield from wrong
             if not wrong:
                 intact.append(number)
-        count = -(-sample * split.samples // total)
-        rows = np.flatnonzero(np.isin(index.shard, intact))
-        rows = rows[permutation(len(rows), manifest.seed, "verify")[:count]]
-        yield from _unless_unreadable(name, _decode(root, split, index, rows, side))
+        yield from self._lost()
+        rows = np.flatnonzero(np.isin(self.index.shard, intact))
+        rows = rows[permutation(len(rows), self.manifest.seed, "verify")[:sample]]
+        yield from _unless_unreadable(self.name, self._decode(rows))
+
+    def _shard(self, shard: Shard, rows: NDArray[np.int64]) -> Iterator[str]:
+        """Of one archive: its size and hash; then, sample by sample, both indices."""
+        path = self.root / shard.name
+        if path.is_file() and (size := path.stat().st_size) != shard.bytes:
+            yield f"{shard.name} has {size:,} bytes, not {shard.bytes:,}: it was cut or replaced"
+            return
+        wrong = list(_file(path, shard.sha256))
+        yield from wrong
+        if wrong:
+            return
+        if len(rows) != shard.samples:
+            yield f"{shard.name}: the index has {len(rows)} samples, the manifest {shard.samples}"
+        with addresses.Bytes(str(path)) as archive:
+            yield from self._samples(archive, path, rows)
+
+    def _samples(
+        self, archive: addresses.Bytes, path: Path, rows: NDArray[np.int64]
+    ) -> Iterator[str]:
+        expected: dict[int, list[int]] = {}  # by offset: several where links are to one image
+        for row in rows.tolist():
+            expected.setdefault(int(self.index.offset[row]), []).append(row)
+        lines = []
+        files = members(archive, path.name, lambda name, reason: None, 0, archive.size)
+        for group in group_samples(path.name, files):
+            if (picture := group.picture) is None:
+                continue
+            if not expected.get(picture.offset):
+                where = f"{picture.name!r} at byte {picture.offset} of {path.name}"
+                self.left_out.append((picture.name.removeprefix("./"), where))
+                continue
+            row = expected[picture.offset].pop(0)
+            size, label = int(self.index.size[row]), int(self.index.label[row])
+            unlabelled = label < 0  # on request, whatever the tar says
+            if picture.size != size or not (
+                unlabelled or _label(archive, path.name, group) == label
+            ):
+                other = "has another size or label than the index says"
+                yield f"{path.name}: {picture.name} {other}"
+            elif not self._is_decodable(archive, picture):
+                which = f"sample {row}, {picture.name!r} at byte {picture.offset},"
+                yield f"{path.name}: {which} is no image that the loader decodes"
+            lines.append(idx_line(group.parts))
+        if missing := [offset for offset, left in expected.items() if left]:
+            first = f"{len(missing):,} times; first at byte {min(missing)}"
+            yield f"{path.name} has no image where the index says, {first}"
+        idx = path.with_suffix(".idx")
+        if not idx.exists() or idx.read_bytes() != idx_bytes(lines):
+            wrong_labels = "plain DALI readers would feed wrong labels from it"
+            yield f"{idx.name} is missing or does not fit {path.name}: {wrong_labels}"
+
+    def _is_decodable(self, archive: addresses.Bytes, picture: Member) -> bool:
+        data = np.frombuffer(bytearray(archive.read(picture.offset, picture.size)), np.uint8)
+        return dataset.is_decodable(data, self.manifest.codec, self.manifest.image_size)
+
+    def _lost(self) -> Iterator[str]:
+        """Of the images that are not in the index those that no reject is."""
+        rejects = _rejects(self.root, self.name)
+        lost = []
+        for name, where in self.left_out:
+            if rejects[name] > 0:
+                rejects[name] -= 1
+            else:
+                lost.append(where)
+        if lost:
+            count = f"{len(lost):,} images of its tars are neither in its index nor rejected"
+            yield f"{self.name}: {count}; the first is {lost[0]}"
+
+    def _decode(self, rows: NDArray[np.int64]) -> Iterator[str]:
+        side = self.manifest.image_size
+        for row in tqdm(rows, "decoding", unit="img", delay=2.0, leave=False):
+            shard = self.split.shards[self.index.shard[row]].name
+            with addresses.Bytes(str(self.root / shard)) as archive:
+                data = archive.read(int(self.index.offset[row]), int(self.index.size[row]))
+            try:
+                good = image.decode(data).shape == (side, side, 3)
+            except Exception:  # whatever a damaged picture makes the decoder raise
+                good = False
+            if not good:
+                yield f"{shard}: sample {row} does not decode to {side} x {side} RGB"
+
+
+def _rejects(root: Path, split: str) -> Counter[str]:
+    """How many files of each name were rejected."""
+    names: Counter[str] = Counter()
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # none, or others' lines
+        for line in (root / dataset.REJECTS).read_text().splitlines():
+            row = json.loads(line)
+            names[row["file"]] += row["split"] == split
+    return names
 
 
 def _unless_unreadable(name: str, findings: Iterator[str]) -> Iterator[str]:
     """The findings; where a file cannot be read, one more, and no others. name: of the file unless
-    the system names it."""
+    the system names it. Likewise for a tar that is damaged."""
     try:
         yield from findings
+    except GratisError as error:
+        yield str(error)
     except OSError as error:
         path, reason = Path(error.filename or name), error.strerror or error
         yield f"{path.name} cannot be read ({reason}); mend its permissions, or its disk"
@@ -116,61 +232,8 @@ def _same_sum(path: Path, sha256: str) -> Iterator[str]:
         yield f"{path.name} is not the file that was published: its sha256 differs"
 
 
-def _shard(root: Path, number: int, shard: Shard, index: Index) -> Iterator[str]:
-    """Of one archive: its size and hash; then, member by member, both indices."""
-    path = root / shard.name
-    if path.is_file() and (size := path.stat().st_size) != shard.bytes:
-        yield f"{shard.name} has {size:,} bytes, not {shard.bytes:,}: it was cut or replaced"
-        return
-    wrong = list(_file(path, shard.sha256))
-    yield from wrong
-    if wrong:
-        return
-    rows = index.shard == number
-    expected = dict(zip(index.offset[rows].tolist(), np.flatnonzero(rows).tolist(), strict=True))
-    lines = []
-    with tarfile.open(path) as tar, addresses.Bytes(str(path)) as archive:
-        files = (Member(m.name, m.offset_data, m.size) for m in tar if m.isreg())
-        for group in group_samples(str(path), files):
-            picture = group.picture
-            if picture is None or picture.offset not in expected:
-                continue  # an archive of others may hold what was left out of the index
-            row = expected.pop(picture.offset)
-            named = (int(index.size[row]), int(index.label[row]))
-            unlabelled = named[1] < 0
-            if (picture.size, -1 if unlabelled else _label(archive, shard, group)) != named:
-                other = "has another size or label than the index says"
-                yield f"{shard.name}: {picture.name} {other}"
-            lines.append(idx_line(group.parts))
-    if expected:
-        first = f"{len(expected):,} times; first at byte {min(expected)}"
-        yield f"{shard.name} has no image where the index says, {first}"
-    if not len(lines) == rows.sum() == shard.samples:
-        counts = f"{len(lines)} samples, the index {rows.sum()}, the manifest {shard.samples}"
-        yield f"{shard.name} holds {counts}"
-    idx = path.with_suffix(".idx")
-    if not idx.exists() or idx.read_bytes() != idx_bytes(lines):
-        wrong_labels = "plain DALI readers would feed wrong labels from it"
-        yield f"{idx.name} is missing or does not fit {shard.name}: {wrong_labels}"
-
-
-def _label(archive: addresses.Bytes, shard: Shard, group: TarSample) -> int | None:
+def _label(archive: addresses.Bytes, path: str, group: TarSample) -> int | None:
     try:
-        return label_of(archive, shard.name, group)
+        return label_of(archive, path, group)
     except GratisError:
         return None
-
-
-def _decode(
-    root: Path, split: Split, index: Index, rows: NDArray[np.int64], side: int
-) -> Iterator[str]:
-    for row in tqdm(rows, "decoding", unit="img", delay=2.0, leave=False):
-        shard = split.shards[index.shard[row]].name
-        with addresses.Bytes(str(root / shard)) as archive:
-            data = archive.read(int(index.offset[row]), int(index.size[row]))
-        try:
-            good = image.decode(data).shape == (side, side, 3)
-        except Exception:  # whatever a damaged picture makes the decoder raise
-            good = False
-        if not good:
-            yield f"{shard}: sample {row} does not decode to {side} x {side} RGB"

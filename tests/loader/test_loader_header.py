@@ -12,7 +12,7 @@ from handmade import SIZE, picture
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from gratis.loader.reading.jpeg_check import well_formed
+from gratis.jpeg_check import well_formed
 
 
 def decoder() -> Callable[[bytes], bool]:

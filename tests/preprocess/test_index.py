@@ -6,10 +6,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from gratis import dataset
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig
 from gratis.preprocess.index import IndexConfig, index_tars
+from gratis.preprocess.shards import ShardsConfig, make_shards
 from gratis.preprocess.statistics import Accumulator, finish
 from gratis.preprocess.verify import VerifyConfig, verify_dataset
 
@@ -79,7 +83,7 @@ def digests(root: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in root.glob("*.tar")}
 
 
-def check_loaded(root: Path, split: str, numbers: range) -> None:
+def check_loaded(root: Path, split: str, numbers: Sequence[int]) -> None:
     """The loader gives every picture, under its label: the central crop less the mean, in the order
     of the tars."""
     mean = dataset.read_stats(root).mean
@@ -200,6 +204,222 @@ def test_a_tar_of_which_nothing_can_be_used_is_not_touched(tmp_path: Path) -> No
     with pytest.raises(GratisError, match=r"00002\.tar holds no image that can be used"):
         index_tars(IndexConfig(tars=str(root), workers=1, max_rejects=9))
     assert digests(root) == before
+
+
+def arithmetic(data: bytes) -> bytes:
+    """A JPEG that says it is coded arithmetically: any bytes decode to something then."""
+    parts, at = [data[:2]], 2
+    while data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xC0:
+            parts.append(b"\xff\xc9" + data[at + 2 : end])
+        elif data[at + 1] != 0xC4:
+            parts.append(data[at:end])
+        at = end
+    return b"".join(parts) + data[at : at + 14] + bytes(range(200)) * 8 + b"\xff\xd9"
+
+
+def twelve_bits(data: bytes) -> bytes:
+    changed, at = bytearray(data), data.index(b"\xff\xc0")
+    changed[at + 1], changed[at + 4] = 0xC1, 12
+    return bytes(changed)
+
+
+def test_a_jpeg_of_another_coding_is_a_reject_as_the_loader_would_refuse_it(tmp_path: Path) -> None:
+    image = arithmetic(picture(1))
+    assert np.asarray(Pillow.open(io.BytesIO(image)).convert("RGB")).std() > 5  # Pillow takes it
+    root = tars(tmp_path / "t")
+    archive(root / "2.tar", [*by_img2dataset(range(20, 22)), ("x.jpg", image), ("x.cls", b"1")])
+    with pytest.raises(GratisError, match=r"1 undecodable\): train/x\.jpg"):
+        index_tars(IndexConfig(tars=str(root), workers=1))
+    manifest = index_tars(IndexConfig(tars=str(root), workers=1, max_rejects=1))
+    assert manifest.splits["train"].samples == 14
+    reason = json.loads((root / dataset.REJECTS).read_text())["reason"]
+    assert f"would give up on; gratis shards --src {root} writes it anew" in reason
+    verify_dataset(VerifyConfig(shards=str(root)))
+
+
+def test_tars_that_begin_with_such_are_sent_to_shards_which_takes_them(tmp_path: Path) -> None:
+    """The whole folder of them, where tars lie by split."""
+    root = tmp_path / "t"
+    for split in ("train", "val"):
+        archive(root / split / "0.tar", [("x.jpg", arithmetic(picture(1))), ("x.cls", b"0")])
+    with pytest.raises(
+        GratisError, match=r"would give up on, .*: gratis shards --src (\S+) "
+    ) as no:
+        index_tars(IndexConfig(tars=str(root), out=str(tmp_path / "o"), workers=1))
+    src = re.search(r"--src (\S+)", str(no.value))
+    assert src
+    config = ShardsConfig(src=src[1], out=str(tmp_path / "shards"), size=SIZE, workers=1)
+    made = make_shards(config) or dataset.read_manifest(tmp_path / "shards")
+    assert {name: split.samples for name, split in made.splits.items()} == {"train": 1, "val": 1}
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [(lambda: twelve_bits(picture(1)), "undecodable"), (lambda: picture(1)[:-2], "truncated")],
+)
+def test_what_no_decoder_takes_sets_no_size(tmp_path: Path, bad: Any, kind: str) -> None:
+    """It may be the first; the next decides."""
+    root = tars(tmp_path / "t")
+    images = by_img2dataset(range(20, 22))
+    archive(root / "0.tar", [("a.jpg", bad()), ("a.cls", b"1"), *images])
+    with pytest.raises(GratisError, match=rf"1 ({kind})\): train/a\.jpg"):
+        index_tars(IndexConfig(tars=str(root), workers=1))
+
+
+def kept(data: bytes, bit: int) -> bytes | None:
+    """With a bit flipped; None where Pillow sees another size or kind of image then."""
+    flipped = bytearray(data)
+    flipped[bit // 8] ^= 1 << bit % 8
+    try:
+        with Pillow.open(io.BytesIO(flipped)) as image:
+            facts = (image.format, image.size, image.mode)
+    except Exception:  # index rejects it
+        return bytes(flipped)
+    return bytes(flipped) if facts == ("JPEG", (SIZE, SIZE), "RGB") else None
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}])
+def test_what_index_takes_the_loader_reads_to_the_end(tmp_path: Path, options: Any) -> None:
+    """One sample for every third bit of a header: some decode, some are rejects, and training on
+    the rest meets no bad one."""
+    file = io.BytesIO()
+    Pillow.open(io.BytesIO(picture(5))).save(file, "JPEG", **options)
+    data = file.getvalue()
+    images = (kept(data, bit) for bit in range(0, 8 * (data.index(b"\xff\xda") + 14), 3))
+    members = [
+        (f"{k:05d}.{kind}", content)
+        for k, image in enumerate(images)
+        if image
+        for kind, content in (("cls", b"0"), ("jpg", image))
+    ]
+    archive(tmp_path / "t" / "0.tar", [("0.cls", b"0"), ("0.jpg", data), *members])
+    count = 1 + len(members) // 2
+    config = IndexConfig(tars=str(tmp_path / "t"), workers=1, max_rejects=count)
+    manifest = index_tars(config)
+    taken = manifest.splits["train"].samples
+    assert 0.2 * count < taken < 0.95 * count
+    verify_dataset(VerifyConfig(shards=str(tmp_path / "t"), sample=0))
+    loading = LoaderConfig(batch_size=32, crop=CROP, augment=False)
+    with Loader(tmp_path / "t", "train", loading, device=torch.device("cpu")) as loader:
+        seen = [sample for *_, ids in loader for sample in ids.tolist() if sample >= 0]
+    assert seen == list(range(taken))
+
+
+def test_verify_finds_what_an_earlier_index_took_and_the_loader_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tars(tmp_path / "t")
+    index_tars(IndexConfig(tars=str(root), workers=1))
+    data = (root / "00000.tar").read_bytes()
+    at = data.index(picture(3)) + len(picture(3)) - 2
+    assert data[at : at + 2] == b"\xff\xd9"
+    replace_shard(root, "00000.tar", data[:at] + bytes(2) + data[at + 2 :])
+    with pytest.raises(GratisError, match=r"1 finding; .*remove manifest\.json and run that again"):
+        verify_dataset(VerifyConfig(shards=str(root), sample=0))
+    where = "00000.tar: sample 3, '000000003.jpg' at byte "
+    assert where in (said := capsys.readouterr().out)
+    assert "is no image that the loader decodes" in said
+    with (
+        pytest.raises(GratisError, match="cannot be decoded; verify the copy"),
+        Loader(root, "train", LoaderConfig(crop=CROP), device=torch.device("cpu")) as loader,
+    ):
+        list(loader)
+    index_tars(IndexConfig(tars=str(root), workers=1))
+    assert "remove manifest.json to index its tars again" in capsys.readouterr().out
+
+
+def replace_shard(root: Path, name: str, data: bytes) -> None:
+    """Other bytes, as if an index had found them so."""
+    before, text = (root / name).read_bytes(), (root / dataset.MANIFEST).read_text()
+    (root / name).write_bytes(data)
+    for old, new in (
+        (hashlib.sha256(before).hexdigest(), hashlib.sha256(data).hexdigest()),
+        (f'"bytes": {len(before)}', f'"bytes": {len(data)}'),
+    ):
+        assert text.count(old) >= 1
+        text = text.replace(old, new, 1)
+    (root / dataset.MANIFEST).write_text(text)
+
+
+def lost_by_a_bit(first: bytes, more: bytes) -> bytes:
+    data = bytearray(first[: used(first)] + more)
+    data[used(first)] ^= 1
+    return bytes(data)
+
+
+def used(data: bytes) -> int:
+    return -(-len(data.rstrip(b"\0")) // 512) * 512
+
+
+LOST: dict[str, Any] = {
+    "a header": (lost_by_a_bit, "its checksum is wrong; the last good member is "),
+    "a lone block": (
+        lambda first, more: first[: used(first)] + bytes(512) + more,
+        "one block of zeros is there, where two should end it; the last good member is ",
+    ),
+    "bytes": (lambda first, more: first + b"bytes" + more, "more bytes follow the blocks of zeros"),
+    "no end": (lambda first, more: first[: used(first)], "it is cut short: two blocks of zeros"),
+    "joined": (
+        lambda first, more: first + more,
+        "train: 2 images of its tars are neither in its index nor rejected; the first is "
+        "'000000020.jpg' at byte 10752 of 0.tar",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LOST)
+def test_verify_finds_what_an_earlier_index_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """A dataset as build 3b635d1 made it of a tar that it did not read to the end."""
+    root, more = tmp_path / "t", tmp_path / "more.tar"
+    archive(root / "0.tar", by_img2dataset(range(2)))
+    archive(more, by_img2dataset(range(20, 22)))
+    index_tars(IndexConfig(tars=str(root), workers=1))
+    verify_dataset(VerifyConfig(shards=str(root)))
+    damage, message = LOST[what]
+    data = (root / "0.tar").read_bytes()
+    replace_shard(root, "0.tar", damage(data, more.read_bytes()))
+    with pytest.raises(
+        GratisError, match=r"1 finding; .* remove manifest\.json and run that again"
+    ):
+        verify_dataset(VerifyConfig(shards=str(root)))
+    assert message in capsys.readouterr().out
+    (root / dataset.MANIFEST).unlink()
+    if what == "joined":
+        assert index_tars(IndexConfig(tars=str(root), workers=1)).splits["train"].samples == 4
+        verify_dataset(VerifyConfig(shards=str(root)))
+        check_loaded(root, "train", [0, 1, 20, 21])
+    else:
+        with pytest.raises(GratisError, match=r"0\.tar is damaged as a tar at byte "):
+            index_tars(IndexConfig(tars=str(root), workers=1))
+
+
+def test_links_in_a_tar_are_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of image and label, one image under two labels; verify is content."""
+    root = tmp_path / "t"
+    root.mkdir()
+    with tarfile.open(root / "0.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in (("a.cls", b"1"), ("a.jpg", picture(0)), ("b.cls", b"2")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        for name, kind, target in (
+            ("b.jpg", tarfile.LNKTYPE, "a.jpg"),
+            ("c.cls", tarfile.SYMTYPE, "b.cls"),
+            ("c.jpg", tarfile.SYMTYPE, "a.jpg"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    index_tars(IndexConfig(tars=str(root), workers=1))
+    rows = dataset.read_index(root, "train")
+    assert rows.label.tolist() == [1, 2, 2]
+    assert len(set(rows.offset.tolist())) == 1
+    verify_dataset(VerifyConfig(shards=str(root)))
+    assert "3 samples are as they were published" in capsys.readouterr().out
 
 
 def test_verify_finds_a_swapped_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

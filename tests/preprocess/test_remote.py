@@ -20,9 +20,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 
+from gratis import addresses
 from gratis.errors import GratisError, wait_for
 from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.sources.tar import members
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEYS = {
@@ -308,19 +311,19 @@ def odd_sources(root: Path) -> list[str]:
         "beside/train.tar": "a.jpg a.cls".split(),
         "beside/other.tar": "a.jpg a.cls".split(),
     }
-    for name, members in tars.items():
+    for name, inside in tars.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(root / name, "w") as archive:
-            for member in members:
+            for member in inside:
                 info = tarfile.TarInfo(member)
                 info.size = 1
                 archive.addfile(info, io.BytesIO(b"0"))
     return sorted(path.name for path in root.iterdir())
 
 
-def listed(addresses: list[str], env: dict[str, str]) -> list[list[str]]:
+def sources_listed(places: list[str], env: dict[str, str]) -> list[list[str]]:
     """What is told of sources: in a process of its own, as event loops warn at exit."""
-    command = [sys.executable, "-c", LISTED, *addresses]
+    command = [sys.executable, "-c", LISTED, *places]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, check=False
     )
@@ -334,18 +337,94 @@ def test_odd_sources_at_servers_are_told_of_as_the_local_ones(
 ) -> None:
     pytest.importorskip("aiohttp")
     names = odd_sources(tmp_path / "odd")
-    here = listed([f"{tmp_path}/odd/{name}" for name in names], {})
+    here = sources_listed([f"{tmp_path}/odd/{name}" for name in names], {})
     assert sum(map(len, here)) > 15
     in_s3(s3, f"fs.mkdir('odd')\nfs.put('{tmp_path}/odd/', 'odd/', recursive=True)")
-    assert listed([f"s3://odd/{name}" for name in names], s3) == here
+    assert sources_listed([f"s3://odd/{name}" for name in names], s3) == here
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), lambda *a: RangeHandler(*a, directory=f"{tmp_path}/odd")
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    web = listed([f"http://127.0.0.1:{server.server_address[1]}/{name}" for name in names], {})
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    web = sources_listed([f"{url}/{name}" for name in names], {})
     server.shutdown()
     server.server_close()
     assert [unquote("\n".join(told)) for told in web] == ["\n".join(told) for told in here]
+
+
+def tar_of(*keys: str) -> bytes:
+    buffer, file = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (40, 40), (90, 120, 150)).save(file, "JPEG")
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for key in keys:
+            for ending, data in (("cls", b"0"), ("jpg", file.getvalue())):
+                info = tarfile.TarInfo(f"{key}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def flipped(data: bytes, name: bytes) -> bytes:
+    changed = bytearray(data)
+    changed[data.index(name)] ^= 1
+    return bytes(changed)
+
+
+FLIPPED = flipped(tar_of("a", "b", "c"), b"b.cls")
+JOINED = tar_of("a", "b") + tar_of("c")
+LONG = "n" * 150
+DAMAGED = {
+    "a header": FLIPPED,
+    "joined": JOINED,
+    "links and pax": tar_of("a", LONG),
+    "a lone block": tar_of("a")[:2560] + bytes(512) + tar_of("b"),
+    "bytes": tar_of("a") + b"bytes",
+    "no end": tar_of("a")[:2048],
+    "zeros": tar_of("a") + bytes(5 << 20),
+    "cut": tar_of("a")[:1600],
+}
+
+
+def listed(address: str, data: bytes) -> str:
+    """What the tar's members are, or the message."""
+    with addresses.Bytes(address) as archive:
+        try:
+            found = list(members(archive, "x.tar", lambda *why: None, 0, archive.size))
+        except GratisError as error:
+            return str(error)
+    return repr([(m.name, data[m.offset : m.offset + m.size]) for m in found])
+
+
+def test_tars_over_http_end_where_local_ones_do(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *a: RangeHandler(*a, directory=str(tmp_path))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, data in DAMAGED.items():
+        (tmp_path / "x.tar").write_bytes(data)
+        local = listed(str(tmp_path / "x.tar"), data)
+        assert ("damaged" in local) == (name not in ("joined", "links and pax"))
+        url = f"http://127.0.0.1:{server.server_address[1]}/x.tar"
+        assert listed(url, data) == local, name
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.starts
+def test_tars_in_s3_end_where_they_do(s3: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "flipped.tar").write_bytes(FLIPPED)
+    (tmp_path / "joined.tar").write_bytes(JOINED)
+    puts = [f"fs.put('{tmp_path}/{k}.tar', 'ends/{k}/train-0.tar')" for k in ("flipped", "joined")]
+    in_s3(s3, "fs.mkdir('ends')\n" + "\n".join(puts))
+    code, text = shards("s3://ends/flipped", tmp_path / "o", env=s3)
+    assert code == 2
+    place = tar_of("a", "b", "c").index(b"b.cls")
+    assert f"s3://ends/flipped/train-0.tar is damaged as a tar at byte {place}: " in text
+    assert "the last good member is 'a.jpg'" in text
+    code, text = shards("s3://ends/joined", tmp_path / "o", env=s3)
+    assert code == 0, text
+    assert "3 train images" in text
 
 
 @pytest.mark.parametrize("web", [(WholeHandler, "source")], indirect=True)

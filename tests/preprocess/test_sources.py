@@ -4,6 +4,7 @@ itself."""
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import os
 import re
@@ -391,6 +392,53 @@ def test_refuses_a_missing_or_damaged_archive(
     assert name in refusal(root) or name.split("_", 1)[0] in refusal(root)
     (root / name).unlink()
     assert f"lacks {name}" in refusal(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "member", "last"),
+    [
+        (VAL, "ILSVRC2012_val_00000002.JPEG", "ILSVRC2012_val_00000001.JPEG"),
+        (TRAIN, "n00000002.tar", "n00000001.tar"),
+        (TRAIN, "n00000002_1.JPEG", "n00000002_0.JPEG"),  # in a tar in the tar
+    ],
+)
+def test_a_flipped_bit_in_an_official_archive_is_refused_where_it_is(
+    sample_source: Path, tmp_path: Path, name: str, member: str, last: str
+) -> None:
+    data = bytearray((sample_source / name).read_bytes())
+    place = data.index(member.encode() + bytes(1))
+    data[place] ^= 2
+    line = refusal(with_archive(sample_source, tmp_path / "s", name, bytes(data)))
+    within = ":n00000002.tar" if member == "n00000002_1.JPEG" else ""
+    assert f"{name}{within} is damaged as a tar at byte {place}: " in line
+    assert f"the last good member is '{last}'" in line
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_flipped_bit_in_the_devkit_is_refused_where_it_is(
+    sample_source: Path, tmp_path: Path, packed: bool
+) -> None:
+    data = bytearray(gzip.decompress((sample_source / DEVKIT).read_bytes()))
+    place = data.index(TRUTH.encode())
+    data[place] ^= 2
+    kit = gzip.compress(bytes(data)) if packed else bytes(data)
+    line = refusal(with_archive(sample_source, tmp_path / "s", DEVKIT, kit))
+    assert f"{DEVKIT} is damaged as a tar at byte {place}: " in line
+    assert f"the last good member is '{META}'" in line
+
+
+def test_a_class_tar_without_an_end_is_refused(sample_source: Path, tmp_path: Path) -> None:
+    """As one that was cut before it went into the archive."""
+    with tarfile.open(sample_source / TRAIN) as outer:
+        contents: list[tuple[str | tarfile.TarInfo, bytes]] = [
+            (m.name, f.read()) for m in outer if (f := outer.extractfile(m))
+        ]
+    inner = contents[3][1]
+    end = -(-len(inner.rstrip(b"\0")) // 512) * 512
+    contents[3] = (contents[3][0], inner[:end])
+    line = refusal(with_archive(sample_source, tmp_path / "s", TRAIN, tar(contents)))
+    assert "n00000004.tar is damaged as a tar at byte " in line
+    assert "it is cut short: two blocks of zeros should end it" in line
 
 
 def test_refuses_ground_truth_of_another_length(sample_source: Path, tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def unreadable_picture(root: Path) -> str:
     )
     changed = dataclasses.replace(manifest, splits=manifest.splits | {"val": split})
     atomic_write(root / dataset.MANIFEST, changed.to_json())
-    return f"{path.name}: sample 0"
+    name = f"{keys[0]}.jpg"
+    return f"{path.name}: sample 0, {name!r} at byte 512, is no image that the loader decodes"
 
 
 def folder_for(name: str) -> Callable[[Path], str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gratis.dataset import is_decodable
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.plan import Draws, Ids
@@ -101,16 +102,5 @@ class BatchReader:
 
 
 def invalid_rows(parts: list[Bytes], codec: str, side: int) -> list[int]:
-    """Those of the samples that are no PPM of side x side pixels, or a JPEG that a decoder would
-    give up on."""
-    if codec == "raw":
-        header = b"P6\n%d %d\n255\n" % (side, side)
-        first, size = len(header), len(header) + 3 * side * side
-        return [
-            row
-            for row, part in enumerate(parts)
-            if len(part) != size or part[:first].tobytes() != header
-        ]
-    from gratis.loader.reading.jpeg_check import well_formed  # with Numba: its import takes 0.4 s
-
-    return [row for row, part in enumerate(parts) if not well_formed(part, side)]
+    """Those of the samples that no decoder gets."""
+    return [row for row, part in enumerate(parts) if not is_decodable(part, codec, side)]

@@ -1,7 +1,7 @@
 """Samples that turn out undecodable while an epoch runs, and who stands in for them.
 
 A shard that rots after publication is damaged in one of two ways. Where a decoder would give up on
-a sample (gratis.loader.reading.jpeg_check), or does, this module acts. Where a flipped bit still
+a sample (gratis.jpeg_check), or does, this module acts. Where a flipped bit still
 decodes, to wrong pixels, nothing in the loader notices: a checksum of every sample would have to be
 kept in the index and cost 3 % of decoding, to guard against what disks and file systems guard
 against already. `gratis verify` compares whole shards with the manifest's sha256, and the cache of

@@ -72,7 +72,7 @@ class Normaliser:
     def _fill(self, crops: Crops, out: torch.Tensor) -> None:
         shift = colour_shift(self._stats, self._config, self._epoch, crops.normals) * self._scale
         memory = out.permute(0, 2, 3, 1).flatten(2) if self._config.channels_last else out
-        from gratis.loader.views.jit import call_kernel
+        from gratis.jit import call_kernel
 
         kernel, factor = kernels()[self._config.channels_last], np.float32(self._scale)
         where = (crops.pixels, crops.stride, crops.start, crops.flip)
@@ -98,7 +98,7 @@ class Normaliser:
 def kernels() -> tuple[Any, Any]:
     """The compiled passes for planes and for channels-last memory; the first call of either on a
     machine takes 1 s."""
-    from gratis.loader.views.jit import jit  # with Numba: its import takes 0.4 s
+    from gratis.jit import jit  # with Numba: its import takes 0.4 s
 
     return jit(fastmath=True)(_fill_planes), jit(fastmath=True)(_fill_channels_last)
 

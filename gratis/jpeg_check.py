@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gratis.loader.views.jit import call_kernel, inner_jit, jit
+from gratis.jit import call_kernel, inner_jit, jit
 
 SOI, EOI, SOS, DQT, DNL, DRI, DHT, COMMENT = 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xC4, 0xFE
 SEQUENTIAL, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
