@@ -23,7 +23,7 @@ from gratis.dataset import ImageClass
 from gratis.errors import GratisError
 from gratis.events import LoaderCounters
 from gratis.loader.batch import Batch
-from gratis.loader.config import LoaderConfig, whole
+from gratis.loader.config import LoaderConfig, shown, whole
 from gratis.loader.decoding.decoded_cache import DecodedCache, choose_place
 from gratis.loader.decoding.gpu import device_of
 from gratis.loader.epoch.coverage import Coverage, coverage
@@ -58,7 +58,7 @@ class Loader:
                         shards then come through a cache on this machine (`LoaderConfig.cache`)
     split               one that the manifest names: "train", mostly "val" too
     rank, world_size    this rank gets rows [rank * b, (rank + 1) * b) of each global batch,
-                        b = batch_size / world_size
+                        b = batch_size / world_size; of a short last one about as large a share
     device              where images and labels come to lie: the CPU, or a CUDA device
     local_world_size    how many of the ranks run on this machine and so share its cores; None: all
 
@@ -81,12 +81,12 @@ class Loader:
         local_world_size: int | None = None,
     ) -> None:
         if not isinstance(root, (str, os.PathLike)):
-            raise GratisError(f"root is {root!r}; it must be a folder or an address")
+            raise GratisError(f"root is {shown(root)}; it must be a folder or an address")
         if root == "":  # would be the folder that one happens to stand in
             raise GratisError("root is empty; name the folder or address of a dataset")
         if not isinstance(config, LoaderConfig):
             kind = "a LoaderConfig, as LoaderConfig(batch_size=256)"
-            raise GratisError(f"config is {config!r}; it must be {kind}")
+            raise GratisError(f"config is {shown(config)}; it must be {kind}")
         self.rank, self.world_size, self._local = _ranks(
             rank, world_size, local_world_size, config.batch_size
         )
@@ -101,11 +101,11 @@ class Loader:
         # shards are opened later, from wherever the process stands then
         self.root = folder.absolute()
         if config.crop > (side := self.manifest.image_size):
-            raise GratisError(f"crop is {config.crop}; the images of {root} have {side} px a side")
+            advice = f"choose crop={max(1, side * 7 // 8)}, or any up to {side}"
+            small = f"crop is {config.crop}; the images of {root} have {side} px a side"
+            raise GratisError(f"{small}; {advice}")
         samples = self.num_samples
-        if not len(self):
-            less = f"{samples} samples, less than one batch of {config.batch_size}"
-            raise GratisError(f"split {split} of {root} has {less}")
+        self._check_last_batch(f"split {split} of {root}")
         self._hash = self.manifest.hash
         self._timer = StageTimer()
         self._begin = (0, 0)  # epoch and step at which the next iter() begins
@@ -118,6 +118,17 @@ class Loader:
         )
         self._prefetcher: Prefetcher | None = None
         self._running: Callable[[], EpochIterator | None] = lambda: None
+
+    def _check_last_batch(self, split: str) -> None:
+        size = self.config.batch_size
+        if not len(self):
+            less = f"{self.num_samples} samples, less than one batch of {size}"
+            raise GratisError(f"{split} has {less}; choose a smaller one, or remainder='short'")
+        last = self.num_samples % size
+        if self.config.remainder == "short" and 0 < last < self.world_size:
+            few = f"{last} samples in its last batch of {size}, fewer than {self.world_size} ranks"
+            advice = "remainder='drop' (training), remainder='pad', or another batch_size"
+            raise GratisError(f"{split} has {few}; choose {advice}")
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
@@ -188,10 +199,10 @@ class Loader:
         """The next `iter()` continues there, with any number of ranks. GratisError if the state is
         of other batches."""
         if not isinstance(state, Mapping):
-            raise GratisError(f"{SAVED} is {state!r}; it must be what state_dict() gave")
+            raise GratisError(f"{SAVED} is {shown(state)}; it must be what state_dict() gave")
         for name, value in self._identity().items():
             if (saved := state.get(name)) != value:
-                raise GratisError(f"{SAVED} has {name} {saved!r}, this loader {value!r}")
+                raise GratisError(f"{SAVED} has {name} {shown(saved)}, this loader {value!r}")
         epoch, step = (whole(f"{SAVED}'s {name}", state.get(name)) for name in ("epoch", "step"))
         if not 0 <= epoch < EPOCHS or not 0 <= step <= len(self):
             place = f"epoch {epoch}, step {step}, of {len(self)} steps an epoch"

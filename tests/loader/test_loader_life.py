@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def make(root: Path, **options: Any) -> Loader:
     return Loader(
-        root, "train", LoaderConfig(**({"batch_size": 12, "crop": 48, "threads": 1} | options))
+        root,
+        "train",
+        LoaderConfig.alexnet(**({"batch_size": 12, "crop": 48, "threads": 1} | options)),
     )
 
 
@@ -49,7 +51,7 @@ def test_memory_stays_flat_over_epochs(sample_shards: Path, epochs: int) -> None
     val = Loader(
         sample_shards,
         "val",
-        LoaderConfig(batch_size=32, crop=112, threads=2, augment=False, views=10),
+        LoaderConfig.alexnet(batch_size=32, crop=112, threads=2, augment=False, views=10),
     )
     process, sizes = psutil.Process(), []
     with train, val:
@@ -157,7 +159,7 @@ def test_an_idle_loader_crosses_a_fork(jpeg_dataset: Path) -> None:
 def test_the_interpreter_ends_whatever_is_open(jpeg_dataset: Path, ending: str) -> None:
     done = python(f"""
         from gratis import Loader, LoaderConfig
-        loader = Loader({str(jpeg_dataset)!r}, "train", LoaderConfig(batch_size=8, crop=48))
+        loader = Loader({str(jpeg_dataset)!r}, "train", LoaderConfig.alexnet(batch_size=8, crop=48))
         batches = iter(loader)
         print(next(batches).images.shape, flush=True)
         {ending}
@@ -179,7 +181,8 @@ def assert_first_batch_within(limit_s: float, root: Path, **options: Any) -> Non
         imports = time.process_time()
         from gratis import Loader, LoaderConfig
         wall, cpu = time.perf_counter(), time.process_time()
-        batches = iter(Loader({str(root)!r}, "train", LoaderConfig(threads=2, **{options!r})))
+        config = LoaderConfig(threads=2, **{options!r})
+        batches = iter(Loader({str(root)!r}, "train", config))
         next(batches)
         print(time.perf_counter() - wall, time.process_time() - cpu, imports)
     """
@@ -215,7 +218,7 @@ def test_cores_are_shared_by_the_ranks_of_one_machine(
     jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    config = LoaderConfig(batch_size=16, crop=48)
+    config = LoaderConfig.alexnet(batch_size=16, crop=48)
 
     def threads(**place: Any) -> int:
         return Loader(jpeg_dataset, "train", config, **place).threads

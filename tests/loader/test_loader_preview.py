@@ -122,7 +122,7 @@ def test_a_full_disk_is_one_line_and_the_old_picture_stays(
 
 def test_a_device_may_be_named_by_a_word(sample_shards: Path) -> None:
     with Loader(
-        sample_shards, "val", LoaderConfig(crop=32, augment=False), device="cpu"
+        sample_shards, "val", LoaderConfig.alexnet(crop=32, augment=False), device="cpu"
     ) as batches:
         assert batches.device == torch.device("cpu")
         assert next(iter(batches)).images.device.type == "cpu"

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     require("figures", "gratis explain")
     from gratis.loader.inspect.explain_figure import draw
 
-    config = LoaderConfig(
+    config = LoaderConfig.alexnet(
         batch_size=1,
         seed=options.seed,
         crop=options.crop_side,

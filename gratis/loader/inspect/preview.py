@@ -17,7 +17,7 @@ from gratis.errors import GratisError
 from gratis.loader.config import LoaderConfig
 from gratis.loader.inspect.pictures import PictureOptions, write_picture
 from gratis.loader.loader import Loader
-from gratis.loader.views.colour_noise import scale
+from gratis.loader.views.normalisation import normalisation
 
 COLUMNS, CAPTION = 6, 14  # tiles in a row; pixels under each for the class name
 TILES = 24
@@ -46,7 +46,9 @@ def main(arguments: Sequence[str]) -> None:
     if options.device != "cpu" and not torch.cuda.is_available():
         raise GratisError(f"--device {options.device}, but there is no GPU here; take --device cpu")
     crop = options.crop_side
-    config = LoaderConfig(batch_size=TILES, seed=options.seed, crop=crop, threads=options.threads)
+    config = LoaderConfig.alexnet(
+        batch_size=TILES, seed=options.seed, crop=crop, threads=options.threads
+    )
     with Loader(options.shards, options.split, config, device=options.device) as loader:
         print(f"{options.out}: {draw_preview(loader, options.out)} images")
 
@@ -62,7 +64,8 @@ def draw_preview(loader: Loader, path: Path) -> int:
     pen = ImageDraw.Draw(sheet)
     for place, i in enumerate(rows):
         left, top = place % COLUMNS * crop, place // COLUMNS * (crop + CAPTION)
-        pixels = _pixels(loader, images[i].float().cpu().numpy(), int(ids[i]))
+        image = images[i] if loader.config.layout == "nhwc" else images[i].movedim(0, -1)
+        pixels = _pixels(loader, image.float().cpu().numpy(), int(ids[i]))
         sheet.paste(Image.fromarray(pixels), (left, top))
         words = loader.classes[int(labels[i])].words.split(",")[0][: crop // 6]
         caption = words.encode("latin-1", "replace").decode("latin-1")  # all that the font has
@@ -72,15 +75,17 @@ def draw_preview(loader: Loader, path: Path) -> int:
 
 
 def _pixels(loader: Loader, image: NDArray[np.float32], sample: int) -> NDArray[np.uint8]:
-    """uint8 [crop,crop,3]: division and mean taken back, the colour noise left in."""
+    """uint8 [crop,crop,3] of [crop,crop,3]: division and mean taken back, the colour noise left
+    in."""
     plan, crop = loader.epoch_plan(loader.epoch), loader.config.crop
     y = x = (plan.positions - 1) // 2
     flip = False
     if loader.config.mean == "offset":
         drawn, _ = plan.draws(np.array([sample]))
         y, x, flip = int(drawn.y[0]), int(drawn.x[0]), bool(drawn.flip[0])
-    mean = loader.stats.mean[y : y + crop, x : x + crop]
+    whole, factor = normalisation(loader.stats, loader.config, plan.epoch)
+    mean = whole[y : y + crop, x : x + crop]
     mean = mean[:, ::-1] if flip else mean
-    pixels = image.transpose(1, 2, 0) / scale(loader.config, plan.epoch) + mean
+    pixels = image / factor + mean
     visible: NDArray[np.uint8] = np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
     return visible

@@ -119,12 +119,13 @@ class BatchPipeline:
             with self._timer.time("finish_s"):
                 if number not in self._buffers:
                     self._buffers[number] = blank_images(plan)
-                images = self._buffers[number]
+                samples = len(encoded.ids)
+                images = self._buffers[number][: samples + plan.padding(samples)]
                 rows = images.flatten(0, 1) if plan.config.views > 1 else images
                 normalise(crops, rows[: len(crops.start)])
                 rows[len(crops.start) :] = 0
             batch = Batch(images, *labels_and_ids(plan, encoded.ids))
-            yield ReadyBatch(batch, len(encoded.ids), None, number)
+            yield ReadyBatch(batch, samples, None, number)
 
     def _crops(self, plan: EpochPlan) -> BatchCrops:
         if self._cached is None:

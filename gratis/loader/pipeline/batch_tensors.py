@@ -13,14 +13,14 @@ from gratis.loader.plan import PAD, Ids
 
 
 def blank_images(plan: EpochPlan) -> torch.Tensor:
-    """Zeros in the shape, type and memory layout of a batch's images."""
+    """Zeros in the shape, type and memory layout of a whole batch's images."""
     config, rows, side = plan.config, plan.rows * plan.config.views, plan.config.crop
-    shape = (rows, side, side, 3) if config.channels_last else (rows, 3, side, side)
+    shape = (rows, side, side, 3) if config.interleaved else (rows, 3, side, side)
     if plan.device.type == "cpu":
         images = _zeros(shape, config.dtype)
     else:
         images = torch.zeros(shape, dtype=config.dtype, device=plan.device)
-    images = images.permute(0, 3, 1, 2) if config.channels_last else images
+    images = images.permute(0, 3, 1, 2) if config.layout == "channels_last" else images
     return images.view(plan.rows, config.views, *images.shape[1:]) if config.views > 1 else images
 
 
@@ -34,9 +34,9 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def pad_images(images: torch.Tensor, plan: EpochPlan) -> torch.Tensor:
-    """The images, with rows of zeros up to a whole batch, in the batch's memory layout, which
-    torch.cat would lose."""
-    if len(images) == plan.rows:
+    """The images, with rows of zeros up to a whole batch where it is padded, in the batch's memory
+    layout, which torch.cat would lose."""
+    if not plan.padding(len(images)):
         return images
     whole = blank_images(plan)
     whole[: len(images)] = images
@@ -44,7 +44,8 @@ def pad_images(images: torch.Tensor, plan: EpochPlan) -> torch.Tensor:
 
 
 def labels_and_ids(plan: EpochPlan, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
-    """Int64 [b] each, on the CPU, padded."""
-    all_ids, labels = np.full(plan.rows, PAD, np.int64), np.full(plan.rows, IGNORE, np.int64)
+    """Int64 [b] each, on the CPU, padded where the batch is."""
+    rows = len(ids) + plan.padding(len(ids))
+    all_ids, labels = np.full(rows, PAD, np.int64), np.full(rows, IGNORE, np.int64)
     all_ids[: len(ids)], labels[: len(ids)] = ids, plan.index.label[ids]
     return torch.from_numpy(labels), torch.from_numpy(all_ids)
