@@ -46,10 +46,17 @@ EPOCHS = 1 << 32  # a word of the generator's counter
 class Loader:
     """Batches of one split, for one rank.
 
-    Each `iter()` begins the next epoch at its step 0, and ends an epoch that is still under way;
-    only after `load_state_dict` does the next one begin where the state says. After a whole epoch
-    the decoder, its threads, the buffers and open files wait for the next; `close`, dropping the
-    loader, or dropping the iterator inside an epoch (break, exception) ends and frees all of them.
+    An epoch begins when its first batch is taken: `iter()` alone reads nothing and changes nothing,
+    however often. It is epoch 0 first, then the next each time, also after an epoch that was broken
+    off, were it after one batch; `set_epoch(n)` makes the next one n. An epoch that begins ends the
+    one that is still under way. `state_dict()` is the place after the batches that were taken;
+    after `load_state_dict` the next epoch to begin does so there. After the last batch it is the
+    beginning of the next epoch (as accelerate has it, and torchdata's StatefulDataLoader once the
+    loop has ended): no empty epoch comes of it. So count on from `epoch` when resuming.
+
+    After a whole epoch the decoder, its threads, the buffers and open files wait for the next;
+    `close`, dropping the loader, or dropping the iterator inside an epoch (break, exception) ends
+    and frees all of them.
     A loader is for one thread. It may cross a fork while no epoch is under way (what waits is
     closed before, and made again on demand); a spawned process makes its own from the
     configuration, which can be pickled.
@@ -108,7 +115,7 @@ class Loader:
         self._check_last_batch(f"split {split} of {root}")
         self._hash = self.manifest.hash
         self._timer = StageTimer()
-        self._begin = (0, 0)  # epoch and step at which the next iter() begins
+        self._begin = (0, 0)  # epoch and step at which the next one begins
         self._at = (0, 0)  # epoch begun last, and batches of it that were taken
         quarantine = config.bad_samples == "quarantine"
         self._quarantine = Quarantine(config.seed, samples, allowed=quarantine)
@@ -150,17 +157,33 @@ class Loader:
         return self._state()[0]
 
     def __iter__(self) -> EpochIterator:
+        return EpochIterator(self)
+
+    def begin(self, iterator: EpochIterator) -> tuple[Prefetcher, int]:
+        """Begins the next epoch; for the iterator that takes its first batch."""
         epoch, step = self._begin
-        self._begin, self._at = (epoch + 1, 0), (epoch, step)
         plan = self.epoch_plan(epoch, step)
         if self._prefetcher and (running := self._running()):
             running.leave()
         if self._prefetcher is None or self._prefetcher.closed:
             self._prefetcher = self._make_prefetcher(plan)
         self._quarantine.begin()
-        iterator = EpochIterator(self, self._prefetcher, self._prefetcher.begin(plan))
+        self._begin, self._at = (epoch + 1, 0), (epoch, step)
         self._running = weakref.ref(iterator)
-        return iterator
+        return self._prefetcher, self._prefetcher.begin(plan)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next epoch to begin is this one, from its first batch; but if a state loaded from
+        inside this very epoch still waits, it begins there: training loops call this before every
+        epoch, after resuming too. An epoch under way is not changed. GratisError for what is no
+        epoch."""
+        number = whole("epoch", epoch)
+        if not 0 <= number < EPOCHS:
+            raise GratisError(f"epoch is {number}; it must be at least 0 and below 2**32")
+        if number != self._begin[0]:
+            self._begin = (number, 0)
+        if not self._under_way:
+            self._at = self._begin
 
     @property
     def threads(self) -> int:
@@ -196,8 +219,8 @@ class Loader:
         return {"epoch": epoch, "step": step} | self._identity()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next `iter()` continues there, with any number of ranks. GratisError if the state is
-        of other batches."""
+        """The next epoch to begin continues there, with any number of ranks. GratisError if the
+        state is of other batches."""
         if not isinstance(state, Mapping):
             raise GratisError(f"{SAVED} is {shown(state)}; it must be what state_dict() gave")
         for name, value in self._identity().items():
@@ -264,6 +287,12 @@ class Loader:
         )
         return Prefetcher(pipeline, timer, self.config.prefetch)
 
+    @property
+    def _under_way(self) -> bool:
+        """Batches of an epoch are still to be taken, by somebody who can."""
+        going = self._prefetcher is not None and not self._prefetcher.closed
+        return going and self._running() is not None and self._at[1] < len(self)
+
     def _state(self) -> tuple[int, int]:
         epoch, step = self._at
         return (epoch, step) if step < len(self) else (epoch + 1, 0)
@@ -300,13 +329,14 @@ def _ranks(
 
 
 class EpochIterator:
-    """The batches of one epoch that are still to come. Dropped before the last, it closes the
-    prefetcher."""
+    """The batches of one epoch that are still to come; it begins when the first is taken. Dropped
+    between first and last, it closes the prefetcher."""
 
-    def __init__(self, loader: Loader, prefetcher: Prefetcher, ticket: int) -> None:
-        self._loader, self._prefetcher, self._ticket = loader, prefetcher, ticket
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._prefetcher: Prefetcher | None = None
+        self._ticket = 0
         self._over = False
-        self.leave = weakref.finalize(self, prefetcher.leave, ticket)
 
     def __iter__(self) -> EpochIterator:
         return self
@@ -314,6 +344,9 @@ class EpochIterator:
     def __next__(self) -> Batch:
         if self._over:
             raise StopIteration
+        if self._prefetcher is None:
+            self._prefetcher, self._ticket = self._loader.begin(self)
+            self._finalizer = weakref.finalize(self, self._prefetcher.leave, self._ticket)
         ready = self._prefetcher.take(self._ticket)
         if ready is None:
             self._over = True
@@ -325,3 +358,7 @@ class EpochIterator:
                 tensor.record_stream(stream)
         self._loader.taken(ready.samples)
         return ready.batch
+
+    def leave(self) -> None:
+        """Ends its epoch, of which somebody else begins another."""
+        self._finalizer()

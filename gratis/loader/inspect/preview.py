@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from gratis.command_line import parse
 from gratis.errors import GratisError
 from gratis.loader.config import LoaderConfig
+from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.inspect.pictures import PictureOptions, write_picture
 from gratis.loader.loader import Loader
 from gratis.loader.views.normalisation import normalisation
@@ -54,8 +55,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def draw_preview(loader: Loader, path: Path) -> int:
-    """Draws the next epoch's first batch to a file; returns how many tiles. GratisError if it
-    cannot be written."""
+    """Draws the first batch of the loader's epoch to a file; returns how many tiles. GratisError if
+    it cannot be written."""
+    plan = loader.epoch_plan(loader.epoch)
+    loader.set_epoch(plan.epoch)
     images, labels, ids = next(iter(loader))
     loader.close()
     rows = [i for i in range(len(ids)) if ids[i] >= 0]
@@ -65,7 +68,7 @@ def draw_preview(loader: Loader, path: Path) -> int:
     for place, i in enumerate(rows):
         left, top = place % COLUMNS * crop, place // COLUMNS * (crop + CAPTION)
         image = images[i] if loader.config.layout == "nhwc" else images[i].movedim(0, -1)
-        pixels = _pixels(loader, image.float().cpu().numpy(), int(ids[i]))
+        pixels = _pixels(plan, image.float().cpu().numpy(), int(ids[i]))
         sheet.paste(Image.fromarray(pixels), (left, top))
         words = loader.classes[int(labels[i])].words.split(",")[0][: crop // 6]
         caption = words.encode("latin-1", "replace").decode("latin-1")  # all that the font has
@@ -74,16 +77,15 @@ def draw_preview(loader: Loader, path: Path) -> int:
     return len(rows)
 
 
-def _pixels(loader: Loader, image: NDArray[np.float32], sample: int) -> NDArray[np.uint8]:
+def _pixels(plan: EpochPlan, image: NDArray[np.float32], sample: int) -> NDArray[np.uint8]:
     """uint8 [crop,crop,3] of [crop,crop,3]: division and mean taken back, the colour noise left
     in."""
-    plan, crop = loader.epoch_plan(loader.epoch), loader.config.crop
+    crop, flip = plan.config.crop, False
     y = x = (plan.positions - 1) // 2
-    flip = False
-    if loader.config.mean == "offset":
+    if plan.config.mean == "offset":
         drawn, _ = plan.draws(np.array([sample]))
         y, x, flip = int(drawn.y[0]), int(drawn.x[0]), bool(drawn.flip[0])
-    whole, factor = normalisation(loader.stats, loader.config, plan.epoch)
+    whole, factor = normalisation(plan.stats, plan.config, plan.epoch)
     mean = whole[y : y + crop, x : x + crop]
     mean = mean[:, ::-1] if flip else mean
     pixels = image / factor + mean
