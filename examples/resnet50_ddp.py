@@ -15,29 +15,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet50
 
 from gratis import Loader, LoaderConfig
-
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # torchvision's, in grey levels
-
-
-class Normalise(nn.Module):
-    """The loader's images are RGB - mean image, of 0-255; this makes (RGB - MEAN) / STD of them."""
-
-    def __init__(self, mean_image, crop):
-        super().__init__()
-        edge = (len(mean_image) - crop) // 2
-        central = torch.from_numpy(mean_image[edge : edge + crop, edge : edge + crop])
-        shift = central.permute(2, 0, 1) - torch.tensor(MEAN).view(3, 1, 1)
-        self.register_buffer("shift", shift.contiguous(), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
-
-    def forward(self, images):
-        return (images + self.shift) / self.std
 
 
 def learning_rate(step, args, steps_per_epoch):
@@ -49,14 +31,13 @@ def learning_rate(step, args, steps_per_epoch):
 
 
 def evaluate(model, loader, device):
-    """Top-1 and number of images of the whole split. Rows that pad the last batch have label -100:
-    they are never right, and not counted."""
+    """Top-1 and number of images of the whole split, each of which comes once."""
     model.eval()
     counts = torch.zeros(2, dtype=torch.int64, device=device)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
         for images, labels, _ in loader:
-            right = model(images).argmax(1) == labels
-            counts += torch.stack([right.sum(), (labels >= 0).sum()])
+            counts[0] += (model(images).argmax(1) == labels).sum()
+            counts[1] += len(labels)
     dist.all_reduce(counts)
     right, images = counts.tolist()
     return right / images, images
@@ -76,17 +57,16 @@ def train(args, device):
     rank, world = dist.get_rank(), dist.get_world_size()
     ranks = {"rank": rank, "world_size": world, "device": device}
     ranks["local_world_size"] = int(os.environ["LOCAL_WORLD_SIZE"])  # they share the cores
-    common = {"batch_size": args.batch, "crop": args.crop, "channels_last": True}
-    # a random resized crop; without noise="off" AlexNet's colour noise and division by 1.1 apply;
-    # with "drop" no rows of zeros enter batch norm
-    training = LoaderConfig(area=(0.08, 1), noise="off", remainder="drop", seed=args.seed, **common)
+    common = {"batch_size": args.batch, "crop": args.crop, "layout": "channels_last"}
+    # every step of the same size: a short one would count its few images as much as others theirs
+    training = LoaderConfig.imagenet(remainder="drop", seed=args.seed, **common)
     with (
         Loader(args.shards, "train", training, **ranks) as loader,
-        Loader(args.shards, "val", LoaderConfig(augment=False, **common), **ranks) as val,
+        Loader(args.shards, "val", LoaderConfig.evaluation(**common), **ranks) as val,
     ):
         torch.manual_seed(args.seed)
         network = resnet50(num_classes=len(loader.classes)).to(memory_format=torch.channels_last)
-        network = nn.Sequential(Normalise(loader.stats.mean, args.crop), network).to(device)
+        network = network.to(device)
         optimizer = torch.optim.SGD(network.parameters(), lr=0, momentum=0.9, weight_decay=1e-4)
         if args.checkpoint.exists():
             state = torch.load(args.checkpoint, map_location=device, weights_only=True)

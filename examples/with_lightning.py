@@ -7,8 +7,6 @@ from torchvision.models import resnet50
 
 from gratis import Loader, LoaderConfig
 
-STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)  # of ImageNet's pixels, in grey levels
-
 
 class Classifier(lightning.LightningModule):
     def __init__(self, network):
@@ -16,7 +14,7 @@ class Classifier(lightning.LightningModule):
         self.model = network
 
     def training_step(self, batch, _):
-        return cross_entropy(self.model(batch.images / STD.to(self.device)), batch.labels)
+        return cross_entropy(self.model(batch.images), batch.labels)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
@@ -29,5 +27,5 @@ def train(shards, trainer, config, module, checkpoint=None):
 
 
 if __name__ == "__main__":
-    config = LoaderConfig(batch_size=256, area=(0.08, 1), noise="off", remainder="drop")
+    config = LoaderConfig.imagenet(batch_size=256, remainder="drop")
     train("shards", lightning.Trainer(max_epochs=90), config, Classifier(resnet50()))

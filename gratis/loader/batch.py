@@ -12,10 +12,11 @@ IGNORE = -100  # the label of a row without a sample: PyTorch's ignore_index
 class Batch(NamedTuple):
     """One rank's rows of one step.
 
-    images [b,3,crop,crop] or [b,10,3,crop,crop], RGB, about -150..150, on the loader's device;
-    labels int64 [b], on it too; ids int64 [b], on the CPU. A row without a sample has zero pixels,
-    label -100 and id -1. On the CPU the images lie in a buffer that is used again: they are valid
-    until the next batch is taken."""
+    images [b,3,crop,crop] or [b,10,3,crop,crop], or with layout "nhwc" the 3 last, RGB, normalised
+    as configured, on the loader's device; labels int64 [b], on it too; ids int64 [b], on the CPU.
+    b is batch_size / world_size; a short last batch has fewer. With remainder="pad" a row without a
+    sample has zero pixels, label -100 and id -1. A batch may be kept, or any part of it, for as
+    long as one likes: its memory is used again only when nothing refers to it any more."""
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from os import PathLike
+from textwrap import shorten
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +16,9 @@ import torch
 from gratis.choices import BadSamples, DecodedOption, MeanForm, NoiseForm, Positions
 from gratis.errors import GratisError
 
-Remainder = Literal["pad", "drop"]
+Remainder = Literal["short", "drop", "pad"]
+Layout = Literal["nchw", "channels_last", "nhwc"]
+Triple = tuple[float, float, float]
 Order = Literal["full", "window"]
 
 CHOICES: dict[str, tuple[object, ...]] = {
@@ -24,45 +27,60 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "noise": get_args(NoiseForm),
     "remainder": get_args(Remainder),
     "order": get_args(Order),
+    "layout": get_args(Layout),
     "bad_samples": get_args(BadSamples),
     "decoded": get_args(DecodedOption),
     "views": (1, 10),
-    "dtype": (torch.float32, torch.float16, torch.bfloat16),
+    "dtype": (torch.float32, torch.float16, torch.bfloat16, torch.uint8),
 }
 
 MOST = {"batch_size": 1 << 20, "threads": 1024, "crop_chunk": 1 << 40}
 WHOLE = "batch_size seed crop crop_chunk window prefetch views threads noise_until".split()
 KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
-    "a number": (("cache_gb", "decoded_gb"), (Real,)),
-    "True or False": (("augment", "channels_last"), (bool,)),
+    "a number": (("cache_gb", "decoded_gb", "flip"), (Real,)),
+    "True or False": (("augment",), (bool,)),
     "the name of a folder": (("cache",), (str, PathLike)),
 }
 MAY_BE_NONE = ("threads", "noise_until", "decoded_gb", "cache")
+
+# mean and standard deviation of ImageNet's channels, as torchvision's networks expect them
+IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def shown(value: object) -> str:
+    """A value in a message of one line, whatever it is: arrays are of many, and long."""
+    return shorten(repr(value), 200, placeholder=" ...")
 
 
 def whole(name: str, value: Any) -> int:
     """A whole number as Python's: NumPy's would overflow, and no JSON holds them. GratisError for
     anything else."""
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise GratisError(f"{name} is {value!r}; it must be a whole number")
+        raise GratisError(f"{name} is {shown(value)}; it must be a whole number")
     return operator.index(value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
     """A plain value: picklable, comparable, the same on every rank. GratisError, when it is made,
-    for a value of another type or out of its range, or one that contradicts another."""
+    for a value of another type or out of its range, or one that contradicts another.
+
+    LoaderConfig() is for training: shuffled, a random crop of 224 px, mirrored at random, with
+    ImageNet's mean and standard deviation, float32 [b,3,224,224]; the last batch is short. Nothing
+    else is done to a pixel. `LoaderConfig.imagenet()`, `.alexnet()` and `.evaluation()` are named
+    sets of fields; each takes changes, as `LoaderConfig.imagenet(batch_size=256, crop=176)`."""
 
     batch_size: int = 128
     """Of all ranks together, so that the loss curve does not depend on their number."""
     seed: int = 0
     """Of order and augmentation, 0 <= seed < 2**64."""
     crop: int = 224
-    """Side of the square that is cut out of the stored image."""
+    """Side of the images in pixels, at most that of the stored ones. Of images stored with 256 px a
+    side usually 224; in proportion, 7/8 of the side."""
     area: tuple[float, float] | None = None
-    """For other networks than AlexNet: the crop is a random part of the image, of this range of its
-    area and of aspect ratios `ratio`, resized to crop x crop (torchvision's RandomResizedCrop;
-    usually (0.08, 1)). None: the plain crop."""
+    """The crop is a random part of the image, of this range of its area and of aspect ratios
+    `ratio`, resized to crop x crop (torchvision's RandomResizedCrop; usually (0.08, 1)). None: the
+    plain crop, not resized."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of width / height of the parts that `area` asks for."""
     crop_positions: Positions = "all"
@@ -71,32 +89,44 @@ class LoaderConfig:
     crop_chunk: int = 1
     """So many consecutive samples of the epoch's order share one offset and one mirror. 1: each has
     its own; 32: released code."""
+    flip: float = 0.5
+    """Probability of the mirror in training, in [0, 1]."""
     augment: bool = True
     """True: shuffled, random crop and mirror, colour noise. False: evaluation, in the order of ids,
     the central crop (or ten views), neither noise nor division."""
+    normalize: Literal["imagenet", "mean-image"] | tuple[Triple, Triple] | None = "imagenet"
+    """(mean, std), three numbers each, of images scaled to [0, 1]: (x / 255 - mean) / std, as
+    torchvision's Normalize. imagenet: those of ImageNet, (0.485, 0.456, 0.406) and (0.229, 0.224,
+    0.225). mean-image: the dataset's mean image is subtracted (see `mean`), in grey levels, about
+    -150 to 150. None: grey levels, 0 to 255."""
     mean: MeanForm = "central"
-    """central: the central region of the mean image is subtracted from every crop, whatever its
-    offset (released code). offset: each pixel loses the mean of its own place (Caffe)."""
-    noise: NoiseForm = "sqrt"
-    """sqrt: 0.1 * E diag(square root of eigenvalue) z on all pixels, then the whole image divided
-    by 1.1 (released code). printed: 0.1 * E diag(eigenvalue) z on [0,1]-scaled pixels, and no
-    division (the paper's formula). off: none."""
+    """Of normalize="mean-image". central: the central region of the mean image is subtracted from
+    every crop, whatever its offset (released code). offset: each pixel loses the mean of its own
+    place (Caffe)."""
+    noise: NoiseForm = "off"
+    """Colour noise, added to the grey levels before `normalize` divides. sqrt: 0.1 * E diag(square
+    root of eigenvalue) z on all pixels, then the whole image divided by 1.1 (released code).
+    printed: 0.1 * E diag(eigenvalue) z on [0,1]-scaled pixels, and no division (the paper's
+    formula). off: neither."""
     noise_until: int | None = None
     """First epoch without noise and without the division. None: never."""
     views: int = 1
     """10: four corners and centre, then their mirrors; decoded once; for augment=False alone."""
-    remainder: Remainder = "pad"
-    """What becomes of the N mod batch_size last samples of an epoch. pad: they come in a last batch
-    filled up with rows of id -1 and label -100. drop: they are left out."""
+    remainder: Remainder = "short"
+    """What becomes of the N mod batch_size last samples of an epoch. short: they are the last
+    batch, which the ranks share as evenly as they can; if they are fewer than the ranks, making the
+    loader is an error. drop: they are left out. pad: the last batch is filled up with rows of zero
+    pixels, id -1 and label -100, so that every batch has the same shape."""
     order: Order = "full"
     """full: one shuffle of all samples. window: shards are shuffled, then samples within each run
     of `window` shards: nearly sequential reads, for disks on which random ones are slow."""
     window: int = 8
     """Shards that are shuffled together where order is window."""
     dtype: torch.dtype = torch.float32
-    """Of the images: torch.float32, float16 or bfloat16."""
-    channels_last: bool = False
-    """Memory layout of the images; their shape stays [b, 3, crop, crop]."""
+    """Of the images: torch.float32, float16, bfloat16, or with normalize=None uint8."""
+    layout: Layout = "nchw"
+    """nchw: [b,3,crop,crop], contiguous. channels_last: the same shape in torch's memory format
+    channels_last. nhwc: [b,crop,crop,3], contiguous (for JAX, Keras, or what expects a picture)."""
     threads: int | None = None
     """Of the decoder. None: this process's share of the cores that it may use."""
     prefetch: int = 1
@@ -127,7 +157,7 @@ class LoaderConfig:
             # an array equals in places
             if not any(isinstance(value, type(one)) and value == one for one in allowed):
                 choices = " or ".join(map(repr, allowed))
-                raise GratisError(f"{name} is {value!r}; it may be {choices}")
+                raise GratisError(f"{name} is {shown(value)}; it may be {choices}")
         for name in ("batch_size", "crop", "crop_chunk", "window", "threads", "prefetch"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise GratisError(f"{name} is {number}; it must be at least 1")
@@ -137,6 +167,8 @@ class LoaderConfig:
         for name in ("cache_gb", "decoded_gb"):
             if (size := getattr(self, name)) is not None and not 0 < size < math.inf:
                 raise GratisError(f"{name} is {size}; it must be above 0, and finite")
+        if not 0 <= self.flip <= 1:
+            raise GratisError(f"flip is {self.flip}; it is a probability, from 0 to 1")
         if not 0 <= self.seed < 2**64:
             raise GratisError(f"seed is {self.seed}; it must be at least 0 and below 2**64")
         if self.noise_until is not None and self.noise_until < 0:
@@ -147,7 +179,31 @@ class LoaderConfig:
             raise GratisError(
                 "bad_samples='quarantine' is for training: an evaluation must see every sample once"
             )
+        self._check_normalize()
         self._check_resized_crop()
+
+    @classmethod
+    def imagenet(cls, **changes: Any) -> LoaderConfig:
+        """Training as ResNets are trained on ImageNet: a random part of 8 to 100 % of the image,
+        resized; mirror; ImageNet's mean and standard deviation."""
+        fields: dict[str, Any] = {"area": (0.08, 1.0), "normalize": "imagenet", "noise": "off"}
+        return cls(**fields | changes)
+
+    @classmethod
+    def alexnet(cls, **changes: Any) -> LoaderConfig:
+        """Training as AlexNet's released code: a plain random crop, mirror, minus the mean image,
+        colour noise and its division by 1.1, in grey levels; the last batch is padded. With
+        augment=False its evaluation."""
+        fields: dict[str, Any] = {"normalize": "mean-image", "noise": "sqrt", "remainder": "pad"}
+        return cls(**fields | changes)
+
+    @classmethod
+    def evaluation(cls, **changes: Any) -> LoaderConfig:
+        """Each sample once and nothing else, in the order of ids: the central crop, ImageNet's mean
+        and standard deviation, a short last batch. Give it the `crop` and `normalize` of the
+        training."""
+        fields: dict[str, Any] = {"augment": False, "remainder": "short"}
+        return cls(**fields | changes)
 
     def _check_kinds(self) -> None:
         """A word where a number belongs would be a TypeError somewhere, or train something else."""
@@ -160,7 +216,7 @@ class LoaderConfig:
                 if value is None and name in MAY_BE_NONE:
                     continue
                 if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-                    raise GratisError(f"{name} is {value!r}; it must be {kind}")
+                    raise GratisError(f"{name} is {shown(value)}; it must be {kind}")
         for name in ("area", "ratio"):
             pair = getattr(self, name)
             if pair is None and name == "area":
@@ -168,7 +224,23 @@ class LoaderConfig:
             two = isinstance(pair, Sequence) and len(pair) == 2
             if not two or not all(isinstance(side, Real) for side in pair):
                 advice = "it must be two numbers, the least and the most"
-                raise GratisError(f"{name} is {pair!r}; {advice}")
+                raise GratisError(f"{name} is {shown(pair)}; {advice}")
+
+    def _check_normalize(self) -> None:
+        if isinstance(self.normalize, (tuple, list)):
+            object.__setattr__(self, "normalize", _mean_and_std(self.normalize))
+        elif self.normalize is not None and not (
+            isinstance(self.normalize, str) and self.normalize in ("imagenet", "mean-image")
+        ):
+            allowed = "it may be 'imagenet', 'mean-image', None or (mean, std), three numbers each"
+            raise GratisError(f"normalize is {shown(self.normalize)}; {allowed}")
+        if self.mean != "central" and self.normalize != "mean-image":
+            advice = "it is for the mean image; set normalize='mean-image' too"
+            raise GratisError(f"mean is {self.mean!r}; {advice}")
+        if self.dtype == torch.uint8 and (self.normalize is not None or self.noise != "off"):
+            raise GratisError(
+                "dtype=torch.uint8 holds grey levels alone; set normalize=None and noise='off'"
+            )
 
     def _check_resized_crop(self) -> None:
         if self.area is None:
@@ -186,6 +258,11 @@ class LoaderConfig:
                 "mean='offset' has no meaning for a resized crop; with area choose mean='central'"
             )
 
+    @property
+    def interleaved(self) -> bool:
+        """Whether a pixel's three channels lie side by side in memory."""
+        return self.layout != "nchw"
+
     def noisy(self, epoch: int) -> bool:
         """Whether colour noise applies in this epoch, and with it the division by 1.1."""
         before_the_end = self.noise_until is None or epoch < self.noise_until
@@ -197,3 +274,22 @@ class LoaderConfig:
         if not self.augment:
             return "fixed"
         return f"window:{self.window}" if self.order == "window" else "full"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _mean_and_std(given: Any) -> tuple[Triple, Triple]:
+    """Of images scaled to [0, 1], as numbers of Python. GratisError for anything else."""
+    what = f"normalize is {shown(given)}; it may be (mean, std)"
+    triples = [part for part in given if isinstance(part, (tuple, list)) and len(part) == 3]
+    numbers = [number for part in triples for number in part]
+    if len(given) != 2 or len(numbers) != 6 or not all(map(_is_number, numbers)):
+        raise GratisError(f"{what}, two tuples of three numbers")
+    mean, std = (tuple(float(one) for one in part) for part in triples)
+    # not so if one is no number
+    if not (all(0 <= one <= 1 for one in mean) and all(0 < one <= 1 for one in std)):
+        advice = "of images scaled to [0, 1], std above 0; divide grey levels by 255"
+        raise GratisError(f"{what} {advice}")
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

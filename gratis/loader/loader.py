@@ -23,7 +23,7 @@ from gratis.dataset import ImageClass
 from gratis.errors import GratisError
 from gratis.events import LoaderCounters
 from gratis.loader.batch import Batch
-from gratis.loader.config import LoaderConfig, whole
+from gratis.loader.config import LoaderConfig, shown, whole
 from gratis.loader.decoding.decoded_cache import DecodedCache, choose_place
 from gratis.loader.decoding.gpu import device_of
 from gratis.loader.epoch.coverage import Coverage, coverage
@@ -46,10 +46,17 @@ EPOCHS = 1 << 32  # a word of the generator's counter
 class Loader:
     """Batches of one split, for one rank.
 
-    Each `iter()` begins the next epoch at its step 0, and ends an epoch that is still under way;
-    only after `load_state_dict` does the next one begin where the state says. After a whole epoch
-    the decoder, its threads, the buffers and open files wait for the next; `close`, dropping the
-    loader, or dropping the iterator inside an epoch (break, exception) ends and frees all of them.
+    An epoch begins when its first batch is taken: `iter()` alone reads nothing and changes nothing,
+    however often. It is epoch 0 first, then the next each time, also after an epoch that was broken
+    off, were it after one batch; `set_epoch(n)` makes the next one n. An epoch that begins ends the
+    one that is still under way. `state_dict()` is the place after the batches that were taken;
+    after `load_state_dict` the next epoch to begin does so there. After the last batch it is the
+    beginning of the next epoch (as accelerate has it, and torchdata's StatefulDataLoader once the
+    loop has ended): no empty epoch comes of it. So count on from `epoch` when resuming.
+
+    After a whole epoch the decoder, its threads, the buffers and open files wait for the next;
+    `close`, dropping the loader, or dropping the iterator inside an epoch (break, exception) ends
+    and frees all of them.
     A loader is for one thread. It may cross a fork while no epoch is under way (what waits is
     closed before, and made again on demand); a spawned process makes its own from the
     configuration, which can be pickled.
@@ -58,7 +65,7 @@ class Loader:
                         shards then come through a cache on this machine (`LoaderConfig.cache`)
     split               one that the manifest names: "train", mostly "val" too
     rank, world_size    this rank gets rows [rank * b, (rank + 1) * b) of each global batch,
-                        b = batch_size / world_size
+                        b = batch_size / world_size; of a short last one about as large a share
     device              where images and labels come to lie: the CPU, or a CUDA device
     local_world_size    how many of the ranks run on this machine and so share its cores; None: all
 
@@ -81,12 +88,12 @@ class Loader:
         local_world_size: int | None = None,
     ) -> None:
         if not isinstance(root, (str, os.PathLike)):
-            raise GratisError(f"root is {root!r}; it must be a folder or an address")
+            raise GratisError(f"root is {shown(root)}; it must be a folder or an address")
         if root == "":  # would be the folder that one happens to stand in
             raise GratisError("root is empty; name the folder or address of a dataset")
         if not isinstance(config, LoaderConfig):
             kind = "a LoaderConfig, as LoaderConfig(batch_size=256)"
-            raise GratisError(f"config is {config!r}; it must be {kind}")
+            raise GratisError(f"config is {shown(config)}; it must be {kind}")
         self.rank, self.world_size, self._local = _ranks(
             rank, world_size, local_world_size, config.batch_size
         )
@@ -101,14 +108,14 @@ class Loader:
         # shards are opened later, from wherever the process stands then
         self.root = folder.absolute()
         if config.crop > (side := self.manifest.image_size):
-            raise GratisError(f"crop is {config.crop}; the images of {root} have {side} px a side")
+            advice = f"choose crop={max(1, side * 7 // 8)}, or any up to {side}"
+            small = f"crop is {config.crop}; the images of {root} have {side} px a side"
+            raise GratisError(f"{small}; {advice}")
         samples = self.num_samples
-        if not len(self):
-            less = f"{samples} samples, less than one batch of {config.batch_size}"
-            raise GratisError(f"split {split} of {root} has {less}")
+        self._check_last_batch(f"split {split} of {root}")
         self._hash = self.manifest.hash
         self._timer = StageTimer()
-        self._begin = (0, 0)  # epoch and step at which the next iter() begins
+        self._begin = (0, 0)  # epoch and step at which the next one begins
         self._at = (0, 0)  # epoch begun last, and batches of it that were taken
         quarantine = config.bad_samples == "quarantine"
         self._quarantine = Quarantine(config.seed, samples, allowed=quarantine)
@@ -118,6 +125,17 @@ class Loader:
         )
         self._prefetcher: Prefetcher | None = None
         self._running: Callable[[], EpochIterator | None] = lambda: None
+
+    def _check_last_batch(self, split: str) -> None:
+        size = self.config.batch_size
+        if not len(self):
+            less = f"{self.num_samples} samples, less than one batch of {size}"
+            raise GratisError(f"{split} has {less}; choose a smaller one, or remainder='short'")
+        last = self.num_samples % size
+        if self.config.remainder == "short" and 0 < last < self.world_size:
+            few = f"{last} samples in its last batch of {size}, fewer than {self.world_size} ranks"
+            advice = "remainder='drop' (training), remainder='pad', or another batch_size"
+            raise GratisError(f"{split} has {few}; choose {advice}")
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
@@ -140,17 +158,33 @@ class Loader:
         return self._state()[0]
 
     def __iter__(self) -> EpochIterator:
+        return EpochIterator(self)
+
+    def begin(self, iterator: EpochIterator) -> tuple[Prefetcher, int]:
+        """Begins the next epoch; for the iterator that takes its first batch."""
         epoch, step = self._begin
-        self._begin, self._at = (epoch + 1, 0), (epoch, step)
         plan = self.epoch_plan(epoch, step)
         if self._prefetcher and (running := self._running()):
             running.leave()
         if self._prefetcher is None or self._prefetcher.closed:
             self._prefetcher = self._make_prefetcher(plan)
         self._quarantine.begin()
-        iterator = EpochIterator(self, self._prefetcher, self._prefetcher.begin(plan))
+        self._begin, self._at = (epoch + 1, 0), (epoch, step)
         self._running = weakref.ref(iterator)
-        return iterator
+        return self._prefetcher, self._prefetcher.begin(plan)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next epoch to begin is this one, from its first batch; but if a state loaded from
+        inside this very epoch still waits, it begins there: training loops call this before every
+        epoch, after resuming too. An epoch under way is not changed. GratisError for what is no
+        epoch."""
+        number = whole("epoch", epoch)
+        if not 0 <= number < EPOCHS:
+            raise GratisError(f"epoch is {number}; it must be at least 0 and below 2**32")
+        if number != self._begin[0]:
+            self._begin = (number, 0)
+        if not self._under_way:
+            self._at = self._begin
 
     @property
     def threads(self) -> int:
@@ -186,13 +220,13 @@ class Loader:
         return {"epoch": epoch, "step": step} | self._identity()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next `iter()` continues there, with any number of ranks. GratisError if the state is
-        of other batches."""
+        """The next epoch to begin continues there, with any number of ranks. GratisError if the
+        state is of other batches."""
         if not isinstance(state, Mapping):
-            raise GratisError(f"{SAVED} is {state!r}; it must be what state_dict() gave")
+            raise GratisError(f"{SAVED} is {shown(state)}; it must be what state_dict() gave")
         for name, value in self._identity().items():
             if (saved := state.get(name)) != value:
-                raise GratisError(f"{SAVED} has {name} {saved!r}, this loader {value!r}")
+                raise GratisError(f"{SAVED} has {name} {shown(saved)}, this loader {value!r}")
         epoch, step = (whole(f"{SAVED}'s {name}", state.get(name)) for name in ("epoch", "step"))
         if not 0 <= epoch < EPOCHS or not 0 <= step <= len(self):
             place = f"epoch {epoch}, step {step}, of {len(self)} steps an epoch"
@@ -262,6 +296,12 @@ class Loader:
         )
         return Prefetcher(pipeline, timer, self.config.prefetch)
 
+    @property
+    def _under_way(self) -> bool:
+        """Batches of an epoch are still to be taken, by somebody who can."""
+        going = self._prefetcher is not None and not self._prefetcher.closed
+        return going and self._running() is not None and self._at[1] < len(self)
+
     def _state(self) -> tuple[int, int]:
         epoch, step = self._at
         return (epoch, step) if step < len(self) else (epoch + 1, 0)
@@ -298,13 +338,14 @@ def _ranks(
 
 
 class EpochIterator:
-    """The batches of one epoch that are still to come. Dropped before the last, it closes the
-    prefetcher."""
+    """The batches of one epoch that are still to come; it begins when the first is taken. Dropped
+    between first and last, it closes the prefetcher."""
 
-    def __init__(self, loader: Loader, prefetcher: Prefetcher, ticket: int) -> None:
-        self._loader, self._prefetcher, self._ticket = loader, prefetcher, ticket
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._prefetcher: Prefetcher | None = None
+        self._ticket = 0
         self._over = False
-        self.leave = weakref.finalize(self, prefetcher.leave, ticket)
 
     def __iter__(self) -> EpochIterator:
         return self
@@ -312,6 +353,9 @@ class EpochIterator:
     def __next__(self) -> Batch:
         if self._over:
             raise StopIteration
+        if self._prefetcher is None:
+            self._prefetcher, self._ticket = self._loader.begin(self)
+            self._finalizer = weakref.finalize(self, self._prefetcher.leave, self._ticket)
         ready = self._prefetcher.take(self._ticket)
         if ready is None:
             self._over = True
@@ -323,3 +367,7 @@ class EpochIterator:
                 tensor.record_stream(stream)
         self._loader.taken(ready.samples)
         return ready.batch
+
+    def leave(self) -> None:
+        """Ends its epoch, of which somebody else begins another."""
+        self._finalizer()

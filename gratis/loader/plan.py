@@ -106,16 +106,28 @@ def normals(seed: int, epoch: int, ids: Ids) -> NDArray[np.float64]:
     return np.stack([both[0], radius[0] * np.sin(angle[0]), both[1]], axis=1)
 
 
-def draws(seed: int, epoch: int, ids: Ids, positions: int, chunks: Ids | None = None) -> Draws:
+def draws(  # noqa: PLR0917
+    seed: int, epoch: int, ids: Ids, positions: int, chunks: Ids | None = None, flip: float = 0.5
+) -> Draws:
     """Random augmentation; `positions` is the number of offsets along each axis, usually image size
-    - crop + 1.
+    - crop + 1; flip: the probability of the mirror.
 
     chunks [n]: samples of the same number there share one offset and one mirror; None: each sample
     has its own."""
     sharers = ids if chunks is None else chunks
     y, x = below(positions, seed, epoch, sharers, CROP)
-    flip = (words(seed, epoch, sharers, MIRROR)[0] & np.uint64(1)).astype(np.bool_)
-    return Draws(y, x, flip, normals(seed, epoch, ids))
+    return Draws(y, x, mirrors(seed, epoch, sharers, flip), normals(seed, epoch, ids))
+
+
+def mirrors(seed: int, epoch: int, ids: Ids, probability: float) -> NDArray[np.bool_]:
+    """Who is mirrored, bool [n]: exactly nobody at 0 and everybody at 1; who is at one probability
+    is so at every higher one.
+
+    The lowest bit of the word counts most: at 0.5 it decides alone."""
+    word = words(seed, epoch, ids, MIRROR)[0]
+    number = word >> np.uint64(1) | (word & np.uint64(1)) << np.uint64(31)
+    mirrored: NDArray[np.bool_] = number >= (1 - probability) * 2**32
+    return mirrored
 
 
 def boxes(  # noqa: PLR0917
@@ -231,6 +243,14 @@ def rows(sequence: Ids, step: int, batch_size: int, rank: int, world_size: int) 
     first = step * batch_size + rank * size
     part = sequence[first : first + size]
     return np.concatenate([part, np.full(size - len(part), PAD, np.int64)])
+
+
+def short_rows(sequence: Ids, step: int, batch_size: int, rank: int, world_size: int) -> Ids:
+    """As `rows`, but without padding: the ranks share what the batch has as evenly as they can. The
+    first have one more where it does not divide."""
+    batch = sequence[step * batch_size : (step + 1) * batch_size]
+    bounds = [-(-len(batch) * number // world_size) for number in (rank, rank + 1)]
+    return batch[bounds[0] : bounds[1]]
 
 
 def _sorted_by_key(seed: int, epoch: int, count: int, purpose: int) -> Ids:

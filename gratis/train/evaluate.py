@@ -36,9 +36,11 @@ def evaluation_config(recipe: Recipe, views: int, world: int) -> LoaderConfig:
         batch_size=per_rank * world,
         crop=recipe.crop,
         augment=False,
+        normalize="mean-image",
         mean=recipe.mean,
         views=views,
-        channels_last=True,
+        remainder="pad",
+        layout="channels_last",
         dtype=getattr(torch, recipe.compute),
     )
 

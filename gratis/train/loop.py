@@ -76,7 +76,7 @@ def train_epoch(state: TrainingState, interval: IntervalMeter) -> list[IntervalS
             state.gradients.wait()
             state.optimiser.step(rate)
             interval.add(loss, logits, labels)
-            state.seen.append(ids.clone())  # the loader re-uses its buffers
+            state.seen.append(ids)
             state.step += 1
             if interval.due or state.step == first + steps:
                 summary = interval.close(epoch=state.epoch, step=state.step, rate=rate["weights"])

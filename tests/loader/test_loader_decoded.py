@@ -29,13 +29,14 @@ from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.reading.batch_reader import BatchReader
 from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.shard_reader import ShardReader
+from gratis.loader.views.normalisation import normalisation
 from gratis.loader.views.torch_views import apply_views
 
 CROP, EPOCHS = 48, 3
 
 
 def make(root: Path, *, rank: int = 0, world: int = 1, **options: Any) -> Loader:
-    config = LoaderConfig(**({"batch_size": 12, "crop": CROP, "threads": 2} | options))
+    config = LoaderConfig.alexnet(**({"batch_size": 12, "crop": CROP, "threads": 2} | options))
     return Loader(root, "train", config, rank=rank, world_size=world)
 
 
@@ -44,7 +45,10 @@ CASES: dict[str, dict[str, Any]] = {
     "dropped remainder": {"remainder": "drop"},
     "window": {"order": "window", "window": 3},
     "offset mean, no noise": {"mean": "offset", "noise": "off"},
-    "channels last, bfloat16": {"channels_last": True, "dtype": torch.bfloat16},
+    "channels last, bfloat16": {"layout": "channels_last", "dtype": torch.bfloat16},
+    "imagenet": {"normalize": "imagenet", "noise": "printed", "remainder": "short", "flip": 0.8},
+    "nhwc": {"normalize": "imagenet", "layout": "nhwc"},
+    "bytes": {"normalize": None, "noise": "off", "dtype": torch.uint8},
     "resized parts": {"area": (0.08, 1.0), "crop": 32},
     "evaluation": {"augment": False},
     "ten views": {"augment": False, "views": 10},
@@ -197,9 +201,9 @@ def test_torch_applies_views_as_the_graph_for_gpus_does(jpeg_dataset: Path, name
     """On the CPU both, to the bit: the same operations in the same order."""
     from test_loader_views import graph_of, plan_of
 
-    config = LoaderConfig(**({"batch_size": 25, "crop": CROP, "seed": 3} | CASES[name]))
+    config = LoaderConfig.alexnet(**({"batch_size": 25, "crop": CROP, "seed": 3} | CASES[name]))
     plan, pixels = plan_of(jpeg_dataset, config), filled_cache(jpeg_dataset).pixels
-    mean = torch.from_numpy(plan.stats.mean)
+    mean = torch.from_numpy(normalisation(plan.stats, config, 0).mean)
     for batch, tensor in graph_of(jpeg_dataset, plan):
         wanted, ids = gpu.to_torch(tensor, plan), torch.from_numpy(batch.ids)
         got = apply_views(pixels, ids, batch.draws, mean, plan.stats, config, 0)
@@ -211,7 +215,7 @@ def filled_cache(root: Path) -> DecodedCache:
     """With all samples of a split, decoded as an epoch decodes them."""
     from test_loader_views import plan_of
 
-    plan, timer = plan_of(root, LoaderConfig(batch_size=25, crop=CROP)), StageTimer()
+    plan, timer = plan_of(root, LoaderConfig.alexnet(batch_size=25, crop=CROP)), StageTimer()
     cache = DecodedCache(101, 64, None)
     shards = ShardReader(root, plan.manifest.splits["train"], plan.index)
     reader = BatchReader(shards, timer, Quarantine(0, 101, allowed=False))
@@ -235,7 +239,7 @@ def test_auto_keeps_what_fits(
     manifest = make(jpeg_dataset).manifest
     monkeypatch.setattr(decoded_cache, "available_bytes", lambda: 8 * pixels)
     for ranks, place in ((1, "host"), (2, "host"), (3, "none")):
-        config = LoaderConfig(batch_size=12, crop=CROP, decoded="auto")
+        config = LoaderConfig.alexnet(batch_size=12, crop=CROP, decoded="auto")
         assert choose_place(config, manifest, 101, CPU, local_world=ranks) == place
 
 
@@ -248,7 +252,7 @@ def test_ranks_in_one_memory_share_what_was_allowed(
     """On two devices: four ranks are two on each. Each rank keeps pixels of its own."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     manifest, pixels = make(jpeg_dataset).manifest, 101 * 64 * 64 * 3
-    config = LoaderConfig(batch_size=12, crop=CROP, decoded="auto", decoded_gb=pixels / GB)
+    config = LoaderConfig.alexnet(batch_size=12, crop=CROP, decoded="auto", decoded_gb=pixels / GB)
     assert choose_place(config, manifest, 101, torch.device("cuda", 0), local_world=ranks) == device
     assert choose_place(config, manifest, 101, CPU, local_world=ranks) == host
 
@@ -327,7 +331,7 @@ def test_on_a_gpu_batches_are_those_without_it(jpeg_dataset: Path, name: str, pl
         Loader(
             jpeg_dataset,
             "train",
-            LoaderConfig(**options, decoded=where),
+            LoaderConfig.alexnet(**options, decoded=where),
             device=torch.device("cuda"),
         )
         for where in ("none", place)

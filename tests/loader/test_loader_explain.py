@@ -31,7 +31,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("mean", ["central", "offset"])
 def test_an_applied_view_is_the_loaders(dataset: Path, mean: str) -> None:
-    config = LoaderConfig(batch_size=25, seed=3, crop=CROP, mean=mean)  # type: ignore[arg-type]
+    config = LoaderConfig.alexnet(batch_size=25, seed=3, crop=CROP, mean=mean)  # type: ignore[arg-type]
     with Loader(dataset, "train", config) as loader:
         images, _, ids = next(iter(loader))
         for row in range(5):
@@ -53,7 +53,7 @@ def test_a_sample_is_found_by_key_and_by_id(dataset: Path) -> None:
         ][:10]
         lines = [f"jpg 0 1 {name} cls 0 1 {Path(name).stem}.cls" for name in names]
         shard.with_suffix(".idx").write_text("\n".join([f"v1.2 {len(lines)}", *lines]) + "\n")
-    with Loader(dataset, "train", LoaderConfig(batch_size=1, crop=CROP)) as loader:
+    with Loader(dataset, "train", LoaderConfig.alexnet(batch_size=1, crop=CROP)) as loader:
         # a key first
         assert [explain.find(loader, key) for key in ("s_0", "s_13", "24", "7")] == [0, 13, 24, 3]
         for wrong in ("25", "s_25", "-1"):
@@ -69,7 +69,7 @@ def test_an_address_is_an_error() -> None:
 
 
 def test_offsets_are_flat_and_colours_as_the_formula_says(dataset: Path) -> None:
-    with Loader(dataset, "train", LoaderConfig(batch_size=1, crop=CROP)) as loader:
+    with Loader(dataset, "train", LoaderConfig.alexnet(batch_size=1, crop=CROP)) as loader:
         offsets, normals = explain.many_draws(loader)
         positions = SIZE - CROP + 1
         counts = explain_figure.histogram(offsets, positions)
@@ -111,7 +111,7 @@ def test_the_page_is_drawn_from_the_shards_that_preprocess_writes(
     with Image.open(tmp_path / "a.png") as page:
         assert min(page.size) > 1000
         assert np.asarray(page.convert("L")).std() > 10
-    with Loader(sample_shards, "train", LoaderConfig(batch_size=1, crop=112)) as loader:
+    with Loader(sample_shards, "train", LoaderConfig.alexnet(batch_size=1, crop=112)) as loader:
         sample = explain.find(loader, key)
         assert int(index["shard"][sample]) == 1
         start, size = int(index["offset"][sample]), int(index["size"][sample])

@@ -34,7 +34,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 def make(root: Path, device: torch.device, **options: Any) -> Loader:
-    config = LoaderConfig(**({"batch_size": 12, "crop": CROP, "threads": 2} | options))
+    config = LoaderConfig.alexnet(**({"batch_size": 12, "crop": CROP, "threads": 2} | options))
     return Loader(root, "train", config, device=device)
 
 

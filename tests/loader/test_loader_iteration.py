@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from handmade import rotten
 
 from gratis.errors import GratisError
 from gratis.loader import Batch, Loader, LoaderConfig, coverage
+from gratis.loader.plan import order
 
 COUNT, CROP = 101, 48
 
@@ -31,7 +33,9 @@ COUNT, CROP = 101, 48
 def make(
     root: Path, *, rank: int = 0, world: int = 1, batch_size: int = 12, **options: Any
 ) -> Loader:
-    config = LoaderConfig(**({"batch_size": batch_size, "crop": CROP, "threads": 1} | options))
+    config = LoaderConfig.alexnet(
+        **({"batch_size": batch_size, "crop": CROP, "threads": 1} | options)
+    )
     return Loader(root, "train", config, rank=rank, world_size=world)
 
 
@@ -51,21 +55,22 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
     )
 
 
-@pytest.mark.parametrize("remainder", ["pad", "drop"])
+@pytest.mark.parametrize("remainder", ["pad", "drop", "short"])
 @pytest.mark.parametrize("order", ["full", "window"])
 def test_ranks_together_give_the_same_batches_and_every_sample_once(
     jpeg_dataset: Path, remainder: str, order: str
 ) -> None:
     options = {"remainder": remainder, "order": order, "window": 3}
     whole = epoch(make(jpeg_dataset, **options))
-    assert len(whole) == (9 if remainder == "pad" else 8)
+    assert len(whole) == (8 if remainder == "drop" else 9)
     for world in (1, 2, 3, 4):
         loaders = [make(jpeg_dataset, rank=r, world=world, **options) for r in range(world)]
         ranks = [epoch(loader) for loader in loaders]
-        assert all(len(batch.ids) == 12 // world for rank in ranks for batch in rank)
+        whole_batches = [batch for rank in ranks for batch in rank[:8]]
+        assert all(len(batch.ids) == 12 // world for batch in whole_batches)
         assert same(merged(ranks), whole)
         ids = torch.cat([batch.ids for rank in ranks for batch in rank]).numpy()
-        dropped = 0 if remainder == "pad" else COUNT % 12
+        dropped = COUNT % 12 if remainder == "drop" else 0
         wanted = {"seen": COUNT - dropped, "missing": 0, "duplicates": 0, "dropped": dropped}
         assert loaders[0].coverage(ids) == wanted
 
@@ -76,6 +81,57 @@ def test_a_rank_without_samples_in_the_last_batch_gets_padding(jpeg_dataset: Pat
     assert last.ids.tolist() == [-1] * 6
     assert last.labels.tolist() == [-100] * 6
     assert not last.images.any()
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "world", "shares"),
+    [
+        (101, 12, 4, [2, 1, 1, 1]),
+        (101, 24, 4, [2, 1, 1, 1]),
+        (101, 24, 3, [2, 2, 1]),
+        (101, 90, 3, [4, 4, 3]),
+        (101, 97, 1, [4]),
+        (101, 200, 2, [51, 50]),
+        (101, 101, 1, [101]),
+    ],
+)
+def test_a_short_last_batch_is_shared_evenly(
+    jpeg_dataset: Path, count: int, batch: int, world: int, shares: list[int]
+) -> None:
+    """Hand-counted; nothing in it is padding, and together it is the end of the order."""
+    options = {"remainder": "short", "batch_size": batch}
+    last = [epoch(make(jpeg_dataset, rank=r, world=world, **options))[-1] for r in range(world)]
+    assert [len(each.ids) for each in last] == shares
+    assert all(len(part) == len(each.ids) for each in last for part in each)
+    left = (count - 1) % batch + 1
+    assert torch.cat([each.ids for each in last]).tolist() == order(0, 0, count)[-left:].tolist()
+    assert all(each.images[row].any() for each in last for row in range(len(each.ids)))
+
+
+def test_short_is_the_default(jpeg_dataset: Path) -> None:
+    for config in (LoaderConfig(), LoaderConfig.imagenet(), LoaderConfig.evaluation()):
+        loader = Loader(jpeg_dataset, "train", replace(config, batch_size=12, crop=CROP))
+        ids = torch.cat([batch.ids for batch in epoch(loader)])
+        assert sorted(ids.tolist()) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("views", [1, 10])
+def test_an_evaluation_s_accuracy_counts_each_sample_once(jpeg_dataset: Path, views: int) -> None:
+    """As timm and torchmetrics count: over all rows that come."""
+    config = LoaderConfig.evaluation(batch_size=64, crop=CROP, views=views)
+    with Loader(jpeg_dataset, "train", config) as loader:
+        right = [(batch.ids % 7 == batch.labels) for batch in loader]
+    assert [len(each) for each in right] == [64, 37]
+    assert torch.cat(right).float().mean() == 1
+
+
+def test_a_state_of_a_padded_epoch_goes_on_in_a_short_one(jpeg_dataset: Path) -> None:
+    padded, short = make(jpeg_dataset), make(jpeg_dataset, remainder="short")
+    batches = iter(padded)
+    taken = [next(batches).ids for _ in range(7)]
+    short.load_state_dict(padded.state_dict())
+    taken += [batch.ids for batch in short]
+    assert sorted(torch.cat(taken).tolist()) == list(range(COUNT))
 
 
 def test_labels_belong_to_their_samples(jpeg_dataset: Path) -> None:
@@ -192,7 +248,9 @@ def test_a_relative_root_stays_where_it_was(
     jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(jpeg_dataset.parent)
-    loader = Loader(jpeg_dataset.name, "train", LoaderConfig(batch_size=12, crop=CROP, threads=1))
+    loader = Loader(
+        jpeg_dataset.name, "train", LoaderConfig.alexnet(batch_size=12, crop=CROP, threads=1)
+    )
     monkeypatch.chdir("/")
     assert sum(len(batch.ids) for batch in loader) == 108
 
@@ -200,13 +258,13 @@ def test_a_relative_root_stays_where_it_was(
 @pytest.mark.parametrize("device", ["meta", "mps", "cuda:99"])
 def test_a_device_that_is_not_there_is_one_line(jpeg_dataset: Path, device: str) -> None:
     with pytest.raises(GratisError, match=f"device is {device}; "):
-        Loader(jpeg_dataset, "train", LoaderConfig(crop=CROP), device=torch.device(device))
+        Loader(jpeg_dataset, "train", LoaderConfig.alexnet(crop=CROP), device=torch.device(device))
 
 
 @pytest.mark.parametrize("device", ["foo", None, 3.5, True])
 def test_what_is_no_device_is_one_line(jpeg_dataset: Path, device: Any) -> None:
     with pytest.raises(GratisError, match=f"^device is {device}; it must be cpu or cuda$"):
-        Loader(jpeg_dataset, "train", LoaderConfig(crop=CROP), device=device)
+        Loader(jpeg_dataset, "train", LoaderConfig.alexnet(crop=CROP), device=device)
 
 
 def test_a_state_of_another_dataset_is_refused(jpeg_dataset: Path, raw_dataset: Path) -> None:
@@ -362,6 +420,24 @@ def test_a_shard_that_was_cut_short_or_is_missing_is_named(
         ({"batch_size": "256"}, "batch_size is '256'; it must be a"),
         ({"threads": True}, "threads is True"),
         ({"order": "fulll"}, "order is 'fulll'; it may be 'full' or"),
+        ({"layout": "NHWC"}, "layout is 'NHWC'; it may be 'nchw' or"),
+        ({"remainder": None}, "remainder is None; it may be 'short' or"),
+        ({"flip": "no"}, "flip is 'no'; it must be a number"),
+        ({"flip": True}, "flip is True; it must be a number"),
+        ({"flip": 1.5}, "flip is 1.5; it is a probability"),
+        ({"flip": math.nan}, "flip is nan; it is a probability"),
+        ({"normalize": "caffe"}, "normalize is 'caffe'; it may be 'imagenet', 'mean-image'"),
+        ({"normalize": True}, "normalize is True; it may be"),
+        ({"normalize": np.zeros((2, 3))}, "normalize is array"),
+        ({"normalize": (0.5, 0.5)}, r"normalize is \(0.5, 0.5\); .*two tuples of three numbers"),
+        ({"normalize": ((1, 1, 1),)}, "two tuples of three numbers"),
+        ({"normalize": ((0, 0, 0), (1, 1, "1"))}, "two tuples of three numbers"),
+        ({"normalize": ((0, 0, 0), (1, 1, 0))}, r"std above 0; divide grey levels by 255"),
+        ({"normalize": ((0, 0, math.nan), (1, 1, 1))}, r"images scaled to \[0, 1\]"),
+        ({"normalize": ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))}, "levels by 255"),
+        ({"normalize": None, "mean": "offset"}, "mean is 'offset'; .*set normalize='mean-image'"),
+        ({"dtype": torch.uint8, "noise": "off"}, "grey levels alone; set normalize=None"),
+        ({"dtype": torch.uint8, "normalize": None}, "grey levels alone; .* noise='off'"),
         ({"cache_gb": "2"}, "cache_gb is '2'"),
         ({"decoded_gb": math.inf}, "decoded_gb is inf; .*finite"),
         ({"noise_until": "3"}, "noise_until is '3'"),
@@ -369,16 +445,23 @@ def test_a_shard_that_was_cut_short_or_is_missing_is_named(
         ({"cache": 3}, "cache is 3; it must"),
         ({"area": 0.5}, "area is 0.5; it must be two numbers"),
         ({"ratio": ("a", 1)}, r"ratio is \('a', 1\)"),
-        ({"crop": 65}, "crop is 65; the images"),
+        ({"crop": 65}, "crop is 65; the images of .* have 64 px a side; choose crop=56, or any up"),
+        (
+            {"batch_size": 98, "remainder": "short", "world": 7},
+            r"3 samples in its last batch of 98, fewer than 7 ranks; choose remainder='drop'",
+        ),
         ({"batch_size": 13, "world": 2}, "be shared by 2 ranks"),
-        ({"noise": np.array(["sqrt", "off"])}, "noise is array"),
+        ({"noise": np.array([["sqrt", "off"]] * 99)}, "noise is array"),
+        ({"seed": np.zeros((9, 9))}, "seed is array"),
+        ({"area": np.zeros((2, 9))}, "area is array"),
+        ({"rank": np.zeros((9, 9))}, "rank is array"),
         ({"crop_chunk": 10**30}, "crop_chunk is 10.*most"),
         ({"rank": "0"}, "rank is '0'; it must be a whole number"),
         ({"world": 2.0}, "world_size is 2.0; it must be a"),
         ({"world": 0}, "world_size is 0; it must be at least 1"),
         ({"rank": True, "world": 2}, "rank is True; it must"),
         ({"rank": 2, "world": 2}, "rank is 2"),
-        ({"batch_size": 200, "remainder": "drop"}, "than one batch of 200"),
+        ({"batch_size": 200, "remainder": "drop"}, "than one batch of 200; choose a smaller one"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_value(
@@ -391,9 +474,9 @@ def test_mistakes_are_one_line_that_names_the_value(
 
 def test_what_is_no_root_or_no_configuration_is_one_line(jpeg_dataset: Path) -> None:
     wrong: list[tuple[Any, Any, str]] = [
-        ("", LoaderConfig(), "root is empty; name the"),
-        (None, LoaderConfig(), "root is None; it must be a folder"),
-        (3, LoaderConfig(), "root is 3"),
+        ("", LoaderConfig.alexnet(), "root is empty; name the"),
+        (None, LoaderConfig.alexnet(), "root is None; it must be a folder"),
+        (3, LoaderConfig.alexnet(), "root is 3"),
         (jpeg_dataset, {"batch_size": 8}, "config is {'batch_size': 8}; it must be a LoaderConfig"),
         (jpeg_dataset, None, "config is None"),
     ]
@@ -401,9 +484,9 @@ def test_what_is_no_root_or_no_configuration_is_one_line(jpeg_dataset: Path) -> 
         with pytest.raises(GratisError, match=message):
             Loader(root, "train", config)
     with pytest.raises(GratisError, match="no split None"):
-        Loader(jpeg_dataset, None, LoaderConfig())  # type: ignore[arg-type]
+        Loader(jpeg_dataset, None, LoaderConfig.alexnet())  # type: ignore[arg-type]
     with pytest.raises(GratisError, match=r"no split \['train'\]; it has train"):
-        Loader(jpeg_dataset, ["train"], LoaderConfig())  # type: ignore[arg-type]
+        Loader(jpeg_dataset, ["train"], LoaderConfig.alexnet())  # type: ignore[arg-type]
 
 
 def test_a_closed_loader_goes_on_with_the_next_epoch(jpeg_dataset: Path) -> None:
@@ -419,9 +502,9 @@ def test_a_closed_loader_goes_on_with_the_next_epoch(jpeg_dataset: Path) -> None
 
 def test_no_such_split_or_dataset(jpeg_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(GratisError, match="no split 'val'; it has train"):
-        Loader(jpeg_dataset, "val", LoaderConfig(crop=CROP))
+        Loader(jpeg_dataset, "val", LoaderConfig.alexnet(crop=CROP))
     with pytest.raises(GratisError, match="is no dataset"):
-        Loader(tmp_path, "train", LoaderConfig())
+        Loader(tmp_path, "train", LoaderConfig.alexnet())
 
 
 @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
@@ -440,5 +523,5 @@ def test_a_loader_that_is_copied_says_what_to_hand_over(
 
 
 def test_a_configuration_crosses_processes() -> None:
-    config = LoaderConfig(dtype=torch.bfloat16, seed=2**63)
+    config = LoaderConfig.alexnet(dtype=torch.bfloat16, seed=2**63)
     assert pickle.loads(pickle.dumps(config)) == config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import tracemalloc
 from itertools import pairwise
@@ -264,3 +265,23 @@ def cpu_s(order: str) -> float:
     start = time.process_time()
     planned(order)
     return time.process_time() - start
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_share_that_is_mirrored(probability: float) -> None:
+    """Within four standard deviations; exactly none at 0 and all at 1."""
+    ids = np.arange(100_000)
+    mirrored = plan.mirrors(3, 7, ids, probability)
+    deviation = math.sqrt(probability * (1 - probability) / len(ids))
+    assert abs(mirrored.mean() - probability) <= 4 * deviation
+
+
+def test_at_one_half_the_mirror_is_the_words_lowest_bit() -> None:
+    """As ever; who is mirrored stays so at a higher probability."""
+    ids = np.arange(10_000)
+    lowest = plan.words(3, 7, ids, plan.MIRROR)[0] % 2 == 1
+    assert (plan.mirrors(3, 7, ids, 0.5) == lowest).all()
+    assert (plan.mirrors(3, 7, ids, 0.9)[lowest]).all()
+    assert not (plan.mirrors(3, 7, ids, 0.1)[~lowest]).any()
+    assert (plan.draws(3, 7, ids, 33, flip=1.0).flip).all()
+    assert (plan.draws(3, 7, ids, 33).flip == lowest).all()

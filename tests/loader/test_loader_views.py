@@ -78,34 +78,61 @@ def expected(
             noise, divisor = 0.1 * stats.eigenvectors @ (np.sqrt(stats.eigenvalues) * z), 1.1
         else:
             noise = 255 * 0.1 * stats.eigenvectors @ (stats.eigenvalues / 255**2 * z)
-    return [
+    # x / 255 minus mean by std is (x - 255 mean) / (255 std)
+    mean, std = stats.mean, np.ones(3)
+    if config.normalize is None:
+        mean = np.zeros_like(stats.mean)
+    elif config.normalize != "mean-image":
+        published = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        pair = published if config.normalize == "imagenet" else config.normalize
+        mean = np.full_like(stats.mean, 255) * np.array(pair[0], np.float32)
+        std = 255 * np.array(pair[1])
+    views_of = [
         reference.apply_view(
             image,
             y=int(y),
             x=int(x),
             flip=bool(flip),
             crop=config.crop,
-            mean=stats.mean,
+            mean=mean,
             mean_form=config.mean,
             shift=noise,
-            scale=1 / divisor,
+            factor=1 / (divisor * std),
         )
         for y, x, flip in zip(views.y, views.x, views.flip, strict=True)
     ]
+    if config.layout == "nhwc":
+        return [view.transpose(1, 2, 0) for view in views_of]
+    return views_of
 
 
 CONFIGS = {
-    "released": LoaderConfig(),
-    "paper": LoaderConfig(noise="printed"),
-    "caffe": LoaderConfig(mean="offset", noise="off"),
-    "offset mean with noise": LoaderConfig(mean="offset"),
-    "noise over": LoaderConfig(noise_until=0),
-    "evaluation": LoaderConfig(augment=False),
-    "ten views": LoaderConfig(augment=False, views=10),
-    "ten views, offset mean": LoaderConfig(augment=False, views=10, mean="offset"),
-    "channels last": LoaderConfig(channels_last=True),
-    "channels last, offset mean": LoaderConfig(channels_last=True, mean="offset"),
-    "ten views, channels last": LoaderConfig(augment=False, views=10, channels_last=True),
+    "released": LoaderConfig.alexnet(),
+    "paper": LoaderConfig.alexnet(noise="printed"),
+    "caffe": LoaderConfig.alexnet(mean="offset", noise="off"),
+    "offset mean with noise": LoaderConfig.alexnet(mean="offset"),
+    "noise over": LoaderConfig.alexnet(noise_until=0),
+    "evaluation": LoaderConfig.alexnet(augment=False),
+    "ten views": LoaderConfig.alexnet(augment=False, views=10),
+    "ten views, offset mean": LoaderConfig.alexnet(augment=False, views=10, mean="offset"),
+    "channels last": LoaderConfig.alexnet(layout="channels_last"),
+    "channels last, offset mean": LoaderConfig.alexnet(layout="channels_last", mean="offset"),
+    "ten views, channels last": LoaderConfig.alexnet(
+        augment=False, views=10, layout="channels_last"
+    ),
+    "plain": LoaderConfig(),
+    "plain with noise": LoaderConfig(noise="sqrt"),
+    "plain, channels last": LoaderConfig(layout="channels_last"),
+    "plain, nhwc": LoaderConfig(layout="nhwc", noise="sqrt"),
+    "plain evaluation": LoaderConfig.evaluation(),
+    "a mean and a deviation": LoaderConfig(
+        normalize=((0.1, 0.5, 0.9), (0.5, 0.25, 1)), layout="nhwc"
+    ),
+    "grey levels": LoaderConfig(normalize=None, noise="sqrt"),
+    "bytes": LoaderConfig(normalize=None, dtype=torch.uint8),
+    "bytes, nhwc": LoaderConfig(normalize=None, dtype=torch.uint8, layout="nhwc"),
+    "ten views, nhwc": LoaderConfig.evaluation(views=10, layout="nhwc"),
+    "ten views, bytes": LoaderConfig.evaluation(views=10, normalize=None, dtype=torch.uint8),
 }
 
 
@@ -120,7 +147,10 @@ def test_batches_equal_numpy_and_pillow(
     with Loader(root, "train", config) as loader:
         for batch in loader:
             memory = batch.images.flatten(0, 1) if config.views == 10 else batch.images
-            assert memory.is_contiguous(memory_format=torch.channels_last) == config.channels_last
+            last = config.layout == "channels_last"
+            assert memory.is_contiguous(memory_format=torch.channels_last) == last
+            assert memory.is_contiguous() != last
+            assert batch.images.dtype == config.dtype
             for row, sample in enumerate(batch.ids.tolist()):
                 if sample < 0:
                     assert not batch.images[row].any()
@@ -132,11 +162,11 @@ def test_batches_equal_numpy_and_pillow(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
 def test_other_types_are_the_rounded_float32(
-    jpeg_dataset: Path, dtype: torch.dtype, channels_last: bool
+    jpeg_dataset: Path, dtype: torch.dtype, layout: Any
 ) -> None:
-    config = LoaderConfig(batch_size=40, crop=CROP, channels_last=channels_last)
+    config = LoaderConfig.alexnet(batch_size=40, crop=CROP, layout=layout)
     with (
         Loader(jpeg_dataset, "train", config) as a,
         Loader(jpeg_dataset, "train", replace(config, dtype=dtype)) as b,
@@ -148,12 +178,12 @@ def test_other_types_are_the_rounded_float32(
 
 
 @pytest.mark.parametrize("views", [1, 10])
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
 def test_a_padded_batch_of_the_graph_for_gpus_is_laid_out_as_a_full_one(
-    jpeg_dataset: Path, views: int, channels_last: bool
+    jpeg_dataset: Path, views: int, layout: Any
 ) -> None:
-    config = LoaderConfig(
-        batch_size=60, crop=CROP, views=views, augment=False, channels_last=channels_last
+    config = LoaderConfig.alexnet(
+        batch_size=60, crop=CROP, views=views, augment=False, layout=layout
     )
     epoch = plan_of(jpeg_dataset, config)
     for batch, tensor in graph_of(jpeg_dataset, epoch):
@@ -194,7 +224,7 @@ def test_resized_parts_equal_pillow(
     """Pillow's bilinear filter, which as DALI's widens where it shrinks. DALI's comes from a table:
     3 levels at most, 0.26 in the mean against the exact sum, of which rounding alone is 0.25."""
     root: Path = request.getfixturevalue(f"{codec}_dataset")
-    config = LoaderConfig(batch_size=25, crop=32, area=(0.08, 1.0), seed=3, noise="off")
+    config = LoaderConfig.alexnet(batch_size=25, crop=32, area=(0.08, 1.0), seed=3, noise="off")
     images, stats = read_with_pillow(root), read_stats(root)
     ids, got = (through_the_graph if graph else through_the_loader)(root, config)
     y, x, height, width = plan.boxes(3, 0, ids, SIZE, (0.08, 1.0), (3 / 4, 4 / 3))
@@ -244,7 +274,7 @@ def test_on_a_gpu_a_sample_is_tried_whole(
 ) -> None:
     """A file that lacks its end decodes as far as a part at its top needs it; a GPU decodes no
     parts."""
-    epoch = plan_of(jpeg_dataset, LoaderConfig(batch_size=3, crop=16, area=area))
+    epoch = plan_of(jpeg_dataset, LoaderConfig.alexnet(batch_size=3, crop=16, area=area))
     shards = ShardReader(jpeg_dataset, epoch.manifest.splits["train"], epoch.index)
     reader = BatchReader(shards, StageTimer(), Quarantine(0, 101, allowed=False))
     batch = reader.read(epoch, np.arange(3))
@@ -265,7 +295,9 @@ def test_dali_accepts_the_graph_as_it_is_on_a_gpu(
     """Names and devices of operators, arguments and inputs: DALI checks them as it writes a graph
     down, anywhere."""
     root: Path = request.getfixturevalue(f"{codec}_dataset")
-    config = replace(CONFIGS.get(name, LoaderConfig(area=(0.08, 1.0))), batch_size=25, crop=CROP)
+    config = replace(
+        CONFIGS.get(name, LoaderConfig.alexnet(area=(0.08, 1.0))), batch_size=25, crop=CROP
+    )
     epoch = replace(plan_of(root, config), device=torch.device("cuda"))
     graphs = [gpu.view_pipeline] + ([gpu.image_pipeline] if codec == "jpeg" else [])
     for graph in graphs:
@@ -357,10 +389,10 @@ def normalise_one(
 
 def test_trap_7_the_first_component_shifts_colours_by_its_standard_deviation() -> None:
     grey = np.zeros((SIZE, SIZE, 3), np.uint8)
-    released = normalise_one(grey, ALEXNET, LoaderConfig(), z=[1, 0, 0])
+    released = normalise_one(grey, ALEXNET, LoaderConfig.alexnet(), z=[1, 0, 0])
     for c, value in enumerate((-6.23857, -6.37888, -6.55401)):
         np.testing.assert_allclose(released[c], value, atol=1e-4)
-    before = colour_shift(ALEXNET, LoaderConfig(), 0, np.array([[1.0, 0, 0]]))
+    before = colour_shift(ALEXNET, LoaderConfig.alexnet(), 0, np.array([[1.0, 0, 0]]))
     np.testing.assert_allclose(before[0], [-6.86243, -7.01677, -7.20942], atol=1e-4)
     published = Stats(
         ALEXNET.mean,
@@ -368,7 +400,7 @@ def test_trap_7_the_first_component_shifts_colours_by_its_standard_deviation() -
         np.array([[-0.5675], [-0.5808], [-0.5836]]) * np.array([[1, 0, 0]]),
         1,
     )
-    printed = normalise_one(grey, published, LoaderConfig(noise="printed"), z=[1, 0, 0])
+    printed = normalise_one(grey, published, LoaderConfig.alexnet(noise="printed"), z=[1, 0, 0])
     np.testing.assert_allclose(printed[:, 0, 0], [-3.147, -3.221, -3.237], atol=1e-3)
 
 
@@ -382,12 +414,12 @@ def test_trap_8_training_divides_and_evaluation_does_not() -> None:
     image = np.full((SIZE, SIZE, 3), 130, np.uint8)
     stats = Stats(np.full((SIZE, SIZE, 3), 97, np.float32), ALEXNET.eigenvalues, VECTORS, 1)
     for config, epoch, wanted in (
-        (LoaderConfig(), 0, 30.0),
-        (LoaderConfig(augment=False), 0, 33.0),
-        (LoaderConfig(noise_until=4), 3, 30.0),
-        (LoaderConfig(noise_until=4), 4, 33.0),
-        (LoaderConfig(noise="off"), 0, 33.0),
-        (LoaderConfig(noise="printed"), 0, 33.0),
+        (LoaderConfig.alexnet(), 0, 30.0),
+        (LoaderConfig.alexnet(augment=False), 0, 33.0),
+        (LoaderConfig.alexnet(noise_until=4), 3, 30.0),
+        (LoaderConfig.alexnet(noise_until=4), 4, 33.0),
+        (LoaderConfig.alexnet(noise="off"), 0, 33.0),
+        (LoaderConfig.alexnet(noise="printed"), 0, 33.0),
     ):
         np.testing.assert_allclose(
             normalise_one(image, stats, config, epoch=epoch), wanted, atol=1e-4
@@ -399,7 +431,7 @@ def test_trap_8_training_divides_and_evaluation_does_not() -> None:
 def test_trap_9_the_mean_is_the_central_region_whatever_the_offset(x: int, central: int) -> None:
     ramp = np.broadcast_to(np.arange(SIZE)[None, :, None], (SIZE, SIZE, 3)).astype(np.uint8)
     stats = Stats(ramp.astype(np.float32), ALEXNET.eigenvalues, VECTORS, 1)
-    quiet = LoaderConfig(noise="off")
+    quiet = LoaderConfig.alexnet(noise="off")
     np.testing.assert_allclose(normalise_one(ramp, stats, quiet, x=x), central, atol=1e-4)
     np.testing.assert_allclose(
         normalise_one(ramp, stats, replace(quiet, mean="offset"), x=x), 0, atol=1e-4
@@ -412,7 +444,7 @@ def test_trap_6_crops_begin_where_the_plan_says(tmp_path: Path) -> None:
     places[..., 0], places[..., 1] = np.arange(SIZE)[None, :], np.arange(SIZE)[:, None]
     root = write_dataset(tmp_path / "places", [places] * 4, codec="raw")
     stats, last = read_stats(root), SIZE - CROP
-    config = LoaderConfig(batch_size=4, crop=CROP, augment=False, views=10)
+    config = LoaderConfig.alexnet(batch_size=4, crop=CROP, augment=False, views=10)
     half = last // 2
     mean = stats.mean[half : half + CROP, half : half + CROP]
     with Loader(root, "train", config) as loader:
@@ -429,7 +461,7 @@ def test_trap_20_exif_orientation_is_left_alone(tmp_path: Path) -> None:
     Image.fromarray(picture(1)).save(buffer, "JPEG", quality=95, exif=exif)
     root = write_dataset(tmp_path / "exif", [picture(0)] * 2)
     stats = read_stats(root)
-    epoch = plan_of(root, LoaderConfig(batch_size=1, crop=SIZE))
+    epoch = plan_of(root, LoaderConfig.alexnet(batch_size=1, crop=SIZE))
     bytes_ = np.frombuffer(buffer.getvalue(), np.uint8)
     once = iter([([bytes_], np.zeros((1, 2), np.int32))])
     pipeline = crop_pipeline(lambda: next(once), epoch, 1, SIZE, rows=1)
@@ -448,7 +480,7 @@ def test_photographs_decode_equal_to_pillow_to_the_level(ilsvrc500: Path, tmp_pa
             )
     root = write_dataset(tmp_path / "photographs", photographs)
     stats, images = read_stats(root), read_with_pillow(root)
-    config = LoaderConfig(batch_size=20, noise="off")
+    config = LoaderConfig.alexnet(batch_size=20, noise="off")
     mean = stats.mean[16:240, 16:240]
     with Loader(root, "train", config) as loader:
         batch = next(iter(loader))

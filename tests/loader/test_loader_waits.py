@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,15 @@ def test_closing_does_not_wait_for_a_server_that_says_nothing(
     monkeypatch.setattr(Handler, "do_GET", asked)
     loader = make(server.url, cache=str(tmp_path / "cache"))
     batches = iter(loader)
-    try:
-        assert reached.wait(60)
-        within(10, loader.close)
-    finally:
-        silent.set()
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(next, batches)
+        try:
+            assert reached.wait(60)
+            within(10, loader.close)
+        finally:
+            silent.set()
+        with pytest.raises(RuntimeError, match="closed"):
+            first.result(60)
     with pytest.raises(RuntimeError, match="closed"):
         next(batches)
 
@@ -112,8 +117,9 @@ def test_closing_does_not_wait_for_who_counts_the_cache(
 ) -> None:
     """Another process, stopped while it held the lock."""
     loader = make(server.url, cache=str(tmp_path))
-    with file_lock(tmp_path / "evict.lock"):
-        batches = iter(loader)
+    batches = iter(loader)
+    with ThreadPoolExecutor(1) as thread, file_lock(tmp_path / "evict.lock"):
+        first = thread.submit(next, batches)
         for _ in range(600):
             if any(tmp_path.glob("*/*-*.lock")):
                 break
@@ -121,6 +127,8 @@ def test_closing_does_not_wait_for_who_counts_the_cache(
         else:
             pytest.fail("no shard is asked for")
         within(10, loader.close)
+        with pytest.raises(RuntimeError, match="closed"):
+            first.result(60)
     with pytest.raises(RuntimeError, match="closed"):
         next(batches)
 

@@ -88,7 +88,7 @@ def check_loaded(root: Path, split: str, numbers: Sequence[int]) -> None:
     of the tars."""
     mean = dataset.read_stats(root).mean
     low = (SIZE - CROP) // 2
-    config = LoaderConfig(batch_size=4, crop=CROP, augment=False)
+    config = LoaderConfig.alexnet(batch_size=4, crop=CROP, augment=False)
     seen = []
     with Loader(root, split, config, device=torch.device("cpu")) as loader:
         for images, labels, ids in loader:

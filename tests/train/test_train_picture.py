@@ -16,7 +16,7 @@ from gratis.train.latest_batch import COLUMNS, EVERY_S, NAME, TILES, renew, shee
 
 
 def test_a_tile_is_its_image(sample_shards: Path) -> None:
-    config = LoaderConfig(batch_size=32, crop=112, augment=False)
+    config = LoaderConfig.alexnet(batch_size=32, crop=112, augment=False)
     with Loader(sample_shards, "train", config) as loader:
         images, _, _ = next(iter(loader))
         drawn = np.asarray(sheet(images, loader, 0)).astype(float)
@@ -29,7 +29,7 @@ def test_a_tile_is_its_image(sample_shards: Path) -> None:
 
 def test_scale_is_taken_back(sample_shards: Path) -> None:
     with Loader(
-        sample_shards, "train", LoaderConfig(batch_size=32, crop=112, noise="sqrt")
+        sample_shards, "train", LoaderConfig.alexnet(batch_size=32, crop=112, noise="sqrt")
     ) as loader:
         images, _, _ = next(iter(loader))
         drawn = np.asarray(sheet(images[:1], loader, 0)).astype(float)
@@ -40,7 +40,7 @@ def test_scale_is_taken_back(sample_shards: Path) -> None:
 
 
 def test_it_is_renewed_once_in_a_while_and_stays_small(sample_shards: Path, tmp_path: Path) -> None:
-    with Loader(sample_shards, "train", LoaderConfig(batch_size=32, crop=112)) as loader:
+    with Loader(sample_shards, "train", LoaderConfig.alexnet(batch_size=32, crop=112)) as loader:
         batch = next(iter(loader))
         begin = time.perf_counter()
         assert renew(tmp_path, batch, loader, 0)

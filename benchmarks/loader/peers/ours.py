@@ -47,5 +47,7 @@ def _stage(root: Path, threads: int, *, decoded: bool) -> Batches:
 
 
 def _loader(root: Path, threads: int) -> Loader:
-    config = LoaderConfig(batch_size=BATCH, crop=crop_of(root), threads=threads, remainder="drop")
+    config = LoaderConfig.alexnet(
+        batch_size=BATCH, crop=crop_of(root), threads=threads, remainder="drop"
+    )
     return Loader(root, "train", config)

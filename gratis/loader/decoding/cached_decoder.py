@@ -26,6 +26,7 @@ from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.plan import Ids
 from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch, invalid_rows
+from gratis.loader.views.normalisation import normalisation
 from gratis.loader.views.torch_views import apply_views
 
 MakeImages = Callable[[], Tensor]
@@ -102,14 +103,15 @@ class CachedDecoder:
     def _apply_views(self, batch: EncodedBatch, plan: EpochPlan) -> Tensor:
         pixels, ids = self._cache.pixels, torch.from_numpy(batch.ids)
         if self._mean is None:
-            self._mean = torch.from_numpy(plan.stats.mean).to(plan.device)
+            of_every_epoch = normalisation(plan.stats, plan.config, plan.epoch).mean
+            self._mean = torch.from_numpy(of_every_epoch).to(plan.device)
         if pixels.device.type == "cpu":  # what crosses is a copy that the device fetches by itself
             shape, pinned = (len(ids), *pixels.shape[1:]), plan.device.type == "cuda"
             some = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
             torch.index_select(pixels, 0, ids, out=some)
             pixels, ids = some.to(plan.device, non_blocking=True), torch.arange(len(ids))
-        draws, mean = batch.draws, self._mean
-        return apply_views(pixels, ids, draws, mean, plan.stats, plan.config, plan.epoch)
+        draws = batch.draws
+        return apply_views(pixels, ids, draws, self._mean, plan.stats, plan.config, plan.epoch)
 
     def _as_raw(self, batch: EncodedBatch) -> EncodedBatch:
         """The samples as if they had been stored as raw pixels. Of a cache in the machine's

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 from gratis.errors import GratisError
+from gratis.loader.config import shown
 from gratis.loader.decoding.crop_graph import Feed, dali_samples, empty_pipeline, rectangles, resize
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.plan import ten_views
 from gratis.loader.reading.batch_reader import EncodedBatch
 from gratis.loader.views.colour_noise import colour_shift, scale
+from gratis.loader.views.normalisation import normalisation
 
 GPU_DECODER: dict[str, Any] = {  # arguments of a decoder on the GPU; one on the CPU ignores them
     # libjpeg-turbo's chroma upsampling; nvJPEG's own repeats pixels, tens of levels away at the
@@ -39,7 +41,7 @@ GPU_DECODER: dict[str, Any] = {  # arguments of a decoder on the GPU; one on the
 def device_of(named: object) -> torch.device:
     """The device that is meant, with its number; GratisError for one that no batch can come to."""
     if isinstance(named, bool) or not isinstance(named, (str, int, torch.device)):
-        raise GratisError(f"device is {named!r}; it must be cpu or cuda")
+        raise GratisError(f"device is {shown(named)}; it must be cpu or cuda")
     try:
         device = torch.device(named)
     except RuntimeError:
@@ -56,8 +58,8 @@ def device_of(named: object) -> torch.device:
 def decode_views(
     batches: Iterator[EncodedBatch], plan: EpochPlan, runner: DaliRunner, threads: int
 ) -> Generator[tuple[EncodedBatch, Any], None, None]:
-    """Each batch with its DALI tensor, float32 [n,3,crop,crop] or [n,10,3,crop,crop], channels last
-    on request; valid until the next is taken."""
+    """Each batch with its DALI tensor, float32 [n,3,crop,crop] or [n,10,3,crop,crop], or with the
+    channels last; valid until the next is taken."""
     # a constant of the graph: when noise ends, another graph is built
     factor = scale(plan.config, plan.epoch)
 
@@ -73,7 +75,7 @@ def to_torch(tensor: Any, plan: EpochPlan) -> torch.Tensor:
     """
     images: torch.Tensor = torch.utils.dlpack.from_dlpack(tensor)
     images = images.to(plan.config.dtype, copy=True)
-    return images.movedim(-1, -3) if plan.config.channels_last else images
+    return images.movedim(-1, -3) if plan.config.layout == "channels_last" else images
 
 
 def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
@@ -151,17 +153,19 @@ def _apply_view(images: Any, anchor: Any, flip: Any, shift: Any, plan: EpochPlan
 
     device = "gpu" if plan.device.type == "cuda" else "cpu"
     crop, centre = plan.config.crop, (plan.positions - 1) // 2
+    mean, factor = normalisation(plan.stats, plan.config, plan.epoch)
     if plan.config.mean == "offset":
-        mean = _cut(types.Constant(plan.stats.mean, device=device), anchor, [crop] * 2)
-        images = fn.cast(images, dtype=types.FLOAT) - mean
+        minus = _cut(types.Constant(mean, device=device), anchor, [crop] * 2)
+        images = fn.cast(images, dtype=types.FLOAT) - minus
     images = fn.flip(images, horizontal=flip)
     if plan.config.mean == "central":
         part = slice(centre, centre + crop)
-        region = np.ascontiguousarray(plan.stats.mean[part, part])
+        region = np.ascontiguousarray(mean[part, part])
         images = fn.cast(images, dtype=types.FLOAT) - types.Constant(region, device=device)
     if shift is not None:
-        images = (images + shift) * np.float32(scale(plan.config, plan.epoch))
-    return images if plan.config.channels_last else fn.transpose(images, perm=[2, 0, 1])
+        images += shift
+    images *= types.Constant(factor.astype(np.float32)[None, None], device=device)
+    return images if plan.config.interleaved else fn.transpose(images, perm=[2, 0, 1])
 
 
 def _inputs(batch: EncodedBatch, plan: EpochPlan) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import torch
 
 from gratis.dataset import Index, Manifest, Stats
 from gratis.loader.config import LoaderConfig
-from gratis.loader.plan import PAD, Draws, Ids, num_steps, order, rows, window_order
+from gratis.loader.plan import PAD, Draws, Ids, num_steps, order, rows, short_rows, window_order
 from gratis.loader.views.draw_views import draw_views
 
 
@@ -30,7 +30,7 @@ class EpochPlan:
 
     @property
     def rows(self) -> int:
-        """Of a batch, on this rank."""
+        """Of a batch, on this rank; a short last one has fewer."""
         return self.config.batch_size // self.world_size
 
     @property
@@ -56,9 +56,13 @@ class EpochPlan:
     def ids_by_step(self, order: Ids) -> list[Ids]:
         """This rank's samples in each of the steps, padding left out; no entry for a step in which
         it has none (the last one at most)."""
-        config = self.config
-        ids = (rows(order, k, config.batch_size, self.rank, self.world_size) for k in self.steps)
+        config, share = self.config, short_rows if self.config.remainder == "short" else rows
+        ids = (share(order, k, config.batch_size, self.rank, self.world_size) for k in self.steps)
         return [real for each in ids if len(real := each[each != PAD])]
+
+    def padding(self, samples: int) -> int:
+        """Rows that a batch of so many samples is filled up with."""
+        return self.rows - samples if self.config.remainder == "pad" else 0
 
     @cached_property
     def _places(self) -> Ids:

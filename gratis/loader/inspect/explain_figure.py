@@ -59,7 +59,7 @@ def apply_row(
     y, x, flip = int(draws.y[row]), int(draws.x[row]), bool(draws.flip[row])
     mean, form = stats.mean, config.mean
     normalised = reference.apply_view(
-        image, y=y, x=x, flip=flip, crop=crop, mean=mean, mean_form=form, shift=shift, scale=factor
+        image, y=y, x=x, flip=flip, crop=crop, mean=mean, mean_form=form, shift=shift, factor=factor
     )
     cut = image[y : y + crop, x : x + crop].astype(np.float64)
     visible = (cut[:, ::-1] if flip else cut) + shift

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from gratis.command_line import parse
 from gratis.dataset import class_words
 from gratis.errors import GratisError
 from gratis.loader.config import LoaderConfig
+from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.inspect.pictures import PictureOptions, write_picture
 from gratis.loader.loader import Loader
-from gratis.loader.views.colour_noise import scale
+from gratis.loader.views.normalisation import normalisation
 
 COLUMNS, CAPTION = 6, 14  # tiles in a row; pixels under each for the class name
 TILES = 24
@@ -29,6 +31,9 @@ class Preview(PictureOptions):
     """Draws augmented images as training would get them, normalisation taken back, with their class
     names."""
 
+    config: Literal["alexnet", "imagenet"] = "alexnet"
+    """alexnet: as `gratis train` gets them (LoaderConfig.alexnet()). imagenet: random parts that
+    are resized, no colour noise (LoaderConfig.imagenet())."""
     out: Path = Path("preview.png")
     """File to draw to."""
     threads: int | None = None
@@ -47,14 +52,17 @@ def main(arguments: Sequence[str]) -> None:
     if options.device != "cpu" and not torch.cuda.is_available():
         raise GratisError(f"--device {options.device}, but there is no GPU here; take --device cpu")
     crop = options.crop_side
-    config = LoaderConfig(batch_size=TILES, seed=options.seed, crop=crop, threads=options.threads)
+    named = {"alexnet": LoaderConfig.alexnet, "imagenet": LoaderConfig.imagenet}[options.config]
+    config = named(batch_size=TILES, seed=options.seed, crop=crop, threads=options.threads)
     with Loader(options.shards, options.split, config, device=options.device) as loader:
         print(f"{options.out}: {draw_preview(loader, options.out)} images")
 
 
 def draw_preview(loader: Loader, path: Path) -> int:
-    """Draws the next epoch's first batch to a file; returns how many tiles. GratisError if it
-    cannot be written."""
+    """Draws the first batch of the loader's epoch to a file; returns how many tiles. GratisError if
+    it cannot be written."""
+    plan = loader.epoch_plan(loader.epoch)
+    loader.set_epoch(plan.epoch)
     images, labels, ids = next(iter(loader))
     loader.close()
     rows = [i for i in range(len(ids)) if ids[i] >= 0]
@@ -63,7 +71,8 @@ def draw_preview(loader: Loader, path: Path) -> int:
     pen = ImageDraw.Draw(sheet)
     for place, i in enumerate(rows):
         left, top = place % COLUMNS * crop, place // COLUMNS * (crop + CAPTION)
-        pixels = _pixels(loader, images[i].float().cpu().numpy(), int(ids[i]))
+        image = images[i] if loader.config.layout == "nhwc" else images[i].movedim(0, -1)
+        pixels = _pixels(plan, image.float().cpu().numpy(), int(ids[i]))
         sheet.paste(Image.fromarray(pixels), (left, top))
         words = class_words(loader.classes, int(labels[i]))[: crop // 6]
         caption = words.encode("latin-1", "replace").decode("latin-1")  # all that the font has
@@ -72,16 +81,17 @@ def draw_preview(loader: Loader, path: Path) -> int:
     return len(rows)
 
 
-def _pixels(loader: Loader, image: NDArray[np.float32], sample: int) -> NDArray[np.uint8]:
-    """uint8 [crop,crop,3]: division and mean taken back, the colour noise left in."""
-    plan, crop = loader.epoch_plan(loader.epoch), loader.config.crop
+def _pixels(plan: EpochPlan, image: NDArray[np.float32], sample: int) -> NDArray[np.uint8]:
+    """uint8 [crop,crop,3] of [crop,crop,3]: division and mean taken back, the colour noise left
+    in."""
+    crop, flip = plan.config.crop, False
     y = x = (plan.positions - 1) // 2
-    flip = False
-    if loader.config.mean == "offset":
+    if plan.config.mean == "offset":
         drawn, _ = plan.draws(np.array([sample]))
         y, x, flip = int(drawn.y[0]), int(drawn.x[0]), bool(drawn.flip[0])
-    mean = loader.stats.mean[y : y + crop, x : x + crop]
+    whole, factor = normalisation(plan.stats, plan.config, plan.epoch)
+    mean = whole[y : y + crop, x : x + crop]
     mean = mean[:, ::-1] if flip else mean
-    pixels = image.transpose(1, 2, 0) / scale(loader.config, plan.epoch) + mean
+    pixels = image / factor + mean
     visible: NDArray[np.uint8] = np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
     return visible

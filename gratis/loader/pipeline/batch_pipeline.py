@@ -12,7 +12,7 @@ The way of the bytes from tar to batch, all of it on the prefetcher's thread but
         |-- device cpu --> decoding/cpu: DALI decodes the crop alone; of PPMs nothing is decoded
         |                      | Crops: where uint8 pixels lie, and the draws
         |                  Normaliser (views/): mirror, mean, colour noise, type, layout, one pass
-        |                      | into one of prefetch + 1 buffers, once its batch was given back
+        |                      | into memory of the BufferPool, which nobody refers to any more
         |
         '-- device cuda -> decoding/gpu: one DALI graph decodes, crops and normalises
                                | float32 on the device, copied out of DALI's memory
@@ -25,7 +25,7 @@ decoded in an earlier epoch comes from the DecodedCache as Crops (CPU) or by tor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -40,14 +40,20 @@ from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.decoded_cache import DecodedCache
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
-from gratis.loader.pipeline.batch_tensors import blank_images, labels_and_ids, pad_images
+from gratis.loader.pipeline.batch_tensors import (
+    blank_images,
+    images_in,
+    labels_and_ids,
+    new_memory,
+    pad_images,
+)
+from gratis.loader.pipeline.buffer_pool import BufferPool, Memory
 from gratis.loader.plan import Ids
 from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
 from gratis.loader.reading.quarantine import Quarantine
+from gratis.loader.reading.remote import FetchCancelled
 from gratis.loader.reading.shard_reader import ShardReader
 from gratis.loader.views.normaliser import Normaliser
-
-Slot = Callable[[], int]
 
 
 class ReadyBatch(NamedTuple):
@@ -56,7 +62,6 @@ class ReadyBatch(NamedTuple):
     batch: Batch
     samples: int  # rows that are samples
     copied: Any  # CUDA event after which the batch is on the device; None on the CPU
-    slot: int  # comes back when the consumer has taken the next batch
 
 
 class BatchPipeline:
@@ -76,7 +81,6 @@ class BatchPipeline:
         self._reader = BatchReader(shards, timer, quarantine)
         self._runner, self._resizer = (DaliRunner(timer, self._reader) for _ in range(2))
         self._cached = CachedDecoder(decoded, self._reader, timer, threads) if decoded else None
-        self._buffers: dict[int, torch.Tensor] = {}  # by slot
         self._stream: Any = None
         if plan.device.type == "cuda":
             self._stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]
@@ -84,20 +88,22 @@ class BatchPipeline:
             # done with
             self._stream.wait_stream(torch.cuda.current_stream(plan.device))
 
-    def batches(self, plan: EpochPlan, slot: Slot) -> Generator[ReadyBatch, None, None]:
-        """Each batch takes a slot before it is written; one that has come back is written again."""
+    def batches(self, plan: EpochPlan, pool: BufferPool) -> Generator[ReadyBatch, None, None]:
+        """Each batch waits for the pool before it is written."""
         done = 0
-        for ready in self._on_cpu(plan, slot) if self._stream is None else self._on_gpu(plan, slot):
+        for ready in self._on_cpu(plan, pool) if self._stream is None else self._on_gpu(plan, pool):
             yield ready
+            del ready
             done += 1
         if done < len(plan.steps):  # the last step has no sample for this rank
-            number, none = slot(), np.empty(0, np.int64)
+            memory, none = self._wait(pool), np.empty(0, np.int64)
             if self._stream is None:
-                batch, copied = Batch(blank_images(plan), *labels_and_ids(plan, none)), None
+                images = self._images_of(plan, pool, memory).zero_()
+                batch, copied = Batch(images, *labels_and_ids(plan, none)), None
             else:
                 with torch.cuda.stream(self._stream):
                     batch, copied = self._to_device(plan, none, blank_images(plan))
-            yield ReadyBatch(batch, 0, copied, number)
+            yield ReadyBatch(batch, 0, copied)
 
     def stop(self) -> None:
         """Ends a wait for a server. For any thread."""
@@ -109,36 +115,46 @@ class BatchPipeline:
                 closing.close()
         self._reader.close()
         self._shards.close()
-        self._buffers.clear()
 
-    def _on_cpu(self, plan: EpochPlan, slot: Slot) -> Generator[ReadyBatch, None, None]:
+    def _wait(self, pool: BufferPool) -> Memory:
+        with self._timer.time("blocked_s"):
+            memory = pool.get()
+        if memory is None or pool.closed:
+            raise FetchCancelled
+        return memory
+
+    @staticmethod
+    def _images_of(plan: EpochPlan, pool: BufferPool, memory: Memory) -> torch.Tensor:
+        """In that memory; NEW is allocated."""
+        return images_in(pool.lend(memory if len(memory) else new_memory(plan)), plan)
+
+    def _on_cpu(self, plan: EpochPlan, pool: BufferPool) -> Generator[ReadyBatch, None, None]:
         normalise = Normaliser(plan.stats, plan.config, plan.epoch)
         for encoded, crops in self._crops(plan):
-            with self._timer.time("blocked_s"):
-                number = slot()
+            memory = self._wait(pool)
             with self._timer.time("finish_s"):
-                if number not in self._buffers:
-                    self._buffers[number] = blank_images(plan)
-                images = self._buffers[number]
+                samples = len(encoded.ids)
+                whole = self._images_of(plan, pool, memory)
+                images = whole[: samples + plan.padding(samples)]
                 rows = images.flatten(0, 1) if plan.config.views > 1 else images
                 normalise(crops, rows[: len(crops.start)])
                 rows[len(crops.start) :] = 0
             batch = Batch(images, *labels_and_ids(plan, encoded.ids))
-            yield ReadyBatch(batch, len(encoded.ids), None, number)
+            yield ReadyBatch(batch, samples, None)
+            del whole, images, rows, batch, memory  # nobody refers to a batch but who took it
 
     def _crops(self, plan: EpochPlan) -> BatchCrops:
         if self._cached is None:
             return decode(self._reader.batches(plan), plan, self._runner, self._threads)
         return self._cached.crops(plan, self._runner, self._resizer)
 
-    def _on_gpu(self, plan: EpochPlan, slot: Slot) -> Generator[ReadyBatch, None, None]:
+    def _on_gpu(self, plan: EpochPlan, pool: BufferPool) -> Generator[ReadyBatch, None, None]:
         with torch.cuda.stream(self._stream):  # of this thread alone
             for encoded, make_images in self._images(plan):
-                with self._timer.time("blocked_s"):
-                    number = slot()
+                self._wait(pool)
                 with self._timer.time("transfer_s"):
                     batch, copied = self._to_device(plan, encoded.ids, make_images())
-                yield ReadyBatch(batch, len(encoded.ids), copied, number)
+                yield ReadyBatch(batch, len(encoded.ids), copied)
 
     def _images(self, plan: EpochPlan) -> Generator[tuple[EncodedBatch, MakeImages], None, None]:
         if self._cached is None:

@@ -1,42 +1,49 @@
-"""The tensors of a batch: zeros in its layout, padding, labels and ids."""
+"""The tensors of a batch: images in its layout, padding, labels and ids."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
 
 from gratis.loader.batch import IGNORE
 from gratis.loader.epoch.epoch_plan import EpochPlan
+from gratis.loader.pipeline.buffer_pool import Memory
 from gratis.loader.plan import PAD, Ids
 
 
-def blank_images(plan: EpochPlan) -> torch.Tensor:
-    """Zeros in the shape, type and memory layout of a batch's images."""
+def image_bytes(plan: EpochPlan) -> int:
+    """That a whole batch's images take."""
+    config = plan.config
+    return plan.rows * config.views * 3 * config.crop**2 * config.dtype.itemsize
+
+
+def images_in(memory: torch.Tensor, plan: EpochPlan) -> torch.Tensor:
+    """A whole batch's images in memory uint8 [image_bytes], in their shape, type and layout."""
     config, rows, side = plan.config, plan.rows * plan.config.views, plan.config.crop
-    shape = (rows, side, side, 3) if config.channels_last else (rows, 3, side, side)
-    if plan.device.type == "cpu":
-        images = _zeros(shape, config.dtype)
-    else:
-        images = torch.zeros(shape, dtype=config.dtype, device=plan.device)
-    images = images.permute(0, 3, 1, 2) if config.channels_last else images
+    shape = (rows, side, side, 3) if config.interleaved else (rows, 3, side, side)
+    images = memory.view(config.dtype).view(shape)
+    images = images.permute(0, 3, 1, 2) if config.layout == "channels_last" else images
     return images.view(plan.rows, config.views, *images.shape[1:]) if config.views > 1 else images
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """On the CPU, in memory that NumPy takes: it asks for pages of 2 MB (madvise), which torch does
+def new_memory(plan: EpochPlan) -> Memory:
+    """For a batch's images on the CPU. NumPy asks for pages of 2 MB (madvise), which torch does
     not. Writing the buffers through then costs the loader 6 % less CPU time (paired, n = 16,
     quartiles -1 and 11, on a busy machine). Such pages for all that is allocated, DALI's buffers
     too, gained no more."""
-    memory = torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8))
-    return memory.view(dtype).view(shape)
+    return np.zeros(image_bytes(plan), np.uint8)
+
+
+def blank_images(plan: EpochPlan) -> torch.Tensor:
+    """Zeros, as a whole batch's images on the plan's device."""
+    zeros = torch.zeros(image_bytes(plan), dtype=torch.uint8, device=plan.device)
+    return images_in(zeros, plan)
 
 
 def pad_images(images: torch.Tensor, plan: EpochPlan) -> torch.Tensor:
-    """The images, with rows of zeros up to a whole batch, in the batch's memory layout, which
-    torch.cat would lose."""
-    if len(images) == plan.rows:
+    """The images, with rows of zeros up to a whole batch where it is padded, in the batch's memory
+    layout, which torch.cat would lose."""
+    if not plan.padding(len(images)):
         return images
     whole = blank_images(plan)
     whole[: len(images)] = images
@@ -44,7 +51,8 @@ def pad_images(images: torch.Tensor, plan: EpochPlan) -> torch.Tensor:
 
 
 def labels_and_ids(plan: EpochPlan, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
-    """Int64 [b] each, on the CPU, padded."""
-    all_ids, labels = np.full(plan.rows, PAD, np.int64), np.full(plan.rows, IGNORE, np.int64)
+    """Int64 [b] each, on the CPU, padded where the batch is."""
+    rows = len(ids) + plan.padding(len(ids))
+    all_ids, labels = np.full(rows, PAD, np.int64), np.full(rows, IGNORE, np.int64)
     all_ids[: len(ids)], labels[: len(ids)] = ids, plan.index.label[ids]
     return torch.from_numpy(labels), torch.from_numpy(all_ids)

@@ -15,6 +15,7 @@ from functools import partial
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_pipeline import BatchPipeline, ReadyBatch
+from gratis.loader.pipeline.buffer_pool import BufferPool
 from gratis.loader.reading.remote import FetchCancelled, LoaderThread
 
 POLL_S = 1.0  # between looks whether the thread that is waited for lives
@@ -24,17 +25,14 @@ class Prefetcher:
     """One epoch at a time: `begin`, then `take` until it gives None. `close` ends everything, at
     any time.
 
-    Slots: `prefetch` batches are ready and one is with the consumer; the next is written once that
-    one's place is free. Meanwhile it waits decoded, as bytes, a fourth of the size."""
+    `prefetch` batches are ready and one is with the consumer; the next is written once the pool
+    lets it. Meanwhile it waits decoded, as bytes, a fourth of the size."""
 
     def __init__(self, pipeline: BatchPipeline, timer: StageTimer, prefetch: int) -> None:
         self._pipeline, self._timer, self.closed = pipeline, timer, False
         self._ready: queue.SimpleQueue[ReadyBatch | BaseException | None] = queue.SimpleQueue()
-        self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        for slot in range(prefetch + 1):
-            self._free.put(slot)
+        self._pool = BufferPool(prefetch)
         self._ticket = self._left = 0  # batches of this epoch that were not taken
-        self._held: int | None = None  # the slot of the batch that the consumer has
         self._thread: LoaderThread | None = None
         self._ends = threading.RLock()  # again, where what is collected under it closes
         self._ended = False  # the thread will close nothing any more
@@ -63,12 +61,11 @@ class Prefetcher:
         `close` or `leave`."""
         if self.closed or self.idle or ticket != self._ticket:
             raise RuntimeError("this epoch was closed, or another one of the same loader has begun")
+        self._pool.want()
         with self._timer.time("wait_s"):
             item = self._next()
         if isinstance(item, ReadyBatch):
-            if self._held is not None:
-                self._free.put(self._held)
-            self._held = item.slot
+            self._pool.taken(on_device=item.copied is not None)
             self._left -= 1
             return item
         if item is not None:
@@ -97,7 +94,7 @@ class Prefetcher:
                 return
             self.closed, ended = True, self.idle or self._ended
         self._pipeline.stop()
-        self._free.put(None)
+        self._pool.close()
         if not _in_loader_thread():
             self._join()
         elif not ended:
@@ -126,10 +123,11 @@ class Prefetcher:
 
     def _run(self, plan: EpochPlan) -> None:
         last: BaseException | None = None
-        batches = self._pipeline.batches(plan, self._slot)
+        batches = self._pipeline.batches(plan, self._pool)
         try:
             for ready in batches:
                 self._ready.put(ready)
+                del ready  # it is the consumer's, who alone refers to it
         except FetchCancelled:
             pass
         except BaseException as error:  # handed to the consumer, whatever it is
@@ -142,12 +140,6 @@ class Prefetcher:
             self._pipeline.close()
         self._ready.put(last)
         last = None  # or its traceback and this frame would keep each other, and the buffers, alive
-
-    def _slot(self) -> int:
-        slot = self._free.get()
-        if slot is None or self.closed:
-            raise FetchCancelled
-        return slot
 
 
 def _in_loader_thread() -> bool:

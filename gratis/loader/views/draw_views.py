@@ -24,7 +24,7 @@ def draw_views(
         views = ten_views(positions) if config.views == 10 else centre_view(positions)
         return Draws(*(np.concatenate([field] * len(ids)) for field in views)), None
     offsets = max(1, positions - (config.crop_positions == "printed"))
-    drawn = draws(config.seed, epoch, ids, offsets, chunks)
+    drawn = draws(config.seed, epoch, ids, offsets, chunks, config.flip)
     if config.area is None:
         return drawn, None
     y, x, height, width = boxes(config.seed, epoch, ids, image_size, config.area, config.ratio)

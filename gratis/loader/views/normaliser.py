@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from gratis.dataset import Stats
 from gratis.loader.config import LoaderConfig
-from gratis.loader.views.colour_noise import colour_shift, scale
+from gratis.loader.views.colour_noise import colour_shift
+from gratis.loader.views.normalisation import normalisation
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -49,18 +50,19 @@ class Normaliser:
 
     def __init__(self, stats: Stats, config: LoaderConfig, epoch: int) -> None:
         self._stats, self._config, self._epoch = stats, config, epoch
-        self._scale = scale(config, epoch)
+        self._factor = normalisation(stats, config, epoch).factor
         self._size = len(stats.mean)
-        mean = stats.mean * np.float32(self._scale)
+        mean = normalisation(stats, config, epoch).mean * self._factor.astype(np.float32)
         sides = np.stack([mean, mean[:, ::-1]])  # as it is, and mirrored
         by_row = sides.reshape(2, self._size, -1)
-        rows = by_row if config.channels_last else sides.transpose(0, 3, 1, 2)
+        rows = by_row if config.interleaved else sides.transpose(0, 3, 1, 2)
         self._mean = np.ascontiguousarray(rows)
         self._scratch = torch.empty(0)
 
     def __call__(self, crops: Crops, out: torch.Tensor) -> None:
-        """Fills out [m,3,crop,crop], in the type and memory layout of the configuration."""
-        if out.dtype == torch.float32:
+        """Fills out [m,3,crop,crop] or [m,crop,crop,3], in the type and memory layout of the
+        configuration."""
+        if out.dtype in (torch.float32, torch.uint8):  # grey levels are whole: nothing is rounded
             self._fill(crops, out)
             return
         for first in range(0, len(out), CHUNK):  # float32 in between stays in the cache
@@ -70,11 +72,13 @@ class Normaliser:
             out[part].copy_(scratch)
 
     def _fill(self, crops: Crops, out: torch.Tensor) -> None:
-        shift = colour_shift(self._stats, self._config, self._epoch, crops.normals) * self._scale
-        memory = out.permute(0, 2, 3, 1).flatten(2) if self._config.channels_last else out
+        shift = colour_shift(self._stats, self._config, self._epoch, crops.normals) * self._factor
+        memory = out.permute(0, 2, 3, 1) if self._config.layout == "channels_last" else out
+        memory = memory.flatten(2) if self._config.interleaved else memory
         from gratis.jit import call_kernel
 
-        kernel, factor = kernels()[self._config.channels_last], np.float32(self._scale)
+        kernel = kernels()[self._config.interleaved]
+        factor = self._factor.astype(np.float32)
         where = (crops.pixels, crops.stride, crops.start, crops.flip)
         mean, plus = (self._mean, *self._mean_region(crops)), shift.astype(np.float32)
         call_kernel(kernel, *where, *mean, plus, factor, memory.numpy())
@@ -96,11 +100,11 @@ class Normaliser:
 
 @cache
 def kernels() -> tuple[Any, Any]:
-    """The compiled passes for planes and for channels-last memory; the first call of either on a
+    """The compiled passes for planes and for interleaved channels; the first call of either on a
     machine takes 1 s."""
     from gratis.jit import jit  # with Numba: its import takes 0.4 s
 
-    return jit(fastmath=True)(_fill_planes), jit(fastmath=True)(_fill_channels_last)
+    return jit(fastmath=True)(_fill_planes), jit(fastmath=True)(_fill_interleaved)
 
 
 def _fill_planes(  # noqa: PLR0917
@@ -116,7 +120,7 @@ def _fill_planes(  # noqa: PLR0917
     scale: Any,
     out: Any,
 ) -> None:
-    """out [m,3,h,w] = pixels * scale + shift - mean [2,3,S,S], row by row.
+    """out [m,3,h,w] = pixels * scale [3] + shift [m,3] - mean [2,3,S,S], row by row.
 
     Splitting a row into planes of bytes first lets the compiler vectorise both loops, mirrored too:
     1.5 times quicker."""
@@ -134,16 +138,16 @@ def _fill_planes(  # noqa: PLR0917
             for c in range(3):
                 plane = red if c == 0 else (green if c == 1 else blue)
                 minus = mean[side[i], c, top[i] + y, left[i] : left[i] + width]
-                target, plus = out[i, c, y], shift[i, c]
+                target, plus, times = out[i, c, y], shift[i, c], scale[c]
                 if flip[i]:
                     for k in range(width):
-                        target[k] = np.float32(plane[width - 1 - k]) * scale + plus - minus[k]
+                        target[k] = np.float32(plane[width - 1 - k]) * times + plus - minus[k]
                 else:
                     for k in range(width):
-                        target[k] = np.float32(plane[k]) * scale + plus - minus[k]
+                        target[k] = np.float32(plane[k]) * times + plus - minus[k]
 
 
-def _fill_channels_last(  # noqa: PLR0917
+def _fill_interleaved(  # noqa: PLR0917
     pixels: Any,
     stride: Any,
     start: Any,
@@ -160,6 +164,9 @@ def _fill_channels_last(  # noqa: PLR0917
     its own."""
     count, height, width = out.shape
     mirrored, plus = np.empty(width, np.uint8), np.empty(width, np.float32)
+    times = np.empty(width, np.float32)
+    for k in range(width):
+        times[k] = scale[k % 3]
     for i in range(count):
         for k in range(0, width, 3):
             plus[k], plus[k + 1], plus[k + 2] = shift[i, 0], shift[i, 1], shift[i, 2]
@@ -176,7 +183,7 @@ def _fill_channels_last(  # noqa: PLR0917
                         row[back + 2],
                     )
                 for k in range(width):
-                    target[k] = np.float32(mirrored[k]) * scale + plus[k] - minus[k]
+                    target[k] = np.float32(mirrored[k]) * times[k] + plus[k] - minus[k]
             else:
                 for k in range(width):
-                    target[k] = np.float32(row[k]) * scale + plus[k] - minus[k]
+                    target[k] = np.float32(row[k]) * times[k] + plus[k] - minus[k]

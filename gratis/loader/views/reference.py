@@ -17,14 +17,14 @@ def apply_view(
     mean: NDArray[np.float32],
     mean_form: str,
     shift: NDArray[np.float64],
-    scale: float,
+    factor: float | NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """One stored image [S,S,3] to what the network sees, float64 [3,crop,crop], in the order of
     the specification's section 2, step 6.
 
-    shift [3] is the colour noise in 0-255 units before scaling. The mean at the crop's own offset
-    belongs to the image's places and is mirrored with them; the central region belongs to the
-    network's input and is not."""
+    shift [3] is the colour noise in 0-255 units; factor, of each channel or of all, comes last. The
+    mean at the crop's own offset belongs to the image's places and is mirrored with them; the
+    central region belongs to the network's input and is not."""
     centre = (len(image) - crop) // 2
     pixels = image[y : y + crop, x : x + crop].astype(np.float64)
     if mean_form == "offset":
@@ -33,4 +33,4 @@ def apply_view(
         pixels = pixels[:, ::-1]
     if mean_form == "central":
         pixels = pixels - mean[centre : centre + crop, centre : centre + crop]
-    return ((pixels + shift) * scale).transpose(2, 0, 1)
+    return ((pixels + shift) * factor).transpose(2, 0, 1)

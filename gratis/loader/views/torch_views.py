@@ -13,7 +13,8 @@ from torch import Tensor
 from gratis.dataset import Stats
 from gratis.loader.config import LoaderConfig
 from gratis.loader.plan import Draws
-from gratis.loader.views.colour_noise import colour_shift, scale
+from gratis.loader.views.colour_noise import colour_shift
+from gratis.loader.views.normalisation import normalisation
 
 
 def apply_views(  # noqa: PLR0917
@@ -26,7 +27,7 @@ def apply_views(  # noqa: PLR0917
     epoch: int,
 ) -> Tensor:
     """Crop, mirror, mean, colour noise and type of images `ids` of pixels uint8 [N,S,S,3], on their
-    device; mean float32 [S,S,3] on it too.
+    device; mean float32 [S,S,3] on it too, the normalisation's.
 
     [n,3,crop,crop] or [n,10,3,crop,crop], in the configuration's type and layout."""
     device, count, crop = pixels.device, config.views, config.crop
@@ -47,9 +48,11 @@ def apply_views(  # noqa: PLR0917
         images -= mean[centre : centre + crop, centre : centre + crop]
     if count == 1:
         shift = colour_shift(stats, config, epoch, draws.normals).astype(np.float32)
-        factor = float(np.float32(scale(config, epoch)))
-        images = (images + there(shift)[:, None, None]) * factor
-    images = images.to(config.dtype).movedim(-1, 1)
-    if not config.channels_last:
+        images += there(shift)[:, None, None]
+    images *= there(normalisation(stats, config, epoch).factor.astype(np.float32))
+    images = images.to(config.dtype)
+    if config.layout != "nhwc":
+        images = images.movedim(-1, 1)
+    if config.layout == "nchw":
         images = images.contiguous()
     return images.view(-1, count, *images.shape[1:]) if count > 1 else images

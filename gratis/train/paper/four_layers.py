@@ -178,7 +178,7 @@ def whole_split(shards: str, samples: int) -> tuple[Tensor, Tensor]:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     images = torch.empty(samples, 3, SIZE, SIZE, device=device, memory_format=torch.channels_last)
     labels = torch.empty(samples, dtype=torch.int64)
-    config = LoaderConfig(batch_size=250, crop=SIZE, augment=False, decoded="none")
+    config = LoaderConfig.alexnet(batch_size=250, crop=SIZE, augment=False)
     with Loader(shards, "train", config, device=device) as loader:
         for batch in loader:
             real = (batch.ids >= 0) & (batch.ids < samples)

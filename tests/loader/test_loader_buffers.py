@@ -1,0 +1,285 @@
+"""A batch is safe: what still refers to its memory never sees another batch's pixels; and a loop
+that lets each batch go for the next allocates nothing."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from batches import epoch
+
+from gratis.loader import Batch, Loader, LoaderConfig
+
+CROP, COUNT = 48, 101
+NBYTES = 12 * 3 * CROP**2 * 4  # of a batch's images
+
+Keep = Callable[[torch.Tensor], Any]  # what a user keeps of the images, or a function that reads it
+
+
+def make(root: Path, **options: Any) -> Loader:
+    config = LoaderConfig(**({"batch_size": 12, "crop": CROP, "threads": 1} | options))
+    return Loader(root, "train", config)
+
+
+def closure(images: torch.Tensor) -> Callable[[], Any]:
+    def read() -> Any:
+        return images.numpy()
+
+    return read
+
+
+def saved_by_autograd(images: torch.Tensor) -> Callable[[], Any]:
+    weight = torch.ones((), requires_grad=True)
+    total = (weight * images).sum()  # its backward needs the images
+
+    def read() -> Any:
+        return torch.autograd.grad(total, weight, retain_graph=True)[0].numpy()
+
+    return read
+
+
+def in_a_cycle(images: torch.Tensor) -> Callable[[], Any]:
+    cycle: list[Any] = [images]
+    cycle.append(cycle)
+
+    def read() -> Any:
+        return cycle[0].numpy()
+
+    return read
+
+
+KEEPS: dict[str, Keep] = {
+    "tensor": lambda images: images,
+    "detached": lambda images: images.detach(),
+    "one image": lambda images: images[-1],
+    "one pixel": lambda images: images[2, 1, 5, 7],
+    "transposed": lambda images: images.permute(0, 2, 3, 1),
+    "another type": lambda images: images.view(-1).view(torch.int32),
+    "parameter": lambda images: torch.nn.Parameter(images, requires_grad=False),
+    "storage": lambda images: images.untyped_storage(),
+    "numpy": lambda images: images.numpy(),
+    "slice of numpy": lambda images: images.numpy()[3:5, ::-1, 7],
+    "numpy of a slice": lambda images: images[4:].numpy().reshape(-1),
+    "memoryview": lambda images: memoryview(images.numpy()),
+    "dlpack": np.from_dlpack,
+    "dlpack and back": lambda images: torch.from_dlpack(np.from_dlpack(images[1:])),
+    "capsule": lambda images: torch.from_dlpack(torch.utils.dlpack.to_dlpack(images)),
+    "closure": closure,
+    "autograd": saved_by_autograd,
+    "cycle": in_a_cycle,
+}
+
+
+def read(kept: Any) -> Any:
+    """What is there now, copied."""
+    if isinstance(kept, torch.UntypedStorage):
+        return np.array(kept[:99])
+    return np.asarray(kept() if callable(kept) else kept).copy()
+
+
+def assert_kept(root: Path, keep: Keep, **options: Any) -> None:
+    """Over two epochs, of which the batches themselves are let go."""
+    with make(root, **options) as plain:
+        wanted = [read(keep(batch.images)) for batch in epoch(plain) + epoch(plain)]
+    with make(root, **options) as loader:
+        kept = [keep(batch.images) for _ in range(2) for batch in loader]
+        for one, value in zip(kept, wanted, strict=True):
+            np.testing.assert_array_equal(read(one), value)
+    for one, value in zip(kept, wanted, strict=True):  # after the end too
+        np.testing.assert_array_equal(read(one), value)
+
+
+@pytest.mark.parametrize("name", KEEPS)
+def test_what_refers_to_a_batch_keeps_its_pixels(jpeg_dataset: Path, name: str) -> None:
+    assert_kept(jpeg_dataset, KEEPS[name])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layout": "channels_last"},
+        {"layout": "nhwc", "dtype": torch.float16},
+        {"dtype": torch.uint8, "normalize": None},
+        {"decoded": "host"},
+        {"remainder": "pad"},
+        {"augment": False, "views": 10},
+        {"prefetch": 3},
+        {"area": (0.2, 1.0)},
+    ],
+)
+def test_in_every_form(jpeg_dataset: Path, options: dict[str, Any]) -> None:
+    assert_kept(jpeg_dataset, lambda images: images.numpy()[1:], **options)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("way", ["device_put", "dlpack"])
+def test_jax_arrays_keep_their_pixels(jpeg_dataset: Path, way: str) -> None:
+    """On a CPU they share memory that begins at a multiple of 64 bytes, and copy other memory."""
+    jax = pytest.importorskip("jax", reason="needs jax")
+    with make(jpeg_dataset) as plain:
+        wanted = [batch.images.flatten().numpy() for batch in epoch(plain) + epoch(plain)]
+    kept, shared = [], 0
+    with make(jpeg_dataset) as loader:
+        for batch in (batch for _ in range(2) for batch in loader):
+            flat = batch.images.view(-1)[-batch.images.data_ptr() % 64 // 4 :]
+            dlpack = way == "dlpack"
+            array = jax.dlpack.from_dlpack(flat) if dlpack else jax.device_put(flat.numpy())
+            shared += array.unsafe_buffer_pointer() == flat.data_ptr()
+            kept.append(array)
+    assert shared
+    for array, whole in zip(kept, wanted, strict=True):
+        np.testing.assert_array_equal(np.asarray(array), whole[-len(array) :])
+
+
+def test_a_list_of_a_loader_is_its_epoch(jpeg_dataset: Path) -> None:
+    """Images, labels and ids belong together, as in gradient accumulation."""
+    wanted = epoch(make(jpeg_dataset))
+    for one, other in zip(list(make(jpeg_dataset)), wanted, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.labels, one.ids % 7)
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_whoever_keeps_whatever_for_as_long(jpeg_dataset: Path, prefetch: int, seed: int) -> None:
+    """Batches are kept and let go by chance, over the ends of epochs."""
+    plain, loader = make(jpeg_dataset), make(jpeg_dataset, prefetch=prefetch)
+    chance, kept = np.random.default_rng(seed), []
+    for _ in range(4):
+        for batch, copy in zip(loader, epoch(plain), strict=True):
+            kept.append((batch, copy))
+            chance.shuffle(kept)  # type: ignore[arg-type]
+            while kept and chance.random() < 0.45:
+                kept.pop()
+            for one, other in kept:
+                assert torch.equal(one.images, other.images)
+                assert torch.equal(one.labels, other.labels)
+
+
+def for_loop(batches: Iterable[Batch]) -> None:
+    for images, _, _ in batches:
+        images.sum()
+
+
+def by_name(batches: Iterable[Batch]) -> None:
+    for batch in batches:
+        images = batch.images
+        flat = images.flatten(1)
+        flat.sum()
+
+
+def enumerated(batches: Iterable[Batch]) -> None:
+    for _number, (_images, _labels, _ids) in enumerate(batches):
+        pass
+
+
+def through_generators(batches: Iterable[Batch]) -> None:
+    def once_more(items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            given = item  # as a progress bar has it
+            yield given
+
+    for_loop(once_more(once_more(batches)))
+
+
+def by_next(batches: Iterable[Batch]) -> None:
+    iterator = iter(batches)
+    while (batch := next(iterator, None)) is not None:
+        batch.images.sum()
+
+
+def trained(batches: Iterable[Batch]) -> None:
+    network = torch.nn.Conv2d(3, 2, 3)
+    for images, labels, _ in batches:
+        loss = torch.nn.functional.cross_entropy(network(images).mean((2, 3)), labels % 2)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+@pytest.mark.parametrize(
+    "loop", [for_loop, by_name, enumerated, through_generators, by_next, trained]
+)
+def test_the_usual_loop_allocates_no_buffer_after_its_first(
+    jpeg_dataset: Path, loop: Callable[[Iterable[Batch]], None], prefetch: int
+) -> None:
+    """prefetch + 1 buffers in turn, over epochs; and nothing else as large is allocated."""
+    seen: set[int] = set()
+
+    def watched() -> Iterator[Batch]:
+        iterator = iter(loader)
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            seen.add(batch.images.data_ptr())
+            yield batch
+            del batch
+
+    with make(jpeg_dataset, prefetch=prefetch) as loader:
+        for _ in range(3):
+            loop(watched())
+        assert len(seen) == prefetch + 1
+        tracemalloc.start()
+        try:
+            loop(loader)
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            loop(loader)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak - before < NBYTES
+
+
+def test_who_keeps_the_batch_before_has_two_buffers_more(jpeg_dataset: Path) -> None:
+    """And not one more for each batch."""
+    seen, before = set(), None
+    with make(jpeg_dataset) as loader:
+        for _ in range(3):
+            for batch in loader:
+                seen.add(batch.images.data_ptr())
+                assert before is None or before.images.data_ptr() != batch.images.data_ptr()
+                before = batch
+    assert len(seen) <= 4
+
+
+@pytest.mark.parametrize("kept", [4, 200])
+def test_what_was_kept_and_let_go_is_freed(jpeg_dataset: Path, kept: int) -> None:
+    """All but as many buffers as the usual loop has."""
+    with make(jpeg_dataset) as loader:
+        for _ in range(2):
+            for_loop(loader)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            last: deque[Batch] = deque(maxlen=kept)
+            for _ in range(2):
+                last.extend(loader)
+            grown = tracemalloc.get_traced_memory()[0]
+            assert grown > (min(kept, 18) - 2) * NBYTES
+            last.clear()
+            assert tracemalloc.get_traced_memory()[0] < 3 * NBYTES
+        finally:
+            tracemalloc.stop()
+
+
+def test_batches_outlive_their_loader(jpeg_dataset: Path) -> None:
+    loader = make(jpeg_dataset)
+    batch = next(iter(loader))
+    copy = batch.images.clone()
+    for _ in loader:
+        pass
+    loader.close()
+    del loader
+    gc.collect()
+    assert torch.equal(batch.images, copy)

@@ -1,0 +1,84 @@
+"""The named configurations: what each says, and that changes win."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gratis.errors import GratisError
+from gratis.loader import Loader, LoaderConfig
+
+CROP = 48
+
+
+def test_plain_has_no_noise_and_no_division() -> None:
+    plain = LoaderConfig()
+    assert (plain.noise, plain.normalize, plain.area, plain.flip) == ("off", "imagenet", None, 0.5)
+    assert (plain.remainder, plain.layout, plain.dtype) == ("short", "nchw", torch.float32)
+
+
+def test_named_sets() -> None:
+    assert LoaderConfig.imagenet() == LoaderConfig(area=(0.08, 1.0))
+    assert LoaderConfig.evaluation() == LoaderConfig(augment=False)
+    alexnet = LoaderConfig(normalize="mean-image", noise="sqrt", remainder="pad")
+    assert LoaderConfig.alexnet() == alexnet
+
+
+@pytest.mark.parametrize("name", ["imagenet", "alexnet", "evaluation"])
+def test_changes_win_and_are_checked(name: str) -> None:
+    named = getattr(LoaderConfig, name)
+    changes = {"remainder": "drop", "batch_size": 7, "crop": 3, "normalize": None, "noise": "off"}
+    for field, value in changes.items():
+        assert getattr(named(**changes), field) == value
+    with pytest.raises(GratisError, match="batch_size is 0"):
+        named(batch_size=0)
+    with pytest.raises(TypeError, match="colour"):
+        named(colour=3)
+
+
+def test_a_mean_and_a_deviation_in_lists_are_the_same_value() -> None:
+    config = LoaderConfig(normalize=([0, 0.5, 1], [1, 0.5, np.float64(0.25)]))  # type: ignore[arg-type]
+    same = LoaderConfig(normalize=((0.0, 0.5, 1.0), (1.0, 0.5, 0.25)))
+    assert config == same
+    assert hash(config) == hash(same)
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_training_and_evaluation_see_the_same_scale(jpeg_dataset: Path) -> None:
+    """The deviations of the plain and the ImageNet configuration are those of their evaluation, to
+    a tenth: crops differ."""
+    deviations = []
+    for config in (LoaderConfig(), LoaderConfig.imagenet(), LoaderConfig.evaluation()):
+        with Loader(jpeg_dataset, "train", replace(config, batch_size=101, crop=CROP)) as loader:
+            deviations.append(float(next(iter(loader)).images.std()))
+    assert max(deviations) < 1.1 * min(deviations)
+
+
+def test_imagenet_is_the_normalisation_of_torchvision(raw_dataset: Path) -> None:
+    """Of the grey levels themselves: x / 255 minus mean, by standard deviation."""
+    evaluation = LoaderConfig.evaluation(batch_size=101, crop=CROP)
+    grey = replace(evaluation, normalize=None, dtype=torch.uint8)
+    with Loader(raw_dataset, "train", evaluation) as a, Loader(raw_dataset, "train", grey) as b:
+        images, levels = next(iter(a)).images, next(iter(b)).images
+    mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(3, 1, 1)
+    wanted = (levels.double() / 255 - mean) / std
+    torch.testing.assert_close(images.double(), wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("decoded", ["none", "host"])
+def test_nobody_or_everybody_is_mirrored(raw_dataset: Path, flip: float, decoded: str) -> None:
+    """A crop of the whole image has no other freedom."""
+    fields = {"batch_size": 101, "crop": 64, "normalize": None, "dtype": torch.uint8}
+    training = LoaderConfig(flip=flip, decoded=decoded, **fields)  # type: ignore[arg-type]
+    still = LoaderConfig.evaluation(**fields)
+    with Loader(raw_dataset, "train", training) as a, Loader(raw_dataset, "train", still) as b:
+        seen, stored = next(iter(a)), next(iter(b)).images
+    wanted = stored[seen.ids]
+    assert torch.equal(seen.images, wanted.flip(3) if flip else wanted)
