@@ -15,7 +15,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOM = "gratis/loader/engine"
 NAME = "gratis.loader.engine.libgratis_engine"
-COMMON = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off"]
+COMMON = "-O3 -std=gnu11 -fvisibility=hidden -ffp-contract=off -fwrapv -g0".split()
 AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mlzcnt".split()
 AVX512 = [
     *AVX2,

@@ -123,7 +123,7 @@ class NativeDecoder:
                 "the engine is not compiled here; `make install` with a C compiler does"
             )
         number = chosen_isa(library) if isa is None else ISAS.index(isa)
-        self._library = library
+        self._library, self.isa = library, ISAS[number]
         self._contexts = [context for _ in range(threads) if (context := library.new(number))]
         if len(self._contexts) < threads:
             self.close()
