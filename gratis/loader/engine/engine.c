@@ -150,22 +150,30 @@ static void spread_quantisation(image *im) {
 }
 
 static int allocate_planes(image *im) {
-  int64_t size[3] = {0}, total = 0, wide = (int64_t)im->columns * im->mcu + 2 * MARGIN;
+  int64_t size[3] = {0}, total = 0;
   for (int c = 0; c < im->head.components; c++) {
     int side = c ? 8 : im->mcu;
     im->stride[c] = ((int64_t)(im->columns + im->chunk) * side + MARGIN + 63) / 64 * 64;
-    size[c] = im->stride[c] * side * (im->last_row - im->first_row) + MARGIN;
+    size[c] = im->stride[c] * side * (im->last_row - im->first_row) + 2 * MARGIN;
     total += size[c];
   }
-  wide = (wide + 63) / 64 * 64;
-  im->planes = gratis_grow(im->planes, &im->planes_capacity, total + 4 * wide + 3 * 64);
+  im->planes = gratis_grow(im->planes, &im->planes_capacity, total);
   if (!im->planes) return GRATIS_MEMORY;
-  uint8_t *at = im->planes;
+  uint8_t *at = im->planes + MARGIN;
   for (int c = 0; c < im->head.components; c++) im->plane[c] = at, at += size[c];
-  im->chroma[0] = at;
-  im->chroma[1] = at + wide;
-  im->sums = (uint16_t *)(at + 2 * wide);
   return GRATIS_OK;
+}
+
+/* Repeats the first and the last sample of rows of chroma, for smoothing. */
+static void extend_chroma(const image *im) {
+  if (!im->head.subsampled) return;
+  int64_t rows = (im->last_row - im->first_row) * 8, end = im->chroma_width;
+  for (int c = 1; c < 3; c++)
+    for (int64_t y = 0; y < rows; y++) {
+      uint8_t *row = im->plane[c] + y * im->stride[c];
+      row[-1] = row[0];
+      row[end] = row[end - 1];
+    }
 }
 
 /* What lanes will take: rows of MCUs, one segment each, where the file has restart markers at ends of rows; else the
@@ -376,10 +384,11 @@ static int make_views(gratis_context *context, const gratis_job *job, const imag
   if (status) return status;
   int64_t width = all.right - all.left, rows = several ? all.bottom - all.top : 1, stride = (width + 2 * MARGIN + 63) / 64 * 64;
   int64_t widest = job->filter == GRATIS_CROP ? width : job->out_width;
-  context->picture = gratis_grow(context->picture, &context->picture_capacity, 3 * rows * stride + MARGIN);
+  context->picture = gratis_grow(context->picture, &context->picture_capacity, 3 * rows * stride + 2 * MARGIN);
   context->scratch = gratis_grow(context->scratch, &context->scratch_capacity, 32 * (widest + 2 * MARGIN));
   if (!context->picture || !context->scratch) return GRATIS_MEMORY;
-  planes made = {context->picture, stride, rows * stride};
+  planes made = {context->picture + MARGIN, stride, rows * stride};
+  extend_chroma(im);
   for (int y = 0; several && y < rows; y++) {
     uint8_t *rgb[3];
     row_of(&made, y, 0, rgb);

@@ -88,7 +88,7 @@ GRATIS_API void gratis_run(gratis_context *context, gratis_job *job);
 #define PADDING 512      /* zeros behind the unstuffed data: no block takes more than 216 bytes */
 #define BLOCKS 24        /* of a chunk: 4 MCUs of 4:2:0, 8 of 4:4:4, 24 of grey */
 #define GROUPS (BLOCKS / 4)
-#define MARGIN 64        /* readable bytes behind rows of planes, for whole vectors */
+#define MARGIN 64        /* bytes before and behind rows of planes that may be read or written, for whole vectors */
 #define LANES 4          /* images or rows that one thread decodes in turns, at most */
 
 /* AC: bits 0-7 all bits taken, 8-15 the step of k, 16-31 the value. Where bits 0-7 are 0 the value was not in sight:
@@ -155,8 +155,6 @@ typedef struct {
   int64_t stride[3];
   uint8_t *plane[3];          /* its first row is that of first_row */
   int chroma_width, chroma_height;
-  uint8_t *chroma[2];         /* scratch for one row: chroma at full width */
-  uint16_t *sums;             /* and its sum over two rows, from -1 on */
   int16_t quant[3][64 * 4] __attribute__((aligned(64))); /* a row four times beside itself, as coefficients lie */
   huffman built[2][2];        /* what the tables below were made of */
   dc_table dc[2];

@@ -216,62 +216,71 @@ static void transform(const image *im, int16_t *coefficients, int row, int colum
   }
 }
 
-/* ---- planes to RGB ---- */
+/* ---- planes to RGB; words hold the pixels at even places, or those at odd ones ---- */
 
-/* One component's samples for row y, columns [x, x + width) of x even, as libjpeg's h2v2 fancy upsampling makes them. */
-INLINE void upsample(const image *im, int component, int y, int x, int width, uint8_t *restrict out) {
-  int64_t stride = im->stride[component];
-  const uint8_t *plane = im->plane[component] - (int64_t)im->first_row * 8 * stride;
-  int last_row = im->chroma_height - 1, most = im->chroma_width, first = x / 2, end = (x + width + 1) / 2;
-  int other = y & 1 ? y / 2 + 1 : y / 2 - 1;
-  other = other < 0 ? 0 : other > last_row ? last_row : other;
-  const uint8_t *restrict near = plane + y / 2 * stride + first, *restrict next = plane + other * stride + first;
-  if (most <= 2) { /* so narrow a component is not smoothed */
-    for (int i = 0; i < end - first; i++) out[2 * i] = out[2 * i + 1] = near[i];
-    return;
-  }
-  uint16_t *restrict sums = im->sums + 1; /* of places first - 1 to end */
-  int count = (end - first + WORDS) / WORDS * WORDS; /* at least one beyond the end */
-  for (int i = 0; i < count; i += WORDS) {
-    v16 sum = bytes(near + i) * 3 + bytes(next + i);
-    memcpy(sums + i, &sum, BYTES);
-  }
-  sums[-1] = first ? (uint16_t)(near[-1] * 3 + next[-1]) : sums[0];
-  if (end >= most) sums[most - first] = sums[most - first - 1];
-  for (int i = 0; i < end - first; i += WORDS) {
-    v16 this, before, after;
-    memcpy(&this, sums + i, BYTES);
-    memcpy(&before, sums + i - 1, BYTES);
-    memcpy(&after, sums + i + 1, BYTES);
-    this *= 3;
-    v16 left = (this + before + 8) >> 4, right = (this + after + 7) >> 4;
-    left |= right << 8;
-    memcpy(out + 2 * i, &left, BYTES);
-  }
+INLINE v16 clamp_byte(v16 a) { return smaller(larger(a, SPLAT(v16, 0)), SPLAT(v16, 255)); }
+
+/* Chroma for twice as many pixels, as libjpeg's h2v2 fancy upsampling makes it: of the nearer row three quarters, of the
+ * next a quarter, and the same across. */
+INLINE void smooth(const uint8_t *near, const uint8_t *next, v16 *even, v16 *odd) {
+  v16 this = (bytes(near) * 3 + bytes(next)) * 3;
+  v16 before = bytes(near - 1) * 3 + bytes(next - 1), after = bytes(near + 1) * 3 + bytes(next + 1);
+  *even = (this + before + 8) >> 4;
+  *odd = (this + after + 7) >> 4;
 }
 
+/* Bytes that lie side by side, as words. */
+INLINE void split(const uint8_t *p, v16 *even, v16 *odd) {
+  u16 both;
+  memcpy(&both, p, BYTES);
+  *even = (v16)(both & 255);
+  *odd = (v16)(both >> 8);
+}
+
+INLINE void colour(v16 l, v16 b, v16 r, v16 rgb[3]) {
+  b -= 128, r -= 128;
+  /* 1.402 is 1 + 0.402, 1.772 is 2 - 0.228, 0.71414 is 1 - 0.28586; each rounded as libjpeg rounds it, for every value */
+  v16 green = pack32(descale(madd(lo16(b, r), PAIR(-22554, 18734)), 16), descale(madd(hi16(b, r), PAIR(-22554, 18734)), 16));
+  rgb[0] = clamp_byte(l + r + mul_round(r, SPLAT(v16, 13175)));
+  rgb[1] = clamp_byte(l - r + green);
+  rgb[2] = clamp_byte(l + b + b + mul_round(b, SPLAT(v16, -7471)));
+}
+
+/* Row y, columns [x, x + width), of an image; with 4:2:0 from x - 1 on if x is odd. Writes up to a vector too much. */
 static void convert(const image *im, int y, int x, int width, uint8_t *const rgb[3]) {
-  const uint8_t *luma = im->plane[0] + (y - (int64_t)im->first_row * im->mcu) * im->stride[0] + x;
-  uint8_t *restrict red = rgb[0], *restrict green = rgb[1], *restrict blue = rgb[2];
+  int64_t row = y - (int64_t)im->first_row * im->mcu;
+  const uint8_t *luma = im->plane[0] + row * im->stride[0];
   if (im->head.components == 1) {
-    for (int c = 0; c < 3; c++) memcpy(rgb[c], luma, (size_t)width);
+    for (int c = 0; c < 3; c++) memcpy(rgb[c], luma + x, (size_t)width);
     return;
   }
-  const uint8_t *cb = im->chroma[0] + (x & 1), *cr = im->chroma[1] + (x & 1);
-  if (im->head.subsampled) {
-    upsample(im, 1, y, x & ~1, width + (x & 1), im->chroma[0]);
-    upsample(im, 2, y, x & ~1, width + (x & 1), im->chroma[1]);
-  } else {
-    int64_t at = (y - (int64_t)im->first_row * im->mcu) * im->stride[1] + x;
-    cb = im->plane[1] + at, cr = im->plane[2] + at;
+  int subsampled = im->head.subsampled, narrow = im->chroma_width <= 2, shift = subsampled ? x & 1 : 0; /* narrow: not smoothed */
+  const uint8_t *near[2], *next[2];
+  for (int c = 0; c < 2; c++) {
+    int64_t last = im->chroma_height - 1 - (int64_t)im->first_row * 8, other = row & 1 ? row / 2 + 1 : row / 2 - 1;
+    other = other + im->first_row * 8 < 0 ? 0 : other > last ? last : other;
+    near[c] = im->plane[1 + c] + (subsampled ? row / 2 * im->stride[1] + x / 2 : row * im->stride[1] + x);
+    next[c] = im->plane[1 + c] + other * im->stride[1] + x / 2;
   }
-  for (int i = 0; i < width; i += WORDS) {
-    v16 l = bytes(luma + i), b = bytes(cb + i) - 128, r = bytes(cr + i) - 128;
-    /* 1.402 is 1 + 0.402, 1.772 is 2 - 0.228, 0.71414 is 1 - 0.28586: all in 1 << 16, rounded as libjpeg rounds */
-    put_bytes(red + i, l + r + ((mulhi(r + r, SPLAT(v16, 26345)) + 1) >> 1));
-    put_bytes(blue + i, l + b + b + ((mulhi(b + b, SPLAT(v16, -14942)) + 1) >> 1));
-    v32 low = descale(madd(lo16(b, r), PAIR(-22554, 18734)), 16), high = descale(madd(hi16(b, r), PAIR(-22554, 18734)), 16);
-    put_bytes(green + i, l - r + pack32(low, high));
+  for (int i = 0; i < width + shift; i += BYTES) {
+    v16 l[2], b[2], r[2], even[3], odd[3];
+    split(luma + x - shift + i, &l[0], &l[1]);
+    if (!subsampled) {
+      split(near[0] + i, &b[0], &b[1]);
+      split(near[1] + i, &r[0], &r[1]);
+    } else if (narrow) {
+      b[0] = b[1] = bytes(near[0] + i / 2);
+      r[0] = r[1] = bytes(near[1] + i / 2);
+    } else {
+      smooth(near[0] + i / 2, next[0] + i / 2, &b[0], &b[1]);
+      smooth(near[1] + i / 2, next[1] + i / 2, &r[0], &r[1]);
+    }
+    colour(l[0], b[0], r[0], even);
+    colour(l[1], b[1], r[1], odd);
+    for (int c = 0; c < 3; c++) {
+      v16 both = even[c] | odd[c] << 8;
+      memcpy(rgb[c] - shift + i, &both, BYTES);
+    }
   }
 }
 

@@ -14,6 +14,7 @@
 #endif
 VECTOR(int8_t, v8);
 VECTOR(int16_t, v16);
+VECTOR(uint16_t, u16);
 VECTOR(int32_t, v32);
 VECTOR(uint32_t, u32);
 VECTOR(float, vf);
@@ -34,7 +35,9 @@ OP2(hi32, v32, v32, _mm512_unpackhi_epi32)
 OP2(lo64, v32, v32, _mm512_unpacklo_epi64)
 OP2(hi64, v32, v32, _mm512_unpackhi_epi64)
 OP2(madd, v16, v32, _mm512_madd_epi16)
-OP2(mulhi, v16, v16, _mm512_mulhi_epi16)
+OP2(mul_round, v16, v16, _mm512_mulhrs_epi16) /* (a * b + (1 << 14)) >> 15 */
+OP2(smaller, v16, v16, _mm512_min_epi16)
+OP2(larger, v16, v16, _mm512_max_epi16)
 OP2(pack32, v32, v16, _mm512_packs_epi32)
 OP2(pack16, v16, v8, _mm512_packs_epi16)
 INLINE v16 bytes(const uint8_t *p) { return (v16)_mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)p)); }
@@ -73,7 +76,9 @@ OP2(hi32, v32, v32, _mm256_unpackhi_epi32)
 OP2(lo64, v32, v32, _mm256_unpacklo_epi64)
 OP2(hi64, v32, v32, _mm256_unpackhi_epi64)
 OP2(madd, v16, v32, _mm256_madd_epi16)
-OP2(mulhi, v16, v16, _mm256_mulhi_epi16)
+OP2(mul_round, v16, v16, _mm256_mulhrs_epi16)
+OP2(smaller, v16, v16, _mm256_min_epi16)
+OP2(larger, v16, v16, _mm256_max_epi16)
 OP2(pack32, v32, v16, _mm256_packs_epi32)
 OP2(pack16, v16, v8, _mm256_packs_epi16)
 INLINE v16 bytes(const uint8_t *p) { return (v16)_mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)p)); }
@@ -118,18 +123,23 @@ SHUFFLE2(hi64, v32, 2, 3, 6, 7)
 INLINE v32 even(v16 a) { return (v32)((u32)a << 16) >> 16; }
 INLINE v32 odd(v16 a) { return (v32)a >> 16; }
 INLINE v32 madd(v16 a, v16 b) { return (v32)((u32)(even(a) * even(b)) + (u32)(odd(a) * odd(b))); }
-INLINE v16 mulhi(v16 a, v16 b) {
-  u32 low = (u32)(even(a) * even(b)) >> 16, high = (u32)(odd(a) * odd(b)) & 0xFFFF0000u;
-  return (v16)(low | high);
+INLINE v16 mul_round(v16 a, v16 b) {
+  u32 low = (u32)((even(a) * even(b) + (1 << 14)) >> 15), high = (u32)((odd(a) * odd(b) + (1 << 14)) >> 15);
+  return (v16)((low & 0xFFFFu) | high << 16);
+}
+INLINE v16 smaller(v16 a, v16 b) {
+  v16 first = a < b;
+  return (a & first) | (b & ~first);
+}
+INLINE v16 larger(v16 a, v16 b) {
+  v16 first = a > b;
+  return (a & first) | (b & ~first);
 }
 INLINE v32 clamp32(v32 a, int low, int high) {
   v32 below = a < low, above = a > high;
   return (a & ~below & ~above) | (below & low) | (above & high);
 }
-INLINE v16 clamp16(v16 a, short low, short high) {
-  v16 below = a < low, above = a > high;
-  return (a & ~below & ~above) | (below & low) | (above & high);
-}
+INLINE v16 clamp16(v16 a, short low, short high) { return smaller(larger(a, SPLAT(v16, low)), SPLAT(v16, high)); }
 INLINE v16 pack32(v32 a, v32 b) {
   v16 x = (v16)clamp32(a, -32768, 32767), y = (v16)clamp32(b, -32768, 32767);
   return SHUFFLE(v16, x, y, 0, 2, 4, 6, 8, 10, 12, 14);
