@@ -5,7 +5,7 @@
  * status. A batch also holds one good file, which has to come out as it did alone.
  * With clang -DFUZZ -fsanitize=fuzzer,address,undefined it is a libFuzzer target instead:
  *   clang -g -O1 -DFUZZ -DGRATIS_X86 -fsanitize=fuzzer,address,undefined -I gratis/loader/engine tests/loader/engine_damage.c \
- *     gratis/loader/engine/{engine,header,weights,portable}.c (on x86-64 the other two files, compiled with setup.py's flags) */
+ *     gratis/loader/engine/{engine,header,views,weights,portable}.c (on x86-64 the other two files, compiled with setup.py's flags) */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,21 +1,7 @@
-/* The batch: which samples are open, which lane decodes what, and what becomes of a sample's pixels. */
+/* The batch: which samples are open, and which lane decodes what. */
 #include <stdlib.h>
 #include <string.h>
 #include "engine.h"
-
-#define CACHED_WEIGHTS 512 /* of resized crops: a set for each side of a part, usually at most 256 of them */
-
-struct gratis_context {
-  const kernels *kernels;
-  lane lanes[LANES];
-  lane_rest rests[LANES];
-  image *images[LANES];
-  int64_t picture_capacity, resampled_capacity, scratch_capacity;
-  uint8_t *picture;   /* RGB planes of an image of which there are several views; one row else */
-  uint8_t *resampled; /* rows of a resized crop: resampled across, not yet down */
-  uint8_t *scratch;   /* of finish */
-  weights weights[CACHED_WEIGHTS];
-};
 
 int gratis_engine_version(void) { return GRATIS_ENGINE_VERSION; }
 
@@ -49,11 +35,15 @@ gratis_context *gratis_new(int isa) {
   gratis_context *context = aligned_zeros(sizeof *context);
   if (!context) return NULL;
   context->kernels = kernels_of(isa);
+  for (int i = 0; i < LANES; i++)
+    if (!(context->images[i] = aligned_zeros(sizeof(image)))) {
+      gratis_free(context);
+      return NULL;
+    }
   for (int i = 0; i < LANES; i++) {
-    context->images[i] = aligned_zeros(sizeof(image));
     context->rests[i].coefficients = aligned_zeros(BLOCKS * 64 * sizeof(int16_t));
     context->lanes[i].rest = &context->rests[i];
-    if (!context->images[i] || !context->rests[i].coefficients) {
+    if (!context->rests[i].coefficients) {
       gratis_free(context);
       return NULL;
     }
@@ -63,19 +53,18 @@ gratis_context *gratis_new(int isa) {
 
 void gratis_free(gratis_context *context) {
   if (!context) return;
-  for (int i = 0; i < LANES; i++) {
+  for (int i = 0; i < LANES; i++)
     if (context->images[i]) {
       free(context->images[i]->bytes);
       free(context->images[i]->segments);
       free(context->images[i]->planes);
+      free(context->images[i]);
     }
-    free(context->images[i]);
-    free(context->rests[i].coefficients);
-  }
+  for (int i = 0; i < LANES; i++) free(context->rests[i].coefficients);
   for (int i = 0; i < CACHED_WEIGHTS; i++) gratis_drop_weights(&context->weights[i]);
-  free(context->picture);
+  free(context->rows);
+  free(context->views);
   free(context->resampled);
-  free(context->scratch);
   free(context);
 }
 
@@ -87,8 +76,6 @@ int gratis_probe(const uint8_t *data, int64_t size, gratis_info *info) {
 }
 
 /* ---- opening an image ---- */
-
-typedef struct { int top, bottom, left, right; } area; /* pixels, [top, bottom) and [left, right) */
 
 /* The smallest area that holds all views of a sample; GRATIS_RECTANGLE if one is not inside the image, or not of the
  * output's size. */
@@ -164,18 +151,6 @@ static int allocate_planes(image *im) {
   return GRATIS_OK;
 }
 
-/* Repeats the first and the last sample of rows of chroma, for smoothing. */
-static void extend_chroma(const image *im) {
-  if (!im->head.subsampled) return;
-  int64_t rows = (im->last_row - im->first_row) * 8, end = im->chroma_width;
-  for (int c = 1; c < 3; c++)
-    for (int64_t y = 0; y < rows; y++) {
-      uint8_t *row = im->plane[c] + y * im->stride[c];
-      row[-1] = row[0];
-      row[end] = row[end - 1];
-    }
-}
-
 /* What lanes will take: rows of MCUs, one segment each, where the file has restart markers at ends of rows; else the
  * image as a whole. */
 static void plan_units(image *im) {
@@ -197,11 +172,10 @@ static void plan_units(image *im) {
 static int open_image(const gratis_job *job, int64_t sample, image *im) {
   const uint8_t *data = job->data[sample];
   int64_t size = job->size[sample];
-  area wanted;
   im->sample = sample;
   im->failed = GRATIS_OK;
   int status = gratis_read_header(data, size, &im->head);
-  if (!status) status = area_of_views(job, sample, &im->head, &wanted);
+  if (!status) status = area_of_views(job, sample, &im->head, &im->wanted);
   if (!status) status = gratis_build_tables(im);
   if (status) return status;
   im->mcu = im->head.subsampled ? 16 : 8;
@@ -209,8 +183,8 @@ static int open_image(const gratis_job *job, int64_t sample, image *im) {
   im->rows = (im->head.height + im->mcu - 1) / im->mcu;
   im->chroma_width = (im->head.width + 1) / 2;
   im->chroma_height = (im->head.height + 1) / 2;
-  mcus_of(im, wanted.top, wanted.bottom, im->rows, &im->first_row, &im->last_row);
-  mcus_of(im, wanted.left, wanted.right, im->columns, &im->first_column, &im->last_column);
+  mcus_of(im, im->wanted.top, im->wanted.bottom, im->rows, &im->first_row, &im->last_row);
+  mcus_of(im, im->wanted.left, im->wanted.right, im->columns, &im->first_column, &im->last_column);
   lay_out_chunk(im);
   spread_quantisation(im);
   plan_units(im);
@@ -221,15 +195,13 @@ static int open_image(const gratis_job *job, int64_t sample, image *im) {
 /* The next sample that can be opened, in a free image; NULL if there is none. */
 static image *open_next(gratis_context *context, gratis_job *job) {
   image *im = NULL;
-  for (int i = 0; i < LANES; i++)
-    if (context->images[i]->open_units == 0) {
-      im = context->images[i];
-      break;
-    }
+  for (int i = 0; i < LANES && !im; i++)
+    if (!context->images[i]->busy) im = context->images[i];
   for (;;) {
     int64_t sample = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
     if (sample >= job->samples) return NULL;
     int status = open_image(job, sample, im);
+    im->busy = !status;
     if (!status) return im;
     job->status[sample] = status;
   }
@@ -270,6 +242,18 @@ static void begin_unit(const kernels *k, lane *l, image *im) {
   begin_chunk(k, l);
 }
 
+/* Repeats the first and the last sample of a row of MCUs in planes of chroma, for smoothing. */
+static void extend_chroma(const image *im, int row) {
+  if (!im->head.subsampled || row < im->first_row || row >= im->last_row) return;
+  for (int c = 1; c < 3; c++) {
+    uint8_t *samples = im->plane[c] + (row - im->first_row) * 8 * im->stride[c];
+    for (int y = 0; y < 8; y++, samples += im->stride[c]) {
+      samples[-1] = samples[0];
+      samples[im->chroma_width] = samples[im->chroma_width - 1];
+    }
+  }
+}
+
 /* Transforms what a chunk brought, or forgets it where no view needs it. */
 static void use_chunk(const kernels *k, lane *l) {
   lane_rest *rest = l->rest;
@@ -280,127 +264,40 @@ static void use_chunk(const kernels *k, lane *l) {
   else memset(rest->coefficients, 0, BLOCKS * 64 * sizeof(int16_t));
 }
 
+/* No unit of it is begun any more; those that are end with their chunks. */
+static void fail(image *im, int status) {
+  if (!im->failed) im->failed = status;
+  im->next_unit = im->units;
+}
+
 /* Behind a chunk: begins the next one of the lane's unit. Whether there is none, or the image failed. */
 static int end_chunk(const kernels *k, lane *l) {
   lane_rest *rest = l->rest;
   image *im = rest->image;
-  if (rest->error && !im->failed) im->failed = rest->error & 128 ? GRATIS_LENGTH : GRATIS_CODE;
+  if (rest->error) fail(im, rest->error & 128 ? GRATIS_LENGTH : GRATIS_CODE);
   if (im->failed) {
     memset(rest->coefficients, 0, BLOCKS * 64 * sizeof(int16_t));
-    im->next_unit = im->units;
     return 1;
   }
   use_chunk(k, l);
   rest->left -= rest->count;
   rest->column += rest->count;
-  if (rest->column == im->columns) rest->column = 0, rest->row++;
+  if (rest->column == im->columns) {
+    extend_chroma(im, rest->row);
+    rest->column = 0;
+    rest->row++;
+  }
   if (rest->left == 0) { /* the last bit has to be in the last byte */
     int64_t bits = (l->p - rest->begin) * 8 - l->valid;
-    if ((bits + 7) / 8 != rest->limit - rest->begin) {
-      im->failed = GRATIS_LENGTH;
-      im->next_unit = im->units;
-      return 1;
-    }
-    if (im->rows_each || rest->segment + 1 >= im->last_segment) return 1;
+    if ((bits + 7) / 8 != rest->limit - rest->begin) fail(im, GRATIS_LENGTH);
+    if (im->failed || im->rows_each || rest->segment + 1 >= im->last_segment) return 1;
     begin_segment(l, rest->segment + 1);
   } else if (rest->row >= im->last_row) return 1; /* the rest of the segment is below all views */
   begin_chunk(k, l);
   return 0;
 }
 
-/* ---- what becomes of the pixels ---- */
-
-static const weights *weights_for(gratis_context *context, int source, int target, int filter) {
-  weights *w = &context->weights[((unsigned)source * 31u + (unsigned)target) % CACHED_WEIGHTS];
-  if (w->source == source && w->target == target && w->filter == filter) return w;
-  return gratis_make_weights(w, source, target, filter, context->kernels) ? NULL : w;
-}
-
-/* RGB planes of the area, or of one row at a time: rgb(y) are its rows. */
-typedef struct { uint8_t *base; int64_t stride, plane; } planes;
-
-static void row_of(const planes *p, int64_t y, int64_t x, uint8_t *rgb[3]) {
-  for (int c = 0; c < 3; c++) rgb[c] = p->base + c * p->plane + y * p->stride + x;
-}
-
-static int resize_view(gratis_context *context, const gratis_job *job, int64_t view, const image *im, const planes *made,
-                       const area *of) {
-  const kernels *k = context->kernels;
-  const int32_t *r = job->rectangles + 4 * view;
-  int height = r[2], width = r[3], out_height = job->out_height, out_width = job->out_width;
-  const weights *across = weights_for(context, width, out_width, job->filter);
-  int64_t stride = ((int64_t)out_width + MARGIN + 63) / 64 * 64;
-  if (!across) return GRATIS_MEMORY;
-  context->resampled = gratis_grow(context->resampled, &context->resampled_capacity, 3 * (int64_t)(height + 1) * stride + MARGIN);
-  if (!context->resampled) return GRATIS_MEMORY;
-  planes resampled = {context->resampled, 3 * stride, stride};
-  uint8_t *rgb[3], *to[3];
-  for (int y = 0; y < height; y++) {
-    if (of) row_of(made, r[0] + y - of->top, r[1] - of->left, rgb);
-    else {
-      row_of(made, 0, 0, rgb);
-      k->convert(im, r[0] + y, r[1], width, rgb);
-    }
-    row_of(&resampled, y, 0, to);
-    for (int c = 0; c < 3; c++) k->across(across, rgb[c], to[c]);
-  }
-  const weights *down = weights_for(context, height, out_height, job->filter);
-  const uint8_t **rows = down ? malloc((size_t)down->taps * sizeof *rows) : NULL;
-  if (!rows) return GRATIS_MEMORY;
-  row_of(&resampled, height, 0, rgb); /* the row behind the last one */
-  for (int y = 0; y < out_height; y++) {
-    for (int c = 0; c < 3; c++) {
-      for (int t = 0; t < down->taps; t++) {
-        row_of(&resampled, least(down->first[y] + t, height - 1), 0, to);
-        rows[t] = to[c];
-      }
-      k->down(down, y, rows, rgb[c], out_width);
-    }
-    k->finish(job, view, y, out_height, out_width, (const uint8_t *const *)rgb, context->scratch);
-  }
-  free(rows);
-  return GRATIS_OK;
-}
-
-static void crop_view(gratis_context *context, const gratis_job *job, int64_t view, const image *im, const planes *made,
-                      const area *of) {
-  const kernels *k = context->kernels;
-  const int32_t *r = job->rectangles + 4 * view;
-  uint8_t *rgb[3];
-  for (int y = 0; y < r[2]; y++) {
-    if (of) row_of(made, r[0] + y - of->top, r[1] - of->left, rgb);
-    else {
-      row_of(made, 0, 0, rgb);
-      k->convert(im, r[0] + y, r[1], r[3], rgb);
-    }
-    k->finish(job, view, y, r[2], r[3], (const uint8_t *const *)rgb, context->scratch);
-  }
-}
-
-/* All views of a decoded sample. Several share their conversion to RGB. */
-static int make_views(gratis_context *context, const gratis_job *job, const image *im) {
-  area all;
-  int status = area_of_views(job, im->sample, &im->head, &all), several = job->views > 1;
-  if (status) return status;
-  int64_t width = all.right - all.left, rows = several ? all.bottom - all.top : 1, stride = (width + 2 * MARGIN + 63) / 64 * 64;
-  int64_t widest = job->filter == GRATIS_CROP ? width : job->out_width;
-  context->picture = gratis_grow(context->picture, &context->picture_capacity, 3 * rows * stride + 2 * MARGIN);
-  context->scratch = gratis_grow(context->scratch, &context->scratch_capacity, 32 * (widest + 2 * MARGIN));
-  if (!context->picture || !context->scratch) return GRATIS_MEMORY;
-  planes made = {context->picture + MARGIN, stride, rows * stride};
-  extend_chroma(im);
-  for (int y = 0; several && y < rows; y++) {
-    uint8_t *rgb[3];
-    row_of(&made, y, 0, rgb);
-    context->kernels->convert(im, all.top + y, all.left, (int)width, rgb);
-  }
-  for (int64_t view = im->sample * job->views; view < (im->sample + 1) * job->views && !status; view++) {
-    const area *of = several ? &all : NULL;
-    if (job->filter == GRATIS_CROP) crop_view(context, job, view, im, &made, of);
-    else status = resize_view(context, job, view, im, &made, of);
-  }
-  return status;
-}
+/* ---- the loop ---- */
 
 void gratis_run(gratis_context *context, gratis_job *job) {
   const kernels *k = context->kernels;
@@ -418,7 +315,8 @@ void gratis_run(gratis_context *context, gratis_job *job) {
     if (!end_chunk(k, l)) continue;
     image *im = l->rest->image;
     if (--im->open_units == 0 && im->next_unit >= im->units) {
-      job->status[im->sample] = im->failed ? im->failed : make_views(context, job, im);
+      job->status[im->sample] = im->failed ? im->failed : gratis_make_views(context, job, im);
+      im->busy = 0;
       if (current == im) current = NULL;
     }
     lane freed = *l;

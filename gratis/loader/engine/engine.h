@@ -90,6 +90,7 @@ GRATIS_API void gratis_run(gratis_context *context, gratis_job *job);
 #define GROUPS (BLOCKS / 4)
 #define MARGIN 64        /* bytes before and behind rows of planes that may be read or written, for whole vectors */
 #define LANES 4          /* images or rows that one thread decodes in turns, at most */
+#define CACHED_WEIGHTS 512 /* of resized crops: a set for each side of a part, usually at most 256 of them */
 
 /* AC: bits 0-7 all bits taken, 8-15 the step of k, 16-31 the value. Where bits 0-7 are 0 the value was not in sight:
  * bits 16-23 its size, 24-31 the code's length, or 0 for a code longer than LOOKUP, which `far` has. */
@@ -131,11 +132,20 @@ typedef struct {
   huffman huff[2][2];   /* [0: DC, 1: AC][number] */
 } header;
 
+typedef struct { int top, bottom, left, right; } area; /* pixels, [top, bottom) and [left, right) */
+
+/* Of a view that is a resized crop. */
+typedef struct {
+  int64_t at; /* where its rows, resampled across, begin in the buffer */
+  int done;   /* rows of the output */
+} view_state;
+
 /* An image that is being decoded. */
 typedef struct {
   header head;
   int64_t sample;
-  int failed;
+  int busy, failed;
+  area wanted;                /* holds all views */
   int columns, rows, mcu;     /* MCUs across and down; their side in pixels */
   int chunk;                  /* MCUs of a chunk */
   int blocks, groups;         /* blocks of an MCU, groups of a chunk */
@@ -209,9 +219,21 @@ typedef struct {
   void (*convert)(const image *, int y, int x, int width, uint8_t *const rgb[3]);
   void (*finish)(const gratis_job *, int64_t view, int y, int height, int width, const uint8_t *const rgb[3], uint8_t *scratch);
   void (*across)(const weights *, const uint8_t *in, uint8_t *out);
-  void (*down)(const weights *, int y, const uint8_t *const *rows, uint8_t *out, int width);
+  void (*down)(const weights *, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width);
   void (*fence)(void);
 } kernels;
+
+struct gratis_context {
+  const kernels *kernels;
+  lane lanes[LANES];
+  lane_rest rests[LANES];
+  image *images[LANES];
+  uint8_t *rows;      /* scratch: rows of RGB, one of a resized crop, and what finish needs */
+  view_state *views;  /* of an image's resized crops */
+  uint8_t *resampled; /* their rows: resampled across, not yet down */
+  int64_t rows_capacity, views_capacity, resampled_capacity;
+  weights weights[CACHED_WEIGHTS];
+};
 
 extern const kernels gratis_kernels_portable, gratis_kernels_avx2, gratis_kernels_avx512;
 extern const uint8_t gratis_place[256];
@@ -221,6 +243,10 @@ int gratis_read_header(const uint8_t *data, int64_t size, header *head);
 int gratis_build_tables(image *);
 int gratis_unstuff(image *, const uint8_t *data, int64_t size);
 void *gratis_grow(void *memory, int64_t *capacity, int64_t size);
+
+/* views.c */
+/* All views of an image whose rows are decoded: a gratis_status. */
+int gratis_make_views(gratis_context *, const gratis_job *, const image *);
 
 /* weights.c */
 int gratis_make_weights(weights *, int source, int target, int filter, const kernels *);

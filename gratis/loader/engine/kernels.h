@@ -221,12 +221,16 @@ static void transform(const image *im, int16_t *coefficients, int row, int colum
 INLINE v16 clamp_byte(v16 a) { return smaller(larger(a, SPLAT(v16, 0)), SPLAT(v16, 255)); }
 
 /* Chroma for twice as many pixels, as libjpeg's h2v2 fancy upsampling makes it: of the nearer row three quarters, of the
- * next a quarter, and the same across. */
-INLINE void smooth(const uint8_t *near, const uint8_t *next, v16 *even, v16 *odd) {
-  v16 this = (bytes(near) * 3 + bytes(next)) * 3;
-  v16 before = bytes(near - 1) * 3 + bytes(next - 1), after = bytes(near + 1) * 3 + bytes(next + 1);
-  *even = (this + before + 8) >> 4;
-  *odd = (this + after + 7) >> 4;
+ * next a quarter, and the same across. shift: the first of each two pixels is the right one of its sample. */
+INLINE void smooth(const uint8_t *near, const uint8_t *next, int shift, v16 *first, v16 *second) {
+  v16 this = bytes(near) * 3 + bytes(next), after = bytes(near + 1) * 3 + bytes(next + 1);
+  if (shift) {
+    *first = (this * 3 + after + 7) >> 4;
+    *second = (after * 3 + this + 8) >> 4;
+  } else {
+    *first = (this * 3 + bytes(near - 1) * 3 + bytes(next - 1) + 8) >> 4;
+    *second = (this * 3 + after + 7) >> 4;
+  }
 }
 
 /* Bytes that lie side by side, as words. */
@@ -246,7 +250,7 @@ INLINE void colour(v16 l, v16 b, v16 r, v16 rgb[3]) {
   rgb[2] = clamp_byte(l + b + b + mul_round(b, SPLAT(v16, -7471)));
 }
 
-/* Row y, columns [x, x + width), of an image; with 4:2:0 from x - 1 on if x is odd. Writes up to a vector too much. */
+/* Row y, columns [x, x + width), of an image. Writes up to a vector too much. */
 static void convert(const image *im, int y, int x, int width, uint8_t *const rgb[3]) {
   int64_t row = y - (int64_t)im->first_row * im->mcu;
   const uint8_t *luma = im->plane[0] + row * im->stride[0];
@@ -262,24 +266,24 @@ static void convert(const image *im, int y, int x, int width, uint8_t *const rgb
     near[c] = im->plane[1 + c] + (subsampled ? row / 2 * im->stride[1] + x / 2 : row * im->stride[1] + x);
     next[c] = im->plane[1 + c] + other * im->stride[1] + x / 2;
   }
-  for (int i = 0; i < width + shift; i += BYTES) {
+  for (int i = 0; i < width; i += BYTES) {
     v16 l[2], b[2], r[2], even[3], odd[3];
-    split(luma + x - shift + i, &l[0], &l[1]);
+    split(luma + x + i, &l[0], &l[1]);
     if (!subsampled) {
       split(near[0] + i, &b[0], &b[1]);
       split(near[1] + i, &r[0], &r[1]);
     } else if (narrow) {
-      b[0] = b[1] = bytes(near[0] + i / 2);
-      r[0] = r[1] = bytes(near[1] + i / 2);
+      b[0] = bytes(near[0] + i / 2), b[1] = bytes(near[0] + i / 2 + shift);
+      r[0] = bytes(near[1] + i / 2), r[1] = bytes(near[1] + i / 2 + shift);
     } else {
-      smooth(near[0] + i / 2, next[0] + i / 2, &b[0], &b[1]);
-      smooth(near[1] + i / 2, next[1] + i / 2, &r[0], &r[1]);
+      smooth(near[0] + i / 2, next[0] + i / 2, shift, &b[0], &b[1]);
+      smooth(near[1] + i / 2, next[1] + i / 2, shift, &r[0], &r[1]);
     }
     colour(l[0], b[0], r[0], even);
     colour(l[1], b[1], r[1], odd);
     for (int c = 0; c < 3; c++) {
       v16 both = even[c] | odd[c] << 8;
-      memcpy(rgb[c] - shift + i, &both, BYTES);
+      memcpy(rgb[c] + i, &both, BYTES);
     }
   }
 }
@@ -302,21 +306,39 @@ INLINE vf less(vf plus, const float *minus) {
   return plus;
 }
 
-/* out[i] = fmaf(p[i], scale, plus - minus[i]); each: scale and plus are arrays. p, scale and plus may be read up to a
+/* Three factors again and again, from the first, the second or the third on. */
+#if BYTES == 16
+#define RGB_FROM(v, a, b, c) SHUFFLE_FLOATS(v, a, b, c, a)
+#elif BYTES == 32
+#define RGB_FROM(v, a, b, c) SHUFFLE_FLOATS(v, a, b, c, a, b, c, a, b)
+#else
+#define RGB_FROM(v, a, b, c) SHUFFLE_FLOATS(v, a, b, c, a, b, c, a, b, c, a, b, c, a, b, c, a)
+#endif
+INLINE void repeat(const float *of, int each, vf to[3]) {
+  if (!each) {
+    to[0] = to[1] = to[2] = SPLAT(vf, *of);
+    return;
+  }
+  vf v = {of[0], of[1], of[2]}, from[3] = {RGB_FROM(v, 0, 1, 2), RGB_FROM(v, 1, 2, 0), RGB_FROM(v, 2, 0, 1)};
+  for (int j = 0; j < 3; j++) to[j] = from[j * FLOATS % 3];
+}
+
+/* out[i] = fmaf(p[i], scale, plus - minus[i]); each: scale and plus are three, for channels in turn. p may be read up to a
  * vector beyond n. */
 INLINE void affine(const uint8_t *p, int n, const float *scale, const float *plus, int each, const float *minus, void *out,
                    int type, int stream) {
-  vf s = SPLAT(vf, *scale), b = SPLAT(vf, *plus);
-  int i = 0;
+  vf s[3], b[3];
+  repeat(scale, each, s);
+  repeat(plus, each, b);
+  int i = 0, j = 0;
   for (; i + FLOATS <= n; i += FLOATS) {
-    if (each) s = floats(scale + i), b = floats(plus + i);
-    put(out, i, fused(pixels(p + i), s, less(b, minus ? minus + i : NULL)), type, stream);
+    put(out, i, fused(pixels(p + i), s[j], less(b[j], minus ? minus + i : NULL)), type, stream);
+    if (each) j = j == 2 ? 0 : j + 1;
   }
   if (i == n) return;
   float left[FLOATS] = {0}, made[FLOATS];
   if (minus) memcpy(left, minus + i, sizeof(float) * (size_t)(n - i));
-  if (each) s = floats(scale + i), b = floats(plus + i);
-  put(made, 0, fused(pixels(p + i), s, less(b, minus ? left : NULL)), type, 0);
+  put(made, 0, fused(pixels(p + i), s[j], less(b[j], minus ? left : NULL)), type, 0);
   int bytes_each = type == GRATIS_FLOAT32 ? 4 : 2;
   memcpy((char *)out + (int64_t)i * bytes_each, made, (size_t)(n - i) * bytes_each);
 }
@@ -351,8 +373,7 @@ static void interleave(const uint8_t *const rgb[3], uint8_t *restrict out, int n
   for (int i = 0; i < n; i++) out[3 * i] = red[i], out[3 * i + 1] = green[i], out[3 * i + 2] = blue[i];
 }
 
-/* Row y of a view of height x width. scratch: 3 rows of width + MARGIN bytes, then 2 of 3 * width + MARGIN floats for
- * channels-last, which are made with row 0, and one of bytes. */
+/* Row y of a view of height x width. scratch: 6 * width + 4 * MARGIN bytes. */
 static void finish(const gratis_job *job, int64_t view, int y, int height, int width, const uint8_t *const rgb[3],
                    uint8_t *scratch) {
   static const float ones[3] = {1, 1, 1}, zeros[3] = {0, 0, 0};
@@ -379,12 +400,9 @@ static void finish(const gratis_job *job, int64_t view, int y, int height, int w
     interleave(row, (uint8_t *)out, width);
     return;
   }
-  float *scales = (float *)(scratch + (3 * padded + 63) / 64 * 64), *pluses = scales + wide + MARGIN;
-  uint8_t *mixed = (uint8_t *)(pluses + wide + MARGIN);
-  if (y == 0)
-    for (int64_t i = 0; i < wide; i++) scales[i] = scale[i % 3], pluses[i] = plus[i % 3];
+  uint8_t *mixed = scratch + 3 * padded;
   interleave(row, mixed, width);
-  affine_row(mixed, (int)wide, scales, pluses, 1, minus, out, job->type, job->stream);
+  affine_row(mixed, (int)wide, scale, plus, 1, minus, out, job->type, job->stream);
 }
 
 static void fence(void) {
@@ -447,13 +465,15 @@ static void across(const weights *w, const uint8_t *in, uint8_t *out) {
   }
 }
 
-/* Row y of one channel, from rows[0] to rows[taps - 1]. */
-static void down(const weights *w, int y, const uint8_t *const *rows, uint8_t *out, int width) {
+/* Row y of one channel, from rows of source pixels that are stride bytes apart. */
+static void down(const weights *w, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width) {
   const int16_t *factors = w->weights + (int64_t)y * w->taps;
+  int last = w->source - 1, first = w->first[y];
   for (int x = 0; x < width; x += WORDS) {
     v32 low = SPLAT(v32, 1 << (w->precision - 1)), high = low;
-    for (int t = 0; t < w->taps; t += 2) {
-      v16 a = bytes(rows[t] + x), b = bytes(rows[t + 1] + x), pair = PAIR(factors[t], factors[t + 1]);
+    for (int t = first, i = 0; i < w->taps; t += 2, i += 2) { /* beyond the last row the factor is 0 */
+      v16 a = bytes(rows + (t < last ? t : last) * stride + x), b = bytes(rows + (t + 1 < last ? t + 1 : last) * stride + x);
+      v16 pair = PAIR(factors[i], factors[i + 1]);
       low += madd(lo16(a, b), pair);
       high += madd(hi16(a, b), pair);
     }

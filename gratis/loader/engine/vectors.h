@@ -22,6 +22,13 @@ enum { QUADS = BYTES / 16, WORDS = BYTES / 2, FLOATS = BYTES / 4 };
 
 #define SPLAT(type, value) ((type){0} + (value))
 
+#if defined(__clang__)
+#define SHUFFLE(mask, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(mask, a, b, ...) __builtin_shuffle(a, b, (mask){__VA_ARGS__})
+#endif
+#define SHUFFLE_FLOATS(v, ...) SHUFFLE(v32, v, v, __VA_ARGS__)
+
 #if defined(GRATIS_ISA_AVX512)
 typedef __m512i raw;
 #define OP2(name, type, result, intrinsic) \
@@ -105,11 +112,6 @@ INLINE void put_halves(void *p, u32 a, int stream) {
 INLINE u32 float16(vf a) { return (u32)_mm256_cvtepu16_epi32(_mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT)); }
 
 #else
-#if defined(__clang__)
-#define SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, (type){__VA_ARGS__})
-#endif
 #define SHUFFLE2(name, type, ...) \
   INLINE type name(type a, type b) { return SHUFFLE(type, a, b, __VA_ARGS__); }
 SHUFFLE2(lo8, v8, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
