@@ -1,8 +1,8 @@
 /* What the engine costs beside libjpeg-turbo: the same crops of the same JPEGs, in one thread, variants in turns.
- *   engine LIBRARY ROUNDS PLAIN RESTARTS
+ *   engine_bench LIBRARY ROUNDS PLAIN RESTARTS [ISA]
  * PLAIN, RESTARTS: files of JPEGs of one size, each behind its size in 8 bytes, without and with a restart marker at the end of
  * each row of MCUs. Prints a line of JSON for each variant: microseconds of thread CPU time for an image, one number a round.
- * Compiled and run by benchmarks/loader/engine.py. */
+ * Compiled and run by benchmarks/loader/engine_bench.py. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
