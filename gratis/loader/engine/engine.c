@@ -288,7 +288,7 @@ static int end_chunk(const kernels *k, lane *l) {
     rest->row++;
   }
   if (rest->left == 0) { /* the last bit has to be in the last byte */
-    int64_t bits = (l->p - rest->begin) * 8 - l->valid;
+    int64_t bits = (l->p - rest->begin) * 8 - (l->valid & 63);
     if ((bits + 7) / 8 != rest->limit - rest->begin) fail(im, GRATIS_LENGTH);
     if (im->failed || im->rows_each || rest->segment + 1 >= im->last_segment) return 1;
     begin_segment(l, rest->segment + 1);

@@ -174,7 +174,7 @@ typedef struct {
 typedef struct {
   const uint8_t *p;       /* the next byte to load */
   uint64_t buffer;        /* the next bits, from the top */
-  uint32_t valid;         /* how many of them count */
+  uint32_t valid;         /* how many of them count, in its lowest 6 bits */
   uint32_t k;             /* place in the block, zigzag */
   const ac_table *ac;
   int16_t *block;
@@ -218,7 +218,7 @@ typedef struct {
   void (*transform)(const image *, int16_t *coefficients, int row, int column);
   void (*convert)(const image *, int y, int x, int width, uint8_t *const rgb[3]);
   void (*finish)(const gratis_job *, int64_t view, int y, int height, int width, const uint8_t *const rgb[3], uint8_t *scratch);
-  void (*across)(const weights *, const uint8_t *in, uint8_t *out);
+  void (*across)(const weights *, const uint8_t *const in[3], uint8_t *const out[3]);
   void (*down)(const weights *, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width);
   void (*fence)(void);
 } kernels;

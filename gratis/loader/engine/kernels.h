@@ -11,8 +11,8 @@
 INLINE void refill(lane *l) { /* to 56 bits or more; reads up to 8 bytes beyond what it takes */
   uint64_t next;
   memcpy(&next, l->p, 8);
-  l->buffer |= __builtin_bswap64(next) >> l->valid;
-  l->p += (63 - l->valid) >> 3;
+  l->buffer |= __builtin_bswap64(next) >> (l->valid & 63);
+  l->p += ~l->valid >> 3 & 7;
   l->valid |= 56;
 }
 
@@ -46,7 +46,7 @@ INLINE void begin_block(lane *l) {
 /* Whether the chunk is finished, or the segment used up. */
 INLINE int end_block(lane *l) {
   l->rest->error |= l->k & 64; /* k is 63 here, 128 or more after an end of block, and between them after too long a run */
-  if (RARE(l->p - (l->valid >> 3) > l->rest->limit)) {
+  if (RARE(l->p - (l->valid >> 3 & 7) > l->rest->limit)) {
     l->rest->error |= 128;
     return 1;
   }
@@ -75,7 +75,7 @@ INLINE int step(lane *l) {
     l->k += entry >> 8 & 255;
     l->block[gratis_place[l->k]] = (int16_t)(entry >> 16);
     l->buffer <<= entry & 63;
-    l->valid -= entry & 255;
+    l->valid -= entry; /* of which 8 bits count */
     if (l->k >= 63) return end_block(l);
   }
   return 0;
@@ -330,7 +330,8 @@ INLINE void affine(const uint8_t *p, int n, const float *scale, const float *plu
   vf s[3], b[3];
   repeat(scale, each, s);
   repeat(plus, each, b);
-  int i = 0, j = 0;
+  int64_t i = 0;
+  int j = 0;
   for (; i + FLOATS <= n; i += FLOATS) {
     put(out, i, fused(pixels(p + i), s[j], less(b[j], minus ? minus + i : NULL)), type, stream);
     if (each) j = j == 2 ? 0 : j + 1;
@@ -423,62 +424,71 @@ INLINE v16 shuffled(const uint8_t *in, const uint8_t *shuffle) {
 #endif
 }
 
-static void across_groups(const weights *w, const uint8_t *in, uint8_t *out) {
+INLINE void put_outputs(uint8_t *out, v32 a) {
+#if BYTES == 64
+  _mm_storeu_si128((void *)out, _mm512_cvtusepi32_epi8(_mm512_max_epi32((raw)a, _mm512_setzero_si512())));
+#else
+  uint8_t twice[WORDS];
+  put_bytes(twice, pack32(a, a)); /* 4 values twice, then the other 4 twice */
+  memcpy(out, twice, 4);
+  memcpy(out + 4, twice + 8, 4);
+#endif
+}
+
+static void across_groups(const weights *w, const uint8_t *const in[3], uint8_t *const out[3]) {
   const uint8_t *shuffle = w->shuffle;
   const int16_t *pairs = w->pairs;
   for (int g = 0; g < w->groups; g++) {
-    v32 sum = SPLAT(v32, 1 << (w->precision - 1));
+    v32 sum[3];
+    for (int c = 0; c < 3; c++) sum[c] = SPLAT(v32, 1 << (w->precision - 1));
     for (int t = 0; t < w->taps / 2; t++, shuffle += BYTES, pairs += WORDS) {
       v16 factors;
       memcpy(&factors, pairs, BYTES);
-      sum += madd(shuffled(in + w->base[g], shuffle), factors);
+      for (int c = 0; c < 3; c++) sum[c] += madd(shuffled(in[c] + w->base[g], shuffle), factors);
     }
-    sum >>= w->precision;
-    uint8_t eight[WORDS];
-#if BYTES == 64
-    (void)eight;
-    __m512i bounded = _mm512_max_epi32((raw)sum, _mm512_setzero_si512());
-    _mm_storeu_si128((void *)(out + g * FLOATS), _mm512_cvtusepi32_epi8(bounded));
-#else
-    put_bytes(eight, pack32(sum, sum)); /* 4 values twice, then the other 4 twice */
-    memcpy(out + g * FLOATS, eight, 4);
-    memcpy(out + g * FLOATS + 4, eight + 8, 4);
-#endif
+    for (int c = 0; c < 3; c++) put_outputs(out[c] + g * FLOATS, sum[c] >> w->precision);
   }
 }
 #endif
 
-/* One channel of one row. in may be read MARGIN beyond its end, out written a vector beyond. */
-static void across(const weights *w, const uint8_t *in, uint8_t *out) {
+/* One row. in may be read MARGIN beyond its end, out written a vector beyond. */
+static void across(const weights *w, const uint8_t *const in[3], uint8_t *const out[3]) {
 #if BYTES > 16
   if (w->groups) {
     across_groups(w, in, out);
     return;
   }
 #endif
-  for (int i = 0; i < w->target; i++) {
-    const int16_t *factors = w->weights + (int64_t)i * w->taps;
-    int sum = 1 << (w->precision - 1);
-    for (int t = 0; t < w->taps; t++) sum += factors[t] * in[w->first[i] + t];
-    sum >>= w->precision;
-    out[i] = (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
-  }
+  for (int c = 0; c < 3; c++)
+    for (int i = 0; i < w->target; i++) {
+      const int16_t *factors = w->weights + (int64_t)i * w->taps;
+      int sum = 1 << (w->precision - 1);
+      for (int t = 0; t < w->taps; t++) sum += factors[t] * in[c][w->first[i] + t];
+      sum >>= w->precision;
+      out[c][i] = (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
+    }
 }
 
-/* Row y of one channel, from rows of source pixels that are stride bytes apart. */
-static void down(const weights *w, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width) {
+INLINE void down_taps(const weights *w, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width, int taps) {
   const int16_t *factors = w->weights + (int64_t)y * w->taps;
   int last = w->source - 1, first = w->first[y];
   for (int x = 0; x < width; x += WORDS) {
     v32 low = SPLAT(v32, 1 << (w->precision - 1)), high = low;
-    for (int t = first, i = 0; i < w->taps; t += 2, i += 2) { /* beyond the last row the factor is 0 */
-      v16 a = bytes(rows + (t < last ? t : last) * stride + x), b = bytes(rows + (t + 1 < last ? t + 1 : last) * stride + x);
-      v16 pair = PAIR(factors[i], factors[i + 1]);
+    for (int i = 0; i < taps; i += 2) { /* beyond the last row the factor is 0 */
+      int64_t one = first + i < last ? first + i : last, two = one < last ? one + 1 : last;
+      v16 a = bytes(rows + one * stride + x), b = bytes(rows + two * stride + x), pair = PAIR(factors[i], factors[i + 1]);
       low += madd(lo16(a, b), pair);
       high += madd(hi16(a, b), pair);
     }
     put_bytes(out + x, pack32(low >> w->precision, high >> w->precision));
   }
+}
+
+/* Row y of one channel, from rows of source pixels that are stride bytes apart. */
+static void down(const weights *w, int y, const uint8_t *rows, int64_t stride, uint8_t *restrict out, int width) {
+  if (w->taps == 2) down_taps(w, y, rows, stride, out, width, 2); /* known, so that the compiler unrolls the loop */
+  else if (w->taps == 4) down_taps(w, y, rows, stride, out, width, 4);
+  else down_taps(w, y, rows, stride, out, width, w->taps);
 }
 
 #if BYTES == 64

@@ -188,14 +188,13 @@ INLINE u32 float16(vf a) { /* to the nearest, ties to even; subnormals by adding
   u32 normal = (size - 0x38000000u + 0xFFFu + (size >> 13 & 1u)) >> 13;
   u32 small = (u32)((vf)size + 0.5f) - 0x3F000000u;
   u32 is_small = (u32)(size < SPLAT(u32, 0x38800000u)), is_huge = (u32)(size >= SPLAT(u32, 0x477FF000u));
-  u32 is_nan = (u32)(size > SPLAT(u32, 0x7F800000u));
   u32 value = (normal & ~is_small) | (small & is_small);
-  value = (value & ~is_huge) | (is_huge & 0x7C00u) | (is_nan & 0x0200u);
+  value = (value & ~is_huge) | (is_huge & 0x7C00u);
   return value | sign;
 }
 #endif
 
-INLINE u32 bfloat16(vf a) { /* to the nearest, ties to even */
-  u32 bits = (u32)a, quiet = (bits >> 16) | 0x40u, is_nan = (u32)((bits & 0x7FFFFFFFu) > SPLAT(u32, 0x7F800000u));
-  return (((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16) & ~is_nan) | (quiet & is_nan);
+INLINE u32 bfloat16(vf a) { /* to the nearest, ties to even; not for NaNs with payloads */
+  u32 bits = (u32)a;
+  return (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
 }

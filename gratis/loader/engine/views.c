@@ -3,8 +3,8 @@
 #include <string.h>
 #include "engine.h"
 
-/* Rows that are resampled across before any is resampled down. Of crops each row is finished at once, while it is in the
- * cache. */
+/* Rows of a resized crop that are converted, then resampled across, then down as far as they suffice: what one step wrote
+ * has left the processor's queue when the next reads it, at other places. Of crops each row is finished at once. */
 #define AT_ONCE 16
 
 static int least(int a, int b) { return a < b ? a : b; }
@@ -20,7 +20,7 @@ static const weights *weights_for(gratis_context *context, int source, int targe
 /* Room for rows of pixels, and for those of resized crops that are resampled across; whether there was memory. */
 static int begin_views(gratis_context *context, const gratis_job *job, const image *im) {
   int64_t width = im->wanted.right - im->wanted.left, out = job->filter == GRATIS_CROP ? width : job->out_width, rows = 0;
-  context->rows = gratis_grow(context->rows, &context->rows_capacity, 3 * padded(width) + 3 * padded(out) + 8 * padded(out));
+  context->rows = gratis_grow(context->rows, &context->rows_capacity, 3 * AT_ONCE * padded(width) + 11 * padded(out));
   if (!context->rows || job->filter == GRATIS_CROP) return context->rows != NULL;
   context->views = gratis_grow(context->views, &context->views_capacity, job->views * (int64_t)sizeof *context->views);
   if (!context->views) return 0;
@@ -50,7 +50,7 @@ static int use_row(gratis_context *context, const gratis_job *job, const image *
     if (!across) return 0;
     int64_t stride = padded(job->out_width);
     uint8_t *to = context->resampled + context->views[v].at + 3 * (y - r[0]) * stride;
-    for (int c = 0; c < 3; c++) k->across(across, part[c], to + c * stride);
+    k->across(across, part, (uint8_t *const[3]){to, to + stride, to + 2 * stride});
   }
   return 1;
 }
@@ -75,17 +75,17 @@ static int resample_down(gratis_context *context, const gratis_job *job, const i
 
 int gratis_make_views(gratis_context *context, const gratis_job *job, const image *im) {
   if (!begin_views(context, job, im)) return GRATIS_MEMORY;
-  int width = im->wanted.right - im->wanted.left, resized = job->filter != GRATIS_CROP;
+  int width = im->wanted.right - im->wanted.left, resized = job->filter != GRATIS_CROP, count;
   int64_t stride = padded(width), out_stride = padded(resized ? job->out_width : width);
-  uint8_t *rgb[3] = {context->rows, context->rows + stride, context->rows + 2 * stride};
-  uint8_t *down = context->rows + 3 * stride, *scratch = down + 3 * out_stride;
-  for (int y = im->wanted.top; y < im->wanted.bottom; y++) {
-    context->kernels->convert(im, y, im->wanted.left, width, rgb);
-    if (!use_row(context, job, im, y, rgb, scratch)) return GRATIS_MEMORY;
-    int done = y + 1 - im->wanted.top;
-    if (!resized || (done % AT_ONCE && y + 1 < im->wanted.bottom)) continue;
-    for (int64_t v = 0; v < job->views; v++)
-      if (!resample_down(context, job, im, v, y + 1, down, scratch)) return GRATIS_MEMORY;
+  uint8_t *rgb[AT_ONCE][3], *down = context->rows + 3 * AT_ONCE * stride, *scratch = down + 3 * out_stride;
+  for (int i = 0; i < 3 * AT_ONCE; i++) rgb[i / 3][i % 3] = context->rows + i * stride;
+  for (int y = im->wanted.top; y < im->wanted.bottom; y += count) {
+    count = resized ? least(AT_ONCE, im->wanted.bottom - y) : 1;
+    for (int i = 0; i < count; i++) context->kernels->convert(im, y + i, im->wanted.left, width, rgb[i]);
+    for (int i = 0; i < count; i++)
+      if (!use_row(context, job, im, y + i, rgb[i], scratch)) return GRATIS_MEMORY;
+    for (int64_t v = 0; resized && v < job->views; v++)
+      if (!resample_down(context, job, im, v, y + count, down, scratch)) return GRATIS_MEMORY;
   }
   return GRATIS_OK;
 }
