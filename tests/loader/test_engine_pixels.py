@@ -4,14 +4,17 @@ bit."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from engine_cases import ABLE, cut, decoded, jpeg, needs_library, photo, random_box, views
 
+from gratis.image import to_image
 from gratis.loader.engine.decoder import NativeDecoder
 from gratis.loader.engine.library import Status
+from gratis.preprocess.codecs import encode_jpeg
 
 pytestmark = needs_library
 
@@ -129,3 +132,25 @@ def test_threads_share_a_batch(threads: int) -> None:
             assert status == [Status.OK] * 40
             for file, [view] in zip(files, made, strict=True):
                 np.testing.assert_array_equal(view, cut(decoded(file), (3, 5, 30, 30)))
+
+
+@pytest.mark.parametrize(
+    "every", [pytest.param(10, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.prove)]
+)
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_photographs_as_shards_hold_them(ilsvrc500: Path, every: int, threads: int) -> None:
+    """Whole, and random crops of 224; with and without restart markers."""
+    rng = np.random.default_rng(threads)
+    paths = sorted((ilsvrc500 / "train").glob("*/*"))[::every]
+    pictures = [to_image(path.read_bytes()).pixels for path in paths]
+    files = [encode_jpeg(picture, 95) for picture in pictures]
+    files += [jpeg(picture, subsampling="4:2:0", optimize=True) for picture in pictures]
+    wanted = [decoded(file) for file in files]
+    for isa in ABLE:
+        with NativeDecoder(threads, isa=isa) as decoder:
+            corners = rng.integers(0, 33, (len(files), 2)).tolist()
+            for boxes in [(0, 0, 256, 256)] * len(files), [(y, x, 224, 224) for y, x in corners]:
+                status, made = views(decoder, files, [[box] for box in boxes])
+                assert status == [Status.OK] * len(files)
+                for picture, box, [view] in zip(wanted, boxes, made, strict=True):
+                    np.testing.assert_array_equal(view, cut(picture, box))
