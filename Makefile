@@ -16,7 +16,7 @@ flag = $(if $($(2)),$(1) $(call quoted,$($(2))))
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(INSTALLED): requirements.lock pyproject.toml docker/install.py
+$(INSTALLED): requirements.lock pyproject.toml setup.py docker/install.py $(wildcard gratis/loader/engine/*.[ch])
 	@$(PYTHON) docker/install.py --venv .venv
 
 install: ## make .venv and install the locked dependencies, or what is missing of them. ARGS=--extra

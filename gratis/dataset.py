@@ -31,9 +31,8 @@ from gratis.atomic import atomic_path, open_nonblocking, sha256_file, sha256_str
 from gratis.errors import GratisError
 from gratis.schema import check_types
 
-FORMAT = 1
-# a reader accepts its own format and the one before, once there is one
-READABLE_FORMATS = (FORMAT,)
+FORMAT = 2  # 2: JPEGs have a restart marker at the end of each row of MCUs
+READABLE_FORMATS = (FORMAT - 1, FORMAT)
 MANIFEST = "manifest.json"
 STATS = "stats.npz"
 REJECTS = "rejects.jsonl"

@@ -169,6 +169,6 @@ def test_top_level_holds_what_it_says() -> None:
         pytest.skip("not a git checkout")
     top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
     folders = {"gratis", *ROOMS, "docker", "benchmarks", "examples", "docs", "tests", "findings"}
-    files = {"Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"}
+    files = {"Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "setup.py"}
     files |= {"pyproject.toml", "requirements.lock", "requirements-extra.lock"}
     assert {name for name in top if not name.startswith(".")} <= folders | files

@@ -26,7 +26,7 @@ from gratis.cli import VERBS
 pytestmark = pytest.mark.starts
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ["gratis", "pyproject.toml", "README.md", "LICENSE"]
+SOURCE = ["gratis", "pyproject.toml", "README.md", "LICENSE", "setup.py"]
 BUILD = "import setuptools.build_meta as b; print(getattr(b, 'build_{}')('dist'))"
 SMALL = "--recipe sample --width 0.0625 --batch 20 --epochs 1 --port 0".split()
 EXTRAS = {"matplotlib", "onnx", "onnxscript", "onnxruntime", "ray", "s3fs", "gcsfs", "tensorboard"}

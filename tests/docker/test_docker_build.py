@@ -148,7 +148,9 @@ def copy(arguments: str, stage: Stage, stages: dict[str, Stage]) -> None:
         if (ROOT / source).is_symlink():
             into.symlink_to((ROOT / source).readlink())
         elif (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, into, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / source, into, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+            )
         else:
             into.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / source, into)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOM = Path(__file__).resolve().parents[2] / "gratis" / "loader"
-ORDER = ["views", "epoch", "reading", "decoding", "pipeline", "inspect"]
+ORDER = ["engine", "views", "epoch", "reading", "decoding", "pipeline", "inspect"]
 DOOR = {"batch", "config", "plan"}  # of the files at the door, those that a sub-room may import
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -227,6 +228,23 @@ def test_codecs() -> None:
     assert (image.decode(encode_ppm(pixels)) == pixels).all()
     assert psnr(image.decode(encode_jpeg(pixels, 95)), pixels) > 37
     assert len(encode_jpeg(pixels, 50)) < len(encode_jpeg(pixels, 95))
+
+
+@pytest.mark.parametrize("side", [1, 16, 17, 256])
+def test_each_row_of_mcus_ends_with_a_restart_marker(side: int) -> None:
+    """The markers are numbered modulo 8, the last row has none, and other pixels are nobody's."""
+    rng = np.random.default_rng(side)
+    pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    data = encode_jpeg(pixels, 95)
+    mcus = -(-side // 16)
+    interval = data.index(b"\xff\xdd")
+    assert int.from_bytes(data[interval + 4 : interval + 6], "big") == mcus
+    scan = data[data.index(b"\xff\xda") :]
+    assert re.findall(rb"\xff[\xd0-\xd7]", scan) == [
+        b"\xff%c" % (0xD0 + k % 8) for k in range(mcus - 1)
+    ]
+    plain = encoded(pixels, quality=95, subsampling="4:2:0")
+    assert (image.decode(data) == image.decode(plain)).all()
 
 
 @pytest.mark.parametrize("kind", [*odd_files(), "comment"])

@@ -1,0 +1,174 @@
+"""Batches of views through the library: checks what it is called with, and shares a batch among
+threads."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gratis.errors import GratisError
+from gratis.loader.engine.library import (
+    ISAS,
+    ITEM_SIZES,
+    Filter,
+    JobStruct,
+    Library,
+    PixelType,
+    Status,
+    address,
+    chosen_isa,
+    load,
+)
+
+Addresses = NDArray[np.uint64]
+Floats = NDArray[np.float32]
+STREAM_FROM = 8 << 20  # bytes of a batch that no cache keeps until somebody reads it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewBatch:
+    """n samples with v views each, and where they go. All arrays are C-contiguous and stay alive as
+    long as they are in use; nothing is copied.
+
+    data uint64 [n], size int64 [n]: address and bytes of each file. rectangles int32 [n,v,4]: y, x,
+    height and width in the image. out uint64 [n,v]: address of each finished view. height, width:
+    of the views; 0: their rectangles' own. flip uint8 [n,v]: 1 mirrors. A value is pixel * scale +
+    (plus - minus), fused, in float32: scale float32 [3], plus float32 [n,v,3], minus uint64 [n,v]:
+    address of the first float32 for each view, minus_row floats from one row to the next and
+    minus_plane from one channel to the next (channels last: they are adjacent). Of uint8 there is
+    neither."""
+
+    data: Addresses
+    size: NDArray[np.int64]
+    rectangles: NDArray[np.int32]
+    out: Addresses
+    height: int
+    width: int
+    flip: NDArray[np.uint8] | None = None
+    scale: Floats | None = None
+    plus: Floats | None = None
+    minus: Addresses | None = None
+    minus_row: int = 0
+    minus_plane: int = 0
+    filter: Filter = Filter.CROP
+    type: PixelType = PixelType.FLOAT32
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        samples, views = self.out.shape
+        wanted: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+            "data": (np.uint64, (samples,)),
+            "size": (np.int64, (samples,)),
+            "rectangles": (np.int32, (samples, views, 4)),
+            "out": (np.uint64, (samples, views)),
+            "flip": (np.uint8, (samples, views)),
+            "scale": (np.float32, (3,)),
+            "plus": (np.float32, (samples, views, 3)),
+            "minus": (np.uint64, (samples, views)),
+        }
+        for name, (dtype, shape) in wanted.items():
+            array = getattr(self, name)
+            if array is None and name in ("flip", "scale", "plus", "minus"):
+                continue
+            if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
+        sized = self.height > 0 and self.width > 0
+        if not sized and (self.filter != Filter.CROP or (self.height, self.width) != (0, 0)):
+            raise ValueError(f"views of {self.height} x {self.width} pixels")
+
+    def struct(self, status: NDArray[np.int32]) -> JobStruct:
+        samples, views = self.out.shape
+        view_bytes = 3 * self.height * self.width * ITEM_SIZES[self.type]
+        return JobStruct(
+            samples=samples,
+            views=views,
+            data=address(self.data),
+            size=address(self.size),
+            rectangles=address(self.rectangles),
+            flip=address(self.flip),
+            scale=address(self.scale),
+            plus=address(self.plus),
+            minus=address(self.minus),
+            minus_row=self.minus_row,
+            minus_plane=self.minus_plane,
+            out=address(self.out),
+            status=address(status),
+            out_height=self.height,
+            out_width=self.width,
+            filter=self.filter,
+            type=self.type,
+            channels_last=self.channels_last,
+            stream=samples * views * view_bytes >= STREAM_FROM,
+        )
+
+
+class NativeDecoder:
+    """Decodes batches on some threads, each with scratch memory of its own. For one caller at a
+    time."""
+
+    def __init__(
+        self, threads: int = 1, *, isa: str | None = None, library: Library | None = None
+    ) -> None:
+        """GratisError where there is no library. isa: "portable", "avx2" or "avx512"; None: the
+        best of this machine, or that of the environment's GRATIS_ENGINE_ISA."""
+        library = library or load()
+        if library is None:
+            raise GratisError(
+                "the engine is not compiled here; `make install` with a C compiler does"
+            )
+        number = chosen_isa(library) if isa is None else ISAS.index(isa)
+        self._library, self.isa = library, ISAS[number]
+        self._contexts = [context for _ in range(threads) if (context := library.new(number))]
+        if len(self._contexts) < threads:
+            self.close()
+            raise GratisError(
+                f"no memory or no instruction set for the engine on {threads} threads"
+            )
+        self._pool = ThreadPoolExecutor(threads - 1, "engine") if threads > 1 else None
+
+    def __call__(self, batch: ViewBatch) -> NDArray[np.int32]:
+        """Fills the batch's views; a `Status` for each sample, int32 [n]. Views of a sample that is
+        not OK hold anything."""
+        status = np.full(len(batch.size), Status.MEMORY, np.int32)
+        job = batch.struct(status)
+        others = (
+            [self._pool.submit(self._run, c, job) for c in self._contexts[1:]] if self._pool else []
+        )
+        try:
+            self._run(self._contexts[0], job)
+        finally:
+            for other in others:
+                other.result()
+        return status
+
+    def _run(self, context: int, job: JobStruct) -> None:
+        self._library.run(context, ctypes.byref(job))
+
+    def close(self) -> None:
+        """Gives back the scratch memory; for any number of times."""
+        if pool := getattr(self, "_pool", None):
+            pool.shutdown()
+            self._pool = None
+        while self._contexts:
+            self._library.free(self._contexts.pop())
+
+    def __enter__(self) -> NativeDecoder:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_contexts"):
+            self.close()
+
+
+def addresses(arrays: Sequence[NDArray[Any]]) -> Addresses:
+    """Of the first byte of each, uint64 [n]. They must outlive it."""
+    return np.array([array.ctypes.data for array in arrays], np.uint64)

@@ -1,0 +1,254 @@
+/* The engine: baseline JPEGs to finished views of a batch. README.md of this folder says what the parts are.
+ *
+ * Everything a caller sees is in the first half of this file. The library has no global state but constants, takes no
+ * locks and keeps nothing between calls but the scratch memory of a context. */
+#ifndef GRATIS_ENGINE_H
+#define GRATIS_ENGINE_H
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the engine is written for little-endian machines"
+#endif
+
+#define GRATIS_ENGINE_VERSION 1
+
+/* What became of a sample. Below 32: decoded, or not decoded because another decoder has to; the file may be good.
+ * From 32: damaged. From 64: the call's fault. */
+enum gratis_status {
+  GRATIS_OK = 0,
+  GRATIS_NOT_JPEG = 1,       /* no SOI at its beginning */
+  GRATIS_NOT_BASELINE = 2,   /* progressive, extended, lossless or arithmetic, or not 8 bits deep */
+  GRATIS_SAMPLING = 3,       /* neither 4:2:0 nor 4:4:4 nor grey with sampling factors of 1 */
+  GRATIS_COMPONENTS = 4,     /* components not numbered 1, 2, 3 (grey: any), or several scans */
+  GRATIS_ADOBE = 5,          /* an Adobe segment: it may say another colour space */
+  GRATIS_EXIF = 6,           /* an EXIF segment: it may say that the picture is rotated */
+  GRATIS_TABLES = 7,         /* a table that is missing, has 16 bits or has symbols that baseline files have not */
+  GRATIS_SEGMENT = 8,        /* a segment of the header that is not known here, or repeated, or of another length */
+  GRATIS_SIZE = 9,           /* more pixels than GRATIS_MOST_PIXELS, or none */
+  GRATIS_MEMORY = 10,        /* not enough memory */
+  GRATIS_TRUNCATED = 32,     /* the file ends before its EOI, or inside its header */
+  GRATIS_MARKER = 33,        /* a restart marker out of order, or one marker too many or too few */
+  GRATIS_CODE = 34,          /* bits that are no code, or a run beyond the end of a block */
+  GRATIS_LENGTH = 35,        /* a segment with too little or too much data for its MCUs */
+  GRATIS_RECTANGLE = 64,     /* a rectangle that is empty or not inside the image, or of another size than the output */
+};
+#define GRATIS_MOST_PIXELS 100000000
+
+enum gratis_type { GRATIS_FLOAT32, GRATIS_BFLOAT16, GRATIS_FLOAT16, GRATIS_UINT8 };
+enum gratis_filter { GRATIS_CROP, GRATIS_TRIANGLE, GRATIS_CUBIC };
+enum gratis_isa { GRATIS_PORTABLE, GRATIS_AVX2, GRATIS_AVX512 };
+
+/* A batch. Every array belongs to the caller and is read, except those behind out, status and next.
+ *
+ * A view is the rectangle of an image, resized to out_height x out_width (filter CROP: it has that size already, or any
+ * if out_height is 0), rounded to 8 bits, mirrored if flip, and then, if the type is not uint8,
+ *   fmaf(pixel, scale[channel], plus[channel] - minus[place])
+ * in float32, and from there to the type. Shape [3][height][width], or [height][width][3] if channels_last. */
+typedef struct {
+  int64_t samples;
+  int64_t views;                 /* of each sample; arrays of views have samples * views entries, a sample's adjacent */
+  const uint8_t *const *data;    /* [samples] the files' bytes */
+  const int64_t *size;           /* [samples] in bytes */
+  const int32_t *rectangles;     /* [samples*views][4]: y, x, height, width, in pixels of the image */
+  const uint8_t *flip;           /* [samples*views], or NULL: none */
+  const float *scale;            /* [3], or NULL: 1 */
+  const float *plus;             /* [samples*views][3], or NULL: 0 */
+  const float *const *minus;     /* [samples*views] the first element for each view, or NULL: 0 */
+  int64_t minus_row;             /* floats from one row of minus to the next */
+  int64_t minus_plane;           /* floats from one channel to the next; unused if channels_last (then interleaved) */
+  void *const *out;              /* [samples*views], aligned to the type */
+  int32_t *status;               /* [samples] a gratis_status each; other than OK: its views are undefined */
+  int64_t next;                  /* the first sample nobody has taken; threads share it. 0 at first */
+  int32_t out_height, out_width; /* in pixels */
+  int32_t filter, type, channels_last;
+  int32_t stream;                /* 1: write around the caches where alignment (64 bytes) allows, for large batches */
+} gratis_job;
+
+typedef struct { int32_t width, height, components, restart_interval; } gratis_info;
+
+typedef struct gratis_context gratis_context;
+
+#define GRATIS_API __attribute__((visibility("default")))
+GRATIS_API int gratis_engine_version(void);
+/* The best instruction set of this machine for which this library has code. */
+GRATIS_API int gratis_best_isa(void);
+/* Scratch memory for one thread at a time; NULL if there is none or no code for that instruction set. */
+GRATIS_API gratis_context *gratis_new(int isa);
+GRATIS_API void gratis_free(gratis_context *context);
+/* The header alone: a gratis_status, and what it says. */
+GRATIS_API int gratis_probe(const uint8_t *data, int64_t size, gratis_info *info);
+/* Takes samples of the job until none is left; as many threads as have a context of their own may do so at once. */
+GRATIS_API void gratis_run(gratis_context *context, gratis_job *job);
+
+/* ---- inside ---- */
+
+#define LOOKUP 12        /* bits that one look into a table for AC coefficients decodes */
+#define DC_LOOKUP 9
+#define PADDING 512      /* zeros behind the unstuffed data: no block takes more than 216 bytes */
+#define BLOCKS 24        /* of a chunk: 4 MCUs of 4:2:0, 8 of 4:4:4, 24 of grey */
+#define GROUPS (BLOCKS / 4)
+#define MARGIN 64        /* bytes before and behind rows of planes that may be read or written, for whole vectors */
+#define LANES 4          /* images or rows that one thread decodes in turns, at most */
+#define CACHED_WEIGHTS 512 /* of resized crops: a set for each side of a part, usually at most 256 of them */
+
+/* AC: bits 0-7 all bits taken, 8-15 the step of k, 16-31 the value. Where bits 0-7 are 0 the value was not in sight:
+ * bits 16-23 its size, 24-31 the code's length, or 0 for a code longer than LOOKUP, which `far` has. */
+typedef struct {
+  uint32_t near[1 << LOOKUP];
+  uint32_t far[2048];
+  uint32_t far_first, far_count; /* 16-bit windows that `far` is about */
+} ac_table;
+
+typedef struct { /* entries: length << 8 | size; 0 for a code longer than DC_LOOKUP */
+  uint16_t near[1 << DC_LOOKUP];
+  uint16_t far[1024];
+  uint32_t far_first, far_count;
+} dc_table;
+
+/* One of the blocks of a chunk, in the order of the scan. */
+typedef struct {
+  const ac_table *ac;
+  const dc_table *dc;
+  uint16_t place; /* of the block in the lane's coefficients, in int16 */
+  uint16_t component;
+} block;
+
+/* Four blocks that lie beside each other, and are transformed together. */
+typedef struct { uint8_t component, x, y; } group;
+
+typedef struct { int64_t begin, end; } segment; /* of the unstuffed data */
+
+/* A Huffman table as in the file: 16 counts, then up to 256 symbols. */
+typedef struct { int defined, count; uint8_t bytes[16 + 256]; } huffman;
+
+typedef struct {
+  int width, height, components, subsampled, restart_interval;
+  int64_t scan; /* where the entropy-coded data begin */
+  uint8_t quantisation[3];
+  uint8_t dc[3], ac[3];
+  uint32_t defined; /* bit i: quantisation table i */
+  uint8_t quant[4][64]; /* in zigzag order */
+  huffman huff[2][2];   /* [0: DC, 1: AC][number] */
+} header;
+
+typedef struct { int top, bottom, left, right; } area; /* pixels, [top, bottom) and [left, right) */
+
+/* Of a view that is a resized crop. */
+typedef struct {
+  int64_t at; /* where its rows, resampled across, begin in the buffer */
+  int done;   /* rows of the output */
+} view_state;
+
+/* An image that is being decoded. */
+typedef struct {
+  header head;
+  int64_t sample;
+  int busy, failed;
+  area wanted;                /* holds all views */
+  int columns, rows, mcu;     /* MCUs across and down; their side in pixels */
+  int chunk;                  /* MCUs of a chunk */
+  int blocks, groups;         /* blocks of an MCU, groups of a chunk */
+  group group[GROUPS];
+  block block[BLOCKS + 1];
+  int first_row, last_row;    /* MCU rows that are wanted: [first, last) */
+  int first_column, last_column;
+  int rows_each;              /* MCU rows of a unit: what one lane decodes at a time. 0: one unit */
+  int next_unit, units, open_units;
+  uint8_t *bytes;             /* unstuffed */
+  int64_t bytes_capacity;
+  segment *segments;
+  int64_t segments_capacity;
+  int num_segments, first_segment, last_segment; /* of the whole file; those that are wanted: [first, last) */
+  uint8_t *planes;
+  int64_t planes_capacity;
+  int64_t stride[3];
+  uint8_t *plane[3];          /* its first row is that of first_row */
+  int chroma_width, chroma_height;
+  int16_t quant[3][64 * 4] __attribute__((aligned(64))); /* a row four times beside itself, as coefficients lie */
+  huffman built[2][2];        /* what the tables below were made of */
+  dc_table dc[2];
+  ac_table ac[2];
+} image;
+
+typedef struct {
+  const uint8_t *p;       /* the next byte to load */
+  uint64_t buffer;        /* the next bits, from the top */
+  uint32_t valid;         /* how many of them count, in its lowest 6 bits */
+  uint32_t k;             /* place in the block, zigzag */
+  const ac_table *ac;
+  int16_t *block;
+  const block *program, *stop;
+  struct lane_rest *rest;
+} lane;
+
+typedef struct lane_rest { /* what is not looked at with every symbol */
+  image *image;
+  int16_t *coefficients;    /* [BLOCKS][64] as groups: [group][row][4 blocks][8] */
+  const uint8_t *limit;     /* the end of the segment */
+  const uint8_t *begin;     /* and its beginning */
+  uint32_t error;           /* 64: a run beyond the end or no code; 128: beyond the end of the segment */
+  int prediction[3];
+  int row, column, last_row;/* MCUs */
+  int left;                 /* MCUs of the segment */
+  int segment;
+  int count;                /* MCUs of this chunk */
+} lane_rest;
+
+/* Weights of one side of a resized crop, in 1 << precision, as torch rounds them for uint8. Output i is the sum over
+ * taps of weights[i][t] * source[first[i] + t]. The same again in groups of outputs for vectors of bytes: the pixels from
+ * base[group] on are shuffled to [tap pair][output][2 taps] and multiplied by pairs. */
+typedef struct {
+  int source, target, filter;
+  int taps, precision; /* taps: even, weights of those that are too many are 0 */
+  int groups;          /* 0: more pixels to a group than a vector holds */
+  int32_t *first;      /* [target] */
+  int16_t *weights;    /* [target][taps] */
+  int32_t *base;       /* [groups] */
+  uint8_t *shuffle;    /* [groups][taps / 2][4 * outputs]: 0x80 where a zero belongs */
+  int16_t *pairs;      /* [groups][taps / 2][2 * outputs] */
+} weights;
+
+/* What code for one instruction set does. */
+typedef struct {
+  int lanes;
+  int outputs, window; /* of a group of weights: how many, of how many bytes at most. 0: no groups */
+  int (*run)(lane *lanes, int count); /* decodes until one has finished its chunk, and says which */
+  void (*begin_block)(lane *);        /* of the first block of a chunk */
+  void (*transform)(const image *, int16_t *coefficients, int row, int column);
+  void (*convert)(const image *, int y, int x, int width, uint8_t *const rgb[3]);
+  void (*finish)(const gratis_job *, int64_t view, int y, int height, int width, const uint8_t *const rgb[3], uint8_t *scratch);
+  void (*across)(const weights *, const uint8_t *const in[3], uint8_t *const out[3]);
+  void (*down)(const weights *, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width);
+  void (*fence)(void);
+} kernels;
+
+struct gratis_context {
+  const kernels *kernels;
+  lane lanes[LANES];
+  lane_rest rests[LANES];
+  image *images[LANES];
+  uint8_t *rows;      /* scratch: rows of RGB, one of a resized crop, and what finish needs */
+  view_state *views;  /* of an image's resized crops */
+  uint8_t *resampled; /* their rows: resampled across, not yet down */
+  int64_t rows_capacity, views_capacity, resampled_capacity;
+  weights weights[CACHED_WEIGHTS];
+};
+
+extern const kernels gratis_kernels_portable, gratis_kernels_avx2, gratis_kernels_avx512;
+extern const uint8_t gratis_place[256];
+
+/* header.c */
+int gratis_read_header(const uint8_t *data, int64_t size, header *head);
+int gratis_build_tables(image *);
+int gratis_unstuff(image *, const uint8_t *data, int64_t size);
+void *gratis_grow(void *memory, int64_t *capacity, int64_t size);
+
+/* views.c */
+/* All views of an image whose rows are decoded: a gratis_status. */
+int gratis_make_views(gratis_context *, const gratis_job *, const image *);
+
+/* weights.c */
+int gratis_make_weights(weights *, int source, int target, int filter, const kernels *);
+void gratis_drop_weights(weights *); /* of what make_weights made, or zeros */
+#endif

@@ -1,0 +1,2 @@
+#define KERNELS gratis_kernels_portable
+#include "kernels.h"

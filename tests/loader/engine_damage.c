@@ -1,0 +1,173 @@
+/* Decodes damaged JPEGs; built with sanitizers by test_engine_damage.py.
+ *   engine_damage FILES SEED COUNT
+ * FILES holds good JPEGs, each behind its size in 8 bytes. COUNT damaged copies of them are decoded, each in memory of its very
+ * size, in one of the ways that the library offers, with each instruction set of the machine in turn. Prints how many had each
+ * status. A batch also holds one good file, which has to come out as it did alone.
+ * With clang -DFUZZ -fsanitize=fuzzer,address,undefined it is a libFuzzer target instead:
+ *   clang -g -O1 -DFUZZ -DGRATIS_X86 -fsanitize=fuzzer,address,undefined -I gratis/loader/engine tests/loader/engine_damage.c \
+ *     gratis/loader/engine/{engine,header,views,weights,portable}.c (on x86-64 the other two files, compiled with setup.py's flags) */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "engine.h"
+
+struct file { uint8_t *bytes; int64_t size; };
+static gratis_context *contexts[3];
+static int num_contexts;
+
+static struct file copy_of(const uint8_t *bytes, int64_t size) {
+  struct file f = {malloc(size ? size : 1), size};
+  memcpy(f.bytes, bytes, size);
+  return f;
+}
+
+static uint64_t state;
+static uint32_t below(uint32_t bound) {
+  state ^= state << 13;
+  state ^= state >> 7;
+  state ^= state << 17;
+  return bound ? (uint32_t)(state >> 32) % bound : 0;
+}
+
+/* What a view of this image can be: [0] whole, else a part; a resized crop has 40 x 56 pixels. */
+static void rectangle(int32_t *r, gratis_info info) {
+  r[2] = 1 + below(info.height), r[3] = 1 + below(info.width);
+  r[0] = below(info.height - r[2] + 1), r[1] = below(info.width - r[3] + 1);
+}
+
+/* Decodes the file beside the good one, into memory of the views' very size; returns its status. */
+static int decode(struct file file, struct file good, const uint8_t *good_pixels) {
+  enum { VIEWS = 2, HEIGHT = 40, WIDTH = 56 };
+  gratis_info info, good_info;
+  int probed = gratis_probe(file.bytes, file.size, &info), filter = below(3), type = below(4);
+  gratis_probe(good.bytes, good.size, &good_info);
+  int usable = !probed && (int64_t)info.width * info.height <= 1 << 18;
+  if (!probed && !usable) return GRATIS_SIZE;
+  if (!usable) info = (gratis_info){64, 64, 3, 0};
+  const uint8_t *data[2] = {file.bytes, good.bytes};
+  int64_t sizes[2] = {file.size, good.size};
+  int32_t rectangles[2 * VIEWS][4], status[2] = {-1, -1};
+  void *out[2 * VIEWS];
+  uint8_t flip[2 * VIEWS];
+  float scale[3] = {0.5f, 0.25f, 2}, plus[2 * VIEWS][3] = {{1, 2, 3}};
+  int bytes = type == GRATIS_FLOAT32 ? 4 : type == GRATIS_UINT8 ? 1 : 2;
+  int plain = filter == GRATIS_CROP && type == GRATIS_UINT8;
+  for (int v = 0; v < 2 * VIEWS; v++) {
+    rectangle(rectangles[v], v < VIEWS ? info : good_info);
+    if (v >= VIEWS && plain) memcpy(rectangles[v], (int32_t[]){0, 0, good_info.height, good_info.width}, 16);
+    int64_t pixels = filter ? HEIGHT * WIDTH : (int64_t)rectangles[v][2] * rectangles[v][3];
+    out[v] = aligned_alloc(64, (3 * pixels * bytes + 63) / 64 * 64);
+    flip[v] = v < VIEWS && below(2);
+  }
+  gratis_job job = {.samples = 2, .views = VIEWS, .data = data, .size = sizes, .rectangles = rectangles[0], .flip = flip, .scale = scale,
+    .plus = plus[0], .out = out, .status = status, .out_height = filter ? HEIGHT : 0, .out_width = filter ? WIDTH : 0, .filter = filter,
+    .type = type, .channels_last = below(2), .stream = below(2)};
+  if (plain) job.channels_last = 1;
+  gratis_run(contexts[below(num_contexts)], &job);
+  if (status[0] < 0 || status[1] != GRATIS_OK) abort();
+  if (plain && memcmp(out[VIEWS], good_pixels, 3 * (size_t)good_info.height * good_info.width)) abort();
+  for (int v = 0; v < 2 * VIEWS; v++) free(out[v]);
+  return status[0];
+}
+
+static void make_contexts(void) {
+  for (int isa = 0; isa <= gratis_best_isa(); isa++) contexts[num_contexts++] = gratis_new(isa);
+}
+
+static uint8_t *pixels_of(struct file good) {
+  gratis_info info;
+  if (gratis_probe(good.bytes, good.size, &info)) abort();
+  uint8_t *pixels = malloc(3 * (size_t)info.width * info.height);
+  int32_t whole[4] = {0, 0, info.height, info.width}, status = -1;
+  gratis_job job = {.samples = 1, .views = 1, .data = (const uint8_t *[]){good.bytes}, .size = &good.size, .rectangles = whole,
+    .out = (void *[]){pixels}, .status = &status, .type = GRATIS_UINT8, .channels_last = 1};
+  gratis_run(contexts[0], &job);
+  if (status) abort();
+  return pixels;
+}
+
+#ifdef FUZZ
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
+  if (!num_contexts) make_contexts();
+  gratis_info info;
+  if (gratis_probe(bytes, size, &info) || (int64_t)info.width * info.height > 1 << 18) return 0;
+  for (int c = 0; c < num_contexts; c++) {
+    uint8_t *out = malloc(3 * (size_t)info.width * info.height);
+    int64_t length = size;
+    int32_t whole[4] = {0, 0, info.height, info.width}, status = -1;
+    gratis_job job = {.samples = 1, .views = 1, .data = &bytes, .size = &length, .rectangles = whole, .out = (void *[]){out},
+      .status = &status, .type = GRATIS_UINT8};
+    gratis_run(contexts[c], &job);
+    free(out);
+  }
+  return 0;
+}
+#else
+static struct file damaged(struct file good) {
+  struct file f = copy_of(good.bytes, good.size);
+  int64_t scan = f.size; /* damage to the header, the scan or anywhere */
+  for (int64_t i = 0; i + 1 < f.size; i++)
+    if (f.bytes[i] == 0xFF && f.bytes[i + 1] == 0xDA) scan = i < scan ? i : scan;
+  int where = below(3), times = 1 + below(4);
+  for (int t = 0; t < times; t++) {
+    int64_t at = where == 0 ? below(scan) : where == 1 ? scan + below(f.size - scan) : below(f.size);
+    at = at < f.size ? at : f.size - 1;
+    if (at < 0) break;
+    switch (below(7)) {
+      case 0: f.bytes[at] ^= 1 << below(8); break;
+      case 1: f.bytes[at] = below(256); break;
+      case 2: f.bytes[at] = below(2) ? 0xFF : 0; break;
+      case 3: /* a marker */
+        f.bytes[at] = 0xFF;
+        if (at + 1 < f.size) f.bytes[at + 1] = 0xC0 + below(64);
+        break;
+      case 4: f.size = below(4) ? f.size : at; break; /* cut */
+      case 5: { /* something missing */
+        int64_t n = 1 + below(40);
+        n = n < f.size - at ? n : f.size - at;
+        memmove(f.bytes + at, f.bytes + at + n, f.size - at - n);
+        f.size -= n;
+        break;
+      }
+      default: { /* something twice */
+        int64_t n = 1 + below(40), from = below(f.size);
+        n = n < f.size - at ? n : f.size - at;
+        n = n < f.size - from ? n : f.size - from;
+        memmove(f.bytes + at, f.bytes + from, n);
+      }
+    }
+  }
+  struct file exact = copy_of(f.bytes, f.size);
+  free(f.bytes);
+  return exact;
+}
+
+int main(int argc, char **argv) {
+  if (argc < 4) return 2;
+  FILE *in = fopen(argv[1], "rb");
+  struct file files[256];
+  int num_files = 0;
+  uint64_t size;
+  while (num_files < 256 && fread(&size, 8, 1, in) == 1) {
+    files[num_files] = (struct file){malloc(size), size};
+    if (fread(files[num_files++].bytes, 1, size, in) != size) return 2;
+  }
+  fclose(in);
+  make_contexts();
+  uint8_t *good_pixels = pixels_of(files[0]);
+  state = 0x9E3779B97F4A7C15u * (strtoull(argv[2], NULL, 10) + 1);
+  long counts[128] = {0};
+  for (long n = atol(argv[3]); n > 0; n--) {
+    struct file bad = damaged(files[below(num_files)]);
+    counts[decode(bad, files[0], good_pixels)]++;
+    free(bad.bytes);
+  }
+  for (int i = 0; i < num_files; i++) free(files[i].bytes);
+  for (int i = 0; i < num_contexts; i++) gratis_free(contexts[i]);
+  free(good_pixels);
+  for (int i = 0; i < 128; i++)
+    if (counts[i]) printf("%d %ld\n", i, counts[i]);
+  return 0;
+}
+#endif
