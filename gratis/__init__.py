@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gratis.errors import GratisError
     from gratis.loader import Batch, Coverage, Loader, LoaderConfig, coverage
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["Batch", "Coverage", "GratisError", "Loader", "LoaderConfig", "coverage"]
 
 
