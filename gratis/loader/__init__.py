@@ -2,7 +2,7 @@
 
 from gratis import Loader, LoaderConfig
 
-with Loader("shards", "train", LoaderConfig(batch_size=256)) as loader:
+with Loader("shards", "train", LoaderConfig.imagenet(batch_size=256)) as loader:
     for images, labels, ids in loader: ...
 """
 

@@ -7,15 +7,19 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from handmade import picture
 from PIL import Image
 
 from gratis.cli import run
 from gratis.errors import guard
 from gratis.loader import Loader, LoaderConfig
+from gratis.loader.inspect.preview import draw_preview
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +53,36 @@ def test_a_preview_is_drawn(sample_shards: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'preview.png'}: 24 images\n")
     with Image.open(tmp_path / "preview.png") as image:
         assert image.width > 100
+
+
+def test_a_preview_of_resized_parts(
+    sample_shards: Path, tmp_path: Path, answered: Answered
+) -> None:
+    done = answered("preview", sample_shards, "--config", "imagenet", "--out", tmp_path / "p.png")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'p.png'}: 24 images\n")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoaderConfig.evaluation(),
+        LoaderConfig.evaluation(layout="nhwc"),
+        LoaderConfig.evaluation(normalize=None, dtype=torch.uint8, layout="channels_last"),
+        LoaderConfig.evaluation(normalize=((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))),
+        LoaderConfig.alexnet(augment=False),
+        LoaderConfig.alexnet(noise="off", mean="offset", flip=0),
+    ],
+)
+def test_a_preview_takes_any_normalisation_back(
+    raw_dataset: Path, tmp_path: Path, config: LoaderConfig
+) -> None:
+    """The stored pixels are seen, to rounding."""
+    with Loader(raw_dataset, "train", replace(config, batch_size=101, crop=64)) as loader:
+        draw_preview(loader, tmp_path / "preview.png")
+        sample = int(loader.epoch_plan(0).order()[0])
+    with Image.open(tmp_path / "preview.png") as sheet:
+        seen = np.asarray(sheet.crop((0, 0, 64, 64))).astype(int)
+    assert np.abs(seen - picture(sample)).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ DRAWS = 200_000  # for the heat map and the covariance, at least
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(PictureOptions):
-    """Draws one image's way from the shard to the network, and where crops and colours fall over
-    many epochs."""
+    """Draws one image's way from the shard to the network as `gratis train` takes it
+    (LoaderConfig.alexnet()), and where crops and colours fall over many epochs."""
 
     sample: str
     """Key of the image (n01440764_10026), or its id, a number that is no key."""

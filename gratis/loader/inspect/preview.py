@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ class Preview(PictureOptions):
     """Draws augmented images as training would get them, normalisation taken back, with their class
     names."""
 
+    config: Literal["alexnet", "imagenet"] = "alexnet"
+    """alexnet: as `gratis train` gets them (LoaderConfig.alexnet()). imagenet: random parts that
+    are resized, no colour noise (LoaderConfig.imagenet())."""
     out: Path = Path("preview.png")
     """File to draw to."""
     threads: int | None = None
@@ -47,9 +51,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.device != "cpu" and not torch.cuda.is_available():
         raise GratisError(f"--device {options.device}, but there is no GPU here; take --device cpu")
     crop = options.crop_side
-    config = LoaderConfig.alexnet(
-        batch_size=TILES, seed=options.seed, crop=crop, threads=options.threads
-    )
+    named = {"alexnet": LoaderConfig.alexnet, "imagenet": LoaderConfig.imagenet}[options.config]
+    config = named(batch_size=TILES, seed=options.seed, crop=crop, threads=options.threads)
     with Loader(options.shards, options.split, config, device=options.device) as loader:
         print(f"{options.out}: {draw_preview(loader, options.out)} images")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import weakref
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -64,8 +65,9 @@ class BufferPool:
     def close(self) -> None:
         """Frees what nobody refers to, and ends a wait."""
         self.closed = True
-        while not self._free.empty():
-            self._free.get()
+        with suppress(queue.Empty):
+            while True:
+                self._free.get_nowait()
         self._free.put(None)
 
     def _came_back(self, memory: Memory, key: object) -> None:
