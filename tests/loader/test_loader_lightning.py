@@ -54,7 +54,6 @@ def test_lightning_s_epoch_is_the_loader_s(jpeg_dataset: Path, tmp_path: Path) -
     )
     trainer(22, saver).fit(Model(), loader())
     trainer(36).fit(Model(), loader(), ckpt_path=tmp_path / "saved/middle.ckpt")
-    print([(number, ids[0]) for number, ids in seen])
     assert [number for number, _ in seen] == [step // 9 for step in range(36)]
     with loader() as plain:
         for number in range(4):
