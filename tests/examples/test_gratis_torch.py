@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig
 from gratis.torch import DataLoader, ShardDataset
 
+ROOT = Path(__file__).resolve().parents[2]
 COUNT = 101
 TRAINING = LoaderConfig.imagenet(crop=48, threads=1)
 EVALUATION = LoaderConfig.evaluation(crop=48, threads=1)
@@ -117,6 +121,43 @@ def test_ranks_of_torch_distributed(train: ShardDataset, monkeypatch: pytest.Mon
         next(iter(early))
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_evaluation(jpeg_dataset: Path, tmp_path: Path) -> None:
+    """Under torchrun, whose ranks the loader takes: each sample comes once, also where the last
+    batch is short; each process says its rows and the sum of its labels."""
+    program = f"""
+import torch
+from gratis.torch import DataLoader, LoaderConfig, ShardDataset
+
+torch.distributed.init_process_group("gloo")
+dataset = ShardDataset({str(jpeg_dataset)!r}, "train", LoaderConfig.evaluation(crop=48))
+batches = [labels for _, labels in DataLoader(dataset, 11)]
+counts = torch.tensor([len(batches[0]), len(batches[-1]), len(torch.cat(batches))])
+gathered = [torch.empty_like(counts) for _ in range(2)]
+torch.distributed.all_gather(gathered, counts)
+total = torch.cat(batches).sum()
+torch.distributed.all_reduce(total)
+if torch.distributed.get_rank() == 0:
+    print([each.tolist() for each in gathered], int(total))
+torch.distributed.destroy_process_group()
+"""
+    (tmp_path / "program.py").write_text(program)
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 program.py".split()
+    done = subprocess.run(
+        [sys.executable, *torchrun],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # 101 = 4 * 22 + 13
+    labels = sum(sample % CLASSES for sample in range(COUNT))
+    assert done.stdout.strip() == f"[[11, 7, 51], [11, 6, 50]] {labels}"
 
 
 @pytest.mark.parametrize(
