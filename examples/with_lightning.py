@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torchvision.models import resnet50
 
-from gratis import Loader, LoaderConfig
+from gratis.torch import DataLoader, ShardDataset
 
 
 class Classifier(lightning.LightningModule):
@@ -14,18 +14,34 @@ class Classifier(lightning.LightningModule):
         self.model = network
 
     def training_step(self, batch, _):
-        return cross_entropy(self.model(batch.images), batch.labels)
+        images, labels = batch
+        return cross_entropy(self.model(images), labels)
+
+    def validation_step(self, batch, _):
+        images, labels = batch
+        right = (self.model(images).argmax(1) == labels).float().mean()
+        self.log("top1", right, batch_size=len(labels), sync_dist=True)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
 
 
-def train(shards, trainer, config, module, checkpoint=None):
-    rank, world = trainer.global_rank, trainer.world_size
-    with Loader(shards, "train", config, rank=rank, world_size=world) as loader:
-        trainer.fit(module, loader, ckpt_path=checkpoint)
+class Shards(lightning.LightningDataModule):
+    """Loaders are made in its hooks: there each process knows its rank, and its device."""
+
+    def __init__(self, train, val, batch_size):
+        super().__init__()
+        self.train, self.val, self.batch_size = train, val, batch_size
+
+    def train_dataloader(self):
+        device = self.trainer.strategy.root_device
+        return DataLoader(self.train, self.batch_size, drop_last=True, device=device)
+
+    def val_dataloader(self):
+        return DataLoader(self.val, self.batch_size, device=self.trainer.strategy.root_device)
 
 
 if __name__ == "__main__":
-    config = LoaderConfig.imagenet(batch_size=256, remainder="drop")
-    train("shards", lightning.Trainer(max_epochs=90), config, Classifier(resnet50()))
+    splits = ShardDataset("shards", "train"), ShardDataset("shards", "val")
+    data = Shards(*splits, batch_size=256)
+    lightning.Trainer(max_epochs=90).fit(Classifier(resnet50()), data)

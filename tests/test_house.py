@@ -31,7 +31,8 @@ ABOUT = {
     "output.py": {"_typeshed"},
     "__init__.py": {"gratis.loader"},
 }
-PUBLIC = {"train": {"gratis.loader"}}  # of other rooms, by room
+FACE = "torch"  # gratis/torch.py, a client of the loader: a room of one file
+PUBLIC = {"train": {"gratis.loader"}, FACE: {"gratis.loader"}}  # of other rooms, by room
 TORCH_FREE = ["", "preprocess", "server"]  # the ground floor and these rooms
 COMPILED = {"gratis.jit", "gratis.jpeg_check"}  # by Numba; loaded when something is to be checked
 HEAVY = {"torch", "torchvision", "nvidia", "numba", "matplotlib"}
@@ -62,7 +63,7 @@ def imported(path: Path) -> Iterator[str]:
 def place(module: str) -> str:
     """The room of one of our modules; empty for the ground floor."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else ""
+    return parts[1] if len(parts) > 1 and parts[1] in [*ROOMS, FACE] else ""
 
 
 def room_of(path: Path) -> str:

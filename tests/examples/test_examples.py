@@ -22,6 +22,7 @@ from PIL import Image
 
 from gratis.dataset import read_index, read_manifest
 from gratis.loader import Loader, LoaderConfig
+from gratis.torch import ShardDataset
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.starts  # the drawn sample is made by commands
@@ -175,7 +176,7 @@ def test_ranks_without_a_row(remainder: Any, empty: list[int], sample_shards: Pa
         if loss.isnan():
             without.append(rank)
     assert without == empty
-    assert 'remainder="drop"' in (ROOT / "examples/with_lightning.py").read_text()
+    assert "drop_last=True" in (ROOT / "examples/with_lightning.py").read_text()
 
 
 @pytest.mark.filterwarnings("ignore:The `srun` command is available:UserWarning")
@@ -184,43 +185,47 @@ def test_ranks_without_a_row(remainder: Any, empty: list[int], sample_shards: Pa
 def test_lightning_trains_and_resumes_inside_an_epoch(
     sample_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint after 13 of 20 steps; another process's worth of objects goes on, and every
-    sample came once."""
+    """Lightning's epoch k is the loader's epoch k, although it looks at both loaders first. A
+    checkpoint inside epoch 1; another process's worth of objects goes on, and every batch came
+    once."""
     lightning = pytest.importorskip("lightning", reason="needs lightning")
     stand_in_for_torchvision(monkeypatch)
     import with_lightning
 
-    assert len(Path(with_lightning.__file__).read_text().splitlines()) <= 34
-    seen: list[list[int]] = []
+    seen: list[tuple[int, list[int]]] = []
 
     class Watched(with_lightning.Classifier):  # type: ignore[misc]
         def training_step(self, batch: Any, number: int) -> Any:
-            seen.append(batch.ids.tolist())
+            seen.append((self.trainer.current_epoch, batch[1].tolist()))
             return super().training_step(batch, number)
 
-    def trainer(steps: int) -> Any:
-        return lightning.Trainer(
+    class Save(lightning.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 33:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    def fit(steps: int, checkpoint: Path | None = None) -> None:
+        trainer = lightning.Trainer(
             accelerator="cpu",
             devices=1,
+            max_epochs=2,
             max_steps=steps,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
-            default_root_dir=tmp_path,
+            callbacks=[Save()],
         )
+        train = ShardDataset(sample_shards, "train", LoaderConfig.imagenet(crop=32))
+        val = ShardDataset(sample_shards, "val", LoaderConfig.evaluation(crop=32))
+        data = with_lightning.Shards(train, val, 50)
+        trainer.fit(Watched(resnet.resnet18(10, width=8)), data, ckpt_path=checkpoint)
 
-    config = LoaderConfig(batch_size=50, crop=64)
-    first = trainer(13)
-    with_lightning.train(sample_shards, first, config, Watched(resnet.resnet18(10, width=8)))
-    first.save_checkpoint(tmp_path / "middle.ckpt")
-    with_lightning.train(
-        sample_shards,
-        trainer(20),
-        config,
-        Watched(resnet.resnet18(10, width=8)),
-        tmp_path / "middle.ckpt",
-    )
+    fit(36)  # three steps after the checkpoint
+    assert len(seen) == 36
+    del seen[33:]
+    fit(40, tmp_path / "middle.ckpt")
+    config = LoaderConfig.imagenet(crop=32, batch_size=50)
     with Loader(sample_shards, "train", config) as loader:
-        # Lightning begins to read twice
-        assert seen in [[batch.ids.tolist() for batch in loader] for _ in range(2)]
+        every = [(epoch, batch.labels.tolist()) for epoch in range(2) for batch in loader]
+    assert [every.index(one) for one in seen] == list(range(40))
