@@ -85,6 +85,7 @@ def test_a_plain_loop_trains_a_resnet(
     example = example.replace('"shards"', repr(str(sample_shards))).replace("range(90)", "range(6)")
     example = example.replace("batch_size=256", "batch_size=50, crop=96")
     example = example.replace("lr=0.1", "lr=0.01").replace("area=(0.08, 1)", "area=(0.5, 1)")
+    example = example.replace("imagenet(", "imagenet(area=(0.5, 1), ")
     losses: list[float] = []
 
     def noted(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
