@@ -65,18 +65,26 @@ INLINE uint32_t long_symbol(const lane *l, uint32_t entry) {
   return (length + size) | (entry & 0xFF00u) | (uint32_t)extend(l->buffer << length, size) << 16;
 }
 
-/* Two symbols at most: as many as the buffer holds for certain. */
+/* Whether the block is finished. */
+INLINE int take(lane *l, uint32_t entry) {
+  l->k += entry >> 8 & 255;
+  l->block[gratis_place[l->k]] = (int16_t)(entry >> 16);
+  l->buffer <<= entry & 63;
+  l->valid -= entry; /* of which 8 bits count */
+  return l->k >= 63;
+}
+
+/* Up to four symbols: as many as the buffer holds if they are short. A long one is the last. */
 INLINE int step(lane *l) {
   refill(l);
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; i++) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
     uint32_t entry = l->ac->near[l->buffer >> (64 - LOOKUP)];
-    if (RARE(!(entry & 255))) entry = long_symbol(l, entry);
-    l->k += entry >> 8 & 255;
-    l->block[gratis_place[l->k]] = (int16_t)(entry >> 16);
-    l->buffer <<= entry & 63;
-    l->valid -= entry; /* of which 8 bits count */
-    if (l->k >= 63) return end_block(l);
+    if (RARE(!(entry & 255))) {
+      refill(l);
+      return take(l, long_symbol(l, entry)) && end_block(l);
+    }
+    if (take(l, entry)) return end_block(l);
   }
   return 0;
 }
