@@ -4,6 +4,7 @@ that none of them reaches beyond its memory, or costs another sample a pixel."""
 from __future__ import annotations
 
 import io
+import pkgutil
 import platform
 import runpy
 import shutil
@@ -240,6 +241,12 @@ def test_the_environment_names_the_instruction_set(monkeypatch: pytest.MonkeyPat
             GratisError, match=f"{ISA_VARIABLE} is '{name}'; here it may be portable"
         ):
             NativeDecoder()
+
+
+def test_the_library_is_no_module_of_the_package() -> None:
+    """Whoever walks through packages imports all modules."""
+    folder = pkgutil.iter_modules([str(ENGINE)])
+    assert {module.name for module in folder} == {"decoder", "library"}
 
 
 def test_without_a_library_there_is_none(tmp_path: Path) -> None:
