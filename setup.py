@@ -29,10 +29,11 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 
 
 class BuildEngine(build_ext):
-    """Flags for each file, and a file name without Python's version."""
+    """Flags for each file, and a file name without Python's version. A name with a dot is no
+    module's, which those who walk through packages would import."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return fullname.replace(".", "/") + ".so"
+        return fullname.replace(".", "/") + ".1.so"
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return []
@@ -53,7 +54,7 @@ class EngineWheel(bdist_wheel):
     """For any Python on this kind of machine; for any machine where nothing was compiled."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        library = Path(self.bdist_dir) / f"{ROOM}/libgratis_engine.so"
+        library = Path(self.bdist_dir) / f"{ROOM}/libgratis_engine.1.so"
         if not library.exists():
             self.root_is_pure = True
             return "py3", "none", "any"

@@ -4,6 +4,7 @@ that none of them reaches beyond its memory, or costs another sample a pixel."""
 from __future__ import annotations
 
 import io
+import pkgutil
 import platform
 import runpy
 import shutil
@@ -242,6 +243,12 @@ def test_the_environment_names_the_instruction_set(monkeypatch: pytest.MonkeyPat
             NativeDecoder()
 
 
+def test_the_library_is_no_module_of_the_package() -> None:
+    """Whoever walks through packages imports all modules."""
+    folder = pkgutil.iter_modules([str(ENGINE)])
+    assert {module.name for module in folder} == {"decoder", "library"}
+
+
 def test_without_a_library_there_is_none(tmp_path: Path) -> None:
     assert load_from(tmp_path / "missing.so") is None
     (tmp_path / "text.so").write_text("no library")
@@ -272,35 +279,33 @@ def test_wrong_arrays_are_refused() -> None:
             ViewBatch(**{**good, name: value})
 
 
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all".split()
+
+
 def build_with_sanitizers(folder: Path) -> Path:
     """The engine and engine_damage.c as a program. Skips where the compiler has none."""
     compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
+    (folder / "empty.c").write_text("int main(void) { return 0; }")
+    trial = [str(compiler), *SANITIZERS, str(folder / "empty.c"), "-o", str(folder / "empty")]
+    if compiler is None or subprocess.run(trial, capture_output=True).returncode:
+        pytest.skip("needs a C compiler with its sanitizers")
     with mock.patch("setuptools.setup"):
         setup = runpy.run_path(str(ROOT / "setup.py"))
-    common = ["-g", "-O1", "-std=gnu11", "-ffp-contract=off", f"-I{ENGINE}"]
-    common += "-fsanitize=address,undefined -fno-sanitize-recover=all".split()
+    common = ["-g", "-O1", "-std=gnu11", "-ffp-contract=off", f"-I{ENGINE}", *SANITIZERS]
     common += ["-DGRATIS_X86"] if setup["X86"] else []
-    flags: dict[str, list[str]] = {
-        "engine": [],
-        "header": [],
-        "weights": [],
-        "portable": ["-fwrapv"],
-    }
-    if setup["X86"]:
-        flags |= {Path(name).stem: [*f, "-fwrapv"] for name, f in setup["FLAGS"].items()}
-    sources = {ENGINE / f"{name}.c": f for name, f in flags.items()}
-    sources[Path(__file__).with_name("engine_damage.c")] = []
+    sources = [ROOT / name for name in setup["SOURCES"]]
+    sources += [ENGINE / name for name in setup["FLAGS"] if setup["X86"]]
     objects = []
-    for source, own in sources.items():
+    for source in [*sources, Path(__file__).with_name("engine_damage.c")]:
+        # sums of vectors may wrap; those of everything else may not
+        vectors = ["-fwrapv", *setup["FLAGS"].get(source.name, [])]
+        own = vectors if source.name in ("portable.c", *setup["FLAGS"]) else []
         objects.append(folder / f"{source.stem}.o")
         command = [compiler, *common, *own, "-c", str(source), "-o", str(objects[-1])]
         subprocess.run(command, check=True, timeout=300)
     program = folder / "engine_damage"
-    done = subprocess.run([compiler, *common, *map(str, objects), "-o", str(program), "-lm"])
-    if done.returncode:
-        pytest.skip("the compiler's sanitizers are not installed")
+    link = [compiler, *common, *map(str, objects), "-o", str(program), "-lm"]
+    subprocess.run(link, check=True, timeout=300)
     return program
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gratis.errors import GratisError
 
 VERSION = 1
-FILE = Path(__file__).with_name("libgratis_engine.so")
+FILE = Path(__file__).with_name("libgratis_engine.1.so")
 ISA_VARIABLE = "GRATIS_ENGINE_ISA"
 ISAS = ("portable", "avx2", "avx512")  # in ascending order; the number is the library's
 
