@@ -28,7 +28,8 @@ class ShardDataset:
     it that is the one after the last.
 
     root, split     as of `gratis.Loader`
-    config          None: LoaderConfig.imagenet() for "train", .evaluation() for another split
+    config          None: LoaderConfig.imagenet() for "train", .evaluation() for another split; of
+                    images stored with less than 224 px give them a `crop`
     classes         names of the class folders (ImageNet's wnids), sorted; a label is a position
     class_to_idx    from name to label"""
 

@@ -31,6 +31,7 @@ ILSVRC_EIGENVECTORS = np.array(
 ILSVRC_DEVIATIONS = (121.7801, 37.0939, 19.7208)
 MONTAGE_PAIRS = 12  # pairs in the montage
 EXTREMES = 3  # classes shown from either end of the counts
+SHOWN = 5  # of the classes, the first ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,10 @@ def inspect_dataset(config: InspectConfig) -> None:
     print(f"dataset {manifest.hash[:8]}: {manifest.image_size} px, {codec}, seed {manifest.seed}")
     versions = ", ".join(f"{name} {version}" for name, version in manifest.tools.items())
     print(f"source {manifest.source[:8]}; {versions}")
+    if manifest.classes:
+        first = ", ".join(_name(entry) for entry in manifest.classes[:SHOWN])
+        more = f" and {len(manifest.classes) - SHOWN:,} more" if manifest.classes[SHOWN:] else ""
+        print(f"{len(manifest.classes):,} classes, labels from 0: {first}{more}")
     for name in manifest.splits:
         _show_split(root, manifest, name)
     stats = dataset.read_stats(root, manifest.stats_sha256)

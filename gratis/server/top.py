@@ -141,7 +141,7 @@ def _numbers(run: RunStatus) -> Table:
         ("loss", number(run.loss, "", 3)),
         ("learning rate", number(run.learning_rate, "", 5)),
         *(
-            (f"top-1 error, {views} views", percent(one.top1_error))
+            (f"top-1 error, {views} view{'s' * (views > 1)}", percent(one.top1_error))
             for views, one in sorted(newest.items())
         ),
         ("best epoch", "-" if run.best is None else str(run.best.epoch)),

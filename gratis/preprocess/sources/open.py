@@ -59,8 +59,13 @@ def _open(root: str, options: SourceOptions) -> Source:
         raise GratisError(
             f"{train} has no class folders{holds_instead(train)}; expected {train}/<class>/<image>"
         )
+    if addresses.is_url(root):
+        advice = "a web server lists no folders: there, the ILSVRC2012 archives or a dataset with "
+        advice += "its manifest.json"
+    else:
+        advice = "class folders go into one called train, a link to them will do; --unlabelled "
+        advice += "takes images in any folder; every kind: docs/sources.md"
     raise GratisError(
         f"{root} holds neither {TRAIN} nor train/<class>/ nor WebDataset tars"
-        f"{holds_instead(root)}; give the folder that does (a web server lists no folders: there, "
-        f"the ILSVRC2012 archives or a dataset with its manifest.json)"
+        f"{holds_instead(root)}; give the folder that does ({advice})"
     )

@@ -155,10 +155,17 @@ def refuse_other(store: Store, there: Manifest, wanted: Manifest, way_out: str) 
     one."""
     one, other = settings(there), settings(wanted)
     differences = ", ".join(
-        f"{k} {one.get(k)} there and {v} asked for" for k, v in other.items() if one.get(k) != v
+        f"{k} {_shown(one.get(k))} there and {_shown(v)} asked for"
+        for k, v in other.items()
+        if one.get(k) != v
     )
     if differences:
         raise GratisError(f"{store.address} is another dataset: {differences}; {way_out} OUT")
+
+
+def _shown(value: object) -> object:
+    """A source's sha256 as `gratis inspect` shows it."""
+    return value[:8] if isinstance(value, str) and len(value) == 64 else value
 
 
 def settings(manifest: Manifest) -> dict[str, object]:

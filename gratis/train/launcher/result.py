@@ -41,7 +41,7 @@ def show(launch: Launch) -> None:
     Where there was nothing to measure the table has a dash, and the line not the key.
     """
     values, verdict = result(launch.folder)
-    table = Table(title=launch.run)
+    table = Table(title=launch.run, show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     for key, label in LABELS.items():
