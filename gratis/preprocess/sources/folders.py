@@ -3,7 +3,7 @@
 
     SRC/train/<class>/<image>     and, perhaps, SRC/validation/<class>/<image>
 
-With --unlabelled any images below SRC/train or, where no folder names that split, below SRC.
+With --unlabelled any images below SRC/train or, where no folder names a split, below SRC.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from gratis.preprocess.sources.listing import (
 )
 from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.splits import SplitName, choose, split_of, unread_note
+from gratis.preprocess.sources.tar import COMPRESSED_TARS
+
+CONTAINERS = (".tar", *COMPRESSED_TARS, ".zip", ".parquet", ".arrow")
 
 
 def open_class_folders(root: str, options: SourceOptions) -> Source | None:
@@ -38,7 +41,7 @@ def open_class_folders(root: str, options: SourceOptions) -> Source | None:
         return None
     tars = [entry.name for entry in addresses.entries(root) if entry.name.lower().endswith(".tar")]
     if tars:
-        notes.append(f"not read, beside class folders: {_some(tars)} in {root}")
+        notes.append(f"not read, beside class folders: {some(tars)} in {root}")
     for wnid in wnids:
         if wnid != wnid.encode(errors="replace").decode():  # surrogates, which no manifest can hold
             raise GratisError(
@@ -83,7 +86,7 @@ def split_folders(root: str) -> tuple[dict[SplitName, str], list[str]]:
             named.setdefault(split, []).append(name)
     found = {split: _plain_name(root, split, names) for split, names in named.items()}
     unread = [f"{name}/" for name in folders if name not in found.values()]
-    notes = [f"not read, as no split's folders: {_some(unread)} in {root}"] if unread else []
+    notes = [f"not read, as no split's folders: {some(unread)} in {root}"] if unread else []
     return {split: addresses.join(root, name) for split, name in found.items()}, notes
 
 
@@ -97,10 +100,12 @@ def _plain_name(root: str, split: str, names: list[str]) -> str:
 
 
 def _open_unlabelled(root: str, options: SourceOptions) -> Source | None:
+    if not addresses.is_folder(root):
+        return None
     found, notes = split_folders(root)
-    if "train" not in found and addresses.is_folder(root):
-        found, notes = {"train": root}, []
     if not found:
+        found, notes = {"train": root}, []
+    if not any(map(_holds_image, found.values())):
         return None
     chosen, unread = choose(root, found, options.val_from)
     if unread:
@@ -132,11 +137,23 @@ def _list_tree(root: str, below: str, builder: ListingBuilder, above: frozenset[
             _list_tree(root, path, builder, above | {place})
         elif entry.size < 0:
             builder.skip(path, "it is not a file")
+        elif entry.name.lower().endswith(CONTAINERS) and not is_hidden(entry.name):
+            builder.skip(path, "it may hold images; give its folder alone as SRC, or move it")
         else:
             builder.add(path, -1, entry.size, -1)
 
 
-def _some(names: list[str]) -> str:
+def _holds_image(folder: str, above: frozenset[str] = frozenset()) -> bool:
+    """Whether an image is somewhere below the folder."""
+    place = folder if addresses.is_url(folder) else os.path.realpath(folder)
+    listed = [] if place in above else addresses.entries(folder)
+    if any(IMAGE_NAME.fullmatch(entry.name) and not is_hidden(entry.name) for entry in listed):
+        return True
+    inside = [entry.name for entry in listed if entry.is_folder and not is_hidden(entry.name)]
+    return any(_holds_image(addresses.join(folder, name), above | {place}) for name in inside)
+
+
+def some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
@@ -147,7 +164,7 @@ def holds_instead(folder: str) -> str:
         return ""
     listed = addresses.entries(folder)
     names = [entry.name + "/" * entry.is_folder for entry in listed]
-    return f" but {_some(names)}" if names else ", nor anything else"
+    return f" but {some(names)}" if names else ", nor anything else"
 
 
 def _list_folders(root: str, builder: ListingBuilder) -> None:
@@ -177,15 +194,20 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
             raise GratisError(
                 f"{folder} has no counterpart in train; remove it or add the class there"
             )
-        builder.containers.append(folder)
         before = len(builder)
-        for entry in addresses.entries(folder):
-            if (entry.is_folder or entry.size < 0) and not is_hidden(entry.name):
-                builder.skip(entry.name, "it is not a file")
-            else:
-                builder.add(entry.name, -1, entry.size, labels[wnid])
+        list_class_folder(folder, labels[wnid], builder)
         if len(builder) == before:
             raise GratisError(_no_images(root, folder))
+
+
+def list_class_folder(folder: str, label: int, builder: ListingBuilder) -> None:
+    """Adds the images that lie directly in the folder. Folders in it are lost."""
+    builder.containers.append(folder)
+    for entry in addresses.entries(folder):
+        if (entry.is_folder or entry.size < 0) and not is_hidden(entry.name):
+            builder.skip(entry.name, "it is not a file")
+        else:
+            builder.add(entry.name, -1, entry.size, label)
 
 
 def _no_images(root: str, folder: str) -> str:

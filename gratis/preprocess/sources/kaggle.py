@@ -20,6 +20,7 @@ from tqdm import tqdm
 from gratis import addresses
 from gratis.dataset import ImageClass
 from gratis.errors import GratisError
+from gratis.preprocess.sources.folders import list_class_folder
 from gratis.preprocess.sources.listing import QUIET_S, Listing, ListingBuilder, is_hidden
 from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.val_labels import (
@@ -100,14 +101,13 @@ def _list_classes(folder: str, builder: ListingBuilder) -> None:
     listed = [entry for entry in listed if not is_hidden(entry.name)]
     for entry in tqdm(listed, "listing", delay=QUIET_S, leave=False):
         path = addresses.join(folder, entry.name)
-        builder.containers.append(path)
         if not entry.is_folder:
+            builder.containers.append(folder)
             builder.leave_out(entry.name)
         elif entry.name not in labels:
             raise GratisError(f"{path} is no class of {MAPPING}; remove it, or get both again")
         else:
-            for file in addresses.entries(path):
-                builder.add(file.name, -1, file.size, labels[entry.name])
+            list_class_folder(path, labels[entry.name], builder)
 
 
 def _refuse_empty_class(images: str, listing: Listing) -> None:

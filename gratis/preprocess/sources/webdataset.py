@@ -42,7 +42,7 @@ from gratis.preprocess.sources.listing import (
 from gratis.preprocess.sources.shard_lists import ShardList, read_shard_list
 from gratis.preprocess.sources.source import DEFAULT, Source, SourceOptions
 from gratis.preprocess.sources.splits import SplitName, choose, divide, split_of, unread_note
-from gratis.preprocess.sources.tar import Member, extension_of, members
+from gratis.preprocess.sources.tar import COMPRESSED_TARS, Member, extension_of, members
 
 
 class TarSample(NamedTuple):
@@ -136,7 +136,7 @@ def _tars(folder: str, lost: list[str]) -> list[str]:
     files = [entry.name for entry in addresses.entries(folder) if not entry.is_folder]
     files = [name for name in files if not is_hidden(name)]
     for name in files:
-        if name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        if name.lower().endswith(COMPRESSED_TARS):
             lost.append(f"skipped {folder}: {name!r}: it is compressed; decompress it to a .tar")
     return [addresses.join(folder, name) for name in files if name.lower().endswith(".tar")]
 
