@@ -216,3 +216,9 @@ def test_names_that_all_hold_train_are_the_training_split(tmp_path: Path) -> Non
     names = ["inettrain0.tar", "inettrain1.tar"]
     source = open_source(write(tmp_path, dict.fromkeys(names, IMAGE)), UNLABELLED)
     assert len(source.splits["train"]) == 2
+
+
+@pytest.mark.parametrize("name", ["val.parquet", "val.tar", "val.TAR.GZ", "val.zip"])
+def test_what_may_hold_images_beside_class_folders_is_named(tmp_path: Path, name: str) -> None:
+    source = open_source(write(tmp_path, {"train/a/1.jpg": IMAGE, name: IMAGE}))
+    assert [note for note in source.notes if name in note]

@@ -39,9 +39,9 @@ def open_class_folders(root: str, options: SourceOptions) -> Source | None:
     wnids = tuple(_folders(found["train"])) if "train" in found else ()
     if not wnids or not _is_meant(found["train"], wnids[0]):
         return None
-    tars = [entry.name for entry in addresses.entries(root) if entry.name.lower().endswith(".tar")]
-    if tars:
-        notes.append(f"not read, beside class folders: {some(tars)} in {root}")
+    files = [entry.name for entry in addresses.entries(root) if not entry.is_folder]
+    if beside := [name for name in files if name.lower().endswith(CONTAINERS)]:
+        notes.append(f"not read, beside class folders: {some(beside)} in {root}")
     for wnid in wnids:
         if wnid != wnid.encode(errors="replace").decode():  # surrogates, which no manifest can hold
             raise GratisError(
