@@ -222,3 +222,56 @@ def test_names_that_all_hold_train_are_the_training_split(tmp_path: Path) -> Non
 def test_what_may_hold_images_beside_class_folders_is_named(tmp_path: Path, name: str) -> None:
     source = open_source(write(tmp_path, {"train/a/1.jpg": IMAGE, name: IMAGE}))
     assert [note for note in source.notes if name in note]
+
+
+KAGGLE = "ILSVRC/Data/CLS-LOC"
+WNIDS = ("n01440764", "n01443537")
+
+
+@pytest.mark.parametrize("src", ["", KAGGLE])
+def test_kaggle_s_copy_needs_no_mapping(tmp_path: Path, src: str) -> None:
+    # as people who have sorted val into class folders keep it
+    places = [f"{KAGGLE}/{split}/{wnid}" for split in ("train", "val") for wnid in WNIDS]
+    write(tmp_path, {f"{place}/a.JPEG": IMAGE for place in places})
+    source = open_source(str(tmp_path / src))
+    assert [entry.wnid for entry in source.classes] == list(WNIDS)
+    assert source.splits["val"].label.tolist() == [0, 1]
+    unlabelled = open_source(str(tmp_path / src), UNLABELLED).splits
+    assert (len(unlabelled["train"]), len(unlabelled["val"])) == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["val/a.JPEG", "train/n01443537.tar", "train/n01443537.tar.gz"])
+def test_what_is_in_no_class_folder_of_kaggle_s_copy_is_lost_by_name(
+    tmp_path: Path, name: str
+) -> None:
+    files = [f"{KAGGLE}/{split}/{WNIDS[0]}/{split}.JPEG" for split in ("train", "val")]
+    source = open_source(write(tmp_path, dict.fromkeys([*files, f"{KAGGLE}/{name}"], IMAGE)))
+    (lost,) = source.skipped
+    assert f"{name.split('/')[1]!r}: it is in no class folder" in lost
+
+
+@pytest.mark.parametrize("deep", ["ds", "train", "a/b"])
+def test_without_labels_splits_further_below_are_not_one(tmp_path: Path, deep: str) -> None:
+    root = write(tmp_path, {f"{deep}/train/1.jpg": IMAGE, f"{deep}/test/2.jpg": IMAGE})
+    with pytest.raises(GratisError, match=f"{deep} holds the splits test and train"):
+        open_source(root, UNLABELLED)
+
+
+@pytest.mark.parametrize("name", ["1.tar.lz4", "2.tar.part", "val.zip", "val-0.parquet", "a.jpg"])
+def test_what_may_hold_images_beside_webdataset_tars_is_named(tmp_path: Path, name: str) -> None:
+    theirs = ["0.parquet", "0.tar.idx", "0.idx", "0_stats.json", "README.md"]  # of 0.tar
+    labels = {"0.tar": IMAGE, **dict.fromkeys([name, *theirs], IMAGE)}
+    root = write(tmp_path, labels)
+    with tarfile.open(f"{root}/0.tar", "a") as archive:
+        info = tarfile.TarInfo("0_1.cls")
+        info.size = 1
+        archive.addfile(info, io.BytesIO(b"0"))
+    (note,) = open_source(root).notes
+    assert note == f"not read, beside tars: {name} in {root}"
+
+
+@pytest.mark.parametrize("name", ["a.cr2", "a.NEF", "a.dcm", "a.heic", "a.apng"])
+def test_photographs_of_kinds_that_are_not_read_are_lost(tmp_path: Path, name: str) -> None:
+    source = open_source(write(tmp_path, {"train/k/1.jpg": IMAGE, f"train/k/{name}": IMAGE}))
+    (lost,) = source.skipped
+    assert name in lost

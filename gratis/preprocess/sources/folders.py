@@ -78,16 +78,19 @@ def split_folders(root: str) -> tuple[dict[SplitName, str], list[str]]:
     named: dict[SplitName, list[str]] = {}
     folders = _folders(root)
     for name in folders:
-        try:
-            split = split_of(name)
-        except GratisError:  # of two splits
-            continue
-        if split:
+        if split := _split_of_folder(name):
             named.setdefault(split, []).append(name)
     found = {split: _plain_name(root, split, names) for split, names in named.items()}
     unread = [f"{name}/" for name in folders if name not in found.values()]
     notes = [f"not read, as no split's folders: {some(unread)} in {root}"] if unread else []
     return {split: addresses.join(root, name) for split, name in found.items()}, notes
+
+
+def _split_of_folder(name: str) -> SplitName | None:
+    try:
+        return split_of(name)
+    except GratisError:  # of two splits
+        return None
 
 
 def _plain_name(root: str, split: str, names: list[str]) -> str:
@@ -131,7 +134,14 @@ def _list_tree(root: str, below: str, builder: ListingBuilder, above: frozenset[
     if place in above:
         builder.skip(below, "it leads back to a folder that it lies in")
         return
-    for entry in addresses.entries(folder):
+    listed = addresses.entries(folder)
+    splits = {_split_of_folder(entry.name) for entry in listed if entry.is_folder} - {None}
+    if len(splits) > 1:
+        raise GratisError(
+            f"{folder} holds the splits {' and '.join(sorted(map(str, splits)))}, which would be "
+            f"one; give that folder as SRC, or rename them"
+        )
+    for entry in listed:
         path = f"{below}/{entry.name}" if below else entry.name
         if entry.is_folder and not is_hidden(entry.name):
             _list_tree(root, path, builder, above | {place})
@@ -183,10 +193,8 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
             builder.pass_over(entry.name, HIDDEN_FILES)
         elif entry.is_folder:
             continue
-        elif IMAGE_NAME.fullmatch(entry.name) or entry.name.lower().endswith(".tar"):
-            builder.skip(entry.name, "it is in no class folder")
         else:
-            builder.leave_out(entry.name)
+            list_beside_classes(entry.name, builder)
     builder.containers.pop()
     for wnid in tqdm(classes, "listing", delay=QUIET_S, leave=False):
         folder = addresses.join(root, wnid)
@@ -198,6 +206,14 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
         list_class_folder(folder, labels[wnid], builder)
         if len(builder) == before:
             raise GratisError(_no_images(root, folder))
+
+
+def list_beside_classes(name: str, builder: ListingBuilder) -> None:
+    """What lies beside class folders is lost if it may be, or hold, images."""
+    if IMAGE_NAME.fullmatch(name) or name.lower().endswith(CONTAINERS):
+        builder.skip(name, "it is in no class folder")
+    else:
+        builder.leave_out(name)
 
 
 def list_class_folder(folder: str, label: int, builder: ListingBuilder) -> None:

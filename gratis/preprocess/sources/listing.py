@@ -25,7 +25,8 @@ from gratis.errors import GratisError
 IMAGE_NAME = re.compile(r"(?s).*\.(jpe?g|jpe|jfif|png|gif|bmp|webp|tiff?|p[bgnp]m)", re.IGNORECASE)
 # images that are not read here: losing one is no less a loss
 OTHER_IMAGE_NAME = re.compile(
-    r"(?s).*\.(avif|hei[cf]|hif|j2[ck]|jp[2xf]|jxl|jxr|psd|tga|exr|dng|svgz?|ico|pcx)",
+    r"(?s).*\.(avif|hei[cf]|hif|j2[ck]|jp[2xf]|jxl|jxr|psd|tga|exr|dng|cr[23]|nef|arw|apng|dcm|"
+    r"svgz?|ico|pcx)",
     re.IGNORECASE,
 )
 HIDDEN = re.compile(r"(^|/)(\.(?!\.?(/|$))|__MACOSX(/|$))")
