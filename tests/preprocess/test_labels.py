@@ -108,11 +108,11 @@ def refusal(root: Path, members: Members) -> str:
 def test_a_missing_label_tells_what_is_there(tmp_path: Path) -> None:
     files = [("a.jpg", b"x" * 1234), ("a.txt", b"a caption"), ("a.npy", b"")]
     assert (
-        "'a' has no label: of its members in order, 'a.jpg' (1,234 bytes), 'a.txt' (9 bytes), "
-        "'a.npy' (0 bytes), none is a .cls or .json; add one, or go without labels: --unlabelled"
+        "'a' has no label: of its members in order, 'a.jpg' (1,234 B), 'a.txt' (9 B), "
+        "'a.npy' (0 B), none is a .cls or .json; add one, or go without labels: --unlabelled"
     ) in refusal(tmp_path, files)
     many = [("a.jpg", b"x"), *((f"a.{k}", b"") for k in range(9))]
-    assert "'a.3' (0 bytes) and 5 more, none is" in refusal(tmp_path, many)
+    assert "'a.3' (0 B) and 5 more, none is" in refusal(tmp_path, many)
 
 
 def test_a_label_elsewhere_in_the_tar_is_named(tmp_path: Path) -> None:

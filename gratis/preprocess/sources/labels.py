@@ -147,7 +147,7 @@ def _name(fields: dict[str, object], name_fields: list[str]) -> str | None:
 
 def _found_instead(archive: addresses.Bytes, parts: list[Member]) -> str:
     """What a sample without a label has: its members in order."""
-    shown = ", ".join(f"{part.name[-200:]!r} ({part.size:,} bytes)" for part in parts[:SHOWN])
+    shown = ", ".join(f"{part.name[-200:]!r} ({part.size:,} B)" for part in parts[:SHOWN])
     more = f" and {len(parts) - SHOWN:,} more" if len(parts) > SHOWN else ""
     reasons = [reason for part in parts if (reason := _why_no_label(archive, part))]
     why = reasons[0] if reasons else "none is a .cls or .json"
