@@ -235,6 +235,14 @@ def test_endings_of_images(tmp_path: Path, place: Place, name: str) -> None:
     assert listed(open_source(place(files(tmp_path / "f", f"train/c/{name}")))) == {"train": [name]}
 
 
+def test_a_map_beside_an_image_is_none(tmp_path: Path) -> None:
+    tar(tmp_path / "0.tar", "a.pgm", "a.jpg", "a.cls", "b.PNM", "b.cls")
+    assert listed(open_source(str(tmp_path))) == {"train": ["a.jpg", "b.PNM"]}
+    tar(tmp_path / "1.tar", "a.pgm", "a.pbm", "a.cls")
+    with pytest.raises(GratisError, match=r"'a' has 2 images, a\.pbm and a\.pgm"):
+        open_source(str(tmp_path))
+
+
 def test_long_keys_end_in_a_hash(tmp_path: Path, place: Place) -> None:
     """In any place of SRC alike, and those of different paths differ."""
     label, stem = "k" * 60, "u" * 36

@@ -7,8 +7,8 @@
 
 A sample's members lie side by side and share the name up to its first dot. Its image is the only
 one among them, or the only one without a further dot in its extension: `x.jpg` beside
-`x.depth.png`. Its label is its `.cls` member, or a field of its `.json` (labels.py). Hidden members
-(`._x.jpg`) are passed over.
+`x.depth.png`, or `x.pgm`. Its label is its `.cls` member, or a field of its `.json` (labels.py).
+Hidden members (`._x.jpg`) are passed over.
 
 Such tars are either sharded again (`gratis shards`) or, if their images are square and of one size
 already, used as they are (`gratis index`).
@@ -17,6 +17,7 @@ already, used as they are (`gratis index`).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +44,8 @@ from gratis.preprocess.sources.shard_lists import ShardList, read_shard_list
 from gratis.preprocess.sources.source import DEFAULT, Source, SourceOptions
 from gratis.preprocess.sources.splits import SplitName, choose, divide, split_of, unread_note
 from gratis.preprocess.sources.tar import COMPRESSED_TARS, Member, extension_of, members
+
+MAP_NAME = re.compile(r"\.p[bgn]m$", re.IGNORECASE)  # often a mask or depth beside the image
 
 
 class TarSample(NamedTuple):
@@ -235,6 +238,8 @@ def _picture(path: str, key: str, parts: list[Member]) -> Member | None:
     if len(images) < 2:
         return images[0] if images else None
     plain = [member for member in images if "." not in extension_of(member.name)]
+    if len(plain) > 1:
+        plain = [member for member in plain if not MAP_NAME.search(member.name)]
     if len(plain) != 1:
         names = sorted(os.path.basename(member.name)[:200] for member in images)
         way_out = "leave one, or give the others a further extension (x.mask.png)"
