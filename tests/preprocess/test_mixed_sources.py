@@ -275,3 +275,34 @@ def test_photographs_of_kinds_that_are_not_read_are_lost(tmp_path: Path, name: s
     source = open_source(write(tmp_path, {"train/k/1.jpg": IMAGE, f"train/k/{name}": IMAGE}))
     (lost,) = source.skipped
     assert name in lost
+
+
+@pytest.mark.parametrize("name", ["val", "test", "train-1.tar"])
+def test_a_split_that_is_a_link_to_nothing_is_an_error(tmp_path: Path, name: str) -> None:
+    root = write(tmp_path, {"train/k/1.jpg": IMAGE})
+    (tmp_path / name).symlink_to("nowhere")
+    for options in (SourceOptions(), UNLABELLED):
+        with pytest.raises(GratisError, match=f"{name} names a split and is neither"):
+            open_source(root, options)
+
+
+def test_a_class_that_is_a_link_to_nothing_is_lost_by_name(tmp_path: Path) -> None:
+    root = write(tmp_path, {"train/k/1.jpg": IMAGE})
+    (tmp_path / "train/z").symlink_to("nowhere")
+    (lost,) = open_source(root).skipped
+    assert lost.endswith("'z': it is not a file")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("x-train.tfrecord-00000-of-00001", "a TFRecord file"), ("train.pt", "a file of PyTorch")],
+)
+def test_more_kinds_are_refused_by_name(tmp_path: Path, name: str, kind: str) -> None:
+    with pytest.raises(GratisError, match=f"{name} is {kind}, which is not read"):
+        open_source(write(tmp_path, {name: b"PK\3\4..............."}))
+
+
+def test_a_file_as_src_is_not_called_missing(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a.tar": IMAGE})
+    with pytest.raises(GratisError, match="is a file; give the folder"):
+        open_source(f"{root}/a.tar")

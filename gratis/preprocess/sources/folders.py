@@ -27,7 +27,12 @@ from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.splits import SplitName, choose, split_of, unread_note
 from gratis.preprocess.sources.tar import COMPRESSED_TARS
 
-CONTAINERS = (".tar", *COMPRESSED_TARS, ".zip", ".parquet", ".arrow")
+NO_FILE = "it is not a file"
+# endings, in small, of files that may hold images
+CONTAINERS = (
+    *(".tar", *COMPRESSED_TARS, ".zip", ".parquet", ".arrow"),
+    *(".beton", ".mds", ".tfrecord", ".tfrecords", ".rec", ".h5", ".hdf5", ".lmdb"),
+)
 
 
 def open_class_folders(root: str, options: SourceOptions) -> Source | None:
@@ -77,6 +82,12 @@ def split_folders(root: str) -> tuple[dict[SplitName, str], list[str]]:
         return {}, []
     named: dict[SplitName, list[str]] = {}
     folders = _folders(root)
+    for entry in addresses.entries(root):
+        if entry.size < 0 and not is_hidden(entry.name) and _split_of_folder(entry.name):
+            raise GratisError(
+                f"{addresses.join(root, entry.name)} names a split and is neither a folder nor a "
+                f"file: a link to what is not there? mend or remove it"
+            )
     for name in folders:
         if split := _split_of_folder(name):
             named.setdefault(split, []).append(name)
@@ -146,7 +157,7 @@ def _list_tree(root: str, below: str, builder: ListingBuilder, above: frozenset[
         if entry.is_folder and not is_hidden(entry.name):
             _list_tree(root, path, builder, above | {place})
         elif entry.size < 0:
-            builder.skip(path, "it is not a file")
+            builder.skip(path, NO_FILE)
         elif entry.name.lower().endswith(CONTAINERS) and not is_hidden(entry.name):
             builder.skip(path, "it may hold images; give its folder alone as SRC, or move it")
         else:
@@ -194,7 +205,7 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
         elif entry.is_folder:
             continue
         else:
-            list_beside_classes(entry.name, builder)
+            list_beside_classes(entry, builder)
     builder.containers.pop()
     for wnid in tqdm(classes, "listing", delay=QUIET_S, leave=False):
         folder = addresses.join(root, wnid)
@@ -208,12 +219,15 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
             raise GratisError(_no_images(root, folder))
 
 
-def list_beside_classes(name: str, builder: ListingBuilder) -> None:
-    """What lies beside class folders is lost if it may be, or hold, images."""
-    if IMAGE_NAME.fullmatch(name) or name.lower().endswith(CONTAINERS):
-        builder.skip(name, "it is in no class folder")
+def list_beside_classes(entry: addresses.FileEntry, builder: ListingBuilder) -> None:
+    """A file beside class folders is lost if it may be, or hold, images, as is what may have been a
+    class folder."""
+    if entry.size < 0:
+        builder.skip(entry.name, NO_FILE)
+    elif IMAGE_NAME.fullmatch(entry.name) or entry.name.lower().endswith(CONTAINERS):
+        builder.skip(entry.name, "it is in no class folder")
     else:
-        builder.leave_out(name)
+        builder.leave_out(entry.name)
 
 
 def list_class_folder(folder: str, label: int, builder: ListingBuilder) -> None:
@@ -221,7 +235,7 @@ def list_class_folder(folder: str, label: int, builder: ListingBuilder) -> None:
     builder.containers.append(folder)
     for entry in addresses.entries(folder):
         if (entry.is_folder or entry.size < 0) and not is_hidden(entry.name):
-            builder.skip(entry.name, "it is not a file")
+            builder.skip(entry.name, NO_FILE)
         else:
             builder.add(entry.name, -1, entry.size, label)
 

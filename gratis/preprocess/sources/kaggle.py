@@ -127,7 +127,7 @@ def _list_classes(folder: str, builder: ListingBuilder) -> None:
         path = addresses.join(folder, entry.name)
         if not entry.is_folder:
             builder.containers.append(folder)
-            list_beside_classes(entry.name, builder)
+            list_beside_classes(entry, builder)
         elif entry.name not in labels:
             raise GratisError(f"{path} is no class of {MAPPING}; remove it, or get both again")
         else:

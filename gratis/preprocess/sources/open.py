@@ -46,6 +46,8 @@ def _open(root: str, options: SourceOptions) -> Source:
     is_table = root.endswith(TABLES)
     if not addresses.is_url(root) and not addresses.is_folder(root) and not is_table:
         refuse_foreign(root)
+        if addresses.is_file(root):
+            raise GratisError(f"{root} is a file; give the folder that it lies in as SRC")
         raise GratisError(
             f"no such folder: {root}; SRC is a folder with the ILSVRC2012 archives, "
             f"train/<class>/* or WebDataset tars"
