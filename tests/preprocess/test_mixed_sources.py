@@ -22,7 +22,7 @@ def write(root: Path, files: dict[str, bytes]) -> str:
     for name, data in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".tar":
+        if path.suffix.lower() == ".tar":
             with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
                 info = tarfile.TarInfo(f"{path.stem}_1.JPEG")
                 info.size = len(data)
@@ -306,3 +306,17 @@ def test_a_file_as_src_is_not_called_missing(tmp_path: Path) -> None:
     root = write(tmp_path, {"a.tar": IMAGE})
     with pytest.raises(GratisError, match="is a file; give the folder"):
         open_source(f"{root}/a.tar")
+
+
+def test_several_tars_of_a_class_are_no_classes(tmp_path: Path) -> None:
+    files = ["cat-0.tar", "cat-1.tar", "dog-0.tar"]
+    with pytest.raises(GratisError, match="has no label"):
+        open_source(write(tmp_path, dict.fromkeys(files, IMAGE)))
+
+
+def test_what_a_list_of_tars_does_not_name_is_named(tmp_path: Path) -> None:
+    files = dict.fromkeys(["a-0.tar", "a-1.TAR", "val/0.tar", "more/0.tar"], IMAGE)
+    shards = b'{"shardlist": [{"url": "a-0.tar"}, {"url": "more/0.tar"}]}'
+    source = open_source(write(tmp_path, {**files, "dataset.json": shards}), UNLABELLED)
+    (note,) = [note for note in source.notes if "does not list" in note]
+    assert "a-1.TAR, val/ in" in note

@@ -4,7 +4,7 @@
     SRC/val/n01440764.tar ...             or class folders, or flat with LOC_val_solution.csv or the
                                           devkit beside it, or ILSVRC2012_img_val.tar and the devkit
 
-A tar's name is a class where it is a wnid, or where the names differ in more than digits, and where
+A tar's name is a class where it is a wnid, or where all names differ in more than digits, and where
 the first image in it has no label beside it: 00000.tar, 00001.tar and whatever has labels are
 WebDataset's.
 """
@@ -90,7 +90,9 @@ def _class_tars(folder: str) -> dict[str, str]:
     names = [entry.name for entry in listed if _is_tar(entry)]
     classes = [name.removesuffix(".tar") for name in names if name != VAL]
     spelled = {re.sub(r"[\d\W_]+", "", name) for name in classes}
-    if not all(map(WNID.fullmatch, classes)) and ("" in spelled or len(spelled) < 2):
+    # cat-0.tar, cat-1.tar, dog-0.tar are no three classes
+    apart = "" not in spelled and len(spelled) == len(classes) > 1
+    if not (apart or all(map(WNID.fullmatch, classes))):
         return {}
     tars = {wnid: addresses.join(folder, f"{wnid}.tar") for wnid in classes}
     return tars if tars and not _has_labels(next(iter(tars.values()))) else {}

@@ -81,9 +81,10 @@ def split_folders(root: str) -> tuple[dict[SplitName, str], list[str]]:
     if not addresses.is_folder(root):
         return {}, []
     named: dict[SplitName, list[str]] = {}
-    folders = _folders(root)
-    for entry in addresses.entries(root):
-        if entry.size < 0 and not is_hidden(entry.name) and _split_of_folder(entry.name):
+    listed = [entry for entry in addresses.entries(root) if not is_hidden(entry.name)]
+    folders = [entry.name for entry in listed if entry.is_folder]
+    for entry in listed:
+        if entry.size < 0 and _split_of_folder(entry.name):
             raise GratisError(
                 f"{addresses.join(root, entry.name)} names a split and is neither a folder nor a "
                 f"file: a link to what is not there? mend or remove it"
