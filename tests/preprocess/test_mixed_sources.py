@@ -320,3 +320,13 @@ def test_what_a_list_of_tars_does_not_name_is_named(tmp_path: Path) -> None:
     source = open_source(write(tmp_path, {**files, "dataset.json": shards}), UNLABELLED)
     (note,) = [note for note in source.notes if "does not list" in note]
     assert "a-1.TAR, val/ in" in note
+
+
+@pytest.mark.parametrize("beside", [{}, {"00000/0.json": b'{"caption": "a cat"}'}])
+def test_an_image_without_a_label_in_img2dataset_s_folders_says_the_way_out(
+    tmp_path: Path, beside: dict[str, bytes]
+) -> None:
+    root = write(tmp_path, {"00000/0.jpg": IMAGE, "00000_stats.json": b"{}", **beside})
+    with pytest.raises(GratisError, match="has no label") as caught:
+        open_source(root)
+    assert str(caught.value).endswith("or go without labels: --unlabelled")

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from gratis import addresses
 from gratis.dataset import ImageClass
+from gratis.errors import GratisError
 from gratis.preprocess.sources.class_numbers import ClassNumbers, refuse_unknown
 from gratis.preprocess.sources.folders import some, split_folders
 from gratis.preprocess.sources.labels import ClassNames, Label, NoLabelError, read_label
@@ -24,6 +25,7 @@ from gratis.preprocess.sources.tar import Member
 from gratis.preprocess.sources.val_labels import is_image
 
 STATS = "_stats.json"
+WAY_OUT = "let img2dataset write one (save_additional_columns), or go without labels: --unlabelled"
 
 
 def open_image_json(root: str, options: SourceOptions) -> Source | None:
@@ -94,7 +96,10 @@ def _list_folder(folder: str, builder: ListingBuilder, names: ClassNames | None)
             continue
         label = -1
         if names:
-            found = _read_label(folder, entry.name, sizes)
+            try:
+                found = _read_label(folder, entry.name, sizes)
+            except NoLabelError as error:
+                raise GratisError(f"{error}; {WAY_OUT}") from None
             names.add(found, entry.name)
             label = found.number
         builder.add(entry.name, -1, entry.size, label)
