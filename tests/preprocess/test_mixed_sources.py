@@ -330,3 +330,25 @@ def test_an_image_without_a_label_in_img2dataset_s_folders_says_the_way_out(
     with pytest.raises(GratisError, match="has no label") as caught:
         open_source(root)
     assert str(caught.value).endswith("or go without labels: --unlabelled")
+
+
+@pytest.mark.parametrize("label", ["1", "cat"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_of_which_every_image_is_missing_is_an_error(
+    tmp_path: Path, split: str, label: str
+) -> None:
+    for name in ("train", "val"):
+        rows = f"file_name,label\na.jpg,{label}\n".encode()
+        write(tmp_path, {f"{name}/metadata.csv": rows, f"{name}/a.jpg": IMAGE})
+    (tmp_path / split / "a.jpg").unlink()
+    with pytest.raises(GratisError, match=f"the split {split} has no images .*'a.jpg'"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("options", [SourceOptions(), UNLABELLED])
+def test_folders_of_img2dataset_without_images_are_an_error(
+    tmp_path: Path, options: SourceOptions
+) -> None:
+    root = write(tmp_path, {"00000/a.json": b"{}", "00000_stats.json": b"{}"})
+    with pytest.raises(GratisError, match="the split train has no images"):
+        open_source(root, options)

@@ -18,7 +18,13 @@ from gratis.errors import GratisError
 from gratis.preprocess.sources.class_numbers import ClassNumbers, refuse_unknown
 from gratis.preprocess.sources.folders import some, split_folders
 from gratis.preprocess.sources.labels import ClassNames, Label, NoLabelError, read_label
-from gratis.preprocess.sources.listing import OTHER_IMAGE_NAME, QUIET_S, ListingBuilder, is_hidden
+from gratis.preprocess.sources.listing import (
+    OTHER_IMAGE_NAME,
+    QUIET_S,
+    ListingBuilder,
+    is_hidden,
+    refuse_empty,
+)
 from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.splits import SplitName, choose, unread_note
 from gratis.preprocess.sources.tar import Member
@@ -41,6 +47,7 @@ def open_image_json(root: str, options: SourceOptions) -> Source | None:
     for split, folders in chosen.items():
         for folder in tqdm(folders, "listing", delay=QUIET_S, leave=False):
             _list_folder(folder, builders[split], names)
+    refuse_empty(root, builders)
     classes = _classes(builders["train"], names) if names else ()
     splits = {}
     for split, builder in builders.items():

@@ -23,7 +23,13 @@ from gratis.errors import GratisError
 from gratis.preprocess.sources.class_numbers import ClassNumbers, refuse_unknown
 from gratis.preprocess.sources.folders import split_folders
 from gratis.preprocess.sources.labels import LABEL_FIELDS
-from gratis.preprocess.sources.listing import IMAGE_NAME, QUIET_S, ListingBuilder, is_hidden
+from gratis.preprocess.sources.listing import (
+    IMAGE_NAME,
+    QUIET_S,
+    ListingBuilder,
+    is_hidden,
+    refuse_empty,
+)
 from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.splits import SPLITS, SplitName, choose, split_of, unread_note
 from gratis.preprocess.sources.val_labels import is_image, text_lines
@@ -61,6 +67,7 @@ def open_metadata_folder(root: str, options: SourceOptions) -> Source | None:
         _list_rows(rows, named, numbers, builders[split])
         notes += builders[split].notes
     _skip_unlisted_folders(root, found, builders["train"])
+    refuse_empty(root, builders)
     classes = numbers.classes(builders["train"].labels)
     splits = {}
     for split, builder in builders.items():
@@ -206,11 +213,11 @@ def _list_rows(
         listed = addresses.entries(folder) if addresses.is_folder(folder) else []
         sizes = {entry.name: entry.size for entry in listed if not entry.is_folder}
         for row in by_folder[folder]:
-            name = row.path.rpartition("/")[2]
+            name = addresses.name_of(row.path)
             if name in sizes:
                 builder.add(name, -1, sizes.pop(name), numbers.number(row.label, row.place))
             else:
                 builder.skip(name, f"{row.place} names it, and it is not there, or named twice")
         for name in sizes:
-            if IMAGE_NAME.fullmatch(name) and f"{folder}/{name}" not in named:
+            if IMAGE_NAME.fullmatch(name) and addresses.join(folder, name) not in named:
                 builder.skip(name, "no list names it")
