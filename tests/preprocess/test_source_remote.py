@@ -67,8 +67,8 @@ def class_tars(root: Path) -> None:
 
 
 def imagefolder(root: Path) -> None:
-    rows = "file_name,label\na.png,x\nb/c.png,y\n"
-    write_imagefolder(root, "train", {"a.png": 1, "b/c.png": 2}, rows, "metadata.csv")
+    rows = "file_name,label\na #1.png,x\nb b/\u00fc.png,y\n"  # names that addresses quote
+    write_imagefolder(root, "train", {"a #1.png": 1, "b b/\u00fc.png": 2}, rows, "metadata.csv")
 
 
 def listed_tars(root: Path) -> None:

@@ -459,3 +459,47 @@ def test_the_same_bytes_by_any_number_of_workers_and_in_parts(
         shards(tmp_path / "src", tmp_path / "parts", "--task-id", task, "--num-tasks", 3)
     shards(tmp_path / "src", tmp_path / "parts")
     assert digests(tmp_path / "parts") == digests(tmp_path / "one")
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["stream", "file"])
+def test_an_arrow_file_that_ends_between_two_batches_is_cut_short(
+    tmp_path: Path, whole: bool
+) -> None:
+    path = tmp_path / "train.arrow"
+    write_arrow(path, table(), whole=whole)
+    with pa.memory_map(str(path)) as file:
+        file.seek(8 if whole else 0)
+        pa.ipc.read_message(file)  # the schema
+        pa.ipc.read_message(file)
+        end = file.tell()
+    path.write_bytes(path.read_bytes()[:end])
+    assert f"{path} is cut short at byte {end}" in refusal(tmp_path)
+
+
+def test_a_table_of_another_ending_beside_those_that_are_read_is_an_error(tmp_path: Path) -> None:
+    for name in ("train-0.parquet", "train-1.PARQUET"):
+        write_parquet(tmp_path / name, table())
+    assert "train-1.PARQUET is a table by its name" in refusal(tmp_path)
+
+
+def test_a_table_without_images_is_refused_with_its_columns(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", pa.table({"image": ["aGk="], "label": [0]}))
+    message = refusal(tmp_path)
+    assert "train.parquet has no column of images" in message
+    assert "'image' (string), 'label' (int64)" in message
+
+
+def test_arrow_as_others_write_it_is_not_called_damaged_alone(tmp_path: Path) -> None:
+    # labels that lie in a dictionary of their own
+    labels = pa.array(["b", "a"]).dictionary_encode()
+    write_arrow(tmp_path / "train.arrow", pa.table({"image": IMAGES[:2], "label": labels}))
+    assert "or written in another way than `datasets` does" in refusal(tmp_path)
+
+
+def test_whole_floats_are_labels_and_no_text_that_says_none_is(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    write_parquet(path, table(IMAGES[:3], [10.0, 2.0, 0.0]).replace_schema_metadata(None))
+    assert open_source(str(tmp_path)).splits["train"].label.tolist() == [10, 2, 0]
+    for none in ("-1", ""):
+        write_parquet(path, table(IMAGES[:3], ["1", "0", none]).replace_schema_metadata(None))
+        assert "row 2: it has no label" in refusal(tmp_path)

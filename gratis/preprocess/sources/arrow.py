@@ -24,10 +24,16 @@ def arrow_columns(path: str, *, labelled: bool) -> Columns | None:
         return find_columns(path, schema, labelled=labelled)
 
 
+def arrow_schema(path: str) -> Any:
+    """pyarrow's Schema of the file."""
+    with _open_messages(path) as (_, schema):
+        return schema
+
+
 def list_arrow(path: str, columns: Columns) -> Iterator[TablePart]:
     """The rows of the file, by record batch: one of them is in memory where the file is remote."""
     with _open_messages(path) as (file, schema):
-        for batch, body, begin in _batches(file, schema):
+        for batch, body, begin in _batches(path, file, schema):
             offsets, sizes = _places(path, columns.batch_data(batch), body, begin)
             yield TablePart(offsets, sizes, columns.paths(batch), columns.labels(batch))
 
@@ -35,18 +41,24 @@ def list_arrow(path: str, columns: Columns) -> Iterator[TablePart]:
 def arrow_labels(path: str, columns: Columns) -> Iterator[object]:
     """The labels alone."""
     with _open_messages(path) as (file, schema):
-        for batch, _, _ in _batches(file, schema):
+        for batch, _, _ in _batches(path, file, schema):
             yield from columns.labels(batch) or ()
 
 
-def _batches(file: Any, schema: Any) -> Iterator[tuple[Any, Any, int]]:
+def _batches(path: str, file: Any, schema: Any) -> Iterator[tuple[Any, Any, int]]:
     """Each record batch with its body, and where that begins in the file."""
     import pyarrow.ipc
 
     while True:
+        end = file.tell()
         try:
             message = pyarrow.ipc.read_message(file)
         except EOFError:
+            if file.tell() == end:  # without the mark that ends the batches
+                raise GratisError(
+                    f"{path} is cut short at byte {end}: the mark that ends it is not there; get "
+                    f"it again"
+                ) from None
             return
         begin = file.tell() - message.body.size
         yield pyarrow.ipc.read_record_batch(message, schema), message.body, begin

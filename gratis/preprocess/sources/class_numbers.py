@@ -9,31 +9,34 @@ from numpy.typing import NDArray
 
 from gratis.dataset import ImageClass
 from gratis.errors import GratisError
-from gratis.preprocess.sources.labels import MOST_CLASSES
+from gratis.preprocess.sources.labels import MOST_CLASSES, whole_number
 from gratis.preprocess.sources.listing import Listing
 
 
 class ClassNumbers:
     """texts: what the training split says, where that is text: the classes are these, sorted, or,
-    if all are digits, numbers. None: it says numbers. names: the classes' by number, where they are
-    known."""
+    if all are whole numbers, these numbers. None: it says numbers. names: the classes' by number,
+    where they are known. A text is taken without blanks around it."""
 
     def __init__(self, texts: Iterable[str] | None, names: tuple[str, ...] | None = None) -> None:
         self._names = names
         self._numbers: dict[str, int] | None = None
-        known = sorted(set(texts or ()))
-        if not all(text.isdecimal() for text in known):
+        known = sorted({text.strip() for text in texts or () if not _is_none(text)})
+        if any(whole_number(text) is None for text in known):
             self._numbers = {text: number for number, text in enumerate(known)}
 
     def number(self, value: object, place: str) -> int:
         """GratisError, which begins with the place, for what is no class."""
-        if self._numbers is not None and value in self._numbers:
-            return self._numbers[str(value)]
-        if isinstance(value, str) and value.isdecimal() and self._numbers is None:
-            value = int(value)
+        if isinstance(value, str):
+            value = value.strip()
+        if self._numbers is not None and isinstance(value, str) and value in self._numbers:
+            return self._numbers[value]
         most = len(self._names or ()) or MOST_CLASSES
-        if type(value) is int and 0 <= value < most and self._numbers is None:
-            return value
+        if self._numbers is None:
+            number = value if type(value) is int else whole_number(value)
+            if number is not None and 0 <= number < most:
+                return number
+            value = value if number is None else number
         raise GratisError(f"{place}: {_wrong(value, most)}")
 
     def classes(self, labels: NDArray[np.int32]) -> tuple[ImageClass, ...]:
@@ -58,8 +61,13 @@ def refuse_unknown(split: str, listing: Listing, classes: int) -> None:
         )
 
 
+def _is_none(value: object) -> bool:
+    """Whether it is what tables have where there is no label."""
+    return value is None or value == "" or whole_number(value) == -1
+
+
 def _wrong(value: object, most: int) -> str:
-    if value in (None, -1, "", "-1"):
+    if _is_none(value):
         return (
             f"it has no label ({value}), as test splits have; leave the file out, or go without "
             f"labels: --unlabelled"

@@ -4,7 +4,7 @@
     SRC/val/n01440764.tar ...             or class folders, or flat with LOC_val_solution.csv or the
                                           devkit beside it, or ILSVRC2012_img_val.tar and the devkit
 
-A tar's name is a class where it is a wnid, or where the names differ in more than digits, and where
+A tar's name is a class where it is a wnid, or where all names differ in more than digits, and where
 the first image in it has no label beside it: 00000.tar, 00001.tar and whatever has labels are
 WebDataset's.
 """
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from gratis import addresses
 from gratis.dataset import ImageClass
 from gratis.errors import GratisError
-from gratis.preprocess.sources.folders import split_folders
+from gratis.preprocess.sources.folders import CONTAINERS, list_class_folder, some, split_folders
 from gratis.preprocess.sources.imagenet import DEVKIT, TRAIN, VAL
 from gratis.preprocess.sources.listing import QUIET_S, ListingBuilder, is_hidden
 from gratis.preprocess.sources.source import Source, SourceOptions
@@ -59,6 +59,12 @@ def open_class_tars(root: str, options: SourceOptions) -> Source | None:
     wnids = tuple(tars)
     builders = {"train": ListingBuilder(wnids, official=False)}
     _list_tars(tars, builders["train"])
+    _skip_beside(root, tars, builders["train"])
+    loose = [
+        entry.name for entry in addresses.entries(root) if entry.name != VAL and _is_tar(entry)
+    ]
+    if others := [name for name in loose if addresses.join(root, name) not in tars.values()]:
+        notes.append(f"not read, beside tars of classes: {some(others)} in {root}")
     if "val" in chosen:
         builders["val"] = ListingBuilder(wnids, official=False)
         _list_val(root, chosen["val"], builders["val"])
@@ -70,12 +76,10 @@ def open_class_tars(root: str, options: SourceOptions) -> Source | None:
 
 
 def _train_tars(root: str) -> dict[str, str]:
-    """The training split's tars by class, from a folder that is called train, else from SRC."""
-    folders = [entry.name for entry in addresses.entries(root) if entry.is_folder]
-    for name in folders:
-        tars = _class_tars(addresses.join(root, name)) if "train" in name.lower() else {}
-        if tars:
-            return tars
+    """The training split's tars by class, from the folder of that split, else from SRC."""
+    folders, _ = split_folders(root)
+    if "train" in folders and (tars := _class_tars(folders["train"])):
+        return tars
     tars = _class_tars(root)
     return {} if any(map(split_of, tars)) else tars  # of splits, not of classes
 
@@ -86,7 +90,9 @@ def _class_tars(folder: str) -> dict[str, str]:
     names = [entry.name for entry in listed if _is_tar(entry)]
     classes = [name.removesuffix(".tar") for name in names if name != VAL]
     spelled = {re.sub(r"[\d\W_]+", "", name) for name in classes}
-    if not all(map(WNID.fullmatch, classes)) and ("" in spelled or len(spelled) < 2):
+    # cat-0.tar, cat-1.tar, dog-0.tar are no three classes
+    apart = "" not in spelled and len(spelled) == len(classes) > 1
+    if not (apart or all(map(WNID.fullmatch, classes))):
         return {}
     tars = {wnid: addresses.join(folder, f"{wnid}.tar") for wnid in classes}
     return tars if tars and not _has_labels(next(iter(tars.values()))) else {}
@@ -117,12 +123,28 @@ def _list_tars(tars: dict[str, str], builder: ListingBuilder) -> None:
             raise GratisError(f"{path} holds no images; get it again, or remove the class")
 
 
+def _skip_beside(root: str, tars: dict[str, str], builder: ListingBuilder) -> None:
+    """What may be other classes' images, beside the tars, is lost. Folders in SRC are named
+    already."""
+    folder = next(iter(tars.values())).rpartition("/")[0]
+    read = {f"{name}.tar" for name in tars} | {VAL, DEVKIT}
+    builder.containers.append(folder)
+    for entry in addresses.entries(folder):
+        if entry.name in read or is_hidden(entry.name):
+            continue
+        inside = entry.is_folder and folder.rstrip("/") != root.rstrip("/")
+        if inside or is_image(entry) or entry.name.lower().endswith(CONTAINERS):
+            builder.skip(entry.name, "it lies beside tars of classes; make it one, or move it")
+    builder.containers.pop()
+
+
 def _list_val(root: str, folder: str, builder: ListingBuilder) -> None:
     """Adds the validation images of a folder, or of the official archive."""
     if folder == addresses.join(root, VAL):
         list_labelled_tar(folder, _val_labels(root, folder, builder.wnids), builder)
     elif tars := _class_tars(folder):
         _list_tars(tars, builder)
+        _skip_beside(root, tars, builder)
     elif any(is_image(entry) for entry in addresses.entries(folder)):
         list_labelled_folder(folder, _val_labels(root, folder, builder.wnids), builder)
     else:
@@ -137,9 +159,7 @@ def _list_class_folders(folder: str, builder: ListingBuilder) -> None:
         path = addresses.join(folder, entry.name)
         if entry.name not in labels:
             raise GratisError(f"{path} has no counterpart in train; remove it or add the class")
-        builder.containers.append(path)
-        for file in addresses.entries(path):
-            builder.add(file.name, -1, file.size, labels[entry.name])
+        list_class_folder(path, labels[entry.name], builder)
     if not len(builder):
         raise GratisError(
             f"{folder} holds neither class folders, a tar of each class, nor images; fill or "

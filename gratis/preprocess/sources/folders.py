@@ -3,7 +3,7 @@
 
     SRC/train/<class>/<image>     and, perhaps, SRC/validation/<class>/<image>
 
-With --unlabelled any images below SRC/train or, where no folder names that split, below SRC.
+With --unlabelled any images below SRC/train or, where no folder names a split, below SRC.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ from gratis.preprocess.sources.listing import (
 )
 from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.splits import SplitName, choose, split_of, unread_note
+from gratis.preprocess.sources.tar import COMPRESSED_TARS
+
+NO_FILE = "it is not a file"
+# endings, in small, of files that may hold images
+CONTAINERS = (
+    *(".tar", *COMPRESSED_TARS, ".zip", ".parquet", ".arrow"),
+    *(".beton", ".mds", ".tfrecord", ".tfrecords", ".rec", ".h5", ".hdf5", ".lmdb"),
+)
 
 
 def open_class_folders(root: str, options: SourceOptions) -> Source | None:
@@ -36,9 +44,9 @@ def open_class_folders(root: str, options: SourceOptions) -> Source | None:
     wnids = tuple(_folders(found["train"])) if "train" in found else ()
     if not wnids or not _is_meant(found["train"], wnids[0]):
         return None
-    tars = [entry.name for entry in addresses.entries(root) if entry.name.lower().endswith(".tar")]
-    if tars:
-        notes.append(f"not read, beside class folders: {_some(tars)} in {root}")
+    files = [entry.name for entry in addresses.entries(root) if not entry.is_folder]
+    if beside := [name for name in files if name.lower().endswith(CONTAINERS)]:
+        notes.append(f"not read, beside class folders: {some(beside)} in {root}")
     for wnid in wnids:
         if wnid != wnid.encode(errors="replace").decode():  # surrogates, which no manifest can hold
             raise GratisError(
@@ -73,18 +81,28 @@ def split_folders(root: str) -> tuple[dict[SplitName, str], list[str]]:
     if not addresses.is_folder(root):
         return {}, []
     named: dict[SplitName, list[str]] = {}
-    folders = _folders(root)
+    listed = [entry for entry in addresses.entries(root) if not is_hidden(entry.name)]
+    folders = [entry.name for entry in listed if entry.is_folder]
+    for entry in listed:
+        if entry.size < 0 and _split_of_folder(entry.name):
+            raise GratisError(
+                f"{addresses.join(root, entry.name)} names a split and is neither a folder nor a "
+                f"file: a link to what is not there? mend or remove it"
+            )
     for name in folders:
-        try:
-            split = split_of(name)
-        except GratisError:  # of two splits
-            continue
-        if split:
+        if split := _split_of_folder(name):
             named.setdefault(split, []).append(name)
     found = {split: _plain_name(root, split, names) for split, names in named.items()}
     unread = [f"{name}/" for name in folders if name not in found.values()]
-    notes = [f"not read, as no split's folders: {_some(unread)} in {root}"] if unread else []
+    notes = [f"not read, as no split's folders: {some(unread)} in {root}"] if unread else []
     return {split: addresses.join(root, name) for split, name in found.items()}, notes
+
+
+def _split_of_folder(name: str) -> SplitName | None:
+    try:
+        return split_of(name)
+    except GratisError:  # of two splits
+        return None
 
 
 def _plain_name(root: str, split: str, names: list[str]) -> str:
@@ -97,10 +115,12 @@ def _plain_name(root: str, split: str, names: list[str]) -> str:
 
 
 def _open_unlabelled(root: str, options: SourceOptions) -> Source | None:
+    if not addresses.is_folder(root):
+        return None
     found, notes = split_folders(root)
-    if "train" not in found and addresses.is_folder(root):
-        found, notes = {"train": root}, []
     if not found:
+        found, notes = {"train": root}, []
+    if not any(map(_holds_image, found.values())):
         return None
     chosen, unread = choose(root, found, options.val_from)
     if unread:
@@ -126,17 +146,36 @@ def _list_tree(root: str, below: str, builder: ListingBuilder, above: frozenset[
     if place in above:
         builder.skip(below, "it leads back to a folder that it lies in")
         return
-    for entry in addresses.entries(folder):
+    listed = addresses.entries(folder)
+    splits = {_split_of_folder(entry.name) for entry in listed if entry.is_folder} - {None}
+    if len(splits) > 1:
+        raise GratisError(
+            f"{folder} holds the splits {' and '.join(sorted(map(str, splits)))}, which would be "
+            f"one; give that folder as SRC, or rename them"
+        )
+    for entry in listed:
         path = f"{below}/{entry.name}" if below else entry.name
         if entry.is_folder and not is_hidden(entry.name):
             _list_tree(root, path, builder, above | {place})
         elif entry.size < 0:
-            builder.skip(path, "it is not a file")
+            builder.skip(path, NO_FILE)
+        elif entry.name.lower().endswith(CONTAINERS) and not is_hidden(entry.name):
+            builder.skip(path, "it may hold images; give its folder alone as SRC, or move it")
         else:
             builder.add(path, -1, entry.size, -1)
 
 
-def _some(names: list[str]) -> str:
+def _holds_image(folder: str, above: frozenset[str] = frozenset()) -> bool:
+    """Whether an image is somewhere below the folder."""
+    place = folder if addresses.is_url(folder) else os.path.realpath(folder)
+    listed = [] if place in above else addresses.entries(folder)
+    if any(IMAGE_NAME.fullmatch(entry.name) and not is_hidden(entry.name) for entry in listed):
+        return True
+    inside = [entry.name for entry in listed if entry.is_folder and not is_hidden(entry.name)]
+    return any(_holds_image(addresses.join(folder, name), above | {place}) for name in inside)
+
+
+def some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
@@ -147,7 +186,7 @@ def holds_instead(folder: str) -> str:
         return ""
     listed = addresses.entries(folder)
     names = [entry.name + "/" * entry.is_folder for entry in listed]
-    return f" but {_some(names)}" if names else ", nor anything else"
+    return f" but {some(names)}" if names else ", nor anything else"
 
 
 def _list_folders(root: str, builder: ListingBuilder) -> None:
@@ -166,10 +205,8 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
             builder.pass_over(entry.name, HIDDEN_FILES)
         elif entry.is_folder:
             continue
-        elif IMAGE_NAME.fullmatch(entry.name) or entry.name.lower().endswith(".tar"):
-            builder.skip(entry.name, "it is in no class folder")
         else:
-            builder.leave_out(entry.name)
+            list_beside_classes(entry, builder)
     builder.containers.pop()
     for wnid in tqdm(classes, "listing", delay=QUIET_S, leave=False):
         folder = addresses.join(root, wnid)
@@ -177,15 +214,31 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
             raise GratisError(
                 f"{folder} has no counterpart in train; remove it or add the class there"
             )
-        builder.containers.append(folder)
         before = len(builder)
-        for entry in addresses.entries(folder):
-            if (entry.is_folder or entry.size < 0) and not is_hidden(entry.name):
-                builder.skip(entry.name, "it is not a file")
-            else:
-                builder.add(entry.name, -1, entry.size, labels[wnid])
+        list_class_folder(folder, labels[wnid], builder)
         if len(builder) == before:
             raise GratisError(_no_images(root, folder))
+
+
+def list_beside_classes(entry: addresses.FileEntry, builder: ListingBuilder) -> None:
+    """A file beside class folders is lost if it may be, or hold, images, as is what may have been a
+    class folder."""
+    if entry.size < 0:
+        builder.skip(entry.name, NO_FILE)
+    elif IMAGE_NAME.fullmatch(entry.name) or entry.name.lower().endswith(CONTAINERS):
+        builder.skip(entry.name, "it is in no class folder")
+    else:
+        builder.leave_out(entry.name)
+
+
+def list_class_folder(folder: str, label: int, builder: ListingBuilder) -> None:
+    """Adds the images that lie directly in the folder. Folders in it are lost."""
+    builder.containers.append(folder)
+    for entry in addresses.entries(folder):
+        if (entry.is_folder or entry.size < 0) and not is_hidden(entry.name):
+            builder.skip(entry.name, NO_FILE)
+        else:
+            builder.add(entry.name, -1, entry.size, label)
 
 
 def _no_images(root: str, folder: str) -> str:

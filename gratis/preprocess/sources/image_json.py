@@ -14,56 +14,81 @@ from tqdm import tqdm
 
 from gratis import addresses
 from gratis.dataset import ImageClass
+from gratis.errors import GratisError
 from gratis.preprocess.sources.class_numbers import ClassNumbers, refuse_unknown
-from gratis.preprocess.sources.folders import split_folders
+from gratis.preprocess.sources.folders import some, split_folders
 from gratis.preprocess.sources.labels import ClassNames, Label, NoLabelError, read_label
-from gratis.preprocess.sources.listing import QUIET_S, ListingBuilder
+from gratis.preprocess.sources.listing import (
+    OTHER_IMAGE_NAME,
+    QUIET_S,
+    ListingBuilder,
+    is_hidden,
+    refuse_empty,
+)
 from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.splits import SplitName, choose, unread_note
 from gratis.preprocess.sources.tar import Member
 from gratis.preprocess.sources.val_labels import is_image
 
 STATS = "_stats.json"
+WAY_OUT = "let img2dataset write one (save_additional_columns), or go without labels: --unlabelled"
 
 
 def open_image_json(root: str, options: SourceOptions) -> Source | None:
     """Listings of the images and their labels; None where img2dataset wrote no folders."""
-    found = _find_folders(root)
+    found, notes = _find_folders(root)
     if not found:
         return None
     chosen, unread = choose(root, found, options.val_from)
-    notes = [unread_note(unread, f"{found[unread][0]} ...")] if unread else []
+    if unread:
+        notes.append(unread_note(unread, f"{found[unread][0]} ..."))
     builders = {split: ListingBuilder((), official=True) for split in chosen}
     names = None if options.unlabelled else ClassNames()
     for split, folders in chosen.items():
         for folder in tqdm(folders, "listing", delay=QUIET_S, leave=False):
             _list_folder(folder, builders[split], names)
+    refuse_empty(root, builders)
     classes = _classes(builders["train"], names) if names else ()
     splits = {}
     for split, builder in builders.items():
         builder.wnids = tuple(entry.wnid for entry in classes)
         splits[split] = builder.build()
+        notes += builder.notes
         if classes:
             refuse_unknown(split, splits[split], len(classes))
     skipped = [message for builder in builders.values() for message in builder.skipped]
     return Source(classes=classes, splits=splits, skipped=tuple(skipped), notes=tuple(notes))
 
 
-def _find_folders(root: str) -> dict[SplitName, list[str]]:
-    """The folders that img2dataset wrote, by split: in SRC, or in the splits' folders there."""
+def _find_folders(root: str) -> tuple[dict[SplitName, list[str]], list[str]]:
+    """The folders that img2dataset wrote, by split: in SRC, or in the splits' folders there; and
+    messages about the folders beside them."""
     if not addresses.is_folder(root):
-        return {}
-    if folders := _written(root):
-        return {"train": folders}
-    inside = {split: _written(folder) for split, folder in split_folders(root)[0].items()}
-    return {split: folders for split, folders in inside.items() if folders}
+        return {}, []
+    folders, notes = _written(root)
+    if folders:
+        return {"train": folders}, notes
+    found: dict[SplitName, list[str]] = {}
+    splits, notes = split_folders(root)
+    for split, folder in splits.items():
+        folders, beside = _written(folder)
+        if folders:
+            found[split] = folders
+            notes += beside
+        else:
+            notes.append(f"not read, as img2dataset wrote no images there: {folder}")
+    return found, notes
 
 
-def _written(root: str) -> list[str]:
-    listed = addresses.entries(root)
+def _written(root: str) -> tuple[list[str], list[str]]:
+    """The folders that img2dataset has finished in `root`, and a message about the others."""
+    listed = [entry for entry in addresses.entries(root) if not is_hidden(entry.name)]
     names = {entry.name for entry in listed}
-    folders = [e.name for e in listed if e.is_folder and f"{e.name}{STATS}" in names]
-    return [addresses.join(root, name) for name in folders]
+    folders = [entry.name for entry in listed if entry.is_folder]
+    done = [name for name in folders if f"{name}{STATS}" in names]
+    others = [f"{name}/" for name in folders if name not in done]
+    note = f"not read, as no <folder>{STATS} lies beside: {some(others)} in {root}"
+    return [addresses.join(root, name) for name in done], [note] if others else []
 
 
 def _list_folder(folder: str, builder: ListingBuilder, names: ClassNames | None) -> None:
@@ -71,10 +96,17 @@ def _list_folder(folder: str, builder: ListingBuilder, names: ClassNames | None)
     builder.containers.append(folder)
     listed = addresses.entries(folder)
     sizes = {entry.name: entry.size for entry in listed if not entry.is_folder}
-    for entry in filter(is_image, listed):
+    for entry in listed:
+        if not is_image(entry):
+            if OTHER_IMAGE_NAME.fullmatch(entry.name):
+                builder.leave_out(entry.name)
+            continue
         label = -1
         if names:
-            found = _read_label(folder, entry.name, sizes)
+            try:
+                found = _read_label(folder, entry.name, sizes)
+            except NoLabelError as error:
+                raise GratisError(f"{error}; {WAY_OUT}") from None
             names.add(found, entry.name)
             label = found.number
         builder.add(entry.name, -1, entry.size, label)

@@ -20,6 +20,11 @@ from tqdm import tqdm
 from gratis import addresses
 from gratis.dataset import ImageClass
 from gratis.errors import GratisError
+from gratis.preprocess.sources.folders import (
+    list_beside_classes,
+    list_class_folder,
+    open_class_folders,
+)
 from gratis.preprocess.sources.listing import QUIET_S, Listing, ListingBuilder, is_hidden
 from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.val_labels import (
@@ -34,15 +39,16 @@ IMAGES = ("ILSVRC", "Data", "CLS-LOC")
 
 
 def open_kaggle(root: str, options: SourceOptions) -> Source | None:
-    """The mapping's classes, and the listings of train and val; None where no folder is called
-    CLS-LOC."""
+    """The classes, and the listings of train and val; None where no folder is called CLS-LOC."""
     images = _find_images(root)
     if images is None:
         return None
+    if options.unlabelled:
+        return open_class_folders(images, options)
     test = f"{images}/test"
     if options.val_from == "test":
         raise GratisError(f"--val-from test: {test} has no labels, they were never published")
-    classes = _read_mapping(_find_file(images, MAPPING))
+    classes = _classes(images)
     wnids = tuple(entry.wnid for entry in classes)
     train = ListingBuilder(wnids, official=True)
     _list_classes(f"{images}/train", train)
@@ -54,10 +60,11 @@ def open_kaggle(root: str, options: SourceOptions) -> Source | None:
     _refuse_empty_class(images, splits["train"])
     skipped = [message for builder in builders.values() for message in builder.skipped]
     notes = [message for builder in builders.values() for message in builder.notes]
+    if not _look_for(images, MAPPING):
+        notes.append(f"classes have no names but their wnids, as {MAPPING} is not there")
     if addresses.is_folder(test):
         notes.append(f"test: not read, {test}: the labels of its images were never published")
-    found = Source(classes=classes, splits=splits, skipped=tuple(skipped), notes=tuple(notes))
-    return found.without_labels() if options.unlabelled else found
+    return Source(classes=classes, splits=splits, skipped=tuple(skipped), notes=tuple(notes))
 
 
 def _find_images(root: str) -> str | None:
@@ -72,16 +79,34 @@ def _find_images(root: str) -> str | None:
     return None
 
 
+def _classes(images: str) -> tuple[ImageClass, ...]:
+    """The mapping's, or, where there is none, those that train has a folder of."""
+    if mapping := _look_for(images, MAPPING):
+        return _read_mapping(mapping)
+    folder = f"{images}/train"
+    listed = addresses.entries(folder) if addresses.is_folder(folder) else []
+    wnids = [entry.name for entry in listed if entry.is_folder and not is_hidden(entry.name)]
+    if not wnids:
+        raise GratisError(f"{images} has no class folders in train; unpack it again")
+    return tuple(ImageClass(wnid=wnid, words=wnid, ilsvrc_id=None) for wnid in wnids)
+
+
 def _find_file(images: str, name: str) -> str:
+    if path := _look_for(images, name):
+        return path
+    raise GratisError(
+        f"{images} is Kaggle's copy of ILSVRC, and {name} is neither in it nor above; put it there"
+    )
+
+
+def _look_for(images: str, name: str) -> str | None:
     """The file of this name in CLS-LOC, or up to three folders above."""
     folder = images
     for _ in range(len(IMAGES) + 1):
         if addresses.is_file(path := f"{folder}/{name}"):
             return path
         folder = folder.rpartition("/")[0]
-    raise GratisError(
-        f"{images} is Kaggle's copy of ILSVRC, and {name} is neither in it nor above; put it there"
-    )
+    return None
 
 
 def _read_mapping(path: str) -> tuple[ImageClass, ...]:
@@ -100,14 +125,13 @@ def _list_classes(folder: str, builder: ListingBuilder) -> None:
     listed = [entry for entry in listed if not is_hidden(entry.name)]
     for entry in tqdm(listed, "listing", delay=QUIET_S, leave=False):
         path = addresses.join(folder, entry.name)
-        builder.containers.append(path)
         if not entry.is_folder:
-            builder.leave_out(entry.name)
+            builder.containers.append(folder)
+            list_beside_classes(entry, builder)
         elif entry.name not in labels:
             raise GratisError(f"{path} is no class of {MAPPING}; remove it, or get both again")
         else:
-            for file in addresses.entries(path):
-                builder.add(file.name, -1, file.size, labels[entry.name])
+            list_class_folder(path, labels[entry.name], builder)
 
 
 def _refuse_empty_class(images: str, listing: Listing) -> None:

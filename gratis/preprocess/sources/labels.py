@@ -63,7 +63,7 @@ def read_label(archive: addresses.Bytes, path: str, key: str, parts: list[Member
             values = [fields[field] for field in label_fields]
             name = name or _name(fields, name_fields)
         for value in values:
-            number = value if type(value) is int else _number(value)
+            number = value if type(value) is int else whole_number(value)
             if number is not None:
                 numbers.setdefault(number, member.name)
             elif value is not None:
@@ -126,10 +126,10 @@ def _known_fields(fields: tuple[str, ...]) -> tuple[list[str], list[str]]:
     return [field for field in fields if letters[field] in LABEL_FIELDS], names
 
 
-def _number(value: object) -> int | None:
+def whole_number(value: object) -> int | None:
     """A whole number, also as text or as 3.0; None for anything else, and for True."""
-    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,20}\s*", value):
-        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,20}(\.0*)?\s*", value):
+        return int(value.partition(".")[0])
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if type(value) is int else None
@@ -138,7 +138,7 @@ def _number(value: object) -> int | None:
 def _name(fields: dict[str, object], name_fields: list[str]) -> str | None:
     for field in name_fields:
         value = fields[field]
-        if isinstance(value, str) and _number(value) is None:
+        if isinstance(value, str) and whole_number(value) is None:
             name = " ".join(value.split())[:LONGEST_NAME]
             if name and name == name.encode(errors="replace").decode():  # no lone surrogates
                 return name

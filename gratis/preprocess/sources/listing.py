@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +25,8 @@ from gratis.errors import GratisError
 IMAGE_NAME = re.compile(r"(?s).*\.(jpe?g|jpe|jfif|png|gif|bmp|webp|tiff?|p[bgnp]m)", re.IGNORECASE)
 # images that are not read here: losing one is no less a loss
 OTHER_IMAGE_NAME = re.compile(
-    r"(?s).*\.(avif|hei[cf]|hif|j2[ck]|jp[2xf]|jxl|jxr|psd|tga|exr|dng|svgz?|ico|pcx)",
+    r"(?s).*\.(avif|hei[cf]|hif|j2[ck]|jp[2xf]|jxl|jxr|psd|tga|exr|dng|cr[23]|nef|arw|apng|dcm|"
+    r"svgz?|ico|pcx)",
     re.IGNORECASE,
 )
 HIDDEN = re.compile(r"(^|/)(\.(?!\.?(/|$))|__MACOSX(/|$))")
@@ -189,6 +190,14 @@ class ListingBuilder:
             hashed=hashed,
         )
         return _distinct(listing, np.asarray(self._key_hash, np.int64)) if unique else listing
+
+
+def refuse_empty(root: str, builders: Mapping[str, ListingBuilder]) -> None:
+    """GratisError for a split without images. builders: by split."""
+    for split, builder in builders.items():
+        if not len(builder):
+            lost = f" ({builder.skipped[0]})" if builder.skipped else ""
+            raise GratisError(f"{root}: the split {split} has no images{lost}; fill or remove it")
 
 
 def is_hidden(name: str) -> bool:

@@ -14,7 +14,7 @@ from gratis.preprocess.sources.imagenet import TRAIN, open_imagenet
 from gratis.preprocess.sources.kaggle import open_kaggle
 from gratis.preprocess.sources.metadata_folder import open_metadata_folder
 from gratis.preprocess.sources.source import DEFAULT, Source, SourceOptions
-from gratis.preprocess.sources.tables import TABLES, open_tables
+from gratis.preprocess.sources.tables import TABLES, open_tables, refuse_tables
 from gratis.preprocess.sources.webdataset import open_webdataset
 
 # in the order in which they are tried; None where the address holds no source of that kind
@@ -46,6 +46,8 @@ def _open(root: str, options: SourceOptions) -> Source:
     is_table = root.endswith(TABLES)
     if not addresses.is_url(root) and not addresses.is_folder(root) and not is_table:
         refuse_foreign(root)
+        if addresses.is_file(root):
+            raise GratisError(f"{root} is a file; give the folder that it lies in as SRC")
         raise GratisError(
             f"no such folder: {root}; SRC is a folder with the ILSVRC2012 archives, "
             f"train/<class>/* or WebDataset tars"
@@ -54,6 +56,7 @@ def _open(root: str, options: SourceOptions) -> Source:
         if source := open_kind(root, options):
             return source
     refuse_foreign(root)
+    refuse_tables(root)
     train = addresses.join(root, "train")
     if addresses.is_folder(train):
         raise GratisError(

@@ -27,6 +27,12 @@ def parquet_columns(path: str, *, labelled: bool) -> Columns | None:
         return find_columns(path, file.schema_arrow, labelled=labelled)
 
 
+def parquet_schema(path: str) -> Any:
+    """pyarrow's Schema of the file."""
+    with open_parquet(path) as file:
+        return file.schema_arrow
+
+
 def list_parquet(path: str, columns: Columns) -> Iterator[TablePart]:
     """The rows of the file, by row group."""
     wanted = [name for name in (columns.path, columns.label) if name]

@@ -64,4 +64,8 @@ def errors_as_damage(path: str, kind: str) -> Iterator[None]:
         if isinstance(error, OSError) and (error.errno or addresses.is_url(path)):
             raise
         reason = " ".join(str(error).split())[:300]
-        raise GratisError(f"{path} is damaged as {kind} ({reason}); get it again") from None
+        what, way_out = f"damaged as {kind}", "get it again"
+        if kind == "arrow":  # other programs write what the file's footer alone leads to
+            what += ", or written in another way than `datasets` does"
+            way_out += ", or write it as parquet"
+        raise GratisError(f"{path} is {what} ({reason}); {way_out}") from None

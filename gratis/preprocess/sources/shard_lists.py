@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from gratis import addresses
 from gratis.errors import GratisError
+from gratis.preprocess.sources.folders import some
+from gratis.preprocess.sources.listing import is_hidden
 from gratis.preprocess.sources.splits import SPLITS, SplitName, divide, split_of
 
 LISTS = ("_info.json", "info.json", "dataset.json", "shardindex.json")
@@ -32,13 +34,19 @@ class ShardList(NamedTuple):
     lengths: dict[str, int]
 
     def unlisted(self, root: str) -> list[str]:
-        """A message about tars that are there and not in the list."""
+        """Messages about tars and folders that are there and not in the list."""
         known = {tar for listed in self.tars.values() for tar in listed}
         listed = addresses.entries(root) if addresses.is_folder(root) else []
-        tars = [addresses.join(root, e.name) for e in listed if e.name.endswith(".tar")]
-        if not (others := [tar for tar in tars if tar not in known]):
+        seen = [entry.name for entry in listed if not is_hidden(entry.name)]
+        folders = {entry.name for entry in listed if entry.is_folder}
+        tars = [name for name in seen if name.lower().endswith(".tar") and name not in folders]
+        others = [name for name in tars if addresses.join(root, name) not in known]
+        for name in sorted(folders & set(seen)):
+            if not any(tar.startswith(f"{addresses.join(root, name)}/") for tar in known):
+                others.append(f"{name}/")
+        if not others:
             return []
-        return [f"not read, as {self.path} does not list them: {len(others):,} tars, {others[0]}"]
+        return [f"not read, as {self.path} does not list them: {some(others)} in {root}"]
 
     def check(self, tar: str, samples: int) -> None:
         """GratisError if the tar has fewer or more samples than the list says."""

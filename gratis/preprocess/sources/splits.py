@@ -56,8 +56,9 @@ def divide(paths: Iterable[str]) -> dict[SplitName, list[str]]:
     """The paths of one folder by split, in their order; all are "train" where none names a split.
     So are mere numbers (00000.tar) beside names of other splits.
 
-    GratisError where one names no split beside those that do, where one names two, and where two of
-    the same split name it by words that may mean two: 'dev' and 'eval'."""
+    GratisError where one names no split beside those that do, where one names two, where some hold
+    "train" inside a word alone, and where two of the same split name it by words that may mean two:
+    'dev' and 'eval'."""
     divided: dict[SplitName, list[str]] = {}
     unnamed: list[str] = []
     for path in paths:
@@ -73,6 +74,11 @@ def divide(paths: Iterable[str]) -> dict[SplitName, list[str]]:
                     f"{path!r} names no split, and {os.path.basename(named)!r} beside it does; "
                     f"rename it with train, val or test in its name, or move it elsewhere"
                 )
+    elif glued := _glued(unnamed):
+        raise GratisError(
+            f"{glued[0]!r} may be of the training split, and {os.path.basename(glued[1])!r} beside "
+            f"it of another; set the splits' names off: a-train-0.tar, a-val-0.tar"
+        )
     if unnamed:
         divided["train"] = unnamed
     return {split: divided[split] for split in SPLITS if split in divided}
@@ -104,6 +110,15 @@ def unread_note(split: SplitName, what: str) -> str:
     """The message about the split that is not read."""
     way = "; --val-from test makes it the validation split" if split == "test" else ""
     return f"{split}: not read, {what}{way}"
+
+
+def _glued(paths: list[str]) -> tuple[str, str] | None:
+    """Of names that name no split, one with "train" inside a word, and one without; None unless
+    both are there: imagenettrain.tar and imagenetval.tar."""
+    train = ["train" in _stem(path).lower() for path in paths]
+    if not any(train) or all(train):
+        return None
+    return paths[train.index(True)], paths[train.index(False)]
 
 
 def _stem(path: str) -> str:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from gratis import addresses
 from gratis.errors import GratisError
 from gratis.extras import require
-from gratis.preprocess.sources.arrow import arrow_columns, arrow_labels, list_arrow
+from gratis.preprocess.sources.arrow import arrow_columns, arrow_labels, arrow_schema, list_arrow
 from gratis.preprocess.sources.class_numbers import ClassNumbers, refuse_unknown
 from gratis.preprocess.sources.columns import NO_BYTES, Columns, TablePart
 from gratis.preprocess.sources.listing import (
@@ -34,7 +34,12 @@ from gratis.preprocess.sources.listing import (
     ListingBuilder,
     is_hidden,
 )
-from gratis.preprocess.sources.parquet import list_parquet, parquet_columns, parquet_labels
+from gratis.preprocess.sources.parquet import (
+    list_parquet,
+    parquet_columns,
+    parquet_labels,
+    parquet_schema,
+)
 from gratis.preprocess.sources.source import Source, SourceOptions
 from gratis.preprocess.sources.splits import SplitName, choose, divide, split_of, unread_note
 
@@ -141,10 +146,33 @@ def _walk(root: str, parts: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
     tables = [e.name for e in listed if not e.is_folder and e.name.endswith(TABLES)]
     files = [name for name in tables if os.path.splitext(name)[0] not in folders]
     if files:
+        _refuse_other_ending(folder, listed)
         yield parts, files
     for entry in listed:
         if entry.is_folder and len(parts) < DEEPEST:
             yield from _walk(root, (*parts, entry.name))
+
+
+def _refuse_other_ending(folder: str, listed: list[addresses.FileEntry]) -> None:
+    for entry in listed:
+        named = entry.name.lower().endswith((*TABLES, ".pq", ".feather"))
+        if named and not (entry.is_folder or entry.name.endswith(TABLES)):
+            raise GratisError(
+                f"{addresses.join(folder, entry.name)} is a table by its name, and would not be "
+                f"read; let it end in .parquet or .arrow, as those beside it, or move it elsewhere"
+            )
+
+
+def refuse_tables(root: str) -> None:
+    """GratisError, which shows the columns, where SRC holds tables and none of images."""
+    if found := _find_tables(root):
+        first = next(iter(found.values()))[0]
+        schema = (parquet_schema if first.endswith(".parquet") else arrow_schema)(first)
+        shown = ", ".join(f"{field.name[:80]!r} ({str(field.type)[:80]})" for field in schema)
+        raise GratisError(
+            f"{first} has no column of images, which are bytes, or a struct of bytes and path: it "
+            f"has {shown[:500]}; write them so"
+        )
 
 
 def _columns(path: str, *, labelled: bool) -> Columns | None:

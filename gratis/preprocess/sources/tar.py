@@ -31,6 +31,8 @@ LONGEST_EXTENSION = 1 << 20  # bytes of a pax header or a GNU long name; some ho
 MOST_PADDING = 4 << 20
 MOST_LINKS = 40  # from one to the next, as Linux follows them
 
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # endings, in small
+
 PLAIN = (b"0", b"\0", b"7")  # types of members that are files
 EXTENSIONS = (b"x", b"X", b"g", b"L", b"K")  # and of headers that say more of the next member
 LINKS = HARD, SYMBOLIC = (b"1", b"2")

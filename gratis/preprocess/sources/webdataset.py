@@ -29,7 +29,7 @@ from tqdm import tqdm
 from gratis import addresses, dataset
 from gratis.dataset import ImageClass, Manifest
 from gratis.errors import GratisError
-from gratis.preprocess.sources.folders import split_folders
+from gratis.preprocess.sources.folders import CONTAINERS, some, split_folders
 from gratis.preprocess.sources.labels import ClassNames, NoLabelError, label_ending, read_label
 from gratis.preprocess.sources.listing import (
     HIDDEN_FILES,
@@ -43,7 +43,7 @@ from gratis.preprocess.sources.listing import (
 from gratis.preprocess.sources.shard_lists import ShardList, read_shard_list
 from gratis.preprocess.sources.source import DEFAULT, Source, SourceOptions
 from gratis.preprocess.sources.splits import SplitName, choose, divide, split_of, unread_note
-from gratis.preprocess.sources.tar import Member, extension_of, members
+from gratis.preprocess.sources.tar import COMPRESSED_TARS, Member, extension_of, members
 
 MAP_NAME = re.compile(r"\.p[bgn]m$", re.IGNORECASE)  # often a mask or depth beside the image
 
@@ -116,8 +116,9 @@ def _find_archives(
         return {}, [], []
     folders, notes = split_folders(root)
     lost: list[str] = []
-    loose = _tars(root, lost)
-    inside = {folder: tars for folder in folders.values() if (tars := _tars(folder, lost))}
+    places = {place: _tars(place, notes, lost) for place in (root, *folders.values())}
+    loose = places.pop(root)
+    inside = {folder: tars for folder, tars in places.items() if tars}
     for split, folder in folders.items():
         for tar in inside.get(folder, []):
             if split_of(tar) not in (None, split):
@@ -134,14 +135,25 @@ def _find_archives(
     return archives, notes, lost
 
 
-def _tars(folder: str, lost: list[str]) -> list[str]:
+def _tars(folder: str, notes: list[str], lost: list[str]) -> list[str]:
     """The tars in a folder, in order."""
     files = [entry.name for entry in addresses.entries(folder) if not entry.is_folder]
     files = [name for name in files if not is_hidden(name)]
+    tars = [name for name in files if name.lower().endswith(".tar")]
+    if tars and (others := [name for name in files if _may_hold_images(name, set(tars))]):
+        notes.append(f"not read, beside tars: {some(others)} in {folder}")
     for name in files:
-        if name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        if name.lower().endswith(COMPRESSED_TARS):
             lost.append(f"skipped {folder}: {name!r}: it is compressed; decompress it to a .tar")
-    return [addresses.join(folder, name) for name in files if name.lower().endswith(".tar")]
+    return [addresses.join(folder, name) for name in tars]
+
+
+def _may_hold_images(name: str, tars: set[str]) -> bool:
+    """Of a file beside tars: not 00000.parquet or 00000.tar.idx, which are of 00000.tar."""
+    small = name.lower()
+    named = small.endswith(CONTAINERS) or ".tar." in small or IMAGE_NAME.fullmatch(name)
+    read = name in tars or small.endswith(COMPRESSED_TARS)
+    return bool(named) and not read and f"{name.partition('.')[0]}.tar" not in tars
 
 
 def _described(tars: list[str]) -> str:

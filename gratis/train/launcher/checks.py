@@ -31,7 +31,8 @@ def check_launcher(nnodes: int, environment: Mapping[str, str]) -> None:
             raise GratisError(
                 f"{launcher} started gratis train {copies} times ({world}), which would be as many "
                 "equal trainings: start it once on each machine, where --gpus says how many "
-                "processes it starts (--nnodes for several machines)"
+                f"processes it starts (--nnodes for several machines); if this is a shell in which "
+                f"you start it once, unset {world}"
             )
 
 
