@@ -146,7 +146,7 @@ class BatchPipeline:
     def _crops(self, plan: EpochPlan) -> BatchCrops:
         if self._cached is None:
             return decode(self._reader.batches(plan), plan, self._runner, self._threads)
-        return self._cached.crops(plan, self._runner, self._resizer)
+        return self._cached.crops(plan, self._runner)
 
     def _on_gpu(self, plan: EpochPlan, pool: BufferPool) -> Generator[ReadyBatch, None, None]:
         with torch.cuda.stream(self._stream):  # of this thread alone
