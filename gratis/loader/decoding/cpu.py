@@ -29,8 +29,8 @@ BatchCrops = Generator[tuple[EncodedBatch, Crops], None, None]
 def decode(
     batches: Iterator[EncodedBatch], plan: EpochPlan, runner: DaliRunner, threads: int
 ) -> BatchCrops:
-    """Each batch with its crops, by DALI where there is something to decode; valid until the next is
-    taken."""
+    """Each batch with its crops, by DALI where there is something to decode; valid until the next
+    is taken."""
     size, whole = plan.manifest.image_size, plan.config.views == 10
     if plan.manifest.codec == "raw":
         yield from _stored(batches, plan, runner.timer)

@@ -19,8 +19,8 @@ Feed = Callable[[], tuple[Any, ...]]
 def crop_pipeline(
     feed: Feed, plan: EpochPlan, threads: int, side: int, *, rows: int, lockstep: bool = False
 ) -> Any:
-    """A DALI pipeline from (bytes, corner, extent) to uint8 [side,side,3], or of that extent, without
-    the rotation that EXIF may ask for."""
+    """A DALI pipeline from (bytes, corner, extent) to uint8 [side,side,3], or of that extent,
+    without the rotation that EXIF may ask for."""
     from nvidia.dali import fn, types
 
     raw = plan.manifest.codec == "raw"

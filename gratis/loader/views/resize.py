@@ -1,4 +1,4 @@
-"""Parts of images to the crop's side, on the CPU: torchvision's antialiased bilinear resize of uint8.
+"""Parts of images to the crop's side, on the CPU: torchvision's antialiased bilinear resize.
 
 The engine (`gratis.loader.engine`) resizes to the same bits while it decodes; this is for what is
 decoded already. So a batch does not depend on who decoded its samples."""
