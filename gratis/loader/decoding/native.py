@@ -136,21 +136,19 @@ def view_batch(
 
 
 def _normalised(asked: ViewBatch, draws: Draws, normaliser: Normaliser) -> ViewBatch:
-    """With scale, shift and mean. A mean that is the same everywhere goes into the shift, which
-    spares reading it for every pixel."""
-    shape = asked.out.shape
-    plus = normaliser.shift(draws)
-    scaled = replace(asked, scale=normaliser.factor)
-    if normaliser.level is not None:
-        return replace(scaled, plus=(plus - normaliser.level).reshape(*shape, 3))
-    mean, (side, top, left) = normaliser.mean, normaliser.mean_region(draws)
-    per_row, per_pixel = mean.strides[-2:]
-    per_pixel *= 3 if asked.channels_last else 1
+    """With scale, shift and mean, and the normaliser's bits. Of a mean that is the same everywhere
+    one row is read, or, of planes, a number."""
+    shape, mean = asked.out.shape, normaliser.mean
+    shift = normaliser.shift(draws).reshape(*shape, 3)
+    scaled = replace(asked, scale=normaliser.factor, plus=shift)
+    if normaliser.level is not None and not asked.channels_last:
+        return replace(scaled, plus=shift - normaliser.level)
+    side, top, left = normaliser.mean_region(draws)
+    per_row, per_pixel = mean.strides[-2], mean.itemsize * (3 if asked.channels_last else 1)
     begins = mean.ctypes.data + side * mean.strides[0] + top * per_row + left * per_pixel
     return replace(
         scaled,
-        plus=plus.reshape(*shape, 3),
         minus=begins.astype(np.uint64).reshape(shape),
-        minus_row=per_row // mean.itemsize,
+        minus_row=per_row // mean.itemsize if normaliser.level is None else 0,
         minus_plane=0 if asked.channels_last else mean.strides[1] // mean.itemsize,
     )

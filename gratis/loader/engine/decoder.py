@@ -39,10 +39,11 @@ class ViewBatch:
     data uint64 [n], size int64 [n]: address and bytes of each file. rectangles int32 [n,v,4]: y, x,
     height and width in the image. out uint64 [n,v]: address of each finished view. height, width:
     of the views; 0: their rectangles' own. flip uint8 [n,v]: 1 mirrors. A value is pixel * scale +
-    (plus - minus), fused, in float32: scale float32 [3], plus float32 [n,v,3], minus uint64 [n,v]:
-    address of the first float32 for each view, minus_row floats from one row to the next and
-    minus_plane from one channel to the next (channels last: they are adjacent). Of uint8 there is
-    neither. side: of the images in pixels, whose status is SIZE if they have another; 0: any."""
+    (plus - minus), or channels last (pixel * scale + plus) - minus, in float32 with a fused
+    multiplication: scale float32 [3], plus float32 [n,v,3], minus uint64 [n,v]: address of the
+    first float32 for each view, minus_row floats from one row to the next and minus_plane from one
+    channel to the next (channels last: they are adjacent). Of uint8 there is neither. side: of the
+    images in pixels, whose status is SIZE if they have another; 0: any."""
 
     data: Addresses
     size: NDArray[np.int64]

@@ -43,7 +43,8 @@ enum gratis_isa { GRATIS_PORTABLE, GRATIS_AVX2, GRATIS_AVX512 };
  *
  * A view is the rectangle of an image, resized to out_height x out_width (filter CROP: it has that size already, or any
  * if out_height is 0), rounded to 8 bits, mirrored if flip, and then, if the type is not uint8,
- *   fmaf(pixel, scale[channel], plus[channel] - minus[place])
+ *   fmaf(pixel, scale[channel], plus[channel] - minus[place]), if channels_last
+ *   fmaf(pixel, scale[channel], plus[channel]) - minus[place]
  * in float32, and from there to the type. Shape [3][height][width], or [height][width][3] if channels_last. */
 typedef struct {
   int64_t samples;
