@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gratis.loader.decoding.crop_graph import Feed, crop_pipeline, dali_samples, rectangles
 from gratis.loader.decoding.dali_runner import DaliRunner
+from gratis.loader.decoding.pillow import dali_is_here, stored_by_pillow
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.reading.batch_reader import EncodedBatch
@@ -34,6 +35,9 @@ def decode(
     size, whole = plan.manifest.image_size, plan.config.views == 10
     if plan.manifest.codec == "raw":
         yield from _stored(batches, plan, runner.timer)
+        return
+    if not dali_is_here():
+        yield from _stored(stored_by_pillow(batches, plan, runner), plan, runner.timer)
         return
     side = size if whole else plan.config.crop
 

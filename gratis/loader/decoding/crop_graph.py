@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gratis.loader.decoding.exit_order import dali_is_imported
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.reading.batch_reader import EncodedBatch
 
@@ -47,6 +48,7 @@ def empty_pipeline(
     """lockstep: a batch is fed when it is asked for, so that an error is its own."""
     from nvidia.dali import Pipeline
 
+    dali_is_imported()
     return Pipeline(
         batch_size=rows,
         num_threads=threads,

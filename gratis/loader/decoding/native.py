@@ -55,12 +55,12 @@ def choose_engine(config: LoaderConfig, manifest: Manifest, device: torch.device
         return "native"
     if config.engine == "native":
         raise GratisError(f"engine='native': {ABSENT}; {ADVICE}, or take engine='auto'")
-    _tell_of_absence()
+    tell_of_absence()
     return "dali"
 
 
 @cache
-def _tell_of_absence() -> None:
+def tell_of_absence() -> None:
     """Once a process."""
     cost = "DALI decodes instead, for about twice the CPU time"
     warnings.warn(f"{ABSENT}: {cost}; {ADVICE}", RuntimeWarning, stacklevel=4)
