@@ -86,6 +86,10 @@ def test_what_it_refuses_dali_decodes_in_the_same_batch(tmp_path: Path, name: st
     ours, theirs = both(mixed(tmp_path), **CASES[name])
     for _ in range(2):
         assert_same(epoch(ours), epoch(theirs))
+        refused = len([n for n in range(60) if n % 4 == 0 or n % 7 == 0])
+        taken = ours.take_counters()
+        assert (taken["native"], taken["fallback"]) == (60 - refused, refused)
+        assert theirs.take_counters()["native"] == 0
 
 
 @needs_library

@@ -96,6 +96,7 @@ class NativeBatches:
         with timer.time("decode_s"):
             status = self._decoder(view_batch(batch, plan, normaliser, rows))
         refused = np.flatnonzero(status != Status.OK)
+        timer.add(native=len(status) - len(refused), fallback=len(refused))
         if not len(refused):
             return batch.ids
         ids, views = batch.ids.copy(), plan.config.views
