@@ -235,3 +235,10 @@ def test_without_dali_pillow_decodes_what_the_engine_refuses(tmp_path: Path) -> 
     with_dali, without = run(root, ""), run(root, BLOCK)
     assert with_dali[:-1] == without[:-1]
     assert (with_dali[-1], without[-1]) == ("['numba', 'nvidia.dali']", "['numba']")
+
+
+@needs_library
+@pytest.mark.parametrize("batch_size", [1, 25])
+def test_batches_begin_at_a_line_of_the_cache(jpeg_dataset: Path, batch_size: int) -> None:
+    for loader in both(jpeg_dataset, batch_size=batch_size):
+        assert all(batch.images.data_ptr() % 64 == 0 for batch in loader)
