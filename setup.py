@@ -33,7 +33,7 @@ class BuildEngine(build_ext):
     module's, which those who walk through packages would import."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return fullname.replace(".", "/") + ".1.so"
+        return fullname.replace(".", "/") + ".native.so"
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return []
@@ -54,7 +54,7 @@ class EngineWheel(bdist_wheel):
     """For any Python on this kind of machine; for any machine where nothing was compiled."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        library = Path(self.bdist_dir) / f"{ROOM}/libgratis_engine.1.so"
+        library = Path(self.bdist_dir) / f"{ROOM}/libgratis_engine.native.so"
         if not library.exists():
             self.root_is_pure = True
             return "py3", "none", "any"

@@ -8,5 +8,7 @@ MeanForm = Literal["central", "offset"]
 NoiseForm = Literal["sqrt", "printed", "off"]
 Positions = Literal["all", "printed"]
 BadSamples = Literal["raise", "quarantine"]
+Engine = Literal["native", "dali"]  # who decodes JPEGs
+EngineOption = Literal["auto", "native", "dali"]
 DecodedPlace = Literal["device", "host", "none"]  # where decoded images are kept
 DecodedOption = Literal["auto", "device", "host", "none"]

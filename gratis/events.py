@@ -23,7 +23,14 @@ from typing import Any, TypedDict
 VERSION = 1
 
 
-class LoaderCounters(TypedDict):
+class DecoderCounters(TypedDict, total=False):
+    """Since 0.3."""
+
+    native: int  # images that the engine decoded
+    fallback: int  # that it refused: another decoder decoded them, or they were bad
+
+
+class LoaderCounters(DecoderCounters):
     """What one rank's loader did since the counters were last taken. Seconds are wall seconds
     unless said otherwise.
 
@@ -39,7 +46,8 @@ class LoaderCounters(TypedDict):
     read_s: float  # fetching the samples' bytes
     # waiting for decode and crop (on a GPU: and augmentation) after the bytes were there
     decode_s: float
-    finish_s: float  # the fused pass on the CPU: flip, mean, noise, type
+    # the pass on the CPU for flip, mean, noise, type; the engine does all of it while it decodes
+    finish_s: float
     transfer_s: float  # host to device, where the loader does it
     wait_s: float  # the consumer waited for a batch
     blocked_s: float  # the producer waited because the queue was full

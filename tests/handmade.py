@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,17 +42,23 @@ def picture(number: int, size: int = SIZE) -> NDArray[np.uint8]:
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def encode(image: NDArray[np.uint8], codec: str) -> bytes:
+def encode(image: NDArray[np.uint8], codec: str, **options: Any) -> bytes:
     if codec == "raw":
         return b"P6\n%d %d\n255\n" % (image.shape[1], image.shape[0]) + image.tobytes()
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    Image.fromarray(image).save(buffer, "JPEG", **{"quality": 95} | options)
     return buffer.getvalue()
 
 
 def write_dataset(
-    root: Path, images: list[NDArray[np.uint8]], *, codec: str = "jpeg", per_shard: int = 10
+    root: Path,
+    images: list[NDArray[np.uint8]],
+    *,
+    codec: str = "jpeg",
+    per_shard: int = 10,
+    options: Callable[[int], dict[str, Any]] = lambda _: {},
 ) -> Path:
+    """options: of each JPEG, as Pillow has them."""
     root.mkdir(parents=True)
     count = len(images)
     labels = [i % CLASSES for i in range(count)]
@@ -61,7 +69,7 @@ def write_dataset(
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for i in range(first, min(first + per_shard, count)):
                 for name, data in (
-                    (f"s_{i}.{extension}", encode(images[i], codec)),
+                    (f"s_{i}.{extension}", encode(images[i], codec, **options(i))),
                     (f"s_{i}.cls", b"%d" % labels[i]),
                 ):
                     member = tarfile.TarInfo(name)

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from gratis.choices import BadSamples, DecodedOption, MeanForm, NoiseForm, Positions
+from gratis.choices import BadSamples, DecodedOption, EngineOption, MeanForm, NoiseForm, Positions
 from gratis.errors import GratisError
 
 Remainder = Literal["short", "drop", "pad"]
@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "layout": get_args(Layout),
     "bad_samples": get_args(BadSamples),
     "decoded": get_args(DecodedOption),
+    "engine": get_args(EngineOption),
     "views": (1, 10),
     "dtype": (torch.float32, torch.float16, torch.bfloat16, torch.uint8),
 }
@@ -127,11 +128,17 @@ class LoaderConfig:
     layout: Layout = "nchw"
     """nchw: [b,3,crop,crop], contiguous. channels_last: the same shape in torch's memory format
     channels_last. nhwc: [b,crop,crop,3], contiguous (for JAX, Keras, or what expects a picture)."""
+    engine: EngineOption = "auto"
+    """Who decodes JPEGs on the CPU. native: the engine, a library in C of this package, which also
+    resizes and normalises; what it does not read (progressive files, other samplings) DALI does, in
+    the same batch. dali: DALI alone, for about twice the CPU time. auto: native where the library
+    was compiled, else dali, with a warning. Batches are the same to the bit. PPMs, a GPU and
+    `decoded` have paths of their own."""
     threads: int | None = None
     """Of the decoder. None: this process's share of the cores that it may use."""
     prefetch: int = 1
-    """Ready batches kept in advance, beside the two inside the decoder; each costs memory (154 MB
-    for 256 images of 224 px)."""
+    """Ready batches kept in advance, beside the two inside DALI where it decodes; each costs memory
+    (154 MB for 256 images of 224 px)."""
     cache: str | None = None
     """Folder for the shards of datasets on a server. None: `gratis` in the user's cache folder."""
     cache_gb: float = 200.0

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from gratis.choices import DecodedPlace
+from gratis.choices import DecodedPlace, Engine
 from gratis.dataset import ImageClass
 from gratis.errors import GratisError
 from gratis.events import LoaderCounters
@@ -26,6 +26,7 @@ from gratis.loader.batch import Batch
 from gratis.loader.config import LoaderConfig, shown, whole
 from gratis.loader.decoding.decoded_cache import DecodedCache, choose_place
 from gratis.loader.decoding.gpu import device_of
+from gratis.loader.decoding.native import choose_engine
 from gratis.loader.epoch.coverage import Coverage, coverage
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
@@ -70,7 +71,8 @@ class Loader:
     local_world_size    how many of the ranks run on this machine and so share its cores; None: all
 
     decoded_place: where decoded images are kept, "device", "host" or "none": what
-    `LoaderConfig.decoded` came to.
+    `LoaderConfig.decoded` came to. engine: who decodes JPEGs, "native" or "dali": what
+    `LoaderConfig.engine` came to.
 
     GratisError: a root or config of another type, no dataset, no such split, a damaged file, a crop
     larger than the images, a batch that the ranks cannot share; during iteration, a shard that is
@@ -113,6 +115,7 @@ class Loader:
             raise GratisError(f"{small}; {advice}")
         samples = self.num_samples
         self._check_last_batch(f"split {split} of {root}")
+        self.engine: Engine = choose_engine(config, self.manifest, self.device)
         self._hash = self.manifest.hash
         self._timer = StageTimer()
         self._begin = (0, 0)  # epoch and step at which the next one begins
@@ -292,7 +295,13 @@ class Loader:
             self._decoded = DecodedCache(self.num_samples, self.manifest.image_size, device)
         shards, timer, quarantine = self.shard_reader(), self._timer, self._quarantine
         pipeline = BatchPipeline(
-            plan, shards, timer, quarantine, threads=self.threads, decoded=self._decoded
+            plan,
+            shards,
+            timer,
+            quarantine,
+            threads=self.threads,
+            decoded=self._decoded,
+            engine=self.engine,
         )
         return Prefetcher(pipeline, timer, self.config.prefetch)
 

@@ -14,7 +14,7 @@ import pytest
 from gratis.loader.engine.library import load_from
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = "gratis/loader/engine/libgratis_engine.1.so"
+LIBRARY = "gratis/loader/engine/libgratis_engine.native.so"
 WHEEL = "import setuptools.build_meta as b; print(b.build_wheel('dist'))"
 
 pytestmark = [pytest.mark.starts, pytest.mark.slow]

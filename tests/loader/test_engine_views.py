@@ -27,12 +27,19 @@ def decoder(request: pytest.FixtureRequest) -> Iterator[NativeDecoder]:
 
 
 def affine(
-    part: NDArray[np.uint8], scale: NDArray[np.float32], plus: NDArray[np.float32], minus: Any
+    part: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    plus: NDArray[np.float32],
+    minus: Any,
+    *,
+    channels_last: bool = False,
 ) -> NDArray[np.float32]:
     """In float64, where 8 bits times 24 plus 24 are exact here: rounded once, like a fused
     multiplication and addition in float32."""
-    addend = (plus - F32(minus)).astype(F32)
-    return (part.astype(np.float64) * scale + addend).astype(F32)
+    pixels = part.astype(np.float64) * scale
+    if channels_last:
+        return (pixels + plus).astype(F32) - F32(minus)
+    return (pixels + (plus - F32(minus)).astype(F32)).astype(F32)
 
 
 def as_type(values: NDArray[np.float32], type: PixelType) -> NDArray[Any]:
@@ -80,7 +87,8 @@ def test_types_layouts_means(
         assert status == [Status.OK]
         part = cut(pixels, box)[:, ::-1] if flip else cut(pixels, box)
         minus = mean[top : top + 9, left : left + width] if with_mean else 0
-        np.testing.assert_array_equal(view, as_type(affine(part, scale, plus[0, 0], minus), type))
+        expected = affine(part, scale, plus[0, 0], minus, channels_last=channels_last)
+        np.testing.assert_array_equal(view, as_type(expected, type))
 
 
 @pytest.mark.parametrize("type", [PixelType.BFLOAT16, PixelType.FLOAT16])

@@ -368,7 +368,7 @@ def test_two_loaders_run_side_by_side(jpeg_dataset: Path, raw_dataset: Path) -> 
 
 
 def test_counters_are_sums_since_the_last_take(jpeg_dataset: Path) -> None:
-    loader = make(jpeg_dataset)
+    loader = make(jpeg_dataset, engine="dali")
     epoch(loader)
     taken = loader.take_counters()
     sizes = sum((jpeg_dataset / f"train-{n:05d}.tar").stat().st_size for n in range(11))

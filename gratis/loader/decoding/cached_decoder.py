@@ -68,9 +68,9 @@ class CachedDecoder:
             draws, extents = plan.draws(wanted)
             yield EncodedBatch(wanted, wanted, draws, extents, [], np.empty(0, np.uint8)), held
 
-    def crops(self, plan: EpochPlan, runner: DaliRunner, resizer: DaliRunner) -> BatchCrops:
+    def crops(self, plan: EpochPlan, runner: DaliRunner) -> BatchCrops:
         """On the CPU: each step's crops where they lie. runner: decodes what the cache does not
-        hold; resizer: for parts that are resized. Each is valid until the next is taken."""
+        hold. Each is valid until the next is taken."""
         size, pixels = plan.manifest.image_size, self._cache.pixels
         for batch, held in self.steps(plan):
             if not held:
@@ -78,7 +78,7 @@ class CachedDecoder:
                 yield from decode(read, plan, runner, self._threads)
             elif plan.config.area:
                 raw = iter([self._as_raw(batch)])
-                yield from decode(raw, _raw_plan(plan), resizer, self._threads)
+                yield from decode(raw, _raw_plan(plan), runner, self._threads)
             else:
                 flat, begins = pixels.numpy().reshape(-1), batch.ids * (3 * size * size)
                 yield batch, crops_of(batch, flat, begins, plan, side=size, corner=True)

@@ -9,7 +9,7 @@ of rows and DALI's executor; no page is faulted in after the first batches."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from gratis.loader.decoding.crop_graph import Feed, crop_pipeline, dali_samples, rectangles
 from gratis.loader.decoding.dali_runner import DaliRunner
+from gratis.loader.decoding.pillow import dali_is_here, stored_by_pillow
 from gratis.loader.epoch.epoch_plan import EpochPlan
+from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.reading.batch_reader import EncodedBatch
 from gratis.loader.views.normaliser import Crops
+from gratis.loader.views.resize import resized
 
 BatchCrops = Generator[tuple[EncodedBatch, Crops], None, None]
 
@@ -27,13 +30,14 @@ BatchCrops = Generator[tuple[EncodedBatch, Crops], None, None]
 def decode(
     batches: Iterator[EncodedBatch], plan: EpochPlan, runner: DaliRunner, threads: int
 ) -> BatchCrops:
-    """Each batch with its crops, by DALI where there is something to decode or to resize; valid
-    until the next is taken."""
+    """Each batch with its crops, by DALI where there is something to decode; valid until the next
+    is taken."""
     size, whole = plan.manifest.image_size, plan.config.views == 10
-    if plan.manifest.codec == "raw" and plan.config.area is None:
-        for batch in batches:  # pixels are where the reader put them, behind a short header
-            begins = batch.begins + np.array([len(part) for part in batch.parts]) - 3 * size * size
-            yield batch, crops_of(batch, batch.buffer, begins, plan, side=size, corner=True)
+    if plan.manifest.codec == "raw":
+        yield from _stored(batches, plan, runner.timer)
+        return
+    if not dali_is_here():
+        yield from _stored(stored_by_pillow(batches, plan, runner), plan, runner.timer)
         return
     side = size if whole else plan.config.crop
 
@@ -44,10 +48,44 @@ def decode(
         return dali_samples(batch, plan), *rectangles(batch, whole=whole)
 
     for batch, images in runner.run(batches, plan, build, inputs):
-        pixels = np.asarray(images.as_tensor())
-        begins = np.arange(len(batch.ids)) * (3 * side * side)
-        yield batch, crops_of(batch, pixels.reshape(-1), begins, plan, side=side, corner=whole)
-        del pixels, images
+        if plan.config.area:
+            parts = (np.asarray(images.at(row)) for row in range(len(batch.ids)))
+            yield batch, _resized_crops(batch, parts, plan, runner.timer)
+        else:
+            pixels = np.asarray(images.as_tensor())
+            begins = np.arange(len(batch.ids)) * (3 * side * side)
+            yield batch, crops_of(batch, pixels.reshape(-1), begins, plan, side=side, corner=whole)
+            del pixels
+        del images
+
+
+def _stored(batches: Iterator[EncodedBatch], plan: EpochPlan, timer: StageTimer) -> BatchCrops:
+    """Of samples that are stored as pixels, which are where the reader put them, behind a short
+    header."""
+    size = plan.manifest.image_size
+    for batch in batches:
+        if plan.config.area:
+            yield batch, _resized_crops(batch, _stored_parts(batch, size), plan, timer)
+            continue
+        begins = batch.begins + np.array([len(part) for part in batch.parts]) - 3 * size * size
+        yield batch, crops_of(batch, batch.buffer, begins, plan, side=size, corner=True)
+
+
+def _stored_parts(batch: EncodedBatch, size: int) -> Iterator[NDArray[np.uint8]]:
+    assert batch.extents is not None
+    places = np.stack([batch.draws.y, batch.draws.x], axis=1)
+    for part, (y, x), (height, width) in zip(batch.parts, places, batch.extents, strict=True):
+        yield part[-3 * size * size :].reshape(size, size, 3)[y : y + height, x : x + width]
+
+
+def _resized_crops(
+    batch: EncodedBatch, parts: Iterable[NDArray[np.uint8]], plan: EpochPlan, timer: StageTimer
+) -> Crops:
+    side = plan.config.crop
+    with timer.time("decode_s"):
+        pixels = resized(parts, len(batch.ids), side).reshape(-1)
+    begins = np.arange(len(batch.ids)) * (3 * side * side)
+    return crops_of(batch, pixels, begins, plan, side=side, corner=False)
 
 
 def crops_of(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gratis.loader.decoding.exit_order import dali_is_imported
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.reading.batch_reader import EncodedBatch
 
@@ -19,8 +20,8 @@ Feed = Callable[[], tuple[Any, ...]]
 def crop_pipeline(
     feed: Feed, plan: EpochPlan, threads: int, side: int, *, rows: int, lockstep: bool = False
 ) -> Any:
-    """A DALI pipeline from (bytes, corner, extent) to uint8 [side,side,3] without the rotation that
-    EXIF may ask for."""
+    """A DALI pipeline from (bytes, corner, extent) to uint8 [side,side,3], or of that extent,
+    without the rotation that EXIF may ask for."""
     from nvidia.dali import fn, types
 
     raw = plan.manifest.codec == "raw"
@@ -36,7 +37,7 @@ def crop_pipeline(
             ndim=[3 if raw else 1, 1, 1][:inputs],
         )
         images = crop(data, anchor, *(extent or [[side, side]]), raw=raw)
-        pipeline.set_outputs(resize(images, plan))
+        pipeline.set_outputs(images)
     pipeline.build()
     return pipeline
 
@@ -47,6 +48,7 @@ def empty_pipeline(
     """lockstep: a batch is fed when it is asked for, so that an error is its own."""
     from nvidia.dali import Pipeline
 
+    dali_is_imported()
     return Pipeline(
         batch_size=rows,
         num_threads=threads,
@@ -72,17 +74,6 @@ def crop(data: Any, anchor: Any, extent: Any, *, raw: bool) -> Any:
         output_type=types.RGB,
         adjust_orientation=False,
     )
-
-
-def resize(images: Any, plan: EpochPlan) -> Any:
-    """DALI: to crop x crop, if parts are resized: triangular filter where it shrinks, as Pillow's
-    bilinear."""
-    from nvidia.dali import fn, types
-
-    if plan.config.area is None:
-        return images
-    size = [plan.config.crop] * 2
-    return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
 
 
 def dali_samples(batch: EncodedBatch, plan: EpochPlan) -> list[Any]:

@@ -20,7 +20,7 @@ class DaliRunner:
     it is built anew."""
 
     def __init__(self, timer: StageTimer, reader: BatchReader) -> None:
-        self._timer, self._reader = timer, reader
+        self.timer, self.reader = timer, reader
         self._pipeline: Any = None
         self._built_for: object = None
         self._feed: Feed = tuple
@@ -54,7 +54,7 @@ class DaliRunner:
             if self._pipeline is None or self._built_for != key:
                 self._pipeline, self._built_for = build(self._next), key
             try:
-                with self._timer.time("decode_s"):
+                with self.timer.time("decode_s"):
                     self._pipeline.schedule_run()
                     (output,) = self._pipeline.share_outputs()  # waits until the batch is there
             except StopIteration:
@@ -65,7 +65,7 @@ class DaliRunner:
             except RuntimeError as error:
                 self._pipeline = None
                 broken = [batch for batch, _ in pending]
-                good = replace_bad_samples(self._reader, error, broken, plan)
+                good = replace_bad_samples(self.reader, error, broken, plan)
                 source[0] = chain(good, source[0])
                 pending.clear()
                 continue

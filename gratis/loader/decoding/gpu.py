@@ -17,7 +17,7 @@ import torch
 
 from gratis.errors import GratisError
 from gratis.loader.config import shown
-from gratis.loader.decoding.crop_graph import Feed, dali_samples, empty_pipeline, rectangles, resize
+from gratis.loader.decoding.crop_graph import Feed, dali_samples, empty_pipeline, rectangles
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.plan import ten_views
@@ -177,3 +177,14 @@ def _inputs(batch: EncodedBatch, plan: EpochPlan) -> tuple[Any, ...]:
     shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)[:, None, None]
     views = draws.flip.astype(np.int32), shift.astype(np.float32)
     return dali_samples(batch, plan), *views, *rectangles(batch)
+
+
+def resize(images: Any, plan: EpochPlan) -> Any:
+    """DALI: to crop x crop, if parts are resized: triangular filter where it shrinks, as Pillow's
+    bilinear."""
+    from nvidia.dali import fn, types
+
+    if plan.config.area is None:
+        return images
+    size = [plan.config.crop] * 2
+    return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)

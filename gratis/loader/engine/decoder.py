@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +39,11 @@ class ViewBatch:
     data uint64 [n], size int64 [n]: address and bytes of each file. rectangles int32 [n,v,4]: y, x,
     height and width in the image. out uint64 [n,v]: address of each finished view. height, width:
     of the views; 0: their rectangles' own. flip uint8 [n,v]: 1 mirrors. A value is pixel * scale +
-    (plus - minus), fused, in float32: scale float32 [3], plus float32 [n,v,3], minus uint64 [n,v]:
-    address of the first float32 for each view, minus_row floats from one row to the next and
-    minus_plane from one channel to the next (channels last: they are adjacent). Of uint8 there is
-    neither."""
+    (plus - minus), or channels last (pixel * scale + plus) - minus, in float32 with a fused
+    multiplication: scale float32 [3], plus float32 [n,v,3], minus uint64 [n,v]: address of the
+    first float32 for each view, minus_row floats from one row to the next and minus_plane from one
+    channel to the next (channels last: they are adjacent). Of uint8 there is neither. side: of the
+    images in pixels, whose status is SIZE if they have another; 0: any."""
 
     data: Addresses
     size: NDArray[np.int64]
@@ -59,6 +60,7 @@ class ViewBatch:
     filter: Filter = Filter.CROP
     type: PixelType = PixelType.FLOAT32
     channels_last: bool = False
+    side: int = 0
 
     def __post_init__(self) -> None:
         samples, views = self.out.shape
@@ -104,6 +106,7 @@ class ViewBatch:
             filter=self.filter,
             type=self.type,
             channels_last=self.channels_last,
+            side=self.side,
             stream=samples * views * view_bytes >= STREAM_FROM,
         )
 
@@ -137,10 +140,11 @@ class NativeDecoder:
         not OK hold anything."""
         status = np.full(len(batch.size), Status.MEMORY, np.int32)
         job = batch.struct(status)
-        others = (
-            [self._pool.submit(self._run, c, job) for c in self._contexts[1:]] if self._pool else []
-        )
-        try:
+        others: list[Future[None]] = []
+        try:  # at the interpreter's end a pool takes nothing more, while what it took still runs
+            if self._pool:
+                for context in self._contexts[1:]:
+                    others.append(self._pool.submit(self._run, context, job))
             self._run(self._contexts[0], job)
         finally:
             for other in others:

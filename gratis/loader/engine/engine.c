@@ -175,6 +175,7 @@ static int open_image(const gratis_job *job, int64_t sample, image *im) {
   im->sample = sample;
   im->failed = GRATIS_OK;
   int status = gratis_read_header(data, size, &im->head);
+  if (!status && job->side && (im->head.height != job->side || im->head.width != job->side)) status = GRATIS_SIZE;
   if (!status) status = area_of_views(job, sample, &im->head, &im->wanted);
   if (!status) status = gratis_build_tables(im);
   if (status) return status;

@@ -11,7 +11,7 @@
 #error "the engine is written for little-endian machines"
 #endif
 
-#define GRATIS_ENGINE_VERSION 1
+#define GRATIS_ENGINE_VERSION 2
 
 /* What became of a sample. Below 32: decoded, or not decoded because another decoder has to; the file may be good.
  * From 32: damaged. From 64: the call's fault. */
@@ -25,7 +25,7 @@ enum gratis_status {
   GRATIS_EXIF = 6,           /* an EXIF segment: it may say that the picture is rotated */
   GRATIS_TABLES = 7,         /* a table that is missing, has 16 bits or has symbols that baseline files have not */
   GRATIS_SEGMENT = 8,        /* a segment of the header that is not known here, or repeated, or of another length */
-  GRATIS_SIZE = 9,           /* more pixels than GRATIS_MOST_PIXELS, or none */
+  GRATIS_SIZE = 9,           /* more pixels than GRATIS_MOST_PIXELS, or none, or not the side that is asked for */
   GRATIS_MEMORY = 10,        /* not enough memory */
   GRATIS_TRUNCATED = 32,     /* the file ends before its EOI, or inside its header */
   GRATIS_MARKER = 33,        /* a restart marker out of order, or one marker too many or too few */
@@ -43,7 +43,8 @@ enum gratis_isa { GRATIS_PORTABLE, GRATIS_AVX2, GRATIS_AVX512 };
  *
  * A view is the rectangle of an image, resized to out_height x out_width (filter CROP: it has that size already, or any
  * if out_height is 0), rounded to 8 bits, mirrored if flip, and then, if the type is not uint8,
- *   fmaf(pixel, scale[channel], plus[channel] - minus[place])
+ *   fmaf(pixel, scale[channel], plus[channel] - minus[place]), if channels_last
+ *   fmaf(pixel, scale[channel], plus[channel]) - minus[place]
  * in float32, and from there to the type. Shape [3][height][width], or [height][width][3] if channels_last. */
 typedef struct {
   int64_t samples;
@@ -62,6 +63,7 @@ typedef struct {
   int64_t next;                  /* the first sample nobody has taken; threads share it. 0 at first */
   int32_t out_height, out_width; /* in pixels */
   int32_t filter, type, channels_last;
+  int32_t side;                  /* images must be side x side pixels; 0: of any size */
   int32_t stream;                /* 1: write around the caches where alignment (64 bytes) allows, for large batches */
 } gratis_job;
 

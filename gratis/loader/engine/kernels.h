@@ -309,9 +309,11 @@ INLINE vf floats(const float *p) {
   return value;
 }
 
-INLINE vf less(vf plus, const float *minus) {
-  if (minus) plus -= floats(minus);
-  return plus;
+/* p * scale + plus - minus: of planes the last two are subtracted first, of interleaved channels (each) last. */
+INLINE vf moved(vf p, vf scale, vf plus, const float *minus, int each) {
+  if (!minus) return fused(p, scale, plus);
+  if (each) return fused(p, scale, plus) - floats(minus);
+  return fused(p, scale, plus - floats(minus));
 }
 
 /* Three factors again and again, from the first, the second or the third on. */
@@ -331,8 +333,8 @@ INLINE void repeat(const float *of, int each, vf to[3]) {
   for (int j = 0; j < 3; j++) to[j] = from[j * FLOATS % 3];
 }
 
-/* out[i] = fmaf(p[i], scale, plus - minus[i]); each: scale and plus are three, for channels in turn. p may be read up to a
- * vector beyond n. */
+/* out[i] = p[i] * scale + plus - minus[i], see `moved`; each: scale and plus are three, for channels in turn. p may be read
+ * up to a vector beyond n. */
 INLINE void affine(const uint8_t *p, int n, const float *scale, const float *plus, int each, const float *minus, void *out,
                    int type, int stream) {
   vf s[3], b[3];
@@ -341,13 +343,13 @@ INLINE void affine(const uint8_t *p, int n, const float *scale, const float *plu
   int64_t i = 0;
   int j = 0;
   for (; i + FLOATS <= n; i += FLOATS) {
-    put(out, i, fused(pixels(p + i), s[j], less(b[j], minus ? minus + i : NULL)), type, stream);
+    put(out, i, moved(pixels(p + i), s[j], b[j], minus ? minus + i : NULL, each), type, stream);
     if (each) j = j == 2 ? 0 : j + 1;
   }
   if (i == n) return;
   float left[FLOATS] = {0}, made[FLOATS];
   if (minus) memcpy(left, minus + i, sizeof(float) * (size_t)(n - i));
-  put(made, 0, fused(pixels(p + i), s[j], less(b[j], minus ? left : NULL)), type, 0);
+  put(made, 0, moved(pixels(p + i), s[j], b[j], minus ? left : NULL, each), type, 0);
   int bytes_each = type == GRATIS_FLOAT32 ? 4 : 2;
   memcpy((char *)out + (int64_t)i * bytes_each, made, (size_t)(n - i) * bytes_each);
 }

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from gratis.errors import GratisError
 
-VERSION = 1
-FILE = Path(__file__).with_name("libgratis_engine.1.so")
+VERSION = 2
+FILE = Path(__file__).with_name("libgratis_engine.native.so")
 ISA_VARIABLE = "GRATIS_ENGINE_ISA"
 ISAS = ("portable", "avx2", "avx512")  # in ascending order; the number is the library's
 
@@ -76,7 +76,7 @@ class JobStruct(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("out", "status")),
         ("next", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("out_height", "out_width", "filter", "type")),
-        *((name, ctypes.c_int32) for name in ("channels_last", "stream")),
+        *((name, ctypes.c_int32) for name in ("channels_last", "side", "stream")),
     )
 
 

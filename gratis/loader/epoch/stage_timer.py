@@ -55,4 +55,6 @@ class StageTimer:
             blocked_s=sums["blocked_s"],
             queue_depth=depth,
             queue_capacity=capacity,
+            native=int(sums["native"]),
+            fallback=int(sums["fallback"]),
         )

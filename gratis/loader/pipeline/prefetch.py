@@ -5,13 +5,13 @@ What an epoch needs (decoder, buffers, open files) stays for the next one: makin
 
 from __future__ import annotations
 
-import atexit
 import os
 import queue
 import threading
 import weakref
 from functools import partial
 
+from gratis.loader.decoding.exit_order import run_before_dali_s
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_pipeline import BatchPipeline, ReadyBatch
@@ -150,13 +150,8 @@ _prefetchers: weakref.WeakSet[Prefetcher] = weakref.WeakSet()
 
 
 def _remember(prefetcher: Prefetcher) -> None:
-    """At exit all must end before DALI's own exit handler: what is registered later runs
-    earlier."""
-    import nvidia.dali  # noqa: F401
-
     if not _prefetchers:
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)
+        run_before_dali_s(_close_all)
     _prefetchers.add(prefetcher)
 
 

@@ -54,9 +54,9 @@ class BatchReader:
         self.shards, self._timer, self._quarantine = shards, timer, quarantine
         self._buffers: list[Bytes | None] = [None] * BUFFERS
 
-    def batches(self, plan: EpochPlan) -> Iterator[EncodedBatch]:
+    def batches(self, plan: EpochPlan, *, check: bool = True) -> Iterator[EncodedBatch]:
         """The plan's steps in order, as far as this rank has samples in them. The next step's are
-        asked for in advance.
+        asked for in advance. check: as of `read`.
 
         A batch is valid until BUFFERS - 1 further ones were taken.
         """
@@ -68,7 +68,7 @@ class BatchReader:
             with self._timer.time("read_s"):
                 if number + 1 < len(steps):
                     self.shards.expect(steps[number + 1])
-                batch = self.read(plan, ids, self._buffers[number % BUFFERS])
+                batch = self.read(plan, ids, self._buffers[number % BUFFERS], check=check)
                 self._buffers[number % BUFFERS] = batch.buffer
             self._timer.add(bytes_read=sum(map(len, batch.parts)))
             yield batch

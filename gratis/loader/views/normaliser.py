@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gratis.dataset import Stats
 from gratis.loader.config import LoaderConfig
+from gratis.loader.plan import Draws
 from gratis.loader.views.colour_noise import colour_shift
 from gratis.loader.views.normalisation import normalisation
 
@@ -46,17 +47,23 @@ class Crops(NamedTuple):
 
 
 class Normaliser:
-    """Normalises the crops of one epoch, into buffers given from outside."""
+    """Normalises the crops of one epoch, into buffers given from outside.
+
+    What it does with a pixel, for others who do it: pixel * factor [3] + shift - mean. mean float32
+    [2,3,S,S], or [2,S,3*S] where channels are interleaved: as it is, and mirrored; level float32
+    [3]: the same where it is the same everywhere, else None."""
 
     def __init__(self, stats: Stats, config: LoaderConfig, epoch: int) -> None:
         self._stats, self._config, self._epoch = stats, config, epoch
         self._factor = normalisation(stats, config, epoch).factor
+        self.factor = self._factor.astype(np.float32)
         self._size = len(stats.mean)
-        mean = normalisation(stats, config, epoch).mean * self._factor.astype(np.float32)
+        mean = normalisation(stats, config, epoch).mean * self.factor
+        self.level = None if config.normalize == "mean-image" else mean[0, 0]
         sides = np.stack([mean, mean[:, ::-1]])  # as it is, and mirrored
         by_row = sides.reshape(2, self._size, -1)
         rows = by_row if config.interleaved else sides.transpose(0, 3, 1, 2)
-        self._mean = np.ascontiguousarray(rows)
+        self.mean = np.ascontiguousarray(rows)
         self._scratch = torch.empty(0)
 
     def __call__(self, crops: Crops, out: torch.Tensor) -> None:
@@ -72,18 +79,21 @@ class Normaliser:
             out[part].copy_(scratch)
 
     def _fill(self, crops: Crops, out: torch.Tensor) -> None:
-        shift = colour_shift(self._stats, self._config, self._epoch, crops.normals) * self._factor
         memory = out.permute(0, 2, 3, 1) if self._config.layout == "channels_last" else out
         memory = memory.flatten(2) if self._config.interleaved else memory
         from gratis.jit import call_kernel
 
         kernel = kernels()[self._config.interleaved]
-        factor = self._factor.astype(np.float32)
         where = (crops.pixels, crops.stride, crops.start, crops.flip)
-        mean, plus = (self._mean, *self._mean_region(crops)), shift.astype(np.float32)
-        call_kernel(kernel, *where, *mean, plus, factor, memory.numpy())
+        mean = (self.mean, *self.mean_region(crops))
+        call_kernel(kernel, *where, *mean, self.shift(crops), self.factor, memory.numpy())
 
-    def _mean_region(self, crops: Crops) -> tuple[Ints, Ints, Ints]:
+    def shift(self, crops: Crops | Draws) -> Floats:
+        """The colour noise of each crop, float32 [m,3], scaled as its pixels are."""
+        shift = colour_shift(self._stats, self._config, self._epoch, crops.normals)
+        return (shift * self._factor).astype(np.float32)
+
+    def mean_region(self, crops: Crops | Draws) -> tuple[Ints, Ints, Ints]:
         """Which mean is subtracted from each crop (0: as it is, 1: mirrored), and the corner of its
         region there."""
         if self._config.mean == "central":

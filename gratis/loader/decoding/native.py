@@ -1,0 +1,155 @@
+"""JPEGs to finished views on the CPU by the engine (gratis.loader.engine), straight into a batch's
+memory; DALI decodes, in the same batch, what the engine refuses.
+
+Per 1,000 images see docs/measured.md. The engine checks what it decodes; what it refuses, damaged
+files among it, is read again with the checks that DALI needs (gratis.jpeg_check), so that bad
+samples are named or replaced as without it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from functools import cache, partial
+
+import numpy as np
+import torch
+
+from gratis.choices import Engine
+from gratis.dataset import Manifest
+from gratis.errors import GratisError
+from gratis.loader.config import LoaderConfig
+from gratis.loader.decoding.cpu import decode
+from gratis.loader.decoding.dali_runner import DaliRunner
+from gratis.loader.engine.decoder import NativeDecoder, ViewBatch
+from gratis.loader.engine.library import Filter, PixelType, Status, load
+from gratis.loader.epoch.epoch_plan import EpochPlan
+from gratis.loader.plan import Draws, Ids
+from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
+from gratis.loader.views.normaliser import Normaliser
+
+TYPES = {
+    torch.float32: PixelType.FLOAT32,
+    torch.bfloat16: PixelType.BFLOAT16,
+    torch.float16: PixelType.FLOAT16,
+    torch.uint8: PixelType.UINT8,
+}
+ABSENT = "the engine is not compiled here"
+ADVICE = "install gratis again where there is a C compiler"
+# Fills a batch's views [n*views,...] and says whose they are, int64 [n]: others may stand in
+Fill = Callable[[torch.Tensor], Ids]
+
+
+def choose_engine(config: LoaderConfig, manifest: Manifest, device: torch.device) -> Engine:
+    """Who decodes. GratisError where the engine is asked for by name and cannot."""
+    if config.engine == "dali":
+        return "dali"
+    if device.type != "cpu":
+        if config.engine == "native":
+            advice = "it is for batches on the CPU; take 'auto' or 'dali'"
+            raise GratisError(f"engine='native' and the loader's device is {device}: {advice}")
+        return "dali"
+    if manifest.codec == "raw":
+        return "dali"  # nothing is decoded
+    if load() is not None:
+        return "native"
+    if config.engine == "native":
+        raise GratisError(f"engine='native': {ABSENT}; {ADVICE}, or take engine='auto'")
+    tell_of_absence()
+    return "dali"
+
+
+@cache
+def tell_of_absence() -> None:
+    """Once a process."""
+    cost = "DALI decodes instead, for about twice the CPU time"
+    warnings.warn(f"{ABSENT}: {cost}; {ADVICE}", RuntimeWarning, stacklevel=4)
+
+
+class NativeBatches:
+    """Batches of plans, one after the other, by the engine. For one thread at a time."""
+
+    def __init__(self, reader: BatchReader, runner: DaliRunner, threads: int) -> None:
+        """runner: of DALI, for what the engine refuses."""
+        self._reader, self._runner, self._threads = reader, runner, threads
+        self._decoder: NativeDecoder | None = None
+
+    def close(self) -> None:
+        """Frees the engine's memory; the next batch takes it anew."""
+        if self._decoder:
+            self._decoder.close()
+        self._decoder = None
+
+    def batches(self, plan: EpochPlan) -> Generator[tuple[int, Fill], None, None]:
+        """Of each step how many samples it has, and what fills their views; to be called before the
+        next is taken."""
+        normaliser = Normaliser(plan.stats, plan.config, plan.epoch)
+        for batch in self._reader.batches(plan, check=False):
+            yield len(batch.ids), partial(self._fill, batch, plan, normaliser)
+
+    def _fill(
+        self, batch: EncodedBatch, plan: EpochPlan, normaliser: Normaliser, rows: torch.Tensor
+    ) -> Ids:
+        if self._decoder is None:
+            self._decoder = NativeDecoder(self._threads)
+        timer = self._runner.timer
+        with timer.time("decode_s"):
+            status = self._decoder(view_batch(batch, plan, normaliser, rows))
+        refused = np.flatnonzero(status != Status.OK)
+        timer.add(native=len(status) - len(refused), fallback=len(refused))
+        if not len(refused):
+            return batch.ids
+        ids, views = batch.ids.copy(), plan.config.views
+        again = iter([self._reader.read(plan, batch.wanted[refused])])
+        for part, crops in decode(again, plan, self._runner, self._threads):
+            ids[refused] = part.ids
+            with timer.time("finish_s"):
+                for k, row in enumerate(refused.tolist()):
+                    those = crops.rows(slice(k * views, (k + 1) * views))
+                    normaliser(those, rows[row * views : (row + 1) * views])
+        return ids
+
+
+def view_batch(
+    batch: EncodedBatch, plan: EpochPlan, normaliser: Normaliser, rows: torch.Tensor
+) -> ViewBatch:
+    """A batch's views as the engine is asked for them. rows: where they go, [n*views,...] in the
+    configuration's type and layout."""
+    config, draws, views = plan.config, batch.draws, plan.config.views
+    shape, crop = (len(batch.ids), views), config.crop
+    out = rows.data_ptr() + np.arange(len(rows)) * (rows.stride(0) * rows.element_size())
+    sides = np.full((len(rows), 2), crop) if batch.extents is None else batch.extents
+    boxes = np.column_stack([draws.y, draws.x, sides])
+    asked = ViewBatch(
+        data=(batch.buffer.ctypes.data + batch.begins).astype(np.uint64),
+        size=np.array([len(part) for part in batch.parts], np.int64),
+        rectangles=boxes.astype(np.int32).reshape(*shape, 4),
+        out=out.astype(np.uint64).reshape(shape),
+        height=crop,
+        width=crop,
+        flip=draws.flip.astype(np.uint8).reshape(shape),
+        filter=Filter.CROP if config.area is None else Filter.TRIANGLE,
+        type=TYPES[config.dtype],
+        channels_last=config.interleaved,
+        side=plan.manifest.image_size,
+    )
+    return asked if config.dtype == torch.uint8 else _normalised(asked, draws, normaliser)
+
+
+def _normalised(asked: ViewBatch, draws: Draws, normaliser: Normaliser) -> ViewBatch:
+    """With scale, shift and mean, and the normaliser's bits. Of a mean that is the same everywhere
+    one row is read, or, of planes, a number."""
+    shape, mean = asked.out.shape, normaliser.mean
+    shift = normaliser.shift(draws).reshape(*shape, 3)
+    scaled = replace(asked, scale=normaliser.factor, plus=shift)
+    if normaliser.level is not None and not asked.channels_last:
+        return replace(scaled, plus=shift - normaliser.level)
+    side, top, left = normaliser.mean_region(draws)
+    per_row, per_pixel = mean.strides[-2], mean.itemsize * (3 if asked.channels_last else 1)
+    begins = mean.ctypes.data + side * mean.strides[0] + top * per_row + left * per_pixel
+    return replace(
+        scaled,
+        minus=begins.astype(np.uint64).reshape(shape),
+        minus_row=per_row // mean.itemsize if normaliser.level is None else 0,
+        minus_plane=0 if asked.channels_last else mean.strides[1] // mean.itemsize,
+    )
