@@ -299,8 +299,8 @@ class Loader:
     @property
     def _under_way(self) -> bool:
         """Batches of an epoch are still to be taken, by somebody who can."""
-        going = self._prefetcher is not None and not self._prefetcher.closed
-        return going and self._running() is not None and self._at[1] < len(self)
+        going = self._prefetcher is not None and self._prefetcher.under_way
+        return going and self._running() is not None
 
     def _state(self) -> tuple[int, int]:
         epoch, step = self._at
