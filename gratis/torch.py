@@ -24,8 +24,8 @@ OF_WORKERS = {"prefetch_factor", "persistent_workers", "timeout", "worker_init_f
 
 class ShardDataset:
     """One split: what `DataLoader` reads, and what programs ask of `loader.dataset`; len: samples.
-    It is its loaders' sampler too: `set_epoch` says which epoch the next iteration begins; without
-    it that is the one after the last.
+    It is its loaders' sampler too: `set_epoch` says which epoch the next iteration of each of them
+    begins; without it that is the one after the last.
 
     root, split     as of `gratis.Loader`
     config          None: LoaderConfig.imagenet() for "train", .evaluation() for another split; of
@@ -41,13 +41,13 @@ class ShardDataset:
         self.root, self.split, self.config, self._len = root, split, config, loader.num_samples
         self.classes = [each.wnid for each in loader.classes]
         self.class_to_idx = {name: label for label, name in enumerate(self.classes)}
-        self.next_epoch: int | None = None
+        self.next_epoch, self.times_set = 0, 0
 
     def __len__(self) -> int:
         return self._len
 
     def set_epoch(self, epoch: int) -> None:
-        self.next_epoch = epoch
+        self.next_epoch, self.times_set = epoch, self.times_set + 1
 
     def __getitem__(self, index: object) -> Any:
         raise GratisError("a ShardDataset is read in batches, by gratis.torch.DataLoader")
@@ -104,6 +104,7 @@ class DataLoader(IterableDataset[Any]):
         self.batch_size, self.drop_last = config.batch_size // world, config.remainder == "drop"
         self.num_workers, self.pin_memory, self.device = num_workers, pin_memory, self.loader.device
         self.collate_fn, self._here = collate_fn, here if (rank, world) == here else None
+        self._times_set = 0  # of the dataset's epoch, as far as it is known here
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -114,9 +115,9 @@ class DataLoader(IterableDataset[Any]):
         if self._here and self._here != _ranks():
             now = f"rank, world_size was {self._here} and is {_ranks()}"
             raise GratisError(f"{now}; make the loader after torch.distributed.init_process_group")
-        if self.dataset.next_epoch is not None:
+        if self._times_set != self.dataset.times_set:
             self.loader.set_epoch(self.dataset.next_epoch)
-            self.dataset.next_epoch = None
+            self._times_set = self.dataset.times_set
         collate = None if self.collate_fn is default_collate else self.collate_fn
         for images, labels, _ in self.loader:
             yield collate(list(zip(images, labels, strict=True))) if collate else (images, labels)
@@ -129,7 +130,7 @@ class DataLoader(IterableDataset[Any]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.loader.load_state_dict(state)
-        self.dataset.next_epoch = None
+        self._times_set = self.dataset.times_set
 
 
 def _ranks() -> tuple[int, int]:

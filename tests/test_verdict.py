@@ -273,15 +273,7 @@ def test_page_terminal_and_result_show_the_numbers_worked_out_by_hand(
     wide = Console(width=400)
     with wide.capture() as capture:
         wide.print(screen(snapshot.status))
-    launch = Launch(
-        runs=str(tmp_path),
-        run="a",
-        shards="shards",
-        recipe_name="sample",
-        recipe=RECIPES["sample"],
-        attempt=1,
-    )
-    show(launch)
+    show(launch_of(tmp_path))
     closing = capsys.readouterr().out
     words = " ".join(closing.split())
     for text in (capture.get(), words):
@@ -293,7 +285,9 @@ def test_page_terminal_and_result_show_the_numbers_worked_out_by_hand(
     assert closing.splitlines()[-1] == f"result {expected['line']}"
 
 
-def test_a_run_of_one_interval_is_its_start_up(tmp_path: Path) -> None:
+def test_a_run_of_one_interval_is_its_start_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_by_hand(tmp_path / "a", [TWO_RANKS[0][:1], TWO_RANKS[1][:1]])
     snapshot = Runs(tmp_path, 60.0).snapshot("a")
     assert snapshot is not None
@@ -305,3 +299,14 @@ def test_a_run_of_one_interval_is_its_start_up(tmp_path: Path) -> None:
         "Nothing is measured beyond it."
     )
     assert values["wait_fraction"] == snapshot.status.data_wait_fraction == pytest.approx(19 / 24)
+    show(launch_of(tmp_path))
+    closing = capsys.readouterr().out
+    assert "start-up, all there is above" in closing  # its rates are the numbers above
+    assert "left out" not in closing
+
+
+def launch_of(runs: Path) -> Launch:
+    recipe = RECIPES["sample"]
+    return Launch(
+        runs=str(runs), run="a", shards="shards", recipe_name="sample", recipe=recipe, attempt=1
+    )

@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "dtype": (torch.float32, torch.float16, torch.bfloat16, torch.uint8),
 }
 
-MOST = {"batch_size": 1 << 20, "threads": 1024, "crop_chunk": 1 << 40}
+MOST = {"batch_size": 1 << 20, "threads": 1024, "crop_chunk": 1 << 40, "prefetch": 1 << 20}
 WHOLE = "batch_size seed crop crop_chunk window prefetch views threads noise_until".split()
 KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
     "a number": (("cache_gb", "decoded_gb", "flip"), (Real,)),
@@ -176,6 +176,8 @@ class LoaderConfig:
                 raise GratisError(f"{name} is {size}; it must be above 0, and finite")
         if not 0 <= self.flip <= 1:
             raise GratisError(f"flip is {self.flip}; it is a probability, from 0 to 1")
+        # arithmetic of NumPy's half precision would overflow
+        object.__setattr__(self, "flip", float(self.flip))
         if not 0 <= self.seed < 2**64:
             raise GratisError(f"seed is {self.seed}; it must be at least 0 and below 2**64")
         if self.noise_until is not None and self.noise_until < 0:
@@ -229,9 +231,10 @@ class LoaderConfig:
             if pair is None and name == "area":
                 continue
             two = isinstance(pair, Sequence) and len(pair) == 2
-            if not two or not all(isinstance(side, Real) for side in pair):
+            if not two or not all(map(_is_number, pair)):
                 advice = "it must be two numbers, the least and the most"
                 raise GratisError(f"{name} is {shown(pair)}; {advice}")
+            object.__setattr__(self, name, tuple(pair))
 
     def _check_normalize(self) -> None:
         if isinstance(self.normalize, (tuple, list)):

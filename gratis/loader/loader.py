@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import get_worker_info
 
 from gratis.choices import DecodedPlace, Engine
 from gratis.dataset import ImageClass
@@ -126,6 +127,7 @@ class Loader:
         self.decoded_place: DecodedPlace = choose_place(
             config, self.manifest, samples, self.device, local_world=self._local
         )
+        self._process = os.getpid()  # that made it
         self._prefetcher: Prefetcher | None = None
         self._running: Callable[[], EpochIterator | None] = lambda: None
 
@@ -139,6 +141,15 @@ class Loader:
             few = f"{last} samples in its last batch of {size}, fewer than {self.world_size} ranks"
             advice = "remainder='drop' (training), remainder='pad', or another batch_size"
             raise GratisError(f"{split} has {few}; choose {advice}")
+
+    def _check_worker(self) -> None:
+        """Of several workers of torch's DataLoader, each would load all that this rank does."""
+        worker = get_worker_info()
+        if worker is None or worker.num_workers == 1:
+            return
+        if self._process != os.getpid() or self.world_size < worker.num_workers:
+            each = f"each of {worker.num_workers} DataLoader workers would load every sample"
+            raise GratisError(f"{each}; use num_workers=0, as the loader has threads of its own")
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
@@ -165,6 +176,7 @@ class Loader:
 
     def begin(self, iterator: EpochIterator) -> tuple[Prefetcher, int]:
         """Begins the next epoch; for the iterator that takes its first batch."""
+        self._check_worker()
         epoch, step = self._begin
         plan = self.epoch_plan(epoch, step)
         if self._prefetcher and (running := self._running()):
@@ -308,8 +320,8 @@ class Loader:
     @property
     def _under_way(self) -> bool:
         """Batches of an epoch are still to be taken, by somebody who can."""
-        going = self._prefetcher is not None and not self._prefetcher.closed
-        return going and self._running() is not None and self._at[1] < len(self)
+        going = self._prefetcher is not None and self._prefetcher.under_way
+        return going and self._running() is not None
 
     def _state(self) -> tuple[int, int]:
         epoch, step = self._at

@@ -107,11 +107,12 @@ def _position(start: Record, state: State, ranks: list[RankFile]) -> dict[str, A
     step = max((file.step for file in ranks), default=0)
     total = epochs * steps if epochs and steps else None
     goes_on = state not in OVER or state == "finished"
+    shown = min(epoch, epochs - 1) if epochs else epoch  # the last one after its end too
     step_s = max((_counters(file, state).step_s for file in ranks if file.step), default=None)
     return {
         "epoch": epoch,
         "step": step,
-        "epoch_step": min(max(step - epoch * steps, 0), steps) if steps else None,
+        "epoch_step": min(max(step - shown * steps, 0), steps) if steps else None,
         "total_steps": total,
         "remaining_s": max(total - step, 0) * step_s if goes_on and total and step_s else None,
     }

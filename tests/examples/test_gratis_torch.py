@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,16 @@ def test_set_epoch_of_the_sampler(raw_dataset: Path, train: ShardDataset) -> Non
         loader.sampler.set_epoch(epoch)
         iter(loader)
         assert_same(loader, expected[epoch])
+
+
+def test_set_epoch_is_of_all_loaders_of_the_dataset(train: ShardDataset, raw_dataset: Path) -> None:
+    """As of a DistributedSampler that two of torch's loaders share: whoever iterates first takes it
+    from no other."""
+    expected = epochs(raw_dataset, replace(train.config, batch_size=25), 3)
+    loaders = [DataLoader(train, 25) for _ in range(2)]
+    loaders[1].set_epoch(2)
+    for loader in loaders:
+        assert_same(loader, expected[2])
 
 
 def test_it_resumes_inside_an_epoch(raw_dataset: Path, train: ShardDataset) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,14 @@ def test_a_mean_and_a_deviation_in_lists_are_the_same_value() -> None:
     assert pickle.loads(pickle.dumps(config)) == config
 
 
+@pytest.mark.parametrize(("name", "pair"), [("area", (0.1, 1.0)), ("ratio", (0.5, 2.0))])
+def test_a_range_in_a_list_is_the_same_value(name: str, pair: tuple[float, float]) -> None:
+    """As YAML and JSON have it; a configuration is no value if it can be changed or not hashed."""
+    listed = LoaderConfig.imagenet(**{name: list(pair)})
+    assert listed == LoaderConfig.imagenet(**{name: pair})
+    assert hash(listed) == hash(LoaderConfig.imagenet(**{name: pair}))
+
+
 def test_training_and_evaluation_see_the_same_scale(jpeg_dataset: Path) -> None:
     """The deviations of the plain and the ImageNet configuration are those of their evaluation, to
     a tenth: crops differ."""
@@ -69,6 +78,19 @@ def test_imagenet_is_the_normalisation_of_torchvision(raw_dataset: Path) -> None
     std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(3, 1, 1)
     wanted = (levels.double() / 255 - mean) / std
     torch.testing.assert_close(images.double(), wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("number", [np.float16(0.25), np.float32(0.25), 0.25])
+def test_a_share_is_mirrored_whatever_the_number_s_type(jpeg_dataset: Path, number: Any) -> None:
+    loader = Loader(jpeg_dataset, "train", LoaderConfig(crop=32, flip=number))
+    flips = [loader.epoch_plan(e).draws(np.arange(101))[0].flip for e in range(20)]
+    assert np.mean(flips) == pytest.approx(0.25, abs=0.05)  # 5 standard deviations
+
+
+def test_so_many_batches_in_advance_are_a_slip() -> None:
+    """They would fill the memory with empty places before the first batch."""
+    with pytest.raises(GratisError, match=r"prefetch is 1000000000; it may be at most 1,048,576"):
+        LoaderConfig(prefetch=10**9)
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import psutil
 import pytest
 import torch
 from handmade import write_large_index
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig
@@ -126,6 +128,45 @@ def test_a_child_process_loads_from_the_configuration(jpeg_dataset: Path, method
     child.join(240)
     assert child.exitcode == 0
     assert sum(1 for _ in loader) == 9  # the parent goes on
+
+
+class InWorkers(IterableDataset[Any]):
+    """Somebody's dataset around loaders: one made before the workers are, or one in each."""
+
+    def __init__(self, root: Path, world: int, *, before: bool) -> None:
+        self.root, self.world = root, world
+        self.loader = make(root, remainder="short") if before else None
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        config = LoaderConfig(batch_size=12, crop=48, threads=1)
+        rank = worker.id % self.world if worker else 0
+        loader = self.loader or Loader(self.root, "train", config, rank=rank, world_size=self.world)
+        for batch in loader:
+            yield batch.ids
+
+
+@pytest.mark.parametrize(
+    ("workers", "world", "before"), [(0, 1, True), (1, 1, True), (1, 1, False), (2, 2, False)]
+)
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.starts
+def test_workers_that_share_the_samples(
+    jpeg_dataset: Path, workers: int, world: int, before: bool
+) -> None:
+    data = InWorkers(jpeg_dataset, world, before=before)
+    ids = torch.cat(list(DataLoader(data, batch_size=None, num_workers=workers)))
+    assert sorted(ids.tolist()) == list(range(101))
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.starts
+def test_workers_that_would_each_load_all_are_refused(jpeg_dataset: Path, before: bool) -> None:
+    """Two of them would give every sample twice."""
+    data = InWorkers(jpeg_dataset, 1, before=before)
+    with pytest.raises(GratisError, match="each of 2 DataLoader workers would load every sample"):
+        list(DataLoader(data, batch_size=None, num_workers=2))
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

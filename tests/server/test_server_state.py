@@ -308,12 +308,13 @@ def test_the_command_is_shown_without_what_others_need_not_learn(
 
 
 @pytest.mark.parametrize(
-    ("step", "epoch", "shown"), [(None, None, 0), (10, 0, 10), (40, 0, 40), (40, 1, 0), (50, 1, 10)]
+    ("step", "epoch", "shown"),
+    [(None, None, 0), (10, 0, 10), (40, 0, 40), (40, 1, 0), (50, 1, 10), (200, 5, 40)],
 )
 def test_steps_of_the_epoch(
     tmp_path: Path, step: int | None, epoch: int | None, shown: int
 ) -> None:
-    """Forty an epoch; whole until the next has begun."""
+    """Forty an epoch, five epochs; whole until the next has begun, and after the last."""
     run = RunWriter(tmp_path / "a")
     run.start()
     if step is not None:

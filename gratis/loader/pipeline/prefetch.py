@@ -47,6 +47,11 @@ class Prefetcher:
         """No epoch is under way."""
         return self._thread is None
 
+    @property
+    def under_way(self) -> bool:
+        """Batches of an epoch are still to be taken."""
+        return not self.closed and not self.idle and self._left > 0
+
     def begin(self, plan: EpochPlan) -> int:
         """The epoch's ticket, for `take`."""
         assert self.idle

@@ -65,8 +65,8 @@ function drawTiles(status) {
   const gpu = status.gpu_busy !== null || status.gpu_memory_bytes !== null;
   const used = status.gpu_memory_total_bytes === null ? "" : ` of ${briefBytes(status.gpu_memory_total_bytes)}`;
   get("tiles").replaceChildren(
-    progress(`epoch of ${epochs ?? "?"}`, count(Math.min(status.epoch + 1, epochs ?? Infinity)), status.epoch >= (epochs ?? Infinity) ? per : status.epoch_step, per, "steps of the epoch",
-      (filled) => (per ? `${count(status.epoch >= (epochs ?? Infinity) ? per : status.epoch_step)} of ${count(per)} steps, ${filled}` : "")),
+    progress(`epoch of ${epochs ?? "?"}`, count(Math.min(status.epoch + 1, epochs ?? Infinity)), status.epoch_step, per, "steps of the epoch",
+      (filled) => (per ? `${count(status.epoch_step)} of ${count(per)} steps, ${filled}` : "")),
     progress(steps ? `step of ${count(steps)}` : "step", count(status.step), status.step, steps, "steps of the run",
       (filled) => (over || status.remaining_s === null ? filled : `${filled}, ${duration(status.remaining_s)} of training to go`)),
     tile("loader headroom", times(room), room === null ? "" : room >= 1.2 && status.verdict.kind !== "input-bound" ? "good" : "warn"),

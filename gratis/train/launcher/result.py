@@ -26,6 +26,7 @@ LABELS = {
     "wait_fraction": "waited for data",
     "startup_s": "start-up, left out above",
 }
+ONLY_STARTUP = "start-up, all there is above"  # of an attempt of one interval
 
 
 class Result(NamedTuple):
@@ -44,7 +45,9 @@ def show(launch: Launch) -> None:
     table = Table(title=launch.run, show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
-    for key, label in LABELS.items():
+    alone = verdict is not None and verdict.kind == "starting"
+    labels = LABELS | ({"startup_s": ONLY_STARTUP} if alone else {})
+    for key, label in labels.items():
         table.add_row(label, "-" if math.isnan(values[key]) else _cell(key, values[key]))
     console = Console()
     console.print(table)
