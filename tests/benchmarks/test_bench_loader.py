@@ -44,7 +44,7 @@ def test_peers_and_stages_are_measured_in_one_run(sample_shards: Path) -> None:
         assert row, done.stdout
         rate = float(row[0].split("│")[2].split()[0].replace(",", ""))
         assert rate > 5
-    for stage in ("read", "decode: DALI", "finish and hand-over", "whole"):
+    for stage in ("read", "decode, finish and hand-over", "whole", "beside it, DALI's decode"):
         assert f"│ {stage} " in done.stdout
 
 

@@ -9,10 +9,15 @@ The way of the bytes from tar to batch, all of it on the prefetcher's thread but
         |                      server; jpeg_check and Quarantine: bad samples are replaced
         | EncodedBatch: JPEG or PPM bytes, with the draws of their views
         |
-        |-- device cpu --> decoding/cpu: DALI decodes the crop alone; of PPMs nothing is decoded
+        |-- device cpu, JPEGs --> decoding/native: the engine (engine/) decodes, resizes, normalises
+        |                      | on threads of its own; what it refuses goes the next way
+        |                      | into memory of the BufferPool, which nobody refers to any more
+        |
+        |-- device cpu --> decoding/cpu: DALI decodes the crop alone (without DALI Pillow, whole
+        |                  images); of PPMs nothing is decoded; views/resize, if parts are resized
         |                      | Crops: where uint8 pixels lie, and the draws
         |                  Normaliser (views/): mirror, mean, colour noise, type, layout, one pass
-        |                      | into memory of the BufferPool, which nobody refers to any more
+        |                      | into that memory
         |
         '-- device cuda -> decoding/gpu: one DALI graph decodes, crops and normalises
                                | float32 on the device, copied out of DALI's memory
@@ -20,7 +25,8 @@ The way of the bytes from tar to batch, all of it on the prefetcher's thread but
         | queue (prefetch.py)
     EpochIterator (loader.py)
 
-With LoaderConfig.decoded, CachedDecoder (decoding/) stands between reader and decoder: what was
+The second way is that of engine="dali", of PPMs and of the decoded cache too. With
+LoaderConfig.decoded, CachedDecoder (decoding/) stands between reader and decoder: what was
 decoded in an earlier epoch comes from the DecodedCache as Crops (CPU) or by torch_views (GPU)."""
 
 from __future__ import annotations
