@@ -200,7 +200,7 @@ def dali() -> Iterator[Finding]:
 
 
 def engine() -> Iterator[Finding]:
-    if Path(__file__).with_name("loader").joinpath("engine/libgratis_engine.so").is_file():
+    if Path(__file__).with_name("loader").joinpath("engine/libgratis_engine.native.so").is_file():
         yield Finding("good", "the loader's engine is compiled", "decodes JPEGs on CPUs")
         return
     means = "DALI decodes on CPUs, for about twice the time: `make install` with a C compiler"
