@@ -34,7 +34,9 @@ def main(shards: Path, run: Path) -> None:
     writer = EventWriter(run / "rank-0.jsonl", attempt=1, rank=0)
     writer.write("start", {"world": 1})
     signals, times, step = StopSignals(), [], 0
-    with Loader(shards, "train", LoaderConfig(batch_size=ROWS, crop=112, threads=1)) as loader:
+    with Loader(
+        shards, "train", LoaderConfig.alexnet(batch_size=ROWS, crop=112, threads=1)
+    ) as loader:
         interval = IntervalMeter(mesh, loader, writer, signals)
         while not signals.terminated:
             begin = time.monotonic()
