@@ -107,7 +107,9 @@ class _SplitCheck:
     def findings(self, sample: int) -> Iterator[str]:
         """Of all shards, and of so many images that are decoded."""
         intact: list[int] = []
-        shards = tqdm(self.split.shards, self.name, unit="shard", delay=2.0, leave=False)
+        shards = tqdm(
+            self.split.shards, self.name, unit="shard", delay=2.0, leave=False, disable=None
+        )
         for number, shard in enumerate(shards):
             rows = np.flatnonzero(self.index.shard == number)
             wrong = list(_unless_unreadable(shard.name, self._shard(shard, rows)))
@@ -196,7 +198,7 @@ class _SplitCheck:
 
     def _decode(self, rows: NDArray[np.int64]) -> Iterator[str]:
         side = self.manifest.image_size
-        for row in tqdm(rows, "decoding", unit="img", delay=2.0, leave=False):
+        for row in tqdm(rows, "decoding", unit="img", delay=2.0, leave=False, disable=None):
             shard = self.split.shards[self.index.shard[row]].name
             with addresses.Bytes(str(self.root / shard)) as archive:
                 data = archive.read(int(self.index.offset[row]), int(self.index.size[row]))

@@ -111,7 +111,9 @@ def _has_labels(path: str) -> bool:
 
 def _list_tars(tars: dict[str, str], builder: ListingBuilder) -> None:
     labels = {wnid: label for label, wnid in enumerate(builder.wnids)}
-    for wnid, path in tqdm(tars.items(), "listing", unit="tar", delay=QUIET_S, leave=False):
+    for wnid, path in tqdm(
+        tars.items(), "listing", unit="tar", delay=QUIET_S, leave=False, disable=None
+    ):
         if wnid not in labels:
             raise GratisError(f"{path} has no counterpart in train; remove it or add the class")
         builder.containers.append(path)

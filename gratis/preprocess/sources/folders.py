@@ -208,7 +208,7 @@ def _list_folders(root: str, builder: ListingBuilder) -> None:
         else:
             list_beside_classes(entry, builder)
     builder.containers.pop()
-    for wnid in tqdm(classes, "listing", delay=QUIET_S, leave=False):
+    for wnid in tqdm(classes, "listing", delay=QUIET_S, leave=False, disable=None):
         folder = addresses.join(root, wnid)
         if wnid not in labels:
             raise GratisError(

@@ -45,7 +45,7 @@ def open_image_json(root: str, options: SourceOptions) -> Source | None:
     builders = {split: ListingBuilder((), official=True) for split in chosen}
     names = None if options.unlabelled else ClassNames()
     for split, folders in chosen.items():
-        for folder in tqdm(folders, "listing", delay=QUIET_S, leave=False):
+        for folder in tqdm(folders, "listing", delay=QUIET_S, leave=False, disable=None):
             _list_folder(folder, builders[split], names)
     refuse_empty(root, builders)
     classes = _classes(builders["train"], names) if names else ()

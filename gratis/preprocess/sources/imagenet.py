@@ -107,7 +107,7 @@ def check_md5(root: str, published: dict[str, str]) -> None:
 def _md5(path: str, name: str) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with addresses.Bytes(path) as archive:
-        style = {"unit": "B", "unit_scale": True, "delay": QUIET_S, "leave": False}
+        style = {"unit": "B", "unit_scale": True, "delay": QUIET_S, "leave": False, "disable": None}
         with tqdm(total=archive.size, desc=f"md5 {name}", **style) as bar:
             for start in range(0, archive.size, MD5_CHUNK):
                 digest.update(archive.read(start, min(MD5_CHUNK, archive.size - start)))
@@ -153,7 +153,9 @@ def _list_train(path: str, synsets: list[Synset], builder: ListingBuilder) -> No
     builder.containers.append(path)
     with addresses.Bytes(path) as archive:
         tars = _class_tars(path, archive, builder)
-        for label, synset in enumerate(tqdm(synsets, "listing", delay=QUIET_S, leave=False)):
+        for label, synset in enumerate(
+            tqdm(synsets, "listing", delay=QUIET_S, leave=False, disable=None)
+        ):
             if synset.wnid not in tars:
                 raise GratisError(
                     f"{path} lacks {synset.wnid}.tar, a class of {DEVKIT}; get the archive again"

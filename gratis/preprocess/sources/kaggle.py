@@ -123,7 +123,7 @@ def _list_classes(folder: str, builder: ListingBuilder) -> None:
     labels = {wnid: label for label, wnid in enumerate(builder.wnids)}
     listed = addresses.entries(folder) if addresses.is_folder(folder) else []
     listed = [entry for entry in listed if not is_hidden(entry.name)]
-    for entry in tqdm(listed, "listing", delay=QUIET_S, leave=False):
+    for entry in tqdm(listed, "listing", delay=QUIET_S, leave=False, disable=None):
         path = addresses.join(folder, entry.name)
         if not entry.is_folder:
             builder.containers.append(folder)

@@ -208,7 +208,7 @@ def _list_rows(
     by_folder: dict[str, list[Row]] = {}
     for row in rows:
         by_folder.setdefault(row.path.rpartition("/")[0], []).append(row)
-    for folder in tqdm(sorted(by_folder), "listing", delay=QUIET_S, leave=False):
+    for folder in tqdm(sorted(by_folder), "listing", delay=QUIET_S, leave=False, disable=None):
         builder.containers.append(folder)
         listed = addresses.entries(folder) if addresses.is_folder(folder) else []
         sizes = {entry.name: entry.size for entry in listed if not entry.is_folder}

@@ -206,7 +206,7 @@ def _list_tables(
     labels: ClassNumbers | None,
     builder: ListingBuilder,
 ) -> None:
-    for path in tqdm(paths, "listing", unit="table", delay=QUIET_S, leave=False):
+    for path in tqdm(paths, "listing", unit="table", delay=QUIET_S, leave=False, disable=None):
         columns = _columns(path, labelled=labels is not None)
         if columns is None or (labels and columns != first):
             raise GratisError(

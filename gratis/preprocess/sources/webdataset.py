@@ -73,7 +73,9 @@ def open_webdataset(
     names = ClassNames()
     for split, paths in archives.items():
         builder = builders[split] = ListingBuilder((), official=True)
-        for path in tqdm(paths, f"listing {split}", unit="tar", delay=QUIET_S, leave=False):
+        for path in tqdm(
+            paths, f"listing {split}", unit="tar", delay=QUIET_S, leave=False, disable=None
+        ):
             before = len(builder)
             builder.containers.append(path)
             samples = _list_archive(path, builder, None if options.unlabelled else names)
