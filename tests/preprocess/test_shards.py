@@ -349,8 +349,8 @@ def test_another_source_is_refused_with_both_fingerprints(tmp_path: Path) -> Non
     (src / "train/a/0.jpg").rename(src / "train/a/zero.jpg")
     refused = shards(src, out)
     assert refused.returncode == 2
-    assert first in refused.stderr
-    assert open_source(str(src)).fingerprint in refused.stderr
+    assert first[:8] in refused.stderr
+    assert open_source(str(src)).fingerprint[:8] in refused.stderr
 
 
 @pytest.mark.parametrize(
