@@ -138,16 +138,22 @@ def leave_to_parent() -> None:
 
 @contextmanager
 def interrupt_held_back() -> Iterator[None]:
-    """Processes that are started inside never get ctrl-C; one that this process gets inside raises
-    afterwards."""
+    """Processes that are started inside never get ctrl-C; one that this process gets inside has
+    its effect afterwards. Main thread."""
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # multiprocessing's, which lets signals in when it starts
+    came: list[int] = []
+    # The mask is this thread's, for its children; the system may choose another thread for ctrl-C.
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def ignore_stops() -> None:

@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -30,18 +32,29 @@ def test_no_other_file_sets_a_handler() -> None:
 
 
 @pytest.mark.starts
-def test_ctrl_c_that_is_held_back_is_not_lost() -> None:
+@pytest.mark.parametrize("thread", ["this", "another"])
+def test_ctrl_c_that_is_held_back_is_not_lost(thread: str) -> None:
     went_on = []
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait)
+    other.start()
+    receiver = threading.main_thread() if thread == "this" else other
 
     def interrupted_inside() -> None:
         with interrupt_held_back():
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(receiver.ident or 0, signal.SIGINT)
+            time.sleep(0.1)  # until the other thread has got it
             went_on.append(True)
 
-    with handlers_restored():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        with pytest.raises(KeyboardInterrupt):
-            interrupted_inside()
+    try:
+        with handlers_restored():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with pytest.raises(KeyboardInterrupt):
+                interrupted_inside()
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        ended.set()
+        other.join()
     assert went_on
 
 
