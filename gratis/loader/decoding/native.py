@@ -44,13 +44,10 @@ def choose_engine(config: LoaderConfig, manifest: Manifest, device: torch.device
     """Who decodes. GratisError where the engine is asked for by name and cannot."""
     if config.engine == "dali":
         return "dali"
-    if device.type != "cpu":
-        if config.engine == "native":
-            advice = "it is for batches on the CPU; take 'auto' or 'dali'"
-            raise GratisError(f"engine='native' and the loader's device is {device}: {advice}")
-        return "dali"
     if manifest.codec == "raw":
         return "dali"  # nothing is decoded
+    if device.type != "cpu" and config.engine == "auto":
+        return "dali"  # until it is measured
     if load() is not None:
         return "native"
     if config.engine == "native":
@@ -83,9 +80,14 @@ class NativeBatches:
     def batches(self, plan: EpochPlan) -> Generator[tuple[int, Fill], None, None]:
         """Of each step how many samples it has, and what fills their views; to be called before the
         next is taken."""
+        for batch, fill in self.encoded(plan):
+            yield len(batch.ids), fill
+
+    def encoded(self, plan: EpochPlan) -> Generator[tuple[EncodedBatch, Fill], None, None]:
+        """Likewise, with the samples themselves."""
         normaliser = Normaliser(plan.stats, plan.config, plan.epoch)
         for batch in self._reader.batches(plan, check=False):
-            yield len(batch.ids), partial(self._fill, batch, plan, normaliser)
+            yield batch, partial(self._fill, batch, plan, normaliser)
 
     def _fill(
         self, batch: EncodedBatch, plan: EpochPlan, normaliser: Normaliser, rows: torch.Tensor
