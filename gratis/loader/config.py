@@ -134,7 +134,8 @@ class LoaderConfig:
     the same batch. dali: DALI alone, for about twice the CPU time. auto: native where the library
     was compiled, else dali, with a warning. Batches are the same to the bit. For a GPU auto is
     dali, which decodes there; native decodes and resizes on the CPU, to bytes that the GPU
-    normalises (neither has been measured on one). PPMs and `decoded` have paths of their own."""
+    normalises (neither has been measured on one). Of PPMs nothing is decoded; with `decoded` the
+    engine fills the machine's memory, and for a GPU DALI does."""
     threads: int | None = None
     """Of the decoder. None: this process's share of the cores that it may use."""
     prefetch: int = 1

@@ -202,20 +202,26 @@ WITHOUT = """
     from gratis.loader import Loader, LoaderConfig
     import hashlib
 
-    for area in (None, (0.1, 1.0)):
-        config = LoaderConfig(batch_size=25, crop=48, area=area, bad_samples="quarantine")
-        with Loader(sys.argv[1], "train", config) as loader:
-            for batch in loader:
-                print(hashlib.sha256(batch.images.numpy().tobytes()).hexdigest(), batch.ids)
+    for decoded in sys.argv[2:]:
+        for area in (None, (0.1, 1.0)):
+            config = LoaderConfig(
+                batch_size=25, crop=48, area=area, bad_samples="quarantine", decoded=decoded
+            )
+            with Loader(sys.argv[1], "train", config) as loader:
+                for batch in [*loader, *loader]:
+                    print(hashlib.sha256(batch.images.numpy().tobytes()).hexdigest(), batch.ids)
     print([name for name in ("numba", "nvidia.dali") if sys.modules.get(name)])
 """
 BLOCK = "sys.modules['nvidia'] = sys.modules['nvidia.dali'] = None"
 
 
-def run(root: Path, block: str) -> list[str]:
+def run(root: Path, block: str, *decoded: str) -> list[str]:
     program = textwrap.dedent(WITHOUT).format(block=block)
     done = subprocess.run(
-        [sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, str(root), *decoded],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
@@ -224,7 +230,7 @@ def run(root: Path, block: str) -> list[str]:
 @needs_library
 @pytest.mark.starts
 def test_the_usual_batches_need_neither_numba_nor_dali(jpeg_dataset: Path) -> None:
-    assert run(jpeg_dataset, "")[-1] == "[]"
+    assert run(jpeg_dataset, "", "none")[-1] == "[]"
 
 
 @needs_library
@@ -232,7 +238,7 @@ def test_the_usual_batches_need_neither_numba_nor_dali(jpeg_dataset: Path) -> No
 def test_without_dali_pillow_decodes_what_the_engine_refuses(tmp_path: Path) -> None:
     root = mixed(tmp_path)
     damage(root, 7, lambda data: data.__setitem__(slice(0, 300), bytes(300)))
-    with_dali, without = run(root, ""), run(root, BLOCK)
+    with_dali, without = (run(root, block, "none", "host") for block in ("", BLOCK))
     assert with_dali[:-1] == without[:-1]
     assert (with_dali[-1], without[-1]) == ("['numba', 'nvidia.dali']", "['numba']")
 

@@ -14,6 +14,7 @@ from functools import cache, partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gratis.choices import Engine
 from gratis.dataset import Manifest
@@ -21,7 +22,7 @@ from gratis.errors import GratisError
 from gratis.loader.config import LoaderConfig
 from gratis.loader.decoding.cpu import decode
 from gratis.loader.decoding.dali_runner import DaliRunner
-from gratis.loader.engine.decoder import NativeDecoder, ViewBatch
+from gratis.loader.engine.decoder import Addresses, NativeDecoder, ViewBatch
 from gratis.loader.engine.library import Filter, PixelType, Status, load
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.plan import Draws, Ids
@@ -40,13 +41,16 @@ ADVICE = "install gratis again where there is a C compiler"
 Fill = Callable[[torch.Tensor], Ids]
 
 
-def choose_engine(config: LoaderConfig, manifest: Manifest, device: torch.device) -> Engine:
-    """Who decodes. GratisError where the engine is asked for by name and cannot."""
+def choose_engine(
+    config: LoaderConfig, manifest: Manifest, device: torch.device, *, decoded: bool = False
+) -> Engine:
+    """Who decodes. decoded: whether images are kept so. GratisError where the engine is asked for
+    by name and cannot."""
     if config.engine == "dali":
         return "dali"
     if manifest.codec == "raw":
         return "dali"  # nothing is decoded
-    if device.type != "cpu" and config.engine == "auto":
+    if device.type != "cpu" and (config.engine == "auto" or decoded):
         return "dali"  # until it is measured
     if load() is not None:
         return "native"
@@ -122,9 +126,10 @@ def view_batch(
     out = rows.data_ptr() + np.arange(len(rows)) * (rows.stride(0) * rows.element_size())
     sides = np.full((len(rows), 2), crop) if batch.extents is None else batch.extents
     boxes = np.column_stack([draws.y, draws.x, sides])
+    data, size = files_of(batch)
     asked = ViewBatch(
-        data=(batch.buffer.ctypes.data + batch.begins).astype(np.uint64),
-        size=np.array([len(part) for part in batch.parts], np.int64),
+        data=data,
+        size=size,
         rectangles=boxes.astype(np.int32).reshape(*shape, 4),
         out=out.astype(np.uint64).reshape(shape),
         height=crop,
@@ -136,6 +141,12 @@ def view_batch(
         side=plan.manifest.image_size,
     )
     return asked if config.dtype == torch.uint8 else _normalised(asked, draws, normaliser)
+
+
+def files_of(batch: EncodedBatch) -> tuple[Addresses, NDArray[np.int64]]:
+    """Address and bytes of each sample."""
+    begins = (batch.buffer.ctypes.data + batch.begins).astype(np.uint64)
+    return begins, np.array([len(part) for part in batch.parts], np.int64)
 
 
 def _normalised(asked: ViewBatch, draws: Draws, normaliser: Normaliser) -> ViewBatch:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from gratis.loader.decoding.crop_graph import empty_pipeline
 from gratis.loader.decoding.pillow import dali_is_here
-from gratis.loader.engine.decoder import NativeDecoder, ViewBatch, addresses
-from gratis.loader.engine.library import PixelType, Status, load
+from gratis.loader.engine.decoder import NativeDecoder, addresses, whole_images
+from gratis.loader.engine.library import Status, load
 
 Pixels = NDArray[np.uint8]
 
@@ -96,16 +96,9 @@ class EngineCheck:
         engine: NativeDecoder, data: bytes, shape: tuple[int, ...]
     ) -> tuple[Status, Pixels]:
         file, pixels = np.frombuffer(data, np.uint8), np.empty(shape, np.uint8)
-        batch = ViewBatch(
-            data=addresses([file]),
-            size=np.array([len(data)], np.int64),
-            rectangles=np.array([[[0, 0, *shape[:2]]]], np.int32),
-            out=addresses([pixels])[None],
-            height=0,
-            width=0,
-            type=PixelType.UINT8,
-            channels_last=True,
-        )
+        sizes = np.array([len(data)], np.int64)
+        extents = np.array([shape[:2]])
+        batch = whole_images(addresses([file]), sizes, addresses([pixels]), extents)
         return Status(engine(batch)[0]), pixels
 
 

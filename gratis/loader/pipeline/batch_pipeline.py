@@ -29,7 +29,8 @@ The way of the bytes from tar to batch, all of it on the prefetcher's thread but
 
 The second way is that of engine="dali", of PPMs and of the decoded cache too. With
 LoaderConfig.decoded, CachedDecoder (decoding/) stands between reader and decoder: what was
-decoded in an earlier epoch comes from the DecodedCache as Crops (CPU) or by torch_views (GPU)."""
+decoded in an earlier epoch, for the CPU by the engine, comes from the DecodedCache as Crops (CPU)
+or by torch_views (GPU)."""
 
 from __future__ import annotations
 
@@ -92,7 +93,9 @@ class BatchPipeline:
         self._shards, self._timer, self._threads = shards, timer, threads
         self._reader = BatchReader(shards, timer, quarantine)
         self._runner, self._resizer = (DaliRunner(timer, self._reader) for _ in range(2))
-        self._cached = CachedDecoder(decoded, self._reader, timer, threads) if decoded else None
+        self._cached: CachedDecoder | None = None
+        if decoded:
+            self._cached = CachedDecoder(decoded, self._reader, timer, threads, engine)
         native = engine == "native" and decoded is None
         self._native = NativeBatches(self._reader, self._runner, threads) if native else None
         self._native_images: NativeImages | None = None
