@@ -3,6 +3,7 @@ same batch."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from batches import assert_same, epoch
-from engine_cases import needs_library, views
+from engine_cases import LIBRARY, needs_library, views
 from handmade import encode, picture, write_dataset
 
 from gratis import Loader, LoaderConfig
@@ -24,7 +25,7 @@ from gratis.jpeg_check import well_formed
 from gratis.loader.decoding import native
 from gratis.loader.engine import library
 from gratis.loader.engine.decoder import NativeDecoder
-from gratis.loader.engine.library import Status
+from gratis.loader.engine.library import ISA_VARIABLE, ISAS, Status
 
 CASES: dict[str, dict[str, Any]] = {
     "released": {"normalize": "mean-image", "noise": "sqrt", "remainder": "pad"},
@@ -186,6 +187,27 @@ def test_without_the_library(
     finally:
         library.load.cache_clear()
         native.tell_of_absence.cache_clear()
+
+
+@needs_library
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="of x86-64 alone")
+@pytest.mark.parametrize("named", ["portable", ""])
+def test_without_avx2_dali_is_taken_where_it_is(
+    jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """Unless the engine is asked for by name. Without a word: there is nothing to do about it."""
+    assert LIBRARY is not None
+    slow = "portable" in (named, ISAS[LIBRARY.best_isa])
+    monkeypatch.setenv(ISA_VARIABLE, named)
+
+    def chosen(engine: Any) -> str:
+        config = LoaderConfig(batch_size=25, crop=48, engine=engine)
+        return Loader(jpeg_dataset, "train", config).engine
+
+    assert chosen("auto") == ("dali" if slow else "native")
+    assert chosen("native") == "native"
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    assert chosen("auto") == "native"
 
 
 def test_who_decodes_where_there_is_nothing_to_choose(raw_dataset: Path) -> None:
