@@ -143,7 +143,7 @@ def _add_events(app: FastAPI, runs: Runs, closing: Callable[[], bool]) -> None:
 def _add_probes(app: FastAPI, runs: Runs) -> None:
     @app.get("/healthz")
     @app.get("/livez")
-    def livez() -> Health:
+    async def livez() -> Health:  # on no thread: all of them may be waiting for a run
         """Whether the server answers."""
         return Health(status="ok", reason="the server answers")
 

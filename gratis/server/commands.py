@@ -95,6 +95,7 @@ def serve(config: StatusConfig) -> None:
     import uvicorn
 
     from gratis.server.app import create_app
+    from gratis.server.connections import BoundedProtocol
     from gratis.server.runs import Runs
     from gratis.server.summaries import user_cache
 
@@ -113,7 +114,7 @@ def serve(config: StatusConfig) -> None:
             # it would log every request, and fill the terminal
             access_log=False,
             server_header=False,
-            limit_concurrency=256,
+            http=BoundedProtocol,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=3,
             h11_max_incomplete_event_size=16 << 10,

@@ -102,7 +102,7 @@ class RunReader:
             snapshot: RunSnapshot | None = held.snapshot
             error: Exception | None = None
             try:
-                snapshot = self._read(held.run)
+                snapshot = self._read(held)
             except Exception as caught:  # whoever waits raises it
                 error = caught
             with self._changed:
@@ -131,14 +131,17 @@ class RunReader:
     def _waited_for(self) -> bool:
         return any(held.waited_for for held in self._held.values())
 
-    def _read(self, run: Run) -> RunSnapshot:
+    def _read(self, held: HeldRun) -> RunSnapshot | None:
+        """The run as of now; if nobody waits for it, only once all is read."""
+        wanted, run = held.waited_for, held.run
         run.refresh()
         run.save()
-        status = run_status(run, self._stall_s)
+        if run.behind and not wanted:
+            return held.snapshot
         level = not run.behind
         trained = [file for file in run.latest_ranks() if level and file.lifetime.steps]
         return RunSnapshot(
-            status,
+            run_status(run, self._stall_s),
             run.intervals(),
             {file.rank: file.lifetime for file in trained},
             run.shards.lifetime if level and run.shards else (),

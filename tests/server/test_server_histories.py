@@ -118,7 +118,7 @@ def test_intervals_are_the_same_read_at_once_or_as_they_grow(tmp_path: Path) -> 
             last[id(writer)] = step
             loss = float(rng.uniform(0, 2))
             writer.write("step", {"steps": 1, "wall_s": 1.0, "images": 5, "loss": loss}, step=step)
-            if rng.uniform() < 0.02:
+            if rng.uniform() < 0.005:
                 compare()
         compare()
         seen = reader.intervals()
