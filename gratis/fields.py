@@ -23,13 +23,13 @@ _SECRETS = re.compile(r"(\w+://)(?:[^\s/@?'\"]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
 
 def number(record: Record, key: str) -> float | None:
     """The field if it is a finite number of sane size."""
-    value = record.get(key)
+    value: Any = record.get(key)
     return float(value) if type(value) in _NUMBERS and -_SANE < value < _SANE else None
 
 
 def count(record: Record, key: str) -> float:
     """The field as a non-negative number; 0 where it is missing or not a number."""
-    value = record.get(key)
+    value: Any = record.get(key)
     return float(value) if type(value) in _NUMBERS and 0 < value < _SANE else 0.0
 
 

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -254,7 +255,11 @@ def test_the_thread_that_reads_ends_and_comes_again(tmp_path: Path, quick_end: N
     run.start()
     run.step(10)
     runs = Runs(tmp_path, STALL_S)
+
+    def shown(step: int) -> bool:
+        return snapshot_of(runs).status.step == step
+
     for step in (20, 30):
         run.step(step)
-        assert wait_for(lambda step=step: snapshot_of(runs).status.step == step)
+        assert wait_for(partial(shown, step))
         assert wait_for(lambda: all(one.name != "run-reader" for one in threading.enumerate()))
