@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,8 +16,6 @@ from typing import BinaryIO
 
 from gratis.errors import GratisError
 from gratis.locks import hold
-
-OPEN_FILES = 256  # the usual limit of a process is 1024
 
 
 @contextmanager
@@ -100,13 +97,6 @@ def open_nonblocking(path: str | Path, flags: int) -> int:
     """An opener for `open`: a pipe in a file's place reads as empty instead of waiting for a
     writer."""
     return os.open(path, flags | os.O_NONBLOCK)
-
-
-def max_open_files() -> int:
-    """How many files a reader of many should hold open: 256, or a quarter of what this process may
-    have."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return OPEN_FILES if limit == resource.RLIM_INFINITY else max(1, min(OPEN_FILES, limit // 4))
 
 
 def sha256_file(path: Path) -> str:

@@ -122,12 +122,12 @@ class EventWriter:
 
 
 class EventTail:
-    """Reads a growing event file from where it stopped; lines that are no records are counted in
-    `garbage`."""
+    """Reads a growing event file from where it stopped, at first from `offset`; lines that are no
+    records are counted in `garbage`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
-        self.offset = 0
+        self.offset = offset
         self.garbage = 0
 
     def read(self, limit: int = 8 << 20) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 Record = Mapping[str, Any]
 
 _SANE = 1e15  # no count of ours in one interval comes near; beyond it JSON numbers stop being exact
+_NUMBERS = (float, int)  # not bool; asked for tens of times in each record
 _PATH = re.compile(
     r"(?<![\w:/.])(?:[A-Za-z]:)?(?:\.{0,2}|~)/(?:[^\s/:'\",;()]+/)*([^\s/:'\",;()]*)"
 )
@@ -22,15 +23,14 @@ _SECRETS = re.compile(r"(\w+://)(?:[^\s/@?'\"]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
 
 def number(record: Record, key: str) -> float | None:
     """The field if it is a finite number of sane size."""
-    value = record.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _SANE:
-        return float(value)
-    return None
+    value: Any = record.get(key)
+    return float(value) if type(value) in _NUMBERS and -_SANE < value < _SANE else None
 
 
 def count(record: Record, key: str) -> float:
     """The field as a non-negative number; 0 where it is missing or not a number."""
-    return max(number(record, key) or 0.0, 0.0)
+    value: Any = record.get(key)
+    return float(value) if type(value) in _NUMBERS and 0 < value < _SANE else 0.0
 
 
 def integer(record: Record, key: str) -> int | None:

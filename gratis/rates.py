@@ -125,8 +125,8 @@ class AttemptCounters:
     batch while the loader opens and fills, and its step allocates, warms up and compiles. Of the
     steps that follow it says nothing, so rates leave it out, except while there is nothing else."""
 
-    def __init__(self) -> None:
-        self.startup = self.rest = ZERO
+    def __init__(self, startup: Counters = ZERO, rest: Counters = ZERO) -> None:
+        self.startup, self.rest = startup, rest
 
     def add(self, interval: Counters) -> None:
         if self.startup.steps:

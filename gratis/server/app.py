@@ -16,7 +16,8 @@ from starlette.staticfiles import StaticFiles
 from gratis.server.access import Access, Gate
 from gratis.server.metrics import exposition
 from gratis.server.models import Health, IntervalList, RunList, RunStatus
-from gratis.server.runs import Runs, RunSnapshot
+from gratis.server.run_reader import RunSnapshot
+from gratis.server.runs import Runs
 from gratis.server.stream import stream
 
 STATIC = Path(__file__).parent / "static"
@@ -62,15 +63,15 @@ def _snapshot(runs: Runs, name: str | None) -> RunSnapshot:
 
 
 def _add_status(app: FastAPI, runs: Runs) -> None:
-    @app.get("/status", responses=NOT_FOUND)
-    def newest_status(run: RunName = None) -> RunStatus:
+    @app.get("/status", response_model=RunStatus, responses=NOT_FOUND)
+    def newest_status(run: RunName = None) -> Response:
         """The run of that name, else the one whose files grew last."""
-        return _snapshot(runs, run).status
+        return Response(_snapshot(runs, run).json, media_type="application/json")
 
-    @app.get("/status/{run}", responses=NOT_FOUND)
-    def status(run: KnownName) -> RunStatus:
+    @app.get("/status/{run}", response_model=RunStatus, responses=NOT_FOUND)
+    def status(run: KnownName) -> Response:
         """The run of that name."""
-        return _snapshot(runs, run).status
+        return Response(_snapshot(runs, run).json, media_type="application/json")
 
     @app.get("/status/{run}/intervals", responses=NOT_FOUND)
     def intervals(run: KnownName) -> IntervalList:
@@ -142,7 +143,7 @@ def _add_events(app: FastAPI, runs: Runs, closing: Callable[[], bool]) -> None:
 def _add_probes(app: FastAPI, runs: Runs) -> None:
     @app.get("/healthz")
     @app.get("/livez")
-    def livez() -> Health:
+    async def livez() -> Health:  # on no thread: all of them may be waiting for a run
         """Whether the server answers."""
         return Health(status="ok", reason="the server answers")
 

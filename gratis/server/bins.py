@@ -6,8 +6,8 @@ steps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gratis.fields import Record, count, number, section
@@ -45,8 +45,7 @@ def gauges(record: Record) -> Gauges:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Bin:
+class Bin(NamedTuple):
     first_step: int  # it covers first_step .. first_step + width - 1
     step: int  # the newest one of them so far
     epoch: int
@@ -61,8 +60,7 @@ class Bin:
         """Both; but the higher attempt alone where they differ, as it ran these steps again."""
         if later.attempt != self.attempt:
             return max(self, later, key=lambda one: one.attempt)
-        return replace(
-            later,
+        return later._replace(
             first_step=min(self.first_step, later.first_step),
             counters=self.counters.plus(later.counters),
             gauges=self.gauges.plus(later.gauges),
@@ -71,30 +69,40 @@ class Bin:
 
 
 class Bins:
-    """One rank's bins, oldest first."""
+    """One rank's bins. `changed`: the first step of the earliest bin that changed since somebody
+    set it to infinity."""
 
-    def __init__(self) -> None:
-        self.width = 1
-        self.by_step: dict[int, Bin] = {}
+    def __init__(self, width: int = 1, bins: Iterable[Bin] = ()) -> None:
+        self.width = width
+        self.by_step = {bin_.first_step: bin_ for bin_ in bins}
+        self.changed = 1.0
 
     def add(self, bin_: Bin) -> None:
-        _put(self.by_step, bin_, self.width)
+        self.changed = min(self.changed, _put(self.by_step, bin_, self.width))
         while len(self.by_step) > CAPACITY:
             self.width *= 2
-            self.by_step = self.coarsened(self.width)
+            self.by_step, self.changed = self.coarsened(self.width), 1.0
 
-    def coarsened(self, width: int) -> dict[int, Bin]:
+    def coarsened(self, width: int, since: int = 1) -> dict[int, Bin]:
+        """Those that begin at step `since`, the first of a bin of this width, or later."""
         bins: dict[int, Bin] = {}
-        for bin_ in self.by_step.values():
+        for bin_ in [bin_ for first, bin_ in self.by_step.items() if first >= since]:
             _put(bins, bin_, width)
         return bins
 
 
-def _put(bins: dict[int, Bin], bin_: Bin, width: int) -> None:
-    first = (bin_.step - 1) // width * width + 1
-    placed = replace(bin_, first_step=first)
+def _put(bins: dict[int, Bin], bin_: Bin, width: int) -> int:
+    """Returns the first step of the bin that it became part of."""
+    first = first_of_bin(bin_.step, width)
+    placed = bin_ if bin_.first_step == first else bin_._replace(first_step=first)
     old = bins.get(first)
     bins[first] = placed if old is None else old.plus(placed)
+    return first
+
+
+def first_of_bin(step: int, width: int) -> int:
+    """The first step of the bin that the step is in."""
+    return (step - 1) // width * width + 1
 
 
 def superseded(step: int, attempt: int, resumes: Mapping[int, int]) -> bool:
@@ -102,17 +110,24 @@ def superseded(step: int, attempt: int, resumes: Mapping[int, int]) -> bool:
     return any(later > attempt and resumed < step for later, resumed in resumes.items())
 
 
-def align(ranks: Iterable[Bins], resumes: Mapping[int, int]) -> list[list[Bin]]:
+def widest(ranks: Iterable[Bins]) -> int:
+    """The width to which all ranks' bins can be brought."""
+    return max((one.width for one in ranks), default=1)
+
+
+def align(ranks: Iterable[Bins], resumes: Mapping[int, int], since: float = 1) -> list[list[Bin]]:
     """All ranks' bins side by side, in order of steps: each row holds the bins of one range of
-    steps, one per rank.
+    steps, one per rank. Rows that end before the step `since` are left out.
 
     `resumes` maps each attempt to the step it resumed after. In a row the highest attempt wins.
     """
     ranks = list(ranks)
-    width = max((one.width for one in ranks), default=1)
+    if math.isinf(since):
+        return []
+    width = widest(ranks)
     rows: dict[int, list[Bin]] = {}
     for one in ranks:
-        for first, bin_ in one.coarsened(width).items():
+        for first, bin_ in one.coarsened(width, first_of_bin(int(since), width)).items():
             if not superseded(bin_.step, bin_.attempt, resumes):
                 rows.setdefault(first, []).append(bin_)
     highest = {first: max(bin_.attempt for bin_ in row) for first, row in rows.items()}

@@ -3,9 +3,10 @@
     gratis status --runs runs [--host 127.0.0.1] [--port 8000]
     gratis top --runs runs      the same in a terminal
 
-It only reads. With a token (environment variable GRATIS_TOKEN, or --token-file) it may listen on
-other addresses than loopback, under further names by --allow-host; the page asks for the token,
-other clients send it as a bearer token."""
+It only reads the runs; summaries of long histories are kept in the user's cache folder. With a
+token (environment variable GRATIS_TOKEN, or --token-file) it may listen on other addresses than
+loopback, under further names by --allow-host; the page asks for the token, other clients send it as
+a bearer token."""
 
 from __future__ import annotations
 
@@ -94,11 +95,13 @@ def serve(config: StatusConfig) -> None:
     import uvicorn
 
     from gratis.server.app import create_app
+    from gratis.server.connections import BoundedProtocol
     from gratis.server.runs import Runs
+    from gratis.server.summaries import user_cache
 
     server: uvicorn.Server | None = None
     app = create_app(
-        Runs(config.runs, config.stall_seconds),
+        Runs(config.runs, config.stall_seconds, user_cache()),
         access,
         lambda: server is not None and server.should_exit,
     )
@@ -111,7 +114,7 @@ def serve(config: StatusConfig) -> None:
             # it would log every request, and fill the terminal
             access_log=False,
             server_header=False,
-            limit_concurrency=256,
+            http=BoundedProtocol,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=3,
             h11_max_incomplete_event_size=16 << 10,

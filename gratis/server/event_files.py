@@ -4,62 +4,70 @@ whatever a file's length."""
 from __future__ import annotations
 
 import operator
-import time
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 from gratis.events import EventTail
 from gratis.fields import Record, count, integer, number, text
 from gratis.history import Attempt
 from gratis.rates import ZERO, AttemptCounters, Counters, step_counters
-from gratis.server.bins import Bin, Bins, gauges
+from gratis.server.bins import Bin, Bins, Gauges, first_of_bin, gauges
 
 SHARD_COUNTERS = ("images", "bytes_in", "bytes_out", "wall_s")
+BLOCK = 256 << 10  # bytes read at a time: some hundred records, about ten milliseconds
 WINDOW_S = 30.0  # rates are over the newest intervals that make up this much
+
+RECENT, WARNINGS = 256, 10  # how many of the newest are held
+# of a rank's file: what its summary holds as it is; changed with a change of any of them
+SUMMARY = ("t", "step", "lifetime", "newest", "receipt", "checkpoint", "evaluating")
+ATTEMPT = ("number", "start", "end", "step", "epoch")
+SUMMARY_VERSION = 1
 
 
 class EventFile:
     """A file read from where it stopped. A file that was replaced or cut is read from its start,
-    into a new object."""
+    into a new object. offset: where to begin, in bytes; the line that it cuts counts as
+    garbage."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
-        self.tail = EventTail(path)
+        self.tail = EventTail(path, offset)
         self.identity: tuple[int, int] | None = None
         self.behind = 0  # bytes not read yet
         self.mtime = 0.0
         self.attempt = Attempt()  # the newest
         self.t: float | None = None  # of the newest record, by the writer's clock
 
-    def replaced(self) -> bool:
-        """Whether this is no longer the file that was read, as of now."""
+    def look(self) -> bool:
+        """Takes the size and the age that the file has now; whether it is still the one that was
+        read. One that cannot be looked at stays as it was."""
         try:
             stat = self.path.stat()
         except OSError:
-            return self.identity is not None
+            return True
         identity = (stat.st_dev, stat.st_ino)
-        return self.identity not in (None, identity) or stat.st_size < self.tail.offset
+        if self.identity not in (None, identity) or stat.st_size < self.tail.offset:
+            return False
+        self.identity, self.mtime = identity, stat.st_mtime
+        self.behind = stat.st_size - self.tail.offset
+        return True
 
-    def refresh(self, deadline: float) -> bool:
-        """Reads what came, until `deadline` (monotonic seconds) at the latest; whether there was
-        anything."""
-        before, self.behind = self.tail.offset, 0
+    def read(self) -> bool:
+        """Reads a block of what had come at the last look; whether there was a record in it, so
+        that there may be more."""
+        before = self.tail.offset
         try:
-            stat = self.path.stat()
-            self.identity, self.mtime = (stat.st_dev, stat.st_ino), stat.st_mtime
-            while self.tail.offset < stat.st_size:
-                offset = self.tail.offset
-                for record in self.tail.read(1 << 20):
-                    self.t = number(record, "t")
-                    self.add(record)
-                if self.tail.offset == offset:  # a torn last line, read once it is whole
-                    break
-                if time.monotonic() > deadline:
-                    self.behind = max(stat.st_size - self.tail.offset, 0)
-                    break
+            records = self.tail.read(BLOCK) if self.behind else []
         except OSError:  # deleted, or no file at all: what was read stays
-            pass
-        return self.tail.offset != before
+            records = []
+        for record in records:
+            self.t = number(record, "t")
+            self.add(record)
+        read = self.tail.offset - before
+        # nothing: a torn last line, read once it is whole
+        self.behind = max(self.behind - read, 0) if read else 0
+        return read > 0
 
     def add(self, record: Record) -> None:
         raise NotImplementedError
@@ -68,8 +76,8 @@ class EventFile:
 class RankFile(EventFile):
     """One rank's file: its newest attempt, and its intervals and evaluations over all attempts."""
 
-    def __init__(self, path: Path, rank: int) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, rank: int, offset: int = 0) -> None:
+        super().__init__(path, offset)
         self.rank = rank
         self.resumes: dict[int, int] = {}  # attempt -> the step after which it began
         self.bins = Bins()
@@ -83,11 +91,12 @@ class RankFile(EventFile):
         self.step = 0
         self.counters = AttemptCounters()
         # the newest intervals, the start-up not among them
-        self.recent: deque[Counters] = deque(maxlen=256)
+        self.recent: deque[Counters] = deque(maxlen=RECENT)
+        self._window: Counters | None = None  # until the next interval
         self.newest: Record = {}
         self.receipt: Record | None = None
         self.checkpoint: Record | None = None
-        self.warnings: deque[str] = deque(maxlen=10)
+        self.warnings: deque[str] = deque(maxlen=WARNINGS)
         # its newest progress, while a pass over the validation split goes on
         self.evaluating: Record | None = None
 
@@ -119,13 +128,13 @@ class RankFile(EventFile):
             return
         self.resumes.setdefault(self.attempt.number, max(step - int(counters.steps), 0))
         self.step = max(self.step, step)
-        self.newest = record
+        self.newest, self._window = record, None
         self.counters.add(counters)
         if self.counters.started:
             self.recent.append(counters)
         self.lifetime = self.lifetime.plus(counters)
         bin_ = Bin(
-            first_step=step,
+            first_step=first_of_bin(step, self.bins.width),
             step=step,
             epoch=self.attempt.epoch,
             attempt=self.attempt.number,
@@ -137,17 +146,62 @@ class RankFile(EventFile):
         )
         self.bins.add(bin_)
 
+    def summary(self) -> dict[str, Any]:
+        """All that was read, as JSON can hold it: of about 100 KB, whatever the file's length."""
+        attempt = {name: getattr(self.attempt, name) for name in ATTEMPT}
+        own = {name: getattr(self, name) for name in SUMMARY}
+        return own | {
+            "version": SUMMARY_VERSION,
+            "offset": self.tail.offset,
+            "garbage": self.tail.garbage,
+            "attempt": attempt,
+            "resumes": list(self.resumes.items()),
+            "width": self.bins.width,
+            "bins": list(self.bins.by_step.values()),
+            "evals": [[*key, *value] for key, value in self.evals.items()],
+            "counters": [self.counters.startup, self.counters.rest],
+            "recent": list(self.recent),
+            "warnings": list(self.warnings),
+        }
+
+    def restore(self, summary: dict[str, Any]) -> None:
+        """As if the file had been read up to where the summary ends. Raises ValueError, KeyError or
+        TypeError, and changes nothing, for one that was not made by this version's `summary`."""
+        if summary["version"] != SUMMARY_VERSION:
+            raise ValueError("of another version")
+        own = {name: summary[name] for name in SUMMARY} | {
+            "attempt": Attempt(**summary["attempt"]),
+            "resumes": dict(summary["resumes"]),
+            "bins": Bins(summary["width"], map(_bin, summary["bins"])),
+            "evals": {(epoch, views): tuple(rest) for epoch, views, *rest in summary["evals"]},
+            "counters": AttemptCounters(*(Counters(*one) for one in summary["counters"])),
+            "recent": deque((Counters(*one) for one in summary["recent"]), maxlen=RECENT),
+            "warnings": deque(summary["warnings"], maxlen=WARNINGS),
+            "lifetime": Counters(*summary["lifetime"]),
+        }
+        self.tail.offset, self.tail.garbage = summary["offset"], summary["garbage"]
+        for name, value in own.items():
+            setattr(self, name, value)
+
     def window(self) -> Counters:
         """The newest intervals, back to WINDOW_S of training; the start-up only while there is
         nothing else."""
-        if not self.recent:
-            return self.counters.startup
+        if self._window is None:
+            self._window = self._newest_intervals() if self.recent else self.counters.startup
+        return self._window
+
+    def _newest_intervals(self) -> Counters:
         total = ZERO
         for interval in reversed(self.recent):
             total = total.plus(interval)
             if total.wall_s >= WINDOW_S:
                 break
         return total
+
+
+def _bin(values: list[Any]) -> Bin:
+    bin_ = Bin(*values)
+    return bin_._replace(counters=Counters(*bin_.counters), gauges=Gauges(*bin_.gauges))
 
 
 class ShardFile(EventFile):

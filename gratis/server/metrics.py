@@ -19,7 +19,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from gratis.server.models import RunStatus, State
-from gratis.server.runs import Runs, RunSnapshot
+from gratis.server.run_reader import RunSnapshot
+from gratis.server.runs import Runs
 
 Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
 Rows = Iterable[tuple[Any, ...]]  # the values of the labels, then the value; None: no sample
@@ -109,9 +110,7 @@ class SnapshotCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         build = {"version": _version(), "python": platform.python_version()}
         yield InfoMetricFamily("gratis_build", "What serves these metrics.", build)
-        snapshot = self.snapshot
-        # half-read counters would look like a restart
-        if snapshot is not None and not snapshot.status.behind_bytes:
+        if (snapshot := self.snapshot) is not None:
             yield from _run_gauges(snapshot.status)
             yield from _rank_metrics(snapshot)
             yield from _shard_metrics(snapshot)
@@ -181,7 +180,7 @@ def _rank_metrics(snapshot: RunSnapshot) -> Iterator[Metric]:
 
 
 def _shard_metrics(snapshot: RunSnapshot) -> Iterator[Metric]:
-    if (shards := snapshot.status.shards) is None:
+    if (shards := snapshot.status.shards) is None or not snapshot.shards:
         return
     run = snapshot.status.name
     for name, text, field in SHARD_GAUGES:

@@ -52,10 +52,15 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
     if state == "running" and (progress := ranks[0].evaluating) is not None:
         done, total = count(progress, "images") * world, count(progress, "total")
         reason = f"evaluating, {min(done, total):,.0f} of {total:,.0f} images"
+    if run.behind:
+        reason = "the server is still reading"
     ends = [one.end for one in attempts.values() if one.end is not None]
     error = next((error for end in ends if (error := text(end, "error"))), None)
     own = [_rank_status(file, state, file.rank in dead, now) for file in ranks]
     evaluated = evaluations(run)
+    rates = _rates(ranks, state, complete=stepped or state in OVER, age_s=age_s)
+    if run.behind:  # the first of the newest intervals is no start-up
+        rates["startup"] = None
     return RunStatus(
         name=run.path.name,
         folder=f"{run.path.parent.resolve().name}/{run.path.name}",
@@ -65,20 +70,20 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
         age_s=age_s,
         attempt=max((file.attempt.number for file in ranks), default=0),
         world=world,
-        images_trained=int(sum(file.lifetime.images for file in ranks)),
-        native_images=int(sum(file.lifetime.native for file in ranks)),
-        fallback_images=int(sum(file.lifetime.fallback for file in ranks)),
+        images_trained=int(sum(run.ranks[file.rank].lifetime.images for file in ranks)),
+        native_images=int(sum(run.ranks[file.rank].lifetime.native for file in ranks)),
+        fallback_images=int(sum(run.ranks[file.rank].lifetime.fallback for file in ranks)),
         evaluations=evaluated,
         best=best(evaluated),
         warnings=[message for file in ranks for message in file.warnings][-10:],
         ranks=own,
         shards=_shard_status(run.shards, stall_s, now) if run.shards else None,
         picture_t=_modified(run.path / PICTURE),
-        behind_bytes=sum(file.behind for file in run.files()),
+        behind_bytes=run.behind,
         garbage_lines=sum(file.tail.garbage for file in run.files()),
         **_plan(start),
         **_position(start, state, ranks),
-        **_rates(ranks, state, complete=stepped or state in OVER, age_s=age_s),
+        **rates,
         **_progress(ranks),
         **_memory_and_gpus(own),
     )

@@ -1,5 +1,4 @@
-"""The folder of runs: what is in it, and a cache of the runs that clients ask for. One `Runs`
-serves all requests."""
+"""The folder of runs: what is in it. One `Runs` serves all requests."""
 
 from __future__ import annotations
 
@@ -7,46 +6,20 @@ import os
 import stat
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from gratis.history import Attempt, read_attempt
-from gratis.rates import Counters
-from gratis.server.models import IntervalStatus, RunList, RunStatus, RunSummary
-from gratis.server.run import PICTURE, SHARD_FILE, Run
-from gratis.server.run_status import OVER, run_status
+from gratis.server.models import RunList, RunSummary
+from gratis.server.run import PICTURE, SHARD_FILE
+from gratis.server.run_reader import FRESH_S, RunReader, RunSnapshot
+from gratis.server.run_status import OVER
 from gratis.server.state import attempt_state
+from gratis.server.summaries import Summaries
 
-CACHED = 8  # runs held in memory; the least recently asked for goes first
 MAX_PICTURE = 1 << 20  # bytes
 JPEG = b"\xff\xd8\xff"
-FRESH_S = 0.4  # requests within this time share one read of the files, however many there are
-
-
-@dataclass(frozen=True, eq=False)
-class RunSnapshot:
-    """A run as of one read of its files. Its JSON is made once for all clients."""
-
-    status: RunStatus
-    intervals: list[IntervalStatus]
-    counters: dict[int, Counters]  # rank -> over all attempts, of the ranks that have trained
-    # the shard stage's images, bytes in, bytes out and seconds; empty without one
-    shards: tuple[float, ...]
-
-    @cached_property
-    def json(self) -> str:
-        """The status as JSON."""
-        return self.status.model_dump_json()
-
-    @cached_property
-    def json_without_ages(self) -> str:
-        """The same without the ages, which change by time alone."""
-        return self.status.model_dump_json(
-            exclude={"age_s": True, "ranks": {"__all__": {"age_s"}}, "shards": {"age_s"}}
-        )
 
 
 @dataclass(frozen=True)
@@ -62,11 +35,12 @@ class CachedRun:
 class Runs:
     """Thread-safe."""
 
-    def __init__(self, root: Path, stall_s: float) -> None:
+    def __init__(self, root: Path, stall_s: float, summaries: Path | None = None) -> None:
+        """summaries: a folder for summaries of long histories."""
         self.root = root
         self.stall_s = stall_s
         self._lock = threading.Lock()
-        self._open: OrderedDict[str, tuple[float, Run, RunSnapshot]] = OrderedDict()
+        self._reader = RunReader(stall_s, Summaries(summaries))
         self._listed: tuple[float, list[CachedRun]] = (-FRESH_S, [])
         self._summaries: dict[str, tuple[tuple[float, int], RunSummary]] = {}
 
@@ -90,7 +64,7 @@ class Runs:
         made into paths."""
         with self._lock:
             entry = self._find(name)
-            return self._refresh(entry) if entry else None
+        return self._reader.snapshot(entry.path) if entry else None
 
     def picture(self, name: str) -> bytes | None:
         """The run's JPEG of augmented images. None if there is none, or no run of that name."""
@@ -98,35 +72,6 @@ class Runs:
             entry = self._find(name)
         whole = _read_regular(entry.path / PICTURE) if entry else None
         return whole if whole and whole.startswith(JPEG) and len(whole) <= MAX_PICTURE else None
-
-    def _refresh(self, entry: CachedRun) -> RunSnapshot:
-        now = time.monotonic()
-        seen, run, old = self._open.pop(entry.name, (-FRESH_S, None, None))
-        if run is None or old is None:
-            run = Run(entry.path)
-        elif now - seen < FRESH_S:
-            self._open[entry.name] = (seen, run, old)
-            return old
-        revision = run.revision
-        run.refresh()
-        status = run_status(run, self.stall_s)
-        if status.behind_bytes:  # the end is not read yet, and the state is there
-            update = {
-                "state": self._summarise(entry).state,
-                "reason": "the server is still reading",
-            }
-            status = status.model_copy(update=update)
-        same = old is not None and run.revision == revision
-        snapshot = RunSnapshot(
-            status,
-            old.intervals if old is not None and same else run.intervals(),
-            {file.rank: file.lifetime for file in run.latest_ranks() if file.lifetime.steps},
-            run.shards.lifetime if run.shards else (),
-        )
-        self._open[entry.name] = (time.monotonic(), run, snapshot)
-        while len(self._open) > CACHED:
-            self._open.popitem(last=False)
-        return snapshot
 
     def _summary(self, entry: CachedRun) -> RunSummary:
         """Whether a run is alive can change without a write, so only those that ended stay as they

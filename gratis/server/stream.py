@@ -11,7 +11,8 @@ from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from gratis.server.models import IntervalStatus
-from gratis.server.runs import FRESH_S, Runs, RunSnapshot
+from gratis.server.run_reader import FRESH_S, RunSnapshot
+from gratis.server.runs import Runs
 
 TICK_S = 0.5
 Position = tuple[int, int]  # attempt and step

@@ -24,6 +24,7 @@ from rich.text import Text
 from gratis.errors import GratisError
 from gratis.server.models import RunStatus
 from gratis.server.runs import Runs
+from gratis.server.summaries import user_cache
 from gratis.signals import terminate_interrupts
 from gratis.verdict import duration, rate
 
@@ -43,7 +44,7 @@ COLOURS = {
 def top(root: Path, name: str | None, stall_s: float) -> None:
     """Shows the run `name`, or whichever is the newest. Not a terminal: once. Raises GratisError if
     there is none."""
-    runs, console = Runs(root, stall_s), Console()
+    runs, console = Runs(root, stall_s, user_cache()), Console()
     snapshot = runs.snapshot(name)
     if snapshot is None:
         which = f"run {name}" if name else "run"

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from handmade import picture, write_dataset
 
-from gratis.atomic import max_open_files
 from gratis.dataset import (
     Index,
     Manifest,
@@ -33,6 +32,7 @@ from gratis.dataset import (
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig
 from gratis.loader.reading.shard_reader import ShardReader
+from gratis.open_files import max_open_files
 
 CONFIG = LoaderConfig(batch_size=8, crop=24, threads=1)
 
@@ -241,8 +241,60 @@ def test_a_process_with_few_files_left_reads_all_shards(jpeg_dataset: Path) -> N
     )
 
 
-def test_a_small_limit_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {1024: 256, 1 << 20: 256, resource.RLIM_INFINITY: 256, 64: 16, 3: 1}
-    for limit, most in limits.items():
-        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
-        assert max_open_files() == most
+@contextmanager
+def file_limits(soft: int) -> Iterator[None]:
+    """This process begins with a soft limit, which the hard one lets it raise."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_of_many_shards_each_is_opened_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In batches that ask for the next one's samples before they are read, as training does; and
+    the numbers that select(2) knows are left to others."""
+    root = write_dataset(tmp_path / "d", [picture(k, 16) for k in range(600)], per_shard=1)
+    index, split = read_index(root, "train"), read_manifest(root).splits["train"]
+    opened, real = [], os.open
+
+    def counted(path: Any, *arguments: Any, **options: Any) -> int:
+        opened.append(path)
+        return real(path, *arguments, **options)
+
+    order = np.random.default_rng(0).permutation(600)
+    with file_limits(1024):
+        source = ShardReader(root, split, index)
+        monkeypatch.setattr(os, "open", counted)
+        for _ in range(2):
+            for step in range(0, 600, 200):
+                source.expect(order[step + 200 : step + 400])
+                source.read(order[step : step + 200])
+        assert len(opened) == 600
+        lowest = real("/dev/null", os.O_RDONLY)
+        os.close(lowest)
+        assert lowest < 256
+        source.close()
+
+
+def test_a_limit_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader of many files takes a quarter of a small limit, and all but 4,096 of a large one,
+    which is the hard one where that is needed."""
+    most = {(64, 64): 16, (3, 3): 1, (1024, 1024): 256, (1024, 4096): 1024, (1024, 9096): 5000}
+    most |= {(1024, 1 << 20): 10_000, (resource.RLIM_INFINITY,) * 2: 10_000}
+    for limits, files in most.items():
+        raised = [limits]
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
+        monkeypatch.setattr(resource, "setrlimit", lambda _, new, raised=raised: raised.append(new))
+        assert max_open_files(10_000) == files
+        assert raised[-1][1] == limits[1]  # the hard one stays
+        assert limits[0] <= raised[-1][0] <= max(limits[1], 40_000)
+
+
+def test_few_files_ask_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("the limit was raised"))
+    assert max_open_files(256) == 256

@@ -276,7 +276,7 @@ def test_of_many_tars_some_are_open_at_a_time(
     for k in range(9):
         (tmp_path / f"{k}.tar").write_bytes(tar([(f"{k}.jpg", jpeg(k)), (f"{k}.cls", b"0")]))
     train = open_source(str(tmp_path)).splits["train"]
-    monkeypatch.setattr("gratis.preprocess.sources.reader.max_open_files", lambda: 3)
+    monkeypatch.setattr("gratis.preprocess.sources.reader.max_open_files", lambda wanted: 3)
     before = descriptors()
     for _ in range(2):
         with ImageReader() as reader:

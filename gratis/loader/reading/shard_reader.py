@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gratis.atomic import max_open_files, open_nonblocking
+from gratis.atomic import open_nonblocking
 from gratis.dataset import Index, Split
 from gratis.errors import GratisError
 from gratis.loader.plan import Ids
 from gratis.loader.reading.shard_cache import ShardCache, uses_of
+from gratis.open_files import max_open_files, move_high
 
 Bytes = NDArray[np.uint8]
 
@@ -35,7 +36,7 @@ class ShardReader:
     ) -> None:
         self._root, self._shards, self._index, self._cache = root, split.shards, index, cache
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._most = max_open_files()
+        self._most = max_open_files(len(split.shards))
 
     def begin(self, order: Ids, batch_size: int, first_step: int) -> None:
         """Of an epoch: shards on a server are now fetched in this order."""
@@ -123,7 +124,7 @@ class ShardReader:
         if (size := os.fstat(file).st_size) != expected.bytes:
             os.close(file)
             raise GratisError(f"{path} has {size} bytes, not {expected.bytes}; {VERIFY}")
-        return file
+        return move_high(file)
 
     def _descriptor(self, shard: int, path: Path) -> int:
         while True:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 
 from gratis import addresses
-from gratis.atomic import max_open_files
+from gratis.open_files import max_open_files
 from gratis.preprocess.sources.listing import Item
 from gratis.preprocess.sources.parquet import RowReader
+
+ARCHIVES = 1024  # a tar for each of ImageNet's classes is a usual source
 
 
 class ImageReader:
@@ -16,7 +18,7 @@ class ImageReader:
 
     def __init__(self) -> None:
         self._archives: dict[str, int] = {}
-        self._most = max_open_files()
+        self._most = max_open_files(ARCHIVES)
         self._rows = RowReader()
 
     def read(self, item: Item) -> bytes:

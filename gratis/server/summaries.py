@@ -1,0 +1,82 @@
+"""Summaries of long event files, kept in the user's cache folder: a server that starts goes on from
+there instead of reading a history of days again.
+
+One JSON file for each event file of a rank, made anew whenever a megabyte was read. It counts only
+for the very bytes it was made from. Where it cannot be written or read, the history is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from gratis.atomic import atomic_write
+from gratis.server.event_files import RankFile
+
+WORTH = 1 << 20  # bytes of events: some 1,500 records
+MARK = 4096  # bytes at either end of what was read, by which it is known again
+KEPT_S = 30 * 86400.0  # since it was written
+
+
+def user_cache() -> Path | None:
+    """`gratis/status` in the user's cache folder; None without one."""
+    with suppress(RuntimeError):  # no home
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "gratis" / "status"
+    return None
+
+
+class Summaries:
+    """folder: None keeps none. Never raises OSError."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._saved: dict[Path, int] = {}  # bytes that the newest summary of a file covers
+        self._cleaned = False
+
+    def restore(self, file: RankFile) -> None:
+        """Brings a file of which nothing was read to where its summary ends."""
+        if self._folder is None or file.behind < WORTH:
+            return
+        # damaged, of another version or of other bytes: the file is read from its start
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            summary = json.loads(self._path(file.path).read_bytes())
+            if summary["mark"] == _mark(file.path, summary["offset"]):
+                file.restore(summary)
+                self._saved[file.path] = file.tail.offset
+
+    def save(self, file: RankFile) -> None:
+        """Writes the file's summary if it is worth it."""
+        offset = file.tail.offset
+        if self._folder is None or offset - self._saved.get(file.path, 0) < WORTH:
+            return
+        self._saved[file.path] = offset
+        with suppress(OSError, ValueError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._clean(self._folder)
+            summary = file.summary() | {"mark": _mark(file.path, offset)}
+            atomic_write(self._path(file.path), json.dumps(summary).encode())
+
+    def _path(self, path: Path) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{hashlib.sha256(bytes(path.resolve())).hexdigest()[:32]}.json"
+
+    def _clean(self, folder: Path) -> None:
+        """Of runs that nobody has looked at for a month."""
+        if self._cleaned:
+            return
+        self._cleaned = True
+        for path in folder.glob("*.json"):
+            with suppress(OSError):  # another server was quicker
+                if path.stat().st_mtime < time.time() - KEPT_S:
+                    path.unlink()
+
+
+def _mark(path: Path, offset: int) -> str:
+    with path.open("rb") as file:
+        head = file.read(MARK)
+        file.seek(max(offset - MARK, 0))
+        return hashlib.sha256(head + file.read(min(MARK, offset))).hexdigest()

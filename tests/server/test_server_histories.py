@@ -1,0 +1,265 @@
+"""Long histories and many ranks: who reads them, how much of them, and what is there meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from served import RunWriter, wait_for
+
+from gratis.server import run_reader, summaries
+from gratis.server.metrics import exposition
+from gratis.server.models import IntervalStatus
+from gratis.server.run import Run
+from gratis.server.run_reader import RunSnapshot
+from gratis.server.runs import Runs
+
+STALL_S = 60.0
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
+def snapshot_of(runs: Runs) -> RunSnapshot:
+    snapshot = runs.snapshot("a")
+    assert snapshot is not None
+    return snapshot
+
+
+def level(runs: Runs) -> RunSnapshot:
+    """Once all is read, which needs no further request."""
+    snapshot_of(runs)
+    names = [thread for thread in threading.enumerate() if thread.name == "run-reader"]
+    for thread in names:
+        thread.join(120)
+    snapshot = snapshot_of(runs)
+    assert snapshot.status.behind_bytes == 0
+    return snapshot
+
+
+def long_run(path: Path, *, world: int = 1, lines: int = 20_000) -> RunWriter:
+    """Each rank trains at 100 images/s in steps of a tenth of a second."""
+    run = RunWriter(path, world=world)
+    run.start()
+    run.step(10)
+    for rank in range(world):
+        file = path / f"rank-{rank}.jsonl"
+        line = json.loads(file.read_bytes().splitlines()[-1])
+        records = (line | {"step": step} for step in range(20, 10 * lines + 10, 10))
+        with file.open("a") as stream:
+            stream.writelines(json.dumps(record) + "\n" for record in records)
+    return run
+
+
+@pytest.fixture
+def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that reads ends as soon as it has nothing to read."""
+    monkeypatch.setattr(run_reader, "IDLE_S", 0.0)
+
+
+def test_a_request_reads_nothing_itself(tmp_path: Path) -> None:
+    long_run(tmp_path / "a", world=64, lines=50)
+    runs = Runs(tmp_path, STALL_S)
+
+    def ask() -> float:
+        begin = time.thread_time()
+        snapshot_of(runs)
+        return time.thread_time() - begin
+
+    own: list[float] = []
+    whole = cpu_s(lambda: own.append(ask()))
+    assert own[0] < whole / 4
+
+
+def test_an_interval_more_costs_a_row_more(tmp_path: Path) -> None:
+    run = long_run(tmp_path / "a", world=32, lines=300)
+    reader = Run(run.path)
+    reader.refresh(60)
+    first = cpu_s(reader.intervals)
+    again = []
+    for step in (3010, 3020, 3030):
+        run.step(step)
+        reader.refresh(60)
+        again.append(cpu_s(reader.intervals))
+        assert reader.intervals()[-1].step == step
+    assert min(again) < first / 5
+
+
+def test_intervals_are_the_same_read_at_once_or_as_they_grow(tmp_path: Path) -> None:
+    """Also where ranks are apart, attempts resume, a rank joins, and bins become wider."""
+    rng, reader = np.random.default_rng(5), Run(tmp_path / "a")
+
+    def compare() -> None:
+        reader.refresh(60)
+        other = Run(tmp_path / "a")
+        other.refresh(60)
+        assert reader.intervals() == other.intervals()
+
+    seen: list[IntervalStatus] = []
+    for attempt, (world, begin, end) in enumerate([(2, 1, 700), (2, 600, 900), (3, 850, 1600)], 1):
+        run = RunWriter(tmp_path / "a", world=world, attempt=attempt)
+        run.start()
+        order = [*itertools.product(range(begin, end), run.writers)]
+        keys = [step + rng.uniform(0, 3) for step, _ in order]  # ranks are some steps apart
+        last = {id(writer): 0 for writer in run.writers}
+        for place in np.argsort(keys, kind="stable").tolist():
+            step, writer = order[place]
+            if step < last[id(writer)]:
+                continue
+            last[id(writer)] = step
+            loss = float(rng.uniform(0, 2))
+            writer.write("step", {"steps": 1, "wall_s": 1.0, "images": 5, "loss": loss}, step=step)
+            if rng.uniform() < 0.005:
+                compare()
+        compare()
+        seen = reader.intervals()
+    assert [one.attempt for one in seen] == sorted(one.attempt for one in seen)
+    assert seen[-1].step == 1599
+    assert seen[0].first_step == 1
+
+
+def test_a_history_is_read_without_being_asked_and_all_ranks_alike(
+    tmp_path: Path, quick_end: None
+) -> None:
+    long_run(tmp_path / "a", world=3, lines=8000)
+    reader = Run(tmp_path / "a")
+    reader.refresh(0.05)
+    assert reader.behind
+    read = [file.tail.offset for file in reader.ranks.values()]
+    assert max(read) - min(read) <= 256 << 10
+    assert level(Runs(tmp_path, STALL_S)).counters[2].steps == 80_000
+
+
+def test_while_a_history_is_read_the_newest_is_there(tmp_path: Path, quick_end: None) -> None:
+    """And no counter, which would look like a restart."""
+    run = long_run(tmp_path / "a", world=2)
+    run.writers[0].write("warning", {"message": "careful"})
+    runs = Runs(tmp_path, STALL_S)
+    snapshot = snapshot_of(runs)
+    assert snapshot.status.behind_bytes > 0
+    text = exposition(runs, "text/plain")[0].decode()
+    assert 'gratis_step{run="a"} 200000.0' in text
+    assert 'gratis_planned_steps{run="a"} 200.0' in text
+    assert 'gratis_run_state{run="a",state="running"} 1.0' in text
+    assert 'gratis_images_per_second{run="a"}' not in text
+    assert 'gratis_trainer_images_per_second{run="a"} 200.0' in text
+    assert 'gratis_resident_memory_bytes{rank="1",run="a"}' in text
+    assert "_total{" not in text
+    status = snapshot.status
+    assert (status.state, status.startup, status.warnings) == ("running", None, ["careful"])
+    status = level(runs).status
+    assert (status.images_trained, status.step) == (2 * 20_000 * 1000, 200_000)
+    assert "gratis_trained_images_total{" in exposition(runs, "text/plain")[0].decode()
+
+
+def read_bytes() -> int:
+    """That this process has read, of files too."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
+
+
+def content(snapshot: RunSnapshot) -> tuple[object, ...]:
+    return json.loads(snapshot.json_without_ages), snapshot.intervals, snapshot.counters
+
+
+def test_a_server_goes_on_from_a_summary(tmp_path: Path, quick_end: None) -> None:
+    runs, kept = tmp_path / "runs", tmp_path / "cache"
+    run = long_run(runs / "a", world=2, lines=6000)
+    run.writers[0].write("eval", {"views": 1, "images": 9, "top1": 0.5}, epoch=3, step=100)
+    size = sum(path.stat().st_size for path in run.path.iterdir())
+    level(Runs(runs, STALL_S, kept))
+    run.step(60_010)
+    before = read_bytes()
+    again = level(Runs(runs, STALL_S, kept))
+    assert read_bytes() - before < size / 3
+    assert content(again) == content(level(Runs(runs, STALL_S)))
+    assert again.status.evaluations[0].top1_error == 0.5
+    second = RunWriter(run.path, attempt=2, world=2)  # and on, into the next attempt
+    second.start()
+    second.step(50_000)
+    anew = Runs(runs, STALL_S, kept)
+    assert content(level(anew)) == content(level(Runs(runs, STALL_S)))
+
+
+def other_bytes(summary: Path, events: Path) -> None:
+    data = events.read_bytes()
+    events.write_bytes(data.replace(b'"loss": 2.0', b'"loss": 1.0'))
+
+
+def shorter(summary: Path, events: Path) -> None:
+    data = events.read_bytes()
+    events.write_bytes(data[: data.rindex(b"\n", 0, len(data) // 2) + 1])
+
+
+def cut(summary: Path, events: Path) -> None:
+    summary.write_bytes(summary.read_bytes()[:-100])
+
+
+def nonsense(summary: Path, events: Path) -> None:
+    summary.write_text('{"offset": 5, "mark": [1]}')
+
+
+def of_another_version(summary: Path, events: Path) -> None:
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"version": 0}))
+
+
+def half_of_its_fields(summary: Path, events: Path) -> None:
+    fields = json.loads(summary.read_text())
+    summary.write_text(json.dumps(fields | {"bins": [[1, 2]]}))
+
+
+def a_folder(summary: Path, events: Path) -> None:
+    summary.unlink()
+    summary.mkdir()
+
+
+@pytest.mark.parametrize(
+    "harm", [other_bytes, shorter, cut, nonsense, of_another_version, half_of_its_fields, a_folder]
+)
+def test_a_summary_of_something_else_does_not_count(
+    tmp_path: Path, quick_end: None, harm: Callable[[Path, Path], None]
+) -> None:
+    runs, kept = tmp_path / "runs", tmp_path / "cache"
+    long_run(runs / "a", lines=4000)
+    level(Runs(runs, STALL_S, kept))
+    harm(next(kept.glob("*.json")), runs / "a" / "rank-0.jsonl")
+    assert content(level(Runs(runs, STALL_S, kept))) == content(level(Runs(runs, STALL_S)))
+
+
+def test_old_summaries_go_and_a_cache_that_cannot_be_written_is_none(
+    tmp_path: Path, quick_end: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, kept = tmp_path / "runs", tmp_path / "cache"
+    long_run(runs / "a", lines=4000)
+    kept.mkdir()
+    (kept / "x.json").write_text("{}")
+    monkeypatch.setattr(summaries, "KEPT_S", -60.0)
+    level(Runs(runs, STALL_S, kept))
+    assert not (kept / "x.json").exists()
+    (tmp_path / "file").write_text("")
+    assert level(Runs(runs, STALL_S, tmp_path / "file" / "cache")).status.step == 40_000
+
+
+def test_the_thread_that_reads_ends_and_comes_again(tmp_path: Path, quick_end: None) -> None:
+    run = RunWriter(tmp_path / "a")
+    run.start()
+    run.step(10)
+    runs = Runs(tmp_path, STALL_S)
+
+    def shown(step: int) -> bool:
+        return snapshot_of(runs).status.step == step
+
+    for step in (20, 30):
+        run.step(step)
+        assert wait_for(partial(shown, step))
+        assert wait_for(lambda: all(one.name != "run-reader" for one in threading.enumerate()))
