@@ -287,7 +287,7 @@ def test_only_addresses_of_gs_quieten_its_library_and_not_against_the_user(
 ) -> None:
     log = logging.getLogger("gcsfs")
     # else credentials are looked for
-    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (None, url))
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, **_: (None, url))
     monkeypatch.setattr(log, "level", set_before)
     Remote(url)
     assert log.level == after

@@ -16,7 +16,8 @@ from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_pipeline import BatchPipeline, ReadyBatch
 from gratis.loader.pipeline.buffer_pool import BufferPool
-from gratis.loader.reading.remote import FetchCancelled, LoaderThread
+from gratis.loader.reading.remote import LoaderThread
+from gratis.network import FetchCancelled
 
 POLL_S = 1.0  # between looks whether the thread that is waited for lives
 
