@@ -56,14 +56,17 @@ class Terminated(BaseException):
 
 
 class StopSignals:
-    """Remembers signals that ask a run to stop; ranks agree on a step at which to. Main thread."""
+    """Remembers signals that ask a run to stop; ranks agree on a step at which to. hurry: is called
+    in the handler, so that nothing waits for long any more. Main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, hurry: Callable[[], None] = lambda: None) -> None:
         self.terminated = self.interrupted = False
+        self._hurry = hurry
         for number in stop_signals():
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _: object) -> None:
+        self._hurry()
         if STOPS[number] == INTERRUPTED:
             self.interrupted = True
         else:

@@ -117,7 +117,7 @@ def lead(options: Options, local: int, rendezvous: Rendezvous, stack: ExitStack)
     if shards is None:
         serve(options, stack)  # the page follows the shard stage
         shards = str(prepare_sample(options.fields.image_size, options.runs / "sample-shards"))
-    manifest = manifest_of(shards)
+    manifest = manifest_of(shards, options.settings.network)
     check_dataset(shards, manifest, options)
     launch = plan(options, shards, manifest)
     token = secrets.token_hex()
@@ -144,7 +144,7 @@ def follow(options: Options, local: int, published: str) -> Launch:
     if differences := describe_differences(common_terms(options, local), agreed["terms"]):
         raise GratisError(f"{differences}; give every machine the same command but for --node-rank")
     shards = options.shards or SHARDS
-    manifest = manifest_of(shards)
+    manifest = manifest_of(shards, options.settings.network)
     check_dataset(shards, manifest, options)
     if manifest.hash != agreed["dataset"]:
         there = agreed["dataset"][:8]
