@@ -24,6 +24,7 @@ paper, ablate, export, report              first TERM, HUP   SystemExit: childre
 a status server                            TERM, INT         ends; so does TERM from the          0
                                                              kernel when its parent is gone
 gratis top                                 TERM, INT         ends, the terminal as it was         0
+a command whose exit code is known (cli)   any of STOPS      ignored                              -
 
 STOPS are TERM and HUP (75: preempted, batch schedulers requeue on it), INT and QUIT (130). A hangup
 that a process was started to ignore (nohup) stays ignored. "First": later ones are ignored, so that

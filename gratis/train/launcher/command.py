@@ -21,7 +21,7 @@ from gratis.extras import require
 from gratis.locks import hold
 from gratis.output import ignore_write_errors
 from gratis.processes import end
-from gratis.signals import Terminated, terminate_raises
+from gratis.signals import Terminated, ignore_stops, terminate_raises
 from gratis.train.launcher.checks import (
     check_dataset,
     check_launcher,
@@ -89,6 +89,7 @@ def train(options: Options, stack: ExitStack) -> int:
         print(f"no GPU: {local} CPU processes over gloo{towers}")
     with mirror(launch.folder) if options.tensorboard and nodes.rank == 0 else nullcontext():
         ended = rendezvous.settle(start_ranks(launch, local, rendezvous))
+        ignore_stops()  # how it ended is known
     if ended.message:
         print(ended.message, file=sys.stderr)
     if ended.code == 0 and nodes.rank == 0:
