@@ -9,16 +9,43 @@ from __future__ import annotations
 
 import logging
 import os
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 from gratis.errors import GratisError, wait_for
+from gratis.network import DEFAULT_LIMITS, NetworkLimits, Server
 
-TRIES = 4
-REACHABLE: set[str] = set()  # servers and buckets that have answered this process
 READ_AHEAD = 4 << 20  # of a URL: archives are listed header by header, in order
+T = TypeVar("T")
+
+
+class _Process:
+    """What this process reads with. servers: those, and buckets, that have answered it."""
+
+    limits: NetworkLimits = DEFAULT_LIMITS
+    servers: ClassVar[dict[str, Server]] = {}
+
+
+def use_limits(limits: NetworkLimits, *, answered: tuple[str, ...] = ()) -> None:
+    """From now on this process waits so long for servers. answered: URLs that another process has
+    reached, so that their servers are waited for from the start."""
+    if _Process.limits != limits:
+        _Process.limits = limits
+        _Process.servers.clear()
+    for url in filter(is_url, answered):
+        _Process.servers.setdefault(_server_of(url), Server(url, limits, answered=True))
+
+
+def ask(url: str, request: Callable[[], T]) -> T:
+    """What the request to the URL's server returns or raises; tried again where that may help."""
+    filesystem(url)
+    return _Process.servers[_server_of(url)].ask(request, f"cannot read {url}")
+
+
+def _server_of(url: str) -> str:
+    return "/".join(url.split("/")[:3])
 
 
 class FileEntry(NamedTuple):
@@ -58,14 +85,12 @@ def _is_web(address: str) -> bool:
 def filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system for the URL, and its path there. GratisError if the package for it is
     not installed, or if the server does not answer at all."""
-    from fsspec.core import url_to_fs  # 0.1 s that local runs need not pay
-
-    server = "/".join(url.split("/")[:3])
+    limits, server = _Process.limits, _server_of(url)
     try:
-        if server not in REACHABLE:
-            wait_for(lambda: _try_server(url), f"cannot read {url}")
-            REACHABLE.add(server)
-        fs, path = url_to_fs(url)
+        if server not in _Process.servers:
+            wait_for(lambda: _try_server(url, limits), f"cannot read {url}")
+            _Process.servers[server] = Server(server, limits, answered=True)
+        fs, path = connect(url, limits)
     except GratisError:
         raise
     except Exception as error:  # no such protocol or package, or one that connects already here
@@ -73,13 +98,42 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def _try_server(url: str) -> None:
+def connect(url: str, limits: NetworkLimits) -> tuple[Any, str]:
+    """fsspec's file system for the URL, and its path there, with the limit on silence and without
+    its library's own further tries, as far as they can be turned off (gcsfs makes six)."""
+    from fsspec.core import url_to_fs  # 0.1 s that local runs need not pay
+
+    files, path = url_to_fs(url, **_options(url.partition("://")[0], limits.read_timeout_s))
+    if hasattr(files, "config_kwargs"):
+        files.retries = 1  # s3fs's own
+    return files, path
+
+
+def _options(protocol: str, timeout_s: float) -> dict[str, Any]:
+    """A user's own, of fsspec's configuration, stay."""
+    from fsspec.config import conf
+
+    theirs: dict[str, Any] = conf.get(protocol, {})
+    if protocol in ("s3", "s3a"):
+        times = {"connect_timeout": timeout_s, "read_timeout": timeout_s}
+        own = {**times, "retries": {"max_attempts": 0}}
+        return {"config_kwargs": {**theirs.get("config_kwargs", {}), **own}}
+    if protocol not in ("http", "https", "gs", "gcs"):
+        return {}
+    import aiohttp
+
+    # in all as long as it takes: aiohttp's own limit is five minutes, whatever comes
+    limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
+    if protocol in ("gs", "gcs"):
+        return {"requests_timeout": limits}  # a session's limit is not asked by gcsfs's requests
+    return {"client_kwargs": {**theirs.get("client_kwargs", {}), "timeout": limits}}
+
+
+def _try_server(url: str, limits: NetworkLimits) -> None:
     """Returns once the server answers anything: that a file is missing or not allowed is reported
     when it is read."""
-    from fsspec.core import url_to_fs
-
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each try, and raises the last
-    fs, path = url_to_fs(url)
+    fs, path = connect(url, limits)
     try:
         fs.info(path)
     except FileNotFoundError as error:
@@ -107,9 +161,11 @@ def entries(folder: str) -> list[FileEntry]:
             return sorted(_entry(entry) for entry in listed)
     fs, path = filesystem(folder)
     try:
-        rows = fs.ls(path, detail=True)
+        rows = ask(folder, lambda: fs.ls(path, detail=True))
     except FileNotFoundError:
         return []
+    except GratisError:
+        raise
     except Exception as error:  # each service's library has errors of its own
         raise _unreadable(folder, error) from None
     named = [(name_of(row["name"].rstrip("/")), row) for row in rows]
@@ -139,8 +195,10 @@ def open_file(address: str) -> BinaryIO:
         return open(address, "rb")
     fs, path = filesystem(address)
     try:
-        file: BinaryIO = fs.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead")
-    except FileNotFoundError:
+        file: BinaryIO = ask(
+            address, lambda: fs.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead")
+        )
+    except (FileNotFoundError, GratisError):
         raise
     except Exception as error:
         raise _unreadable(address, error) from None
@@ -153,7 +211,14 @@ def open_file(address: str) -> BinaryIO:
 
 def read(address: str) -> bytes:
     with open_file(address) as file:
-        return file.read()
+        if not is_url(address):
+            return file.read()
+        return ask(address, lambda: _read_whole(file))
+
+
+def _read_whole(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 class Bytes:
@@ -169,10 +234,15 @@ class Bytes:
         if self._local is not None:
             return os.pread(self._local, size, start)
         try:
-            self.file.seek(start)
-            return self.file.read(size)
+            return ask(self._address, lambda: self._read(start, size))
+        except GratisError:
+            raise
         except Exception as error:
             raise _unreadable(self._address, error) from None
+
+    def _read(self, start: int, size: int) -> bytes:
+        self.file.seek(start)
+        return self.file.read(size)
 
     def __enter__(self) -> Bytes:
         return self
@@ -183,27 +253,32 @@ class Bytes:
 
 def read_range(url: str, start: int, end: int | None) -> bytes:
     """Bytes [start, end) of the file at a URL, tried again where the network fails. Raises
-    OSError."""
+    OSError; GratisError for a file that is shorter, Outage."""
     fs, path = filesystem(url)
-    for attempt in range(TRIES):
-        try:
-            data: bytes = fs.cat_file(path, start=start, end=end)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            reason = error
-        else:
-            if end is None or len(data) == end - start:
-                return data
-            reason = OSError(f"{len(data)} bytes came, {end - start} were asked for")
-        time.sleep(0.2 * 4**attempt)
-    raise OSError(str(_unreadable(url, reason)))
+
+    def request() -> bytes:
+        data: bytes = fs.cat_file(path, start=start, end=end)
+        if end is not None and len(data) != end - start:
+            short = f"{len(data):,} bytes came, {end - start:,} were asked for"
+            if int(fs.info(path)["size"] or 0) < end:
+                raise GratisError(f"cannot read {url}: {short}; it has changed, list it again")
+            raise OSError(short)
+        return data
+
+    try:
+        return ask(url, request)
+    except (FileNotFoundError, GratisError):
+        raise
+    except Exception as error:
+        raise OSError(str(_unreadable(url, error))) from None
 
 
 def _ask(url: str, question: str) -> bool:
     fs, path = filesystem(url)
     try:
-        return bool(getattr(fs, question)(path))
+        return bool(ask(url, lambda: getattr(fs, question)(path)))
+    except GratisError:
+        raise
     except Exception as error:
         raise _unreadable(url, error) from None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gratis.errors import GratisError, guard
-from gratis.signals import interrupt_ends_at_once, interrupt_raises
+from gratis.signals import ignore_stops, interrupt_ends_at_once, interrupt_raises
 
 DATASETS = "gratis.preprocess.commands"
 ANALYSIS, PAPER = "gratis.train.analysis", "gratis.train.paper"
@@ -66,7 +66,9 @@ CHECKOUT = Path(__file__).resolve().parent.parent  # of this package, if it is o
 def main() -> int:
     interrupt_ends_at_once()  # importing takes a second, and `guard` is not there yet
     import_from_here()
-    return guard(lambda: run(sys.argv[1:]))
+    code = guard(lambda: run(sys.argv[1:]))
+    ignore_stops()  # the interpreter's end takes a while, and would give them their default again
+    return code
 
 
 def import_from_here() -> None:

@@ -28,6 +28,10 @@ class GratisError(Exception):
     lines around them."""
 
 
+class Outage(GratisError):
+    """A server was away for longer than it may be. The same command goes on later: exit code 75."""
+
+
 def printable(text: str) -> str:
     """The text on one line, as it may hold the name of any file: what cannot be printed is
     escaped."""
@@ -36,7 +40,7 @@ def printable(text: str) -> str:
 
 def guard(main: Callable[[], int | None]) -> int:
     """Runs `main` and returns the process's exit code: its own (None means 0), 2 after GratisError,
-    130 after ctrl-C, 141 where nobody reads its output any more (`| head`).
+    75 after an Outage, 130 after ctrl-C, 141 where nobody reads its output any more (`| head`).
 
     Any other exception is a defect of ours and keeps its traceback.
     """
@@ -59,7 +63,7 @@ def _exit_code(main: Callable[[], int | None]) -> int:
         return main() or 0
     except GratisError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
-        return USER_ERROR
+        return PREEMPTED if isinstance(error, Outage) else USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +70,7 @@ class ShardProgress(TypedDict):
 
 
 class EventWriter:
-    """Appends events to one file. Not for use from several threads.
+    """Appends events to one file. For any thread.
 
     A full disk never stops the writer: records are lost, and one warning on stderr says so."""
 
@@ -77,7 +78,7 @@ class EventWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._common = {"attempt": attempt, "rank": rank}
-        self._path, self._warned = path, False
+        self._path, self._warned, self._lock = path, False, threading.Lock()
         # a writer was killed inside a line: end it, so that the reader drops it alone
         self._torn = _ends_torn(path)
 
@@ -95,7 +96,8 @@ class EventWriter:
         place = {"epoch": epoch, "step": step}
         record |= {name: value for name, value in place.items() if value is not None}
         line = json.dumps(_finite(record | dict(fields)), separators=(",", ":"), allow_nan=False)
-        self._append(line.encode() + b"\n")
+        with self._lock:
+            self._append(line.encode() + b"\n")
 
     @property
     def deleted(self) -> bool:

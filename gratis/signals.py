@@ -24,6 +24,7 @@ paper, ablate, export, report              first TERM, HUP   SystemExit: childre
 a status server                            TERM, INT         ends; so does TERM from the          0
                                                              kernel when its parent is gone
 gratis top                                 TERM, INT         ends, the terminal as it was         0
+a command whose exit code is known (cli)   any of STOPS      ignored                              -
 
 STOPS are TERM and HUP (75: preempted, batch schedulers requeue on it), INT and QUIT (130). A hangup
 that a process was started to ignore (nohup) stays ignored. "First": later ones are ignored, so that
@@ -56,14 +57,17 @@ class Terminated(BaseException):
 
 
 class StopSignals:
-    """Remembers signals that ask a run to stop; ranks agree on a step at which to. Main thread."""
+    """Remembers signals that ask a run to stop; ranks agree on a step at which to. hurry: is called
+    in the handler, so that nothing waits for long any more. Main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, hurry: Callable[[], None] = lambda: None) -> None:
         self.terminated = self.interrupted = False
+        self._hurry = hurry
         for number in stop_signals():
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _: object) -> None:
+        self._hurry()
         if STOPS[number] == INTERRUPTED:
             self.interrupted = True
         else:

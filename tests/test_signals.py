@@ -86,3 +86,46 @@ def test_a_child_whose_parent_is_gone_does_not_begin() -> None:
     command[3] = str(os.getppid())
     assert command[0] == sys.executable
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 75
+
+
+LATE = """
+import os, sys
+class Late:  # goes when the interpreter takes itself apart, past every handler
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=int(os.environ["LATE"])):
+        kill(pid, number)
+if os.environ["LATE_IN"] in sys.orig_argv:
+    sys.late = Late()
+"""
+
+
+def ended_late(folder: Path, number: int, verb: str, *arguments: str) -> subprocess.Popen[str]:
+    (folder / "sitecustomize.py").write_text(LATE)
+    path = {"PYTHONPATH": f"{folder}:{ROOT}", "LATE": str(int(number)), "LATE_IN": verb}
+    command = [sys.executable, "-m", "gratis", verb, *arguments]
+    return subprocess.Popen(command, env=os.environ | path, cwd=ROOT, text=True, stdout=-1)
+
+
+@pytest.mark.starts
+@pytest.mark.parametrize("number", sorted(STOPS))
+@pytest.mark.parametrize(("verb", "code"), [("--version", 0), ("nothing", 2)])
+def test_a_signal_at_the_interpreter_s_end_leaves_the_exit_code(
+    tmp_path: Path, number: int, verb: str, code: int
+) -> None:
+    process = ended_late(tmp_path, number, verb)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+
+
+@pytest.mark.slow
+def test_a_signal_after_the_result_leaves_a_finished_run_finished(
+    sample_shards: Path, tmp_path: Path
+) -> None:
+    """One at the line itself, which the launcher took for one to the ranks, and one at the end."""
+    options = "--recipe sample --width 0.0625 --batch 500 --epochs 1 --port 0 --runs".split()
+    shards = ("--shards", str(sample_shards))
+    process = ended_late(tmp_path, signal.SIGTERM, "train", *options, str(tmp_path / "r"), *shards)
+    with process:
+        for line in process.stdout or ():
+            if line.startswith("result "):
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0

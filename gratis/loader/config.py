@@ -15,6 +15,7 @@ import torch
 
 from gratis.choices import BadSamples, DecodedOption, EngineOption, MeanForm, NoiseForm, Positions
 from gratis.errors import GratisError
+from gratis.network import NetworkLimits
 
 Remainder = Literal["short", "drop", "pad"]
 Layout = Literal["nchw", "channels_last", "nhwc"]
@@ -38,7 +39,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
 MOST = {"batch_size": 1 << 20, "threads": 1024, "crop_chunk": 1 << 40, "prefetch": 1 << 20}
 WHOLE = "batch_size seed crop crop_chunk window prefetch views threads noise_until".split()
 KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
-    "a number": (("cache_gb", "decoded_gb", "flip"), (Real,)),
+    "a number": (("cache_gb", "decoded_gb", "flip", "outage_s", "read_timeout_s"), (Real,)),
     "True or False": (("augment",), (bool,)),
     "the name of a folder": (("cache",), (str, PathLike)),
 }
@@ -146,6 +147,12 @@ class LoaderConfig:
     """Folder for the shards of datasets on a server. None: `gratis` in the user's cache folder."""
     cache_gb: float = 200.0
     """Most that the cache holds, in units of 10**9 bytes; the shards used longest ago go first."""
+    outage_s: float = 600.0
+    """Seconds for which a server that has answered may be away before reading gives up
+    (`gratis.errors.Outage`), 0 to 86400. What cannot get better (403, 404, another length) is an
+    error at once."""
+    read_timeout_s: float = 30.0
+    """Seconds between two bytes of an answer, after which the request is made again; up to 3600."""
     bad_samples: BadSamples = "raise"
     """What becomes of a sample that cannot be decoded. raise: it ends the epoch with an error that
     names it. quarantine (training alone): another sample stands in for it, with a warning
@@ -174,6 +181,7 @@ class LoaderConfig:
             # DALI would end the process
             if number is not None and name in MOST and number > MOST[name]:
                 raise GratisError(f"{name} is {number}; it may be at most {MOST[name]:,}")
+        _ = self.network  # its ranges
         for name in ("cache_gb", "decoded_gb"):
             if (size := getattr(self, name)) is not None and not 0 < size < math.inf:
                 raise GratisError(f"{name} is {size}; it must be above 0, and finite")
@@ -270,6 +278,11 @@ class LoaderConfig:
             raise GratisError(
                 "mean='offset' has no meaning for a resized crop; with area choose mean='central'"
             )
+
+    @property
+    def network(self) -> NetworkLimits:
+        """GratisError for a limit out of its range."""
+        return NetworkLimits(outage_s=self.outage_s, read_timeout_s=self.read_timeout_s)
 
     @property
     def interleaved(self) -> bool:

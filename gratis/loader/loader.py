@@ -77,7 +77,9 @@ class Loader:
 
     GratisError: a root or config of another type, no dataset, no such split, a damaged file, a crop
     larger than the images, a batch that the ranks cannot share; during iteration, a shard that is
-    not as published or a sample that cannot be decoded."""
+    not as published or a sample that cannot be decoded. `gratis.errors.Outage`, one of them: the
+    server was away for longer than `LoaderConfig.outage_s`; meanwhile the logger gratis.network
+    warns."""
 
     def __init__(
         self,
@@ -101,7 +103,7 @@ class Loader:
             rank, world_size, local_world_size, config.batch_size
         )
         self.split, self.config = split, config
-        self._remote = Remote(str(root)) if is_remote(root) else None
+        self._remote = Remote(str(root), config.network) if is_remote(root) else None
         folder = Path(root)
         if self._remote:
             folder = fetch_dataset(self._remote, cache_folder(config.cache), split)

@@ -25,6 +25,7 @@ from gratis import addresses, dataset
 from gratis.command_line import check_ranges
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
+from gratis.network import NetworkLimits
 from gratis.preprocess.codecs import CODECS, CodecName
 from gratis.preprocess.execution.engines import Engine, run_by
 from gratis.preprocess.output.receipt import finished_shards
@@ -112,6 +113,12 @@ class ShardsConfig:
     num_tasks: int | None = None
     """Tasks that share the work. Default: SLURM's array. 1: no sharing, the dataset is published as
     always."""
+    outage_s: float = 600.0
+    """Seconds for which the server of SRC or OUT may be away (0 to 86400); then it ends with 75,
+    and the same command goes on."""
+    read_timeout_s: float = 30.0
+    """Seconds between two bytes of a server's answer, after which a request is made again (up to
+    3600)."""
     run_dir: Path | None = None
     """Append progress events to shards.jsonl there."""
 
@@ -123,6 +130,7 @@ class ShardsConfig:
         if not self.out:  # of a shell variable that is not set; it would be the current folder
             raise GratisError("--out is empty: name the folder or URL of the dataset")
         check_ranges(self, RANGES)
+        _ = self.network
         if (self.task_id is None) != (self.num_tasks is None):
             raise GratisError("--task-id and --num-tasks go together; give both or neither")
         tasks = self.num_tasks or 0
@@ -135,6 +143,11 @@ class ShardsConfig:
                 "--discard with --task-id would remove the other tasks' work; run it once without "
                 "the task"
             )
+
+    @property
+    def network(self) -> NetworkLimits:
+        """GratisError for a limit out of its range."""
+        return NetworkLimits(outage_s=self.outage_s, read_timeout_s=self.read_timeout_s)
 
     @property
     def is_part(self) -> bool:
@@ -151,6 +164,7 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
 
     None after a dry run, and after a task's share of the work.
     """
+    addresses.use_limits(config.network)
     if config.check_md5:
         check_md5(config.src, ARCHIVE_MD5)
     _refuse_inside(config)
@@ -167,7 +181,8 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     _warn()
     tolerant = config.max_rejects > 0
     part = next(slices(source, plan.draft))
-    first = make_task(part, source, plan.draft, config.out, tolerant=tolerant)
+    limits = config.network
+    first = make_task(part, source, plan.draft, config.out, tolerant=tolerant, limits=limits)
     cost = estimate_apart(sum(plan.counts.values()), first)
     if config.dry_run:
         print(describe(cost, config.processes))
@@ -238,7 +253,10 @@ def _map(config: ShardsConfig, store: Store, source: Source, draft: Manifest) ->
     total = sum(len(part.rows) for part in parts)
     done = total - sum(len(part.rows) for part in missing)
     tolerant = config.max_rejects > 0
-    work = (make_task(one, source, draft, config.out, tolerant=tolerant) for one in missing)
+    work = (
+        make_task(one, source, draft, config.out, tolerant=tolerant, limits=config.network)
+        for one in missing
+    )
     workers = min(config.processes, len(missing))
     rejected = sum(rejects.values())
     with Progress(config.run_dir, total=total, done=done, rejects=rejected) as progress:

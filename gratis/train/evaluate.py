@@ -15,13 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gratis.loader import Batch, Loader, LoaderConfig
-from gratis.records import Outcome
 from gratis.train.checkpoint import share
 from gratis.train.mesh.mesh import Mesh, gather, gather_world, sum_over_world
 from gratis.train.metrics import Scores, average_views, score_sums, scores
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.recipes import Recipe
-from gratis.train.telemetry import agree_on_stop, check_there
+from gratis.train.telemetry import RunStopped, agree_on_stop, check_there, together
 from gratis.train.training_state import TrainingState, rank_loader
 
 PROGRESS_S = 1.0  # between two `eval_progress` events
@@ -89,14 +88,6 @@ def _own_logits(network: AlexNet, images: Tensor, mesh: Mesh) -> Tensor:
     return mesh.tower.own(network(together))
 
 
-class EvaluationStopped(Exception):
-    """A signal cut an evaluation short; it is done again when the run goes on."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
-
-
 def validate(state: TrainingState) -> Scores:
     """By the centre view; its error is what the plateau schedule goes by."""
     scores = report_evaluation(state, 1)
@@ -111,8 +102,11 @@ def report_evaluation(state: TrainingState, views: int, *, keep: bool = False) -
     """
     began, mesh = time.perf_counter(), state.mesh
     config = evaluation_config(state.recipe, views, mesh.world)
+    limits = dataclasses.asdict(state.launch.network)
+    config = dataclasses.replace(config, **limits)
     kept: Kept | None = [] if keep else None
-    with rank_loader(state.launch, "val", config, mesh) as loader:
+    opened = together(lambda: rank_loader(state.launch, "val", config, mesh), state.signals, mesh)
+    with opened as loader:
         batches = with_progress(state, loader, views)
         results = evaluate(state.network, batches, mesh, views=views, kept=kept)
     wall_s = time.perf_counter() - began
@@ -129,15 +123,16 @@ def report_evaluation(state: TrainingState, views: int, *, keep: bool = False) -
 
 
 def with_progress(state: TrainingState, loader: Loader, views: int) -> Iterator[Batch]:
-    """The loader's batches, with a bar and `eval_progress` events; EvaluationStopped, on all ranks
-    at one batch, after a signal."""
+    """The loader's batches, with a bar and `eval_progress` events; RunStopped after a signal, or
+    where a rank's server is away for too long."""
     began = last = time.perf_counter()
     images = 0
     title = "validation" if views == 1 else f"validation, {views} views"
     with tqdm(total=len(loader), desc=title, leave=False, disable=no_bar(state.mesh)) as bar:
-        for batch in loader:
+        batches = iter(loader)
+        while batch := together(lambda: next(batches, None), state.signals, state.mesh):
             if stop := agree_on_stop(state.signals, state.mesh):
-                raise EvaluationStopped(stop)
+                raise RunStopped(stop)
             yield batch
             bar.update()
             images += int((batch.ids >= 0).sum())

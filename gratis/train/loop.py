@@ -9,12 +9,12 @@ from tqdm import tqdm
 from gratis.loader import Batch, coverage
 from gratis.records import Outcome
 from gratis.train import latest_batch
-from gratis.train.evaluate import VIEWS, EvaluationStopped, no_bar, report_evaluation, validate
+from gratis.train.evaluate import VIEWS, no_bar, report_evaluation, validate
 from gratis.train.mesh.mesh import gather
 from gratis.train.metrics import Scores, share_of_loss, valid_rows
 from gratis.train.network.dropout import DropoutKey
 from gratis.train.schedule import rates
-from gratis.train.telemetry import IntervalMeter, IntervalSummary
+from gratis.train.telemetry import IntervalMeter, IntervalSummary, RunStopped
 from gratis.train.training_state import TrainingState, all_seen, save, save_if_due
 
 
@@ -23,14 +23,14 @@ def run(state: TrainingState) -> Outcome:
     on every rank."""
     try:
         return train(state)
-    except EvaluationStopped as stopped:
-        if state.unsaved_s:
+    except RunStopped as stopped:
+        if state.saved != state.step:
             save(state)
         return stopped.outcome
 
 
 def train(state: TrainingState) -> Outcome:
-    """`run`, but for a signal during an evaluation: EvaluationStopped."""
+    """`run`, but for what stops it elsewhere than at an interval's end: RunStopped."""
     interval = IntervalMeter(state.mesh, state.loader, state.events, state.signals)
     # a signal ended this validation before the resume
     missing = state.evaluates and len(state.errors) < state.epoch < state.recipe.epochs

@@ -7,6 +7,7 @@ preempted, 130 interrupted."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from gratis.errors import INTERRUPTED, PREEMPTED, USER_ERROR, GratisError
+from gratis.errors import INTERRUPTED, PREEMPTED, USER_ERROR, GratisError, Outage
 from gratis.signals import StopSignals, end_with_parent, stops_end_at_once
 
 # importing torch takes seconds, and until `StopSignals` is there nothing can be saved
@@ -27,6 +28,7 @@ from gratis.events import EventWriter
 from gratis.history import attempts
 from gratis.loader import Loader, LoaderConfig
 from gratis.locks import lock
+from gratis.network import log, stop_waiting
 from gratis.output import ignore_write_errors
 from gratis.records import Outcome, StartRecord
 from gratis.train import checkpoint, loop
@@ -57,11 +59,12 @@ class CheckpointRefused(GratisError):
 
 
 def main() -> int:
-    signals = StopSignals()
+    signals = StopSignals(stop_waiting)
     ignore_write_errors()
     end_with_parent(int(sys.argv[2]), signal_of_lost_agent())
     launch = Launch.from_json(sys.argv[1])
-    mesh = connect(launch.tower_ranks, share_device=launch.share_device)
+    outage_s = launch.outage_s if launch.remote else None
+    mesh = connect(launch.tower_ranks, share_device=launch.share_device, agree_within_s=outage_s)
     held = lock(launch.folder, os.getppid()) if mesh.rank == 0 else None
     # ranks that torchrun starts again are an attempt of their own
     number = max(launch.attempt, attempts(launch.folder) + 1) if mesh.rank == 0 else 0
@@ -69,13 +72,15 @@ def main() -> int:
     launch = dataclasses.replace(launch, attempt=attempt)
     path = launch.folder / f"rank-{mesh.rank}.jsonl"
     events = EventWriter(path, attempt=attempt, rank=mesh.rank)
+    log.addHandler(NetworkWarnings(events, printed=mesh.rank == 0))
     try:
         code = work(launch, mesh, events, signals)
     except CheckpointRefused:  # nothing is on record of this attempt: the run stays what it was
         raise
     except BaseException as error:
         reason = str(error).split("\n")[0] or type(error).__name__
-        events.write("end", {"outcome": "failed", "error": reason})
+        outcome = "preempted" if isinstance(error, Outage) else "failed"
+        events.write("end", {"outcome": outcome, "error": reason})
         raise
     # nobody ends before all have written what they have to: to the agent a preempted rank has
     # failed, and it ends all
@@ -84,6 +89,20 @@ def main() -> int:
     if held:
         held.close()
     return code
+
+
+class NetworkWarnings(logging.Handler):
+    """What is said of servers becomes an event at once, whatever waits for them. printed: and a
+    line on stderr."""
+
+    def __init__(self, events: EventWriter, *, printed: bool) -> None:
+        super().__init__()
+        self._events, self._printed = events, printed
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._events.write("warning", {"message": record.getMessage()})
+        if self._printed:
+            print(f"warning: {record.getMessage()}", file=sys.stderr)
 
 
 def signal_of_lost_agent() -> signal.Signals:
@@ -208,6 +227,8 @@ def training_config(recipe: Recipe, settings: RunSettings = DECODING) -> LoaderC
         bad_samples=settings.bad_samples,
         decoded=settings.decoded,
         decoded_gb=settings.decoded_gb,
+        outage_s=settings.outage_s,
+        read_timeout_s=settings.read_timeout_s,
     )
 
 
@@ -256,7 +277,7 @@ def main_with_error_file() -> int:
         return main()
     except GratisError as error:
         report_failure(f"error: {error}")
-        return USER_ERROR
+        return PREEMPTED if isinstance(error, Outage) else USER_ERROR
     except Exception:
         report_failure(traceback.format_exc())
         return 1

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from gratis.choices import BadSamples, DecodedOption
 from gratis.errors import GratisError
+from gratis.network import NetworkLimits
 from gratis.train.recipes import Recipe
 
 Choice = Literal["auto", "on", "off"]
@@ -43,6 +44,12 @@ class RunSettings:
     decoded_gb: float | None = None
     """Most that they may take there, all ranks, in 10**9 bytes. Default: half of a GPU's free, else
     a quarter."""
+    outage_s: float = 600.0
+    """Seconds for which the server of --shards may be away (0 to 86400); then the run is saved and
+    ends as preempted, 75."""
+    read_timeout_s: float = 30.0
+    """Seconds between two bytes of its answers, after which a request is made again (up to 3600).
+    """
     save_every: float = 60.0
     """Seconds of training between checkpoints. The last step always gets one."""
     save_probabilities: bool = False
@@ -52,10 +59,16 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.decoded_gb is not None and not self.decoded_gb > 0:
             raise GratisError(f"--decoded-gb {self.decoded_gb} must be above 0")
+        _ = self.network  # its ranges
         if not 0 <= self.seed < 2**64:
             raise GratisError(f"--seed {self.seed} must be at least 0 and below 2**64")
         if not self.save_every >= 0:
             raise GratisError(f"--save-every {self.save_every} must be at least 0 seconds")
+
+    @property
+    def network(self) -> NetworkLimits:
+        """GratisError for a limit out of its range."""
+        return NetworkLimits(outage_s=self.outage_s, read_timeout_s=self.read_timeout_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +83,11 @@ class Launch(RunSettings):
     recipe: Recipe
     attempt: int
     command: str = ""  # that the user gave, as a shell reads it; empty before version 0.3
+
+    @property
+    def remote(self) -> bool:
+        """Its dataset is on a server."""
+        return "://" in self.shards
 
     @property
     def folder(self) -> Path:

@@ -4,23 +4,26 @@ device."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import psutil
 import torch
 from torch import Tensor
 
-from gratis.errors import GratisError
+from gratis.errors import GratisError, Outage
 from gratis.events import EventWriter
 from gratis.loader import Batch, Loader
+from gratis.network import log
 from gratis.records import Outcome, StepRecord
 from gratis.signals import StopSignals
 from gratis.train.mesh.device import GpuMeter, WaitClock
-from gratis.train.mesh.mesh import Mesh, sum_over_world
+from gratis.train.mesh.mesh import Mesh, sum_over_hosts, sum_over_world
 
 SECONDS = 1.0  # the interval that the counters aim at
 MOST_STEPS = 1000
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,31 @@ def outcome(terminated: float, interrupted: float) -> Outcome | None:
     return "preempted" if terminated else "interrupted" if interrupted else None
 
 
+class RunStopped(Exception):
+    """A signal in an evaluation, or a server that is away for too long; on all ranks at one batch,
+    of which none has begun."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+def together(call: Callable[[], T], signals: StopSignals, mesh: Mesh) -> T:
+    """What `call` returns; RunStopped on all ranks where it is an Outage on one. Collective, where
+    the dataset is on a server."""
+    answer: T | None = None
+    lacks = False
+    try:
+        answer = call()
+    except Outage as outage:
+        lacks = True
+        log.warning(str(outage))
+    lacking, interrupted = sum_over_hosts([lacks, signals.interrupted], mesh)
+    if lacking:
+        raise RunStopped("interrupted" if interrupted else "preempted")
+    return cast(T, answer)
+
+
 class IntervalMeter:
     """Counts steps until `close`. Its length in steps is agreed by arithmetic on what all ranks
     know, not by clocks."""
@@ -69,11 +97,12 @@ class IntervalMeter:
         self._mesh.meter.take_seconds()
 
     def batches(self) -> Iterator[Batch]:
-        """The loader's batches of one epoch; the time spent waiting for each is counted."""
+        """The loader's batches of one epoch; the time spent waiting for each is counted. RunStopped
+        where a rank's server is away for too long."""
         batches = iter(self._loader)
         while True:
             self._waits.asked()
-            batch = next(batches, None)
+            batch = together(lambda: next(batches, None), self._signals, self._mesh)
             self._waits.got()
             if batch is None:
                 return

@@ -100,6 +100,7 @@ class TrainingState:
     # on the validation split, after each complete epoch
     errors: list[float] = field(default_factory=list)
     unsaved_s: float = 0.0
+    saved: int = 0  # the step of the newest checkpoint that was asked for
     warnings: list[str] = field(default_factory=list)  # to be recorded once the attempt is
 
     @property
@@ -147,14 +148,19 @@ def save(state: TrainingState) -> None:
         classes=state.network.classes,
         dataset=state.loader.manifest.hash,
         architecture=state.recipe.architecture,
-        loader=dict(state.loader.state_dict()),
+        loader=dict(state.loader.state_dict()) | place_of(state),
         errors=list(state.errors),
     )
     writer = state.mesh.rank == 0
     arrays = checkpoint.collect(state.network, state.optimiser, all_seen(state), writer=writer)
     if writer:
         state.saver.begin(arrays, saved)
-    state.unsaved_s = 0.0
+    state.unsaved_s, state.saved = 0.0, state.step
+
+
+def place_of(state: TrainingState) -> dict[str, int]:
+    """Epoch and step of what was trained: after an outage a rank may have taken one batch more."""
+    return {"epoch": state.epoch, "step": state.step - state.epoch * len(state.loader)}
 
 
 def resume(state: TrainingState) -> bool:
@@ -173,6 +179,7 @@ def resume(state: TrainingState) -> bool:
         way_out = "give what it was, or choose another --run"
         raise GratisError(f"{path} cannot go on so: {error}; {way_out}") from None
     state.step, state.epoch, state.errors = saved.step, saved.epoch, list(saved.errors)
+    state.saved = state.step
     return True
 
 

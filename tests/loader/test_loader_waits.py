@@ -70,6 +70,34 @@ def test_closing_does_not_wait_for_a_server_that_says_nothing(
         next(batches)
 
 
+def test_whoever_waits_when_another_thread_closes_is_told_that(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them: the second was asked whether its process was forked."""
+    silent, reached, answer = threading.Event(), threading.Event(), Handler.do_GET
+
+    def asked(handler: Handler) -> None:
+        if handler.path.endswith(".tar"):
+            reached.set()
+            silent.wait(120)
+        answer(handler)
+
+    monkeypatch.setattr(Handler, "do_GET", asked)
+    loader = make(server.url, cache=str(tmp_path / "cache"))
+    batches = iter(loader)
+    with ThreadPoolExecutor(3) as threads:
+        waiting = [threads.submit(next, batches)]
+        assert reached.wait(60)  # the epoch has begun
+        waiting += [threads.submit(next, batches) for _ in range(2)]
+        try:
+            within(10, loader.close)
+        finally:
+            silent.set()
+        for one in waiting:
+            with pytest.raises(RuntimeError, match="closed"):
+                one.result(60)
+
+
 @pytest.mark.parametrize(
     "name", ["train-00001.tar", "manifest.json", "stats.npz", "train.index.npz"]
 )
@@ -287,7 +315,7 @@ def test_only_addresses_of_gs_quieten_its_library_and_not_against_the_user(
 ) -> None:
     log = logging.getLogger("gcsfs")
     # else credentials are looked for
-    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (None, url))
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url, **_: (None, url))
     monkeypatch.setattr(log, "level", set_before)
     Remote(url)
     assert log.level == after

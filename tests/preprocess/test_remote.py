@@ -15,15 +15,18 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 from PIL import Image
+from serving import Proxy, proxy
 
 from gratis import addresses
 from gratis.errors import GratisError, wait_for
+from gratis.network import DEFAULT_LIMITS, NetworkLimits
+from gratis.preprocess.output.store import open_store
 from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.sources.tar import members as tar_members
 
@@ -42,19 +45,15 @@ for file in fs.ls('again/shards', detail=True):
 """
 
 
+COMMAND = [sys.executable, *"-m gratis shards --src".split()]
+SMALL = "--size 32 --samples-per-shard 150 --limit-per-class 30 --workers 2".split()
+
+
 def shards(
     src: object, out: object, *more: object, env: dict[str, str] | None = None
 ) -> tuple[int, str]:
     done = subprocess.run(
-        [
-            sys.executable,
-            *"-m gratis shards --src".split(),
-            str(src),
-            "--out",
-            str(out),
-            *"--size 32 --samples-per-shard 150 --limit-per-class 30 --workers 2".split(),
-            *map(str, more),
-        ],
+        [*COMMAND, str(src), "--out", str(out), *SMALL, *map(str, more)],
         cwd=ROOT,
         env=os.environ | (env or {}),
         capture_output=True,
@@ -263,6 +262,78 @@ def test_a_dataset_over_http_is_a_source(web: str, tmp_path: Path) -> None:
     code, text = shards(web, tmp_path / "o")
     assert code == 0, text
     assert "300 train and 200 val images of 10 classes" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("web", [(RangeHandler, "source")], indirect=True)
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_source_that_goes_away_is_waited_for(
+    web: str, local: Path, tmp_path: Path, stays: bool
+) -> None:
+    """With a warning, on stderr and in the events; if it stays away the same command goes on
+    later."""
+    pytest.importorskip("aiohttp")
+    with proxy(int(web.rpartition(":")[2])) as way:
+        command = [*COMMAND, way.url, "--out", str(tmp_path / "o"), *SMALL]
+        events = tmp_path / "run" / "shards.jsonl"
+        more = ["--run-dir", str(events.parent), "--outage-s", "2" if stays else "600"]
+        process = subprocess.Popen([*command, *more], cwd=ROOT, text=True, stderr=-1, stdout=-1)
+        while not (events.exists() and '"progress"' in events.read_text()):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        way.away.set()
+        while not stays and "cannot read" not in events.read_text():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        if not stays:
+            way.away.clear()
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == (75 if stays else 0), err
+        assert ("the same command goes on" if stays else "it is tried again for up to") in err
+        assert "Traceback" not in err
+        way.away.clear()
+        if stays:
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    assert contents(tmp_path / "o") == contents(local)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.starts
+def test_a_store_that_goes_away_while_it_is_written_is_waited_for(
+    s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_s3(s3, "fs.mkdir('gone')")
+    with proxy(int(s3["AWS_ENDPOINT_URL"].rpartition(":")[2])) as way:
+        for name, value in (s3 | {"AWS_ENDPOINT_URL": way.url}).items():
+            monkeypatch.setenv(name, value)
+        addresses.use_limits(NetworkLimits(outage_s=60, read_timeout_s=1))
+        store = open_store("s3://gone/shards")
+        (tmp_path / "file").write_bytes(b"file")
+        calls: list[Callable[[], object]] = [
+            lambda: store.write("a", b"1"),
+            lambda: store.create("b", b"2"),
+            lambda: store.publish(tmp_path / "file", "c"),
+            lambda: store.read("a"),
+            store.sizes,
+            lambda: store.remove("a"),
+        ]
+        for call in calls:
+            before = way.connections
+            way.away.set()
+            back = threading.Thread(target=comes_back, args=(way, before + 3))
+            back.start()
+            call()
+            back.join()
+        assert store.sizes() == {"b": 1, "c": 4}
+        addresses.use_limits(DEFAULT_LIMITS)
+
+
+def comes_back(way: Proxy, connections: int) -> None:
+    """Once it was asked so often."""
+    deadline = time.monotonic() + 60
+    while way.connections < connections and time.monotonic() < deadline:
+        time.sleep(0.01)
+    way.away.clear()
 
 
 def tar_of(*keys: str) -> bytes:

@@ -63,9 +63,9 @@ from gratis.loader.pipeline.buffer_pool import BufferPool, Memory
 from gratis.loader.plan import Ids
 from gratis.loader.reading.batch_reader import BatchReader
 from gratis.loader.reading.quarantine import Quarantine
-from gratis.loader.reading.remote import FetchCancelled
 from gratis.loader.reading.shard_reader import ShardReader
 from gratis.loader.views.normaliser import Crops, Normaliser
+from gratis.network import FetchCancelled
 
 
 class ReadyBatch(NamedTuple):

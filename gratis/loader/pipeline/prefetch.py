@@ -16,7 +16,8 @@ from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_pipeline import BatchPipeline, ReadyBatch
 from gratis.loader.pipeline.buffer_pool import BufferPool
-from gratis.loader.reading.remote import FetchCancelled, LoaderThread
+from gratis.loader.reading.remote import LoaderThread
+from gratis.network import FetchCancelled
 
 POLL_S = 1.0  # between looks whether the thread that is waited for lives
 
@@ -76,7 +77,7 @@ class Prefetcher:
         if item is not None:
             self.close()
             raise item
-        if self.closed:  # meanwhile, by a signal's handler
+        if self.closed or self.idle:  # meanwhile, by a signal's handler or another thread
             raise RuntimeError("this epoch was closed while it waited for a batch")
         self._join()
         return None
@@ -110,12 +111,16 @@ class Prefetcher:
         self.close()
 
     def _next(self) -> ReadyBatch | BaseException | None:
-        """What the thread gives next. RuntimeError if there is none: a fork copies no thread."""
+        """What the thread gives next; None once another thread of the consumer's has closed or left
+        the epoch. RuntimeError if there is no thread: a fork copies none."""
         while True:
-            alive = self._thread is not None and self._thread.is_alive()
+            thread = self._thread
+            alive = thread is not None and thread.is_alive()
             try:
                 return self._ready.get(timeout=POLL_S if alive else 0)
             except queue.Empty:
+                if self.closed or self.idle:
+                    return None
                 if not alive:
                     raise RuntimeError(
                         "the loader's thread is not here: was this process forked inside an epoch?"

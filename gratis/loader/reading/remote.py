@@ -11,28 +11,20 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
+from gratis.addresses import connect
 from gratis.atomic import atomic_write, open_nonblocking
 from gratis.dataset import MANIFEST, STATS, index_name, read_manifest, require_split
-from gratis.errors import GratisError, call_in_thread, wait_for
+from gratis.errors import GratisError, wait_for
+from gratis.network import DEFAULT_LIMITS, POLL, FetchCancelled, NetworkLimits, Server, first_line
 
 FOLDER = re.compile("[0-9a-f]{16}")  # of a dataset in the cache: its manifest's hash, shortened
 BLOCK = 8 << 20  # bytes of one request: what a broken connection costs at most
-TRIES = 7  # of a request, 0.1 s apart, then 0.2, 0.4 ...: 6 s in all
-PAUSE = 0.1
-POLL = 0.02  # seconds between looks at a lock that another holds, or at what is asked to stop
-
-T = TypeVar("T")
-
-
-class FetchCancelled(Exception):
-    """The epoch was ended while something waited."""
 
 
 class LoaderThread(threading.Thread):
@@ -40,37 +32,29 @@ class LoaderThread(threading.Thread):
     these that waited for the others might hold what they wait for."""
 
 
-def _answer(request: Callable[[], T], stop: threading.Event) -> T:
-    """FetchCancelled on request: the one to the server is then left to its library."""
-    answer = call_in_thread(request, LoaderThread)
-    while not futures.wait([answer], POLL).done:
-        if stop.is_set():
-            raise FetchCancelled
-    return answer.result()
-
-
 def is_remote(root: Path | str) -> bool:
     return "://" in str(root)
 
 
 class Remote:
-    """One dataset's files on a server. Every request is tried again after an error. For any
-    thread."""
+    """One dataset's files on a server. Every request is tried again after an error that may pass.
+    For any thread."""
 
-    def __init__(self, url: str) -> None:
-        from fsspec.core import url_to_fs
-
+    def __init__(self, url: str, limits: NetworkLimits = DEFAULT_LIMITS) -> None:
         self.url = url.rstrip("/")
+        self.server = Server(self.url, limits, thread=LoaderThread)
         # it logs several times what it raises in the end; a level of the user's stays
         log = logging.getLogger("gcsfs")
         if self.url.startswith(("gs://", "gcs://")) and not log.level:
             log.setLevel(logging.CRITICAL)
         try:
-            self._files, self._path = wait_for(lambda: url_to_fs(self.url), f"{url} cannot be read")
+            self._files, self._path = wait_for(
+                lambda: connect(self.url, limits), f"{url} cannot be read"
+            )
         except GratisError:
             raise
         except Exception as error:  # no such protocol or package, or one that connects already here
-            raise GratisError(f"{url} cannot be read: {_first_line(error)}") from None
+            raise GratisError(f"{url} cannot be read: {first_line(error)}") from None
 
     def read(
         self,
@@ -80,19 +64,32 @@ class Remote:
         *,
         stop: threading.Event | None = None,
     ) -> bytes:
-        """A file, or `size` bytes of it. GratisError if it is not there, or after TRIES errors;
-        FetchCancelled on request."""
+        """A file, or `size` bytes of it. GratisError if it is not there, or shorter; Outage where
+        the server is away for too long; FetchCancelled on request."""
         end = None if size is None else start + size
 
         def request() -> bytes:
             data: bytes = self._files.cat_file(f"{self._path}/{name}", start=start or None, end=end)
-            # an error page, of a server without ranges
             if size is not None and len(data) < size:
-                short = f"{len(data):,} bytes came where {size:,} were asked for"
-                raise OSError(f"{short}; copy the dataset there again")
+                self._refuse_short(name, len(data), start, size)
             return data
 
-        return self._try(name, request, stop)
+        what = f"{self.url}/{name} cannot be read"
+        try:
+            return self.server.ask(request, what, stop)
+        except (GratisError, FetchCancelled):
+            raise
+        except Exception as error:
+            raise GratisError(f"{what}: {first_line(error)}") from None
+
+    def _refuse_short(self, name: str, came: int, start: int, size: int) -> None:
+        """GratisError if the file is not so long (or the answer is a page of a server without
+        ranges), else OSError: the connection broke."""
+        short = f"{came:,} bytes came where {size:,} were asked for"
+        if int(self._files.info(f"{self._path}/{name}")["size"] or 0) < start + size:
+            advice = "copy the dataset there again"
+            raise GratisError(f"{self.url}/{name} cannot be read: {short}; {advice}")
+        raise OSError(short)
 
     def download(
         self, name: str, file: BinaryIO, *, size: int, sha256: str, stop: threading.Event
@@ -116,36 +113,24 @@ class Remote:
         file.flush()
         return have == size and digest.hexdigest() == sha256
 
-    def _try(self, name: str, request: Callable[[], T], stop: threading.Event | None) -> T:
-        waiting = stop or threading.Event()
-        for attempt in range(TRIES):
-            try:
-                return _answer(request, waiting)
-            except (FileNotFoundError, PermissionError) as error:
-                message = f"{self.url}/{name} cannot be read: {_first_line(error)}"
-                raise GratisError(message) from None
-            except FetchCancelled:
-                raise
-            except Exception as error:  # each protocol's library has errors of its own
-                last = error
-            if attempt < TRIES - 1 and waiting.wait(PAUSE * 2**attempt):
-                raise FetchCancelled
-        reason = f"after {TRIES} attempts: {_first_line(last)}"
-        raise GratisError(f"{self.url}/{name} cannot be read, {reason}")
-
 
 def mismatch(remote: Remote, name: str) -> GratisError:
     advice = "copy the dataset there again"
     return GratisError(f"{remote.url}/{name} is not what the manifest says; {advice}")
 
 
-def dataset_folder(root: Path | str, split: str = "train", cache: str | None = None) -> Path:
+def dataset_folder(
+    root: Path | str,
+    split: str = "train",
+    cache: str | None = None,
+    limits: NetworkLimits = DEFAULT_LIMITS,
+) -> Path:
     """The folder on this machine that holds a dataset's manifest, statistics and index of a split:
     root itself, or of an address its place in the cache, fetched if need be. GratisError, also
-    where the split is not there."""
+    where the split is not there; Outage."""
     if not is_remote(root):
         return Path(root)
-    return fetch_dataset(Remote(str(root)), cache_folder(cache), split)
+    return fetch_dataset(Remote(str(root), limits), cache_folder(cache), split)
 
 
 def read_pieces(root: Path | str, pieces: Iterable[tuple[str, int, int]]) -> Iterator[bytes]:
@@ -181,7 +166,7 @@ def cache_folder(chosen: str | None) -> Path:
 def fetch_dataset(remote: Remote, cache: Path, split: str) -> Path:
     """The folder in the cache that holds the dataset's manifest, statistics and this split's
     index."""
-    text = wait_for(lambda: remote.read(MANIFEST), f"{remote.url}/{MANIFEST} cannot be read")
+    text = _read_manifest(remote, cache)
     folder = cache / hashlib.sha256(text).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,8 +178,22 @@ def fetch_dataset(remote: Remote, cache: Path, split: str) -> Path:
             index_sha256 = require_split(remote.url, manifest, split).index_sha256
             _fetch_small(remote, folder, index_name(split), index_sha256)
     except OSError as error:
-        raise GratisError(f"the cache {cache} cannot be written: {_first_line(error)}") from None
+        raise GratisError(f"the cache {cache} cannot be written: {first_line(error)}") from None
     return folder
+
+
+def _read_manifest(remote: Remote, cache: Path) -> bytes:
+    """Of an address that has answered this machine before one waits as for any other file; another
+    may be wrong."""
+    known = cache / f"{hashlib.sha256(remote.url.encode()).hexdigest()[:16]}.known"
+    remote.server.answered = known.exists()
+    if remote.server.answered:
+        return remote.read(MANIFEST)
+    text = wait_for(lambda: remote.read(MANIFEST), f"{remote.url}/{MANIFEST} cannot be read")
+    with suppress(OSError):  # who cannot write there says so below
+        cache.mkdir(parents=True, exist_ok=True)
+        known.touch()
+    return text
 
 
 @contextmanager
@@ -223,7 +222,3 @@ def _fetch_small(remote: Remote, folder: Path, name: str, sha256: str) -> None:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise mismatch(remote, name)
     atomic_write(path, data)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", maxsplit=1)[0] or type(error).__name__

@@ -23,14 +23,8 @@ from numpy.typing import NDArray
 
 from gratis.dataset import Shard
 from gratis.errors import GratisError
-from gratis.loader.reading.remote import (
-    FOLDER,
-    FetchCancelled,
-    LoaderThread,
-    Remote,
-    file_lock,
-    mismatch,
-)
+from gratis.loader.reading.remote import FOLDER, LoaderThread, Remote, file_lock, mismatch
+from gratis.network import FetchCancelled
 
 PART = re.compile(r".*\.([0-9]+)\.part")
 FETCHERS = 3  # downloads at a time, beside one that the reader waits for
@@ -75,6 +69,7 @@ class ShardCache:
     def begin(self, uses: list[ShardUse], first_step: int) -> None:
         """Of an epoch: starts fetching. GratisError if it cannot do with the space there is."""
         self._check_space(uses)
+        self._remote.server.forget()
         # a rank without a sample in the last step leaves fetchers waiting for that step
         with self._moved:
             self._uses = []

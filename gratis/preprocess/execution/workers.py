@@ -16,6 +16,7 @@ time limits hold there."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing as mp
 import os
 import resource
@@ -26,7 +27,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Protocol
 
 from gratis.addresses import describe
-from gratis.errors import GratisError
+from gratis.errors import GratisError, Outage
+from gratis.network import log
 from gratis.signals import leave_to_parent
 
 IMAGE_SECONDS = 60.0
@@ -168,10 +170,14 @@ class Worker:
                 kind, value = self._pipe.recv()
                 if kind == "failed":
                     raise GratisError(value)
+                if kind == "outage":
+                    raise Outage(value)
                 if kind == "finished":
                     self.task = None
                 elif kind == "died":
                     self._reason = value
+                elif kind == "warning":
+                    log.warning(value)
                 else:
                     total = total.plus(value)
         self._reported = self._reported.plus(total)
@@ -212,6 +218,18 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+class _ToParent(logging.Handler):
+    """The parent says what there is to be said of servers."""
+
+    def __init__(self, pipe: Connection) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # it is gone
+            self._pipe.send(("warning", record.getMessage()))
+
+
 def _work(pipe: Connection, at: Any, parent: int) -> None:
     """What a worker does: tasks from the pipe until the parent is gone."""
     at[0] = -1
@@ -236,13 +254,14 @@ def _work(pipe: Connection, at: Any, parent: int) -> None:
         pipe.send(("counts", counts))
         counts, last = TaskProgress(), time.monotonic()
 
+    log.addHandler(_ToParent(pipe))
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             task = pipe.recv()
             try:
                 task.make(begin, report)
             except GratisError as error:
-                pipe.send(("failed", str(error)))
+                pipe.send(("outage" if isinstance(error, Outage) else "failed", str(error)))
                 return
             except OSError as error:
                 way_out = "what is finished stays: mend that and run it again"

@@ -10,13 +10,15 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from gratis import addresses
 from gratis.atomic import fsync, move_synced, temporary_name
 from gratis.errors import GratisError
 
+T = TypeVar("T")
 WORK = ".work"  # in the dataset's folder until publication: plan, receipts, unfinished files
 
 
@@ -97,34 +99,39 @@ class RemoteStore:
 
     def publish(self, file: Path, name: str) -> None:
         with _as_os_errors(name):
-            self._fs.put_file(str(file), f"{self._root}/{name}")
+            self._ask(lambda: self._fs.put_file(str(file), f"{self._root}/{name}"))
         file.unlink()
 
     def write(self, name: str, data: bytes) -> None:
         with _as_os_errors(name):
-            self._fs.pipe_file(f"{self._root}/{name}", data)
+            self._ask(lambda: self._fs.pipe_file(f"{self._root}/{name}", data))
 
     def create(self, name: str, data: bytes) -> None:
         path = f"{self._root}/{name}"
         with contextlib.suppress(FileExistsError), _as_os_errors(name):
             try:
-                self._fs.pipe_file(path, data, mode="create")
+                self._ask(lambda: self._fs.pipe_file(path, data, mode="create"))
+            except GratisError:
+                raise
             except Exception:  # each service's own: it exists, or there are no conditional writes
-                if not self._fs.exists(path):
-                    self._fs.pipe_file(path, data)
+                if not self._ask(lambda: self._fs.exists(path)):
+                    self._ask(lambda: self._fs.pipe_file(path, data))
 
     def read(self, name: str) -> bytes:
         self._fs.invalidate_cache()  # its listing is of before other processes wrote
         with _as_os_errors(name):
-            data: bytes = self._fs.cat_file(f"{self._root}/{name}")
+            data: bytes = self._ask(lambda: self._fs.cat_file(f"{self._root}/{name}"))
             return data
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         self._fs.invalidate_cache()
         try:
-            rows = self._fs.ls(f"{self._root}/{folder}".rstrip("/"), detail=True)
+            place = f"{self._root}/{folder}".rstrip("/")
+            rows = self._ask(lambda: self._fs.ls(place, detail=True))
         except FileNotFoundError:
             return {}
+        except GratisError:
+            raise
         except Exception as error:  # each service's own
             raise _unlisted(self.address, addresses.describe(error)) from None
         files = [row for row in rows if row["type"] == "file"]
@@ -132,7 +139,10 @@ class RemoteStore:
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError), _as_os_errors(name):
-            self._fs.rm(f"{self._root}/{name}", recursive=True)
+            self._ask(lambda: self._fs.rm(f"{self._root}/{name}", recursive=True))
+
+    def _ask(self, request: Callable[[], T]) -> T:
+        return addresses.ask(self.address, request)
 
 
 Store = LocalStore | RemoteStore
@@ -151,7 +161,7 @@ def _as_os_errors(name: str) -> Iterator[None]:
     """Services' libraries have errors of their own; callers that write files expect OSError."""
     try:
         yield
-    except OSError:
+    except (OSError, GratisError):
         raise
     except Exception as error:
         raise OSError(f"{name}: {addresses.describe(error)}") from error

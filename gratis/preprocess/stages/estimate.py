@@ -80,6 +80,7 @@ def estimate_apart(images: int, task: ShardTask) -> Estimate | None:
 def _estimate_into(pipe: Connection, images: int, task: ShardTask) -> None:
     leave_to_parent()
     signal.alarm(int(TIMEOUT_S))
+    task.use_limits()
     pipe.send(True)
     try:
         pipe.send(estimate(images, task))

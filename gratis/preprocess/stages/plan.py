@@ -22,6 +22,7 @@ from PIL import features
 
 from gratis.dataset import FORMAT, Manifest
 from gratis.errors import GratisError
+from gratis.network import DEFAULT_LIMITS, NetworkLimits
 from gratis.preprocess.output.store import WORK, Store
 from gratis.preprocess.sources.rows import keep_together, row_groups
 from gratis.preprocess.sources.source import Source
@@ -117,7 +118,13 @@ def slices(source: Source, draft: Manifest) -> Iterator[Slice]:
 
 
 def make_task(
-    part: Slice, source: Source, draft: Manifest, out: str, *, tolerant: bool = True
+    part: Slice,
+    source: Source,
+    draft: Manifest,
+    out: str,
+    *,
+    tolerant: bool = True,
+    limits: NetworkLimits = DEFAULT_LIMITS,
 ) -> ShardTask:
     listing = source.splits[part.split]
     return ShardTask(
@@ -129,6 +136,7 @@ def make_task(
         codec=draft.codec,
         quality=draft.quality or 0,
         tolerant=tolerant,
+        limits=limits,
     )
 
 

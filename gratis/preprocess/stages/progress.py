@@ -3,13 +3,17 @@ status server."""
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from gratis.events import EventTail, EventWriter, ShardProgress
+from gratis.network import log
 from gratis.preprocess.execution.workers import TaskProgress
 
 EVENTS = "shards.jsonl"
@@ -27,11 +31,14 @@ class Progress:
         if run_dir:
             path = run_dir / EVENTS
             self._events = EventWriter(path, attempt=_attempts(path) + 1, rank=0)
+        self._warnings = _NetworkWarnings(self._write)
         self._total, self._done, self._rejects = total, done, rejects
         self._interval, self._since = TaskProgress(), time.monotonic()
         self._begun, self._bytes_in = self._since, 0
 
     def __enter__(self) -> Progress:
+        if self._events:
+            log.addHandler(self._warnings)
         here = {"pid": os.getpid(), "host": os.uname().nodename}
         self._write("start", {"total": self._total, "done": self._done, **here})
         return self
@@ -48,6 +55,7 @@ class Progress:
             self._flush()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        log.removeHandler(self._warnings)
         self._bar.close()
         self._flush()
         outcome = "interrupted" if kind is KeyboardInterrupt else "failed" if kind else "finished"
@@ -72,6 +80,18 @@ class Progress:
     def _write(self, kind: str, fields: dict[str, object]) -> None:
         if self._events:
             self._events.write(kind, fields)
+
+
+class _NetworkWarnings(logging.Handler):
+    """What is said of servers becomes an event, and a line on stderr."""
+
+    def __init__(self, write: Callable[[str, dict[str, object]], None]) -> None:
+        super().__init__()
+        self._event = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._event("warning", {"message": record.getMessage()})
+        print(f"warning: {record.getMessage()}", file=sys.stderr)
 
 
 def _attempts(path: Path) -> int:

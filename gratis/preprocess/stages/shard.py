@@ -24,6 +24,7 @@ from gratis import addresses, image
 from gratis.atomic import temporary_name
 from gratis.dataset import EXTENSIONS
 from gratis.errors import GratisError
+from gratis.network import DEFAULT_LIMITS, NetworkLimits
 from gratis.preprocess.codecs import CODECS
 from gratis.preprocess.execution.workers import ReportProgress
 from gratis.preprocess.output.receipt import ShardReceipt, reject_row, write_receipt
@@ -49,9 +50,15 @@ class ImageTask:
     codec: str
     excluded: dict[int, str] = field(default_factory=dict)
     tolerant: bool = True
+    limits: NetworkLimits = DEFAULT_LIMITS  # of whatever is at a URL
 
     def exclude(self: Same, position: int, cause: str) -> Same:
         return dataclasses.replace(self, excluded=self.excluded | {position: cause})
+
+    def use_limits(self) -> None:
+        """For a process that works on this: its servers have answered the one that listed them."""
+        places = {item.container for item in self.items}
+        addresses.use_limits(self.limits, answered=(self.out, *places))
 
     def read_images(
         self,
@@ -98,6 +105,7 @@ class ShardTask(ImageTask):
 
     def make(self, begin: Callable[[int], None], report: ReportProgress) -> None:
         """Makes and publishes the shard, as `workers.Task` says."""
+        self.use_limits()
         store, codec = open_store(self.out), CODECS[self.codec]
         conversions: Counter[str] = Counter()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gratis.dataset import Manifest, read_manifest, require_split
 from gratis.errors import GratisError
+from gratis.network import DEFAULT_LIMITS, NetworkLimits
 from gratis.train.network.layers import plan
 from gratis.train.options import Options
 from gratis.train.recipes import RECIPES
@@ -36,14 +37,14 @@ def check_launcher(nnodes: int, environment: Mapping[str, str]) -> None:
             )
 
 
-def manifest_of(shards: Path | str) -> Manifest:
+def manifest_of(shards: Path | str, limits: NetworkLimits = DEFAULT_LIMITS) -> Manifest:
     """Of a folder, or of an address: its manifest and indices are fetched here, its shards by the
     ranks."""
     from gratis.loader import dataset_folder
 
-    manifest = read_manifest(dataset_folder(shards))
+    manifest = read_manifest(dataset_folder(shards, limits=limits))
     for split in manifest.splits:
-        dataset_folder(shards, split)
+        dataset_folder(shards, split, limits=limits)
     return manifest
 
 

@@ -21,7 +21,7 @@ from gratis.extras import require
 from gratis.locks import hold
 from gratis.output import ignore_write_errors
 from gratis.processes import end
-from gratis.signals import Terminated, terminate_raises
+from gratis.signals import Terminated, ignore_stops, terminate_raises
 from gratis.train.launcher.checks import (
     check_dataset,
     check_launcher,
@@ -89,6 +89,7 @@ def train(options: Options, stack: ExitStack) -> int:
         print(f"no GPU: {local} CPU processes over gloo{towers}")
     with mirror(launch.folder) if options.tensorboard and nodes.rank == 0 else nullcontext():
         ended = rendezvous.settle(start_ranks(launch, local, rendezvous))
+        ignore_stops()  # how it ended is known
     if ended.message:
         print(ended.message, file=sys.stderr)
     if ended.code == 0 and nodes.rank == 0:
@@ -117,7 +118,7 @@ def lead(options: Options, local: int, rendezvous: Rendezvous, stack: ExitStack)
     if shards is None:
         serve(options, stack)  # the page follows the shard stage
         shards = str(prepare_sample(options.fields.image_size, options.runs / "sample-shards"))
-    manifest = manifest_of(shards)
+    manifest = manifest_of(shards, options.settings.network)
     check_dataset(shards, manifest, options)
     launch = plan(options, shards, manifest)
     token = secrets.token_hex()
@@ -144,7 +145,7 @@ def follow(options: Options, local: int, published: str) -> Launch:
     if differences := describe_differences(common_terms(options, local), agreed["terms"]):
         raise GratisError(f"{differences}; give every machine the same command but for --node-rank")
     shards = options.shards or SHARDS
-    manifest = manifest_of(shards)
+    manifest = manifest_of(shards, options.settings.network)
     check_dataset(shards, manifest, options)
     if manifest.hash != agreed["dataset"]:
         there = agreed["dataset"][:8]

@@ -67,7 +67,7 @@ class Rendezvous:
             yield
         except GratisError as error:
             if node == 0:
-                self._refuse(str(error))
+                self._refuse(error)
             self._store.set(f"answer/{node}", f"node {node}: {error}")
             raise GratisError(f"node {node}: {error}") from None
 
@@ -104,10 +104,11 @@ class Rendezvous:
                 missing = ", ".join(str(one) for one in range(1, nodes.most) if one not in come)
                 late = f"did not come to {self.endpoint} within {nodes.join_timeout:g} s"
                 way_out = "start it, or lower --nnodes"
-                self._refuse(f"--nnodes {nodes.nnodes}, but node {missing} {late}; {way_out}")
+                few = f"--nnodes {nodes.nnodes}, but node {missing} {late}; {way_out}"
+                self._refuse(GratisError(few))
             time.sleep(POLL_S)
         if refused := next(filter(None, come.values()), None):
-            self._refuse(refused)
+            self._refuse(GratisError(refused))
         self._store.set("go", "")
 
     def settle(self, own: ExitStatus) -> ExitStatus:
@@ -151,12 +152,12 @@ class Rendezvous:
                 answers[node] = self._store.get(key).decode()
         return answers
 
-    def _refuse(self, why: str) -> NoReturn:
-        self._store.set("go", why)
+    def _refuse(self, why: GratisError) -> NoReturn:
+        self._store.set("go", str(why))
         if self.nodes.most > 1:
             # the others look ten times a second, and the store ends with this process
             time.sleep(1.0)
-        raise GratisError(why)
+        raise why from None
 
     def _wait(self, keys: tuple[str, ...], seconds: float) -> tuple[str, str] | None:
         """The first key that is there and its value; None if none comes in time.

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from gratis.train.mesh.device import CPU, device_of
 from gratis.train.settings import Wire
+
+AGREE_MARGIN_S = 1800.0  # beyond the outage: gloo's own limit, of whatever else a rank waits for
 
 
 class TrafficMeter:
@@ -82,13 +85,18 @@ class Mesh:
     data: Axis = ALONE
     tower: Axis = ALONE
     meter: TrafficMeter = field(default_factory=TrafficMeter)  # of both axes
+    # of all ranks' hosts, where they have to agree whether each has its batch; None: no need to
+    hosts: dist.ProcessGroup | None = None
 
 
-def connect(towers: int, *, share_device: bool = False) -> Mesh:
+def connect(
+    towers: int, *, share_device: bool = False, agree_within_s: float | None = None
+) -> Mesh:
     """Joins the processes that torchrun started (RANK, WORLD_SIZE, MASTER_ADDR and the like) into
     a mesh.
 
     `towers` is the size of the tower axis where the world allows it; one process holds all of them.
+    agree_within_s: batches may be so late that ranks have to agree on them, `Mesh.hosts`.
     Collective. That one mesh computes the same bits again is promised for CPUs alone: cuDNN chooses
     among kernels, some of which add up in any order."""
     full_float32()
@@ -109,6 +117,10 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
     assert world == 1 or world % axis_size == 0, (world, towers)
     meter = TrafficMeter()
     data, tower = _axes(rank, world, axis_size, meter)
+    hosts = None
+    if world > 1 and agree_within_s is not None:
+        longest = timedelta(seconds=agree_within_s + AGREE_MARGIN_S)
+        hosts = dist.new_group(backend="gloo", timeout=longest)
     return Mesh(
         rank=rank,
         world=world,
@@ -117,6 +129,7 @@ def connect(towers: int, *, share_device: bool = False) -> Mesh:
         data=data,
         tower=tower,
         meter=meter,
+        hosts=hosts,
     )
 
 
@@ -272,6 +285,16 @@ def sum_over_world(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def sum_over_hosts(values: list[float], mesh: Mesh) -> list[float]:
+    """The element-wise sum over all ranks, without their devices; where nothing has to be agreed on
+    this rank's own. Collective."""
+    if mesh.hosts is None:
+        return values
+    together = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(together, group=mesh.hosts)
+    return together.tolist()
 
 
 def from_rank_0(value: int, mesh: Mesh) -> int:

@@ -4,17 +4,21 @@ moto's S3."""
 from __future__ import annotations
 
 import shutil
+import socket
+import socketserver
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
+import pytest
 from ports import free_port
 
 
@@ -99,6 +103,77 @@ def faulty(folder: Path) -> Iterator[FaultyServer]:
     server.server_close()
 
 
+class Proxy(socketserver.ThreadingTCPServer):
+    """A way to a server that can be cut. away: while set, connections are closed before a byte.
+    silences: so many answers of more than `after` bytes end there, and their connections stay open
+    without a word until the proxy ends."""
+
+    daemon_threads = allow_reuse_address = True
+    after = 20_000
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), Way)
+        self.to, self.lock = port, threading.Lock()
+        self.away, self.over = threading.Event(), threading.Event()
+        self.silences = self.connections = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def falls_silent(self) -> bool:
+        with self.lock:
+            self.silences -= 1
+            return self.silences >= 0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Connections that are cut are part of the tests."""
+
+
+class Way(socketserver.BaseRequestHandler):
+    server: Proxy
+
+    def handle(self) -> None:
+        with self.server.lock:
+            self.server.connections += 1
+        if self.server.away.is_set():
+            return
+        with socket.create_connection(("127.0.0.1", self.server.to)) as there:
+            asks = threading.Thread(target=self.carry_requests, args=(there,), daemon=True)
+            asks.start()
+            came = 0
+            while block := there.recv(1 << 12):
+                if self.server.away.is_set():
+                    break
+                came += len(block)
+                if came > self.server.after and self.server.falls_silent():
+                    self.server.over.wait(120)
+                    return
+                self.request.sendall(block)
+
+    def carry_requests(self, there: socket.socket) -> None:
+        with suppress(OSError):
+            while block := self.request.recv(1 << 16):
+                if self.server.away.is_set():
+                    break
+                there.sendall(block)
+            there.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def proxy(port: int) -> Iterator[Proxy]:
+    server = Proxy(port)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.over.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 @contextmanager
 def nginx(folder: Path, scratch: Path) -> Iterator[str]:
     """nginx as Debian has it, on a free port."""
@@ -134,3 +209,43 @@ def served(command: list[str], ready: Callable[[], object]) -> Iterator[None]:
     finally:
         server.terminate()
         server.wait(10)
+
+
+@contextmanager
+def s3_of(folder: Path) -> Iterator[int]:
+    """moto's server with the folder at s3://bucket/sets; its port. AWS_ENDPOINT_URL is the
+    test's to set."""
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
+    pytest.importorskip("moto", reason="moto is not installed")
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    main = "from moto.server import main; main()"
+    command = [sys.executable, "-c", main, "-H", "127.0.0.1", "-p", str(port)]
+    files = s3fs.S3FileSystem(endpoint_url=endpoint, key="a", secret="b")
+
+    def ready() -> None:
+        with suppress(FileExistsError):
+            files.mkdir("bucket")
+
+    with served(command, ready):
+        for path in folder.iterdir():
+            files.put_file(str(path), f"bucket/sets/{path.name}")
+        yield port
+
+
+@contextmanager
+def gs_of(folder: Path) -> Iterator[int]:
+    """An emulator of Google's with the folder at gs://bucket/sets; its port. STORAGE_EMULATOR_HOST
+    is the test's to set."""
+    pytest.importorskip("gcp_storage_emulator", reason="gcp-storage-emulator is not installed")
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    arguments = "-m gcp_storage_emulator start --host 127.0.0.1 --in-memory --default-bucket bucket"
+    command = [sys.executable, *arguments.split(), "--port", str(port)]
+    with served(command, lambda: urlopen(f"{endpoint}/storage/v1/b").close()):
+        for path in folder.iterdir():
+            place = f"upload/storage/v1/b/bucket/o?uploadType=media&name=sets/{path.name}"
+            kind = {"Content-Type": "application/octet-stream"}
+            urlopen(Request(f"{endpoint}/{place}", path.read_bytes(), kind)).close()
+        yield port
