@@ -52,7 +52,7 @@ FILES = {
     ),
 }
 SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}  # Pillow's numbers
-PYTEST_S = 45.0
+PYTEST_S = {True: 40.0, False: 200.0}
 SAVE_S = 15.0  # for pytest to write down what it has, once it is asked to end
 BATCH, BATCHES = 16, 2
 # Of a GPU's decoder from the CPU's, in grey levels: test_loader_views.py has the sum
@@ -178,7 +178,7 @@ def run_tests(setting: Setting, *, files: tuple[str, ...]) -> Result:
         # other versions than the locked ones warn of other things
         command += ["-m", "gpu and not slow", "-o", "filterwarnings=default"]
         command += ["-o", "junit_logging=system-out", f"--junit-xml={report}"]
-        text = output(command, PYTEST_S).strip()
+        text = output(command, PYTEST_S[setting.cuda]).strip()
         if not report.exists():
             raise RuntimeError(text.splitlines()[-1] if text else "pytest ended without output")
         return count_outcomes(ET.parse(report).getroot())

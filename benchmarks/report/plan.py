@@ -19,6 +19,9 @@ SECTIONS = {
 }
 
 
+BOUND_S = {True: 45.0, False: 300.0}  # at least
+
+
 class Measurement(NamedTuple):
     """One row. Nothing is measured before `make` is called, in a process that may be ended.
 
@@ -36,10 +39,10 @@ class Measurement(NamedTuple):
     def key(self) -> str:
         return f"{self.section}. {self.name}"
 
-    @property
-    def bound(self) -> float:
-        """Seconds after which it is ended: what is expected is a guess."""
-        return max(30.0, 3 * self.seconds)
+    def bound(self, *, cuda: bool) -> float:
+        """Seconds after which it is ended: what is expected is a guess. Of a CPU no time is lent,
+        and it may be busy."""
+        return max(BOUND_S[cuda], 3 * self.seconds)
 
 
 def measurements(*, cuda: bool) -> list[Measurement]:
