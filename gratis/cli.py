@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from gratis.errors import GratisError, guard
 from gratis.signals import interrupt_ends_at_once, interrupt_raises
@@ -54,6 +56,9 @@ VERBS: dict[str, tuple[str, str]] = {  # what is typed -> module:function, what 
         "prove and measure the claims on this machine (source checkout)",
     ),
 }
+# what a verb also gets: the maker of an object of a later room; it returns None where the room's
+# libraries are not installed
+HELPERS = {"verify": "gratis.loader.inspect.decoders:EngineCheck"}
 DISTRIBUTIONS = {"PIL": "pillow", "nvidia": "nvidia-dali-cuda130", "pynvml": "nvidia-ml-py"}
 CHECKOUT = Path(__file__).resolve().parent.parent  # of this package, if it is one
 
@@ -100,7 +105,8 @@ def run(arguments: list[str]) -> int | None:
     try:
         imported = import_module(module)
         interrupt_raises()
-        code: int | None = getattr(imported, function)(arguments[1:])
+        helpers = [partial(make_if_installed, HELPERS[verb])] if verb in HELPERS else []
+        code: int | None = getattr(imported, function)(arguments[1:], *helpers)
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         if missing in ("gratis", "benchmarks", "None"):
@@ -109,6 +115,14 @@ def run(arguments: list[str]) -> int | None:
         message = f"gratis {verb} needs {package}, which is not installed: pip install {package}"
         raise GratisError(message) from None
     return code
+
+
+def make_if_installed(name: str) -> Any:
+    module, _, maker = name.partition(":")
+    try:
+        return getattr(import_module(module), maker)()
+    except ImportError:
+        return None
 
 
 def import_benchmarks(verb: str) -> None:

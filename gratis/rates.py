@@ -33,6 +33,8 @@ class Counters(NamedTuple):
     finish_s: float
     transfer_s: float
     blocked_s: float
+    native: float  # images that the engine decoded
+    fallback: float  # that it left to another decoder
     loss: float  # sum over steps, of the intervals whose loss is finite
     loss_steps: float
     hits: float  # training images right, of the intervals that count them
@@ -107,7 +109,7 @@ def step_counters(record: Record) -> Counters | None:
         wall_s=wall_s,
         delivered=count(loader, "images"),
         **{name: count(record, name) for name in ("wait_s", "exchange_s", "cpu_s")},
-        **{name: count(loader, name) for name in ("bytes_read", "blocked_s")},
+        **{name: count(loader, name) for name in ("bytes_read", "blocked_s", "native", "fallback")},
         **{f"{stage}_s": count(loader, f"{stage}_s") for stage in STAGES},
         loss=0.0 if loss is None else loss * steps,
         loss_steps=0.0 if loss is None else steps,

@@ -129,11 +129,14 @@ class LoaderConfig:
     """nchw: [b,3,crop,crop], contiguous. channels_last: the same shape in torch's memory format
     channels_last. nhwc: [b,crop,crop,3], contiguous (for JAX, Keras, or what expects a picture)."""
     engine: EngineOption = "auto"
-    """Who decodes JPEGs on the CPU. native: the engine, a library in C of this package, which also
-    resizes and normalises; what it does not read (progressive files, other samplings) DALI does, in
-    the same batch. dali: DALI alone, for about twice the CPU time. auto: native where the library
-    was compiled, else dali, with a warning. Batches are the same to the bit. PPMs, a GPU and
-    `decoded` have paths of their own."""
+    """Who decodes JPEGs. native: the engine, a library in C of this package, which also resizes and
+    normalises on the CPU; what it does not read (progressive files, other samplings) DALI does, in
+    the same batch. dali: DALI alone, for two to three times the CPU time. auto: native where the
+    library was compiled, else dali, with a warning; dali too where an x86-64 CPU has no AVX2.
+    Batches are the same to the bit. For a GPU auto is dali, which decodes there; native decodes and
+    resizes on the CPU, to bytes that the GPU normalises (neither has been measured on one). Of PPMs
+    nothing is decoded; with `decoded` the engine fills the machine's memory, and for a GPU DALI
+    does."""
     threads: int | None = None
     """Of the decoder. None: this process's share of the cores that it may use."""
     prefetch: int = 1

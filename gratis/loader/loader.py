@@ -116,7 +116,6 @@ class Loader:
             raise GratisError(f"{small}; {advice}")
         samples = self.num_samples
         self._check_last_batch(f"split {split} of {root}")
-        self.engine: Engine = choose_engine(config, self.manifest, self.device)
         self._hash = self.manifest.hash
         self._timer = StageTimer()
         self._begin = (0, 0)  # epoch and step at which the next one begins
@@ -127,6 +126,8 @@ class Loader:
         self.decoded_place: DecodedPlace = choose_place(
             config, self.manifest, samples, self.device, local_world=self._local
         )
+        kept = self.decoded_place != "none"
+        self.engine: Engine = choose_engine(config, self.manifest, self.device, decoded=kept)
         self._process = os.getpid()  # that made it
         self._prefetcher: Prefetcher | None = None
         self._running: Callable[[], EpochIterator | None] = lambda: None

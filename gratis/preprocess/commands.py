@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import TypeVar
 
 from gratis.command_line import parse
@@ -21,7 +22,7 @@ from gratis.preprocess.inspect import InspectConfig, inspect_dataset
 from gratis.preprocess.merge import MergeConfig, merge_tasks
 from gratis.preprocess.sample import SampleConfig, make_sample
 from gratis.preprocess.shards import ShardsConfig, make_shards
-from gratis.preprocess.verify import VerifyConfig, verify_dataset
+from gratis.preprocess.verify import DecoderCheck, VerifyConfig, verify_dataset
 from gratis.signals import terminate_interrupts
 
 Config = TypeVar("Config")
@@ -43,8 +44,8 @@ def index(arguments: list[str]) -> None:
     index_tars(_parse(IndexConfig, arguments, "index"))
 
 
-def verify(arguments: list[str]) -> None:
-    verify_dataset(_parse(VerifyConfig, arguments, "verify"))
+def verify(arguments: list[str], decoders: Callable[[], DecoderCheck | None]) -> None:
+    verify_dataset(_parse(VerifyConfig, arguments, "verify"), decoders)
 
 
 def inspect(arguments: list[str]) -> None:

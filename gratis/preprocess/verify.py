@@ -4,8 +4,9 @@
 
 Every archive is hashed and read to its end; every index entry, ours and DALI's, is compared with
 the archive's own headers and labels; of every image it is asked what the loader asks before it
-decodes, and some are decoded. An image that is in a tar must be in the index, or among the rejects.
-Each finding is a message that names the file; a copy with findings should be made again."""
+decodes, and some are decoded, by each of the loader's decoders, which must agree. An image that is
+in a tar must be in the index, or among the rejects. Each finding is a message that names the file;
+a copy with findings should be made again."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ import contextlib
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import tyro
@@ -47,21 +49,38 @@ class VerifyConfig:
     shards: tyro.conf.Positional[str]
     """Folder of the dataset."""
     sample: int = 1000
-    """Images to decode, spread over all of them. 0: none."""
+    """Images to decode, spread over all of them, by the engine and by DALI. 0: none."""
 
     def __post_init__(self) -> None:
         check_ranges(self, {"sample": (0, 1 << 31)})
 
 
-def verify_dataset(config: VerifyConfig) -> None:
-    """Prints what is wrong; GratisError if anything is."""
+class DecoderCheck(Protocol):
+    """The loader's decoders, held against each other."""
+
+    def difference(self, data: bytes, pixels: NDArray[np.uint8]) -> str | None:
+        """What is wrong with one image; pixels uint8 [height,width,3]: by `gratis.image`."""
+
+    @property
+    def summary(self) -> str:
+        """Of all images so far, in one line."""
+
+
+def verify_dataset(
+    config: VerifyConfig, decoders: Callable[[], DecoderCheck | None] = lambda: None
+) -> None:
+    """Prints what is wrong; GratisError if anything is. decoders: None where the loader's are not
+    installed."""
     root = local_folder(config.shards, "verify")
     manifest = dataset.read_manifest(root)
+    check = decoders() if config.sample and manifest.codec == "jpeg" else None
     findings = 0
-    for finding in _findings(root, config.sample, manifest):
+    for finding in _findings(root, config.sample, manifest, check):
         findings += 1
         if findings <= MAX_FINDINGS:
             print(finding)
+    if check:
+        print(check.summary)
     if findings:
         counted = "1 finding" if findings == 1 else f"{findings:,} findings"
         raise GratisError(f"{config.shards}: {counted}; {WAY_OUT}")
@@ -77,7 +96,9 @@ def local_folder(address: str, command: str) -> Path:
     return Path(address)
 
 
-def _findings(root: Path, sample: int, manifest: Manifest) -> Iterator[str]:
+def _findings(
+    root: Path, sample: int, manifest: Manifest, check: DecoderCheck | None
+) -> Iterator[str]:
     wrong = list(_file(root / dataset.STATS, manifest.stats_sha256))
     yield from wrong
     side = manifest.image_size if wrong else len(dataset.read_stats(root).mean)
@@ -92,15 +113,17 @@ def _findings(root: Path, sample: int, manifest: Manifest) -> Iterator[str]:
         yield from wrong
         if not wrong:
             count = -(-sample * split.samples // total)
-            yield from _SplitCheck(root, manifest, name).findings(count)
+            yield from _SplitCheck(root, manifest, name, check).findings(count)
 
 
 class _SplitCheck:
     """One split against its archives. left_out: of each image that is in an archive and not in the
     index the name, and where it is."""
 
-    def __init__(self, root: Path, manifest: Manifest, name: str) -> None:
-        self.root, self.manifest, self.name = root, manifest, name
+    def __init__(
+        self, root: Path, manifest: Manifest, name: str, check: DecoderCheck | None
+    ) -> None:
+        self.root, self.manifest, self.name, self.check = root, manifest, name, check
         self.split, self.index = manifest.splits[name], dataset.read_index(root, name)
         self.left_out: list[tuple[str, str]] = []
 
@@ -200,14 +223,20 @@ class _SplitCheck:
         side = self.manifest.image_size
         for row in tqdm(rows, "decoding", unit="img", delay=2.0, leave=False, disable=None):
             shard = self.split.shards[self.index.shard[row]].name
+            offset = int(self.index.offset[row])
             with addresses.Bytes(str(self.root / shard)) as archive:
-                data = archive.read(int(self.index.offset[row]), int(self.index.size[row]))
+                name = archive.read(offset - 512, 100)  # of the header before it
+                data = archive.read(offset, int(self.index.size[row]))
             try:
-                good = image.decode(data).shape == (side, side, 3)
+                pixels = image.decode(data)
+                good = pixels.shape == (side, side, 3)
             except Exception:  # whatever a damaged picture makes the decoder raise
                 good = False
             if not good:
                 yield f"{shard}: sample {row} does not decode to {side} x {side} RGB"
+            elif self.check and (problem := self.check.difference(data, pixels)):
+                key = name.split(b"\0")[0].decode(errors="replace")
+                yield f"{shard}: sample {row}, {key!r} at byte {offset}, {problem}"
 
 
 def _rejects(root: Path, split: str) -> Counter[str]:

@@ -68,6 +68,8 @@ RANK_COUNTERS = (
     ),
     ("cpu_seconds", "User and system time of the process, while training.", "cpu_s"),
     ("loader_delivered_images", "Images that the loader handed over.", "delivered"),
+    ("loader_native_images", "Images that the loader's engine decoded.", "native"),
+    ("loader_fallback_images", "Images that it left to another decoder.", "fallback"),
     ("loader_read_bytes", "Encoded bytes that the loader read.", "bytes_read"),
     (
         "loader_blocked_seconds",

@@ -90,6 +90,10 @@ class RankStatus(StatusModel):
     read_bytes_per_s: Rate = optional("encoded bytes read, bytes per second")
     cpu_cores: Rate = optional("process CPU seconds per second")
     rss_bytes: Rate = optional("resident memory, bytes")
+    native_images: int = Field(description="images that the engine decoded, in all attempts")
+    fallback_images: int = Field(
+        description="images that it left to another decoder, in all attempts"
+    )
     queue_depth: int | None = optional("batches ready, at the newest record")
     queue_capacity: int | None = optional("batches that the queue holds at most")
     gpu: GpuStatus | None = optional("its GPU; null on a CPU")
@@ -196,6 +200,13 @@ class RunStatus(RunSummary):
     remaining_s: Rate = optional("seconds to go at the present rate, evaluations not counted")
     images_trained: int = Field(
         description="images trained on in all attempts, over the ranks there are now"
+    )
+    native_images: int = Field(
+        description="training images that the engine decoded, in all attempts over the ranks there "
+        "are now; with fallback_images 0 where DALI decodes all"
+    )
+    fallback_images: int = Field(
+        description="images that it left to another decoder: progressive files, damaged ones"
     )
     receipt: CoverageStatus | None = optional("the newest epoch's coverage")
     checkpoint_step: int | None = optional("training steps taken at the newest checkpoint")

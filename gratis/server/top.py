@@ -138,6 +138,7 @@ def _numbers(run: RunStatus) -> Table:
         ("GPU use", percent(run.gpu_busy)),
         ("GPU memory", gigabytes(run.gpu_memory_bytes, run.gpu_memory_total_bytes)),
         ("process memory", gigabytes(run.rss_bytes)),
+        ("decoder fallback", fallback(run)),
         ("loss", number(run.loss, "", 3)),
         ("learning rate", number(run.learning_rate, "", 5)),
         *(
@@ -200,6 +201,12 @@ def gigabytes(used: float | None, total: float | None = None) -> str:
     if used is None:
         return "-"
     return f"{used / 1e9:.2f}" + (f" of {total / 1e9:.1f} GB" if total else " GB")
+
+
+def fallback(run: RunStatus) -> str:
+    """Of the images that the engine was given, how many another decoder decoded."""
+    given = run.native_images + run.fallback_images
+    return f"{run.fallback_images:,} of {given:,}" if given else "-"
 
 
 def percent(share: float | None) -> str:

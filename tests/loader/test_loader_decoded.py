@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from batches import assert_same, epoch
+from engine_cases import needs_library
 from handmade import picture, rotten, write_dataset
 from PIL import Image
+from test_loader_engine import mixed
 from torch import Tensor
 
 from gratis import memory
@@ -135,6 +137,27 @@ def test_other_samples_stand_in_as_ever(tmp_path: Path, codec: str) -> None:
     assert set(kept.quarantined) == {17, 40}
 
 
+@needs_library
+@pytest.mark.parametrize("name", ["released", "resized parts", "ten views"])
+def test_the_engine_fills_it_with_dali_s_pixels(tmp_path: Path, name: str) -> None:
+    """And DALI with what the engine refuses: those are counted once, as nothing is decoded
+    again."""
+    root = mixed(tmp_path)
+    kept = {
+        engine: make(root, **CASES[name], decoded="host", engine=engine)
+        for engine in ("native", "dali")
+    }
+    plain, refused = make(root, **CASES[name], engine="dali"), 15 + 6
+    for number in range(EPOCHS):
+        wanted = epoch(plain)
+        for engine, loader in kept.items():
+            assert_same(epoch(loader), wanted)
+            counters = loader.take_counters()
+            new = number == 0 and engine == "native"
+            assert counters["native"] == (60 - refused if new else 0)
+            assert counters["fallback"] == (refused if new else 0)
+
+
 def test_a_bad_sample_ends_the_epoch_at_its_step(tmp_path: Path) -> None:
     errors = []
     for place in ("none", "host"):
@@ -169,7 +192,7 @@ def test_a_batch_with_a_sample_that_the_cache_cannot_hold_is_made_as_ever(
 
     monkeypatch.setattr(cached_decoder, "invalid_rows", cannot_be_whole)
     bad = tuple(np.flatnonzero(np.isin(index.size, list(lengths))).tolist())
-    plain, kept = make(root, crop=16), make(root, crop=16, decoded="host")
+    plain, kept = make(root, crop=16), make(root, crop=16, decoded="host", engine="dali")
     for number in range(4):
         batches = epoch(kept)
         assert_same(batches, epoch(plain))

@@ -3,6 +3,7 @@ same batch."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from batches import assert_same, epoch
-from engine_cases import needs_library, views
+from engine_cases import LIBRARY, needs_library, views
 from handmade import encode, picture, write_dataset
 
 from gratis import Loader, LoaderConfig
@@ -24,7 +25,7 @@ from gratis.jpeg_check import well_formed
 from gratis.loader.decoding import native
 from gratis.loader.engine import library
 from gratis.loader.engine.decoder import NativeDecoder
-from gratis.loader.engine.library import Status
+from gratis.loader.engine.library import ISA_VARIABLE, ISAS, Status
 
 CASES: dict[str, dict[str, Any]] = {
     "released": {"normalize": "mean-image", "noise": "sqrt", "remainder": "pad"},
@@ -188,6 +189,27 @@ def test_without_the_library(
         native.tell_of_absence.cache_clear()
 
 
+@needs_library
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="of x86-64 alone")
+@pytest.mark.parametrize("named", ["portable", ""])
+def test_without_avx2_dali_is_taken_where_it_is(
+    jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """Unless the engine is asked for by name. Without a word: there is nothing to do about it."""
+    assert LIBRARY is not None
+    slow = "portable" in (named, ISAS[LIBRARY.best_isa])
+    monkeypatch.setenv(ISA_VARIABLE, named)
+
+    def chosen(engine: Any) -> str:
+        config = LoaderConfig(batch_size=25, crop=48, engine=engine)
+        return Loader(jpeg_dataset, "train", config).engine
+
+    assert chosen("auto") == ("dali" if slow else "native")
+    assert chosen("native") == "native"
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    assert chosen("auto") == "native"
+
+
 def test_who_decodes_where_there_is_nothing_to_choose(raw_dataset: Path) -> None:
     for engine in ("auto", "dali"):
         config = LoaderConfig(batch_size=25, crop=48, engine=engine)
@@ -202,20 +224,26 @@ WITHOUT = """
     from gratis.loader import Loader, LoaderConfig
     import hashlib
 
-    for area in (None, (0.1, 1.0)):
-        config = LoaderConfig(batch_size=25, crop=48, area=area, bad_samples="quarantine")
-        with Loader(sys.argv[1], "train", config) as loader:
-            for batch in loader:
-                print(hashlib.sha256(batch.images.numpy().tobytes()).hexdigest(), batch.ids)
+    for decoded in sys.argv[2:]:
+        for area in (None, (0.1, 1.0)):
+            config = LoaderConfig(
+                batch_size=25, crop=48, area=area, bad_samples="quarantine", decoded=decoded
+            )
+            with Loader(sys.argv[1], "train", config) as loader:
+                for batch in [*loader, *loader]:
+                    print(hashlib.sha256(batch.images.numpy().tobytes()).hexdigest(), batch.ids)
     print([name for name in ("numba", "nvidia.dali") if sys.modules.get(name)])
 """
 BLOCK = "sys.modules['nvidia'] = sys.modules['nvidia.dali'] = None"
 
 
-def run(root: Path, block: str) -> list[str]:
+def run(root: Path, block: str, *decoded: str) -> list[str]:
     program = textwrap.dedent(WITHOUT).format(block=block)
     done = subprocess.run(
-        [sys.executable, "-c", program, str(root)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, str(root), *decoded],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
@@ -224,7 +252,7 @@ def run(root: Path, block: str) -> list[str]:
 @needs_library
 @pytest.mark.starts
 def test_the_usual_batches_need_neither_numba_nor_dali(jpeg_dataset: Path) -> None:
-    assert run(jpeg_dataset, "")[-1] == "[]"
+    assert run(jpeg_dataset, "", "none")[-1] == "[]"
 
 
 @needs_library
@@ -232,7 +260,7 @@ def test_the_usual_batches_need_neither_numba_nor_dali(jpeg_dataset: Path) -> No
 def test_without_dali_pillow_decodes_what_the_engine_refuses(tmp_path: Path) -> None:
     root = mixed(tmp_path)
     damage(root, 7, lambda data: data.__setitem__(slice(0, 300), bytes(300)))
-    with_dali, without = run(root, ""), run(root, BLOCK)
+    with_dali, without = (run(root, block, "none", "host") for block in ("", BLOCK))
     assert with_dali[:-1] == without[:-1]
     assert (with_dali[-1], without[-1]) == ("['numba', 'nvidia.dali']", "['numba']")
 

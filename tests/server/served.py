@@ -101,6 +101,8 @@ class RunWriter:
                 blocked_s=6.0,
                 queue_depth=4,
                 queue_capacity=4,
+                native=990,
+                fallback=10,
             )
             record = StepRecord(
                 steps=10,

@@ -120,6 +120,7 @@ def test_everything_is_there_and_fits_every_screen(runs: Path, tmp_path: Path) -
         assert "fullest GPU 12 GB" in text(page, "#chart-memory .legend")
         assert "9.0 s until the first batch, then 1.0 s" in text(page, "#startup")
         assert page.run("document.querySelectorAll('#chart-error circle.best').length") == 1
+        assert "decoded by the engine23,760, by another decoder 240" in text(page, "#facts")
         assert text(page, "#folder") == "runs/new"
         assert text(page, "#command") == "gratis train --shards .../shards --gpus 2"
         unnamed = (
@@ -245,7 +246,7 @@ def test_columns_of_the_ranks_are_chosen_and_remembered(runs: Path, tmp_path: Pa
         assert set(page.run(heads)) == {*before, "power"} - {"decode"}
         every = "document.querySelectorAll('#columns input:not(:checked)')"
         page.run(f"{every}.forEach((one) => one.click())")
-        assert len(page.run(heads)) == 20
+        assert len(page.run(heads)) == 21
         document, table, frame = wide(page)
         assert (document, table <= frame) == (1280, True)
         page.size(390, 1000)

@@ -336,6 +336,8 @@ def test_metrics_parse_in_both_formats(site: tuple[str, Path]) -> None:
             samples["gratis_loader_stage_seconds_total", by_rank, by_run, ("stage", "decode")]
             == 7.5
         )
+        assert samples["gratis_loader_native_images_total", by_rank, by_run] == 2970
+        assert samples["gratis_loader_fallback_images_total", by_rank, by_run] == 30
         assert samples["gratis_loader_images_per_second", by_run] == 500
         assert samples["gratis_planned_epochs", by_run] == 5
         assert samples["gratis_planned_steps", by_run] == 200
@@ -628,6 +630,7 @@ def test_top_on_a_terminal(tmp_path: Path, leave: bytes | signal.Signals) -> Non
         assert b"\x1b[?1049h" in output
         assert shows(b"q or Ctrl-C: leave")
         assert shows(b"step 20 of 200")
+        assert shows(b"40 of 4,000")  # decoder fallback
         assert shows(b"10%")
         assert shows(b"3 minutes to go")  # 5 x 40 - 20 steps of one second
         output = b""

@@ -342,6 +342,7 @@ def test_a_later_attempt_wins_and_runs_in_a_smaller_world(tmp_path: Path) -> Non
     status = status_of(Runs(tmp_path, STALL_S), "a")
     assert (status.world, status.attempt, len(status.ranks), status.step) == (1, 2, 1, 30)
     assert status.images_trained == 6000  # rank 0's, both attempts
+    assert (status.native_images, status.fallback_images) == (5940, 60)
 
 
 def test_history_is_bounded_and_adds_up(tmp_path: Path) -> None:

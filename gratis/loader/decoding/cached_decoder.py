@@ -16,12 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gratis.choices import Engine
 from gratis.loader.decoding import gpu
 from gratis.loader.decoding.bad_samples import device_error, undecodable
 from gratis.loader.decoding.cpu import BatchCrops, crops_of, decode
 from gratis.loader.decoding.crop_graph import crop_pipeline, dali_samples, rectangles
 from gratis.loader.decoding.dali_runner import DaliRunner
-from gratis.loader.decoding.decoded_cache import BAD, DecodedCache
+from gratis.loader.decoding.decoded_cache import BAD, PRESENT, DecodedCache
+from gratis.loader.decoding.native import files_of
+from gratis.loader.decoding.pillow import dali_is_here, decode_by_pillow
+from gratis.loader.engine.decoder import NativeDecoder, addresses, whole_images
+from gratis.loader.engine.library import Status
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.plan import Ids
@@ -36,17 +41,29 @@ class CachedDecoder:
     """Batches of a plan from the cache, which it fills. For one thread at a time."""
 
     def __init__(
-        self, cache: DecodedCache, reader: BatchReader, timer: StageTimer, threads: int
+        self,
+        cache: DecodedCache,
+        reader: BatchReader,
+        timer: StageTimer,
+        threads: int,
+        engine: Engine = "dali",
     ) -> None:
+        """engine: native fills a cache in the machine's memory by the engine, and what it refuses
+        as dali does."""
         self._cache, self._reader, self._shards = cache, reader, reader.shards
         self._timer, self._threads = timer, threads
         self._inputs: list[tuple[Any, ...]] = []  # of the batch that is being decoded whole
         self._pipeline: Any = None
+        self._native = engine == "native"
+        self._engine: NativeDecoder | None = None
         self._mean: Tensor | None = None  # on the device
 
     def close(self) -> None:
         """Ends the decoder. The cache stays."""
         self._pipeline = None
+        if self._engine:
+            self._engine.close()
+        self._engine = None
         self._inputs.clear()
 
     def steps(self, plan: EpochPlan) -> Iterator[tuple[EncodedBatch, bool]]:
@@ -128,10 +145,27 @@ class CachedDecoder:
     def _fill(self, ids: Ids, plan: EpochPlan) -> None:
         batch = self._read(plan, ids, check=False)  # a stand-in has a place of its own in the cache
         with self._timer.time("decode_s"):
+            if self._native:
+                refused = self._fill_by_engine(batch)
+                ids, batch = ids[refused], batch.select(refused)
             rows, pixels = self._decode(batch, plan)
             if len(rows):
                 self._cache.put(ids[rows], pixels)
         self._cache.state[np.delete(ids, rows)] = BAD
+
+    def _fill_by_engine(self, batch: EncodedBatch) -> NDArray[np.int64]:
+        """Straight into the cache; the rows that the engine refuses."""
+        if self._engine is None:
+            self._engine = NativeDecoder(self._threads)
+        pixels = self._cache.pixels.numpy()
+        out, side = addresses([pixels[sample] for sample in batch.ids]), pixels.shape[1]
+        extents = np.full((len(batch.ids), 2), side)
+        status = self._engine(whole_images(*files_of(batch), out, extents, side))
+        refused = np.flatnonzero(status != Status.OK)
+        decoded = np.delete(batch.ids, refused)
+        self._timer.add(native=len(decoded), fallback=len(refused))
+        self._cache.state[decoded] = PRESENT
+        return refused
 
     def _decode(self, batch: EncodedBatch, plan: EpochPlan) -> tuple[NDArray[np.int64], Tensor]:
         """Rows that can be decoded whole, and their pixels, uint8 [n,S,S,3]; valid until the next
@@ -143,6 +177,10 @@ class CachedDecoder:
             return rows, torch.empty(0)
         if plan.manifest.codec == "raw":
             return rows, torch.from_numpy(np.stack(dali_samples(batch, plan)))
+        if not dali_is_here():
+            pixels, bad = decode_by_pillow(batch, plan.manifest.image_size)
+            good = np.delete(np.arange(len(rows)), bad)
+            return rows[good], torch.from_numpy(pixels[good])
         try:
             return rows, self._run(batch, plan)
         except RuntimeError as error:

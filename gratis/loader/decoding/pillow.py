@@ -30,15 +30,15 @@ def stored_by_pillow(
     for first in batches:
         batch = first
         with runner.timer.time("decode_s"):
-            pixels, bad = whole_images(batch, side)
+            pixels, bad = decode_by_pillow(batch, side)
             while reader.reject(batch.wanted, batch.ids, bad):
                 batch = reader.read(plan, batch.wanted)
-                pixels, bad = whole_images(batch, side)
+                pixels, bad = decode_by_pillow(batch, side)
         rows = list(pixels.reshape(len(pixels), -1))
         yield batch._replace(parts=rows, buffer=pixels.reshape(-1))
 
 
-def whole_images(batch: EncodedBatch, side: int) -> tuple[NDArray[np.uint8], list[int]]:
+def decode_by_pillow(batch: EncodedBatch, side: int) -> tuple[NDArray[np.uint8], list[int]]:
     """uint8 [n,side,side,3], and the rows that cannot be decoded."""
     pixels, bad = np.zeros((len(batch.ids), side, side, 3), np.uint8), []
     for row, part in enumerate(batch.parts):

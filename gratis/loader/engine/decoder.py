@@ -173,6 +173,30 @@ class NativeDecoder:
             self.close()
 
 
+def whole_images(
+    data: Addresses,
+    size: NDArray[np.int64],
+    out: Addresses,
+    extents: NDArray[np.integer[Any]],
+    side: int = 0,
+) -> ViewBatch:
+    """Images [n] as they are, as bytes [height,width,3]. extents [n,2]: height and width of each; a
+    larger image is cut off, unless side says what all have, of a smaller one the status is
+    RECTANGLE."""
+    boxes = np.column_stack([np.zeros_like(extents), extents]).astype(np.int32)
+    return ViewBatch(
+        data=data,
+        size=size,
+        rectangles=boxes[:, None],
+        out=out[:, None],
+        height=0,
+        width=0,
+        type=PixelType.UINT8,
+        channels_last=True,
+        side=side,
+    )
+
+
 def addresses(arrays: Sequence[NDArray[Any]]) -> Addresses:
     """Of the first byte of each, uint64 [n]. They must outlive it."""
     return np.array([array.ctypes.data for array in arrays], np.uint64)

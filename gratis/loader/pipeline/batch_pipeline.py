@@ -21,13 +21,16 @@ The way of the bytes from tar to batch, all of it on the prefetcher's thread but
         |
         '-- device cuda -> decoding/gpu: one DALI graph decodes, crops and normalises
                                | float32 on the device, copied out of DALI's memory
+                           with engine="native" decoding/native_gpu: the engine's crops as bytes,
+                               | copied to the device and finished there by torch
     ReadyBatch: Batch (images, labels, ids), padded to b rows
         | queue (prefetch.py)
     EpochIterator (loader.py)
 
 The second way is that of engine="dali", of PPMs and of the decoded cache too. With
 LoaderConfig.decoded, CachedDecoder (decoding/) stands between reader and decoder: what was
-decoded in an earlier epoch comes from the DecodedCache as Crops (CPU) or by torch_views (GPU)."""
+decoded in an earlier epoch, for the CPU by the engine, comes from the DecodedCache as Crops (CPU)
+or by torch_views (GPU)."""
 
 from __future__ import annotations
 
@@ -46,6 +49,7 @@ from gratis.loader.decoding.cpu import BatchCrops, decode
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.decoded_cache import DecodedCache
 from gratis.loader.decoding.native import Fill, NativeBatches
+from gratis.loader.decoding.native_gpu import NativeImages
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_tensors import (
@@ -57,7 +61,7 @@ from gratis.loader.pipeline.batch_tensors import (
 )
 from gratis.loader.pipeline.buffer_pool import BufferPool, Memory
 from gratis.loader.plan import Ids
-from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
+from gratis.loader.reading.batch_reader import BatchReader
 from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.remote import FetchCancelled
 from gratis.loader.reading.shard_reader import ShardReader
@@ -89,11 +93,15 @@ class BatchPipeline:
         self._shards, self._timer, self._threads = shards, timer, threads
         self._reader = BatchReader(shards, timer, quarantine)
         self._runner, self._resizer = (DaliRunner(timer, self._reader) for _ in range(2))
-        self._cached = CachedDecoder(decoded, self._reader, timer, threads) if decoded else None
+        self._cached: CachedDecoder | None = None
+        if decoded:
+            self._cached = CachedDecoder(decoded, self._reader, timer, threads, engine)
         native = engine == "native" and decoded is None
         self._native = NativeBatches(self._reader, self._runner, threads) if native else None
+        self._native_images: NativeImages | None = None
         self._stream: Any = None
         if plan.device.type == "cuda":
+            self._native_images = NativeImages(self._native) if self._native else None
             self._stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]
             # the cache's memory may have been that of a tensor which the consumer's stream is not
             # done with
@@ -113,7 +121,7 @@ class BatchPipeline:
                 batch, copied = Batch(images, *labels_and_ids(plan, none)), None
             else:
                 with torch.cuda.stream(self._stream):
-                    batch, copied = self._to_device(plan, none, blank_images(plan))
+                    batch, copied = self._to_device(plan, none, partial(blank_images, plan))
             yield ReadyBatch(batch, 0, copied)
 
     def stop(self) -> None:
@@ -121,7 +129,8 @@ class BatchPipeline:
         self._shards.stop()
 
     def close(self) -> None:
-        for closing in (self._runner, self._resizer, self._cached, self._native):
+        native = self._native_images or self._native
+        for closing in (self._runner, self._resizer, self._cached, native):
             if closing:
                 closing.close()
         self._reader.close()
@@ -170,27 +179,32 @@ class BatchPipeline:
 
     def _on_gpu(self, plan: EpochPlan, pool: BufferPool) -> Generator[ReadyBatch, None, None]:
         with torch.cuda.stream(self._stream):  # of this thread alone
-            for encoded, make_images in self._images(plan):
+            for ids, make_images in self._images(plan):
                 self._wait(pool)
                 with self._timer.time("transfer_s"):
-                    batch, copied = self._to_device(plan, encoded.ids, make_images())
-                yield ReadyBatch(batch, len(encoded.ids), copied)
+                    batch, copied = self._to_device(plan, ids, make_images)
+                yield ReadyBatch(batch, len(ids), copied)
 
-    def _images(self, plan: EpochPlan) -> Generator[tuple[EncodedBatch, MakeImages], None, None]:
-        if self._cached is None:
+    def _images(self, plan: EpochPlan) -> Generator[tuple[Ids, MakeImages], None, None]:
+        if self._native_images:
+            yield from self._native_images.images(plan)
+        elif self._cached:
+            for encoded, make_images in self._cached.images(plan, self._runner, self._resizer):
+                yield encoded.ids, make_images
+        else:
             batches = self._reader.batches(plan)
             for encoded, tensor in gpu.decode_views(batches, plan, self._runner, self._threads):
-                yield encoded, partial(gpu.to_torch, tensor, plan)
+                yield encoded.ids, partial(gpu.to_torch, tensor, plan)
                 del tensor
-            return
-        yield from self._cached.images(plan, self._runner, self._resizer)
 
-    def _to_device(self, plan: EpochPlan, ids: Ids, images: torch.Tensor) -> tuple[Batch, Any]:
+    def _to_device(self, plan: EpochPlan, ids: Ids, make_images: MakeImages) -> tuple[Batch, Any]:
         """A batch that torch owns, and the event after which it may be read. DALI may take its
         buffer back at once."""
         labels, padded_ids = labels_and_ids(plan, ids)
-        batch = Batch(pad_images(images, plan), labels.to(plan.device), padded_ids)
+        labels_there = labels.to(plan.device)  # waits for the stream, and so for the batch before
+        batch = Batch(pad_images(make_images(), plan), labels_there, padded_ids)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record(self._stream)
-        self._stream.synchronize()
+        if self._native_images is None:  # its buffers wait for themselves, while it decodes on
+            self._stream.synchronize()
         return batch, copied

@@ -91,12 +91,14 @@ function drawShards(shards) {
 }
 
 function drawFacts(status) {
-  const receipt = status.receipt, when = (t) => (t ? new Date(t * 1e3).toLocaleString() : "–");
+  const { receipt, native_images: native, fallback_images: fallback } = status;
+  const when = (t) => (t ? new Date(t * 1e3).toLocaleString() : "–");
   const facts = {
     recipe: status.recipe, dataset: status.dataset?.slice(0, 12), classes: count(status.classes), "training images": count(status.train_images),
     "validation images": count(status.val_images), "global batch": count(status.batch_size),
     mesh: Object.entries(status.mesh).map(([axis, size]) => `${axis} ${size}`).join(", "), ranks: status.world, attempt: status.attempt,
     "images kept decoded": status.decoded_bytes === null ? status.decoded : `${bytes(status.decoded_bytes)} on each rank's ${status.decoded}`,
+    "decoded by the engine": native || fallback ? `${count(native)}, by another decoder ${count(fallback)}` : "none",
     "attempt began": when(status.started), "images trained on": count(status.images_trained),
     "newest checkpoint": status.checkpoint_step === null ? "none" : `step ${count(status.checkpoint_step)}`,
     "newest epoch's receipt": receipt ? `${count(receipt.seen)} seen, ${receipt.missing} missing, ${receipt.duplicates} twice, ${receipt.dropped} dropped` : "none yet",

@@ -13,6 +13,7 @@ const COLUMNS = [
   ...["read", "decode", "finish", "transfer"].map((stage) => [stage, (one) => percent(one.stages[stage], 0)]),
   ["queue", (one) => (one.queue_depth === null ? "–" : `${one.queue_depth}/${one.queue_capacity}`)],
   ["reads", (one) => (one.read_bytes_per_s === null ? "–" : `${bytes(one.read_bytes_per_s)}/s`)],
+  ["decoder fallback", (one) => count(one.fallback_images), "none"],
   ["CPU cores", (one) => count(one.cpu_cores, 1)], ["memory", (one) => bytes(one.rss_bytes)],
 ];
 const GPU_COLUMNS = [

@@ -1,0 +1,87 @@
+"""JPEGs to batches on a GPU by the engine: it decodes, cuts, resizes and mirrors on the CPU, to
+bytes; those are copied to the device, and torch finishes them there.
+
+On a GPU it has yet to run. A copy is a fourth of the finished float32, and goes on while the next
+batch is decoded. Pixels are libjpeg-turbo's, as on a CPU; nvJPEG's differ by a few levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gratis.loader.decoding.native import NativeBatches
+from gratis.loader.epoch.epoch_plan import EpochPlan
+from gratis.loader.plan import Draws, Ids
+from gratis.loader.views.normalisation import normalisation
+from gratis.loader.views.torch_views import finish_crops
+
+IN_FLIGHT = 2  # batches of bytes: one is being copied, one being decoded
+
+
+class _Staging:
+    """Bytes of a batch on the way to the device."""
+
+    def __init__(self, plan: EpochPlan) -> None:
+        shape = (plan.rows * plan.config.views, plan.config.crop, plan.config.crop, 3)
+        pinned = plan.device.type == "cuda"  # else the copy would make the CPU wait
+        self.crops = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        self.copied: Any = None  # CUDA event; None: nothing was
+
+    def wait(self) -> None:
+        """Until it may be written again."""
+        if self.copied is not None:
+            self.copied.synchronize()
+
+    def copy_to(self, device: torch.device, rows: int) -> Tensor:
+        there = self.crops[:rows].to(device, non_blocking=True)
+        if device.type == "cuda":
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record(torch.cuda.current_stream(device))
+        return there
+
+
+class NativeImages:
+    """Batches of plans on the plans' device, one after the other. For one thread at a time."""
+
+    def __init__(self, native: NativeBatches) -> None:
+        self._native = native
+        self._staging: list[_Staging] = []
+        self._mean: Tensor | None = None  # on the device
+
+    def close(self) -> None:
+        """Waits for what is being copied, and frees its memory."""
+        for staging in self._staging:
+            staging.wait()
+        self._staging, self._mean = [], None
+        self._native.close()
+
+    def images(self, plan: EpochPlan) -> Generator[tuple[Ids, Callable[[], Tensor]], None, None]:
+        """Of each step the ids, and what makes its images on the current stream; to be called
+        before the next is taken."""
+        if not self._staging:
+            self._staging = [_Staging(plan) for _ in range(IN_FLIGHT)]
+        for number, (batch, fill) in enumerate(self._native.encoded(bytes_plan(plan))):
+            staging = self._staging[number % IN_FLIGHT]
+            staging.wait()
+            rows = len(batch.ids) * plan.config.views
+            ids = fill(staging.crops[:rows])
+            yield ids, partial(self._finish, staging, rows, batch.draws, plan)
+
+    def _finish(self, staging: _Staging, rows: int, draws: Draws, plan: EpochPlan) -> Tensor:
+        if self._mean is None:
+            of_every_epoch = normalisation(plan.stats, plan.config, plan.epoch).mean
+            self._mean = torch.from_numpy(of_every_epoch).to(plan.device)
+        crops = staging.copy_to(plan.device, rows)
+        return finish_crops(crops, draws, self._mean, plan.stats, plan.config, plan.epoch)
+
+
+def bytes_plan(plan: EpochPlan) -> EpochPlan:
+    """The same samples and views as bytes on the CPU, without mean, noise and scale."""
+    grey_levels: dict[str, Any] = {"normalize": None, "mean": "central", "noise": "off"}
+    config = replace(plan.config, dtype=torch.uint8, layout="nhwc", **grey_levels)
+    return replace(plan, config=config, device=torch.device("cpu"))
