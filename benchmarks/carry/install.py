@@ -1,4 +1,6 @@
-"""Joins, checks and installs what `benchmarks.carry.pack` packed: `python3 install.py --to /tmp/gratis`.
+"""Joins, checks and installs what `benchmarks.carry.pack` packed:
+
+python3 install.py --to /tmp/gratis
 
 Standard library and pip alone, without network. Packages that are installed here already stay as
 they are; the others go into TO/site, which only PYTHONPATH makes known. TO/project is the project,
@@ -23,7 +25,9 @@ ENGINE = "gratis/loader/engine/libgratis_engine.native.so"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     here = Path(__file__).resolve().parent
     parser.add_argument("--parts", type=Path, default=here, help=f"folder of {SUMS} and the parts")
     parser.add_argument("--to", type=Path, default=Path("/tmp/gratis"), help="folder that is made")

@@ -20,11 +20,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
+import tomllib
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ def collect(folder: Path, options: argparse.Namespace, have: set[str]) -> None:
 
 
 def locked(have: set[str]) -> list[str]:
-    """`name==version` of all that the project needs: the lock's, or of what it lacks the one here."""
+    """`name==version` of all that the project needs: the lock's, of what it lacks the one here."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         wanted = [Requirement(one) for one in tomllib.load(file)["project"]["dependencies"]]
     wanted += [Requirement(one) for one in TESTS]
@@ -143,7 +143,7 @@ class Parts:
     """A file for tarfile, in parts: what is written goes into the next one where one is full."""
 
     def __init__(self, out: Path) -> None:
-        self._out, self._file = out, None
+        self._out, self._file = out, cast("BinaryIO | None", None)
         self._left = 0
         self.sums: list[tuple[str, str]] = []
 
@@ -164,7 +164,7 @@ class Parts:
 
     def _next(self) -> None:
         self.close()
-        self._file: BinaryIO | None = (self._out / f"part-{len(self.sums):02}").open("wb")
+        self._file = (self._out / f"part-{len(self.sums):02}").open("wb")
         self._digest, self._left = hashlib.sha256(), PART
 
     def close(self) -> None:
@@ -175,10 +175,10 @@ class Parts:
 
 
 def split(folder: Path, out: Path) -> list[tuple[str, str]]:
-    """The folder as one tar.gz in parts, as tar pads each file of a shard; (name, SHA-256) of each."""
+    """The folder as one tar.gz in parts; (name, SHA-256) of each. A shard is a fifth of padding."""
     parts = Parts(out)
     with (
-        gzip.GzipFile(fileobj=parts, mode="wb", compresslevel=1) as packed,  # type: ignore[call-overload]
+        gzip.GzipFile(fileobj=parts, mode="wb", compresslevel=1) as packed,
         tarfile.open(fileobj=packed, mode="w|") as tar,
     ):
         tar.add(folder, arcname=".")

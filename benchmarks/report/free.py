@@ -31,7 +31,7 @@ ROUTES: dict[str, dict[str, Any]] = {
     "the engine": {"engine": "native"},
     "DALI": {"engine": "dali"},
 }
-FIRST = ("as it comes", "kept decoded")
+FIRST = ("as it comes", "the engine", "kept decoded")
 NETWORKS = ("AlexNet", "ResNet-50")
 BATCH = {True: {"AlexNet": 512, "ResNet-50": 256}, False: {"AlexNet": 16, "ResNet-50": 8}}
 
