@@ -40,8 +40,8 @@ top: $(INSTALLED) ## the status in a terminal. RUN ARGS
 bench: $(INSTALLED) ## measure WHAT (loader, shards, train) beside its peers. WHAT SHARDS SRC PEERS ARGS
 	@$(GRATIS) bench $(call quoted,$(or $(WHAT),loader)) $(if $(filter loader,$(or $(WHAT),loader)),$(call quoted,$(or $(SHARDS),sample/shards)),$(call flag,--shards,SHARDS)) $(call flag,--src,SRC) $(call flag,--peers,PEERS) $(ARGS)
 
-report: $(INSTALLED) ## prove and measure on this machine what is claimed, in five parts. PART SHARDS SRC OUT ARGS
-	@$(GRATIS) report $(call flag,--part,PART) $(call flag,--shards,SHARDS) $(call flag,--src,SRC) $(call flag,--out,OUT) $(ARGS)
+report: $(INSTALLED) ## prove and measure on this machine what is claimed, within MINUTES. MINUTES SHARDS SRC OUT ARGS
+	@$(GRATIS) report $(call flag,--minutes,MINUTES) $(call flag,--shards,SHARDS) $(call flag,--src,SRC) $(call flag,--out,OUT) $(ARGS)
 
 doctor: ## what this machine has and what it means; leftovers. ARGS
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m gratis doctor $(ARGS)

@@ -119,7 +119,7 @@ COMMANDS = [
     ("-m", "gratis", "bench", "loader", "a", "--rounds", "wrong"),
     ("-m", "gratis", "train", "--gpus", "wrong"),
     ("-m", "gratis", "figures", "--bogus", "wrong"),
-    ("-m", "gratis", "report", "--part", "wrong"),
+    ("-m", "gratis", "report", "--minutes", "wrong"),
     ("-m", "gratis", "status", "--port", "wrong"),
     ("-m", "gratis", "top", "--rum", "wrong"),
     ("-m", "gratis", "bench", "wrong"),

@@ -1,29 +1,42 @@
-"""Proves and measures on this machine what the README claims: `gratis report`, `make report
-PART=2`.
+"""Proves and measures on this machine what the README claims, within some minutes: `gratis report
+--minutes 8`.
 
-Five parts, each within minutes: correctness on the device, the loader alone, training alone, the
-free ratio, trainings of the whole network and with one part switched off. Each goes on where it was
-stopped, and all merge into OUT/report.json and OUT/report.md. Without network; without a GPU the
-CPU's part, on a smaller network."""
+The order is that of worth: does it run and is it right, the loader by route, the network, the free
+ratio, two ranks, a training, a profile; then larger and smaller sizes. Each row is written as soon
+as it is known, into OUT/report.json and OUT/report.md; each is bounded, in a process of its own
+that is ended if need be, and one that fails is a row that says so. The same call again measures
+what is missing or failed. Without a GPU the CPU's smallest form of each."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gratis.atomic import exclusive
 from gratis.command_line import parse
 from gratis.errors import GratisError
+
+if TYPE_CHECKING:  # torch takes two seconds, which --help need not
+    from benchmarks.report.plan import Measurement
+    from benchmarks.report.results import ResultFile
+    from benchmarks.report.setting import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """Measures what this machine can do, and writes it down."""
 
-    part: Literal[1, 2, 3, 4, 5] | None = None
-    """1 correctness, 2 loader, 3 training, 4 free ratio, 5 ablations. Default: one after the
-    other."""
+    minutes: float = 8.0
+    """That all of it may take. What does not fit is left out, and named."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto: a GPU where there is one."""
+    plan: bool = False
+    """Prints the order, what each row needs and the seconds expected of it; measures nothing."""
+    only: str | None = None
+    """Sections, as bd: a correctness, b loader, c network, d free ratio, e two ranks, f training,
+    g profile. Default: all."""
     out: Path = Path("report")
     """Folder of the result, and of datasets and runs that are made for it."""
     shards: Path | None = None
@@ -32,57 +45,80 @@ class ReportOptions:
     """Where images come from, as for `gratis shards`. Default: a sample is drawn."""
     size: int | None = None
     """Pixels per side of the dataset that is made. Default: 256 on a GPU, else 128."""
-    seconds: float = 420.0
-    """That a part may take; what is then missing, the next call measures."""
+    train_shards: Path | None = None
+    """Folder of tiny100's shards at 128 px, for section f. Default: the drawn sample."""
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise GratisError(f"--seconds {self.seconds:g} must be above 0")
+        if not self.minutes > 0:
+            raise GratisError(f"--minutes {self.minutes:g} must be above 0")
         if self.out.exists() and not self.out.is_dir():
             raise GratisError(f"--out {self.out} is not a folder; choose another")
+        if unknown := set(self.only or "") - set("abcdefg"):
+            raise GratisError(
+                f"--only {self.only}: {min(unknown)!r} is none of the sections a to g"
+            )
 
 
 def main(arguments: list[str]) -> int:
+    began = time.monotonic()
     options = parse(ReportOptions, arguments, "gratis report", description=__doc__)
+    import torch
+
+    from benchmarks.report.plan import measurements, table
+    from benchmarks.report.setting import Setting, check_shards
     from gratis.signals import terminate_exits
 
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise GratisError("--device cuda: torch sees no CUDA device; `gratis doctor` says why")
+    cuda = options.device != "cpu" and torch.cuda.is_available()
+    rows = measurements(cuda=cuda)
+    rows = [row for row in rows if options.only is None or row.section in options.only]
+    if options.plan:
+        print(table(rows))
+        return 0
+    if options.shards:
+        check_shards(options.shards)
+    setting = Setting(
+        device=torch.device("cuda", 0) if cuda else torch.device("cpu"),
+        out=options.out,
+        shards=options.shards,
+        src=options.src,
+        size=options.size,
+        train_shards=options.train_shards,
+    )
     terminate_exits()
     with exclusive(options.out, f"--out {options.out}"):
-        print(f"report: {report(options)}", flush=True)
+        report(setting, rows, began + 60 * options.minutes)
     return 0
 
 
-def report(options: ReportOptions) -> Path:
-    """Measures what is asked for and missing; the page's path."""
-    import torch
-
+def report(setting: Setting, rows: list[Measurement], ends: float) -> ResultFile:
+    """Measures what is missing and fits before `ends`, by time.monotonic, and writes each row as
+    it comes."""
     from benchmarks.report.machine import describe
     from benchmarks.report.page import page
-    from benchmarks.report.plan import PARTS, for_a_gpu
-    from benchmarks.report.results import OutOfTime, ResultFile, failure, publish
-    from benchmarks.report.setting import prepare
-    from gratis.train.mesh.mesh import full_float32
+    from benchmarks.report.results import ResultFile, describe_entry, failure, publish
+    from benchmarks.report.worker import Worker
 
-    full_float32()
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    setting = prepare(options.out, device, options.shards, options.src, options.size)
-    results = ResultFile.open(options.out / "report.json", describe(setting), options.seconds)
-    missing, path = for_a_gpu(setting), options.out / "report.md"
-    for number in [options.part] if options.part else PARTS:
-        results.begin()
-        results.complete = [part for part in results.complete if part != str(number)]
-        try:
-            for results.again in (False, True):
-                for measurement in PARTS[number][1](setting, results):
-                    results.measure(number, measurement)
-            results.complete.append(str(number))
-            entries = results.entries[str(number)]
-            failed = [name for name, entry in entries.items() if failure(entry)]
-            failures = f", but failed: {', '.join(failed)}" if failed else ""
-            print(f"part {number} is complete{failures}", flush=True)
-        except OutOfTime:
-            print(f"part {number}: its time is over; --part {number} goes on", flush=True)
-        finally:  # however it ends
+    results = ResultFile.open(setting.out / "report.json", describe(setting))
+    worker, path = Worker(setting), setting.out / "report.md"
+    publish(path, page(results, rows, setting))
+    try:
+        for row in rows:
+            left = ends - time.monotonic()
+            known = results.entries.get(row.key)
+            if (known and not failure(known)) or left < row.seconds:
+                continue
+            results.entries[row.key] = entry = worker.measure(
+                row, min(row.bound(cuda=setting.cuda), left)
+            )
             results.write()
-            publish(path, page(results, missing))
-    return path
+            publish(path, page(results, rows, setting))
+            print(f"{entry['wall_s']:6} s  {row.key}: {describe_entry(entry)}", flush=True)
+    finally:
+        worker.end()
+    missing = [row for row in rows if row.key not in results.entries]
+    if missing:
+        print(f"no time was left for {len(missing)} of {len(rows)} rows; the same call goes on")
+    print(f"report: {path}", flush=True)
+    return results

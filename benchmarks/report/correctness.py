@@ -1,14 +1,12 @@
-"""Part 1: is what the device computes right? The tests marked gpu, and how far its decoder is from
-the CPU's.
+"""Does what the device computes run at all, and is it right? Its decoder beside the CPU's, the
+loader's graph beside the CPU's passes, which decoder takes which files, and the tests marked gpu.
 
-Without a GPU their twins for the CPU run instead, and the tests marked gpu are counted as skipped.
-"""
+On a CPU the graph for GPUs is run there, and the tests marked gpu are counted as skipped."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
-import os
 import re
 import signal
 import subprocess
@@ -16,8 +14,10 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,80 +26,174 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.report.results import Measurement, OutOfTime, Result, ResultFile
-from benchmarks.report.setting import Setting
+from benchmarks.report import decoders
+from benchmarks.report.plan import Measurement
+from benchmarks.report.results import Result
+from benchmarks.report.setting import Setting, prepare
 from gratis.image import decode as decode_by_pillow
-from gratis.loader import GPU_DECODER
+from gratis.loader import GPU_DECODER, Batch, Loader, LoaderConfig
+from gratis.loader.decoding import gpu
+from gratis.loader.decoding.dali_runner import DaliRunner
+from gratis.loader.epoch.stage_timer import StageTimer
+from gratis.loader.reading.batch_reader import BatchReader
+from gratis.loader.reading.quarantine import Quarantine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FILES = (
-    "tests/loader/test_loader_gpu.py",
-    "tests/loader/test_loader_views.py",
-    "tests/loader/test_loader_decoded.py",
-    "tests/benchmarks/test_report.py",
-    "tests/benchmarks/test_bench_train.py",
-    "tests/train/test_train_gpu.py",
-)
-TWINS = (
-    ("tests/loader/test_loader_gpu.py", ""),
-    ("tests/loader/test_loader_views.py", "not resized"),
-    ("tests/loader/test_loader_decoded.py", ""),
-    ("tests/benchmarks/test_report.py", "not measures and not mistakes"),
-)
+FILES = {
+    "loader": (
+        "tests/loader/test_loader_gpu.py",
+        "tests/loader/test_loader_views.py",
+        "tests/loader/test_loader_decoded.py",
+    ),
+    "training": (
+        "tests/benchmarks/test_report.py",
+        "tests/benchmarks/test_bench_train.py",
+        "tests/train/test_train_gpu.py",
+    ),
+}
 SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}  # Pillow's numbers
-ALL = "all tests marked gpu"
-FILE_S = 400
+PYTEST_S = {True: 40.0, False: 200.0}
+SAVE_S = 15.0  # for pytest to write down what it has, once it is asked to end
+BATCH, BATCHES = 16, 2
+# Of a GPU's decoder from the CPU's, in grey levels: test_loader_views.py has the sum
+LEVELS = {"mean": 1.0, "largest": 8.0}
+ALEXNET = LoaderConfig.alexnet
+# name -> configuration and, where it is not JPEGs that are decoded anew, which shards
+GRAPHS: dict[str, tuple[LoaderConfig, bool]] = {
+    "plain crop": (LoaderConfig(), False),
+    "resized crop": (LoaderConfig.imagenet(), False),
+    "AlexNet's, with noise": (ALEXNET(), False),
+    "mean at the same offset": (ALEXNET(mean="offset"), False),
+    "channels last, bfloat16": (ALEXNET(layout="channels_last", dtype=torch.bfloat16), False),
+    "nhwc, bytes": (LoaderConfig(normalize=None, dtype=torch.uint8, layout="nhwc"), False),
+    "central crop": (LoaderConfig.evaluation(), False),
+    "ten views": (LoaderConfig.evaluation(views=10), False),
+    "raw pixels": (ALEXNET(), True),
+    "raw pixels, resized crop": (LoaderConfig.imagenet(), True),
+}
+# fields of LoaderConfig with which a GPU has other ways to the same batches
+WAYS: dict[str, dict[str, Any]] = {
+    "decoded by the engine": {"engine": "native"},
+    "kept on the device": {"decoded": "device"},
+    "kept in the machine's memory": {"decoded": "host"},
+}
 
 
-def measurements(setting: Setting, results: ResultFile) -> Iterator[Measurement]:
+def measurements(*, cuda: bool) -> list[Measurement]:
+    rows = [Measurement("a", "datasets are made", datasets, 30 if cuda else 15)]
     for name in (*SUBSAMPLINGS, "grey"):
-        gpu = "DALI mixed against DALI on the CPU"
-        against = gpu if setting.cuda else "DALI on the CPU against Pillow"
-        make = partial(decoding, name, setting.device)
-        yield Measurement(f"{against}, {name}", "benchmarks/report/correctness.py", make)
-    runs: list[tuple[str, str, tuple[str, ...], str]] = []
-    runs += [(f"pytest -m gpu {file}", "gpu", (file,), "") for file in FILES]
-    if not setting.cuda:
-        runs = [(ALL, "gpu", FILES, "")]  # they are only counted
-        cpu = "not gpu and not slow"
-        runs += [(f"{file} without a GPU", cpu, (file,), names) for file, names in TWINS]
-    for title, marks, files, names in runs:
-        command = f"pytest -m '{marks}' {' '.join(files)}" + (f" -k '{names}'" if names else "")
-        make = partial(run_tests, files, marks, names, results)
-        yield Measurement(title, command, make, needs=60, stops=True)
+        others = "DALI on the device against the CPU" if cuda else "DALI against Pillow"
+        make = partial(decoding, kind=name)
+        rows.append(Measurement("a", f"decoder, {name}: {others}", make, 2 if cuda else 1))
+    for load, words in {0.0: "", **({1.0: ", if offered to the hardware"} if cuda else {})}.items():
+        make = partial(decoders.taken, hardware_load=load)
+        rows.append(Measurement("a", f"which decoder takes the files{words}", make, 6))
+    for name in GRAPHS:
+        make = partial(levels, name=name, fields={})
+        rows.append(Measurement("a", f"graph, {name}", make, 2 if cuda else 1))
+    for way, fields in WAYS.items() if cuda else ():
+        for name in ("AlexNet's, with noise", "resized crop"):
+            if (way, name) != ("kept on the device", "resized crop"):
+                make = partial(levels, name=name, fields=fields)
+                rows.append(Measurement("a", f"graph, {name}, {way}", make, 2))
+    for what, files in FILES.items():
+        make = partial(run_tests, files=files)
+        name = f"quick tests marked gpu, {what}"
+        rows.append(Measurement("a", name, make, 18 if cuda else 6, "pytest"))
+    return rows
 
 
-def run_tests(files: tuple[str, ...], marks: str, names: str, results: ResultFile) -> Result:
-    """Outcomes of these files' tests, and what they printed."""
+def datasets(setting: Setting) -> Result:
+    prepare(setting)
+    train = setting.manifest.splits["train"]
+    return {
+        "images": float(train.samples),
+        "bytes an image": sum(shard.bytes for shard in train.shards) / train.samples,
+    }
+
+
+def levels(setting: Setting, *, name: str, fields: dict[str, Any]) -> Result:
+    """Grey levels between the device's batches and those of the CPU. RuntimeError where ids or
+    labels differ, or pixels by more than decoders do."""
+    config, raw = GRAPHS[name]
+    config = replace(config, batch_size=BATCH, crop=setting.recipe.crop, threads=2)
+    root = setting.raw if raw else setting.jpeg
+    with ExitStack() as stack:
+        cpu = stack.enter_context(Loader(root, "train", config))
+        if setting.cuda:
+            own = replace(config, **fields)
+            loader = stack.enter_context(Loader(root, "train", own, device=setting.device))
+            mine: Iterator[Batch] = iter(loader)
+        else:
+            mine = graph_on_cpu(cpu)
+        pairs = islice(zip(mine, cpu, strict=False), BATCHES)
+        return compared(pairs, config, exact=raw and config.area is None)
+
+
+def compared(pairs: Iterator[tuple[Batch, Batch]], config: LoaderConfig, *, exact: bool) -> Result:
+    largest, means, per_level = 0.0, list[float](), LEVEL_OF[config.normalize == "imagenet"]
+    for a, b in pairs:
+        if not torch.equal(a.ids, b.ids) or not torch.equal(a.labels.cpu(), b.labels):
+            raise RuntimeError("ids or labels are not those of the CPU")
+        if a.images.stride() != b.images.stride() or a.images.dtype != b.images.dtype:
+            raise RuntimeError(f"images are {a.images.dtype} {a.images.stride()}, not the CPU's")
+        apart = (a.images.cpu().double() - b.images.double()).abs() * per_level
+        largest, means = max(largest, float(apart.max())), [*means, float(apart.mean())]
+    narrow = config.dtype == torch.bfloat16  # beyond 128 levels neighbours are 1 apart
+    most = 1e-2 + narrow if exact else LEVELS["largest"]
+    if largest > most or np.mean(means) > LEVELS["mean"]:
+        raise RuntimeError(f"{largest:.3g} levels apart, {np.mean(means):.3g} in the mean")
+    return {"largest difference, levels": largest, "mean": float(np.mean(means))}
+
+
+LEVEL_OF = {
+    True: 255 * 0.229,
+    False: 1.0,
+}  # levels to a unit, by whether ImageNet's deviation divides
+
+
+def graph_on_cpu(loader: Loader) -> Iterator[Batch]:
+    """Batches by the graph for GPUs, run on the CPU."""
+    plan, shards, timer = loader.epoch_plan(0), loader.shard_reader(), StageTimer()
+    try:
+        reader = BatchReader(shards, timer, Quarantine(0, loader.num_samples, allowed=False))
+        runner = DaliRunner(timer, reader)
+        for batch, tensor in gpu.decode_views(reader.batches(plan), plan, runner, 2):
+            labels = torch.from_numpy(plan.index.label[batch.ids]).long()
+            yield Batch(gpu.to_torch(tensor, plan), labels, torch.from_numpy(batch.ids))
+            del tensor
+    finally:
+        shards.close()
+
+
+def run_tests(setting: Setting, *, files: tuple[str, ...]) -> Result:
+    """Outcomes of these files' quick tests marked gpu, and what they printed."""
     if importlib.util.find_spec("pytest") is None:
-        raise RuntimeError("pytest is not installed")
+        raise ImportError("pytest is not installed")
     if gone := [file for file in files if not (ROOT / file).exists()]:
         raise RuntimeError(f"{gone[0]} is not here: correctness is reported from a checkout")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
-        command = [sys.executable, *"-m pytest -q -p no:cacheprovider".split(), *files, "-m", marks]
+        command = [sys.executable, *"-m pytest -q -p no:cacheprovider".split(), *files]
+        # other versions than the locked ones warn of other things
+        command += ["-m", "gpu and not slow", "-o", "filterwarnings=default"]
         command += ["-o", "junit_logging=system-out", f"--junit-xml={report}"]
-        command += ["-k", names] if names else []
-        over = OutOfTime() if results.left < FILE_S else None
-        text = output(command, min(results.left, FILE_S), over).strip()
+        text = output(command, PYTEST_S[setting.cuda]).strip()
         if not report.exists():
             raise RuntimeError(text.splitlines()[-1] if text else "pytest ended without output")
         return count_outcomes(ET.parse(report).getroot())
 
 
-def output(command: list[str], seconds: float, over: Exception | None) -> str:
-    """What a command prints. If it takes longer, it ends with all that it has started; `over`, or a
-    RuntimeError."""
+def output(command: list[str], seconds: float) -> str:
+    """What a command prints. If it takes longer it is interrupted, and then ended."""
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as child:
-        try:
-            printed: str = child.communicate(timeout=seconds)[0]
-            return printed
-        except subprocess.TimeoutExpired:
-            raise (over or RuntimeError(f"not done in {seconds:.0f} s")) from None
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as child:
+        for patience in (seconds, SAVE_S):
+            with suppress(subprocess.TimeoutExpired):
+                return str(child.communicate(timeout=patience)[0])
+            child.send_signal(signal.SIGINT)
+        child.kill()
+        return str(child.communicate()[0])
 
 
 def count_outcomes(root: Any) -> Result:
@@ -159,11 +253,8 @@ def encode(image: NDArray[np.uint8], kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def decode(
-    files: list[bytes], device: str, box: tuple[int, int, int] | None = None
-) -> NDArray[np.uint8]:
-    """By DALI ("cpu", "mixed"; with the loader's own settings), [n,S,S,3]: whole, or the square (y,
-    x, side) alone."""
+def decode(files: list[bytes], device: str) -> NDArray[np.uint8]:
+    """By DALI ("cpu", "mixed"; with the loader's own settings), [n,S,S,3]."""
     from nvidia.dali import Pipeline, fn, types
 
     data = [np.frombuffer(file, np.uint8) for file in files]
@@ -174,36 +265,28 @@ def decode(
     pipeline = Pipeline(len(files), 2, gpu, prefetch_queue_depth=1, **simple)
     with pipeline:
         source = fn.external_source(source=lambda: data, batch=True, dtype=types.UINT8, ndim=1)
-        if box is None:
-            images = fn.decoders.image(source, **settings)
-        else:
-            y, x, side = box
-            region: dict[str, Any] = {"start": [y, x], "shape": [side, side], "axes": [0, 1]}
-            images = fn.decoders.image_slice(source, **region, **settings)
+        images = fn.decoders.image(source, **settings)
         pipeline.set_outputs(images)
     pipeline.build()
     (done,) = pipeline.run()
-    pixels: NDArray[np.uint8] = np.array(done.as_cpu().as_tensor())
-    return pixels
+    host = done.as_cpu()
+    return np.stack([np.asarray(host.at(row)) for row in range(len(files))])
 
 
-def decoding(kind: str, device: torch.device) -> Result:
-    """Grey levels between two decoders; and between a region decoded alone and cut out of the
-    whole."""
+def decoding(setting: Setting, *, kind: str) -> Result:
+    """Grey levels between two decoders."""
+    return apart(kind, setting.device)
+
+
+def apart(kind: str, device: torch.device) -> Result:
+    """The device's and the CPU's; on a CPU DALI's and Pillow's."""
     files = [encode(image, kind) for image in photographs()]
     host = decode(files, "cpu")
-    y, x, side = box = (13, 7, 224)
-    if device.type == "cuda":
-        whole = other = decode(files, "mixed")
-        region = decode(files, "mixed", box)
-    else:
-        whole, other = host, np.stack([decode_by_pillow(file) for file in files])
-        region = decode(files, "cpu", box)
-    apart = np.abs(host.astype(np.int16) - other)
-    cut = np.abs(whole[:, y : y + side, x : x + side].astype(np.int16) - region)
+    cuda = device.type == "cuda"
+    other = decode(files, "mixed") if cuda else np.stack([decode_by_pillow(f) for f in files])
+    levels = np.abs(host.astype(np.int16) - other)
     return {
-        "largest difference, levels": float(apart.max()),
-        "mean": float(apart.mean()),
-        "region against whole, largest": float(cut.max()),
+        "largest difference, levels": float(levels.max()),
+        "mean": float(levels.mean()),
         "images": float(len(files)),
     }

@@ -1,90 +1,159 @@
-"""Part 2: the loader alone, its routes and DALI's own, beside what the machine could at most."""
+"""The loader alone, by route, each beside stock DALI in turn; torchvision's decode_jpeg as another
+peer."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.report.results import Measurement, Result, ResultFile
+from benchmarks.report.plan import Measurement
+from benchmarks.report.results import Result
 from benchmarks.report.setting import Setting, rounds
-from benchmarks.report.stock import Kind, stock
+from benchmarks.report.stock import AREA, stock_dali, torchvision_jpeg
 from benchmarks.timing import endless, measure
-from gratis.loader import Loader, LoaderConfig
+from gratis.loader import GPU_DECODER, Loader, LoaderConfig
 from gratis.train.mesh.device import GpuMeter
-from gratis.train.rank import training_config
 
-UNTIMED = 6  # batches that are ready when the first round begins
-COPIED = {"cuda": 1 << 30, "cpu": 1 << 28}  # bytes
-# share of a batch for the hardware decoder; CUDA cores do the rest
-LOADS = (0.0, 0.25, 0.5, 0.65, 0.8, 1.0)
-FILL_S = 60.0  # that the first epoch of a decoded route may take, of which nothing is timed
+UNTIMED = 6  # batches that are ready when a round begins
+FILL_S = 30.0  # that the first epochs of a decoded route may take, of which nothing is timed
+STOCK = "stock DALI"
+# fields of LoaderConfig, of the routes on a GPU and on a CPU
+ROUTES: dict[bool, dict[str, dict[str, Any]]] = {
+    True: {
+        "decoded on CUDA cores": {"engine": "dali"},
+        "decoded by the engine on the CPU, copied as uint8, finished on the device": {
+            "engine": "native"
+        },
+        "decoded by nvJPEG's hardware": {"engine": "dali"},
+        "kept decoded on the device": {"decoded": "device"},
+        "kept decoded in the machine's memory": {"decoded": "host"},
+    },
+    False: {
+        "decoded by the engine": {"engine": "native"},
+        "decoded by DALI": {"engine": "dali"},
+        "kept decoded in the machine's memory": {"decoded": "host"},
+    },
+}
+HARDWARE = "decoded by nvJPEG's hardware"
+HARDWARE_LOAD = 1.0  # share of a batch
+RAW = "raw pixels"
+CROPS = ("crop", "resized crop")
+BATCHES = {True: (256, 1024), False: (32,)}
+COPIED = {"cuda": 1 << 30, "cpu": 1 << 26}  # bytes
 
 
-def measurements(setting: Setting, _: ResultFile) -> Iterator[Measurement]:
-    for name, make in limits(setting.device).items():
-        yield Measurement(f"limit: {name}", "plain torch copies", make)
-    for batch in setting.batches:
-        for route, (shards, config) in routes(setting, batch).items():
-            make = partial(measure_loader, setting, shards, config)
-            yield Measurement(f"{route}, batch {batch}", f"Loader, {route}", make, needs=30)
-    middle = setting.batches[0]
-    for threads in thread_counts():
-        make = partial(measure_loader, setting, *routes(setting, middle, threads)["jpeg"])
-        yield Measurement(f"jpeg, threads {threads}, batch {middle}", "Loader", make, needs=30)
-    for name, make in stocks(setting, middle).items():
-        how = "benchmarks/report/stock.py"
-        yield Measurement(f"{name}, batch {middle}", how, make, needs=30)
+def measurements(*, cuda: bool) -> list[Measurement]:
+    rows = []
+    for batch in BATCHES[cuda]:
+        for crop in CROPS:
+            smallest = batch == BATCHES[cuda][0]
+            for route in (*ROUTES[cuda], RAW):
+                first = smallest and (crop == CROPS[0] or route != RAW)
+                if crop != CROPS[0] and route == "kept decoded on the device":
+                    continue  # parts are resized out of the machine's memory
+                name = f"{crop}, batch {batch}, {route}"
+                make = partial(beside_stock, route=route, batch=batch, crop=crop)
+                rows.append(Measurement("b", name, make, 7 if cuda else 1.5, "", first))
+            name = f"{crop}, batch {batch}, torchvision's decode_jpeg"
+            make = partial(beside_stock, route="torchvision", batch=batch, crop=crop)
+            rows.append(Measurement("b", name, make, 7 if cuda else 1, "torchvision", smallest))
+    for name, places in limits(cuda=cuda).items():
+        make = partial(copies, places=places)
+        rows.append(Measurement("b", f"limit: {name}", make, 2 if cuda else 0.3, first=False))
+    return rows
 
 
-def limits(device: torch.device) -> dict[str, Callable[[], Result]]:
-    """GB/s of copies: what no loader can exceed. A device's own copy reads and writes, so it counts
-    twice."""
+def limits(*, cuda: bool) -> dict[str, tuple[str, str]]:
+    """Copies, which no loader can exceed: from where to where."""
     places = {"host memory, copied": ("cpu", "cpu")}
-    if device.type == "cuda":
-        places["host to device, pinned (PCIe)"] = ("cpu", "cuda")
-        places["device memory, copied (HBM)"] = ("cuda", "cuda")
-    return {name: partial(copies, *places[name], device) for name in places}
+    if cuda:
+        places["host to device, pinned"] = ("cpu", "cuda")
+        places["device memory, copied"] = ("cuda", "cuda")
+    return places
 
 
-def copies(source: str, target: str, device: torch.device) -> Result:
-    size, pinned = COPIED[device.type], source == "cpu" and target == "cuda"
+def copies(setting: Setting, *, places: tuple[str, str]) -> Result:
+    """GB/s. A copy within one memory reads and writes it, so it counts twice."""
+    source, target = places
+    size, pinned = COPIED[setting.device.type], source == "cpu" and target == "cuda"
     a = torch.ones(size, dtype=torch.uint8, device=source, pin_memory=pinned)
     b = torch.zeros(size, dtype=torch.uint8, device=target)
     gigabytes = (1 if pinned else 2) * size / 1e9
-    times = [measure(lambda: b.copy_(a, non_blocking=pinned), device).wall_s for _ in range(6)]
+    copy = lambda: b.copy_(a, non_blocking=pinned)  # noqa: E731
+    times = [measure(copy, setting.device).wall_s for _ in range(6)]
     return {"GB/s": [gigabytes / each for each in times[1:]]}
 
 
-def routes(
-    setting: Setting, batch: int, threads: int | None = None
-) -> dict[str, tuple[Path, LoaderConfig]]:
-    """Name to (shards, configuration): bytes decoded every time, raw pixels, and pixels that stay
-    decoded."""
-    config = training_config(replace(setting.recipe, batch=batch))
-    config = replace(config, remainder="drop", prefetch=2, threads=threads)
-    named = {"jpeg": (setting.jpeg, config), "raw": (setting.raw, config)}
-    named["decoded, host"] = (setting.jpeg, replace(config, decoded="host"))
-    if setting.cuda:
-        named["decoded, device"] = (setting.jpeg, replace(config, decoded="device"))
-    return named
+def loader_config(setting: Setting, batch: int, crop: str, **fields: Any) -> LoaderConfig:
+    """ImageNet's normalisation, float32, and the crop by its name."""
+    side = setting.recipe.crop
+    area = None if crop == CROPS[0] else AREA
+    return LoaderConfig(
+        batch_size=batch, crop=side, area=area, remainder="drop", prefetch=2, **fields
+    )
 
 
-def thread_counts() -> list[int]:
-    cores = len(os.sched_getaffinity(0))
-    return sorted({2**k for k in range(cores.bit_length()) if 2**k < cores} | {cores})
+def beside_stock(setting: Setting, *, route: str, batch: int, crop: str) -> Result:
+    """images/s and CPU seconds of the process per 1,000 of a route and of stock DALI, round by
+    round in turn. Where stock DALI fails, the route alone, and why."""
+    setting.check_batch(batch)
+    given: dict[str, Any] = {
+        "batch": batch,
+        "crop": setting.recipe.crop,
+        "device": setting.device,
+        "resized": crop != CROPS[0],
+    }
+    with ExitStack() as stack:
+        contenders: dict[str, Iterator[object]] = {}
+        told: Result = {}
+        if route == "torchvision":
+            contenders[""] = torchvision_jpeg(setting.jpeg, **given)
+        else:
+            loader = stack.enter_context(open_loader(setting, route, batch, crop))
+            if route == HARDWARE:
+                stack.callback(GPU_DECODER.update, dict(GPU_DECODER))
+                GPU_DECODER["hw_decoder_load"] = HARDWARE_LOAD
+            if loader.decoded_place != "none":
+                fill(loader)
+            contenders[""] = endless(loader)
+        take_first(contenders[""])
+        try:
+            contenders[STOCK] = stock_dali(setting.jpeg, **given)
+            take_first(contenders[STOCK])
+        except Exception as error:  # the route can be measured
+            del contenders[STOCK]
+            told = {STOCK: f"failed: {error}".splitlines()[0]}
+        result = alternate(contenders, batch, setting)
+        if route != "torchvision":
+            told |= decoders_of(loader)
+    return result | told
 
 
-def measure_loader(setting: Setting, shards: Path, config: LoaderConfig) -> Result:
-    with Loader(shards, "train", config, device=setting.device) as loader:
-        if loader.decoded_place != "none":
-            fill(loader)
-        return throughput(endless(loader), config.batch_size, setting)
+def take_first(batches: Iterator[object]) -> None:
+    for _ in range(2):
+        next(batches)
+
+
+def open_loader(setting: Setting, route: str, batch: int, crop: str) -> Loader:
+    if route == RAW:
+        config = loader_config(setting, batch, crop)
+        return Loader(setting.raw, "train", config, device=setting.device)
+    fields = ROUTES[setting.cuda][route]
+    return Loader(
+        setting.jpeg, "train", loader_config(setting, batch, crop, **fields), device=setting.device
+    )
+
+
+def decoders_of(loader: Loader) -> Result:
+    """Which decoder took how many images, where the loader counts them."""
+    counters = loader.take_counters()
+    native, refused = counters.get("native", 0), counters.get("fallback", 0)
+    return {"by the engine": float(native), "refused": float(refused)} if native + refused else {}
 
 
 def fill(loader: Loader) -> None:
@@ -93,47 +162,31 @@ def fill(loader: Loader) -> None:
     for _ in range(2):
         for _ in loader:
             if time.monotonic() - began > FILL_S:
-                raise RuntimeError(
-                    f"the split is not decoded once in {FILL_S:g} s; give --shards or --src of "
-                    f"fewer images"
-                )
+                raise RuntimeError(f"the split is not decoded once in {FILL_S:g} s; give less")
 
 
-def throughput(batches: Iterator[object], size: int, setting: Setting) -> Result:
-    """Whole batches in windows of a few seconds: images/s, CPU seconds of the process per 1,000,
-    the JPEG engine."""
-    meter, rates, costs, engine = GpuMeter(setting.device), [], [], []
-    take = partial(next, batches)
-    for number in rounds(setting.rounds):
-        untimed = 0 if number else UNTIMED
-        timing = measure(take, setting.device, least_s=setting.round_s, untimed=untimed)
-        images = timing.calls * size
-        rates.append(images / timing.wall_s)
-        costs.append(1000 * timing.cpu_s / images)
-        if (busy := meter.read()) and busy["nvjpg_busy"] is not None:
-            engine.append(busy["nvjpg_busy"])
-    result: Result = {"images/s": rates, "CPU s per 1,000": costs}
-    return result | {"NVJPG busy": engine} if engine else result
-
-
-def stocks(setting: Setting, batch: int) -> dict[str, Callable[[], Result]]:
-    """DALI as its documentation has it, with its own reader and random numbers; where it decodes is
-    swept."""
-
-    def measured(kind: Kind, load: float | None = None) -> Result:
-        shards = setting.raw if kind == "raw" else setting.jpeg
-        crop, device = setting.recipe.crop, setting.device
-        batches = stock(kind, shards, batch=batch, crop=crop, device=device, load=load)
-        return throughput(batches, batch, setting)
-
-    own = "DALI's own reader"
-    makes = {
-        f"{own}, region decoded on the host": partial(measured, "host"),
-        f"{own}, raw, cropped on the host": partial(measured, "raw"),
+def alternate(contenders: dict[str, Iterator[object]], batch: int, setting: Setting) -> Result:
+    """Rounds of all in turn: images/s, CPU seconds per 1,000 images, how busy the JPEG hardware
+    was, and ours over stock DALI's rate."""
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    costs: dict[str, list[float]] = {name: [] for name in contenders}
+    meter, engine = GpuMeter(setting.device), list[float]()
+    takes: dict[str, Callable[[], object]] = {
+        name: partial(next, batches) for name, batches in contenders.items()
     }
-    if setting.cuda:
-        makes[f"{own}, region decoded by nvJPEG"] = partial(measured, "region")
-        for load in LOADS:
-            name = f"{own}, whole images by nvJPEG, hw_decoder_load {load:g}"
-            makes[name] = partial(measured, "whole", load)
-    return dict(makes)
+    for _ in rounds(setting.rounds):
+        for name, take in takes.items():
+            timing = measure(take, setting.device, least_s=setting.round_s, untimed=UNTIMED)
+            rates[name].append(timing.calls * batch / timing.wall_s)
+            costs[name].append(1000 * timing.cpu_s / (timing.calls * batch))
+            busy = meter.read()
+            if name == "" and busy and busy["nvjpg_busy"] is not None:
+                engine.append(busy["nvjpg_busy"])
+    result: Result = {}
+    for name in contenders:
+        prefix = f"{name}, " if name else ""
+        result |= {f"{prefix}images/s": rates[name], f"{prefix}CPU s per 1,000": costs[name]}
+    if STOCK in rates:
+        pairs = zip(rates[""], rates[STOCK], strict=True)
+        result["over stock DALI"] = [ours / theirs for ours, theirs in pairs]
+    return result | {"JPEG hardware busy": engine} if engine else result

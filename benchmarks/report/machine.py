@@ -10,21 +10,28 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks.report.setting import Setting
+from benchmarks.report.setting import DRAWN, Setting
 from gratis import doctor
 from gratis.dataset import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MEASURED = ("gratis", "benchmarks")  # what measures and what is measured
-PACKAGES = ("torch", "nvidia-dali-cuda130", "numpy", "numba", "pillow-simd", "Pillow", "pytest")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "nvidia-dali-cuda130",
+    "nvidia-nvjpeg",
+    "numpy",
+    "numba",
+    "pillow-simd",
+    "Pillow",
+    "pytest",
+)
 
 
 def describe(setting: Setting) -> dict[str, str]:
     """For the page, and to know a result of other code, data or hardware: nothing but the commit
     changes from one call to the next with the same."""
-    manifest, recipe = read_manifest(setting.jpeg), setting.recipe
-    images = f"{manifest.splits['train'].samples:,} images of {manifest.image_size} px"
-    size = f"crops of {recipe.crop} px, width {recipe.width:g}"
     facts = {
         "cpu": [*doctor.cpu()][-1].what,
         "cores": str(len(os.sched_getaffinity(0))),
@@ -45,9 +52,17 @@ def describe(setting: Setting) -> dict[str, str]:
         facts["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
         driver = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         facts["driver"] = doctor.ask(*driver).partition("\n")[0] or "unknown"
-    facts["dataset"] = f"{manifest.hash[:8]}: {images}"
-    facts["network"] = f"recipe {setting.recipe_name}, {size}"
+    facts["dataset"] = _dataset(setting)
     return facts
+
+
+def _dataset(setting: Setting) -> str:
+    """What is measured on, which need not be made yet."""
+    if setting.shards is None:
+        return f"{setting.src or f'{10 * DRAWN[setting.cuda]:,} drawn images'}, {setting.side} px"
+    manifest = read_manifest(setting.shards)
+    images = f"{manifest.splits['train'].samples:,} images of {manifest.image_size} px"
+    return f"{manifest.hash[:8]}: {images}"
 
 
 def _code() -> str:

@@ -1,37 +1,64 @@
-"""The five parts, and what they would measure on a GPU, so that a page made without one names what
-it lacks."""
+"""What the report measures, in the order of its worth, and about how long each takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from typing import NamedTuple
 
-from benchmarks.report import ablations, correctness, free, loading, training
-from benchmarks.report.results import Measurement, ResultFile
-from benchmarks.report.setting import Setting, sizes
+from benchmarks.report.results import Result
+from benchmarks.report.setting import Setting
 
-Part = Callable[[Setting, ResultFile], Iterator[Measurement]]
-RATIO = "training from the loader over training from batches that stay on the device"
-PARTS: dict[int, tuple[str, Part]] = {
-    1: ("Correctness on the device", correctness.measurements),
-    2: ("The loader alone", loading.measurements),
-    3: ("Training alone", training.measurements),
-    4: (f"The free ratio: {RATIO}", free.measurements),
-    5: ("Trainings of the whole network, and with one part switched off", ablations.measurements),
+SECTIONS = {
+    "a": "Does it run, and is it right?",
+    "b": "The loader alone",
+    "c": "AlexNet alone, forward and backward",
+    "d": "The free ratio: training from the loader over training on one batch that stays",
+    "e": "Two ranks on one device over gloo, and one",
+    "f": "A short training to an accuracy",
+    "g": "Where a step's time goes",
 }
-MANY = 1 << 20  # images, enough for every batch size
 
 
-def for_a_gpu(setting: Setting) -> dict[str, list[str]]:
-    """By part: what it measures on a GPU alone, whatever the batch. Empty on one."""
-    if setting.cuda:
-        return {}
-    missing, gpu = {}, replace(setting, **sizes(cuda=True, images=MANY))
-    results = ResultFile(path=setting.out, seconds=0)
-    for number, (_, part) in PARTS.items():
-        here, there = (
-            dict.fromkeys(one.name.partition(", batch ")[0] for one in part(each, results))
-            for each in (setting, gpu)
-        )
-        missing[str(number)] = [name for name in there if name not in here]
-    return missing
+BOUND_S = {True: 45.0, False: 300.0}  # at least
+
+
+class Measurement(NamedTuple):
+    """One row. Nothing is measured before `make` is called, in a process that may be ended.
+
+    seconds: expected. needs: beside what gratis itself needs. first: before all that is not, of
+    whatever section: the sizes and variants that refine the picture come last."""
+
+    section: str
+    name: str
+    make: Callable[[Setting], Result]
+    seconds: float
+    needs: str = ""
+    first: bool = True
+
+    @property
+    def key(self) -> str:
+        return f"{self.section}. {self.name}"
+
+    def bound(self, *, cuda: bool) -> float:
+        """Seconds after which it is ended: what is expected is a guess. Of a CPU no time is lent,
+        and it may be busy."""
+        return max(BOUND_S[cuda], 3 * self.seconds)
+
+
+def measurements(*, cuda: bool) -> list[Measurement]:
+    """In the order in which they are made."""
+    from benchmarks.report import accuracy, correctness, free, kernels, loading, ranks, training
+
+    rooms = (correctness, loading, training, free, ranks, accuracy, kernels)
+    every = [one for room in rooms for one in room.measurements(cuda=cuda)]
+    return sorted(every, key=lambda one: not one.first)
+
+
+def table(rows: list[Measurement]) -> str:
+    """Order, needs and expected seconds, as text."""
+    lines, total = ["   at s  takes s  what"], 0.0
+    for row in rows:
+        needs = f"  (needs {row.needs})" if row.needs else ""
+        lines.append(f"{total:7.0f}  {row.seconds:7.0f}  {row.key}{needs}")
+        total += row.seconds
+    return "\n".join([*lines, f"{total:7.0f}           the end"])

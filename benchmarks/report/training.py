@@ -1,21 +1,20 @@
-"""Part 3: training alone, on batches that stay on the device; against the plain network and the
-matrix rate."""
+"""AlexNet alone, forward and backward, on one batch that stays on the device; beside
+torchvision's."""
 
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
-from benchmarks.report.results import Measurement, Result, ResultFile
+from benchmarks.report.plan import Measurement
+from benchmarks.report.results import Result
 from benchmarks.report.setting import Setting, rounds, steps_for
-from benchmarks.report.stages import by_stage
 from benchmarks.train.bench import (
     baseline_step,
     matmul_flops,
@@ -28,134 +27,139 @@ from benchmarks.train.bench import (
 from benchmarks.train.update import update_ratios
 from gratis.train.settings import Choice
 
-ACCOUNT, SLOWEST = "where the time goes", 3  # layers
-PAIRS = 60  # of updates
-COMPILE: dict[bool, tuple[Choice, ...]] = {
-    True: ("off", "on"),
-    False: ("off",),
-}  # on a GPU, on a CPU
-
-
 Compute = Literal["float32", "bfloat16"]
 PRECISIONS: dict[str, Compute] = {"float32": "float32", "tf32": "float32", "bfloat16": "bfloat16"}
+PAIRS = {True: 30, False: 3}  # of updates
+COMPILE_S = 40.0
 
 
-def precisions(setting: Setting) -> list[str]:
-    """On a CPU float32 alone: one without bfloat16's instructions takes a hundred times as long for
-    a product."""
-    return list(PRECISIONS) if setting.cuda else ["float32"]
+class Form(NamedTuple):
+    """How the network is trained."""
+
+    precision: str
+    compile: Choice = "off"
+    channels_last: bool = True
+
+    def __str__(self) -> str:
+        layout = "channels last" if self.channels_last else "channels first"
+        compiled = "compiled" if self.compile == "on" else "eager"
+        return f"{self.precision}, {compiled}, {layout}"
 
 
-def measurements(setting: Setting, _: ResultFile) -> Iterator[Measurement]:
-    for name in precisions(setting):
-        yield Measurement(f"matrix product, {name}", "torch.mm", partial(matrix, setting, name))
-    numbers = "autocast to bfloat16" if setting.cuda else "float32"
-    baseline = f"eager, channels first, {numbers}, torch.optim.SGD"
-    for batch in setting.batches:
-        for compile, name in itertools.product(COMPILE[setting.cuda], precisions(setting)):
-            make = partial(measure_ours, setting, name, compile, batch)
-            title = f"ours, {name}{', compiled' if compile == 'on' else ''}, batch {batch}"
-            yield Measurement(title, "bench.training_step", make, needs=40)
-        make = partial(measure_torchvision, setting, batch)
-        yield Measurement(f"torchvision's layout, batch {batch}", baseline, make, needs=30)
-    yield Measurement("update rule", "update.update_ratios", partial(updates, setting), needs=20)
-    middle = setting.batches[0]
-    for name in (name for name in precisions(setting) if name != "tf32"):
-        title, make = f"{ACCOUNT}, {name}, batch {middle}", partial(account, setting, name, middle)
-        yield Measurement(title, "torch.profiler, eager", make, needs=30)
+FORMS: dict[bool, tuple[Form, ...]] = {
+    True: (
+        Form("bfloat16"),
+        Form("bfloat16", "on"),
+        Form("tf32"),
+        Form("float32"),
+        Form("bfloat16", channels_last=False),
+        Form("tf32", "on"),
+        Form("float32", "on"),
+    ),
+    False: (Form("float32"), Form("float32", channels_last=False)),
+}
+BATCHES = {True: (512, 128, 256, 1024, 2048), False: (32,)}
+FIRST = 2  # forms that are measured at the other sizes too
+
+
+def measurements(*, cuda: bool) -> list[Measurement]:
+    middle, *others = BATCHES[cuda]
+    precision = "bfloat16" if cuda else "float32"
+    rows = [_matrix(name, cuda) for name in (PRECISIONS if cuda else ["float32"])]
+    rows += [_row(form, middle, cuda, place < FIRST + 1) for place, form in enumerate(FORMS[cuda])]
+    make = partial(peer, precision=precision, batch=middle)
+    name = f"torchvision's alexnet, {precision}, batch {middle}"
+    rows.append(Measurement("c", name, make, 6 if cuda else 1, "torchvision"))
+    for batch, form in itertools.product(others, FORMS[cuda][:FIRST]):
+        rows.append(_row(form, batch, cuda, False))
+    for batch in others:
+        make = partial(peer, precision=precision, batch=batch)
+        name = f"torchvision's alexnet, {precision}, batch {batch}"
+        rows.append(Measurement("c", name, make, 6, "torchvision", first=False))
+    rows.append(
+        Measurement("c", "the original update rule", updates, 8 if cuda else 1, first=False)
+    )
+    return rows
+
+
+def _matrix(precision: str, cuda: bool) -> Measurement:
+    make = partial(matrix, precision=precision)
+    return Measurement("c", f"limit: matrix product, {precision}", make, 3 if cuda else 0.5)
+
+
+def _row(form: Form, batch: int, cuda: bool, first: bool) -> Measurement:
+    compiled = form.compile == "on"
+    seconds = (COMPILE_S if compiled else 6.0) if cuda else 2.0
+    make = partial(ours, form=form, batch=batch)
+    needs = "gcc and Python's headers" if compiled else ""
+    return Measurement("c", f"{form}, batch {batch}", make, seconds, needs, first)
 
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
     """Products of that precision on a GPU; the trainer itself leaves TF32 off."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def seconds(step: Callable[[], object], setting: Setting) -> list[float]:
     """Per step, by round; compiling and finding the fastest algorithms is over before."""
-    for _ in rounds(3):
+    for _ in range(3):
         step()
     steps = steps_for(step, setting)
     return [one_round({"": step}, steps, setting.device)[""] for _ in rounds(setting.rounds)]
 
 
-def matrix(setting: Setting, precision: str) -> Result:
-    return {"TFLOP/s": matrix_rates(setting, precision)}
-
-
-def matrix_rates(setting: Setting, precision: str) -> list[float]:
-    """TFLOP/s of a large matrix product, by round."""
+def matrix(setting: Setting, *, precision: str) -> Result:
+    """TFLOP/s of a large product."""
     with products(precision):
         times = seconds(matmul_step(PRECISIONS[precision], setting.device), setting)
-    return [matmul_flops(setting.device) / each / 1e12 for each in times]
+    return {"TFLOP/s": [matmul_flops(setting.device) / each / 1e12 for each in times]}
 
 
-def measure_ours(setting: Setting, precision: str, compile: Choice, batch: int) -> Result:
-    recipe = replace(setting.recipe, batch=batch, compute=PRECISIONS[precision])
-    with products(precision), torch.random.fork_rng(devices=[]):
+def ours(setting: Setting, *, form: Form, batch: int) -> Result:
+    recipe = replace(setting.recipe, batch=batch, compute=PRECISIONS[form.precision])
+    with products(form.precision), torch.random.fork_rng(devices=[]):
         images, labels = resident_batch(recipe, setting.device)
-        step = training_step(recipe, setting.device, compile)
+        images = images if form.channels_last else images.contiguous()
+        step = training_step(recipe, setting.device, form.compile, channels_last=form.channels_last)
         times = seconds(lambda: step(images, labels), setting)
-    achieved = [step_flops(recipe) / each / 1e12 for each in times]
-    possible = statistics.median(matrix_rates(setting, precision))
     return {
         "images/s": [batch / each for each in times],
-        "TFLOP/s": achieved,
-        "share of the matrix rate": statistics.median(achieved) / possible,
-    }
+        "TFLOP/s": [step_flops(recipe) / each / 1e12 for each in times],
+    } | peak(setting)
 
 
-def measure_torchvision(setting: Setting, batch: int) -> Result:
-    """torchvision's network as most would write its training: eager, channels first, on a GPU
-    autocast to bfloat16."""
+def peak(setting: Setting) -> Result:
+    if not setting.cuda:
+        return {}
+    return {"peak memory, GB": torch.cuda.max_memory_allocated(setting.device) / 1e9}
+
+
+def peer(setting: Setting, *, precision: str, batch: int) -> Result:
+    """torchvision's network of its own size (width 1), as most would write its training: eager,
+    torch.optim.SGD, on a GPU channels last and autocast."""
+    from torchvision.models import alexnet
+
     recipe = replace(setting.recipe, batch=batch)
     with torch.random.fork_rng(devices=[]):
         images, labels = resident_batch(recipe, setting.device)
-        images = (images / 58).contiguous()  # channels first
-        step = baseline_step(recipe, setting.device, autocast=setting.cuda)
-        times = seconds(lambda: step(images, labels), setting)
-    return {"images/s": [batch / each for each in times]}
+        network = alexnet().to(setting.device)
+        network.to(memory_format=torch.channels_last)
+        autocast = precision == "bfloat16"
+        step = baseline_step(recipe, setting.device, autocast=autocast, network=network)
+        times = seconds(lambda: step(images / 58, labels), setting)
+    return {"images/s": [batch / each for each in times]} | peak(setting)
 
 
 def updates(setting: Setting) -> Result:
     """Of single updates that take turns: the original rule's time over that of torch's fused
     SGD."""
-    return {"original rule over fused SGD": update_ratios(setting.recipe, setting.device, PAIRS)}
-
-
-def account(setting: Setting, precision: str, batch: int) -> Result:
-    """Where a step's time goes: the slowest layers, and by kind of work. Eager, forward and
-    backward.
-
-    On a GPU also how much of the time it works at all: the rest it waits for the host to tell it
-    what to do."""
-    recipe = replace(setting.recipe, batch=batch, compute=PRECISIONS[precision])
-    with torch.random.fork_rng(devices=[]):
-        shares, busy = by_stage(recipe, setting.device)
-        kinds: dict[str, float] = {}
-        for stage, share in shares.items():
-            kinds[kind(stage)] = kinds.get(kind(stage), 0.0) + share
-        result: Result = {"slowest": largest(shares, SLOWEST), "by kind": largest(kinds)}
-        if not setting.cuda:
-            return result
-        step = training_step(recipe, setting.device, "off")
-        resident = resident_batch(recipe, setting.device)
-        step_s = statistics.median(seconds(lambda: step(*resident), setting))
-    return result | {"device busy, share of the time": min(1.0, busy / step_s)}
-
-
-def kind(stage: str) -> str:
-    first = stage.partition(" ")[0]
-    if first.startswith("conv"):
-        return "convolutions"
-    return "dense layers" if first.startswith("fc") else first
-
-
-def largest(shares: dict[str, float], most: int | None = None) -> str:
-    order = sorted(shares, key=lambda name: -shares[name])[:most]
-    return ", ".join(f"{name} {shares[name]:.1%}" for name in order)
+    ratios = update_ratios(setting.recipe, setting.device, PAIRS[setting.cuda])
+    return {"original rule over fused SGD": ratios}

@@ -40,7 +40,6 @@ if TYPE_CHECKING:  # torch takes two seconds, which --help need not
     import torch
     from torch import Tensor, nn
 
-    from gratis.train.network.alexnet import AlexNet
 
 PAIRS = 60  # of updates
 LEAST_CROP = 63  # of which torchvision's layout leaves a pixel after its last pool
@@ -79,10 +78,11 @@ def main(arguments: list[str]) -> None:
     options = read(TrainBench, arguments, "released", "gratis bench train")
     import torch
 
-    from gratis.train.mesh.mesh import full_float32
+    from gratis.train.mesh.mesh import fastest_convolutions, full_float32
     from gratis.train.network.memory import ran_out, too_large
 
     full_float32()
+    fastest_convolutions()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
         try:
@@ -125,10 +125,9 @@ def step_seconds(options: TrainBench, device: torch.device) -> dict[str, list[fl
 
 
 def training_step(
-    recipe: Recipe, device: torch.device, compile: Choice, make: type[AlexNet] | None = None
+    recipe: Recipe, device: torch.device, compile: Choice, *, channels_last: bool = True
 ) -> Callable[[Tensor, Tensor], None]:
-    """The recipe's step as gratis.train.loop takes it, without what it counts. make: a network with
-    probes in it."""
+    """The recipe's step as gratis.train.loop takes it, without what it counts."""
     import torch
 
     from gratis.train.metrics import share_of_loss
@@ -138,8 +137,9 @@ def training_step(
     from gratis.train.rank import compiles
     from gratis.train.schedule import rates
 
-    network = (make or AlexNet)(recipe, CLASSES).to(device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = AlexNet(recipe, CLASSES).to(device)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser, steps = Optimiser(network, recipe), itertools.count()
     if compiles(compile, device):
         # after a step of another batch it would compile for any, which training does not
@@ -157,20 +157,24 @@ def training_step(
 
 
 def baseline_step(
-    recipe: Recipe, device: torch.device, *, autocast: bool = False
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    autocast: bool = False,
+    network: nn.Module | None = None,
 ) -> Callable[[Tensor, Tensor], None]:
-    """A step of torchvision's layout by torch.optim.SGD, eager, in float32. autocast: to
-    bfloat16."""
+    """A step of torchvision's AlexNet layout, or of that network, by torch.optim.SGD, eager, in
+    float32. autocast: to bfloat16."""
     import torch
     from torch.nn import functional
 
-    network = torchvision_layout(recipe.width, CLASSES).to(device)
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    own = network or torchvision_layout(recipe.width, CLASSES).to(device)
+    optimiser = torch.optim.SGD(own.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
 
     def step(images: Tensor, labels: Tensor) -> None:
         optimiser.zero_grad()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            loss = functional.cross_entropy(network(images), labels)
+            loss = functional.cross_entropy(own(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 

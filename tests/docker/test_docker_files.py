@@ -92,9 +92,9 @@ def test_images_are_pinned_by_digest() -> None:
     assert all(re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image) for image in named)
 
 
-def test_final_stage_has_no_compiler_and_no_root() -> None:
+def test_final_stage_has_what_compiles_the_network_and_no_root() -> None:
     final = (DOCKER / "Dockerfile").read_text().rpartition("\nFROM ")[2]
-    assert not re.search(r"\b(gcc|g\+\+|clang|build-essential|python3-dev)\b", final)
+    assert {"gcc", "libc6-dev", "python3-dev"} <= set(final.split())
     assert re.search(r"^USER (?!0\b|root\b)", final, re.MULTILINE)
     assert "HEALTHCHECK" in final
 

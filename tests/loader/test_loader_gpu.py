@@ -15,11 +15,15 @@ import psutil
 import pytest
 import torch
 from batches import epoch
-from handmade import rotten
+from handmade import encode, picture, rotten
 
 from gratis.errors import GratisError
+from gratis.image import decode
 from gratis.loader import Batch, Loader, LoaderConfig
+from gratis.loader.decoding.bad_samples import device_error
+from gratis.loader.decoding.gpu import stacked
 from gratis.loader.inspect.preview import draw_preview
+from gratis.train.network.memory import ran_out
 
 CROP, COUNT, LEAK_EPOCHS = 48, 101, 20
 LEVELS = 8.0  # between a GPU's decoder and the CPU's; test_loader_views.py has the sum
@@ -142,12 +146,11 @@ def test_every_argument_that_dali_gets_is_in_its_schema() -> None:
         "external_source": "ExternalSource",
         "decoders.image": "decoders__Image",
         "decoders.image_slice": "decoders__ImageSlice",
-        "decoders.image_crop": "decoders__ImageCrop",
+        "decoders.image_random_crop": "decoders__ImageRandomCrop",
         "readers.webdataset": "readers__Webdataset",
         "crop_mirror_normalize": "CropMirrorNormalize",
         "random.uniform": "random__Uniform",
         "random.coin_flip": "random__CoinFlip",
-        "crop": "Crop",
         "slice": "Slice",
         "resize": "Resize",
         "flip": "Flip",
@@ -161,6 +164,7 @@ def test_every_argument_that_dali_gets_is_in_its_schema() -> None:
     root, seen = Path(__file__).resolve().parent.parent.parent, set()
     for path in (
         "gratis/loader/decoding/cpu.py",
+        "gratis/loader/decoding/crop_graph.py",
         "gratis/loader/decoding/gpu.py",
         "benchmarks/report/stock.py",
         "benchmarks/report/correctness.py",
@@ -175,8 +179,38 @@ def test_every_argument_that_dali_gets_is_in_its_schema() -> None:
                     f"{path}, line {node.lineno}: {operator} has no {given - known}"
                 )
                 seen.add(operator)
-    assert {"decoders.image", "decoders.image_slice", "readers.webdataset"} <= seen
+    assert set(schemas) == seen
     assert "hw_decoder_load" in GetSchema("decoders__Image").GetArgumentNames()
+
+
+def test_a_decoder_s_own_output_is_one_tensor_wherever_its_images_lie() -> None:
+    """By a graph that ends with the decoder, as that of the decoded cache."""
+    from nvidia.dali import Pipeline, fn, types
+
+    pictures = [picture(number) for number in range(3)]
+    files = [np.frombuffer(encode(one, "jpeg"), np.uint8) for one in pictures]
+    pipeline = Pipeline(3, 1, None, exec_pipelined=False, exec_async=False)
+    with pipeline:
+        data = fn.external_source(source=lambda: files, batch=True, dtype=types.UINT8, ndim=1)
+        pipeline.set_outputs(fn.decoders.image(data, device="cpu"))
+    pipeline.build()
+    (images,) = pipeline.run()
+    wanted = [decode(file.tobytes()) for file in files]
+    assert np.array_equal(stacked(images).numpy(), np.stack(wanted))
+
+
+def test_a_batch_that_the_device_lacks_memory_for_is_told_from_one_with_a_bad_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All files can be decoded, on the CPU; the message of nvJPEG names a sample all the same."""
+    error, device = RuntimeError("Failed to decode sample #3"), torch.device("cuda", 0)
+    assert device_error(error, torch.device("cpu")) is error
+    for free, short in ((100 << 20, True), (20 << 30, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 << 30))
+        told = device_error(error, device)
+        assert ran_out(told) == short
+        assert "sample #3" in str(told)
+        assert ("105 of 85899 MB are free" in str(told)) == short
 
 
 def test_a_padded_last_batch_is_zeros_on_any_device(

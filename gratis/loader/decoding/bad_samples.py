@@ -6,22 +6,38 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from gratis.loader.decoding.crop_graph import crop_pipeline, dali_samples, rectangles
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
 
+SHORT_OF = 1 << 30  # bytes free on a device: what nvJPEG takes for a batch is less
+
 
 def replace_bad_samples(
-    reader: BatchReader, error: Exception, batches: list[EncodedBatch], plan: EpochPlan
+    reader: BatchReader, error: RuntimeError, batches: list[EncodedBatch], plan: EpochPlan
 ) -> list[EncodedBatch]:
     """The batches that DALI could not decode, read again without the samples that broke them, which
     go to the quarantine. GratisError naming shard, key and offset, where that is the policy; the
     error itself if no sample is bad."""
     bad = [reader.reject(one.wanted, one.ids, undecodable(one, plan)) for one in batches]
     if not any(bad):
-        raise error
+        raise device_error(error, plan.device)
     return [reader.read(plan, batch.wanted) for batch in batches]
+
+
+def device_error(error: RuntimeError, device: torch.device) -> RuntimeError:
+    """The error of a batch all of whose samples can be decoded, as the CPU has shown: the device's.
+    nvJPEG's decoder says of memory that it does not get that a sample failed."""
+    if device.type != "cuda":
+        return error
+    free, total = torch.cuda.mem_get_info(device)
+    if free > SHORT_OF:
+        return error
+    left = f"{free / 1e6:.0f} of {total / 1e6:.0f} MB are free"
+    message = f"out of memory on {device} ({left}), where DALI decodes: {error}"
+    return RuntimeError(message)
 
 
 def undecodable(batch: EncodedBatch, plan: EpochPlan) -> list[int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gratis.choices import Engine
 from gratis.loader.decoding import gpu
-from gratis.loader.decoding.bad_samples import undecodable
+from gratis.loader.decoding.bad_samples import device_error, undecodable
 from gratis.loader.decoding.cpu import BatchCrops, crops_of, decode
 from gratis.loader.decoding.crop_graph import crop_pipeline, dali_samples, rectangles
 from gratis.loader.decoding.dali_runner import DaliRunner
@@ -183,10 +183,10 @@ class CachedDecoder:
             return rows[good], torch.from_numpy(pixels[good])
         try:
             return rows, self._run(batch, plan)
-        except RuntimeError:
+        except RuntimeError as error:
             self._pipeline = None  # an error breaks it
             if not (bad := undecodable(batch, plan)):
-                raise
+                raise device_error(error, plan.device) from None
         kept = np.delete(np.arange(len(rows)), bad)
         return rows[kept], self._run(batch.select(kept), plan) if len(kept) else torch.empty(0)
 
@@ -196,10 +196,9 @@ class CachedDecoder:
             inputs = self._inputs  # not self: a pipeline is a cycle and would keep the cache alive
             self._pipeline = _whole_pipeline(lambda: inputs[0], plan, self._threads)
         (images,) = self._pipeline.run()
-        tensor = images.as_tensor()
         if plan.device.type == "cuda":
-            return torch.utils.dlpack.from_dlpack(tensor)
-        return torch.from_numpy(np.asarray(tensor))
+            return gpu.stacked(images)
+        return torch.from_numpy(np.asarray(images.as_tensor()))
 
 
 def _whole_plan(plan: EpochPlan) -> EpochPlan:

@@ -31,7 +31,7 @@ GPU_DECODER: dict[str, Any] = {  # arguments of a decoder on the GPU; one on the
     "jpeg_fancy_upsampling": True,
     # Not the hardware engine: it rounds otherwise than CUDA cores, and DALI gives it the samples
     # that stand first in a batch, so many as the first batch had: pixels would depend on the mesh
-    # and on where a run was resumed. What it would be worth is in `benchmarks.report`'s part 2.
+    # and on where a run was resumed. What it would be worth `gratis report` measures.
     "hw_decoder_load": 0.0,
     # DALI ties its threads to the first cores otherwise, in every rank to the same
     "affine": False,
@@ -76,6 +76,12 @@ def to_torch(tensor: Any, plan: EpochPlan) -> torch.Tensor:
     images: torch.Tensor = torch.utils.dlpack.from_dlpack(tensor)
     images = images.to(plan.config.dtype, copy=True)
     return images.movedim(-1, -3) if plan.config.layout == "channels_last" else images
+
+
+def stacked(images: Any) -> torch.Tensor:
+    """A decoder's own output as one tensor, copied on the current stream: of images of one shape,
+    which need not lie in one piece."""
+    return torch.stack([torch.utils.dlpack.from_dlpack(one) for one in images])
 
 
 def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:

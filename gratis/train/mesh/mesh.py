@@ -100,6 +100,7 @@ def connect(
     Collective. That one mesh computes the same bits again is promised for CPUs alone: cuDNN chooses
     among kernels, some of which add up in any order."""
     full_float32()
+    fastest_convolutions()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     device = device_of(local_rank)
@@ -144,6 +145,12 @@ def full_float32() -> None:
         torch.set_float32_matmul_precision("highest")
     # the compiler's advice to use them all the same
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+
+
+def fastest_convolutions() -> None:
+    """cuDNN tries its kernels for each shape that it meets, once, and keeps the fastest: training
+    has few shapes. Nothing on a CPU."""
+    torch.backends.cudnn.benchmark = True
 
 
 def listen_on_loopback(host: str, port: int) -> int | None:
