@@ -11,7 +11,7 @@ PYTEST_ARGS ?= $(if $(findstring tests/,$(ARGS)),,-n auto --dist worksteal)
 quoted = '$(subst ','\'',$(1))'
 flag = $(if $($(2)),$(1) $(call quoted,$($(2))))
 
-.PHONY: help install train paper shards status top bench report doctor quick test prove check clean
+.PHONY: help install train paper shards status top bench report doctor quick test prove mutants check clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ test: $(INSTALLED) ## run every test, in parallel; those that ARGS names by thei
 
 prove: $(INSTALLED) ## the long forms of the slow tests: minutes to hours. ARGS
 	@$(PY) -m pytest -m prove $(ARGS)
+
+mutants: $(INSTALLED) ## small changes of modules that the quick tests should see. ARGS='loader/plan.py --jobs 2'
+	@$(PY) -m benchmarks.mutants $(ARGS)
 
 check: $(INSTALLED) ## linters, types, every test. PYTEST_ARGS ARGS
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m pytest $(PYTEST_ARGS) $(ARGS)

@@ -75,3 +75,23 @@ def test_no_ranks_have_no_rates() -> None:
     assert throughput([]).headroom is None
     assert wait_fraction([]) is None
     assert startup([]) is None
+
+
+def test_sums_of_losses_leave_out_what_is_not_finite() -> None:
+    """Losses are means over steps and scores over images: the sums are weighted by these."""
+    good = {"steps": 4, "wall_s": 2.0, "images": 10, "loss": 1.5, "top1": 0.3, "loader": {}}
+    diverged = good | {"loss": None, "top1": None}
+    one, none = step_counters(good), step_counters(diverged)
+    assert one is not None
+    assert none is not None
+    assert (one.loss, one.loss_steps, one.hits, one.hit_images) == (6, 4, 3, 10)
+    assert (none.loss, none.loss_steps, none.hits, none.hit_images) == (0, 0, 0, 0)
+    assert (none.steps, none.images) == (4, 10)
+    for lacking in ({"steps": 0}, {"wall_s": 0.0}):
+        assert step_counters(good | lacking) is None
+
+
+def test_counters_are_of_steps_of_one_attempt() -> None:
+    step = {"kind": "step", "attempt": 2, "steps": 1, "wall_s": 2.0, "images": 3, "loader": {}}
+    others = [step | {"attempt": 1}, step | {"kind": "eval"}]
+    assert attempt_counters([step, *others, step, *others], 2).rest.images == 3

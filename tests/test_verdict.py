@@ -17,7 +17,7 @@ from gratis.server.top import screen
 from gratis.train.launcher.result import result, show
 from gratis.train.recipes import RECIPES
 from gratis.train.settings import Launch
-from gratis.verdict import judge
+from gratis.verdict import duration, judge, performance, rate
 
 
 def counters(**changed: float) -> Counters:
@@ -72,6 +72,15 @@ def counters(**changed: float) -> Counters:
         ([counters(exchange_s=2), counters(exchange_s=0.01)], "compute-bound", None, None),
         ([counters(exchange_s=0.5), counters(wall_s=12)], "straggler", None, 1),
         ([counters(exchange_s=0.49), counters(wall_s=12)], "compute-bound", None, None),
+        # much work of its own, but the others do not wait for it
+        (
+            [counters(exchange_s=3), counters(exchange_s=3.3, wall_s=12.4)],
+            "compute-bound",
+            None,
+            None,
+        ),
+        # of several the worst, whatever its place
+        ([counters(), counters(wall_s=18), counters(wall_s=13)], "straggler", None, 1),
         (
             [counters(exchange_s=5, wait_s=4), counters(exchange_s=1, wait_s=4)],
             "straggler",
@@ -92,10 +101,101 @@ def test_verdict_by_the_table(
     assert verdict.text
 
 
+def test_the_words_of_each_verdict() -> None:
+    """A thousand images in ten seconds are 100 images/s; with five seconds of work 200 could be."""
+    said = [
+        judge({}),
+        judge({0: counters()}, only_startup=Startup(1, 2)),
+        judge({0: counters(wait_s=5)}),
+        judge({0: counters(wait_s=5, decode_s=0, read_s=0)}),
+        judge({0: counters(wait_s=0.1)}),
+        judge({0: counters(wait_s=1)}),
+        judge({0: counters(wait_s=0, delivered=0)}),
+        judge({0: counters(wait_s=1, read_s=4), 1: counters(wait_s=5, read_s=4)}),
+        judge({0: counters(exchange_s=1), 1: counters(exchange_s=6)}),
+        judge({0: counters(), 1: counters(wall_s=12.5)}),
+    ]
+    assert [(one.title, one.text) for one in said] == [
+        ("Starting", "Nothing measured yet: the first interval of training is not over."),
+        (
+            "Starting",
+            "The start-up took 1.0 s until the first batch, then 2.0 s for the first step. Nothing "
+            "is measured beyond it.",
+        ),
+        (
+            "Input-bound: decode is too slow",
+            "Training waits for data 50% of the time and gets 100 images/s. Of the loader's work: "
+            "decode 75%, read 25%.",
+        ),
+        (
+            "Input-bound: the loader is too slow",
+            "Training waits for data 50% of the time and gets 100 images/s.",
+        ),
+        (
+            "Compute-bound: the loader keeps up",
+            "Training takes 100 images/s and waits for data 1.0% of the time. The loader could "
+            "deliver 250 images/s, 2.5 times that.",
+        ),
+        (
+            "Compute-bound, with pauses for data",
+            "Training takes 100 images/s and waits for data 10.0% of the time. The loader could "
+            "deliver 250 images/s, 2.5 times that. So it waits at single moments, as for an "
+            "epoch's first batch, not for want of speed.",
+        ),
+        (
+            "Compute-bound: the loader keeps up",
+            "Training takes 100 images/s and waits for data 0.0% of the time.",
+        ),
+        (
+            "Straggler: rank 1 holds the others back",
+            "Rank 1 waits for data 50% of the time, the others 10%: all wait for it. Of the "
+            "loader's work: read 57%, decode 43%.",
+        ),
+        (
+            "Straggler: rank 0 holds the others back",
+            "Rank 0 works 900 ms on a step, the others 400 ms; they spend 60% of the time in "
+            "exchanges, waiting for it.",
+        ),
+        (
+            "Straggler: rank 1 holds the others back",
+            "Rank 1 takes 1,250 ms a step, the others 1,000 ms.",
+        ),
+    ]
+
+
+def test_units_of_time_and_speed() -> None:
+    texts = {0: "0 s", 119: "119 s", 120: "2 minutes", 121: "2 minutes", 600: "10 minutes"}
+    texts |= {7199: "120 minutes", 7200: "2.0 hours", 9000: "2.5 hours"}
+    assert {seconds: duration(seconds) for seconds in texts} == texts
+    speeds: dict[float | None, str] = {0.04: "0.0 images/s", 99.94: "99.9 images/s"}
+    speeds |= {None: "an unknown number of images/s", 100.2: "100 images/s"}
+    speeds |= {12345.6: "12,346 images/s"}
+    assert {speed: rate(speed) for speed in speeds} == speeds
+
+
+def test_a_run_s_performance_is_of_the_newest_counters() -> None:
+    """Over `recent` where it is given, and named as stalled or starting if it is that."""
+    attempt = AttemptCounters()
+    attempt.add(counters(wall_s=3, wait_s=2))
+    attempt.add(counters(wait_s=0.1))
+    told = performance({0: attempt}, {0: counters(images=500, wait_s=0.2)})
+    assert (told.speed.trainer, told.wait_fraction) == (50, 0.02)
+    assert told.speed.delivered == 100
+    assert told.startup == (2, 1)
+    assert told.verdict.kind == "compute-bound"
+    whole = performance({0: attempt})
+    assert (whole.speed.trainer, whole.wait_fraction) == (100, 0.01)
+    assert performance({0: attempt}, stalled_s=130).verdict.kind == "stalled"
+    # another rank is still to take its first step
+    assert performance({0: attempt}, complete=False).verdict.kind == "starting"
+    assert "Nothing measured yet" in performance({0: attempt}, complete=False).verdict.text
+    assert wait_fraction([counters(wait_s=11)]) == 1
+
+
 def test_a_stalled_run_says_for_how_long() -> None:
     verdict = judge({0: counters()}, stalled_s=600, only_startup=Startup(1, 2))
-    assert verdict.kind == "stalled"
-    assert "10 minutes" in verdict.text
+    assert (verdict.kind, verdict.title) == ("stalled", "Stalled")
+    assert verdict.text == "No event for 10 minutes: it hangs or is suspended."
 
 
 def test_rates_by_hand() -> None:

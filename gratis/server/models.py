@@ -226,8 +226,8 @@ class IntervalStatus(StatusModel):
     """A range of training steps, added up over the ranks: one point of the charts."""
 
     first_step: int = Field(
-        description="the first of its training steps; a later interval that begins there or before "
-        "replaces this one"
+        description="where its range of steps begins, by the last step of each record in it; a "
+        "later interval that begins there or before replaces this one"
     )
     step: int = Field(description="training steps taken at its end")
     epoch: int = Field(description="epoch, from 0")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +104,45 @@ def test_two_are_kept_and_what_cannot_go_does_no_harm(tmp_path: Path, arrays: Ar
     (tmp_path / "step-00000000").write_text("no folder: removing it as one fails")
     write(tmp_path, arrays, of_step(4))
     assert latest(tmp_path) == tmp_path / "step-00000004"
+
+
+def test_a_folder_that_a_killed_write_left_is_replaced(tmp_path: Path, arrays: Arrays) -> None:
+    """It was renamed, and `latest` not yet flipped: training comes by that step again."""
+    for step in (1, 2):
+        write(tmp_path, arrays, of_step(step))
+    (tmp_path / "latest").write_text("step-00000001")
+    (tmp_path / "step-00000002" / "left").write_text("by the killed one")
+    write(tmp_path, arrays, replace(of_step(2), seed=5))
+    assert latest(tmp_path) == tmp_path / "step-00000002"
+    assert read_state(tmp_path / "step-00000002").seed == 5
+    assert not (tmp_path / "step-00000002" / "left").exists()
+
+
+def test_the_newest_whole_one_is_taken_of_several(
+    tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "KEEP", 4)
+    for step in (1, 2, 3, 4):
+        write(tmp_path, arrays, of_step(step))
+    for step in (4, 3):
+        flip_a_bit(tmp_path / f"step-{step:08d}" / "network.safetensors", 0.9)
+    found, messages = undamaged(tmp_path)
+    assert found == tmp_path / "step-00000002"
+    assert len(messages) == 2
+
+
+def test_a_checkpoint_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
+    """By the whole hash, not by the digits that the message shows."""
+    state = replace(of_step(1), dataset="0123456789", architecture={"crop": 224, "towers": 2})
+    fitting: dict[str, Any] = {"architecture": {"crop": 224}, "classes": 5, "dataset": "0123456789"}
+    checkpoint.check_fits(tmp_path, state, **fitting)
+    for wrong, words in (
+        ({"dataset": "0123456780"}, "was trained on dataset 01234567, not on 01234567"),
+        ({"classes": 6}, "has 5 classes, the dataset 6"),
+        ({"architecture": {"crop": 224, "towers": 1}}, "has towers 2, the recipe 1"),
+    ):
+        with pytest.raises(GratisError, match=f"{words}; choose another --run"):
+            checkpoint.check_fits(tmp_path, state, **fitting | wrong)
 
 
 def test_a_damaged_state_names_the_way_out(tmp_path: Path, arrays: Arrays) -> None:

@@ -116,6 +116,7 @@ def test_dexp250() -> None:
     assert [rates(recipe, step, 100)["biases"] for step in (4500, 4501)] == pytest.approx(
         [0.02, 0.002]
     )
+    assert rates(recipe, 9300, 100)["weights"] == pytest.approx(0.00004)  # beyond the end
 
 
 def test_cosine_warms_up_and_ends_near_zero() -> None:
@@ -124,6 +125,44 @@ def test_cosine_warms_up_and_ends_near_zero() -> None:
     assert path[0] == pytest.approx(SAMPLE.rate / SAMPLE.warmup_steps)
     assert max(path) == pytest.approx(SAMPLE.rate, rel=0.1)
     assert 0 < path[-1] < 1e-3 * SAMPLE.rate
+    assert rates(SAMPLE, 0, 32)["biases"] == pytest.approx(2 * SAMPLE.rate / 50)
+    assert [rates(SAMPLE, last + 1 + more, 32)["weights"] for more in (0, 500)] == [0, 0]
+
+
+def test_each_kind_has_its_rate() -> None:
+    """Of fine-tuning: the convolutions learn at a tenth, conv1 from two thirds on at a thousandth
+    of the first rate at most, and from three quarters on not at all."""
+    recipe = replace(
+        RELEASED, conv_rate=0.1, epochs=12, drops=(0.5,), conv1_slow=2 / 3, conv1_frozen=0.75
+    )
+    expected = {
+        0: (1e-2, 2e-2, 1e-3, 2e-3, 1e-3, 2e-3),
+        6: (1e-3, 2e-2, 1e-4, 2e-3, 1e-4, 2e-3),
+        8: (1e-3, 2e-2, 1e-4, 2e-3, 1e-5, 2e-3),
+        9: (1e-3, 2e-2, 1e-4, 2e-3, 0, 0),
+    }
+    names = "weights biases conv_weights conv_biases conv1_weights conv1_biases".split()
+    for epoch, values in expected.items():
+        for step in (0, 6) if epoch else (0,):
+            found = rates(recipe, epoch * 7 + step, 7)
+            assert found == pytest.approx(dict(zip(names, values, strict=True))), epoch
+
+
+def test_conv1_is_never_quicker_for_being_slow() -> None:
+    """Where the schedule has fallen below a thousandth of the first rate."""
+    recipe = replace(RELEASED, schedule="cosine", conv1_slow=0.5, conv1_frozen=None, epochs=10)
+    found = [rates(recipe, step, 100) for step in range(500, 1000)]
+    assert all(one["conv1_weights"] <= one["conv_weights"] for one in found)
+    assert found[0]["conv1_weights"] == pytest.approx(1e-5)
+    assert found[-1]["conv1_weights"] == found[-1]["weights"] < 1e-6
+
+
+@pytest.mark.parametrize(("epochs", "mark"), [(7, 3), (11, 5), (49, 23), (90, 51)])
+def test_a_drop_comes_with_the_epoch_that_it_names(epochs: int, mark: int) -> None:
+    recipe = replace(RELEASED, epochs=epochs, drops=(mark / epochs,), conv1_slow=mark / epochs)
+    for steps in (1, 3, 1251, 10009):
+        before, after = (rates(recipe, mark * steps + k, steps)["weights"] for k in (-1, 0))
+        assert (before, after) == (pytest.approx(0.01), pytest.approx(0.001))
 
 
 def test_plateau_divides_three_times_when_the_error_stands_still() -> None:
@@ -136,6 +175,8 @@ def test_plateau_divides_three_times_when_the_error_stands_still() -> None:
     # a better one starts the count anew
     assert drops([0.9, 0.95, 0.8, 0.85, 0.85, 0.79, 0.8, 0.8], 2) == 2
     assert drops([0.9] * 50, 2) == 3
+    # and so does a drop
+    assert [drops([0.9] * count, 3) for count in (3, 4, 6, 7)] == [0, 1, 1, 2]
     recipe = replace(PAPER, patience=2)
     assert recipe.schedule == "plateau"
     for errors, rate in (([0.9, 0.8], 0.01), ([0.9] * 3, 0.001), ([0.9] * 50, 1e-5)):
@@ -205,3 +246,25 @@ def test_shares_of_loss_add_up_to_the_mean_over_samples() -> None:
         nn.functional.cross_entropy(logits[:5], labels[:5]).item(), rel=1e-6
     )
     assert [valid_rows(step, 8, 21) for step in range(3)] == [8, 8, 5]
+
+
+def test_losses_and_scores_are_as_exact_as_their_logits() -> None:
+    logits = torch.tensor([[1.0, 1.0 + 1e-12]], dtype=torch.float64)
+    label = torch.tensor([1])
+    assert share_of_loss(logits, label, 1).dtype == torch.float64
+    assert share_of_loss(logits.bfloat16(), label, 1).dtype == torch.float32
+    averaged = average_views(logits.float(), 1)
+    assert averaged.dtype == score_sums(averaged, label).dtype == torch.float64
+    assert average_views(logits, 1)[0, 1] > 0.5
+
+
+def test_an_impossible_label_costs_a_finite_loss() -> None:
+    """A probability that underflows is no divergence: 300 ln 10 at most."""
+    sums = score_sums(torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([1]))
+    assert scores(sums).nll == pytest.approx(690.8, abs=0.1)
+
+
+def test_top_5_is_five() -> None:
+    probabilities = torch.tensor([[0.3, 0.2, 0.15, 0.14, 0.12, 0.09]], dtype=torch.float64)
+    found = [scores(score_sums(probabilities, torch.tensor([label]))) for label in (0, 1, 4, 5)]
+    assert [(one.top1, one.top5) for one in found] == [(1, 1), (0, 1), (0, 1), (0, 0)]

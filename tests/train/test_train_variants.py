@@ -19,7 +19,7 @@ from gratis.train.network.dropout import DropoutKey
 from gratis.train.network.layers import plan
 from gratis.train.optimiser import Optimiser
 from gratis.train.rank import training_config
-from gratis.train.recipes import RECIPES, RELEASED, Recipe
+from gratis.train.recipes import RECIPES, RELEASED, TORCHVISION, Recipe
 from gratis.train.schedule import rates
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -89,6 +89,24 @@ def test_a_variant_is_what_its_plan_says(name: str) -> None:
         p.grad is not None and p.grad.isfinite().all() and p.grad.any()
         for p in network.parameters()
     )
+
+
+def test_the_successor_of_a_removed_layer_takes_its_exchange_over() -> None:
+    """Who reads both towers: fc6 to fc8, and conv3 or what comes in its place."""
+    variants: dict[str, dict[str, Any]] = {name: {"without": name} for name in ("conv3", "conv4")}
+    for removed, reader in (("none", "conv3"), ("conv3", "conv4"), ("conv4", "conv3")):
+        layers = plan(replace(RELEASED, **variants.get(removed, {})), 10)
+        reading = {name for name, spec in layers.items() if spec.groups == 1}
+        assert reading == {"conv1", reader, "fc6", "fc7", "fc8"}, removed
+
+
+def test_torch_s_initial_values_are_within_torch_s_bound() -> None:
+    network = AlexNet(replace(TORCHVISION, width=1 / 8), 10)
+    parameters = dict(network.named_parameters())
+    for name, fan_in in (("fc6", parameters["fc6.weight"].shape[1]), ("conv1", 3 * 11 * 11)):
+        weight, bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+        assert max(weight.abs().max().item(), bias.abs().max().item()) <= fan_in**-0.5
+        assert weight.std().item() == pytest.approx((3 * fan_in) ** -0.5, rel=0.02)
 
 
 def test_pools_without_overlap_keep_the_released_sizes() -> None:  # trap 21

@@ -1,0 +1,194 @@
+"""Mutation testing: careless changes, one at a time, that the quick tests should see.
+
+    python -m benchmarks.mutants loader/plan.py train/schedule.py
+
+mutmut, which is installed in a temporary folder, makes the changes in a copy of the checkout, and
+runs for each the quick tests that reach it: those of the module's room and of the ground floor, or
+the ones given by --tests. The table counts, of each module, the mutants and those that some test
+saw; then come the survivors, as differences. Named equivalents (`equivalent_mutants.txt`), which
+compute the same, are not counted. Exit code 1 below --least.
+
+A module that Numba compiles cannot be changed this way."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+MUTMUT = "mutmut==3.8.1"
+EQUIVALENTS = Path(__file__).with_name("equivalent_mutants.txt")
+QUICK = "not starts and not slow"
+# of the whole tree as text: they would see every change, and say nothing of it
+OF_THE_TREE = ("tests/test_house.py", "tests/test_readme.py", "tests/test_package.py")
+SEEN = (1, 3, 36, 24, -24, 152, 255)  # a test failed, or never came to an end
+UNREACHED = (5, 33)
+
+
+class Outcome(NamedTuple):
+    """Of one module's mutants: how many, how many no test saw, and these by name."""
+
+    module: str
+    mutants: int
+    equivalent: int
+    survivors: list[str]
+    unreached: int
+
+    @property
+    def share(self) -> float:
+        return 1 - len(self.survivors) / self.mutants if self.mutants else 1.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("modules", nargs="+", help="below gratis/, as loader/plan.py")
+    parser.add_argument("--tests", nargs="+", help="test files or folders instead of the room's")
+    parser.add_argument("--least", type=float, default=0.0, help="share that must be seen, 0 to 1")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants tried at a time")
+    parser.add_argument("--quiet", action="store_true", help="the table without the survivors")
+    options = parser.parse_args()
+    modules = [f"gratis/{name.removeprefix('gratis/')}" for name in options.modules]
+    for module in modules:
+        if not (ROOT / module).is_file():
+            parser.error(f"there is no {module}")
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copy, tool = Path(folder) / "gratis", Path(folder) / "mutmut"
+        copy_checkout(copy)
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tool)]
+        wanted = (MUTMUT, "click", "coverage", "libcst", "setproctitle", "textual", "pyyaml")
+        subprocess.run([*pip, *wanted, "rich", "typing_extensions"], check=True)
+        configure(copy, modules, options.tests or tests_of(modules))
+        mutmut = command(tool)
+        ran = subprocess.run(
+            [*mutmut, "run", "--max-children", str(options.jobs)],
+            cwd=copy,
+            env=environment(tool),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        outcomes = [outcome_of(copy, module, mutmut, environment(tool)) for module in modules]
+        if not any(one.mutants for one in outcomes):
+            print(ran.stdout.decode(errors="replace").split("\r")[-1][-4000:], file=sys.stderr)
+            return 2
+        if not options.quiet:
+            for one in outcomes:
+                for difference in one.survivors:
+                    print(difference)
+    print(
+        "| module | mutants | equivalent | seen | reached by no quick test |\n|---|---|---|---|---|"
+    )
+    for one in outcomes:
+        seen = f"{one.mutants - len(one.survivors)}, {one.share:.0%}"
+        print(f"| {one.module} | {one.mutants} | {one.equivalent} | {seen} | {one.unreached} |")
+    return int(any(one.share < options.least for one in outcomes))
+
+
+def tests_of(modules: list[str]) -> list[str]:
+    """The rooms' folders of tests, and what tests the ground floor."""
+    rooms = {Path(module).parts[1] for module in modules if len(Path(module).parts) > 2}
+    ground = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*.py")}
+    return sorted({f"tests/{room}" for room in rooms} | ground.difference(OF_THE_TREE))
+
+
+def copy_checkout(copy: Path) -> None:
+    """The files that git knows or would add, and the compiled engine."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    engine = [str(path.relative_to(ROOT)) for path in (ROOT / "gratis").rglob("*.so")]
+    for name in [*filter(None, names.split("\0")), *engine]:
+        source, target = ROOT / name, copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink():
+            target.symlink_to(os.readlink(source))
+        elif source.is_file():
+            target.write_bytes(source.read_bytes())
+
+
+def configure(copy: Path, modules: list[str], tests: list[str]) -> None:
+    beside = sorted(path.name for path in copy.iterdir() if path.name not in ("gratis", ".git"))
+    # under mutmut a test runs many times in one process
+    ignored = [f"--ignore={name}" for name in OF_THE_TREE]
+    lines = {
+        "source_paths": ["gratis"],
+        "only_mutate": modules,
+        "also_copy": [name for name in beside if not (copy / name).is_symlink()],
+        "pytest_add_cli_args_test_selection": tests,
+        "pytest_add_cli_args": ["-m", QUICK, "-p", "no:cacheprovider", *ignored],
+    }
+    section = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
+    with (copy / "pyproject.toml").open("a") as file:
+        file.write(f"\n[tool.mutmut]\n{section}use_git_change_detection = false\n")
+
+
+def command(tool: Path) -> list[str]:
+    start = f"import sys; sys.path.append({str(tool)!r}); from mutmut.__main__ import cli; cli()"
+    return [sys.executable, "-c", start]
+
+
+def environment(tool: Path) -> dict[str, str]:
+    # a process that is forked has none of its parent's threads
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tool), "GRATIS_MUTANTS": "1"}
+
+
+def outcome_of(copy: Path, module: str, mutmut: list[str], environment: dict[str, str]) -> Outcome:
+    meta = copy / "mutants" / f"{module}.meta"
+    codes: dict[str, int] = (
+        json.loads(meta.read_text())["exit_code_by_key"] if meta.exists() else {}
+    )
+    survivors, equivalents = [], 0
+    named = known_equivalents(module)
+    for name, code in codes.items():
+        if code in SEEN:
+            continue
+        shown = subprocess.run(
+            [*mutmut, "show", name],
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+        change = changed_lines(shown)
+        if named[change]:
+            named[change] -= 1
+            equivalents += 1
+        else:
+            reached = "reached by no quick test" if code in UNREACHED else "survived"
+            survivors.append(f"{module}: {name.rpartition('.')[2]}: {reached}\n{change}\n")
+    unreached = sum(code in UNREACHED for code in codes.values())
+    return Outcome(module, len(codes) - equivalents, equivalents, survivors, unreached)
+
+
+def changed_lines(difference: str) -> str:
+    """Of a difference in the form of diff -u, what goes and what comes."""
+    lines = difference.splitlines()
+    return "\n".join(
+        line[0] + " " + line[1:].strip()
+        for line in lines
+        if line[:1] in "+-" and not line.startswith(("+++", "---"))
+    )
+
+
+def known_equivalents(module: str) -> Counter[str]:
+    """Of a module, from paragraphs of the file: its name, a reason, then the change."""
+    found: Counter[str] = Counter()
+    text = EQUIVALENTS.read_text() if EQUIVALENTS.exists() else ""
+    for paragraph in text.split("\n\n"):
+        name, _, rest = paragraph.strip().partition("\n")
+        if name.partition(":")[0] == module:
+            found[rest] += 1
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

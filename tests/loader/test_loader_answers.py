@@ -1,0 +1,188 @@
+"""Batches against answers that the loader has no part in: pictures that NumPy cuts out, draws from
+the plan's own numbers, files that change while they are open."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from batches import epoch
+from handmade import picture, rotten, statistics, write_dataset
+from numpy.typing import NDArray
+
+from gratis.dataset import MANIFEST, index_name, read_index, read_manifest
+from gratis.errors import GratisError
+from gratis.loader import Loader, LoaderConfig, plan
+from gratis.loader.reading import batch_reader
+from gratis.loader.reading.shard_reader import ShardReader
+
+SIZE, COUNT = 64, 101
+
+
+def make(root: Path, split: str = "train", **options: Any) -> Loader:
+    config = {"batch_size": 12, "crop": 48, "threads": 1} | options
+    return Loader(root, split, LoaderConfig(**config))
+
+
+def ids_of(loader: Loader) -> list[int]:
+    return [int(sample) for _, _, ids in loader for sample in ids]
+
+
+def cut(number: int, draws: plan.Draws, row: int, side: int) -> NDArray[np.uint8]:
+    """Of a picture that is stored as it is, uint8 [3,side,side]."""
+    y, x = int(draws.y[row]), int(draws.x[row])
+    part = picture(number)[y : y + side, x : x + side]
+    part = part[:, ::-1] if draws.flip[row] else part
+    return np.ascontiguousarray(part.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("order", ["full", "window"])
+def test_no_two_epochs_have_one_order(jpeg_dataset: Path, order: str) -> None:
+    loader = make(jpeg_dataset, order=order, window=2)
+    orders = [ids_of(loader) for _ in range(3)]
+    assert all(sorted(one) == list(range(COUNT)) for one in orders)
+    assert len({tuple(one) for one in orders}) == 3
+
+
+def test_every_image_is_the_part_that_was_drawn(raw_dataset: Path) -> None:
+    loader = make(raw_dataset, normalize=None, dtype=torch.uint8, seed=5)
+    loader.set_epoch(2)
+    for images, labels, ids in epoch(loader):
+        draws = plan.draws(5, 2, ids.numpy(), SIZE - 48 + 1)
+        for row, sample in enumerate(ids.tolist()):
+            assert np.array_equal(images[row].numpy(), cut(sample, draws, row, 48))
+            assert labels[row] == sample % 7
+
+
+@pytest.mark.parametrize("crop", [47, 48])
+def test_the_centre_and_its_mean_where_the_margin_is_odd(tmp_path: Path, crop: int) -> None:
+    """64 - 47 = 17: 8 pixels before the crop and 9 behind, as released; 64 - 48 = 16."""
+    pictures = [picture(number) for number in range(14)]
+    root = write_dataset(tmp_path / "raw", pictures, codec="raw")
+    config = LoaderConfig.alexnet(augment=False, crop=crop, batch_size=7)
+    mean = statistics(pictures).mean
+    inside = slice(8, 8 + crop)
+    with Loader(root, "train", config) as loader:
+        for images, _, ids in epoch(loader):
+            for row, sample in enumerate(ids.tolist()):
+                expected = (
+                    pictures[sample].astype(np.float32)[inside, inside] - mean[inside, inside]
+                )
+                np.testing.assert_allclose(
+                    images[row].numpy(), expected.transpose(2, 0, 1), atol=1e-3
+                )
+    assert [plan.centre_view(positions).y[0] for positions in (1, 2, 30, 33)] == [0, 0, 14, 16]
+
+
+def test_a_stand_in_is_cut_as_the_missing_sample_would_have_been(tmp_path: Path) -> None:
+    root = rotten(tmp_path, 17, 42, codec="raw")
+    options: dict[str, Any] = {"normalize": None, "dtype": torch.uint8, "seed": 3}
+    loader = make(root, bad_samples="quarantine", **options)
+    wanted = plan.order(3, 0, COUNT)
+    images, _, ids = (torch.cat(parts) for parts in zip(*epoch(loader), strict=True))
+    replaced = np.flatnonzero(ids.numpy() != wanted)
+    assert sorted(wanted[replaced]) == [17, 42]
+    draws = plan.draws(3, 0, wanted, SIZE - 48 + 1)
+    for row in replaced.tolist():
+        assert np.array_equal(images[row].numpy(), cut(int(ids[row]), draws, row, 48))
+
+
+def test_what_dali_alone_refuses_costs_nobody_else_a_pixel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the bytes look sound: the batches that DALI had begun are made again, each label and id
+    beside its own image."""
+    monkeypatch.setattr(batch_reader, "is_decodable", lambda *_: True)
+    bad = (17, 42)
+    root = rotten(tmp_path, *bad)
+    sound = make(write_dataset(tmp_path / "sound", [picture(i) for i in range(COUNT)]), seed=3)
+    loader = make(root, bad_samples="quarantine", engine="dali", seed=3)
+    for _ in range(2):
+        images, labels, ids = (torch.cat(parts) for parts in zip(*epoch(loader), strict=True))
+        expected = [torch.cat(parts) for parts in zip(*epoch(sound), strict=True)]
+        others = ~torch.isin(expected[2], torch.tensor(bad))
+        for found, right in zip((images, labels, ids), expected, strict=True):
+            assert torch.equal(found[others], right[others])
+        assert torch.equal(labels, ids % 7)
+        assert set(loader.quarantined) == set(bad)
+
+
+def test_a_state_belongs_to_its_split(jpeg_dataset: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "two"))
+    manifest = read_manifest(root)
+    splits = {"train": manifest.splits["train"], "val": manifest.splits["train"]}
+    shutil.copy(root / index_name("train"), root / index_name("val"))
+    (root / MANIFEST).write_bytes(replace(manifest, splits=splits).to_json())
+    state = make(root).state_dict()
+    with pytest.raises(GratisError, match="has split 'train', this loader 'val'"):
+        make(root, "val").load_state_dict(state)
+
+
+def test_a_state_that_is_loaded_ends_the_epoch_that_is_under_way(jpeg_dataset: Path) -> None:
+    loader = make(jpeg_dataset)
+    before = threading.active_count()
+    batches = iter(loader)
+    next(batches)
+    assert threading.active_count() > before
+    loader.load_state_dict({**loader.state_dict(), "epoch": 3, "step": 8})
+    assert threading.active_count() == before
+    with pytest.raises(RuntimeError, match="this epoch was closed"):
+        next(batches)
+    assert len(ids_of(loader)) == COUNT - 8 * 12
+
+
+def reader_of(root: Path) -> ShardReader:
+    return ShardReader(root, read_manifest(root).splits["train"], read_index(root, "train"))
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_shard_that_is_cut_while_it_is_open_is_named(jpeg_dataset: Path, tmp_path: Path) -> None:
+    """The rest of the buffer would be another batch's bytes."""
+    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "cut"))
+    reader, index = reader_of(root), read_index(root, "train")
+    reader.read(np.array([0]))
+    os.truncate(root / "train-00000.tar", int(index.offset[9]) + 10)
+    reader.read(np.array([8]))
+    with pytest.raises(GratisError, match=r"train-00000\.tar ends inside a sample"):
+        reader.read(np.array([8, 9]))
+    reader.close()
+
+
+def test_a_shard_that_is_refused_is_not_left_open(jpeg_dataset: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "longer"))
+    with (root / "train-00001.tar").open("ab") as file:
+        file.write(bytes(512))
+    reader = reader_of(root)
+    reader.read(np.array([0]))
+    before = open_files()
+    for _ in range(3):
+        with pytest.raises(GratisError, match=r"train-00001\.tar has"):
+            reader.read(np.array([10]))
+    assert open_files() == before
+    reader.close()
+    assert open_files() == before - 1
+
+
+def test_parts_have_the_area_and_the_shape_that_were_asked_for() -> None:
+    """By ranges that are not symmetric: shares from 0.2 to 0.4, and half as wide again as high, at
+    least. Each end of a range is nearly reached, and every part of the image is."""
+    y, x, height, width = plan.boxes(1, 0, np.arange(20_000), 256, (0.2, 0.4), (1.5, 2.0))
+    share, shape = height * width / 256**2, width / height
+    assert 0.198 < share.min() < 0.205
+    assert 0.395 < share.max() < 0.403
+    assert 1.48 < shape.min() < 1.52
+    assert 1.97 < shape.max() < 2.03
+    assert share.mean() == pytest.approx(0.3, abs=0.005)
+    assert np.log(shape).mean() == pytest.approx(np.log(3) / 2, abs=0.005)
+    assert (y.min(), x.min()) == (0, 0)
+    assert ((y + height).max(), (x + width).max()) == (256, 256)

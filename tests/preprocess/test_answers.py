@@ -1,0 +1,157 @@
+"""The shard stage's arithmetic and order against answers worked out by hand."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from gratis.dataset import Manifest, read_index
+from gratis.errors import GratisError
+from gratis.image import Reject, central_box, to_image
+from gratis.preprocess.output.receipt import ShardReceipt, write_receipt
+from gratis.preprocess.output.shard_writer import ShardWriter
+from gratis.preprocess.output.store import WORK, LocalStore
+from gratis.preprocess.stages.publish import publish
+from gratis.preprocess.statistics import Accumulator, no_sums
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "longer", "start"),
+    [
+        (500, 333, 96, 16),  # 96.1
+        (375, 251, 96, 16),  # 95.6: to the nearest, not down
+        (193, 128, 97, 16),  # 96.5: half up; 33 / 2 is cut
+        (640, 333, 123, 29),  # 123.003
+    ],
+)
+def test_the_longer_side_is_rounded_to_the_nearest(
+    width: int, height: int, longer: int, start: int
+) -> None:
+    """A picture of `longer` x 64 pixels, of which 64 columns are kept, back in its own pixels."""
+    left, right = start * width / longer, (start + 64) * width / longer
+    assert central_box(width, height, 64) == pytest.approx((left, 0, right, height))
+    assert central_box(height, width, 64) == pytest.approx((0, left, height, right))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    sum_of = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + sum_of
+
+
+def test_too_many_pixels_are_refused_by_the_header() -> None:
+    """108 million: fewer than Pillow's own limit, and 324 MB."""
+    header = struct.pack(">IIBBBBB", 12_000, 9_000, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    with pytest.raises(Reject, match="12000 x 9000 pixels") as caught:
+        to_image(png)
+    assert caught.value.kind == "too-large"
+
+
+def test_a_gzip_stream_without_its_end_is_truncated() -> None:
+    """The picture in it is whole; what vouches for it is not there."""
+    buffer = io.BytesIO()
+    Pillow.new("RGB", (40, 30), (200, 100, 50)).save(buffer, "JPEG")
+    whole = gzip.compress(buffer.getvalue())
+    assert "gzip" in to_image(whole).conversions
+    with pytest.raises(Reject) as caught:
+        to_image(whole[:-8])
+    assert caught.value.kind == "truncated"
+
+
+@pytest.mark.parametrize("size", [300, 301])
+def test_rows_longer_than_float32_sums_exactly(size: int) -> None:
+    """301 products of 255 * 255 are an odd number above 2**24."""
+    accumulator = Accumulator(size)
+    accumulator.add(np.full((size, size, 3), 255, np.uint8))
+    assert (accumulator.sums().products == 65_025 * size * size).all()
+
+
+@pytest.mark.parametrize("size", [1, 7168, 7680, 8192, 8704])
+def test_an_archive_ends_with_two_blocks_of_zeros(size: int) -> None:
+    """Sizes with which the samples end before, at and behind a record's last two blocks."""
+    file, expected = io.BytesIO(), io.BytesIO()
+    writer = ShardWriter(file, "jpg")
+    writer.add("a", bytes(size), 7)
+    writer.close()
+    with tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in (("a.jpg", bytes(size)), ("a.cls", b"7")):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode, member.uname, member.gname = (
+                len(data),
+                0o644,
+                "gratis",
+                "gratis",
+            )
+            tar.addfile(member, io.BytesIO(data))
+    assert file.getvalue() == expected.getvalue()
+    assert file.getvalue().endswith(bytes(1024))
+    assert len(file.getvalue()) % 10_240 == 0
+
+
+def published(tmp_path: Path, samples: dict[str, int]) -> tuple[Path, Manifest]:
+    """A dataset of shards of so many samples each, labels and sizes counted through them; 0: every
+    file was rejected."""
+    root = tmp_path / "out"
+    (root / WORK).mkdir(parents=True)
+    store = LocalStore(str(root))
+    number = 0
+    for name, count in samples.items():
+        (root / f"{name}.tar").write_bytes(bytes(100 + count))
+        (root / f"{name}.idx").write_bytes(b"")
+        rows = np.arange(number, number + count)
+        receipt = ShardReceipt(
+            offset=(512 * rows).astype(np.int64),
+            size=(rows + 1).astype(np.int32),
+            label=(rows % 3).astype(np.int32),
+            bytes=100 + count,
+            sha256="0" * 64,
+            conversions={"gzip": count} if count else {},
+            rejects=[] if count else [{"split": "train", "file": name, "kind": "empty"}],
+            sums=no_sums(8)._replace(images=count),
+        )
+        write_receipt(store, name, receipt)
+        number += count
+    draft = Manifest(
+        format=2,
+        image_size=8,
+        codec="jpeg",
+        quality=95,
+        seed=0,
+        samples_per_shard=4,
+        source="handmade",
+        tools={},
+        splits={},
+        stats_sha256="",
+        classes=(),
+    )
+    return root, publish(store, draft, {"train": list(samples)}, max_rejects=1)
+
+
+def test_after_a_shard_that_was_rejected_whole_rows_name_their_own(tmp_path: Path) -> None:
+    """Its archive goes, and the numbers of those behind it move up."""
+    root, manifest = published(tmp_path, {"train-00000": 2, "train-00001": 0, "train-00002": 3})
+    split = manifest.splits["train"]
+    assert [shard.name for shard in split.shards] == ["train-00000.tar", "train-00002.tar"]
+    assert [shard.samples for shard in split.shards] == [2, 3]
+    index = read_index(root, "train", split.index_sha256)
+    assert index.shard.tolist() == [0, 0, 1, 1, 1]
+    assert index.size.tolist() == [1, 2, 3, 4, 5]
+    assert index.offset.tolist() == [0, 512, 1024, 1536, 2048]
+    assert index.label.tolist() == [0, 1, 2, 0, 1]
+    assert (split.rejects, split.conversions) == ({"empty": 1}, {"gzip": 5})
+    assert {path.name for path in root.glob("*.tar")} == {"train-00000.tar", "train-00002.tar"}
+    assert not (root / "train-00001.idx").exists()
+
+
+def test_more_rejects_than_allowed_publish_nothing(tmp_path: Path) -> None:
+    with pytest.raises(GratisError, match="2 files cannot be used"):
+        published(tmp_path, {"train-00000": 2, "train-00001": 0, "train-00002": 0})
+    assert not (tmp_path / "out" / "manifest.json").exists()
