@@ -82,6 +82,8 @@ class LoaderBench:
     """Of each decoder, or worker processes. Default: one per core."""
     only: tuple[str, ...] = ()
     """Peers to measure. Default: all that are installed."""
+    without: tuple[str, ...] = ()
+    """Measurements to leave out, as work:name, such as resized:ffcv."""
     records: Path | None = None
     """File for every measurement as a line of JSON. Default: none."""
 
@@ -129,7 +131,12 @@ def _commands(options: LoaderBench, scratch: Path) -> dict[Key, Command]:
         for name in LIMITS:
             settings = name, crop_of(scratch / "usual"), numbers[0], LIMIT_S, *tars
             commands["crop", name] = [str(limit), *map(str, settings)]
-    return {key: command for key, command in commands.items() if key[0] in options.works}
+    left_out = {tuple(pair.split(":")) for pair in options.without}
+    return {
+        key: command
+        for key, command in commands.items()
+        if key[0] in options.works and key not in left_out
+    }
 
 
 def _usable_peers(options: LoaderBench, scratch: Path) -> dict[str, str]:

@@ -61,12 +61,15 @@ def _stages(records: dict[str, list[Record]]) -> Table:
     title = "where our time goes, beside bare libjpeg-turbo"
     table = Table("stage", "CPU s per 1,000", "ours over it", title=title)
     costs = {name: [record["cost"] for record in each] for name, each in records.items()}
-    rows = {
-        "read": costs["read"],
-        "decode, finish and hand-over": list(map(operator.sub, costs["ours"], costs["read"])),
-        "whole": costs["ours"],
-        "beside it, DALI's decode alone": list(map(operator.sub, costs["decode"], costs["read"])),
-    }
+    rows = {"whole": costs["ours"]}
+    if costs.keys() >= STAGES.keys():
+        read, decode = costs["read"], costs["decode"]
+        rows = {
+            "read": read,
+            "decode, finish and hand-over": list(map(operator.sub, costs["ours"], read)),
+            "whole": costs["ours"],
+            "beside it, DALI's decode alone": list(map(operator.sub, decode, read)),
+        }
     for name in LIMITS:
         if name in costs:
             rows[f"libjpeg-turbo of this system: {name}"] = costs[name]
