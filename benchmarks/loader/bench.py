@@ -1,50 +1,57 @@
-"""The loader beside its peers and beside bare libjpeg-turbo: one run, alternating rounds, medians,
-paired ratios.
+"""The loader beside its peers, an older checkout of itself, and bare libjpeg-turbo: one run,
+alternating rounds, medians, paired ratios.
 
 gratis bench loader shards
-gratis bench loader shards --only ours dali --rounds 9
+gratis bench loader shards --peers FOLDER --older CHECKOUT --photographs FOLDER
+gratis bench loader shards --only ours dali --works crop --rounds 9
 
-All read the same images with the same settings, as JPEGs with the standard's Huffman tables;
-`ours-fitted` reads what `preprocess` writes (tables fitted to each image, the same pixels),
-`ours-q90` what it writes with --quality 90 (28 % fewer bytes; 35.3 dB instead of 37.4, as the table
-in preprocess/codecs.py says), `ours-raw` and `ffcv-raw` pixels. Every measurement is a process of
-its own over an endless stream. The first batches are not counted, so queues are full at both ends
-of the window; CPU is user and system time of the whole process tree in it. Peers that are not
-installed are left out: `pip install tensorflow-cpu grain simplejpeg litdata mosaicml-streaming
-spdl` and `pip install --no-deps torchvision ffcv` bring those that are not here anyway (SPDL needs
-ffmpeg's libraries; FFCV a compiler, libopencv-dev and libturbojpeg0-dev, and
-opencv-python-headless, terminaltables, pytorch_pfn_extras, fastargs, assertpy)."""
+All read the same images and yield batches of the same shape and type (`peers.common.Work`), with
+the same number of threads or worker processes. `ours` reads what `gratis shards` writes (fitted
+Huffman tables, a restart marker at each row of MCUs), `ours-usual` and every peer that reads JPEG
+files with the standard's tables and no markers, of the same pixels; `dali-fitted` is DALI on our
+files, `ours-q90` reads what --quality 90 writes (28 % fewer bytes; 35.3 dB instead of 37.4),
+`ours-raw` and `ffcv-raw` pixels, `older` what its version wrote, `older-usual` the usual files.
+Every measurement is a process of its own over an endless stream. The first batches are not counted,
+so queues are full at both ends of the window; CPU is user and system time of the whole process tree
+in it.
+
+--peers names a folder in which the peers' environments are made, pinned (`ENVIRONMENTS` in
+peers/table.py: 3 GB), beside this one. Without it the peers that are installed here are measured,
+the others left out. FFCV is compiled: it needs a compiler, libopencv-dev and libturbojpeg0-dev.
+SPDL needs ffmpeg's libraries."""
 
 from __future__ import annotations
 
 import json
-import operator
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.loader.peers.common import BATCH, Files, crop_of, tars_of
+from benchmarks.environments import python_of
+from benchmarks.loader.peers.common import WORKS, Files, Work, crop_of, tars_of
 from benchmarks.loader.peers.datasets import write_datasets
-from benchmarks.loader.peers.table import PEERS, STAGES
+from benchmarks.loader.peers.table import ENVIRONMENTS, PEERS, STAGES
+from benchmarks.loader.shard_stage import shard_stage
+from benchmarks.loader.tables import LIMITS, Key, Record, Records, report
 from gratis.command_line import parse
 from gratis.dataset import read_manifest, require_split
 from gratis.errors import GratisError
 
-LIMITS = ("crop", "huffman")
 LIMIT_S = 2.0
 TIMEOUT_S = 900
+CHECKOUT = Path(__file__).resolve().parents[2]
+OLDER: dict[str, Files] = {"older": "older", "older-usual": "usual"}
+OLDER_WORKS: tuple[Work, ...] = ("crop", "resized", "views", "bfloat16")
 
-Record = dict[str, float]
+Command = list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +61,31 @@ class LoaderBench:
     shards: Annotated[Path, tyro.conf.Positional]
     """Folder of a JPEG dataset; 256 px, quality 95 for figures that compare with the published
     ones."""
+    peers: Path | None = None
+    """Folder for the peers' environments, which are made there once. Default: only the peers that
+    are installed here."""
+    older: Path | None = None
+    """Checkout of an older version, measured by its own code under this Python."""
+    photographs: Path | None = None
+    """Source for `gratis shards`, whose CPU time and bytes are measured too. Default: they are
+    not."""
     scratch: Path | None = None
     """Folder for a new folder of up to 4 GB with the images in all peers' formats. Default: the
     system's."""
+    works: tuple[Work, ...] = WORKS
+    """What is done with the images."""
     rounds: int = 5
-    """In each, every peer is measured once."""
+    """In each, every peer is measured once at every work that it can do."""
     batches: int = 26
-    """Of 256 images, in each measurement."""
+    """Of 256 images (32 for ten views), in each measurement."""
     threads: int | None = None
-    """Of our decoder and FFCV's; other peers get one more, which was better for each. Default: one
-    per core."""
+    """Of each decoder, or worker processes. Default: one per core."""
     only: tuple[str, ...] = ()
     """Peers to measure. Default: all that are installed."""
+    without: tuple[str, ...] = ()
+    """Measurements to leave out, as work:name, such as resized:ffcv."""
+    records: Path | None = None
+    """File for every measurement as a line of JSON. Default: none."""
 
     def __post_init__(self) -> None:
         for name in self.only:
@@ -80,106 +100,112 @@ def main(arguments: list[str]) -> int:
     if manifest.codec != "jpeg":
         raise GratisError(f"{options.shards} holds {manifest.codec} samples; the peers read JPEG")
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        forms: set[Files] = {"usual", *(PEERS[name].files for name in options.only or PEERS)}
+        forms: set[Files] = {"usual", "fitted", "older"}
+        forms |= {PEERS[name].files for name in options.only or PEERS}
         write_datasets(options.shards, Path(scratch), forms)
-        names = _usable_peers(options, Path(scratch))
-        records = _rounds(names, options, Path(scratch))
-    _report(records, options)
+        commands = _commands(options, Path(scratch))
+        records = _rounds(commands, options, Path(scratch))
+    title = f"n = {options.rounds} alternating rounds, {_threads(options)} threads"
+    report(records, title)
     return 0
 
 
-def _usable_peers(options: LoaderBench, scratch: Path) -> list[str]:
-    """Those that can be measured here, ours first, their data written."""
-    names = ["ours"]
+def _commands(options: LoaderBench, scratch: Path) -> dict[Key, Command]:
+    """By work and peer, ours first; the peers' data are written by then."""
+    commands: dict[Key, Command] = {}
+    numbers = _threads(options), options.batches
+    for name, python in _usable_peers(options, scratch).items():
+        for work in PEERS[name].streams:
+            commands[work, name] = _measure(python, name, work, scratch, *numbers)
+    for stage in STAGES:
+        commands["crop", stage] = _measure(sys.executable, stage, "crop", scratch, *numbers)
+    if options.older:
+        program = Path(__file__).with_name("older.py")
+        for name, files in OLDER.items():
+            for work in OLDER_WORKS if name == "older" else OLDER_WORKS[:2]:
+                root = scratch / files
+                arguments = options.older.absolute(), work, root, crop_of(root), *numbers
+                commands[work, name] = [sys.executable, str(program), *map(str, arguments)]
+    if limit := _compile_limit(scratch):
+        tars = tars_of(scratch / "usual")
+        for name in LIMITS:
+            settings = name, crop_of(scratch / "usual"), numbers[0], LIMIT_S, *tars
+            commands["crop", name] = [str(limit), *map(str, settings)]
+    left_out = {tuple(pair.split(":")) for pair in options.without}
+    return {
+        key: command
+        for key, command in commands.items()
+        if key[0] in options.works and key not in left_out
+    }
+
+
+def _usable_peers(options: LoaderBench, scratch: Path) -> dict[str, str]:
+    """Those that can be measured here, ours first, with the Python of each; their data written."""
+    usable = {"ours": sys.executable}
     for name in [name for name in options.only or PEERS if name != "ours"]:
-        done = _run(_measure(name, scratch, "write"))
-        if done.returncode == 0:
-            names.append(name)
+        try:
+            python = _python(options, PEERS[name].environment)
+            done = _run(_measure(python, name, "write", scratch))
+            message = "" if done.returncode == 0 else _last_line(done.stderr)
+        except subprocess.CalledProcessError as error:
+            message = _last_line(error.stderr)
+        if not message:
+            usable[name] = python
         elif options.only:
-            raise GratisError(f"{name} cannot be used here: {_last_line(done)}")
+            raise GratisError(f"{name} cannot be used here: {message}")
         else:
-            print(f"{name} is left out: {_last_line(done)}", file=sys.stderr, flush=True)
-    return names
+            print(f"{name} is left out: {message}", file=sys.stderr, flush=True)
+    return usable
 
 
-def _rounds(names: list[str], options: LoaderBench, scratch: Path) -> dict[str, list[Record]]:
+def _python(options: LoaderBench, environment: str) -> str:
+    if options.peers is None:
+        return sys.executable
+    options.peers.mkdir(parents=True, exist_ok=True)
+    return python_of(options.peers, environment, ENVIRONMENTS[environment], beside=True)
+
+
+def _rounds(commands: dict[Key, Command], options: LoaderBench, scratch: Path) -> Records:
     """Every other round goes the other way, so that a slow minute meets all alike."""
-    limit = _compile_limit(scratch)
-    every = [*names, *STAGES, *(LIMITS if limit else ())]
-    records: dict[str, list[Record]] = {name: [] for name in every}
+    records: Records = defaultdict(list)
     for number in range(options.rounds):
-        for name in every if number % 2 == 0 else every[::-1]:
-            if name in LIMITS:
-                usual = scratch / "usual"
-                numbers = crop_of(usual), _threads(options), LIMIT_S
-                command = [str(part) for part in (limit, name, *numbers, *tars_of(usual))]
-            else:
-                command = _measure(name, scratch, _threads(options), options.batches)
-            done = _run(command)
+        for key in [*commands][:: 1 if number % 2 == 0 else -1]:
+            done = _run(commands[key])
             if done.returncode:
-                raise GratisError(f"{name} failed: {_last_line(done)}")
-            records[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            rate, cost = records[name][-1]["rate"], records[name][-1]["cost"]
-            message = f"{name}: {rate:,.0f} images/s, {cost:.3f} CPU s per 1,000"
-            print(f"round {number + 1} {message}", file=sys.stderr, flush=True)
+                raise GratisError(f"{' '.join(key)} failed: {_last_line(done.stderr)}")
+            _note(records, options, number, key, json.loads(done.stdout.strip().splitlines()[-1]))
+        if options.photographs:
+            older = options.older and options.older.absolute()
+            for name, record in shard_stage(options.photographs.absolute(), older, scratch).items():
+                _note(records, options, number, ("shards", name), record)
     return records
+
+
+def _note(records: Records, options: LoaderBench, number: int, key: Key, record: Record) -> None:
+    records[key].append(record)
+    values = ", ".join(f"{name} {value:,.3f}" for name, value in record.items())
+    print(f"round {number + 1} {' '.join(key)}: {values}", file=sys.stderr, flush=True)
+    if options.records:
+        whole = {"round": number + 1, "work": key[0], "name": key[1], **record}
+        with options.records.open("a") as file:
+            file.write(json.dumps(whole) + "\n")
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=CHECKOUT
+        )
     except subprocess.TimeoutExpired:
-        raise GratisError(f"{' '.join(command[2:4])} took more than {TIMEOUT_S} s") from None
+        raise GratisError(f"{' '.join(command[2:5])} took more than {TIMEOUT_S} s") from None
 
 
-def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    return (done.stderr.strip() or "no message").splitlines()[-1]
+def _last_line(text: str) -> str:
+    return (text.strip() or "no message").splitlines()[-1]
 
 
-def _report(records: dict[str, list[Record]], options: LoaderBench) -> None:
-    images = f"{options.rounds} alternating rounds of {options.batches * BATCH:,} images"
-    title = (
-        f"{images}, {_threads(options)} threads; ratios are ours over the row's, paired by round"
-    )
-    mine = [name for name in PEERS if name.startswith("ours") and name in records]
-    ratio_columns = [f"{name}: CPU, rate" for name in mine]
-    table = Table("", "images/s [min..max]", "CPU s per 1,000", *ratio_columns, "first s", "MB")
-    table.title = title
-    for name in sorted(set(records) & set(PEERS), key=lambda name: _median(records[name], "cost")):
-        its = records[name]
-        rate, cost = _spread(its, "rate", ",.0f"), _spread(its, "cost", ".3f")
-        pairs = [(_ratio(records[own], its, k) for k in ("cost", "rate")) for own in mine]
-        ratios = [" ".join(f"{ratio:.2f}" for ratio in pair) for pair in pairs]
-        first, megabytes = _median(its, "first"), _median(its, "megabytes")
-        table.add_row(name, rate, cost, *ratios, f"{first:.2f}", f"{megabytes:,.0f}")
-    Console(width=150).print(table, _stages(records))
-
-
-def _ratio(mine: list[Record], its: list[Record], key: str) -> float:
-    return statistics.median(a[key] / b[key] for a, b in zip(mine, its, strict=True))
-
-
-def _stages(records: dict[str, list[Record]]) -> Table:
-    """Each stage's CPU seconds, by subtraction within a round."""
-    title = "where our time goes, beside bare libjpeg-turbo"
-    table = Table("stage", "CPU s per 1,000", title=title)
-    costs = {name: [record["cost"] for record in each] for name, each in records.items()}
-    rows = {
-        "read": costs["read"],
-        "decode, finish and hand-over": list(map(operator.sub, costs["ours"], costs["read"])),
-        "whole": costs["ours"],
-        "beside it, DALI's decode alone": list(map(operator.sub, costs["decode"], costs["read"])),
-    }
-    for name in LIMITS:
-        if name in costs:
-            rows[f"libjpeg-turbo of this system: {name}"] = costs[name]
-    for stage, values in rows.items():
-        table.add_row(stage, _range(values, ".3f"))
-    return table
-
-
-def _measure(name: str, scratch: Path, *arguments: object) -> list[str]:
-    command = [sys.executable, "-m", "benchmarks.loader.measure", name, scratch, *arguments]
+def _measure(python: str, name: str, what: str, scratch: Path, *numbers: object) -> list[str]:
+    command = [python, "-m", "benchmarks.loader.measure", name, what, scratch, *numbers]
     return [str(part) for part in command]
 
 
@@ -187,23 +213,11 @@ def _compile_limit(scratch: Path) -> Path | None:
     """None without a C compiler or libjpeg's headers."""
     if not (compiler := shutil.which("cc")):
         return None
-    source, binary = Path(__file__).with_name("libjpeg_turbo.c"), scratch / "limit"
-    flags, libraries = ["-O3", "-march=native", "-o"], ["-ljpeg", "-lpthread"]
-    command = [compiler, *flags, str(binary), str(source), *libraries]
-    return binary if subprocess.run(command, capture_output=True).returncode == 0 else None
+    source, program = Path(__file__).with_name("libjpeg_turbo.c"), scratch / "limit"
+    command = [compiler, "-O3", "-march=native", source, "-o", program, "-ljpeg", "-lpthread"]
+    done = _run([str(part) for part in command])
+    return program if done.returncode == 0 else None
 
 
 def _threads(options: LoaderBench) -> int:
     return options.threads or len(os.sched_getaffinity(0))
-
-
-def _median(records: list[Record], key: str) -> float:
-    return statistics.median(record[key] for record in records)
-
-
-def _spread(records: list[Record], key: str, form: str) -> str:
-    return _range([record[key] for record in records], form)
-
-
-def _range(values: list[float], form: str) -> str:
-    return f"{statistics.median(values):{form}} [{min(values):{form}}..{max(values):{form}}]"

@@ -37,13 +37,15 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_peers_and_stages_are_measured_in_one_run(sample_shards: Path) -> None:
     names = ("dali", "ours-raw")
-    done = bench(str(sample_shards), "--rounds", "1", "--batches", "3", "--only", *names)
+    numbers = "--rounds 1 --batches 3 --works crop bfloat16 --only".split()
+    done = bench(str(sample_shards), *numbers, *names)
     assert done.returncode == 0, done.stderr
     for name in ("ours", *names):
         row = re.search(rf"│ {name} .*", done.stdout)
         assert row, done.stdout
         rate = float(row[0].split("│")[2].split()[0].replace(",", ""))
         assert rate > 5
+    assert len(re.findall(r"│ ours .*│ 1\.00 \[1\.00\.\.1\.00\] │", done.stdout)) == 2
     for stage in ("read", "decode, finish and hand-over", "whole", "beside it, DALI's decode"):
         assert f"│ {stage} " in done.stdout
 
@@ -91,7 +93,7 @@ def test_mistakes_are_one_line(
         ([str(raw_dataset)], "holds raw samples; the peers read JPEG"),
         (
             [str(raw_dataset), "--only", "nobody"],
-            "there is no peer 'nobody'; there are ours, dali, tfdata",
+            "there is no peer 'nobody'; there are ours, ours-usual, dali",
         ),
     ):
         code = guard(partial(main, arguments))

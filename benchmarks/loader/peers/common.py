@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,15 +17,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gratis.dataset import read_index, read_manifest, read_stats
+from gratis.loader.config import IMAGENET
 from gratis.loader.views.colour_noise import colour_matrix
 
 BATCH = 256
 SHUFFLE = 1000  # samples in the shuffle buffers of libraries that have no other shuffle
 
-Files = Literal["usual", "fitted", "q90", "raw"]
-"""JPEG with the standard's Huffman tables; as `preprocess` writes it; as it does with --quality 90;
-pixels."""
+VIEWS_BATCH = 32  # images whose ten views are a batch
+
+Work = Literal["crop", "resized", "views", "bfloat16", "uint8"]
+"""A crop of 224 px, mirror, colour noise, minus mean, to float32; a random-resized crop (0.08 to 1
+of the area) of 224 px, mirror, ImageNet's mean and standard deviation, to float32; ten views of
+each image; as the first to bfloat16; crop and mirror alone, to uint8."""
+WORKS: tuple[Work, ...] = get_args(Work)
+Files = Literal["usual", "fitted", "older", "q90", "raw"]
+"""JPEG with the standard's Huffman tables and no restart markers, as most files are; as `gratis
+shards` writes it; as versions of format 1 did; as `gratis shards --quality 90` does; pixels."""
 Batches = Iterator[torch.Tensor]
+# of a dataset, decoder threads, and a folder of what `write` wrote
+Stream = Callable[[Path, int, Path], Batches]
 Pixels = NDArray[np.uint8]
 
 
@@ -51,7 +61,16 @@ class NumpyNormaliser:
         """Colour noise of a batch, [256,3]."""
         return (self._random.standard_normal((BATCH, 3)) @ self._matrix.T).astype(np.float32)
 
-    def one(self, image: Pixels, shift: NDArray[np.float32], target: NDArray[np.float32]) -> None:
+    def one(
+        self,
+        image: NDArray[Any],
+        shift: NDArray[np.float32],
+        target: NDArray[np.float32],
+        scale: float = 1.0,
+    ) -> None:
+        """scale: of what is no grey level, by 255."""
+        if scale != 1.0:
+            np.multiply(image, scale, out=image)
         np.subtract(image.transpose(2, 0, 1), self._mean, out=target, dtype=np.float32)
         np.add(target, shift[:, None, None], out=target)
 
@@ -60,6 +79,22 @@ class NumpyNormaliser:
         for image, target, shift in zip(images, out.numpy(), self.shifts(), strict=True):
             self.one(image, shift, target)
         return out
+
+
+class ImagenetNormaliser:
+    """uint8 NHWC to float32 NCHW, minus ImageNet's mean, over its standard deviation, as above."""
+
+    def __init__(self, crop: int, ring: int = 3) -> None:
+        mean, std = (np.array(three, np.float32)[:, None, None] for three in IMAGENET)
+        self._scale, self._offset = 1 / (255 * std), -mean / std
+        self._ring = [torch.zeros((BATCH, 3, crop, crop)) for _ in range(ring)]
+
+    def __call__(self, images: Pixels) -> torch.Tensor:
+        self._ring.append(self._ring.pop(0))
+        for image, target in zip(images, self._ring[-1].numpy(), strict=True):
+            np.multiply(image.transpose(2, 0, 1), self._scale, out=target)
+            np.add(target, self._offset, out=target)
+        return self._ring[-1]
 
 
 class Samples:
@@ -81,6 +116,19 @@ class Samples:
 def crop_of(root: Path) -> int:
     """7/8 of the image's side, as 224 of 256."""
     return read_manifest(root).image_size * 7 // 8
+
+
+def images_of(work: Work) -> int:
+    """Of a batch."""
+    return VIEWS_BATCH if work == "views" else BATCH
+
+
+def expected_of(root: Path, work: Work) -> tuple[torch.dtype, tuple[int, ...]]:
+    """What a batch must be."""
+    dtypes = {"bfloat16": torch.bfloat16, "uint8": torch.uint8}
+    views = (10,) if work == "views" else ()
+    shape = (images_of(work), *views, 3, crop_of(root), crop_of(root))
+    return dtypes.get(work, torch.float32), shape
 
 
 def mean_of(root: Path) -> NDArray[np.float32]:

@@ -5,8 +5,9 @@ until there are enough images."""
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from gratis.dataset import (
     EXTENSIONS,
     MANIFEST,
     Index,
+    Manifest,
     Shard,
     Split,
     read_manifest,
@@ -30,6 +32,12 @@ from gratis.preprocess.output.shard_writer import ShardWriter
 
 IMAGES, PER_SHARD = 5120, 1024  # whole batches
 QUALITY = 90  # of the form that is named for it
+
+WITHOUT_MARKERS = ("usual", "older")
+FIELDS_1 = (
+    *("image_size", "codec", "quality", "seed", "samples_per_shard"),
+    *("source", "tools", "classes", "splits", "stats_sha256"),
+)
 
 Sample = tuple[int, dict[str, bytes]]  # label, bytes in each form
 
@@ -51,15 +59,21 @@ def write_datasets(shards: Path, scratch: Path, forms: set[Files]) -> None:
 
 
 def _samples(shards: Path) -> Iterator[Sample]:
-    """All are made of the same pixels; the first two, with the same quality, decode to the same."""
+    """All are made of the same pixels; the first three, of the same quality, decode to the same."""
     quality = read_manifest(shards).quality or 95
     for label, data in islice(encoded(shards), IMAGES):
         image = Image.open(io.BytesIO(data)).convert("RGB")
-        usual = io.BytesIO()
-        image.save(usual, "JPEG", quality=quality, subsampling="4:2:0")
+        usual, older = (_plain_jpeg(image, quality, optimize=fit) for fit in (False, True))
         fitted, q90 = encode_jpeg(image, quality), encode_jpeg(image, QUALITY)
         raw = encode_ppm(image)
-        yield label, {"usual": usual.getvalue(), "fitted": fitted, "q90": q90, "raw": raw}
+        yield label, {"usual": usual, "older": older, "fitted": fitted, "q90": q90, "raw": raw}
+
+
+def _plain_jpeg(image: Image.Image, quality: int, *, optimize: bool) -> bytes:
+    """Without restart markers."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=optimize)
+    return file.getvalue()
 
 
 def _write(root: Path, form: Files, parts: list[list[Sample]], shards: Path) -> None:
@@ -88,4 +102,10 @@ def _write(root: Path, form: Files, parts: list[list[Sample]], shards: Path) -> 
         stats_sha256=write_stats(root, read_stats(shards)),
         samples_per_shard=PER_SHARD,
     )
-    (root / MANIFEST).write_bytes(made.to_json())
+    (root / MANIFEST).write_bytes(_format_1(made) if form in WITHOUT_MARKERS else made.to_json())
+
+
+def _format_1(manifest: Manifest) -> bytes:
+    """The manifest as the first version wrote it, which every version reads."""
+    fields = asdict(manifest)
+    return json.dumps({name: fields[name] for name in FIELDS_1} | {"format": 1}).encode()

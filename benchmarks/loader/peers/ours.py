@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.loader.peers.common import BATCH, Batches, crop_of
+from benchmarks.loader.peers.common import BATCH, VIEWS_BATCH, Batches, Stream, Work, crop_of
 from gratis.loader.config import LoaderConfig
 from gratis.loader.decoding.cpu import decode
 from gratis.loader.decoding.dali_runner import DaliRunner
@@ -18,10 +18,37 @@ from gratis.loader.reading.batch_reader import BatchReader
 from gratis.loader.reading.quarantine import Quarantine
 
 
-def whole(root: Path, threads: int, scratch: Path) -> Batches:
-    loader = _loader(root, threads)
-    while True:
-        yield from (batch.images for batch in loader)
+def crop(root: Path, threads: int, scratch: Path) -> Batches:
+    return _endless(_loader(root, threads))
+
+
+def resized(root: Path, threads: int, scratch: Path) -> Batches:
+    config = LoaderConfig.imagenet(
+        batch_size=BATCH, crop=crop_of(root), threads=threads, remainder="drop"
+    )
+    return _endless(Loader(root, "train", config))
+
+
+def views(root: Path, threads: int, scratch: Path) -> Batches:
+    return _endless(_loader(root, threads, batch_size=VIEWS_BATCH, augment=False, views=10))
+
+
+def bfloat16(root: Path, threads: int, scratch: Path) -> Batches:
+    return _endless(_loader(root, threads, dtype=torch.bfloat16))
+
+
+def uint8(root: Path, threads: int, scratch: Path) -> Batches:
+    """Without noise: pixels as they are."""
+    return _endless(_loader(root, threads, dtype=torch.uint8, normalize=None, noise="off"))
+
+
+WORKS: dict[Work, Stream] = {
+    "crop": crop,
+    "resized": resized,
+    "views": views,
+    "bfloat16": bfloat16,
+    "uint8": uint8,
+}
 
 
 def read(root: Path, threads: int, scratch: Path) -> Batches:
@@ -46,8 +73,11 @@ def _stage(root: Path, threads: int, *, decoded: bool) -> Batches:
             yield nothing
 
 
-def _loader(root: Path, threads: int) -> Loader:
-    config = LoaderConfig.alexnet(
-        batch_size=BATCH, crop=crop_of(root), threads=threads, remainder="drop"
-    )
-    return Loader(root, "train", config)
+def _loader(root: Path, threads: int, **changes: Any) -> Loader:
+    fields: dict[str, Any] = {"batch_size": BATCH, "crop": crop_of(root), "threads": threads}
+    return Loader(root, "train", LoaderConfig.alexnet(remainder="drop", **fields | changes))
+
+
+def _endless(loader: Loader) -> Batches:
+    while True:
+        yield from (batch.images for batch in loader)

@@ -4,8 +4,12 @@ torch batches. Each is optional."""
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
+import os
 import random
+import tarfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +42,7 @@ def dali(root: Path, threads: int, scratch: Path) -> Batches:
     crop = crop_of(root)
     tars = [str(path) for path in tars_of(root)]
     pipeline = Pipeline(
-        batch_size=BATCH, num_threads=threads + 1, device_id=None, prefetch_queue_depth=2, seed=1
+        batch_size=BATCH, num_threads=threads, device_id=None, prefetch_queue_depth=2, seed=1
     )
     with pipeline:
         data, label = fn.readers.webdataset(  # type: ignore[misc]
@@ -86,13 +90,75 @@ def tfdata(root: Path, threads: int, scratch: Path) -> Batches:
     files = tf.data.Dataset.list_files(str(scratch / "*.tfrecord"))
     records = files.interleave(tf.data.TFRecordDataset, cycle_length=4)
     samples = records.shuffle(SHUFFLE).repeat()
-    samples = samples.map(sample, num_parallel_calls=threads + 1, deterministic=False)
+    samples = samples.map(sample, num_parallel_calls=threads, deterministic=False)
     options = tf.data.Options()
-    options.threading.private_threadpool_size = threads + 1
+    options.threading.private_threadpool_size = threads
     normalise = NumpyNormaliser(root)
     batches = samples.batch(BATCH, drop_remainder=True).prefetch(2).with_options(options)
     for batch in batches.as_numpy_iterator():
         yield normalise(batch)
+
+
+def write_turboloader(root: Path, scratch: Path) -> None:
+    """One tar: it takes a single one."""
+    with tarfile.open(scratch / "data.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, (_, data) in enumerate(encoded(root)):
+            member = tarfile.TarInfo(f"{number:06d}.jpg")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def turboloader(root: Path, threads: int, scratch: Path) -> Batches:
+    """TurboLoader decodes whole images to float32 in its fused pass, which has no plain crop; cut,
+    mirrored and finished by NumPy in the parent, which was quicker than its RandomCrop, that works
+    image by image. Its threads are one per core."""
+    library: Any = import_module("turboloader")
+    crop, size = crop_of(root), read_manifest(root).image_size
+    loader = library.DataLoader(
+        str(scratch / "data.tar"),
+        batch_size=BATCH,
+        image_size=size,
+        output_format="numpy",
+        shuffle=True,
+        pin_memory=True,
+        drop_last=True,
+    )
+    normalise = NumpyNormaliser(root)
+    for epoch in itertools.count():
+        loader.set_epoch(epoch)
+        for images, _ in loader:
+            out = normalise.buffer()
+            for image, target, shift in zip(
+                images.numpy(), out.numpy(), normalise.shifts(), strict=True
+            ):
+                # scaled to [0, 1] by it
+                normalise.one(cut_pixels(image, crop), shift, target, scale=255.0)
+            yield out
+
+
+def datago(root: Path, threads: int, scratch: Path) -> Batches:
+    """datago decodes whole files by tasks of its own; it has no random crop, so that NumPy in the
+    parent cuts, mirrors and finishes."""
+    os.environ["DATAGO_MAX_TASKS"] = str(threads)
+    library: Any = import_module("datago")
+    source = {"root_path": str(scratch.parent / "folder"), "random_sampling": True}
+    buffers = dict.fromkeys(("prefetch_buffer_size", "samples_buffer_size"), 2 * BATCH)
+    config = {"source_type": "file", "source_config": source | {"rank": 0, "world_size": 1}}
+    client = library.DatagoClient(json.dumps(config | buffers | {"limit": 1 << 30}))
+    crop, normalise, samples = crop_of(root), NumpyNormaliser(root), _endless(client)
+    while True:
+        out = normalise.buffer()
+        for target, shift in zip(out.numpy(), normalise.shifts(), strict=True):
+            image = next(samples).image.to_numpy_array()
+            normalise.one(cut_pixels(image, crop), shift, target)
+        yield out
+
+
+def _endless(client: Any) -> Iterator[Any]:
+    while True:
+        client.start()
+        while (sample := client.get_sample()) is not None:
+            yield sample
 
 
 def grain(root: Path, threads: int, scratch: Path) -> Batches:
@@ -100,7 +166,7 @@ def grain(root: Path, threads: int, scratch: Path) -> Batches:
     library: Any = import_module("grain.python")
     import_module("absl.flags").FLAGS(["bench"])
     source = library.MapDataset.source(Samples(root)).seed(1).shuffle().repeat()
-    options = library.ReadOptions(num_threads=threads + 1, prefetch_buffer_size=512)
+    options = library.ReadOptions(num_threads=threads, prefetch_buffer_size=512)
     normalise = NumpyNormaliser(root)
     for batch in source.to_iter_dataset(options).batch(BATCH, drop_remainder=True):
         yield normalise(batch)
@@ -111,7 +177,7 @@ def spdl(root: Path, threads: int, scratch: Path) -> Batches:
     its own."""
     io: Any = import_module("spdl.io")
     builder: Any = import_module("spdl.pipeline").PipelineBuilder()
-    workers, crop, to_rgb = threads + 1, crop_of(root), io.get_video_filter_desc(pix_fmt="rgb24")
+    workers, crop, to_rgb = threads, crop_of(root), io.get_video_filter_desc(pix_fmt="rgb24")
     normalise, turn = NumpyNormaliser(root, ring=workers + 4), itertools.count()
     buffers = [normalise.buffer() for _ in range(workers + 4)]
 

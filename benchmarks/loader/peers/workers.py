@@ -26,7 +26,7 @@ from benchmarks.loader.peers.common import (
 
 def dataloader(root: Path, threads: int, scratch: Path) -> Batches:
     """torch's DataLoader alone over our index; decoded by simplejpeg, or Pillow."""
-    return _finished(root, _loader(Samples(root), threads))
+    return _finished(root, map_loader(Samples(root), threads))
 
 
 def imagefolder(root: Path, threads: int, scratch: Path) -> Batches:
@@ -37,7 +37,7 @@ def imagefolder(root: Path, threads: int, scratch: Path) -> Batches:
     cutting = [v2.RandomCrop(crop_of(root)), v2.RandomHorizontalFlip(), v2.PILToTensor()]
     samples = folders.ImageFolder(str(scratch.parent / "folder"), v2.Compose(cutting))
     normalise = NumpyNormaliser(root)
-    for batch, _ in _loader(samples, threads):
+    for batch, _ in map_loader(samples, threads):
         yield normalise(batch.permute(0, 2, 3, 1).numpy())
 
 
@@ -50,7 +50,7 @@ def webdataset(root: Path, threads: int, scratch: Path) -> Batches:
     batches = samples.to_tuple("jpg", "cls").batched(BATCH, partial=False)
     batches = batches.map_tuple(lambda parts: cut_all(parts, crop), lambda labels: labels)
     normalise = NumpyNormaliser(root)
-    for batch, _ in wds.WebLoader(batches, batch_size=None, num_workers=threads + 1):
+    for batch, _ in wds.WebLoader(batches, batch_size=None, num_workers=threads):
         yield normalise(batch.numpy())
 
 
@@ -73,7 +73,7 @@ def litdata(root: Path, threads: int, scratch: Path) -> Batches:
     dataset = _crop_dataset(library.StreamingDataset, crop_of(root))
     samples = dataset(str(scratch / "chunks"), shuffle=True, drop_last=True)
     loader = library.StreamingDataLoader(
-        samples, batch_size=BATCH, num_workers=threads + 1, drop_last=True, persistent_workers=True
+        samples, batch_size=BATCH, num_workers=threads, drop_last=True, persistent_workers=True
     )
     return _finished(root, loader)
 
@@ -98,7 +98,7 @@ def streaming(root: Path, threads: int, scratch: Path) -> Batches:
     from torch.utils.data import DataLoader
 
     loader: Any = DataLoader(
-        samples, batch_size=BATCH, num_workers=threads + 1, drop_last=True, persistent_workers=True
+        samples, batch_size=BATCH, num_workers=threads, drop_last=True, persistent_workers=True
     )
     return _finished(root, loader)
 
@@ -113,12 +113,12 @@ def _crop_dataset(base: Any, crop: int) -> Any:
     return CropDataset
 
 
-def _loader(samples: Any, threads: int) -> Any:
+def map_loader(samples: Any, threads: int) -> Any:
     from torch.utils.data import DataLoader, RandomSampler
 
     sampler = RandomSampler(samples, replacement=True, num_samples=1 << 30)
     return DataLoader(
-        samples, BATCH, sampler=sampler, num_workers=threads + 1, prefetch_factor=2, drop_last=True
+        samples, BATCH, sampler=sampler, num_workers=threads, prefetch_factor=2, drop_last=True
     )
 
 
