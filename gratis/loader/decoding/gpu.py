@@ -60,11 +60,13 @@ def decode_views(
 ) -> Generator[tuple[EncodedBatch, Any], None, None]:
     """Each batch with its DALI tensor, float32 [n,3,crop,crop] or [n,10,3,crop,crop], or with the
     channels last; valid until the next is taken."""
-    # a constant of the graph: when noise ends, another graph is built
-    factor = scale(plan.config, plan.epoch)
+    # constants of the graph: when noise ends, or the crop changes, another graph is built
+    config = plan.config
+    resampling = (config.crop, config.interpolation, config.antialias)
+    key = (scale(config, plan.epoch), *resampling)
 
     build, inputs = partial(view_pipeline, plan=plan, threads=threads), partial(_inputs, plan=plan)
-    for batch, images in runner.run(batches, plan, build, inputs, key=factor):
+    for batch, images in runner.run(batches, plan, build, inputs, key=key):
         yield batch, images.as_tensor()
         del images
 
@@ -89,9 +91,11 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     from nvidia.dali import fn, types
 
     bytes_dims = 3 if plan.manifest.codec == "raw" else 1
-    pipeline = empty_pipeline(plan.rows, threads, plan.device.index)
+    pipeline = empty_pipeline(plan.decoded_rows, threads, plan.device.index)
     with pipeline:
-        if plan.config.views == 10:  # evaluation: nothing differs between samples
+        if (
+            not plan.config.augment and plan.config.views == 10
+        ):  # evaluation: nothing differs between samples
             (data,) = fn.external_source(
                 source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims
             )
@@ -110,12 +114,16 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
                 num_outputs=inputs,
                 batch=True,
                 dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32, types.INT32][:inputs],
-                ndim=[bytes_dims, 0, 3, 1, 1][:inputs],
+                ndim=[bytes_dims, 1, 4, 2, 2][:inputs],
             )
             shift = shift.gpu() if plan.device.type == "cuda" else shift
-            (shape,) = extent or [[plan.config.crop] * 2]
-            part = resize(_cut(_whole(data, plan), anchor, shape), plan)
-            done = _apply_view(part, anchor, flip, shift, plan)
+            images, done = _whole(data, plan), []
+            for view in range(plan.config.views):
+                shape = extent[0][view] if extent else [plan.config.crop] * 2
+                part = resize(_cut(images, anchor[view], shape), plan)
+                of_view = (part, anchor[view], flip[view], shift[view], plan)
+                done.append(_apply_view(*of_view))
+            done = fn.stack(*done) if plan.config.views > 1 else done[0]
         pipeline.set_outputs(done)
     return pipeline
 
@@ -125,7 +133,7 @@ def image_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     and built then."""
     from nvidia.dali import fn, types
 
-    pipeline = empty_pipeline(plan.rows, threads, plan.device.index, lockstep=True)
+    pipeline = empty_pipeline(plan.rows + 1, threads, plan.device.index, lockstep=True)
     with pipeline:
         (data,) = fn.external_source(
             source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=1
@@ -175,22 +183,25 @@ def _apply_view(images: Any, anchor: Any, flip: Any, shift: Any, plan: EpochPlan
 
 
 def _inputs(batch: EncodedBatch, plan: EpochPlan) -> tuple[Any, ...]:
-    """Bytes; and for one view mirror int32 [n], colour shift float32 [n,1,1,3], and what is cut
-    out."""
-    if plan.config.views == 10:
+    """Bytes; and of each view mirror int32 [n,views], colour shift float32 [n,views,1,1,3], and
+    what is cut out, int32 [n,views,2] each."""
+    if not plan.config.augment and plan.config.views == 10:
         return (dali_samples(batch, plan),)
-    draws = batch.draws
-    shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)[:, None, None]
-    views = draws.flip.astype(np.int32), shift.astype(np.float32)
-    return dali_samples(batch, plan), *views, *rectangles(batch)
+    draws, shape = batch.draws, (len(batch.ids), plan.config.views)
+    shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)
+    views = draws.flip.astype(np.int32).reshape(shape), shift.astype(np.float32)
+    places = [place.reshape(*shape, 2) for place in rectangles(batch)]
+    return dali_samples(batch, plan), views[0], views[1].reshape(*shape, 1, 1, 3), *places
 
 
 def resize(images: Any, plan: EpochPlan) -> Any:
-    """DALI: to crop x crop, if parts are resized: triangular filter where it shrinks, as Pillow's
-    bilinear."""
+    """DALI: to crop x crop, if parts are resized. Its filters are tables: docs/augmentations.md has
+    the levels between it and the CPU's."""
     from nvidia.dali import fn, types
 
     if plan.config.area is None:
         return images
     size = [plan.config.crop] * 2
-    return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+    cubic = plan.config.interpolation == "bicubic"
+    kind = types.INTERP_CUBIC if cubic else types.INTERP_LINEAR
+    return fn.resize(images, size=size, interp_type=kind, antialias=plan.config.antialias)

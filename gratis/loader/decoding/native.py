@@ -37,6 +37,7 @@ TYPES = {
     torch.float16: PixelType.FLOAT16,
     torch.uint8: PixelType.UINT8,
 }
+FILTERS = {"bilinear": Filter.TRIANGLE, "bicubic": Filter.CUBIC}
 ABSENT = "the engine is not compiled here"
 ADVICE = "install gratis again where there is a C compiler"
 # Fills a batch's views [n*views,...] and says whose they are, int64 [n]: others may stand in
@@ -91,11 +92,11 @@ class NativeBatches:
             self._decoder.close()
         self._decoder = None
 
-    def batches(self, plan: EpochPlan) -> Generator[tuple[int, Fill], None, None]:
-        """Of each step how many samples it has, and what fills their views; to be called before the
+    def batches(self, plan: EpochPlan) -> Generator[tuple[Ids, Fill], None, None]:
+        """Of each step its samples' draw ids, and what fills their views; to be called before the
         next is taken."""
         for batch, fill in self.encoded(plan):
-            yield len(batch.ids), fill
+            yield batch.wanted, fill
 
     def encoded(self, plan: EpochPlan) -> Generator[tuple[EncodedBatch, Fill], None, None]:
         """Likewise, with the samples themselves."""
@@ -145,7 +146,8 @@ def view_batch(
         height=crop,
         width=crop,
         flip=draws.flip.astype(np.uint8).reshape(shape),
-        filter=Filter.CROP if config.area is None else Filter.TRIANGLE,
+        filter=Filter.CROP if config.area is None else FILTERS[config.interpolation],
+        antialias=config.antialias,
         type=TYPES[config.dtype],
         channels_last=config.interleaved,
         side=plan.manifest.image_size,

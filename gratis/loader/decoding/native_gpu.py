@@ -27,7 +27,8 @@ class _Staging:
     """Bytes of a batch on the way to the device."""
 
     def __init__(self, plan: EpochPlan) -> None:
-        shape = (plan.rows * plan.config.views, plan.config.crop, plan.config.crop, 3)
+        rows, side = plan.decoded_rows * plan.config.views, plan.config.crop
+        shape = (rows, side, side, 3)
         pinned = plan.device.type == "cuda"  # else the copy would make the CPU wait
         self.crops = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         self.copied: Any = None  # CUDA event; None: nothing was
@@ -60,9 +61,11 @@ class NativeImages:
         self._staging, self._mean = [], None
         self._native.close()
 
-    def images(self, plan: EpochPlan) -> Generator[tuple[Ids, Callable[[], Tensor]], None, None]:
-        """Of each step the ids, and what makes its images on the current stream; to be called
-        before the next is taken."""
+    def images(
+        self, plan: EpochPlan
+    ) -> Generator[tuple[Ids, Ids, Callable[[], Tensor]], None, None]:
+        """Of each step its samples' draw ids, their ids, and what makes their images on the current
+        stream; to be called before the next is taken."""
         if not self._staging:
             self._staging = [_Staging(plan) for _ in range(IN_FLIGHT)]
         for number, (batch, fill) in enumerate(self._native.encoded(bytes_plan(plan))):
@@ -70,7 +73,7 @@ class NativeImages:
             staging.wait()
             rows = len(batch.ids) * plan.config.views
             ids = fill(staging.crops[:rows])
-            yield ids, partial(self._finish, staging, rows, batch.draws, plan)
+            yield batch.wanted, ids, partial(self._finish, staging, rows, batch.draws, plan)
 
     def _finish(self, staging: _Staging, rows: int, draws: Draws, plan: EpochPlan) -> Tensor:
         if self._mean is None:
@@ -83,5 +86,6 @@ class NativeImages:
 def bytes_plan(plan: EpochPlan) -> EpochPlan:
     """The same samples and views as bytes on the CPU, without mean, noise and scale."""
     grey_levels: dict[str, Any] = {"normalize": None, "mean": "central", "noise": "off"}
+    grey_levels["erasing"] = None  # of finished images
     config = replace(plan.config, dtype=torch.uint8, layout="nhwc", **grey_levels)
     return replace(plan, config=config, device=torch.device("cpu"))

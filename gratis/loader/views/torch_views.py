@@ -49,7 +49,7 @@ def finish_crops(  # noqa: PLR0917
     else:
         centre = (len(mean) - crop) // 2
         images -= mean[centre : centre + crop, centre : centre + crop]
-    if count == 1:
+    if config.augment:
         shift = colour_shift(stats, config, epoch, draws.normals).astype(np.float32)
         images += _there(shift, device)[:, None, None]
     images *= _there(normalisation(stats, config, epoch).factor.astype(np.float32), device)
