@@ -148,7 +148,7 @@ def write_large_index(small: Path, root: Path, count: int) -> Path:
     rows = np.sort(np.arange(count) % len(index.label))  # by shard, as an index is
     split = manifest.splits["train"]
     counts = np.bincount(index.shard[rows], minlength=len(split.shards))
-    sha256 = write_index(root, "train", Index(*(column[rows] for column in index)))
+    sha256 = write_index(root, "train", index.rows(rows))
     shards = tuple(
         replace(shard, samples=int(n)) for shard, n in zip(split.shards, counts, strict=True)
     )

@@ -166,7 +166,7 @@ def test_it_accepts_nothing_that_the_check_before_dali_refuses() -> None:
             status, _ = views(decoder, [data.tobytes()], [[(0, 0, 64, 64)]], side=64)
             if status == [Status.OK]:
                 accepted += 1
-                assert well_formed(data, 64)
+                assert well_formed(data, 64, 64)
     assert accepted > 500
 
 

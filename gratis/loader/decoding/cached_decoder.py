@@ -136,7 +136,7 @@ class CachedDecoder:
     def _decode(self, batch: EncodedBatch, plan: EpochPlan) -> tuple[NDArray[np.int64], Tensor]:
         """Rows that can be decoded whole, and their pixels, uint8 [n,S,S,3]; valid until the next
         call."""
-        bad = invalid_rows(batch.parts, plan.manifest.codec, plan.manifest.image_size)
+        bad = invalid_rows(batch.parts, plan.manifest.codec, plan.sizes(batch.ids))
         rows = np.delete(np.arange(len(batch.ids)), bad)
         batch = batch.select(rows)
         if not len(rows):

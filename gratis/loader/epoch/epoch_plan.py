@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gratis.dataset import Index, Manifest, Stats
 from gratis.loader.config import LoaderConfig
@@ -43,6 +44,15 @@ class EpochPlan:
     def positions(self) -> int:
         """Of a crop, along each axis."""
         return self.manifest.image_size - self.config.crop + 1
+
+    @cached_property
+    def _sizes(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return self.index.sizes(self.manifest)
+
+    def sizes(self, ids: Ids) -> tuple[Ids, Ids]:
+        """Height and width of these samples' images in pixels, int64 [n]."""
+        heights, widths = self._sizes
+        return heights[ids].astype(np.int64), widths[ids].astype(np.int64)
 
     def order(self) -> Ids:
         """Of all samples in this epoch, int64 [N]."""

@@ -79,11 +79,11 @@ class BatchReader:
         """These samples, in the buffer given if they fit, else in a new one. check: with stand-ins
         for those that cannot be decoded, as far as their bytes say; DALI 2.4 may die of such
         JPEGs."""
-        codec, side = plan.manifest.codec, plan.manifest.image_size
+        codec = plan.manifest.codec
         while True:
             ids = self._quarantine.replace(plan.epoch, wanted)
             parts, buffer = self.shards.read(ids, buffer)
-            bad = invalid_rows(parts, codec, side) if check else []
+            bad = invalid_rows(parts, codec, plan.sizes(ids)) if check else []
             if not self.reject(wanted, ids, bad):
                 draws, extents = plan.draws(wanted)
                 return EncodedBatch(wanted, ids, draws, extents, parts, buffer)
@@ -101,6 +101,7 @@ class BatchReader:
         self._buffers = [None] * BUFFERS
 
 
-def invalid_rows(parts: list[Bytes], codec: str, side: int) -> list[int]:
-    """Those of the samples that no decoder gets."""
-    return [row for row, part in enumerate(parts) if not is_decodable(part, codec, side)]
+def invalid_rows(parts: list[Bytes], codec: str, sizes: tuple[Ids, Ids]) -> list[int]:
+    """Those of the samples that no decoder gets. sizes: height and width of each."""
+    rows = enumerate(zip(parts, *sizes, strict=True))
+    return [row for row, (part, h, w) in rows if not is_decodable(part, codec, int(h), int(w))]

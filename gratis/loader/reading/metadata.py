@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gratis.dataset import (
+    MOST_PIXELS,
     STATS,
     Index,
     Manifest,
+    Split,
     Stats,
     index_name,
     read_index,
@@ -33,21 +39,36 @@ def open_dataset(
     entry = require_split(named, manifest, split)
     stats = read_stats(root, None if fetched else manifest.stats_sha256)
     index = read_index(root, split, None if fetched else entry.index_sha256)
-    if len(stats.mean) != manifest.image_size:
+    whole = manifest.shape == "whole"
+    if (index.width is not None) != whole or (stats.channel_mean is not None) != whole:
+        other = f"{root / index_name(split)} and {STATS} are not of {manifest.shape} images"
+        raise GratisError(f"{other}, as the manifest's are; {WAY_OUT}")
+    if not whole and len(stats.mean) != manifest.image_size:
         mean, images = f"{len(stats.mean)} px", f"{manifest.image_size} px"
         sides = f"a mean image of {mean}, the manifest images of {images}"
         raise GratisError(f"{root / STATS} has {sides}; {WAY_OUT}")
     if len(index.label) != entry.samples:
         counts = f"{len(index.label)} samples, not {entry.samples}"
         raise GratisError(f"the {split} index of {named} has {counts}; verify it")
+    _check_index(root / index_name(split), manifest, entry, index)
+    return manifest, stats, index
+
+
+def _check_index(path: Path, manifest: Manifest, split: Split, index: Index) -> None:
+    """GratisError for an index with values that no dataset has."""
     first_label = 0 if manifest.classes else -1
-    for name, rows, least, below in (
-        ("shard", index.shard, 0, len(entry.shards)),
+    ranges: list[tuple[str, NDArray[Any] | None, int, int]] = [
+        ("shard", index.shard, 0, len(split.shards)),
         ("label", index.label, first_label, len(manifest.classes)),
         ("offset", index.offset, 0, 1 << 62),
         ("size", index.size, 1, 1 << 31),
-    ):
-        if len(rows) and not (least <= rows.min() and rows.max() < below):
+        ("width", index.width, 1, 1 << 16),
+        ("height", index.height, 1, 1 << 16),
+    ]
+    if index.width is not None and index.height is not None:
+        pixels = index.width.astype(np.int64) * index.height
+        ranges.append(("pixel number", pixels, 1, MOST_PIXELS + 1))
+    for name, rows, least, below in ranges:
+        if rows is not None and len(rows) and not (least <= rows.min() and rows.max() < below):
             span = f"{name}s from {rows.min()} to {rows.max()}"
-            raise GratisError(f"{root / index_name(split)} is damaged ({span}); {WAY_OUT}")
-    return manifest, stats, index
+            raise GratisError(f"{path} is damaged ({span}); {WAY_OUT}")
