@@ -38,12 +38,15 @@ class ViewBatch:
 
     data uint64 [n], size int64 [n]: address and bytes of each file. rectangles int32 [n,v,4]: y, x,
     height and width in the image. out uint64 [n,v]: address of each finished view. height, width:
-    of the views; 0: their rectangles' own. flip uint8 [n,v]: 1 mirrors. A value is pixel * scale +
-    (plus - minus), or channels last (pixel * scale + plus) - minus, in float32 with a fused
-    multiplication: scale float32 [3], plus float32 [n,v,3], minus uint64 [n,v]: address of the
-    first float32 for each view, minus_row floats from one row to the next and minus_plane from one
-    channel to the next (channels last: they are adjacent). Of uint8 there is neither. side: of the
-    images in pixels, whose status is SIZE if they have another; 0: any."""
+    of the views; 0: their rectangles' own. targets int32 [n,v,4], of resized views: height and
+    width that the rectangle is resized to, y and x of the view's corner there; None: the view is
+    all of it. antialias: a filter widens where it shrinks, as Pillow's do; else it looks at 2 or 4
+    pixels along each axis. flip uint8 [n,v]: 1 mirrors. A value is pixel * scale + (plus - minus),
+    or channels last (pixel * scale + plus) - minus, in float32 with a fused multiplication: scale
+    float32 [3], plus float32 [n,v,3], minus uint64 [n,v]: address of the first float32 for each
+    view, minus_row floats from one row to the next and minus_plane from one channel to the next
+    (channels last: they are adjacent). Of uint8 there is neither. side: of the images in pixels,
+    whose status is SIZE if they have another; 0: any."""
 
     data: Addresses
     size: NDArray[np.int64]
@@ -51,6 +54,7 @@ class ViewBatch:
     out: Addresses
     height: int
     width: int
+    targets: NDArray[np.int32] | None = None
     flip: NDArray[np.uint8] | None = None
     scale: Floats | None = None
     plus: Floats | None = None
@@ -58,6 +62,7 @@ class ViewBatch:
     minus_row: int = 0
     minus_plane: int = 0
     filter: Filter = Filter.CROP
+    antialias: bool = True
     type: PixelType = PixelType.FLOAT32
     channels_last: bool = False
     side: int = 0
@@ -69,6 +74,7 @@ class ViewBatch:
             "size": (np.int64, (samples,)),
             "rectangles": (np.int32, (samples, views, 4)),
             "out": (np.uint64, (samples, views)),
+            "targets": (np.int32, (samples, views, 4)),
             "flip": (np.uint8, (samples, views)),
             "scale": (np.float32, (3,)),
             "plus": (np.float32, (samples, views, 3)),
@@ -76,13 +82,15 @@ class ViewBatch:
         }
         for name, (dtype, shape) in wanted.items():
             array = getattr(self, name)
-            if array is None and name in ("flip", "scale", "plus", "minus"):
+            if array is None and name in ("targets", "flip", "scale", "plus", "minus"):
                 continue
             if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
                 raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
         sized = self.height > 0 and self.width > 0
         if not sized and (self.filter != Filter.CROP or (self.height, self.width) != (0, 0)):
             raise ValueError(f"views of {self.height} x {self.width} pixels")
+        if self.targets is not None and self.filter == Filter.CROP:
+            raise ValueError("targets are for a filter that resizes")
 
     def struct(self, status: NDArray[np.int32]) -> JobStruct:
         samples, views = self.out.shape
@@ -93,6 +101,7 @@ class ViewBatch:
             data=address(self.data),
             size=address(self.size),
             rectangles=address(self.rectangles),
+            targets=address(self.targets),
             flip=address(self.flip),
             scale=address(self.scale),
             plus=address(self.plus),
@@ -104,6 +113,7 @@ class ViewBatch:
             out_height=self.height,
             out_width=self.width,
             filter=self.filter,
+            antialias=self.antialias,
             type=self.type,
             channels_last=self.channels_last,
             side=self.side,
