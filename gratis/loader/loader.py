@@ -34,7 +34,7 @@ from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_pipeline import BatchPipeline
 from gratis.loader.pipeline.prefetch import Prefetcher
 from gratis.loader.plan import num_steps
-from gratis.loader.reading.metadata import open_dataset
+from gratis.loader.reading.metadata import check_images, open_dataset
 from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.remote import Remote, cache_folder, fetch_dataset, is_remote
 from gratis.loader.reading.shard_cache import ShardCache
@@ -110,10 +110,7 @@ class Loader:
         self.manifest, self.stats, self._index = open_dataset(folder, split, root, fetched=fetched)
         # shards are opened later, from wherever the process stands then
         self.root = folder.absolute()
-        if config.crop > (side := self.manifest.image_size):
-            advice = f"choose crop={max(1, side * 7 // 8)}, or any up to {side}"
-            small = f"crop is {config.crop}; the images of {root} have {side} px a side"
-            raise GratisError(f"{small}; {advice}")
+        check_images(config, self.manifest, root)
         samples = self.num_samples
         self._check_last_batch(f"split {split} of {root}")
         self.engine: Engine = choose_engine(config, self.manifest, self.device)
@@ -125,7 +122,7 @@ class Loader:
         self._quarantine = Quarantine(config.seed, samples, allowed=quarantine)
         self._decoded: DecodedCache | None = None  # outlives an epoch that is broken off
         self.decoded_place: DecodedPlace = choose_place(
-            config, self.manifest, samples, self.device, local_world=self._local
+            config, self.manifest, self._index, self.device, local_world=self._local
         )
         self._process = os.getpid()  # that made it
         self._prefetcher: Prefetcher | None = None
@@ -304,7 +301,9 @@ class Loader:
     def _make_prefetcher(self, plan: EpochPlan) -> Prefetcher:
         if self._decoded is None and self.decoded_place != "none":
             device = self.device if self.decoded_place == "device" else None
-            self._decoded = DecodedCache(self.num_samples, self.manifest.image_size, device)
+            square = self.manifest.shape == "square"
+            sizes = self._index.sizes(self.manifest)
+            self._decoded = DecodedCache(*sizes, device, square=square)
         shards, timer, quarantine = self.shard_reader(), self._timer, self._quarantine
         pipeline = BatchPipeline(
             plan,

@@ -19,7 +19,7 @@ from torch import Tensor
 from gratis.loader.decoding import gpu
 from gratis.loader.decoding.bad_samples import undecodable
 from gratis.loader.decoding.cpu import BatchCrops, crops_of, decode
-from gratis.loader.decoding.crop_graph import crop_pipeline, dali_samples, rectangles
+from gratis.loader.decoding.crop_graph import crop_pipeline, dali_samples, rectangles, stored_pixels
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.decoded_cache import BAD, DecodedCache
 from gratis.loader.epoch.epoch_plan import EpochPlan
@@ -65,8 +65,8 @@ class CachedDecoder:
                 if len(lacking):
                     self._fill(lacking, _whole_plan(plan))
                 held = self._cache.holds(wanted)
-            draws, extents = plan.draws(wanted)
-            yield EncodedBatch(wanted, wanted, draws, extents, [], np.empty(0, np.uint8)), held
+            views, none = plan.draws(wanted), np.empty(0, np.uint8)
+            yield EncodedBatch(wanted, wanted, *views[:2], [], none, views.targets), held
 
     def crops(self, plan: EpochPlan, runner: DaliRunner) -> BatchCrops:
         """On the CPU: each step's crops where they lie. runner: decodes what the cache does not
@@ -76,7 +76,7 @@ class CachedDecoder:
             if not held:
                 read = iter([self._read(plan, batch.wanted)])
                 yield from decode(read, plan, runner, self._threads)
-            elif plan.config.area:
+            elif plan.resizes:
                 raw = iter([self._as_raw(batch)])
                 yield from decode(raw, _raw_plan(plan), runner, self._threads)
             else:
@@ -91,7 +91,7 @@ class CachedDecoder:
             if not held:
                 encoded = iter([self._read(plan, batch.wanted)])
                 decoded = gpu.decode_views(encoded, plan, runner, self._threads)
-            elif plan.config.area:
+            elif plan.resizes:
                 raw = iter([self._as_raw(batch)])
                 decoded = gpu.decode_views(raw, _raw_plan(plan), resizer, self._threads)
             else:
@@ -116,8 +116,9 @@ class CachedDecoder:
     def _as_raw(self, batch: EncodedBatch) -> EncodedBatch:
         """The samples as if they had been stored as raw pixels. Of a cache in the machine's
         memory."""
-        flat = self._cache.pixels.numpy()
-        return batch._replace(parts=[flat[sample].reshape(-1) for sample in batch.ids.tolist()])
+        return batch._replace(
+            parts=[self._cache.part(sample).numpy() for sample in batch.ids.tolist()]
+        )
 
     def _read(self, plan: EpochPlan, ids: Ids, *, check: bool = True) -> EncodedBatch:
         with self._timer.time("read_s"):
@@ -128,21 +129,23 @@ class CachedDecoder:
     def _fill(self, ids: Ids, plan: EpochPlan) -> None:
         batch = self._read(plan, ids, check=False)  # a stand-in has a place of its own in the cache
         with self._timer.time("decode_s"):
-            rows, pixels = self._decode(batch, plan)
+            rows, images = self._decode(batch, plan)
             if len(rows):
-                self._cache.put(ids[rows], pixels)
+                self._cache.put(ids[rows], images)
         self._cache.state[np.delete(ids, rows)] = BAD
 
-    def _decode(self, batch: EncodedBatch, plan: EpochPlan) -> tuple[NDArray[np.int64], Tensor]:
-        """Rows that can be decoded whole, and their pixels, uint8 [n,S,S,3]; valid until the next
-        call."""
+    def _decode(
+        self, batch: EncodedBatch, plan: EpochPlan
+    ) -> tuple[NDArray[np.int64], list[Tensor]]:
+        """Rows that can be decoded whole, and their pixels, uint8 [height,width,3]; valid until the
+        next call."""
         bad = invalid_rows(batch.parts, plan.manifest.codec, plan.sizes(batch.ids))
         rows = np.delete(np.arange(len(batch.ids)), bad)
         batch = batch.select(rows)
         if not len(rows):
-            return rows, torch.empty(0)
+            return rows, []
         if plan.manifest.codec == "raw":
-            return rows, torch.from_numpy(np.stack(dali_samples(batch, plan)))
+            return rows, [torch.from_numpy(pixels) for pixels in stored_pixels(batch, plan)]
         try:
             return rows, self._run(batch, plan)
         except RuntimeError:
@@ -150,23 +153,26 @@ class CachedDecoder:
             if not (bad := undecodable(batch, plan)):
                 raise
         kept = np.delete(np.arange(len(rows)), bad)
-        return rows[kept], self._run(batch.select(kept), plan) if len(kept) else torch.empty(0)
+        return rows[kept], self._run(batch.select(kept), plan) if len(kept) else []
 
-    def _run(self, batch: EncodedBatch, plan: EpochPlan) -> Tensor:
-        self._inputs[:] = [(dali_samples(batch, plan), *rectangles(batch, whole=True))]
+    def _run(self, batch: EncodedBatch, plan: EpochPlan) -> list[Tensor]:
+        self._inputs[:] = [(dali_samples(batch, plan), *rectangles(batch, plan, whole=True))]
         if self._pipeline is None:
             inputs = self._inputs  # not self: a pipeline is a cycle and would keep the cache alive
             self._pipeline = _whole_pipeline(lambda: inputs[0], plan, self._threads)
         (images,) = self._pipeline.run()
-        tensor = images.as_tensor()
         if plan.device.type == "cuda":
-            return torch.utils.dlpack.from_dlpack(tensor)
-        return torch.from_numpy(np.asarray(tensor))
+            parts = images if plan.whole else [images.as_tensor()]
+            tensors = [torch.utils.dlpack.from_dlpack(part) for part in parts]
+            return tensors if plan.whole else list(tensors[0])
+        return [torch.from_numpy(np.asarray(images.at(row))) for row in range(len(batch.ids))]
 
 
 def _whole_plan(plan: EpochPlan) -> EpochPlan:
     """The same rank's plan, were it to see whole images."""
-    config = replace(plan.config, augment=False, views=10, area=None, bad_samples="raise")
+    config = replace(
+        plan.config, augment=False, views=10, area=None, resize=None, bad_samples="raise"
+    )
     return replace(plan, config=config)
 
 

@@ -129,7 +129,7 @@ def many_draws(loader: Loader) -> tuple[NDArray[np.int64], Floats]:
     draw."""
     ids = np.arange(loader.num_samples)
     epochs = -(-DRAWS // len(ids))
-    drawn = [loader.epoch_plan(epoch).draws(ids)[0] for epoch in range(epochs)]
+    drawn = [loader.epoch_plan(epoch).draws(ids).draws for epoch in range(epochs)]
     offsets = np.concatenate([np.stack([one.y, one.x], axis=1) for one in drawn])
     return offsets, np.concatenate([one.normals for one in drawn])
 

@@ -85,11 +85,11 @@ def _pixels(plan: EpochPlan, image: NDArray[np.float32], sample: int) -> NDArray
     """uint8 [crop,crop,3] of [crop,crop,3]: division and mean taken back, the colour noise left
     in."""
     crop, flip = plan.config.crop, False
-    y = x = (plan.positions - 1) // 2
-    if plan.config.mean == "offset":
-        drawn, _ = plan.draws(np.array([sample]))
-        y, x, flip = int(drawn.y[0]), int(drawn.x[0]), bool(drawn.flip[0])
     whole, factor = normalisation(plan.stats, plan.config, plan.epoch)
+    y = x = (len(whole) - crop) // 2
+    if plan.config.mean == "offset":
+        drawn = plan.draws(np.array([sample])).draws
+        y, x, flip = int(drawn.y[0]), int(drawn.x[0]), bool(drawn.flip[0])
     mean = whole[y : y + crop, x : x + crop]
     mean = mean[:, ::-1] if flip else mean
     pixels = image / factor + mean

@@ -23,8 +23,7 @@ class EncodedBatch(NamedTuple):
     `buffer`.
 
     wanted are the ids that the order names; ids differ from them where another sample stands in.
-    Augmentation is that of the wanted one. extents int64 [n,2]: height and width of what is cut
-    out, where they differ from the crop's."""
+    Augmentation is that of the wanted one. draws, extents, targets: of every view, as `Views`."""
 
     wanted: Ids
     ids: Ids
@@ -32,6 +31,7 @@ class EncodedBatch(NamedTuple):
     extents: Ids | None
     parts: list[Bytes]
     buffer: Bytes
+    targets: Ids | None = None
 
     @property
     def begins(self) -> NDArray[np.int64]:
@@ -85,8 +85,8 @@ class BatchReader:
             parts, buffer = self.shards.read(ids, buffer)
             bad = invalid_rows(parts, codec, plan.sizes(ids)) if check else []
             if not self.reject(wanted, ids, bad):
-                draws, extents = plan.draws(wanted)
-                return EncodedBatch(wanted, ids, draws, extents, parts, buffer)
+                views = plan.draws(wanted, ids)
+                return EncodedBatch(wanted, ids, *views[:2], parts, buffer, views.targets)
 
     def reject(self, wanted: Ids, ids: Ids, rows: list[int]) -> bool:
         """Hands rows whose sample cannot be decoded to the quarantine; whether there are any.
@@ -101,7 +101,7 @@ class BatchReader:
         self._buffers = [None] * BUFFERS
 
 
-def invalid_rows(parts: list[Bytes], codec: str, sizes: tuple[Ids, Ids]) -> list[int]:
-    """Those of the samples that no decoder gets. sizes: height and width of each."""
-    rows = enumerate(zip(parts, *sizes, strict=True))
-    return [row for row, (part, h, w) in rows if not is_decodable(part, codec, int(h), int(w))]
+def invalid_rows(parts: list[Bytes], codec: str, sizes: Ids) -> list[int]:
+    """Those of the samples that no decoder gets. sizes int64 [2,n]: height and width of each."""
+    rows = enumerate(zip(parts, sizes.T.tolist(), strict=True))
+    return [row for row, (part, size) in rows if not is_decodable(part, codec, *size)]

@@ -22,6 +22,7 @@ from gratis.dataset import (
     require_split,
 )
 from gratis.errors import GratisError
+from gratis.loader.config import LoaderConfig
 
 WAY_OUT = "make the shards again, or verify the copy"
 
@@ -52,6 +53,27 @@ def open_dataset(
         raise GratisError(f"the {split} index of {named} has {counts}; verify it")
     _check_index(root / index_name(split), manifest, entry, index)
     return manifest, stats, index
+
+
+def check_images(config: LoaderConfig, manifest: Manifest, named: Path | str) -> None:
+    """GratisError where the configuration is for images of another shape or size."""
+    side, shape = manifest.image_size, manifest.shape
+    if config.shape not in ("any", shape):
+        anew = f"make them anew: gratis shards --src SRC --out OUT --shape {config.shape}"
+        raise GratisError(f"shape is {config.shape!r}; {named} has {shape} images; {anew}")
+    if shape == "whole":
+        if config.normalize == "mean-image":
+            way_out = "take normalize='imagenet', or make the shards with --shape square"
+            raise GratisError(
+                f"normalize='mean-image' is for square images; those of {named} keep their shape "
+                f"and have no mean image; {way_out}"
+            )
+        return
+    fits = config.area is not None or config.resize is not None
+    if config.crop > side and not (fits and config.normalize != "mean-image"):
+        advice = f"choose crop={max(1, side * 7 // 8)}, or any up to {side}"
+        small = f"crop is {config.crop}; the images of {named} have {side} px a side"
+        raise GratisError(f"{small}; {advice}")
 
 
 def _check_index(path: Path, manifest: Manifest, split: Split, index: Index) -> None:
