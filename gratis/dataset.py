@@ -41,6 +41,7 @@ OPTIONAL = ("width", "height", "channel_mean", "channel_std", "mean")
 EXTENSIONS = {"jpeg": "jpg", "raw": "ppm"}  # codec -> extension of the image member
 Shape = Literal["square", "whole"]  # of the images: a central square of one size, or their own
 MOST_PIXELS = 100_000_000  # of an image
+MOST_ASPECT = 100  # of an image: its longer side by its shorter one
 # `shards` writes train-00000.tar, others what they like
 SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.tar", re.ASCII)
 
@@ -269,6 +270,16 @@ def require_split(root: Path | str, manifest: Manifest, split: str) -> Split:
             f"{root} has no split {split!r}; it has {', '.join(sorted(manifest.splits))}"
         )
     return manifest.splits[split]
+
+
+def require_square(root: Path | str, manifest: Manifest, reader: str) -> None:
+    """GratisError that names who reads the dataset, unless its images are square."""
+    if manifest.shape != "square":
+        way_out = "make shards with --shape square"
+        raise GratisError(
+            f"{reader} needs square images of one size, and those of {root} keep their shape: "
+            f"{way_out}"
+        )
 
 
 def write_index(root: Path, split: str, index: Index) -> str:

@@ -37,7 +37,7 @@ from benchmarks.loader.peers.common import BATCH, Files, crop_of, tars_of
 from benchmarks.loader.peers.datasets import write_datasets
 from benchmarks.loader.peers.table import PEERS, STAGES
 from gratis.command_line import parse
-from gratis.dataset import read_manifest, require_split
+from gratis.dataset import read_manifest, require_split, require_square
 from gratis.errors import GratisError
 
 LIMITS = ("crop", "huffman")
@@ -77,6 +77,7 @@ def main(arguments: list[str]) -> int:
     options = parse(LoaderBench, arguments, "gratis bench loader")
     manifest = read_manifest(options.shards)
     require_split(options.shards, manifest, "train")
+    require_square(options.shards, manifest, "bench loader")
     if manifest.codec != "jpeg":
         raise GratisError(f"{options.shards} holds {manifest.codec} samples; the peers read JPEG")
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.timing import measure
-from gratis.dataset import read_manifest, require_split
+from gratis.dataset import read_manifest, require_split, require_square
 from gratis.errors import GratisError
 from gratis.train.paper.arguments import flags
 from gratis.train.recipes import RECIPES, Recipe, RecipeName
@@ -61,6 +61,7 @@ def prepare(
         stage("shards", src=src, out=jpeg, size=side, codec="jpeg")
     manifest = read_manifest(jpeg)
     require_split(jpeg, manifest, "train")
+    require_square(jpeg, manifest, "report")
     if manifest.codec != "jpeg":
         raise GratisError(
             f"--shards {jpeg} holds {manifest.codec} samples; give JPEG shards, the raw ones "

@@ -60,6 +60,7 @@ from gratis.preprocess.stages.publish import publish, summary
 from gratis.preprocess.stages.shard import ImageTask, refuse_unread
 from gratis.preprocess.verify import local_folder
 
+LONGEST = f"a side {dataset.MOST_ASPECT} times the other"
 NOT_DECODED = "is a JPEG that Pillow decodes and training's decoder would give up on"
 
 
@@ -289,6 +290,8 @@ def _pixels(task: IndexTask, item: Item, data: bytes) -> NDArray[np.uint8]:
         if task.tolerant:
             raise image.Reject(image.UNSUPPORTED, f"it {what}, {_way_out(task.root)}")
         raise _unfit(task.root, item, what)
+    if max(width, height) > dataset.MOST_ASPECT * min(width, height):
+        raise image.Reject("too-long", f"{width} x {height} pixels, the limit is {LONGEST}")
     pixels = image.decode_or_reject(data)
     if _is_decodable(data, task.codec, height, width):
         return pixels

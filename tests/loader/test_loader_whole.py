@@ -22,6 +22,7 @@ from test_loader_views import read_with_pillow, through_the_graph, through_the_l
 from gratis import Loader, LoaderConfig, dataset
 from gratis.errors import GratisError
 from gratis.loader import plan
+from gratis.loader.inspect import explain, explain_whole_figure, preview
 
 CROP = 32
 # height and width: larger than the crop, one side or both smaller, odd, a single pixel
@@ -368,6 +369,10 @@ def test_an_index_without_sizes_or_with_half_of_them(whole_jpeg: Path, tmp_path:
     root = changed_index(whole_jpeg, tmp_path / "half", width=None)
     with pytest.raises(GratisError, match="is damaged"):
         Loader(root, "train", config_of())
+    long = np.where(np.arange(COUNT) == 4, 32 * 102, dataset.read_index(whole_jpeg, "train").width)
+    root = changed_index(whole_jpeg, tmp_path / "long", width=long.astype(np.int32))
+    with pytest.raises(GratisError, match=r"is damaged \(aspect ratios from 1 to 102"):
+        Loader(root, "train", config_of())
     huge = np.full(COUNT, 60_000, np.int32)
     root = changed_index(whole_jpeg, tmp_path / "huge", width=huge, height=huge)
     with pytest.raises(GratisError, match=r"is damaged \(pixel numbers from 3600000000"):
@@ -451,16 +456,62 @@ def test_foreign_jpegs_the_engine_leaves_to_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.prove
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
 @pytest.mark.parametrize(
     ("resize", "crop"), [(256, 224), (232, 224), (235, 224), (64, 64), (97, 32)]
 )
-def test_torchvision_s_resize_and_center_crop(tmp_path: Path, resize: int, crop: int) -> None:
+def test_torchvision_s_resize_and_center_crop(
+    tmp_path: Path, resize: int, crop: int, codec: str
+) -> None:
     v2 = pytest.importorskip("torchvision.transforms.v2")
     sizes = np.random.default_rng(resize).integers(30, 520, (24, 2)).tolist()
     images = [picture(k, *size) for k, size in enumerate(sizes)]
-    root = write_dataset(tmp_path / "t", images, codec="raw")
+    root = write_dataset(tmp_path / "t", images, codec=codec)
+    images = read_with_pillow(root)
     ids, got = through_the_loader(root, config_of(augment=False, resize=resize, crop=crop))
     theirs = v2.Compose([v2.Resize(resize), v2.CenterCrop(crop)])
     for sample, view in zip(ids, got, strict=True):
         wanted = theirs(torch.from_numpy(images[sample].transpose(2, 0, 1).copy()))
         np.testing.assert_array_equal(view, wanted.permute(1, 2, 0).numpy())
+
+
+def test_what_explain_draws_is_what_the_loader_does(whole_jpeg: Path) -> None:
+    config = config_of(area=(0.08, 1.0))
+    with Loader(whole_jpeg, "train", config) as loader:
+        images = torch.cat([batch.images.clone() for batch in loader]).numpy()
+        order = loader.epoch_plan(0).order().tolist()
+        for sample in range(10):
+            image = explain.read(loader, sample)
+            shown = explain_whole_figure.apply_views(loader.epoch_plan(0), sample, image)
+            np.testing.assert_array_equal(shown[0], images[order.index(sample)])
+        image = explain.read(loader, 1)
+        views = explain_whole_figure.many_views(loader, image, 50)
+        share = explain_whole_figure.coverage(views, image)
+    count = np.zeros(image.shape[:2])
+    assert views.extents is not None
+    for y, x, (height, width) in zip(views.draws.y, views.draws.x, views.extents, strict=True):
+        count[y : y + height, x : x + width] += 1
+    np.testing.assert_allclose(share, count / 50)
+
+
+def test_explain_and_preview_of_whole_images(
+    whole_jpeg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, out = str(whole_jpeg), ["--out", str(tmp_path / "p.png")]
+    explain.main([shards, "--sample", "1", *out])
+    assert "parts of an image of 90 x 48 px" in capsys.readouterr().out
+    (tmp_path / "p.png").unlink()
+    preview.main([shards, *out])
+    assert (tmp_path / "p.png").exists()
+    with pytest.raises(GratisError, match="--mean is of AlexNet's crops"):
+        explain.main([shards, "--sample", "1", "--mean", "offset", *out])
+    with pytest.raises(GratisError, match="normalize='mean-image' is for square images"):
+        preview.main([shards, "--config", "alexnet", *out])
+
+
+def test_what_needs_square_images_says_so(whole_jpeg: Path) -> None:
+    manifest = dataset.read_manifest(whole_jpeg)
+    with pytest.raises(
+        GratisError, match=r"training AlexNet needs square .*make shards with --shape"
+    ):
+        dataset.require_square(whole_jpeg, manifest, "training AlexNet")

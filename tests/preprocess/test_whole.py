@@ -299,6 +299,32 @@ def test_foreign_images_of_any_size_stay_where_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.starts
+@pytest.mark.parametrize("bad", ["cmyk", "png", "long"])
+def test_odd_foreign_images_are_left_out_on_request(tmp_path: Path, bad: str) -> None:
+    root = foreign(tmp_path / "t")
+    picture = Pillow.fromarray(pixels_of(1, (1, 101) if bad == "long" else (20, 30)))
+    data = {"cmyk": ("x.jpg", "CMYK", "JPEG"), "png": ("x.png", "RGB", "PNG")}
+    name, mode, kind = data.get(bad, ("x.jpg", "RGB", "JPEG"))
+    file = io.BytesIO()
+    picture.convert(mode).save(file, kind)
+    with tarfile.open(root / "1.tar", "w") as tar:
+        for member, content in (
+            *(("a.jpg", encoded(pixels_of(2, (20, 30)), "JPEG")), ("a.cls", b"1")),
+            *((name, file.getvalue()), ("x.cls", b"1")),
+        ):
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(
+        GratisError, match=r"too-long\)" if bad == "long" else "gratis shards --src"
+    ):
+        index_tars(IndexConfig(tars=str(root), workers=1))
+    manifest = index_tars(IndexConfig(tars=str(root), workers=1, max_rejects=1))
+    assert manifest.splits["train"].samples == len(SIZES) + 1
+    verify_dataset(VerifyConfig(shards=str(root)))
+
+
+@pytest.mark.starts
 @pytest.mark.parametrize("value", [0, -1, 33, 1 << 20])
 def test_verify_finds_sizes_that_are_not_the_files(
     tmp_path: Path, value: int, capsys: pytest.CaptureFixture[str]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gratis.dataset import (
+    MOST_ASPECT,
     MOST_PIXELS,
     STATS,
     Index,
@@ -88,8 +89,9 @@ def _check_index(path: Path, manifest: Manifest, split: Split, index: Index) -> 
         ("height", index.height, 1, 1 << 16),
     ]
     if index.width is not None and index.height is not None:
-        pixels = index.width.astype(np.int64) * index.height
-        ranges.append(("pixel number", pixels, 1, MOST_PIXELS + 1))
+        sides = np.sort(np.stack([index.width, index.height]).astype(np.int64), axis=0)
+        ranges.append(("pixel number", sides[0] * sides[1], 1, MOST_PIXELS + 1))
+        ranges.append(("aspect ratio", sides[1] // sides[0].clip(1), 1, MOST_ASPECT + 1))
     for name, rows, least, below in ranges:
         if rows is not None and len(rows) and not (least <= rows.min() and rows.max() < below):
             span = f"{name}s from {rows.min()} to {rows.max()}"
