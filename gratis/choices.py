@@ -10,5 +10,6 @@ Positions = Literal["all", "printed"]
 BadSamples = Literal["raise", "quarantine"]
 Engine = Literal["native", "dali"]  # who decodes JPEGs
 EngineOption = Literal["auto", "native", "dali"]
+ShapeOption = Literal["any", "square", "whole"]  # of a dataset's images
 DecodedPlace = Literal["device", "host", "none"]  # where decoded images are kept
 DecodedOption = Literal["auto", "device", "host", "none"]

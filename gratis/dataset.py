@@ -22,7 +22,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,12 @@ READABLE_FORMATS = (FORMAT - 1, FORMAT)
 MANIFEST = "manifest.json"
 STATS = "stats.npz"
 REJECTS = "rejects.jsonl"
+# arrays of an index or of statistics that only whole images have, and the one that they have not
+OPTIONAL = ("width", "height", "channel_mean", "channel_std", "mean")
 EXTENSIONS = {"jpeg": "jpg", "raw": "ppm"}  # codec -> extension of the image member
+Shape = Literal["square", "whole"]  # of the images: a central square of one size, or their own
+MOST_PIXELS = 100_000_000  # of an image
+MOST_ASPECT = 100  # of an image: its longer side by its shorter one
 # `shards` writes train-00000.tar, others what they like
 SHARD_NAME = re.compile(r"\w[\w.-]{0,200}\.tar", re.ASCII)
 
@@ -101,7 +106,11 @@ class Manifest:
     bytes.
 
     samples_per_shard is how the plan was cut: the last shard, and those with rejects, hold fewer.
-    classes: () where no sample has a label; all are -1 then."""
+    classes: () where no sample has a label; all are -1 then. shape: of the images. square: all are
+    image_size x image_size pixels. whole: each has the size that the index says; image_size is the
+    shorter side that they were made with (smaller sources keep theirs unless enlarge is true), or,
+    of tars that somebody else wrote, the median one; the longer side is at most max_aspect times
+    the shorter one, None: any."""
 
     format: int
     image_size: int
@@ -114,10 +123,17 @@ class Manifest:
     classes: tuple[ImageClass, ...]
     splits: dict[str, Split]
     stats_sha256: str
+    shape: Shape = "square"
+    max_aspect: float | None = None
+    enlarge: bool = False
 
     def to_json(self) -> bytes:
-        """The bytes of manifest.json: equal manifests give equal ones."""
-        return (json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+        """The bytes of manifest.json: equal manifests give equal ones. Those of square images say
+        nothing of shapes, as before there were others."""
+        fields = dataclasses.asdict(self)
+        if self.shape == "square":
+            del fields["shape"], fields["max_aspect"], fields["enlarge"]
+        return (json.dumps(fields, indent=1, ensure_ascii=False) + "\n").encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
@@ -146,38 +162,64 @@ class Manifest:
 class Index(NamedTuple):
     """One row per sample, in id order, all [samples]: its shard (a position in the split's), the
     image's first byte there and its size in bytes, and its label (a position in the manifest's
-    classes; -1 where there are none)."""
+    classes; -1 where there are none); where images are whole its width and height in pixels, else
+    None."""
 
     shard: NDArray[np.int32]
     offset: NDArray[np.int64]
     size: NDArray[np.int32]
     label: NDArray[np.int32]
+    width: NDArray[np.int32] | None = None
+    height: NDArray[np.int32] | None = None
+
+    def sizes(self, manifest: Manifest) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Of each image height and width in pixels, int32 [samples]."""
+        if self.height is None or self.width is None:
+            same = np.broadcast_to(np.int32(manifest.image_size), self.label.shape)
+            return same, same
+        return self.height, self.width
+
+    def rows(self, which: Any) -> Index:
+        """Some of the rows."""
+        return Index._make(None if column is None else column[which] for column in self)
 
 
 class Stats(NamedTuple):
     """Pixel statistics of the training split, RGB, 0-255 units (spec section 2, steps 4 and 5).
 
-    mean float32 [S,S,3]; eigenvalues float64 [3], descending, of the covariance of single pixels;
-    eigenvectors float64 [3,3], column k belonging to eigenvalue k, rows R, G, B, each signed so
-    that its component of the largest magnitude is positive."""
+    mean float32 [S,S,3], of whole images, which have none, [0,0,3]; eigenvalues float64 [3],
+    descending, of the covariance of single pixels; eigenvectors float64 [3,3], column k belonging
+    to eigenvalue k, rows R, G, B, each signed so that its component of the largest magnitude is
+    positive; of whole images channel_mean and channel_std float64 [3], over all their pixels."""
 
     mean: NDArray[np.float32]
     eigenvalues: NDArray[np.float64]
     eigenvectors: NDArray[np.float64]
     num_images: int
+    channel_mean: NDArray[np.float64] | None = None
+    channel_std: NDArray[np.float64] | None = None
+
+    @property
+    def channels(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each channel over all pixels, float64 [3], of images of
+        either shape."""
+        if self.channel_mean is not None and self.channel_std is not None:
+            return self.channel_mean, self.channel_std
+        variance = (self.eigenvectors**2 * self.eigenvalues).sum(axis=1)
+        return self.mean.mean(axis=(0, 1), dtype=np.float64), np.sqrt(variance)
 
 
-def is_decodable(image: NDArray[np.uint8], codec: str, side: int) -> bool:
-    """Whether the loader hands these bytes uint8 [bytes] of a sample to its decoder: a PPM of side
-    x side pixels with the header that this project writes, or a JPEG that the decoder will not give
-    up on. What `index` takes and `verify` accepts is what this says."""
+def is_decodable(image: NDArray[np.uint8], codec: str, height: int, width: int) -> bool:
+    """Whether the loader hands these bytes uint8 [bytes] of a sample to its decoder: a PPM of that
+    size in pixels with the header that this project writes, or a JPEG that the decoder will not
+    give up on. What `index` takes and `verify` accepts is what this says."""
     if codec == "raw":
-        header = b"P6\n%d %d\n255\n" % (side, side)
-        whole = len(image) == len(header) + 3 * side * side
+        header = b"P6\n%d %d\n255\n" % (width, height)
+        whole = len(image) == len(header) + 3 * height * width
         return whole and image[: len(header)].tobytes() == header
     from gratis.jpeg_check import well_formed  # with Numba: its import takes 0.4 s
 
-    return well_formed(image, side)
+    return well_formed(image, height, width)
 
 
 def index_name(split: str) -> str:
@@ -230,6 +272,16 @@ def require_split(root: Path | str, manifest: Manifest, split: str) -> Split:
     return manifest.splits[split]
 
 
+def require_square(root: Path | str, manifest: Manifest, reader: str) -> None:
+    """GratisError that names who reads the dataset, unless its images are square."""
+    if manifest.shape != "square":
+        way_out = "make shards with --shape square"
+        raise GratisError(
+            f"{reader} needs square images of one size, and those of {root} keep their shape: "
+            f"{way_out}"
+        )
+
+
 def write_index(root: Path, split: str, index: Index) -> str:
     """Writes the split's index, returns its sha256."""
     return _write_npz(root / index_name(split), index._asdict())
@@ -239,33 +291,44 @@ def read_index(root: Path, split: str, sha256: str | None = None) -> Index:
     """The split's index; GratisError if its file is missing, is no index, or has another sha256
     than this one of the manifest: an index of other shards would give samples wrong labels."""
     path = root / index_name(split)
-    index = Index(**_read_npz(path, Index._fields, sha256))
-    if any(rows.shape != (index.label.size,) or rows.dtype.kind != "i" for rows in index):
+    index = Index(**_read_npz(path, Index._fields, sha256, OPTIONAL))
+    columns = [column for column in index if column is not None]
+    sized = (index.width is None) == (index.height is None)
+    if not sized or any(
+        rows.shape != (index.label.size,) or rows.dtype.kind != "i" for rows in columns
+    ):
         raise _damaged(path, "is damaged (not rows of whole numbers)")
     return index
 
 
 def write_stats(root: Path, stats: Stats) -> str:
     """Writes the statistics, returns the file's sha256."""
-    return _write_npz(root / STATS, stats._asdict())
+    arrays = stats._asdict()
+    if stats.channel_mean is not None:  # of whole images, which have no mean image
+        del arrays["mean"]
+    return _write_npz(root / STATS, arrays)
 
 
 def read_stats(root: Path, sha256: str | None = None) -> Stats:
     """The training split's statistics; GratisError if their file is missing, holds something else,
     or has another sha256 than this one of the manifest."""
     path = root / STATS
-    arrays = _read_npz(path, Stats._fields, sha256)
-    side = arrays["mean"].shape[:1]
-    expected = {
-        "mean": ("f", (*side, *side, 3)),
+    arrays = _read_npz(path, Stats._fields, sha256, OPTIONAL)
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "eigenvalues": ("f", (3,)),
         "eigenvectors": ("f", (3, 3)),
         "num_images": ("i", ()),
     }
+    if "channel_mean" in arrays:
+        expected |= {"channel_mean": ("f", (3,)), "channel_std": ("f", (3,))}
+        arrays.setdefault("mean", np.empty((0, 0, 3), np.float32))
+    side = arrays["mean"].shape[:1] if "mean" in arrays else ()
+    expected["mean"] = ("f", (*side, *side, 3))
     for name, (kind, shape) in expected.items():
-        array = arrays[name]
-        if array.shape != shape or array.dtype.kind != kind:
-            raise _damaged(path, f"is damaged ({name} is {array.dtype} {array.shape})")
+        array = arrays.get(name)
+        if array is None or array.shape != shape or array.dtype.kind != kind:
+            found = "missing" if array is None else f"{array.dtype} {array.shape}"
+            raise _damaged(path, f"is damaged ({name} is {found})")
     return Stats(**(arrays | {"num_images": int(arrays["num_images"])}))
 
 
@@ -275,12 +338,15 @@ def _damaged(path: Path | str, what: str) -> GratisError:
 
 def _write_npz(path: Path, arrays: dict[str, Any]) -> str:
     # np.savez stamps its members with the same constant date, so equal arrays give equal bytes
+    present = {name: array for name, array in arrays.items() if array is not None}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **present)
     return sha256_file(path)
 
 
-def _read_npz(path: Path, fields: tuple[str, ...], sha256: str | None) -> dict[str, Any]:
+def _read_npz(
+    path: Path, fields: tuple[str, ...], sha256: str | None, optional: tuple[str, ...]
+) -> dict[str, Any]:
     damage = (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError)
     try:
         # opened once, for the sum and for NumPy, which leaves a damaged file open
@@ -292,7 +358,8 @@ def _read_npz(path: Path, fields: tuple[str, ...], sha256: str | None) -> dict[s
                 )
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in fields}
+                wanted = [name for name in fields if name in arrays or name not in optional]
+                return {name: arrays[name] for name in wanted}
     except FileNotFoundError:
         raise _damaged(path, "is missing") from None
     except (*damage, zipfile.BadZipFile, zlib.error) as error:

@@ -1,4 +1,5 @@
-"""Image: the bytes of any file that claims to be a picture -> size x size RGB uint8, as in 2012.
+"""Image: the bytes of any file that claims to be a picture -> size x size RGB uint8, as in 2012;
+or, of whole images, the picture with its shorter side at `size`.
 
 The shorter side becomes `size`, the centre is cut out. Both are one resampling of the wanted window
 (`central_box`), which equals resizing the whole picture and then cropping, without computing what
@@ -17,6 +18,8 @@ Odd files are converted, and every conversion is named, so that it can be counte
     exif-corrupt               unreadable EXIF: ignored
     progressive                decoded like any other
     one-pixel                  a side of one pixel: stretched like any other
+    long                       of whole images: the ends of the longer side are cut off
+    small                      of whole images: the shorter side is below `size`, and stays so
     float                      clipped to 0 to 255; integers of 32 bits are taken for 16-bit ones
 Colour profiles are ignored. Of a JPEG with previews behind it (MPO) the first picture is taken. A
 TIFF's own orientation is obeyed, by Pillow: it is no EXIF.
@@ -42,10 +45,11 @@ from PIL import ImageFile, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from gratis.dataset import MOST_PIXELS
 from gratis.file_formats import PICTURE, name_format
 
 MAX_BYTES = 64 << 20  # the largest file of ILSVRC2012 has 15 MB
-MAX_PIXELS = 100_000_000  # by the header, before anything is decoded: 300 MB as RGB
+MAX_PIXELS = MOST_PIXELS  # by the header, before anything is decoded: 300 MB as RGB
 # beside JPEG; few formats leave hostile files few decoders to attack
 FORMATS = ("PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 # shrinking inside the decoder stops at this multiple of the target, and the filter does the rest
@@ -80,6 +84,14 @@ class Reject(ValueError):
         self.reason = reason
 
 
+class Whole(NamedTuple):
+    """How a picture keeps its shape: its longer side is at most max_aspect times the shorter one,
+    of which the centre is kept; enlarge: a shorter side below `size` becomes `size` too."""
+
+    max_aspect: float
+    enlarge: bool
+
+
 class Image(NamedTuple):
     """pixels uint8 [size,size,3], RGB; conversions: what was odd about the file, as listed
     above."""
@@ -99,6 +111,23 @@ def central_box(width: int, height: int, size: int) -> tuple[float, float, float
     return left, top, right, bottom
 
 
+def whole_box(
+    width: int, height: int, size: int, whole: Whole
+) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
+    """Width and height of the stored image, and the window (left, top, right, bottom) in source
+    pixels that becomes it.
+
+    The picture would become round(size / min * side) pixels wide and high, halves upwards; what is
+    longer than max_aspect allows loses its ends, half of it (rounded down) at the left or top:
+    500x375 -> 341x256, all of it."""
+    shorter = min(width, height)
+    target = size if whole.enlarge else min(size, shorter)
+    longest = int(whole.max_aspect * target)
+    across, left, right = _stretch(width, shorter, target, longest)
+    down, top, bottom = _stretch(height, shorter, target, longest)
+    return (across, down), (left, top, right, bottom)
+
+
 def to_image(data: bytes, size: int = 256) -> Image:
     """The file's central square at size x size. Raises Reject, and nothing else, for bytes that are
     no picture."""
@@ -114,16 +143,16 @@ def to_image_as_seen(data: bytes, size: int = 256) -> Image:
 
 
 def to_picture(
-    data: bytes, size: int, *, as_seen: bool = False
+    data: bytes, size: int, *, as_seen: bool = False, whole: Whole | None = None
 ) -> tuple[Pillow.Image, tuple[str, ...]]:
     """`to_image` (or `to_image_as_seen`) with an RGB picture instead of an array: two copies less
-    where it is only encoded."""
+    where it is only encoded. whole: with the picture's own shape (`whole_box`)."""
     if not data:
         raise Reject("empty", "the file has no bytes")
     if len(data) > MAX_BYTES:
         raise Reject("too-large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
     with _parser_errors_as_rejects() as caught:
-        picture, conversions = _read(data, size, as_seen)
+        picture, conversions = _read(data, size, as_seen, whole)
     exif_warning = any("EXIF" in str(warning.message) for warning in caught)
     if exif_warning and "exif-corrupt" not in conversions:
         conversions.append("exif-corrupt")
@@ -168,7 +197,17 @@ def _window(side: int, shorter: int, size: int) -> tuple[float, float]:
     return start * side / resized, (start + size) * side / resized
 
 
-def _read(data: bytes, size: int, as_seen: bool) -> tuple[Pillow.Image, list[str]]:
+def _stretch(side: int, shorter: int, target: int, longest: int) -> tuple[int, float, float]:
+    """Of a side: pixels that are stored, and where those begin and end in the source's."""
+    resized = (2 * target * side + shorter) // (2 * shorter)  # round half up, in integers
+    kept = min(resized, longest)
+    start = (resized - kept) // 2
+    return kept, start * side / resized, (start + kept) * side / resized
+
+
+def _read(
+    data: bytes, size: int, as_seen: bool, whole: Whole | None
+) -> tuple[Pillow.Image, list[str]]:
     conversions: list[str] = []
     if data.startswith(b"\x1f\x8b"):
         data = _gunzip(data)
@@ -189,12 +228,16 @@ def _read(data: bytes, size: int, as_seen: bool) -> tuple[Pillow.Image, list[str
     if orientation in UPRIGHT:
         flat = flat.transpose(UPRIGHT[orientation])
         width, height = (height, width) if orientation > 4 else (width, height)
-    box = central_box(width, height, size)
+    stored, box = (size, size), central_box(width, height, size)
+    if whole:
+        stored, box = whole_box(width, height, size, whole)
+        long = max(width, height) > whole.max_aspect * min(width, height)
+        conversions += ["long"] * long + ["small"] * (min(stored) < size)
     scaled = (box[0] * shrunk, box[1] * shrunk, box[2] * shrunk, box[3] * shrunk)
     # the sources' own code enlarges by cubic interpolation; shrinking is Lanczos, 2 dB nearer to
     # the original than area
     method = Pillow.Resampling.LANCZOS if min(width, height) > size else Pillow.Resampling.BICUBIC
-    small = flat.resize((size, size), method, box=scaled, reducing_gap=float(REDUCING_GAP))
+    small = flat.resize(stored, method, box=scaled, reducing_gap=float(REDUCING_GAP))
     result = _rgb(small)
     result.info = {}  # the file's comment would go into the JPEG that is made of it
     return result, conversions

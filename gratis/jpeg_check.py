@@ -29,14 +29,14 @@ STANDARD = 0b11 | 0b11 << 16
 DEFINED, HUFFMAN, QUANTISATION, KIND, FRAME = range(5)
 
 
-def well_formed(image: NDArray[np.uint8], side: int) -> bool:
-    """Whether the segments of a side x side JPEG are whole and agree, and there is an end. image:
-    uint8 [bytes]."""
-    return bool(call_kernel(_walk, image, side))
+def well_formed(image: NDArray[np.uint8], height: int, width: int) -> bool:
+    """Whether the segments of a JPEG of that size in pixels are whole and agree, and there is an
+    end. image: uint8 [bytes]."""
+    return bool(call_kernel(_walk, image, height, width))
 
 
 @jit()
-def _walk(data: Any, side: Any) -> Any:
+def _walk(data: Any, height: Any, width: Any) -> Any:
     """From segment to segment."""
     size, at = len(data), 2
     if size < 4 or data[0] != 0xFF or data[1] != SOI:
@@ -48,7 +48,9 @@ def _walk(data: Any, side: Any) -> Any:
         if at + 4 > size or data[at] != 0xFF:
             return False
         marker, begin, end = data[at + 1], at + 4, at + 2 + _word(data, at + 2)
-        if end < begin or end > size or not _segment(data, marker, begin, end, side, state):
+        if end < begin or end > size:
+            return False
+        if not _segment(data, marker, begin, end, height, width, state):
             return False
         at = end
         if marker == SOS:
@@ -61,7 +63,9 @@ def _walk(data: Any, side: Any) -> Any:
 
 
 @inner_jit
-def _segment(data: Any, marker: Any, begin: Any, end: Any, side: Any, state: Any) -> Any:  # noqa: PLR0917
+def _segment(  # noqa: PLR0917
+    data: Any, marker: Any, begin: Any, end: Any, height: Any, width: Any, state: Any
+) -> Any:
     """Whether it fits. What it defines is noted in state."""
     if marker == DHT:
         return _huffman(data, begin, end, state)
@@ -70,7 +74,7 @@ def _segment(data: Any, marker: Any, begin: Any, end: Any, side: Any, state: Any
     if marker in (SEQUENTIAL, EXTENDED, PROGRESSIVE):
         only = state[KIND] == 0
         state[KIND], state[FRAME] = marker, begin
-        return only and _frame(data, begin, end, side)
+        return only and _frame(data, begin, end, height, width)
     if marker == SOS:
         good = state[KIND] != 0 and _band(data, begin, end, state)
         return good and _components(data, begin, end, state)
@@ -118,8 +122,10 @@ def _quantisation(data: Any, at: Any, end: Any, state: Any) -> Any:
 
 
 @inner_jit
-def _frame(data: Any, at: Any, end: Any, side: Any) -> Any:
-    if end - at < 6 or data[at] != 8 or _word(data, at + 1) != side or _word(data, at + 3) != side:
+def _frame(data: Any, at: Any, end: Any, height: Any, width: Any) -> Any:
+    if end - at < 6 or data[at] != 8:
+        return False
+    if _word(data, at + 1) != height or _word(data, at + 3) != width:
         return False
     count = np.int64(data[at + 5])
     if count not in (1, 3, 4) or end - at != 6 + 3 * count:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from reprlib import repr as shortened
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 @functools.cache
@@ -31,6 +31,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if (origin := get_origin(hint)) is None:
         return type(value) is hint  # True is no number
     of = get_args(hint)
+    if origin is Literal:
+        return type(value) is str and value in of
     if origin is UnionType:
         return any(_fits(value, one) for one in of)
     if origin is dict:

@@ -34,12 +34,12 @@ from gratis.dataset import (
 SIZE, CLASSES = 64, 7
 
 
-def picture(number: int, size: int = SIZE) -> NDArray[np.uint8]:
-    """A smooth random picture: JPEG at quality 95 keeps it well, and every place of it is
-    different."""
+def picture(number: int, size: int = SIZE, width: int | None = None) -> NDArray[np.uint8]:
+    """A smooth random picture of that height, square without a width: JPEG at quality 95 keeps it
+    well, and every place of it is different."""
     rng = np.random.default_rng(number)
     small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(small.resize((width or size, size), Image.Resampling.BICUBIC))
 
 
 def encode(image: NDArray[np.uint8], codec: str, **options: Any) -> bytes:
@@ -58,7 +58,8 @@ def write_dataset(
     per_shard: int = 10,
     options: Callable[[int], dict[str, Any]] = lambda _: {},
 ) -> Path:
-    """options: of each JPEG, as Pillow has them."""
+    """options: of each JPEG, as Pillow has them. Images of several sizes make a whole dataset."""
+    whole = len({image.shape for image in images}) > 1
     root.mkdir(parents=True)
     count = len(images)
     labels = [i % CLASSES for i in range(count)]
@@ -92,6 +93,7 @@ def write_dataset(
         table[1].astype(np.int64),
         table[2].astype(np.int32),
         table[3].astype(np.int32),
+        *(np.array([image.shape[k] for image in images], np.int32) for k in (1, 0) if whole),
     )
     split = Split(
         shards=tuple(shards),
@@ -101,7 +103,8 @@ def write_dataset(
     )
     manifest = Manifest(
         format=FORMAT,
-        image_size=len(images[0]),
+        image_size=min(images[0].shape[:2]),
+        shape="whole" if whole else "square",
         codec=codec,
         quality=95 if codec == "jpeg" else None,
         seed=0,
@@ -131,11 +134,13 @@ def rotten(folder: Path, *damaged: int, codec: str = "jpeg", count: int = 101) -
 
 
 def statistics(images: list[NDArray[np.uint8]]) -> Stats:
-    pixels = np.stack(images).astype(np.float64)
-    values, vectors = np.linalg.eigh(np.cov(pixels.reshape(-1, 3).T))
-    return Stats(
-        pixels.mean(0).astype(np.float32), values[::-1].copy(), vectors[:, ::-1].copy(), len(images)
-    )
+    rows = np.concatenate([image.reshape(-1, 3) for image in images]).astype(np.float64)
+    values, vectors = np.linalg.eigh(np.cov(rows.T))
+    components = values[::-1].copy(), vectors[:, ::-1].copy(), len(images)
+    if len({image.shape for image in images}) > 1:
+        none = np.empty((0, 0, 3), np.float32)
+        return Stats(none, *components, channel_mean=rows.mean(0), channel_std=rows.std(0))
+    return Stats(np.stack(images).mean(0, dtype=np.float64).astype(np.float32), *components)
 
 
 def write_large_index(small: Path, root: Path, count: int) -> Path:
@@ -148,7 +153,7 @@ def write_large_index(small: Path, root: Path, count: int) -> Path:
     rows = np.sort(np.arange(count) % len(index.label))  # by shard, as an index is
     split = manifest.splits["train"]
     counts = np.bincount(index.shard[rows], minlength=len(split.shards))
-    sha256 = write_index(root, "train", Index(*(column[rows] for column in index)))
+    sha256 = write_index(root, "train", index.rows(rows))
     shards = tuple(
         replace(shard, samples=int(n)) for shard, n in zip(split.shards, counts, strict=True)
     )

@@ -42,7 +42,7 @@ from benchmarks.loader.peers.table import ENVIRONMENTS, PEERS, STAGES
 from benchmarks.loader.shard_stage import shard_stage
 from benchmarks.loader.tables import LIMITS, Key, Record, Records, report
 from gratis.command_line import parse
-from gratis.dataset import read_manifest, require_split
+from gratis.dataset import read_manifest, require_split, require_square
 from gratis.errors import GratisError
 
 LIMIT_S = 2.0
@@ -97,6 +97,7 @@ def main(arguments: list[str]) -> int:
     options = parse(LoaderBench, arguments, "gratis bench loader")
     manifest = read_manifest(options.shards)
     require_split(options.shards, manifest, "train")
+    require_square(options.shards, manifest, "bench loader")
     if manifest.codec != "jpeg":
         raise GratisError(f"{options.shards} holds {manifest.codec} samples; the peers read JPEG")
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import measure
-from gratis.dataset import Manifest, read_manifest, require_split
+from gratis.dataset import Manifest, read_manifest, require_split, require_square
 from gratis.errors import GratisError
 from gratis.processes import command_of_child
 from gratis.train.paper.arguments import flags
@@ -98,6 +98,7 @@ def check_shards(shards: Path) -> None:
     """GratisError where they cannot be measured on."""
     manifest = read_manifest(shards)
     require_split(shards, manifest, "train")
+    require_square(shards, manifest, "report")
     if manifest.codec != "jpeg":
         raise GratisError(
             f"--shards {shards} holds {manifest.codec} samples; give JPEG shards, the raw ones "

@@ -13,7 +13,15 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from gratis.choices import BadSamples, DecodedOption, EngineOption, MeanForm, NoiseForm, Positions
+from gratis.choices import (
+    BadSamples,
+    DecodedOption,
+    EngineOption,
+    MeanForm,
+    NoiseForm,
+    Positions,
+    ShapeOption,
+)
 from gratis.errors import GratisError
 from gratis.loader.mixing import CutMix, Mixing, MixUp, RandomErasing, probabilities
 from gratis.network import NetworkLimits
@@ -31,6 +39,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "remainder": get_args(Remainder),
     "order": get_args(Order),
     "interpolation": get_args(Interpolation),
+    "shape": get_args(ShapeOption),
     "layout": get_args(Layout),
     "bad_samples": get_args(BadSamples),
     "decoded": get_args(DecodedOption),
@@ -45,14 +54,17 @@ MOST = {
     "prefetch": 1 << 20,
     "views": 100,
     "repeats": 100,
+    "crop": 1 << 14,
+    "resize": 1 << 14,
 }
-WHOLE = "batch_size seed crop crop_chunk window prefetch views repeats threads noise_until".split()
+WHOLE = "batch_size seed crop crop_chunk window prefetch views repeats threads".split()
+WHOLE += ["noise_until", "resize"]
 KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
     "a number": (("cache_gb", "decoded_gb", "flip", "outage_s", "read_timeout_s"), (Real,)),
     "True or False": (("augment", "antialias"), (bool,)),
     "the name of a folder": (("cache",), (str, PathLike)),
 }
-MAY_BE_NONE = ("threads", "noise_until", "decoded_gb", "cache")
+MAY_BE_NONE = ("threads", "noise_until", "decoded_gb", "cache", "resize")
 
 # what may change from epoch to epoch
 SCHEDULED = "crop area ratio interpolation antialias flip mix erasing".split()
@@ -90,12 +102,18 @@ class LoaderConfig:
     seed: int = 0
     """Of order and augmentation, 0 <= seed < 2**64."""
     crop: int = 224
-    """Side of the images in pixels, at most that of the stored ones. Of images stored with 256 px a
-    side usually 224; in proportion, 7/8 of the side."""
+    """Side of the images in pixels. Of images stored with 256 px a side usually 224; in proportion,
+    7/8 of the side. A plain crop of square images is at most their side; of whole images that are
+    smaller it is the largest square in them, enlarged."""
     area: tuple[float, float] | None = None
     """The crop is a random part of the image, of this range of its area and of aspect ratios
     `ratio`, resized to crop x crop (torchvision's RandomResizedCrop; usually (0.08, 1)). None: the
     plain crop, not resized."""
+    resize: int | None = None
+    """Of an evaluation: the shorter side that images are resized to before the central crop (or the
+    ten views), as torchvision's Resize(resize) and CenterCrop(crop); at least the crop. For a share
+    p of the side (timm's crop_pct) it is int(crop / p). None: square images as they are stored; of
+    whole ones 8/7 of the crop, 256 for 224."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of width / height of the parts that `area` asks for."""
     interpolation: Interpolation = "bilinear"
@@ -103,6 +121,9 @@ class LoaderConfig:
     antialias: bool = True
     """The filter widens where it shrinks, as torchvision's default and Pillow's. False: it looks at
     the 2 x 2 (bicubic: 4 x 4) nearest pixels alone."""
+    shape: ShapeOption = "any"
+    """Of the dataset's images that this is meant for: a dataset of others is an error. square: all
+    of one size; whole: with their own shape (`gratis shards --shape whole`)."""
     crop_positions: Positions = "all"
     """all: of 224 in 256 pixels 33 offsets along each axis, the ten views' corners among them
     (released code). printed: 32, the paper's 32 x 32 x 2 = 2048."""
@@ -209,7 +230,7 @@ class LoaderConfig:
             if not any(isinstance(value, type(one)) and value == one for one in allowed):
                 choices = " or ".join(map(repr, allowed))
                 raise GratisError(f"{name} is {shown(value)}; it may be {choices}")
-        for name in (*MOST, "crop", "window"):
+        for name in (*MOST, "window"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise GratisError(f"{name} is {number}; it must be at least 1")
             # DALI would end the process
@@ -236,6 +257,7 @@ class LoaderConfig:
         self._check_resized_crop()
         self._check_mixing()
         self._check_schedule()
+        self._check_resize()
 
     @classmethod
     def imagenet(cls, **changes: Any) -> LoaderConfig:
@@ -395,6 +417,26 @@ class LoaderConfig:
     def network(self) -> NetworkLimits:
         """GratisError for a limit out of its range."""
         return NetworkLimits(outage_s=self.outage_s, read_timeout_s=self.read_timeout_s)
+
+    def _check_resize(self) -> None:
+        if self.resize is None:
+            return
+        if self.augment:
+            raise GratisError("resize is for evaluation; set augment=False, or resize=None")
+        if self.resize < self.crop:
+            advice = f"choose at least {self.crop}, or a smaller crop"
+            raise GratisError(f"resize is {self.resize}, less than the crop; {advice}")
+        if self.mean == "offset":
+            raise GratisError(
+                "mean='offset' has no meaning for resized images; with resize choose mean='central'"
+            )
+
+    def shorter_side(self, *, whole: bool) -> int | None:
+        """That images are resized to before views are cut out; None: they are not. whole: they
+        keep their shape."""
+        if self.augment or self.resize is not None or not whole:
+            return self.resize
+        return round(self.crop * 8 / 7)
 
     @property
     def interleaved(self) -> bool:

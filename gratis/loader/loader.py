@@ -34,7 +34,7 @@ from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_pipeline import BatchPipeline
 from gratis.loader.pipeline.prefetch import Prefetcher
 from gratis.loader.plan import num_steps, samples_of
-from gratis.loader.reading.metadata import open_dataset
+from gratis.loader.reading.metadata import check_images, open_dataset
 from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.remote import Remote, cache_folder, fetch_dataset, is_remote
 from gratis.loader.reading.shard_cache import ShardCache
@@ -112,11 +112,7 @@ class Loader:
         self.manifest, self.stats, self._index = open_dataset(folder, split, root, fetched=fetched)
         # shards are opened later, from wherever the process stands then
         self.root = folder.absolute()
-        crop = max(stage.crop for stage in config.stages)
-        if crop > (side := self.manifest.image_size):
-            advice = f"choose crop={max(1, side * 7 // 8)}, or any up to {side}"
-            small = f"crop is {crop}; the images of {root} have {side} px a side"
-            raise GratisError(f"{small}; {advice}")
+        check_images(config, self.manifest, root)
         if config.soft_labels and (len(self.classes) == 0 or (self._index.label < 0).any()):
             raise GratisError(f"mix is for images with labels; those of {root} have none")
         samples = self.num_samples
@@ -129,7 +125,7 @@ class Loader:
         self._quarantine = Quarantine(config.seed, samples, allowed=quarantine)
         self._decoded: DecodedCache | None = None  # outlives an epoch that is broken off
         self.decoded_place: DecodedPlace = choose_place(
-            config, self.manifest, samples, self.device, local_world=self._local
+            config, self.manifest, self._index, self.device, local_world=self._local
         )
         kept = self.decoded_place != "none"
         self.engine: Engine = choose_engine(config, self.manifest, self.device, decoded=kept)
@@ -317,7 +313,9 @@ class Loader:
     def _make_prefetcher(self, plan: EpochPlan) -> Prefetcher:
         if self._decoded is None and self.decoded_place != "none":
             device = self.device if self.decoded_place == "device" else None
-            self._decoded = DecodedCache(self.num_samples, self.manifest.image_size, device)
+            square = self.manifest.shape == "square"
+            sizes = self._index.sizes(self.manifest)
+            self._decoded = DecodedCache(*sizes, device, square=square)
         shards, timer, quarantine = self.shard_reader(), self._timer, self._quarantine
         pipeline = BatchPipeline(
             plan,

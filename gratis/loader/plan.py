@@ -45,8 +45,8 @@ CHUNK = 1 << 14
 
 
 class Draws(NamedTuple):
-    """Of n samples: offsets int64 [n] in [0, image size - crop], mirror bool [n], normals float64
-    [n,3]."""
+    """Of n views: the corner int64 [n] of what is cut out of the image, mirror bool [n], normals
+    float64 [n,3]."""
 
     y: Ids
     x: Ids
@@ -122,18 +122,22 @@ def uniforms(
     return (np.stack(words(seed, epoch, ids, purpose, attempt)).astype(np.float64) + 0.5) / 2**32
 
 
-def below(bound: int, seed: int, epoch: int, ids: Ids, purpose: int) -> tuple[Ids, Ids]:
-    """Two independent uniform integers in [0, bound) per id, int64 [n].
+def below(bound: int | Ids, seed: int, epoch: int, ids: Ids, purpose: int) -> tuple[Ids, Ids]:
+    """Two independent uniform integers in [0, bound) per id, int64 [n]. bound: of both, or int64
+    [2,n].
 
     Lemire's method: the upper half of word * bound, where the few words that would favour some
     results are drawn again. For 33 crop offsets that happens once in 2**30 draws."""
-    biased = np.uint64(2**32 % bound)
+    bounds = np.broadcast_to(np.asarray(bound, np.uint64), (2, len(ids)))
+    biased = np.uint64(2**32) % bounds
     results = np.empty((2, len(ids)), np.int64)
     todo, attempt = np.arange(len(ids)), 0
     while len(todo):
-        products = np.stack(words(seed, epoch, ids[todo], purpose, attempt)[:2]) * np.uint64(bound)
+        drawn = np.stack(words(seed, epoch, ids[todo], purpose, attempt)[:2])
+        products = drawn * bounds[:, todo]
         results[:, todo] = products >> np.uint64(32)
-        todo, attempt = todo[((products & np.uint64(0xFFFFFFFF)) < biased).any(axis=0)], attempt + 1
+        again = (products & np.uint64(0xFFFFFFFF)) < biased[:, todo]
+        todo, attempt = todo[again.any(axis=0)], attempt + 1
     return results[0], results[1]
 
 
@@ -147,10 +151,15 @@ def normals(seed: int, epoch: int, ids: Ids) -> NDArray[np.float64]:
 
 
 def draws(  # noqa: PLR0917
-    seed: int, epoch: int, ids: Ids, positions: int, chunks: Ids | None = None, flip: float = 0.5
+    seed: int,
+    epoch: int,
+    ids: Ids,
+    positions: int | Ids,
+    chunks: Ids | None = None,
+    flip: float = 0.5,
 ) -> Draws:
     """Random augmentation; `positions` is the number of offsets along each axis, usually image size
-    - crop + 1; flip: the probability of the mirror.
+    - crop + 1, or int64 [2,n]: along y and x of each; flip: the probability of the mirror.
 
     chunks [n]: samples of the same number there share one offset and one mirror; None: each sample
     has its own."""
@@ -174,33 +183,35 @@ def boxes(  # noqa: PLR0917
     seed: int,
     epoch: int,
     ids: Ids,
-    size: int,
+    size: int | Ids,
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[Ids, Ids, Ids, Ids]:
-    """Random parts of a square image: y, x, height and width int64 [n], in pixels, all of them
-    inside.
+    """Random parts of images: y, x, height and width int64 [n], in pixels, all of them inside.
+    size: of square images, or int64 [2,n]: height and width of each.
 
     As torchvision's RandomResizedCrop: area uniform, logarithm of width / height uniform; what does
     not fit is drawn again, ten times at most; then the largest central part whose ratio is within
     the range."""
     low, high = np.log(ratio[0]), np.log(ratio[1])
-    nearest = min(max(1.0, ratio[0]), ratio[1])  # to 1 in the range: the ratio where nothing fits
-    height = np.full(len(ids), max(1, min(size, round(size / nearest))))
-    width = np.full(len(ids), max(1, min(size, round(size * nearest))))
+    most_h, most_w = np.broadcast_to(np.asarray(size, np.int64), (2, len(ids)))
+    nearest = np.clip(most_w / most_h, *ratio)  # the ratio where nothing fits
+    height = np.rint(most_w / nearest).astype(np.int64).clip(1, most_h)
+    width = np.rint(most_h * nearest).astype(np.int64).clip(1, most_w)
     fits, todo = np.zeros(len(ids), np.bool_), np.arange(len(ids))
     for attempt in range(TRIES):
         uniform = uniforms(seed, epoch, ids[todo], BOX, attempt)
-        pixels = (area[0] + (area[1] - area[0]) * uniform[0]) * size * size
+        tall, wide = most_h[todo], most_w[todo]
+        pixels = (area[0] + (area[1] - area[0]) * uniform[0]) * tall * wide
         shape = np.exp(low + (high - low) * uniform[1])
         w = np.rint(np.sqrt(pixels * shape)).astype(np.int64)
         h = np.rint(np.sqrt(pixels / shape)).astype(np.int64)
-        good = (w >= 1) & (h >= 1) & (w <= size) & (h <= size)
+        good = (w >= 1) & (h >= 1) & (w <= wide) & (h <= tall)
         height[todo[good]], width[todo[good]], fits[todo[good]] = h[good], w[good], True
         todo = todo[~good]
     place = uniforms(seed, epoch, ids, PLACE)
-    y = np.where(fits, np.floor(place[0] * (size - height + 1)), (size - height) // 2)
-    x = np.where(fits, np.floor(place[1] * (size - width + 1)), (size - width) // 2)
+    y = np.where(fits, np.floor(place[0] * (most_h - height + 1)), (most_h - height) // 2)
+    x = np.where(fits, np.floor(place[1] * (most_w - width + 1)), (most_w - width) // 2)
     return y.astype(np.int64), x.astype(np.int64), height, width
 
 

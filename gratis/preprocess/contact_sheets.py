@@ -4,7 +4,7 @@ mean.png          the mean image, beside it the same with its contrast stretched
 components.png    three strips: the mean colour moved along each principal direction, -3 to +3
                   deviations
 classes.png       images per class, by label, one panel a split
-montage.png       originals with their central square outlined, beside the images they became
+montage.png       originals with the part outlined that is kept, beside the images they became
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def draw_components(stats: Stats, cosines: Sequence[float], path: Path) -> None:
     width, height = STRIP
     sheet = Pillow.new("RGB", (width + 2 * GAP, 3 * (height + 2 * GAP) + GAP), WHITE)
     pen = ImageDraw.Draw(sheet)
-    colour = stats.mean.mean(axis=(0, 1), dtype=np.float64)
+    colour, _ = stats.channels
     steps = np.linspace(-3, 3, width)[:, None]
     for k in range(3):
         deviation = float(np.sqrt(stats.eigenvalues[k]))
@@ -83,32 +83,46 @@ def draw_classes(counts: dict[str, NDArray[np.int64]], path: Path) -> None:
     sheet.save(path)
 
 
-def draw_montage(pairs: Sequence[tuple[bytes, NDArray[np.uint8]]], path: Path) -> None:
-    """pairs: a source file's bytes and the image [S,S,3] that it became."""
+def draw_montage(
+    pairs: Sequence[tuple[bytes, NDArray[np.uint8]]],
+    path: Path,
+    size: int,
+    whole: image.Whole | None,
+) -> None:
+    """pairs: a source file's bytes and the image [height,width,3] that it became, by these
+    settings."""
     columns = 3
     rows = -(-len(pairs) // columns)
     cell = (2 * TILE + 3 * GAP, TILE + GAP)
     sheet = Pillow.new("RGB", (columns * cell[0], rows * cell[1] + GAP), WHITE)
     for k, (data, pixels) in enumerate(pairs):
         left, top = (k % columns) * cell[0] + GAP, (k // columns) * cell[1] + GAP
-        original = _outlined(data, pixels.shape[0])
+        original = _outlined(data, size, whole)
         sheet.paste(
             original, (left + (TILE - original.width) // 2, top + (TILE - original.height) // 2)
         )
-        sheet.paste(Pillow.fromarray(pixels).resize((TILE, TILE)), (left + TILE + GAP, top))
+        became = Pillow.fromarray(pixels)
+        became = became.resize(_fitted(became))
+        sheet.paste(became, (left + TILE + GAP, top + (TILE - became.height) // 2))
     sheet.save(path)
 
 
-def _outlined(data: bytes, size: int) -> Pillow.Image:
+def _fitted(picture: Pillow.Image) -> tuple[int, int]:
+    """Width and height of the picture where its longer side is TILE."""
+    scale = TILE / max(picture.size)
+    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+
+
+def _outlined(data: bytes, size: int, whole: image.Whole | None) -> Pillow.Image:
     try:
         picture = Pillow.open(io.BytesIO(data)).convert("RGB")
     except OSError:  # an odd file, gzip around it perhaps: what came of it, then
         return Pillow.fromarray(image.to_image(data, TILE).pixels)
     box = image.central_box(*picture.size, size)
+    if whole:
+        _, box = image.whole_box(*picture.size, size, whole)
     scale = TILE / max(picture.size)
-    small = picture.resize(
-        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    )
+    small = picture.resize(_fitted(picture))
     left, top, right, bottom = (round(edge * scale) for edge in box)
     ImageDraw.Draw(small).rectangle(
         (left, top, max(left, right - 1), max(top, bottom - 1)), outline=LINE, width=2

@@ -4,9 +4,11 @@ rewritten.
     gratis index TARS              a manifest, indices and statistics beside them
     gratis index TARS --out OUT    or in OUT, with a symbolic link to each tar
 
-The loader reads images that are square, of one size, RGB or greyscale JPEG (or PPM as this project
-writes it), each with a class number (sources/webdataset.py says where that is looked for). Tars of
-other images are refused: `make shards SRC=TARS` makes them so. Every image is decoded once, for the
+The loader reads RGB or greyscale JPEGs (or PPMs as this project writes them) of any size, each with
+a class number (sources/webdataset.py says where that is looked for). The dataset's images are
+square where all are so and of one size, else whole: the index then holds their sizes. Tars of other
+images are refused: `make shards SRC=TARS` makes them so; with --max-rejects odd ones are left out.
+Every image is decoded once, for the
 statistics, and because one that no decoder takes would end an epoch: such images are refused beyond
 --max-rejects, else left out of the index. An .idx beside a tar, or another file of a dataset's
 names, is replaced if an index command wrote it, and refused otherwise. In OUT a tar that is no link
@@ -18,6 +20,7 @@ training refuses none that was taken here."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -57,7 +60,7 @@ from gratis.preprocess.stages.publish import publish, summary
 from gratis.preprocess.stages.shard import ImageTask, refuse_unread
 from gratis.preprocess.verify import local_folder
 
-SMALLEST = 8  # pixels a side, as of the shards command
+LONGEST = f"a side {dataset.MOST_ASPECT} times the other"
 NOT_DECODED = "is a JPEG that Pillow decodes and training's decoder would give up on"
 
 
@@ -85,8 +88,9 @@ class IndexConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexTask(ImageTask):
-    """One tar, for a worker: `items` are its images in order, all of which must be of this size and
-    codec. It decodes every image, and hashes the tar. root: the folder of all tars."""
+    """One tar, for a worker: `items` are its images in order, all of which must be of this codec.
+    It decodes every image, and hashes the tar. root: the folder of all tars; size: of the first
+    image of all if it is square, else 0."""
 
     root: str
     tar: str
@@ -96,16 +100,19 @@ class IndexTask(ImageTask):
         """Writes the tar's .idx and receipt to the work folder."""
         good: list[Item] = []
         disputed: Counter[str] = Counter()
+        sizes: list[tuple[int, ...]] = []
 
         def decode(item: Item, data: bytes) -> tuple[NDArray[np.uint8], int]:
             pixels = _pixels(self, item, data)
             good.append(item)
+            sizes.append(pixels.shape[:2])
             disputed.update(disagreements(data))
             return pixels, 0
 
         rejects, sums = self.read_images(begin, report, decode)
         store = LocalStore(self.out)
         offsets = [item.offset for item in good]
+        height, width = np.array(sizes, np.int32).reshape(-1, 2).T
         store.write(f"{WORK}/{self.name}.idx", _idx(self.tar, set(offsets)))
         receipt = ShardReceipt(
             offset=np.array(offsets, np.int64),
@@ -117,6 +124,8 @@ class IndexTask(ImageTask):
             rejects=rejects,
             sums=sums,
             disagreements=dict(disputed),
+            width=width,
+            height=height,
         )
         write_receipt(store, self.name, receipt)
 
@@ -160,6 +169,7 @@ def index_tars(config: IndexConfig) -> Manifest:
                 store.remove(name)
             largest = max(int(np.bincount(one.container).max()) for one in source.splits.values())
             draft = draft_manifest(source, size=first[0], codec=first[1], samples_per_shard=largest)
+            draft = _with_shape(draft, store, shards)
             manifest = publish(store, draft, shards, config.max_rejects, len(source.skipped))
         finally:  # a rerun does all of the work again, as a tar may have changed by then
             if not (out / INDEXING).exists():
@@ -184,8 +194,22 @@ def _shard_names(source: Source, root: Path, apart: bool) -> dict[str, dict[str,
     return names
 
 
+def _with_shape(draft: Manifest, store: LocalStore, shards: dict[str, list[str]]) -> Manifest:
+    """Square where all images are so and of one size; else whole, with the median shorter side."""
+    receipts = [read_receipt(store, name) for names in shards.values() for name in names]
+    width, height = (
+        np.concatenate([column for one in receipts if (column := getattr(one, side)) is not None])
+        for side in ("width", "height")
+    )
+    shorter = np.sort(np.minimum(width, height))
+    if not len(shorter) or (shorter[0] == np.maximum(width, height)).all():
+        return draft
+    return dataclasses.replace(draft, shape="whole", image_size=int(shorter[len(shorter) // 2]))
+
+
 def _first_image(source: Source, root: Path) -> tuple[int, str]:
-    """Size and codec of the first image that can be read, which all others must share."""
+    """Size (0: it is not square) and codec of the first image that can be read. Others must share
+    its codec."""
     listing, why = source.splits["train"], ""
     for row in range(len(listing)):
         item = listing.item(row)
@@ -203,23 +227,25 @@ def _first_image(source: Source, root: Path) -> tuple[int, str]:
 def _size_and_codec(root: Path, item: Item, data: bytes) -> tuple[int, str]:
     kind, width, height, _ = image.probe(data)
     codec = next((name for name, codec in CODECS.items() if kind == codec.format), None)
-    if codec is None or width != height or width < SMALLEST:
+    if codec is None:
         raise _unfit(root, item, f"is {width} x {height} {kind}")
     image.decode_or_reject(data)
-    if codec == "jpeg" and not _is_decodable(data, codec, width):
+    if codec == "jpeg" and not _is_decodable(data, codec, height, width):
         raise _unfit(root, item, NOT_DECODED)
-    return width, codec
+    return width if width == height else 0, codec
 
 
 def _unfit(root: Path | str, item: Item, what: str) -> GratisError:
-    return GratisError(
-        f"{item.container}: {item.name!r} {what}, where the loader needs square images of one "
-        f"size as JPEG: gratis shards --src {root} makes them so"
-    )
+    return GratisError(f"{item.container}: {item.name!r} {what}, {_way_out(root)}")
 
 
-def _is_decodable(data: bytes, codec: str, side: int) -> bool:
-    return dataset.is_decodable(np.frombuffer(bytearray(data), np.uint8), codec, side)
+def _way_out(root: Path | str) -> str:
+    needs = "where the loader needs RGB or greyscale JPEGs"
+    return f"{needs}: gratis shards --src {root} makes them so"
+
+
+def _is_decodable(data: bytes, codec: str, height: int, width: int) -> bool:
+    return dataset.is_decodable(np.frombuffer(bytearray(data), np.uint8), codec, height, width)
 
 
 def _tasks(
@@ -241,6 +267,7 @@ def _tasks(
                 items=items,
                 size=size,
                 codec=codec,
+                tolerant=config.max_rejects > 0,
                 root=config.tars,
                 tar=tar,
                 name=name,
@@ -257,12 +284,16 @@ def _map(config: IndexConfig, source: Source, tasks: Iterable[IndexTask]) -> Non
 
 def _pixels(task: IndexTask, item: Item, data: bytes) -> NDArray[np.uint8]:
     kind, width, height, mode = image.probe(data)
-    expected = (CODECS[task.codec].format, task.size, task.size)
-    if (kind, width, height) != expected or mode not in ("RGB", "L"):
-        first = f"the first one {task.size} x {task.size} {expected[0]}"
-        raise _unfit(task.root, item, f"is {width} x {height} {mode} {kind}, {first}")
+    expected = CODECS[task.codec].format
+    if kind != expected or mode not in ("RGB", "L"):
+        what = f"is {width} x {height} {mode} {kind}, the first one {expected}"
+        if task.tolerant:
+            raise image.Reject(image.UNSUPPORTED, f"it {what}, {_way_out(task.root)}")
+        raise _unfit(task.root, item, what)
+    if max(width, height) > dataset.MOST_ASPECT * min(width, height):
+        raise image.Reject("too-long", f"{width} x {height} pixels, the limit is {LONGEST}")
     pixels = image.decode_or_reject(data)
-    if _is_decodable(data, task.codec, task.size):
+    if _is_decodable(data, task.codec, height, width):
         return pixels
     if task.codec == "raw":
         raise _unfit(task.root, item, "is no PPM as this project writes it")

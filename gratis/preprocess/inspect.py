@@ -13,7 +13,7 @@ import tyro
 from numpy.typing import NDArray
 
 from gratis import addresses, dataset, image
-from gratis.dataset import ImageClass, Manifest, Stats
+from gratis.dataset import ImageClass, Index, Manifest, Stats
 from gratis.errors import GratisError
 from gratis.preprocess import contact_sheets
 from gratis.preprocess.sources.listing import Item
@@ -21,7 +21,7 @@ from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.sources.reader import ImageReader
 from gratis.preprocess.sources.source import SourceOptions
 from gratis.preprocess.sources.tar import BLOCK
-from gratis.preprocess.stages.plan import permutation
+from gratis.preprocess.stages.plan import permutation, whole_of
 from gratis.preprocess.verify import local_folder
 
 # of ILSVRC2012, from cuda-convnet2: columns by descending eigenvalue, rows R, G, B
@@ -54,7 +54,10 @@ def inspect_dataset(config: InspectConfig) -> None:
     root = local_folder(config.shards, "inspect")
     manifest = dataset.read_manifest(root)
     codec = manifest.codec + ("" if manifest.quality is None else f" quality {manifest.quality}")
-    print(f"dataset {manifest.hash[:8]}: {manifest.image_size} px, {codec}, seed {manifest.seed}")
+    size = f"{manifest.image_size} px"
+    if manifest.shape == "whole":
+        size = f"whole images, shorter side {size}"
+    print(f"dataset {manifest.hash[:8]}: {size}, {codec}, seed {manifest.seed}")
     versions = ", ".join(f"{name} {version}" for name, version in manifest.tools.items())
     print(f"source {manifest.source[:8]}; {versions}")
     if manifest.classes:
@@ -77,10 +80,13 @@ def _show_split(root: Path, manifest: Manifest, name: str) -> None:
     for title, counts in (("converted", split.conversions), ("rejected", split.rejects)):
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
         print(f"  {title}: {kinds or 'none'}")
+    index = dataset.read_index(root, name, split.index_sha256)
+    if index.width is not None and index.height is not None:
+        _show_sizes(index.width, index.height)
     if not manifest.classes:
         print("  per class: no image has a label")
         return
-    images = _images_per_class(root, manifest, name)
+    images = _images_per_class(index, manifest)
     order = np.argsort(images, kind="stable")
     print(f"  per class: {images.min():,} to {images.max():,}, median {np.median(images):,.0f}")
     if images.min() < images.max():
@@ -89,8 +95,14 @@ def _show_split(root: Path, manifest: Manifest, name: str) -> None:
             print(f"  {title}: {classes}")
 
 
-def _images_per_class(root: Path, manifest: Manifest, split: str) -> NDArray[np.int64]:
-    index = dataset.read_index(root, split, manifest.splits[split].index_sha256)
+def _show_sizes(width: NDArray[np.int32], height: NDArray[np.int32]) -> None:
+    """width, height: of the images in pixels."""
+    for title, side in (("width", width), ("height", height), ("width / height", width / height)):
+        least, median, most = np.quantile(side, (0, 0.5, 1))
+        print(f"  {title}: {least:,.4g} to {most:,.4g}, median {median:,.4g}")
+
+
+def _images_per_class(index: Index, manifest: Manifest) -> NDArray[np.int64]:
     return np.bincount(index.label[index.label >= 0], minlength=len(manifest.classes))
 
 
@@ -100,8 +112,8 @@ def _name(entry: ImageClass) -> str:
 
 
 def _show_stats(stats: Stats) -> None:
-    means = ", ".join(f"{value:.2f}" for value in stats.mean.mean(axis=(0, 1)))
-    print(f"statistics of {stats.num_images:,} images: mean R, G, B {means}")
+    mean, std = (", ".join(f"{value:.2f}" for value in values) for values in stats.channels)
+    print(f"statistics of {stats.num_images:,} images: mean R, G, B {mean}; deviation {std}")
     cosines = _cosines(stats)
     for k in range(3):
         vector = ", ".join(f"{value:+.4f}" for value in stats.eigenvectors[:, k])
@@ -119,15 +131,21 @@ def _cosines(stats: Stats) -> list[float]:
 def _draw(
     config: InspectConfig, root: Path, folder: Path, manifest: Manifest, stats: Stats
 ) -> None:
-    counts = {name: _images_per_class(root, manifest, name) for name in manifest.splits}
+    counts = {
+        name: _images_per_class(dataset.read_index(root, name, split.index_sha256), manifest)
+        for name, split in manifest.splits.items()
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        contact_sheets.draw_mean(stats, folder / "mean.png")
+        if manifest.shape == "square":
+            contact_sheets.draw_mean(stats, folder / "mean.png")
         contact_sheets.draw_components(stats, _cosines(stats), folder / "components.png")
         if manifest.classes:
             contact_sheets.draw_classes(counts, folder / "classes.png")
         if config.src is not None:
-            contact_sheets.draw_montage(_pairs(root, manifest, config.src), folder / "montage.png")
+            whole = whole_of(manifest)
+            pairs = _pairs(root, manifest, config.src)
+            contact_sheets.draw_montage(pairs, folder / "montage.png", manifest.image_size, whole)
     except OSError as error:
         raise GratisError(f"cannot draw into {folder}: {error}; choose another --png") from None
     print(f"pictures in {folder}: {', '.join(sorted(path.name for path in folder.glob('*.png')))}")

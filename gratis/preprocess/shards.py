@@ -23,8 +23,9 @@ from pathlib import Path, PurePath
 
 from gratis import addresses, dataset
 from gratis.command_line import check_ranges
-from gratis.dataset import Manifest
+from gratis.dataset import Manifest, Shape
 from gratis.errors import GratisError
+from gratis.image import Whole
 from gratis.network import NetworkLimits
 from gratis.preprocess.codecs import CODECS, CodecName
 from gratis.preprocess.execution.engines import Engine, run_by
@@ -52,10 +53,12 @@ from gratis.preprocess.stages.plan import (
 from gratis.preprocess.stages.progress import Progress
 from gratis.preprocess.stages.publish import already_there, announce, publish
 
+MAX_ASPECT = 4.0
 RANGES = {  # of options: least and most
     "workers": (1, 10_000),
     "quality": (1, 100),
     "size": (8, 4096),
+    "max_aspect": (1, 15),  # times the largest size: less than a JPEG's longest side
     "seed": (0, 2**63 - 1),
     "samples_per_shard": (1, 100_000),
     "limit_classes": (1, 1 << 31),
@@ -67,7 +70,7 @@ RANGES = {  # of options: least and most
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsConfig:
-    """Makes a dataset of size x size images from the official archives, class folders, WebDataset
+    """Makes a dataset of images of one size from the official archives, class folders, WebDataset
     tars and other sources."""
 
     src: str = ""
@@ -90,7 +93,15 @@ class ShardsConfig:
     quality: int = 95
     """Of the JPEGs, 1 to 100."""
     size: int = 256
-    """Side of the images in pixels."""
+    """Side of the images in pixels; of whole ones the shorter side."""
+    shape: Shape = "square"
+    """square: the central square of each image, as AlexNet needs it. whole: images keep their
+    shape, for resized crops and evaluation as in torchvision."""
+    max_aspect: float = MAX_ASPECT
+    """Of whole images: what is longer than so many times the shorter side loses its ends."""
+    enlarge: bool = False
+    """Of whole images: enlarge those whose shorter side is below SIZE, which otherwise keep their
+    size."""
     seed: int = 0
     """Of the shuffle."""
     samples_per_shard: int = 1000
@@ -131,6 +142,9 @@ class ShardsConfig:
             raise GratisError("--out is empty: name the folder or URL of the dataset")
         check_ranges(self, RANGES)
         _ = self.network
+        if self.shape == "square" and (self.enlarge or self.max_aspect != MAX_ASPECT):
+            name = "--enlarge" if self.enlarge else "--max-aspect"
+            raise GratisError(f"{name} is for images that keep their shape; add --shape whole")
         if (self.task_id is None) != (self.num_tasks is None):
             raise GratisError("--task-id and --num-tasks go together; give both or neither")
         tasks = self.num_tasks or 0
@@ -222,6 +236,7 @@ def _plan(config: ShardsConfig, source: Source) -> ShardPlan:
         quality=None if CODECS[config.codec].lossless else config.quality,
         seed=config.seed,
         samples_per_shard=config.samples_per_shard,
+        whole=Whole(config.max_aspect, config.enlarge) if config.shape == "whole" else None,
     )
     counts = {split: len(listing) for split, listing in source.splits.items()}
     return ShardPlan(draft=draft, counts=counts, lost=len(source.skipped))

@@ -101,12 +101,12 @@ def _findings(
 ) -> Iterator[str]:
     wrong = list(_file(root / dataset.STATS, manifest.stats_sha256))
     yield from wrong
-    side = manifest.image_size if wrong else len(dataset.read_stats(root).mean)
-    if side != manifest.image_size:
-        size = f"{manifest.image_size} px, the statistics are of {side} px"
-        yield f"{dataset.MANIFEST} says images of {size}"
-        # the images', which are looked at below, are what the statistics are of
-        manifest = dataclasses.replace(manifest, image_size=side)
+    if not wrong:
+        stats = dataset.read_stats(root)
+        yield from _unlike(manifest, stats)
+        if side := len(stats.mean):
+            # the images', which are looked at below, are what the statistics are of
+            manifest = dataclasses.replace(manifest, image_size=side)
     total = sum(split.samples for split in manifest.splits.values())
     for name, split in manifest.splits.items():
         wrong = list(_file(root / dataset.index_name(name), split.index_sha256))
@@ -114,6 +114,17 @@ def _findings(
         if not wrong:
             count = -(-sample * split.samples // total)
             yield from _SplitCheck(root, manifest, name, check).findings(count)
+
+
+def _unlike(manifest: Manifest, stats: dataset.Stats) -> Iterator[str]:
+    """Where manifest and statistics are of images of another shape or size."""
+    shape = "square" if stats.channel_mean is None else "whole"
+    if manifest.shape != shape:
+        images = f"{manifest.shape} images, the statistics are of {shape} ones"
+        yield f"{dataset.MANIFEST} says {images}"
+    elif shape == "square" and (side := len(stats.mean)) != manifest.image_size:
+        size = f"{manifest.image_size} px, the statistics are of {side} px"
+        yield f"{dataset.MANIFEST} says images of {size}"
 
 
 class _SplitCheck:
@@ -125,10 +136,15 @@ class _SplitCheck:
     ) -> None:
         self.root, self.manifest, self.name, self.check = root, manifest, name, check
         self.split, self.index = manifest.splits[name], dataset.read_index(root, name)
+        self.heights, self.widths = self.index.sizes(manifest)
         self.left_out: list[tuple[str, str]] = []
 
     def findings(self, sample: int) -> Iterator[str]:
         """Of all shards, and of so many images that are decoded."""
+        if (self.index.width is not None) != (self.manifest.shape == "whole"):
+            there = "sizes of images" if self.index.width is not None else "no sizes of images"
+            of = f"{dataset.MANIFEST} says {self.manifest.shape} ones"
+            yield f"{dataset.index_name(self.name)} has {there}, and {of}"
         intact: list[int] = []
         shards = tqdm(
             self.split.shards, self.name, unit="shard", delay=2.0, leave=False, disable=None
@@ -181,9 +197,11 @@ class _SplitCheck:
             ):
                 other = "has another size or label than the index says"
                 yield f"{path.name}: {picture.name} {other}"
-            elif not self._is_decodable(archive, picture):
+            elif not self._is_decodable(archive, picture, row):
                 which = f"sample {row}, {picture.name!r} at byte {picture.offset},"
-                yield f"{path.name}: {which} is no image that the loader decodes"
+                pixels = f" of {self.widths[row]} x {self.heights[row]} pixels"
+                of = pixels if self.manifest.shape == "whole" else ""
+                yield f"{path.name}: {which} is no image{of} that the loader decodes"
             lines.append(idx_line(group.parts))
         if missing := [offset for offset, left in expected.items() if left]:
             first = f"{len(missing):,} times; first at byte {min(missing)}"
@@ -202,9 +220,10 @@ class _SplitCheck:
             where = f"{picture.name!r} at byte {picture.offset} of {tar}"
             self.left_out.append((listing.build().item(0).name, where))
 
-    def _is_decodable(self, archive: addresses.Bytes, picture: Member) -> bool:
+    def _is_decodable(self, archive: addresses.Bytes, picture: Member, row: int) -> bool:
         data = np.frombuffer(bytearray(archive.read(picture.offset, picture.size)), np.uint8)
-        return dataset.is_decodable(data, self.manifest.codec, self.manifest.image_size)
+        size = int(self.heights[row]), int(self.widths[row])
+        return dataset.is_decodable(data, self.manifest.codec, *size)
 
     def _lost(self) -> Iterator[str]:
         """Of the images that are not in the index those that no reject is."""
@@ -220,7 +239,6 @@ class _SplitCheck:
             yield f"{self.name}: {count}; the first is {lost[0]}"
 
     def _decode(self, rows: NDArray[np.int64]) -> Iterator[str]:
-        side = self.manifest.image_size
         for row in tqdm(rows, "decoding", unit="img", delay=2.0, leave=False, disable=None):
             shard = self.split.shards[self.index.shard[row]].name
             offset = int(self.index.offset[row])
@@ -229,11 +247,12 @@ class _SplitCheck:
                 data = archive.read(offset, int(self.index.size[row]))
             try:
                 pixels = image.decode(data)
-                good = pixels.shape == (side, side, 3)
+                good = pixels.shape == (self.heights[row], self.widths[row], 3)
             except Exception:  # whatever a damaged picture makes the decoder raise
                 good = False
             if not good:
-                yield f"{shard}: sample {row} does not decode to {side} x {side} RGB"
+                size = f"{self.widths[row]} x {self.heights[row]}"
+                yield f"{shard}: sample {row} does not decode to {size} RGB"
             elif self.check and (problem := self.check.difference(data, pixels)):
                 key = name.split(b"\0")[0].decode(errors="replace")
                 yield f"{shard}: sample {row}, {key!r} at byte {offset}, {problem}"

@@ -239,7 +239,8 @@ def filled_cache(root: Path) -> DecodedCache:
     from test_loader_views import plan_of
 
     plan, timer = plan_of(root, LoaderConfig.alexnet(batch_size=25, crop=CROP)), StageTimer()
-    cache = DecodedCache(101, 64, None)
+    sides = np.full(101, 64)
+    cache = DecodedCache(sides, sides, None, square=True)
     shards = ShardReader(root, plan.manifest.splits["train"], plan.index)
     reader = BatchReader(shards, timer, Quarantine(0, 101, allowed=False))
     decoder = CachedDecoder(cache, reader, timer, 2)
@@ -261,9 +262,10 @@ def test_auto_keeps_what_fits(
     assert make(raw_dataset, decoded="auto").decoded_place == "none"
     manifest = make(jpeg_dataset).manifest
     monkeypatch.setattr(decoded_cache, "available_bytes", lambda: 8 * pixels)
+    index = read_index(jpeg_dataset, "train")
     for ranks, place in ((1, "host"), (2, "host"), (3, "none")):
         config = LoaderConfig.alexnet(batch_size=12, crop=CROP, decoded="auto")
-        assert choose_place(config, manifest, 101, CPU, local_world=ranks) == place
+        assert choose_place(config, manifest, index, CPU, local_world=ranks) == place
 
 
 @pytest.mark.parametrize(
@@ -276,8 +278,9 @@ def test_ranks_in_one_memory_share_what_was_allowed(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     manifest, pixels = make(jpeg_dataset).manifest, 101 * 64 * 64 * 3
     config = LoaderConfig.alexnet(batch_size=12, crop=CROP, decoded="auto", decoded_gb=pixels / GB)
-    assert choose_place(config, manifest, 101, torch.device("cuda", 0), local_world=ranks) == device
-    assert choose_place(config, manifest, 101, CPU, local_world=ranks) == host
+    index, cuda = read_index(jpeg_dataset, "train"), torch.device("cuda", 0)
+    assert choose_place(config, manifest, index, cuda, local_world=ranks) == device
+    assert choose_place(config, manifest, index, CPU, local_world=ranks) == host
 
 
 @pytest.mark.parametrize(("version", "unlimited"), [(1, str(2**63 - 4096)), (2, "max")])

@@ -172,10 +172,12 @@ def test_it_accepts_nothing_that_the_check_before_dali_refuses() -> None:
             place = rng.integers(0, 700 if number % 3 else len(data))
             data[place] = rng.integers(0, 256)
             data = data[: rng.integers(2, len(data))] if number % 10 == 0 else data
-            status, _ = views(decoder, [data.tobytes()], [[(0, 0, 64, 64)]], side=64)
+            status, _ = views(
+                decoder, [data.tobytes()], [[(0, 0, 64, 64)]], shape=np.array([[64, 64]], np.int32)
+            )
             if status == [Status.OK]:
                 accepted += 1
-                assert well_formed(data, 64)
+                assert well_formed(data, 64, 64)
     assert accepted > 500
 
 

@@ -40,7 +40,7 @@ def decoder() -> Callable[[bytes], bool]:
 
 
 def accepted(data: bytes, side: int = SIZE) -> bool:
-    return well_formed(np.frombuffer(data, np.uint8).copy(), side)
+    return well_formed(np.frombuffer(data, np.uint8).copy(), side, side)
 
 
 def jpeg(mode: str = "RGB", **options: Any) -> bytes:

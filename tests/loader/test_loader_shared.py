@@ -21,14 +21,14 @@ def config(**fields: int | str) -> LoaderConfig:
 def test_offsets_are_17_values_or_as_the_paper_counts_16(sample_shards: Path) -> None:
     for positions, values in (("all", 17), ("printed", 16)):
         with Loader(sample_shards, "train", config(crop_positions=positions), device=CPU) as loader:
-            drawn, _ = loader.epoch_plan(0).draws(np.arange(1000))
+            drawn = loader.epoch_plan(0).draws(np.arange(1000)).draws
         assert set(drawn.y.tolist()) == set(drawn.x.tolist()) == set(range(values))
 
 
 def test_a_crop_of_the_whole_image_has_one_position(sample_shards: Path) -> None:
     whole = LoaderConfig(batch_size=100, crop=128, crop_positions="printed")
     with Loader(sample_shards, "train", whole, device=CPU) as loader:
-        drawn, _ = loader.epoch_plan(0).draws(np.arange(1000))
+        drawn = loader.epoch_plan(0).draws(np.arange(1000)).draws
     assert not drawn.y.any()
 
 
@@ -36,8 +36,8 @@ def test_32_consecutive_images_share_a_crop_and_a_mirror_and_no_colour(sample_sh
     with Loader(sample_shards, "train", config(crop_chunk=32), device=CPU) as loader:
         epoch = loader.epoch_plan(3)
         order = epoch.order()
-        drawn, _ = epoch.draws(order)
-        few, _ = epoch.draws(order[40:50])
+        drawn = epoch.draws(order).draws
+        few = epoch.draws(order[40:50]).draws
     shared = np.stack([drawn.y, drawn.x, drawn.flip], axis=1)
     chunks = [shared[first : first + 32] for first in range(0, 1000, 32)]
     assert all((chunk == chunk[0]).all() for chunk in chunks)

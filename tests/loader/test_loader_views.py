@@ -314,7 +314,7 @@ def test_torch_views_stay_on_the_images_device(jpeg_dataset: Path, name: str) ->
     epoch, ids = plan_of(jpeg_dataset, config), torch.arange(25)
     pixels = torch.empty(101, SIZE, SIZE, 3, dtype=torch.uint8)
     mean, stats = torch.from_numpy(epoch.stats.mean), epoch.stats
-    draws, _ = epoch.draws(ids.numpy())
+    draws = epoch.draws(ids.numpy()).draws
     wanted = apply_views(pixels, ids, draws, mean, stats, config, 0)
     got = apply_views(pixels.to(device), ids, draws, mean.to(device), stats, config, 0)
     assert (got.device, got.shape, got.stride()) == (device, wanted.shape, wanted.stride())

@@ -64,7 +64,7 @@ rng, names = np.random.default_rng(0), []
 for begin in range(0, count, 1000):
     n, name = min(1000, count - begin), f"train-{len(names):05d}"
     names.append(name)
-    sums = PixelSums(n, np.full((16, 16, 3), 100 * n), np.diag([n * 256 * 10_000 + 9] * 3))
+    sums = PixelSums(n, n * 256, np.full((16, 16, 3), 100 * n), np.diag([n * 256 * 10_000 + 9] * 3))
     sizes = rng.integers(10_000, 60_000, n).astype(np.int32)
     labels = rng.integers(0, classes, n).astype(np.int32)
     total, ends = int(sizes.sum()), np.cumsum(sizes, dtype=np.int64)

@@ -46,7 +46,7 @@ def undecodable(batch: EncodedBatch, plan: EpochPlan) -> list[int]:
         return []  # the reader has checked them
     whole = plan.config.views > 1 or plan.device.type == "cuda"
     side = plan.manifest.image_size if whole else plan.config.crop
-    rectangle = rectangles(batch, whole=side if whole else 0)
+    rectangle = rectangles(batch, plan, whole=whole)
     inputs: list[Any] = [dali_samples(batch, plan), *rectangle]
     pipeline, bad, row = None, [], 0
 

@@ -20,7 +20,7 @@ from gratis.choices import Engine
 from gratis.loader.decoding import gpu
 from gratis.loader.decoding.bad_samples import device_error, undecodable
 from gratis.loader.decoding.cpu import BatchCrops, crops_of, decode
-from gratis.loader.decoding.crop_graph import crop_pipeline, dali_samples, rectangles
+from gratis.loader.decoding.crop_graph import crop_pipeline, dali_samples, rectangles, stored_pixels
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.decoded_cache import BAD, PRESENT, DecodedCache
 from gratis.loader.decoding.native import files_of
@@ -83,8 +83,8 @@ class CachedDecoder:
                 if len(lacking):
                     self._fill(lacking, _whole_plan(plan))
                 held = self._cache.holds(ids)
-            draws, extents = plan.draws(wanted)
-            yield EncodedBatch(wanted, ids, draws, extents, [], np.empty(0, np.uint8)), held
+            views, none = plan.draws(wanted), np.empty(0, np.uint8)
+            yield EncodedBatch(wanted, ids, *views[:2], [], none, views.targets), held
 
     def crops(self, plan: EpochPlan, runner: DaliRunner) -> BatchCrops:
         """On the CPU: each step's crops where they lie. runner: decodes what the cache does not
@@ -94,7 +94,7 @@ class CachedDecoder:
             if not held:
                 read = iter([self._read(plan, batch.wanted)])
                 yield from decode(read, plan, runner, self._threads)
-            elif plan.config.area:
+            elif plan.resizes:
                 raw = iter([self._as_raw(batch)])
                 yield from decode(raw, _raw_plan(plan), runner, self._threads)
             else:
@@ -109,7 +109,7 @@ class CachedDecoder:
             if not held:
                 encoded = iter([self._read(plan, batch.wanted)])
                 decoded = gpu.decode_views(encoded, plan, runner, self._threads)
-            elif plan.config.area:
+            elif plan.resizes:
                 raw = iter([self._as_raw(batch)])
                 decoded = gpu.decode_views(raw, _raw_plan(plan), resizer, self._threads)
             else:
@@ -134,8 +134,9 @@ class CachedDecoder:
     def _as_raw(self, batch: EncodedBatch) -> EncodedBatch:
         """The samples as if they had been stored as raw pixels. Of a cache in the machine's
         memory."""
-        flat = self._cache.pixels.numpy()
-        return batch._replace(parts=[flat[sample].reshape(-1) for sample in batch.ids.tolist()])
+        return batch._replace(
+            parts=[self._cache.part(sample).numpy() for sample in batch.ids.tolist()]
+        )
 
     def _read(self, plan: EpochPlan, ids: Ids, *, check: bool = True) -> EncodedBatch:
         with self._timer.time("read_s"):
@@ -147,41 +148,45 @@ class CachedDecoder:
         batch = self._read(plan, ids, check=False)  # a stand-in has a place of its own in the cache
         with self._timer.time("decode_s"):
             if self._native:
-                refused = self._fill_by_engine(batch)
+                refused = self._fill_by_engine(batch, plan)
                 ids, batch = ids[refused], batch.select(refused)
-            rows, pixels = self._decode(batch, plan)
+            rows, images = self._decode(batch, plan)
             if len(rows):
-                self._cache.put(ids[rows], pixels)
+                self._cache.put(ids[rows], images)
         self._cache.state[np.delete(ids, rows)] = BAD
 
-    def _fill_by_engine(self, batch: EncodedBatch) -> NDArray[np.int64]:
+    def _fill_by_engine(self, batch: EncodedBatch, plan: EpochPlan) -> NDArray[np.int64]:
         """Straight into the cache; the rows that the engine refuses."""
         if self._engine is None:
             self._engine = NativeDecoder(self._threads)
-        pixels = self._cache.pixels.numpy()
-        out, side = addresses([pixels[sample] for sample in batch.ids]), pixels.shape[1]
-        extents = np.full((len(batch.ids), 2), side)
-        status = self._engine(whole_images(*files_of(batch), out, extents, side))
+        out = addresses([self._cache.part(sample).numpy() for sample in batch.ids.tolist()])
+        extents = plan.sizes(batch.ids).T
+        status = self._engine(whole_images(*files_of(batch), out, extents))
         refused = np.flatnonzero(status != Status.OK)
         decoded = np.delete(batch.ids, refused)
         self._timer.add(native=len(decoded), fallback=len(refused))
         self._cache.state[decoded] = PRESENT
         return refused
 
-    def _decode(self, batch: EncodedBatch, plan: EpochPlan) -> tuple[NDArray[np.int64], Tensor]:
-        """Rows that can be decoded whole, and their pixels, uint8 [n,S,S,3]; valid until the next
-        call."""
-        bad = invalid_rows(batch.parts, plan.manifest.codec, plan.manifest.image_size)
+    def _decode(
+        self, batch: EncodedBatch, plan: EpochPlan
+    ) -> tuple[NDArray[np.int64], list[Tensor]]:
+        """Rows that can be decoded whole, and their pixels, uint8 [height,width,3]; valid until the
+        next call."""
+        bad = invalid_rows(batch.parts, plan.manifest.codec, plan.sizes(batch.ids))
         rows = np.delete(np.arange(len(batch.ids)), bad)
         batch = batch.select(rows)
         if not len(rows):
-            return rows, torch.empty(0)
+            return rows, []
         if plan.manifest.codec == "raw":
-            return rows, torch.from_numpy(np.stack(dali_samples(batch, plan)))
+            return rows, [torch.from_numpy(pixels) for pixels in stored_pixels(batch, plan)]
         if not dali_is_here():
-            pixels, bad = decode_by_pillow(batch, plan.manifest.image_size)
+            _, parts, bad = decode_by_pillow(batch, plan)
             good = np.delete(np.arange(len(rows)), bad)
-            return rows[good], torch.from_numpy(pixels[good])
+            sizes = plan.sizes(batch.ids).T.tolist()
+            return rows[good], [
+                torch.from_numpy(parts[row].reshape(*sizes[row], 3)) for row in good.tolist()
+            ]
         try:
             return rows, self._run(batch, plan)
         except RuntimeError as error:
@@ -189,18 +194,22 @@ class CachedDecoder:
             if not (bad := undecodable(batch, plan)):
                 raise device_error(error, plan.device) from None
         kept = np.delete(np.arange(len(rows)), bad)
-        return rows[kept], self._run(batch.select(kept), plan) if len(kept) else torch.empty(0)
+        return rows[kept], self._run(batch.select(kept), plan) if len(kept) else []
 
-    def _run(self, batch: EncodedBatch, plan: EpochPlan) -> Tensor:
-        side = plan.manifest.image_size
-        self._inputs[:] = [(dali_samples(batch, plan), *rectangles(batch, whole=side))]
+    def _run(self, batch: EncodedBatch, plan: EpochPlan) -> list[Tensor]:
+        self._inputs[:] = [(dali_samples(batch, plan), *rectangles(batch, plan, whole=True))]
         if self._pipeline is None:
             inputs = self._inputs  # not self: a pipeline is a cycle and would keep the cache alive
             self._pipeline = _whole_pipeline(lambda: inputs[0], plan, self._threads)
         (images,) = self._pipeline.run()
         if plan.device.type == "cuda":
-            return gpu.stacked(images)
-        return torch.from_numpy(np.asarray(images.as_tensor()))
+            parts = images if plan.whole else gpu.stacked(images)
+            return (
+                [torch.utils.dlpack.from_dlpack(part) for part in parts]
+                if plan.whole
+                else list(parts)
+            )
+        return [torch.from_numpy(np.asarray(images.at(row))) for row in range(len(batch.ids))]
 
 
 def _whole_plan(plan: EpochPlan) -> EpochPlan:
@@ -211,6 +220,7 @@ def _whole_plan(plan: EpochPlan) -> EpochPlan:
         "mix": (),
         "erasing": None,
         "schedule": (),
+        "resize": None,
     }
     config = replace(
         plan.config, views=10, area=None, crop_chunk=1, bad_samples="raise", **of_evaluation

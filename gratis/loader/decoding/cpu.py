@@ -9,13 +9,19 @@ of rows and DALI's executor; no page is faulted in after the first batches."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gratis.loader.decoding.crop_graph import Feed, crop_pipeline, dali_samples, rectangles
+from gratis.loader.decoding.crop_graph import (
+    Feed,
+    crop_pipeline,
+    dali_samples,
+    rectangles,
+    stored_pixels,
+)
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.pillow import dali_is_here, stored_by_pillow
 from gratis.loader.epoch.epoch_plan import EpochPlan
@@ -45,13 +51,14 @@ def decode(
         return crop_pipeline(feed, plan, threads, side, rows=plan.decoded_rows)
 
     def inputs(batch: EncodedBatch) -> tuple[Any, ...]:
-        return dali_samples(batch, plan), *rectangles(batch, whole=size if whole else 0)
+        return dali_samples(batch, plan), *rectangles(batch, plan, whole=whole)
 
     for batch, images in runner.run(batches, plan, build, inputs, key=side):
-        if plan.config.area:
-            decoded = (np.asarray(images.at(row)) for row in range(len(batch.ids)))
-            parts = _cut_parts(batch, decoded, plan.config.views) if whole else decoded
+        if plan.resizes:
+            decoded = [np.asarray(images.at(row)) for row in range(len(batch.ids))]
+            parts = cut(batch, decoded, plan) if whole else decoded
             yield batch, _resized_crops(batch, parts, plan, runner.timer)
+            del decoded, parts
         else:
             pixels = np.asarray(images.as_tensor())
             begins = np.arange(len(batch.ids)) * (3 * side * side)
@@ -65,34 +72,37 @@ def _stored(batches: Iterator[EncodedBatch], plan: EpochPlan, timer: StageTimer)
     header."""
     size = plan.manifest.image_size
     for batch in batches:
-        if plan.config.area:
-            stored = (part[-3 * size * size :].reshape(size, size, 3) for part in batch.parts)
-            parts = _cut_parts(batch, stored, plan.config.views)
+        if plan.resizes:
+            parts = cut(batch, stored_pixels(batch, plan), plan)
             yield batch, _resized_crops(batch, parts, plan, timer)
             continue
         begins = batch.begins + np.array([len(part) for part in batch.parts]) - 3 * size * size
         yield batch, crops_of(batch, batch.buffer, begins, plan, side=size, corner=True)
 
 
-def _cut_parts(
-    batch: EncodedBatch, images: Iterator[NDArray[np.uint8]], views: int
-) -> Iterator[NDArray[np.uint8]]:
-    """The parts of whole images that views are resized from."""
+def cut(
+    batch: EncodedBatch, images: list[NDArray[np.uint8]], plan: EpochPlan
+) -> list[NDArray[np.uint8]]:
+    """Of each view what is cut out of its image."""
     assert batch.extents is not None
-    boxes = np.column_stack([batch.draws.y, batch.draws.x, batch.extents]).reshape(-1, views, 4)
-    for image, of_image in zip(images, boxes.tolist(), strict=True):
-        for y, x, height, width in of_image:
-            yield image[y : y + height, x : x + width]
+    places = np.column_stack([batch.draws.y, batch.draws.x, batch.extents]).tolist()
+    views = plan.config.views
+    return [
+        images[number // views][y : y + height, x : x + width]
+        for number, (y, x, height, width) in enumerate(places)
+    ]
 
 
 def _resized_crops(
-    batch: EncodedBatch, parts: Iterable[NDArray[np.uint8]], plan: EpochPlan, timer: StageTimer
+    batch: EncodedBatch, parts: list[NDArray[np.uint8]], plan: EpochPlan, timer: StageTimer
 ) -> Crops:
-    side = plan.config.crop
+    side, draws, targets = plan.config.crop, batch.draws, batch.targets
+    if targets is None:
+        targets = np.tile([side, side, 0, 0], (len(draws.y), 1))
     with timer.time("decode_s"):
-        pixels = resized(parts, len(batch.draws.y), plan.config).reshape(-1)
-    draws, begins = batch.draws, np.arange(len(batch.draws.y)) * (3 * side * side)
-    return Crops(pixels, 3 * side, begins, draws.y, draws.x, draws.flip, draws.normals)
+        pixels = resized(parts, targets, plan.config).reshape(-1)
+    start = np.arange(len(draws.y)) * (3 * side * side)
+    return Crops(pixels, 3 * side, start, draws.y, draws.x, draws.flip, draws.normals)
 
 
 def crops_of(

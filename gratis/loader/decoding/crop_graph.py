@@ -20,14 +20,14 @@ Feed = Callable[[], tuple[Any, ...]]
 def crop_pipeline(
     feed: Feed, plan: EpochPlan, threads: int, side: int, *, rows: int, lockstep: bool = False
 ) -> Any:
-    """A DALI pipeline from (bytes, corner, extent) to uint8 [side,side,3], or of that extent,
-    without the rotation that EXIF may ask for."""
+    """A DALI pipeline from (bytes, corner) to uint8 [side,side,3], or, where images are resized,
+    from (bytes, corner, extent) to that extent, without the rotation that EXIF may ask for."""
     from nvidia.dali import fn, types
 
     raw = plan.manifest.codec == "raw"
     pipeline = empty_pipeline(rows, threads, None, lockstep=lockstep)
     with pipeline:
-        inputs = 3 if plan.config.area else 2
+        inputs = 3 if plan.resizes else 2
         data, anchor, *extent = fn.external_source(
             source=feed,
             num_outputs=inputs,
@@ -77,21 +77,25 @@ def crop(data: Any, anchor: Any, extent: Any, *, raw: bool) -> Any:
 
 
 def dali_samples(batch: EncodedBatch, plan: EpochPlan) -> list[Any]:
-    """What DALI gets of each sample: a JPEG's bytes, or a raw sample's pixels [S,S,3]."""
-    size = plan.manifest.image_size
-    if plan.manifest.codec == "jpeg":
-        return list(batch.parts)
-    return [part[-3 * size * size :].reshape(size, size, 3) for part in batch.parts]
+    """What DALI gets of each sample: a JPEG's bytes, or a raw sample's pixels [height,width,3]."""
+    return list(batch.parts) if plan.manifest.codec == "jpeg" else stored_pixels(batch, plan)
 
 
-def rectangles(batch: EncodedBatch, *, whole: int = 0) -> list[NDArray[np.int32]]:
-    """What is cut out of each sample, on a CPU while it is decoded: corner (y, x) and, where they
-    differ between samples, height and width, int32 [n,2] each. whole: all of images of that
-    side."""
-    draws, extents = batch.draws, batch.extents
-    corner = np.stack([draws.y, draws.x], axis=1)
-    if whole:
-        corner = np.zeros((len(batch.ids), 2), np.int64)
-        extents = None if extents is None else np.full_like(corner, whole)
-    places = [corner] if extents is None else [corner, extents]
-    return [place.astype(np.int32) for place in places]
+def stored_pixels(batch: EncodedBatch, plan: EpochPlan) -> list[NDArray[np.uint8]]:
+    """Those of raw samples, [height,width,3], where the reader put them, behind a short header."""
+    sizes = plan.sizes(batch.ids).T.tolist()
+    return [
+        part[-3 * h * w :].reshape(h, w, 3) for part, (h, w) in zip(batch.parts, sizes, strict=True)
+    ]
+
+
+def rectangles(
+    batch: EncodedBatch, plan: EpochPlan, *, whole: bool = False
+) -> list[NDArray[np.int32]]:
+    """What is cut out of each sample, on a CPU while it is decoded: corner (y, x) and, where images
+    are resized, height and width, int32 [n,2] each. whole: all of the image."""
+    draws = batch.draws
+    corner = np.zeros((len(batch.ids), 2)) if whole else np.stack([draws.y, draws.x], axis=1)
+    extents = plan.sizes(batch.ids).T if whole else batch.extents
+    places = [corner, extents] if plan.resizes and extents is not None else [corner]
+    return [np.ascontiguousarray(place, np.int32) for place in places]

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gratis.choices import DecodedPlace
-from gratis.dataset import Manifest
+from gratis.dataset import Index, Manifest
 from gratis.errors import GratisError
 from gratis.loader.config import LoaderConfig
 from gratis.loader.plan import Ids
@@ -23,7 +24,7 @@ MISSING, PRESENT, BAD = 0, 1, 2  # bad: cannot be decoded whole
 def choose_place(
     config: LoaderConfig,
     manifest: Manifest,
-    samples: int,
+    index: Index,
     device: torch.device,
     *,
     local_world: int,
@@ -37,17 +38,18 @@ def choose_place(
     if config.decoded == "none":
         return "none"
     places: tuple[DecodedPlace, ...] = ("device", "host")
-    if device.type != "cuda" or config.area:
+    resizes = config.area or config.resize or manifest.shape == "whole"
+    if device.type != "cuda" or resizes:
         places = ("host",)
         if config.decoded == "device":
             resized = "parts are resized by the decoder's library"
-            reason = resized if config.area else f"the loader's device is {device}"
+            reason = resized if resizes else f"the loader's device is {device}"
             raise GratisError(f"decoded='device': {reason}; take 'host' or 'auto'")
     if config.decoded != "auto":
         places = tuple(place for place in places if place == config.decoded)
     elif device.type != "cuda" and manifest.codec == "raw":
         return "none"  # nothing is decoded, and the page cache holds the same pixels
-    nbytes = 3 * samples * manifest.image_size**2
+    nbytes = int(bytes_of(*index.sizes(manifest)).sum())
     free = {place: _budget(config, place, device, local_world) for place in places}
     for place in places:
         if nbytes <= free[place]:
@@ -75,21 +77,44 @@ def _budget(
     return HOST_SHARE * available_bytes() / sharers
 
 
+def bytes_of(heights: NDArray[np.integer], widths: NDArray[np.integer]) -> NDArray[np.int64]:
+    """That the pixels of such images take, int64 [n]."""
+    return 3 * heights.astype(np.int64) * widths
+
+
 class DecodedCache:
-    """The pixels, uint8 [N,S,S,3] on a device or in the machine's memory, and which of them are
-    present."""
+    """The pixels on a device or in the machine's memory, and which of them are present. pixels:
+    uint8 [N,S,S,3] where images are square and of one size; else flat, image after image."""
 
-    def __init__(self, count: int, size: int, device: torch.device | None) -> None:
+    def __init__(
+        self,
+        heights: NDArray[np.integer],
+        widths: NDArray[np.integer],
+        device: torch.device | None,
+        *,
+        square: bool,
+    ) -> None:
+        """heights, widths [N]: of the images; square: they are all the same number."""
+        count, ends = len(heights), np.cumsum(bytes_of(heights, widths))
+        side = int(heights[0]) if count else 0
+        shape = (count, side, side, 3) if square else (int(ends[-1]),)
         # host: taken as written
-        self.pixels = torch.empty((count, size, size, 3), dtype=torch.uint8, device=device)
+        self.pixels = torch.empty(shape, dtype=torch.uint8, device=device)
         self.state = np.full(count, MISSING, np.int8)
+        self._ends = ends
 
-    def put(self, ids: Ids, pixels: Tensor) -> None:
-        places = torch.from_numpy(ids).to(self.pixels.device)
-        self.pixels[places] = pixels.to(self.pixels.device)
-        if self.pixels.device.type == "cuda" or pixels.device.type == "cuda":
+    def put(self, ids: Ids, images: list[Tensor]) -> None:
+        """images uint8 [height,width,3]."""
+        for sample, image in zip(ids.tolist(), images, strict=True):
+            self.part(sample).copy_(image.reshape(-1))
+        if self.pixels.device.type == "cuda" or any(one.device.type == "cuda" for one in images):
             torch.cuda.current_stream().synchronize()  # the decoder takes its buffer back
         self.state[ids] = PRESENT
+
+    def part(self, sample: int) -> Tensor:
+        """The pixels of one sample, flat."""
+        begin = int(self._ends[sample - 1]) if sample else 0
+        return self.pixels.view(-1)[begin : int(self._ends[sample])]
 
     def lacks(self, ids: Ids) -> Ids:
         """Those that were never tried."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gratis.errors import GratisError
 from gratis.loader.config import shown
@@ -93,9 +94,9 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     bytes_dims = 3 if plan.manifest.codec == "raw" else 1
     pipeline = empty_pipeline(plan.decoded_rows, threads, plan.device.index)
     with pipeline:
-        if (
-            not plan.config.augment and plan.config.views == 10
-        ):  # evaluation: nothing differs between samples
+        if plan.config.shorter_side(whole=plan.whole) is not None:
+            done = _resized_evaluation(feed, plan, bytes_dims)
+        elif not plan.config.augment and plan.config.views == 10:  # nothing differs between samples
             (data,) = fn.external_source(
                 source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims
             )
@@ -108,7 +109,7 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
                 normalised.append(_apply_view(part, corner, int(flip), None, plan))
             done = fn.stack(*normalised)
         else:
-            inputs = 5 if plan.config.area else 4
+            inputs = 5 if plan.resizes else 4
             data, flip, shift, anchor, *extent = fn.external_source(
                 source=feed,
                 num_outputs=inputs,
@@ -120,12 +121,31 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
             images, done = _whole(data, plan), []
             for view in range(plan.config.views):
                 shape = extent[0][view] if extent else [plan.config.crop] * 2
-                part = resize(_cut(images, anchor[view], shape), plan)
-                of_view = (part, anchor[view], flip[view], shift[view], plan)
-                done.append(_apply_view(*of_view))
+                part = _cut(images, anchor[view], shape)
+                part = resize(part, [plan.config.crop] * 2, plan) if plan.resizes else part
+                done.append(_apply_view(part, anchor[view], flip[view], shift[view], plan))
             done = fn.stack(*done) if plan.config.views > 1 else done[0]
         pipeline.set_outputs(done)
     return pipeline
+
+
+def _resized_evaluation(feed: Feed, plan: EpochPlan, bytes_dims: int) -> Any:
+    """The centre or the ten views of images that are resized first."""
+    from nvidia.dali import fn, types
+
+    data, size, corners = fn.external_source(
+        source=feed,
+        num_outputs=3,
+        batch=True,
+        dtype=[types.UINT8, types.FLOAT, types.INT32],  # DALI 2.4 takes no other sizes
+        ndim=[bytes_dims, 1, 2],
+    )
+    images = resize(_whole(data, plan), size, plan)
+    crop, normalised = [plan.config.crop] * 2, []
+    for view in range(plan.config.views):
+        part = _cut(images, corners[view], crop)
+        normalised.append(_apply_view(part, None, int(view >= 5), None, plan))
+    return fn.stack(*normalised) if plan.config.views > 1 else normalised[0]
 
 
 def image_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
@@ -166,8 +186,9 @@ def _apply_view(images: Any, anchor: Any, flip: Any, shift: Any, plan: EpochPlan
     from nvidia.dali import fn, types
 
     device = "gpu" if plan.device.type == "cuda" else "cpu"
-    crop, centre = plan.config.crop, (plan.positions - 1) // 2
+    crop = plan.config.crop
     mean, factor = normalisation(plan.stats, plan.config, plan.epoch)
+    centre = (len(mean) - crop) // 2
     if plan.config.mean == "offset":
         minus = _cut(types.Constant(mean, device=device), anchor, [crop] * 2)
         images = fn.cast(images, dtype=types.FLOAT) - minus
@@ -184,24 +205,36 @@ def _apply_view(images: Any, anchor: Any, flip: Any, shift: Any, plan: EpochPlan
 
 def _inputs(batch: EncodedBatch, plan: EpochPlan) -> tuple[Any, ...]:
     """Bytes; and of each view mirror int32 [n,views], colour shift float32 [n,views,1,1,3], and
-    what is cut out, int32 [n,views,2] each."""
+    what is cut out, int32 [n,views,2] each; of an evaluation that resizes height and width float32
+    [n,2], and corners int32 [n,views,2]."""
+    if plan.config.shorter_side(whole=plan.whole) is not None:
+        return dali_samples(batch, plan), *_windows(batch, plan)
     if not plan.config.augment and plan.config.views == 10:
         return (dali_samples(batch, plan),)
     draws, shape = batch.draws, (len(batch.ids), plan.config.views)
     shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)
     views = draws.flip.astype(np.int32).reshape(shape), shift.astype(np.float32)
-    places = [place.reshape(*shape, 2) for place in rectangles(batch)]
+    places = [place.reshape(*shape, 2) for place in rectangles(batch, plan)]
     return dali_samples(batch, plan), views[0], views[1].reshape(*shape, 1, 1, 3), *places
 
 
-def resize(images: Any, plan: EpochPlan) -> Any:
-    """DALI: to crop x crop, if parts are resized. Its filters are tables: docs/augmentations.md has
-    the levels between it and the CPU's."""
+def _windows(batch: EncodedBatch, plan: EpochPlan) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Height and width that each image is resized to, and the corners of its views there."""
+    views, crop, sizes = plan.config.views, plan.config.crop, plan.sizes(batch.ids).T
+    corners, made = np.stack([batch.draws.y, batch.draws.x], axis=1), sizes
+    if batch.targets is not None and batch.extents is not None:
+        kept = np.concatenate([batch.extents, batch.targets], axis=1) == [crop] * 4 + [0, 0]
+        as_stored = kept.all(axis=1)[:, None]
+        made = np.where(as_stored[::views], sizes, batch.targets[::views, :2])
+        corners = np.where(as_stored, corners, batch.targets[:, 2:])
+    return made.astype(np.float32), corners.astype(np.int32).reshape(-1, views, 2)
+
+
+def resize(images: Any, size: Any, plan: EpochPlan) -> Any:
+    """DALI: to that height and width. Its filters are tables: docs/augmentations.md has the levels
+    between it and the CPU's."""
     from nvidia.dali import fn, types
 
-    if plan.config.area is None:
-        return images
-    size = [plan.config.crop] * 2
     cubic = plan.config.interpolation == "bicubic"
     kind = types.INTERP_CUBIC if cubic else types.INTERP_LINEAR
     return fn.resize(images, size=size, interp_type=kind, antialias=plan.config.antialias)

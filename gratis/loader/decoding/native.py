@@ -137,20 +137,23 @@ def view_batch(
     out = rows.data_ptr() + np.arange(len(rows)) * (rows.stride(0) * rows.element_size())
     sides = np.full((len(rows), 2), crop) if batch.extents is None else batch.extents
     boxes = np.column_stack([draws.y, draws.x, sides])
+    targets = None if batch.targets is None else batch.targets.astype(np.int32)
+    as_stored = (sides == crop).all() and targets is None
     data, size = files_of(batch)
     asked = ViewBatch(
         data=data,
         size=size,
+        shape=np.ascontiguousarray(plan.sizes(batch.ids).T.astype(np.int32)),
         rectangles=boxes.astype(np.int32).reshape(*shape, 4),
+        targets=None if targets is None else targets.reshape(*shape, 4),
         out=out.astype(np.uint64).reshape(shape),
         height=crop,
         width=crop,
         flip=draws.flip.astype(np.uint8).reshape(shape),
-        filter=Filter.CROP if config.area is None else FILTERS[config.interpolation],
+        filter=Filter.CROP if as_stored else FILTERS[config.interpolation],
         antialias=config.antialias,
         type=TYPES[config.dtype],
         channels_last=config.interleaved,
-        side=plan.manifest.image_size,
     )
     return asked if config.dtype == torch.uint8 else _normalised(asked, draws, normaliser)
 

@@ -26,24 +26,28 @@ def stored_by_pillow(
     batches: Iterator[EncodedBatch], plan: EpochPlan, runner: DaliRunner
 ) -> Iterator[EncodedBatch]:
     """The batches as if their samples had been stored as pixels. Bad samples are replaced."""
-    side, reader = plan.manifest.image_size, runner.reader
+    reader = runner.reader
     for first in batches:
         batch = first
         with runner.timer.time("decode_s"):
-            pixels, bad = decode_by_pillow(batch, side)
+            pixels, parts, bad = decode_by_pillow(batch, plan)
             while reader.reject(batch.wanted, batch.ids, bad):
                 batch = reader.read(plan, batch.wanted)
-                pixels, bad = decode_by_pillow(batch, side)
-        rows = list(pixels.reshape(len(pixels), -1))
-        yield batch._replace(parts=rows, buffer=pixels.reshape(-1))
+                pixels, parts, bad = decode_by_pillow(batch, plan)
+        yield batch._replace(parts=parts, buffer=pixels)
 
 
-def decode_by_pillow(batch: EncodedBatch, side: int) -> tuple[NDArray[np.uint8], list[int]]:
-    """uint8 [n,side,side,3], and the rows that cannot be decoded."""
-    pixels, bad = np.zeros((len(batch.ids), side, side, 3), np.uint8), []
-    for row, part in enumerate(batch.parts):
+def decode_by_pillow(
+    batch: EncodedBatch, plan: EpochPlan
+) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], list[int]]:
+    """All pixels, flat; those of each sample; and the rows that cannot be decoded."""
+    sizes = plan.sizes(batch.ids)
+    ends = np.cumsum(3 * sizes[0] * sizes[1])
+    pixels, bad = np.zeros(int(ends[-1]), np.uint8), []
+    parts = np.split(pixels, ends[:-1])
+    for row, (part, size) in enumerate(zip(batch.parts, sizes.T.tolist(), strict=True)):
         try:
-            pixels[row] = decode_or_reject(part.tobytes())
+            parts[row].reshape(*size, 3)[:] = decode_or_reject(part.tobytes())
         except (Reject, ValueError):  # ValueError: of another size
             bad.append(row)
-    return pixels, bad
+    return pixels, parts, bad

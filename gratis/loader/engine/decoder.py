@@ -28,6 +28,7 @@ from gratis.loader.engine.library import (
 
 Addresses = NDArray[np.uint64]
 Floats = NDArray[np.float32]
+OPTIONAL = ("shape", "targets", "flip", "scale", "plus", "minus")
 STREAM_FROM = 8 << 20  # bytes of a batch that no cache keeps until somebody reads it
 
 
@@ -45,8 +46,8 @@ class ViewBatch:
     or channels last (pixel * scale + plus) - minus, in float32 with a fused multiplication: scale
     float32 [3], plus float32 [n,v,3], minus uint64 [n,v]: address of the first float32 for each
     view, minus_row floats from one row to the next and minus_plane from one channel to the next
-    (channels last: they are adjacent). Of uint8 there is neither. side: of the images in pixels,
-    whose status is SIZE if they have another; 0: any."""
+    (channels last: they are adjacent). Of uint8 there is neither. shape int32 [n,2]: height and
+    width of the images, whose status is SIZE if they have another; None: any."""
 
     data: Addresses
     size: NDArray[np.int64]
@@ -54,6 +55,7 @@ class ViewBatch:
     out: Addresses
     height: int
     width: int
+    shape: NDArray[np.int32] | None = None
     targets: NDArray[np.int32] | None = None
     flip: NDArray[np.uint8] | None = None
     scale: Floats | None = None
@@ -65,7 +67,6 @@ class ViewBatch:
     antialias: bool = True
     type: PixelType = PixelType.FLOAT32
     channels_last: bool = False
-    side: int = 0
 
     def __post_init__(self) -> None:
         samples, views = self.out.shape
@@ -74,6 +75,7 @@ class ViewBatch:
             "size": (np.int64, (samples,)),
             "rectangles": (np.int32, (samples, views, 4)),
             "out": (np.uint64, (samples, views)),
+            "shape": (np.int32, (samples, 2)),
             "targets": (np.int32, (samples, views, 4)),
             "flip": (np.uint8, (samples, views)),
             "scale": (np.float32, (3,)),
@@ -82,7 +84,7 @@ class ViewBatch:
         }
         for name, (dtype, shape) in wanted.items():
             array = getattr(self, name)
-            if array is None and name in ("targets", "flip", "scale", "plus", "minus"):
+            if array is None and name in OPTIONAL:
                 continue
             if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
                 raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
@@ -100,6 +102,7 @@ class ViewBatch:
             views=views,
             data=address(self.data),
             size=address(self.size),
+            shape=address(self.shape),
             rectangles=address(self.rectangles),
             targets=address(self.targets),
             flip=address(self.flip),
@@ -116,7 +119,6 @@ class ViewBatch:
             antialias=self.antialias,
             type=self.type,
             channels_last=self.channels_last,
-            side=self.side,
             stream=samples * views * view_bytes >= STREAM_FROM,
         )
 
@@ -184,26 +186,21 @@ class NativeDecoder:
 
 
 def whole_images(
-    data: Addresses,
-    size: NDArray[np.int64],
-    out: Addresses,
-    extents: NDArray[np.integer[Any]],
-    side: int = 0,
+    data: Addresses, size: NDArray[np.int64], out: Addresses, extents: NDArray[np.integer[Any]]
 ) -> ViewBatch:
-    """Images [n] as they are, as bytes [height,width,3]. extents [n,2]: height and width of each; a
-    larger image is cut off, unless side says what all have, of a smaller one the status is
-    RECTANGLE."""
-    boxes = np.column_stack([np.zeros_like(extents), extents]).astype(np.int32)
+    """Images [n] as they are, as bytes [height,width,3]. extents [n,2]: height and width of each;
+    of an image that has others the status is SIZE."""
+    shape = np.ascontiguousarray(extents, np.int32)
     return ViewBatch(
         data=data,
         size=size,
-        rectangles=boxes[:, None],
+        shape=shape,
+        rectangles=np.column_stack([np.zeros_like(shape), shape])[:, None],
         out=out[:, None],
         height=0,
         width=0,
         type=PixelType.UINT8,
         channels_last=True,
-        side=side,
     )
 
 

@@ -178,7 +178,8 @@ static int open_image(gratis_context *context, const gratis_job *job, int64_t sa
   im->sample = sample;
   im->failed = GRATIS_OK;
   int status = gratis_read_header(data, size, &im->head);
-  if (!status && job->side && (im->head.height != job->side || im->head.width != job->side)) status = GRATIS_SIZE;
+  const int32_t *shape = job->shape ? job->shape + 2 * sample : NULL;
+  if (!status && shape && (im->head.height != shape[0] || im->head.width != shape[1])) status = GRATIS_SIZE;
   if (!status) status = area_of_views(context, job, sample, &im->head, &im->wanted);
   if (!status) status = gratis_build_tables(im);
   if (status) return status;

@@ -11,7 +11,7 @@
 #error "the engine is written for little-endian machines"
 #endif
 
-#define GRATIS_ENGINE_VERSION 3
+#define GRATIS_ENGINE_VERSION 4
 
 /* What became of a sample. Below 32: decoded, or not decoded because another decoder has to; the file may be good.
  * From 32: damaged. From 64: the call's fault. */
@@ -25,7 +25,7 @@ enum gratis_status {
   GRATIS_EXIF = 6,           /* an EXIF segment: it may say that the picture is rotated */
   GRATIS_TABLES = 7,         /* a table that is missing, has 16 bits or has symbols that baseline files have not */
   GRATIS_SEGMENT = 8,        /* a segment of the header that is not known here, or repeated, or of another length */
-  GRATIS_SIZE = 9,           /* more pixels than GRATIS_MOST_PIXELS, or none, or not the side that is asked for */
+  GRATIS_SIZE = 9,           /* more pixels than GRATIS_MOST_PIXELS, or none, or not the shape that is asked for */
   GRATIS_MEMORY = 10,        /* not enough memory */
   GRATIS_TRUNCATED = 32,     /* the file ends before its EOI, or inside its header */
   GRATIS_MARKER = 33,        /* a restart marker out of order, or one marker too many or too few */
@@ -53,6 +53,7 @@ typedef struct {
   int64_t views;                 /* of each sample; arrays of views have samples * views entries, a sample's adjacent */
   const uint8_t *const *data;    /* [samples] the files' bytes */
   const int64_t *size;           /* [samples] in bytes */
+  const int32_t *shape;          /* [samples][2]: height and width that the image must have, or NULL: any */
   const int32_t *rectangles;     /* [samples*views][4]: y, x, height, width, in pixels of the image */
   const int32_t *targets;        /* [samples*views][4]: height and width that the rectangle is resized to, y and x of the
                                   * window there; or NULL: the window is the whole. Not for filter CROP */
@@ -67,7 +68,6 @@ typedef struct {
   int64_t next;                  /* the first sample nobody has taken; threads share it. 0 at first */
   int32_t out_height, out_width; /* in pixels */
   int32_t filter, antialias, type, channels_last; /* antialias: the filter widens where it shrinks */
-  int32_t side;                  /* images must be side x side pixels; 0: of any size */
   int32_t stream;                /* 1: write around the caches where alignment (64 bytes) allows, for large batches */
 } gratis_job;
 

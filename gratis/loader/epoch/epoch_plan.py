@@ -7,12 +7,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gratis.dataset import Index, Manifest, Stats
 from gratis.loader.config import LoaderConfig
 from gratis.loader.plan import (
     PAD,
-    Draws,
     Ids,
     num_steps,
     order,
@@ -23,7 +23,7 @@ from gratis.loader.plan import (
     window_order,
 )
 from gratis.loader.views.draw_mixing import Mix, choices, draw_mix
-from gratis.loader.views.draw_views import draw_views
+from gratis.loader.views.draw_views import Views, draw_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,27 @@ class EpochPlan:
 
     @property
     def positions(self) -> int:
-        """Of a crop, along each axis."""
+        """Of a crop of a square image, along each axis."""
         return self.manifest.image_size - self.config.crop + 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether the images keep their shape."""
+        return self.manifest.shape == "whole"
+
+    @property
+    def resizes(self) -> bool:
+        """Whether what is cut out of images is resized, or may be."""
+        resized = self.config.shorter_side(whole=self.whole) is not None
+        return self.whole or resized or self.config.area is not None
+
+    @cached_property
+    def _sizes(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return self.index.sizes(self.manifest)
+
+    def sizes(self, ids: Ids) -> Ids:
+        """Height and width of these samples' images in pixels, int64 [2,n]."""
+        return np.stack([side[ids] for side in self._sizes]).astype(np.int64)
 
     def order(self) -> Ids:
         """Of all samples in this epoch, as draw ids int64 [N * repeats]."""
@@ -123,10 +142,10 @@ class EpochPlan:
         places[order] = np.arange(len(order))  # of chunks of crops, which are for single samples
         return places
 
-    def draws(self, ids: Ids) -> tuple[Draws, Ids | None]:
-        """The views of these samples; see `draw_views`."""
-        config = self.config
-        chunks = (
-            self._places[samples_of(ids)] // config.crop_chunk if config.crop_chunk > 1 else None
-        )
-        return draw_views(config, self.manifest.image_size, self.epoch, ids, chunks)
+    def draws(self, ids: Ids, shown: Ids | None = None) -> Views:
+        """The views of these samples by their draw ids; see `draw_views`. shown: whose images they
+        are of, where others stand in."""
+        config, samples = self.config, samples_of(ids)
+        sizes = self.sizes(samples if shown is None else shown)
+        chunks = self._places[samples] // config.crop_chunk if config.crop_chunk > 1 else None
+        return draw_views(config, sizes, self.epoch, ids, chunks, whole=self.whole)

@@ -8,6 +8,7 @@ from the numbers that the loader itself uses."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from gratis.choices import MeanForm, NoiseForm, Positions
 from gratis.command_line import parse
-from gratis.dataset import Stats
+from gratis.dataset import Stats, read_manifest
 from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.image import Reject, decode_or_reject
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from gratis.loader.inspect.explain_figure import Floats, Pixels
 
 DRAWS = 200_000  # for the heat map and the covariance, at least
+ALEXNET = ("crop_positions", "crop_chunk", "mean", "noise")  # options that are about its crops
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(PictureOptions):
     """Draws one image's way from the shard to the network as `gratis train` takes it
-    (LoaderConfig.alexnet()), and where crops and colours fall over many epochs."""
+    (LoaderConfig.alexnet()), and where crops and colours fall over many epochs; of whole images as
+    LoaderConfig.imagenet() and .evaluation() take it."""
 
     sample: str
     """Key of the image (n01440764_10026), or its id, a number that is no key."""
@@ -56,6 +59,9 @@ class Explain(PictureOptions):
 def main(arguments: Sequence[str]) -> None:
     options = parse(Explain, arguments, "gratis explain")
     require("figures", "gratis explain")
+    if read_manifest(Path(options.shards)).shape == "whole":
+        explain_whole(options)
+        return
     from gratis.loader.inspect.explain_figure import draw
 
     config = LoaderConfig.alexnet(
@@ -73,6 +79,27 @@ def main(arguments: Sequence[str]) -> None:
         offsets, normals = many_draws(loader)
         report(loader, offsets, normals)
         draw(loader, sample, image, offsets, options.out)
+    print(options.out)
+
+
+def explain_whole(options: Explain) -> None:
+    """Of a dataset of whole images: resized crops, and torchvision's evaluation."""
+    from gratis.loader.inspect.explain_whole_figure import draw, many_views, report
+
+    for field in dataclasses.fields(Explain):
+        given = getattr(options, field.name)
+        if field.name in ALEXNET and given != field.default:
+            option = f"--{field.name.replace('_', '-')}"
+            whole = f"the images of {options.shards} keep their shape"
+            raise GratisError(f"{option} is of AlexNet's crops, and {whole}; leave it out")
+    config = LoaderConfig.imagenet(batch_size=1, seed=options.seed, crop=options.crop_side)
+    evaluation = LoaderConfig.evaluation(crop=options.crop_side, views=10)
+    with Loader(options.shards, options.split, config) as loader:
+        sample = find(loader, options.sample)
+        image = read(loader, sample)
+        views = many_views(loader, image, DRAWS)
+        report(views, image)
+        draw(loader, evaluation, sample, image, views, options.out)
     print(options.out)
 
 
@@ -108,17 +135,17 @@ def _keys(listed: Path) -> list[str]:
 
 
 def read(loader: Loader, sample: int) -> Pixels:
-    """The image as it is stored, uint8 [S,S,3]. GratisError if it is damaged."""
-    side = loader.manifest.image_size
+    """The image as it is stored, uint8 [height,width,3]. GratisError if it is damaged."""
+    size = tuple(loader.epoch_plan(0).sizes(np.array([sample]))[:, 0].tolist())
     with closing(loader.shard_reader()) as shards:
         try:
             image = decode_or_reject(shards.read(np.array([sample]))[0][0].tobytes())
         except Reject as reject:
             reason = reject.reason
         else:
-            if image.shape == (side, side, 3):
+            if image.shape == (*size, 3):
                 return image
-            reason = f"it is of shape {image.shape}, not {(side, side, 3)}"
+            reason = f"it is of shape {image.shape}, not {(*size, 3)}"
         raise GratisError(
             f"{shards.describe(sample)} does not decode ({reason}); verify the copy of the dataset"
         )
@@ -129,7 +156,7 @@ def many_draws(loader: Loader) -> tuple[NDArray[np.int64], Floats]:
     draw."""
     ids = np.arange(loader.num_samples)
     epochs = -(-DRAWS // len(ids))
-    drawn = [loader.epoch_plan(epoch).draws(ids)[0] for epoch in range(epochs)]
+    drawn = [loader.epoch_plan(epoch).draws(ids).draws for epoch in range(epochs)]
     offsets = np.concatenate([np.stack([one.y, one.x], axis=1) for one in drawn])
     return offsets, np.concatenate([one.normals for one in drawn])
 

@@ -125,7 +125,7 @@ def _strips(figure: Any, loader: Loader, sample: int, image: Pixels) -> None:
     """Ten views; ten epochs; ten colour draws of the central crop; what the network gets of those
     epochs."""
     positions, ids = loader.epoch_plan(0).positions, np.array([sample])
-    drawn = [loader.epoch_plan(epoch).draws(ids)[0] for epoch in range(SHOWN)]
+    drawn = [loader.epoch_plan(epoch).draws(ids).draws for epoch in range(SHOWN)]
     epochs = Draws(*(np.concatenate(column) for column in zip(*drawn, strict=True)))
     centre = (positions - 1) // 2
     still = epochs._replace(

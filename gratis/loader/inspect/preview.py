@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from gratis.command_line import parse
-from gratis.dataset import class_words
+from gratis.dataset import class_words, read_manifest
 from gratis.errors import GratisError
 from gratis.loader.config import LoaderConfig
 from gratis.loader.epoch.epoch_plan import EpochPlan
@@ -31,9 +31,10 @@ class Preview(PictureOptions):
     """Draws augmented images as training would get them, normalisation taken back, with their class
     names."""
 
-    config: Literal["alexnet", "imagenet"] = "alexnet"
+    config: Literal["alexnet", "imagenet"] | None = None
     """alexnet: as `gratis train` gets them (LoaderConfig.alexnet()). imagenet: random parts that
-    are resized, no colour noise (LoaderConfig.imagenet())."""
+    are resized, no colour noise (LoaderConfig.imagenet()). Default: alexnet; of whole images
+    imagenet."""
     out: Path = Path("preview.png")
     """File to draw to."""
     threads: int | None = None
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str]) -> None:
     if options.device != "cpu" and not torch.cuda.is_available():
         raise GratisError(f"--device {options.device}, but there is no GPU here; take --device cpu")
     crop = options.crop_side
-    named = {"alexnet": LoaderConfig.alexnet, "imagenet": LoaderConfig.imagenet}[options.config]
+    whole = read_manifest(Path(options.shards)).shape == "whole"
+    name = options.config or ("imagenet" if whole else "alexnet")
+    named = {"alexnet": LoaderConfig.alexnet, "imagenet": LoaderConfig.imagenet}[name]
     config = named(batch_size=TILES, seed=options.seed, crop=crop, threads=options.threads)
     with Loader(options.shards, options.split, config, device=options.device) as loader:
         print(f"{options.out}: {draw_preview(loader, options.out)} images")
@@ -85,11 +88,11 @@ def _pixels(plan: EpochPlan, image: NDArray[np.float32], sample: int) -> NDArray
     """uint8 [crop,crop,3] of [crop,crop,3]: division and mean taken back, the colour noise left
     in."""
     crop, flip = plan.config.crop, False
-    y = x = (plan.positions - 1) // 2
-    if plan.config.mean == "offset":
-        drawn, _ = plan.draws(np.array([sample]))
-        y, x, flip = int(drawn.y[0]), int(drawn.x[0]), bool(drawn.flip[0])
     whole, factor = normalisation(plan.stats, plan.config, plan.epoch)
+    y = x = (len(whole) - crop) // 2
+    if plan.config.mean == "offset":
+        drawn = plan.draws(np.array([sample])).draws
+        y, x, flip = int(drawn.y[0]), int(drawn.x[0]), bool(drawn.flip[0])
     mean = whole[y : y + crop, x : x + crop]
     mean = mean[:, ::-1] if flip else mean
     pixels = image / factor + mean

@@ -23,8 +23,8 @@ class EncodedBatch(NamedTuple):
     `buffer`.
 
     wanted are the draw ids that the order names; ids are their samples', or those of others that
-    stand in. Augmentation is that of the wanted one. draws: of each view. extents int64
-    [n*views,2]: height and width of what is cut out, where they differ from the crop's."""
+    stand in. Augmentation is that of the wanted one. draws, extents, targets: of every view, as
+    `Views`."""
 
     wanted: Ids
     ids: Ids
@@ -32,6 +32,7 @@ class EncodedBatch(NamedTuple):
     extents: Ids | None
     parts: list[Bytes]
     buffer: Bytes
+    targets: Ids | None = None
 
     @property
     def begins(self) -> NDArray[np.int64]:
@@ -79,14 +80,14 @@ class BatchReader:
         """These samples, in the buffer given if they fit, else in a new one. check: with stand-ins
         for those that cannot be decoded, as far as their bytes say; DALI 2.4 may die of such
         JPEGs."""
-        codec, side = plan.manifest.codec, plan.manifest.image_size
+        codec = plan.manifest.codec
         while True:
             ids = self._quarantine.replace(plan.epoch, wanted)
             parts, buffer = self.shards.read(ids, buffer)
-            bad = invalid_rows(parts, codec, side) if check else []
+            bad = invalid_rows(parts, codec, plan.sizes(ids)) if check else []
             if not self.reject(wanted, ids, bad):
-                draws, extents = plan.draws(wanted)
-                return EncodedBatch(wanted, ids, draws, extents, parts, buffer)
+                views = plan.draws(wanted, ids)
+                return EncodedBatch(wanted, ids, *views[:2], parts, buffer, views.targets)
 
     def reject(self, wanted: Ids, ids: Ids, rows: list[int]) -> bool:
         """Hands rows whose sample cannot be decoded to the quarantine; whether there are any.
@@ -101,6 +102,7 @@ class BatchReader:
         self._buffers = [None] * BUFFERS
 
 
-def invalid_rows(parts: list[Bytes], codec: str, side: int) -> list[int]:
-    """Those of the samples that no decoder gets."""
-    return [row for row, part in enumerate(parts) if not is_decodable(part, codec, side)]
+def invalid_rows(parts: list[Bytes], codec: str, sizes: Ids) -> list[int]:
+    """Those of the samples that no decoder gets. sizes int64 [2,n]: height and width of each."""
+    rows = enumerate(zip(parts, sizes.T.tolist(), strict=True))
+    return [row for row, (part, size) in rows if not is_decodable(part, codec, *size)]

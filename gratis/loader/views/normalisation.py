@@ -16,8 +16,8 @@ from gratis.loader.views.colour_noise import scale
 class Normalisation(NamedTuple):
     """A crop becomes (grey levels - mean + colour noise) * factor.
 
-    mean float32 [S,S,3], of the stored image's places: the mean image, or the same everywhere;
-    factor float64 [3], above 0."""
+    mean float32 [S,S,3], of the stored image's places: the mean image; or [crop,crop,3], the same
+    everywhere; factor float64 [3], above 0."""
 
     mean: NDArray[np.float32]
     factor: NDArray[np.float64]
@@ -28,8 +28,9 @@ def normalisation(stats: Stats, config: LoaderConfig, epoch: int) -> Normalisati
     divided = np.full(3, scale(config, epoch))
     if config.normalize == "mean-image":
         return Normalisation(stats.mean, divided)
+    shape = (config.crop, config.crop, 3)
     if config.normalize is None:
-        return Normalisation(np.zeros_like(stats.mean), divided)
+        return Normalisation(np.zeros(shape, np.float32), divided)
     mean, std = IMAGENET if config.normalize == "imagenet" else config.normalize
-    everywhere = np.broadcast_to(255 * np.array(mean), stats.mean.shape).astype(np.float32)
+    everywhere = np.broadcast_to(255 * np.array(mean), shape).astype(np.float32)
     return Normalisation(everywhere, divided / (255 * np.array(std)))

@@ -57,8 +57,8 @@ class Normaliser:
         self._stats, self._config, self._epoch = stats, config, epoch
         self._factor = normalisation(stats, config, epoch).factor
         self.factor = self._factor.astype(np.float32)
-        self._size = len(stats.mean)
         mean = normalisation(stats, config, epoch).mean * self.factor
+        self._size = len(mean)
         self.level = None if config.normalize == "mean-image" else mean[0, 0]
         sides = np.stack([mean, mean[:, ::-1]])  # as it is, and mirrored
         by_row = sides.reshape(2, self._size, -1)

@@ -16,12 +16,15 @@ from gratis.preprocess.output.store import WORK, Store
 from gratis.preprocess.sources.listing import Item
 from gratis.preprocess.statistics import PixelSums
 
+COLUMNS = ("offset", "size", "label", "width", "height")
+
 
 class ShardReceipt(NamedTuple):
     """A finished shard: of each sample the image's first byte, its size in bytes and its label; the
     tar's size and sha256; how many source files were converted, by kind; a row of rejects.jsonl for
     each file that was left out; the pixels' sums (train split only); of an indexed tar, how many
-    JPEGs loaders read differently, by kind (gratis.jpeg_variants)."""
+    JPEGs loaders read differently, by kind (gratis.jpeg_variants); each image's width and height in
+    pixels, None where all are square and of the plan's size."""
 
     offset: NDArray[np.int64]
     size: NDArray[np.int32]
@@ -32,6 +35,8 @@ class ShardReceipt(NamedTuple):
     rejects: list[dict[str, str]]
     sums: PixelSums | None = None
     disagreements: dict[str, int] | None = None
+    width: NDArray[np.int32] | None = None
+    height: NDArray[np.int32] | None = None
 
 
 def write_receipt(store: Store, shard: str, receipt: ShardReceipt) -> None:
@@ -45,8 +50,9 @@ def read_receipt(store: Store, shard: str) -> ShardReceipt:
         facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
         if (images := facts.pop("images")) is not None:
             pixels = arrays["pixels"].astype(np.int64)
-            facts["sums"] = PixelSums(images, pixels, arrays["products"])
-        rows = {name: arrays[name] for name in ("offset", "size", "label")}
+            places = facts.pop("places", images * pixels.size // 3)
+            facts["sums"] = PixelSums(images, places, pixels, arrays["products"])
+        rows = {name: arrays[name] for name in COLUMNS if name in arrays}
         return ShardReceipt(**rows, **facts)
 
 
@@ -80,11 +86,16 @@ def _name(shard: str) -> str:
 
 def _pack(receipt: ShardReceipt) -> bytes:
     fields = receipt._asdict()
-    arrays = {name: fields.pop(name) for name in ("offset", "size", "label")}
+    columns = {name: fields.pop(name) for name in COLUMNS}
+    arrays = {name: column for name, column in columns.items() if column is not None}
     sums: PixelSums | None = fields.pop("sums")
-    if sums:  # a shard's sums of pixels fit 32 bits up to 16 million images: half the bytes
+    fields["images"] = sums.images if sums else None
+    if sums and sums.pixels.ndim == 1:
+        arrays |= {"pixels": sums.pixels, "products": sums.products}
+        fields["places"] = sums.places
+    elif sums:  # a shard's sums of a place fit 32 bits up to 16 million images: half the bytes
         arrays |= {"pixels": sums.pixels.astype(np.uint32), "products": sums.products}
-    facts = json.dumps(fields | {"images": sums.images if sums else None}).encode()
+    facts = json.dumps(fields).encode()
     file = io.BytesIO()
     np.savez(file, facts=np.frombuffer(facts, np.uint8), **arrays)
     return file.getvalue()

@@ -93,7 +93,8 @@ def _is_ours(path: Path, draft: Manifest) -> bool:
     statistics by their size. All others belong to the tars."""
     with contextlib.suppress(OSError, GratisError):
         if path.name == dataset.STATS:
-            return len(dataset.read_stats(path.parent).mean) == draft.image_size
+            side = draft.image_size if draft.shape == "square" else 0
+            return len(dataset.read_stats(path.parent).mean) == side
         if path.suffix != ".tar":
             return True
         if path.is_file():

@@ -22,6 +22,7 @@ from PIL import features
 
 from gratis.dataset import FORMAT, Manifest
 from gratis.errors import GratisError
+from gratis.image import Whole
 from gratis.network import DEFAULT_LIMITS, NetworkLimits
 from gratis.preprocess.output.store import WORK, Store
 from gratis.preprocess.sources.rows import keep_together, row_groups
@@ -90,8 +91,10 @@ def draft_manifest(
     samples_per_shard: int,
     quality: int | None = None,
     seed: int = 0,
+    whole: Whole | None = None,
 ) -> Manifest:
-    """The manifest of the dataset to be, without what only its shards tell."""
+    """The manifest of the dataset to be, without what only its shards tell. whole: images keep
+    their shape; None: they are square."""
     return Manifest(
         format=FORMAT,
         image_size=size,
@@ -104,7 +107,15 @@ def draft_manifest(
         classes=source.classes,
         splits={},
         stats_sha256="",
+        shape="whole" if whole else "square",
+        max_aspect=whole.max_aspect if whole else None,
+        enlarge=whole.enlarge if whole else False,
     )
+
+
+def whole_of(manifest: Manifest) -> Whole | None:
+    """How its images kept their shape; None: they are square, or somebody else's."""
+    return Whole(manifest.max_aspect, manifest.enlarge) if manifest.max_aspect else None
 
 
 def slices(source: Source, draft: Manifest) -> Iterator[Slice]:
@@ -137,6 +148,7 @@ def make_task(
         quality=draft.quality or 0,
         tolerant=tolerant,
         limits=limits,
+        whole=whole_of(draft),
     )
 
 
@@ -178,7 +190,10 @@ def _shown(value: object) -> object:
 
 def settings(manifest: Manifest) -> dict[str, object]:
     """What decides the bytes of the output."""
-    names = ("source", "image_size", "codec", "quality", "seed", "samples_per_shard")
+    names = (
+        *("source", "shape", "image_size", "max_aspect", "enlarge"),
+        *("codec", "quality", "seed", "samples_per_shard"),
+    )
     values = {name.replace("_", "-"): getattr(manifest, name) for name in names}
     return values | manifest.tools
 

@@ -37,7 +37,7 @@ def publish(
     store.write(dataset.REJECTS, "".join(json.dumps(row) + "\n" for row in rejects).encode())
     if len(rejects) + lost > max_rejects:
         raise _too_many(addresses.join(store.address, dataset.REJECTS), rejects, lost)
-    sums = no_sums(draft.image_size)
+    sums = no_sums(draft.image_size if draft.shape == "square" else None)
     for receipt in _receipts(store, shards["train"]):
         assert receipt.sums is not None
         sums = merge(sums, receipt.sums)
@@ -48,7 +48,11 @@ def publish(
     with store.staging() as folder:
         stats_sha256 = dataset.write_stats(folder, finish(sums))
         store.publish(folder / dataset.STATS, dataset.STATS)
-        splits = {split: _split(store, folder, split, parts) for split, parts in shards.items()}
+        whole = draft.shape == "whole"
+        splits = {
+            split: _split(store, folder, split, parts, whole=whole)
+            for split, parts in shards.items()
+        }
     manifest = dataclasses.replace(draft, splits=splits, stats_sha256=stats_sha256)
     store.write(dataset.MANIFEST, manifest.to_json())
     store.remove(WORK)
@@ -71,13 +75,15 @@ def summary(manifest: Manifest) -> str:
     classes = "class" if len(manifest.classes) == 1 else "classes"
     count = sum(len(split.shards) for split in manifest.splits.values())
     shards = "shard" if count == 1 else "shards"
-    size = manifest.image_size
+    size = f"{manifest.image_size} px"
+    if manifest.shape == "whole":
+        size = f"whole, shorter side {size}"
     of = (
         f"{images} of {len(manifest.classes):,} {classes}"
         if manifest.classes
         else (f"{images} without labels")
     )
-    return f"{counts} {of}, {size} px, in {count:,} {shards}"
+    return f"{counts} {of}, {size}, in {count:,} {shards}"
 
 
 def already_there(store: Store, draft: Manifest | None = None) -> Manifest:
@@ -102,8 +108,8 @@ def _receipts(store: Store, shards: list[str]) -> Iterator[ShardReceipt]:
         yield read_receipt(store, shard)
 
 
-def _split(store: Store, folder: Path, split: str, names: list[str]) -> Split:
-    """Publishes the split's index."""
+def _split(store: Store, folder: Path, split: str, names: list[str], *, whole: bool) -> Split:
+    """Publishes the split's index; whole: with widths and heights."""
     shards: list[Shard] = []
     parts: list[Index] = []
     conversions: Counter[str] = Counter()
@@ -117,12 +123,14 @@ def _split(store: Store, folder: Path, split: str, names: list[str]) -> Split:
             store.remove(f"{name}.idx")
             continue
         number = np.full(samples, len(shards), np.int32)
-        parts.append(Index(number, receipt.offset, receipt.size, receipt.label))
+        sizes = (receipt.width, receipt.height) if whole else (None, None)
+        parts.append(Index(number, receipt.offset, receipt.size, receipt.label, *sizes))
         tar, size = f"{name}.tar", receipt.bytes
         shards.append(Shard(name=tar, samples=samples, bytes=size, sha256=receipt.sha256))
     if not parts:
         raise GratisError(f"no file of the split {split} could be used")
-    index = Index(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    columns = zip(*parts, strict=True)
+    index = Index._make(None if one[0] is None else np.concatenate(one) for one in columns)
     index_sha256 = dataset.write_index(folder, split, index)
     store.publish(folder / dataset.index_name(split), dataset.index_name(split))
     return Split(

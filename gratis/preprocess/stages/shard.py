@@ -41,7 +41,8 @@ Same = TypeVar("Same", bound="ImageTask")
 class ImageTask:
     """The images of one shard, as a worker gets them. out: the dataset's folder or URL; excluded:
     by position in `items`, why a decoder must not see that file again ("crashed" or "hung");
-    tolerant: rejects are permitted, so that a format that is not read here ends nothing."""
+    tolerant: rejects are permitted, so that a format that is not read here ends nothing. whole:
+    images keep their shape; None: they are square."""
 
     out: str
     split: str
@@ -51,6 +52,7 @@ class ImageTask:
     excluded: dict[int, str] = field(default_factory=dict)
     tolerant: bool = True
     limits: NetworkLimits = DEFAULT_LIMITS  # of whatever is at a URL
+    whole: image.Whole | None = None
 
     def exclude(self: Same, position: int, cause: str) -> Same:
         return dataclasses.replace(self, excluded=self.excluded | {position: cause})
@@ -69,7 +71,8 @@ class ImageTask:
         """Calls use(item, its bytes) for every file in order, which returns the image's pixels and
         how many bytes it wrote, or raises Reject. Returns the rejects' rows, and the sums of the
         pixels if this is the train split. GratisError: see `tolerant`."""
-        statistics = Accumulator(self.size) if self.split == "train" else None
+        size = None if self.whole else self.size or None
+        statistics = Accumulator(size) if self.split == "train" else None
         rejects: list[dict[str, str]] = []
         with ImageReader() as reader:
             for position, item in enumerate(self.items):
@@ -108,13 +111,15 @@ class ShardTask(ImageTask):
         self.use_limits()
         store, codec = open_store(self.out), CODECS[self.codec]
         conversions: Counter[str] = Counter()
+        sizes: list[tuple[int, int]] = []
 
         def add(item: Item, source: bytes) -> tuple[NDArray[np.uint8], int]:
             before = writer.bytes
-            picture, converted = image.to_picture(source, self.size)
+            picture, converted = image.to_picture(source, self.size, whole=self.whole)
             data, pixels = codec.sample(picture, self.quality)
-            assert pixels.shape == (self.size, self.size, 3)
+            assert pixels.shape == (picture.height, picture.width, 3)
             writer.add(item.key, data, item.label)
+            sizes.append(picture.size)
             conversions.update(converted)
             return pixels, writer.bytes - before
 
@@ -126,8 +131,11 @@ class ShardTask(ImageTask):
                 writer.close()
             store.write(f"{self.name}.idx", writer.index())
             store.publish(temporary, f"{self.name}.tar")
+        width, height = np.array(sizes, np.int32).reshape(-1, 2).T
         receipt = ShardReceipt(
             *writer.columns(),
+            width=width if self.whole else None,
+            height=height if self.whole else None,
             bytes=writer.bytes,
             sha256=writer.digest.hexdigest(),
             conversions=dict(sorted(conversions.items())),
@@ -139,7 +147,7 @@ class ShardTask(ImageTask):
 
 def sample_size(data: bytes, task: ShardTask) -> int:
     """Bytes of the image member that a source file becomes. Raises Reject."""
-    picture, _ = image.to_picture(data, task.size)
+    picture, _ = image.to_picture(data, task.size, whole=task.whole)
     return len(CODECS[task.codec].sample(picture, task.quality)[0])
 
 
@@ -147,7 +155,8 @@ def refuse_unsupported(task: ImageTask, item: Item, reject: image.Reject) -> Non
     """GratisError for the first file of a format that is not read here: there may be as many as
     files, which is better said now than after all of them."""
     if reject.kind == image.UNSUPPORTED and not task.tolerant:
-        way_out = "or give --max-rejects a number to leave such files out; what is done is kept"
+        kept = "; what is done is kept" if isinstance(task, ShardTask) else ""
+        way_out = f"or give --max-rejects a number to leave such files out{kept}"
         raise GratisError(f"{item.source}: {reject.reason}; {way_out}")
 
 

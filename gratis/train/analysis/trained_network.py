@@ -24,6 +24,7 @@ from gratis.dataset import (
     read_manifest,
     read_stats,
     require_split,
+    require_square,
 )
 from gratis.errors import GratisError
 from gratis.history import records
@@ -134,6 +135,7 @@ class TrainedNetwork:
         GratisError where they have another size."""
         small = dataset_folder(shards)
         manifest = read_manifest(small)
+        require_square(shards, manifest, "AlexNet")
         if (size := manifest.image_size) != (own := self.manifest.image_size):
             raise GratisError(
                 f"{shards} holds {size}-pixel images, the run was trained on {own}: make shards "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from gratis.dataset import Manifest, read_manifest, require_split
+from gratis.dataset import Manifest, read_manifest, require_split, require_square
 from gratis.errors import GratisError
 from gratis.network import DEFAULT_LIMITS, NetworkLimits
 from gratis.train.network.layers import plan
@@ -51,6 +51,7 @@ def manifest_of(shards: Path | str, limits: NetworkLimits = DEFAULT_LIMITS) -> M
 def check_dataset(shards: Path | str, manifest: Manifest, options: Options) -> None:
     """GratisError for a dataset that the recipe does not fit, or that is not whole."""
     require_split(shards, manifest, "train")
+    require_square(shards, manifest, "training AlexNet")
     size, recipe = manifest.image_size, options.fields
     if size != recipe.image_size:
         fitting = " or ".join(name for name, other in RECIPES.items() if other.image_size == size)

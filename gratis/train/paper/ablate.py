@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from gratis.atomic import atomic_output
-from gratis.dataset import Manifest, read_manifest, require_split
+from gratis.dataset import Manifest, read_manifest, require_split, require_square
 from gratis.errors import GratisError
 from gratis.history import outcome, records
 from gratis.processes import OVER, read_log, timed
@@ -104,6 +104,7 @@ def ablate(options: Ablate) -> Path:
 
     manifest = read_manifest(dataset_folder(options.shards))
     require_split(options.shards, manifest, "val")
+    require_square(options.shards, manifest, "ablate")
     stem = f"{options.recipe}-{manifest.hash[:8]}-{digest(options.whole)}"
     folder = options.out or options.runs / f"ablation-{stem}"
     errors = train_all(options, stem, lambda errors: write(folder, options, manifest, errors))

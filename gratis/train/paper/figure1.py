@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from gratis.atomic import atomic_output
 from gratis.command_line import parse
-from gratis.dataset import Manifest, read_manifest, require_split
+from gratis.dataset import Manifest, read_manifest, require_split, require_square
 from gratis.errors import GratisError
 from gratis.extras import require
 
@@ -101,6 +101,7 @@ def figure1(options: Figure1) -> list[str]:
 
     full_float32()
     manifest = read_manifest(dataset_folder(options.shards))
+    require_square(options.shards, manifest, "figure 1")
     if manifest.image_size != SIZE:
         how = f"gratis shards --src ... --out shards{SIZE} --size {SIZE}"
         size = f"{manifest.image_size}-pixel images"

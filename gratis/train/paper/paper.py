@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gratis.atomic import atomic_output, exclusive
 from gratis.command_line import parse
-from gratis.dataset import Manifest, read_manifest
+from gratis.dataset import Manifest, read_manifest, require_square
 from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.history import records
@@ -36,6 +36,7 @@ def paper(options: Paper) -> Path:
     from gratis.train.analysis.trained_network import last_launch
 
     manifest = read_manifest(dataset_folder(options.shards))
+    require_square(options.shards, manifest, "paper")
     if options.shards32:
         # that it is there is known before an hour is spent
         read_manifest(dataset_folder(options.shards32))
