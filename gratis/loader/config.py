@@ -15,6 +15,7 @@ import torch
 
 from gratis.choices import BadSamples, DecodedOption, EngineOption, MeanForm, NoiseForm, Positions
 from gratis.errors import GratisError
+from gratis.loader.augmentations import Operation, check_operations, fits
 
 Remainder = Literal["short", "drop", "pad"]
 Layout = Literal["nchw", "channels_last", "nhwc"]
@@ -92,6 +93,10 @@ class LoaderConfig:
     its own; 32: released code."""
     flip: float = 0.5
     """Probability of the mirror in training, in [0, 1]."""
+    operations: tuple[Operation, ...] = ()
+    """What is done to the pixels of a training sample, in this order, between mirror and
+    `normalize`: objects of `gratis`, as (TrivialAugmentWide(),), each torchvision's
+    transform of that name. See docs/augmentations.md."""
     augment: bool = True
     """True: shuffled, random crop and mirror, colour noise. False: evaluation, in the order of ids,
     the central crop (or ten views), neither noise nor division."""
@@ -190,6 +195,7 @@ class LoaderConfig:
             )
         self._check_normalize()
         self._check_resized_crop()
+        self._check_operations()
 
     @classmethod
     def imagenet(cls, **changes: Any) -> LoaderConfig:
@@ -267,6 +273,18 @@ class LoaderConfig:
             raise GratisError(
                 "mean='offset' has no meaning for a resized crop; with area choose mean='central'"
             )
+
+    def _check_operations(self) -> None:
+        operations = check_operations(self.operations)
+        object.__setattr__(self, "operations", operations)
+        if operations and not self.augment:
+            raise GratisError("operations are for training; set augment=True, or operations=()")
+        if operations and self.mean == "offset":
+            advice = "operations move pixels from their places; choose mean='central'"
+            raise GratisError(f"mean='offset' has no meaning here: {advice}")
+        for operation in operations:
+            if reason := fits(operation, self.crop, self.crop):
+                raise GratisError(f"{reason} (crop is {self.crop}); choose a smaller one")
 
     @property
     def interleaved(self) -> bool:

@@ -36,6 +36,7 @@ Ids = NDArray[np.int64]
 PAD = -1  # the id of a row that stands for no sample
 # purposes: one independent stream each
 ORDER, SHARDS, CROP, MIRROR, COLOUR, STAND_IN, BOX, PLACE = range(8)
+OPERATION, GAMMA = 16, 17
 TRIES = 10  # to draw a part that fits inside the image
 # ids drawn at a time while ordering: the temporaries stay in the cache, 3 times quicker
 CHUNK = 1 << 14

@@ -166,7 +166,8 @@ class CachedDecoder:
 
 def _whole_plan(plan: EpochPlan) -> EpochPlan:
     """The same rank's plan, were it to see whole images."""
-    config = replace(plan.config, augment=False, views=10, area=None, bad_samples="raise")
+    evaluation: dict[str, Any] = {"augment": False, "views": 10, "area": None, "operations": ()}
+    config = replace(plan.config, **evaluation, bad_samples="raise")
     return replace(plan, config=config)
 
 

@@ -11,6 +11,7 @@ import torch
 from gratis.dataset import Index, Manifest, Stats
 from gratis.loader.config import LoaderConfig
 from gratis.loader.plan import PAD, Draws, Ids, num_steps, order, rows, short_rows, window_order
+from gratis.loader.views.draw_operations import Program, draw_program
 from gratis.loader.views.draw_views import draw_views
 
 
@@ -77,3 +78,11 @@ class EpochPlan:
         config = self.config
         chunks = self._places[ids] // config.crop_chunk if config.crop_chunk > 1 else None
         return draw_views(config, self.manifest.image_size, self.epoch, ids, chunks)
+
+    def program(self, ids: Ids) -> Program | None:
+        """What the configuration's operations do to these samples; None without operations."""
+        config = self.config
+        if not config.operations:
+            return None
+        crop = config.crop
+        return draw_program(config.operations, config.seed, self.epoch, ids, crop, crop)

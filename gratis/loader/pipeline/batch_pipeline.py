@@ -45,7 +45,8 @@ from gratis.loader.decoding.cached_decoder import CachedDecoder, MakeImages
 from gratis.loader.decoding.cpu import BatchCrops, decode
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.decoded_cache import DecodedCache
-from gratis.loader.decoding.native import Fill, NativeBatches
+from gratis.loader.decoding.native import Fill, NativeBatches, finish
+from gratis.loader.engine.decoder import NativeDecoder
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_tensors import (
@@ -92,6 +93,7 @@ class BatchPipeline:
         self._cached = CachedDecoder(decoded, self._reader, timer, threads) if decoded else None
         native = engine == "native" and decoded is None
         self._native = NativeBatches(self._reader, self._runner, threads) if native else None
+        self._augmenter: NativeDecoder | None = None  # where DALI decodes: operations alone
         self._stream: Any = None
         if plan.device.type == "cuda":
             self._stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]
@@ -121,7 +123,8 @@ class BatchPipeline:
         self._shards.stop()
 
     def close(self) -> None:
-        for closing in (self._runner, self._resizer, self._cached, self._native):
+        parts = (self._runner, self._resizer, self._cached, self._native, self._augmenter)
+        for closing in parts:
             if closing:
                 closing.close()
         self._reader.close()
@@ -156,12 +159,21 @@ class BatchPipeline:
         """Of each step how many samples it has, and what fills their views."""
         normalise = Normaliser(plan.stats, plan.config, plan.epoch)
         for encoded, crops in self._crops(plan):
-            yield len(encoded.ids), partial(self._finish, normalise, encoded.ids, crops)
+            yield len(encoded.ids), partial(self._finish, plan, normalise, encoded, crops)
 
-    def _finish(self, normalise: Normaliser, ids: Ids, crops: Crops, rows: torch.Tensor) -> Ids:
+    def _finish(
+        self,
+        plan: EpochPlan,
+        normalise: Normaliser,
+        encoded: EncodedBatch,
+        crops: Crops,
+        rows: torch.Tensor,
+    ) -> Ids:
+        if plan.config.operations and self._augmenter is None:
+            self._augmenter = NativeDecoder(self._threads)
         with self._timer.time("finish_s"):
-            normalise(crops, rows)
-        return ids
+            finish(self._augmenter, encoded.wanted, plan, normalise, crops, rows)
+        return encoded.ids
 
     def _crops(self, plan: EpochPlan) -> BatchCrops:
         if self._cached is None:
