@@ -24,6 +24,7 @@ from gratis.loader.plan import ten_views
 from gratis.loader.reading.batch_reader import EncodedBatch
 from gratis.loader.views.colour_noise import colour_shift, scale
 from gratis.loader.views.normalisation import normalisation
+from gratis.loader.views.torch_views import normalise
 
 GPU_DECODER: dict[str, Any] = {  # arguments of a decoder on the GPU; one on the CPU ignores them
     # libjpeg-turbo's chroma upsampling; nvJPEG's own repeats pixels, tens of levels away at the
@@ -59,7 +60,8 @@ def decode_views(
     batches: Iterator[EncodedBatch], plan: EpochPlan, runner: DaliRunner, threads: int
 ) -> Generator[tuple[EncodedBatch, Any], None, None]:
     """Each batch with its DALI tensor, float32 [n,3,crop,crop] or [n,10,3,crop,crop], or with the
-    channels last; valid until the next is taken."""
+    channels last; where there are operations, uint8 [n,crop,crop,3] as it was cut out and mirrored.
+    Valid until the next is taken."""
     # a constant of the graph: when noise ends, another graph is built
     factor = scale(plan.config, plan.epoch)
 
@@ -69,11 +71,15 @@ def decode_views(
         del images
 
 
-def to_torch(tensor: Any, plan: EpochPlan) -> torch.Tensor:
+def to_torch(tensor: Any, plan: EpochPlan, batch: EncodedBatch) -> torch.Tensor:
     """A copy that torch owns, in the type and layout of the configuration; on the current stream.
     The copy (0.3 ms for 256 images on a device with 1 TB/s) frees the batch from DALI's buffers.
     """
     images: torch.Tensor = torch.utils.dlpack.from_dlpack(tensor)
+    if program := plan.program(batch.wanted):
+        stats, config, epoch = plan.stats, plan.config, plan.epoch
+        mean = torch.from_numpy(normalisation(stats, config, epoch).mean).to(images.device)
+        return normalise(images, batch.draws, mean, stats, config, epoch, program)
     images = images.to(plan.config.dtype, copy=True)
     return images.movedim(-1, -3) if plan.config.layout == "channels_last" else images
 
@@ -98,18 +104,23 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
                 normalised.append(_apply_view(part, corner, int(flip), None, plan))
             done = fn.stack(*normalised)
         else:
-            inputs = 5 if plan.config.area else 4
-            data, flip, shift, anchor, *extent = fn.external_source(
+            kinds = [(types.UINT8, bytes_dims), (types.INT32, 0), (types.INT32, 1)]
+            kinds += [(types.INT32, 1)] if plan.config.area else []
+            kinds += [] if plan.config.operations else [(types.FLOAT, 3)]
+            data, flip, anchor, *others = fn.external_source(
                 source=feed,
-                num_outputs=inputs,
+                num_outputs=len(kinds),
                 batch=True,
-                dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32, types.INT32][:inputs],
-                ndim=[bytes_dims, 0, 3, 1, 1][:inputs],
+                dtype=[kind for kind, _ in kinds],
+                ndim=[dims for _, dims in kinds],
             )
-            shift = shift.gpu() if plan.device.type == "cuda" else shift
-            (shape,) = extent or [[plan.config.crop] * 2]
+            shape = others[0] if plan.config.area else [plan.config.crop] * 2
             part = resize(_cut(_whole(data, plan), anchor, shape), plan)
-            done = _apply_view(part, anchor, flip, shift, plan)
+            if plan.config.operations:  # torch goes on from here
+                done = fn.flip(part, horizontal=flip)
+            else:
+                shift = others[-1].gpu() if plan.device.type == "cuda" else others[-1]
+                done = _apply_view(part, anchor, flip, shift, plan)
         pipeline.set_outputs(done)
     return pipeline
 
@@ -169,14 +180,16 @@ def _apply_view(images: Any, anchor: Any, flip: Any, shift: Any, plan: EpochPlan
 
 
 def _inputs(batch: EncodedBatch, plan: EpochPlan) -> tuple[Any, ...]:
-    """Bytes; and for one view mirror int32 [n], colour shift float32 [n,1,1,3], and what is cut
-    out."""
+    """Bytes; and for one view mirror int32 [n], what is cut out, and, if torch does not add it,
+    colour shift float32 [n,1,1,3]."""
     if plan.config.views == 10:
         return (dali_samples(batch, plan),)
     draws = batch.draws
+    views = draws.flip.astype(np.int32), *rectangles(batch)
+    if plan.config.operations:
+        return dali_samples(batch, plan), *views
     shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)[:, None, None]
-    views = draws.flip.astype(np.int32), shift.astype(np.float32)
-    return dali_samples(batch, plan), *views, *rectangles(batch)
+    return dali_samples(batch, plan), *views, shift.astype(np.float32)
 
 
 def resize(images: Any, plan: EpochPlan) -> Any:

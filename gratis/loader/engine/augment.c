@@ -41,7 +41,10 @@ static void finish_canvas(gratis_context *context, const gratis_job *job, int64_
   int kept = 0;
   for (int64_t i = view * job->steps; i < (view + 1) * job->steps; i++)
     if (job->ops[i] == GRATIS_KEEP) keep(c, kept++);
-    else context->kernels->operate(c, job->ops[i], job->values + i * GRATIS_VALUES);
+    else {
+      context->kernels->operate(c, job->ops[i], job->values + i * GRATIS_VALUES);
+      if (job->ops[i] == GRATIS_MIX) kept = 0;
+    }
   for (int y = 0; y < c->height; y++) {
     const uint8_t *row = c->pixels + (int64_t)y * c->width;
     const uint8_t *const rgb[3] = {row, row + c->plane, row + 2 * c->plane};

@@ -302,23 +302,52 @@ INLINE void source_of(const canvas *c, const float *theta, float x, float y, vf 
   *down = (gy + 1.0f) * ((float)c->height / 2) - 0.5f;
 }
 
+INLINE v32 widened(const uint8_t *p) {
+#if BYTES == 64
+  return (v32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)p));
+#elif BYTES == 32
+  return (v32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
+#else
+  return (v32){p[0], p[1], p[2], p[3]};
+#endif
+}
+
 /* The image as pixels of 32 bits, red lowest, the highest byte 1, within two pixels of `border` on each side. */
 static void spread(canvas *c, uint32_t border) {
-  int stride = c->width + 4;
-  for (int y = 0; y < c->height + 4; y++) {
-    uint32_t *out = c->spread + (int64_t)y * stride;
-    int inside = y >= 2 && y < c->height + 2;
-    for (int x = 0; x < stride; x++)
-      if (!inside || x < 2 || x >= c->width + 2) out[x] = border;
-      else break;
-    if (!inside) continue;
-    const uint8_t *r = c->pixels + (int64_t)(y - 2) * c->width, *g = r + c->plane, *b = g + c->plane;
-    for (int x = 0; x < c->width; x++) out[2 + x] = r[x] | (uint32_t)g[x] << 8 | (uint32_t)b[x] << 16 | 1u << 24;
-    out[stride - 2] = out[stride - 1] = border;
+  int stride = c->width + 4, rows = c->height + 4;
+  for (int x = 0; x < 2 * stride; x++) c->spread[x] = border;
+  for (int y = 0; y < c->height; y++) {
+    uint32_t *out = c->spread + (int64_t)(y + 2) * stride;
+    const uint8_t *r = c->pixels + (int64_t)y * c->width, *g = r + c->plane, *b = g + c->plane;
+    for (int x = 0; x < c->width; x += FLOATS) {
+      v32 made = widened(r + x) | widened(g + x) << 8 | widened(b + x) << 16 | 1 << 24;
+      memcpy(out + 2 + x, &made, BYTES);
+    }
+    out[0] = out[1] = out[stride - 2] = out[stride - 1] = border;
   }
+  for (int x = 0; x < 2 * stride; x++) c->spread[(int64_t)(rows - 2) * stride + x] = border;
+}
+
+/* Whether pixels lie side by side, as those of shears along rows do. */
+INLINE int adjacent(v32 index) {
+  v32 differ = index - index[0] - lanes_from(0);
+#if BYTES == 64
+  return !_mm512_test_epi32_mask((raw)differ, (raw)differ);
+#elif BYTES == 32
+  return _mm256_testz_si256((raw)differ, (raw)differ);
+#else
+  return !(differ[0] | differ[1] | differ[2] | differ[3]);
+#endif
+}
+
+INLINE v32 loaded(const uint32_t *p) {
+  v32 a;
+  memcpy(&a, p, BYTES);
+  return a;
 }
 
 INLINE v32 gathered(const uint32_t *from, v32 index) {
+  if (adjacent(index)) return loaded(from + index[0]);
 #if BYTES == 64
   return (v32)_mm512_i32gather_epi32((raw)index, from, 4);
 #elif BYTES == 32
@@ -327,6 +356,30 @@ INLINE v32 gathered(const uint32_t *from, v32 index) {
   v32 a;
   for (int i = 0; i < FLOATS; i++) a[i] = (int)from[index[i]];
   return a;
+#endif
+}
+
+/* Pixels, and those to the right of them. */
+INLINE void gather_pairs(const uint32_t *from, v32 index, v32 *left, v32 *right) {
+  if (adjacent(index)) {
+    *left = loaded(from + index[0]);
+    *right = loaded(from + index[0] + 1);
+    return;
+  }
+#if BYTES == 64
+  raw low = _mm512_i32gather_epi64(_mm512_castsi512_si256((raw)index), from, 4);
+  raw high = _mm512_i32gather_epi64(_mm512_extracti64x4_epi64((raw)index, 1), from, 4);
+  raw even = (raw)(lanes_from(0) * 2);
+  *left = (v32)_mm512_permutex2var_epi32(low, even, high);
+  *right = (v32)_mm512_permutex2var_epi32(low, _mm512_add_epi32(even, _mm512_set1_epi32(1)), high);
+#elif BYTES == 32
+  __m256 low = (__m256)_mm256_i32gather_epi64((const void *)from, _mm256_castsi256_si128((raw)index), 4);
+  __m256 high = (__m256)_mm256_i32gather_epi64((const void *)from, _mm256_extracti128_si256((raw)index, 1), 4);
+  *left = (v32)_mm256_permute4x64_epi64((raw)_mm256_shuffle_ps(low, high, 0x88), 0xD8);
+  *right = (v32)_mm256_permute4x64_epi64((raw)_mm256_shuffle_ps(low, high, 0xDD), 0xD8);
+#else
+  *left = gathered(from, index);
+  *right = gathered(from, index + 1);
 #endif
 }
 
@@ -363,10 +416,11 @@ static void row_bilinear(canvas *c, const float *theta, const float *fill, float
     vf w = across - to_floats(left), e = 1.0f - w, n = down - to_floats(top), s = 1.0f - n;
     vf factor[4] = {s * e, s * w, n * e, n * w};
     v32 at = (bounded(top, -2, c->height) + 2) * stride + bounded(left, -2, c->width) + 2;
-    v32 taps[4] = {gathered(c->spread, at), gathered(c->spread, at + 1), gathered(c->spread, at + stride),
-                   gathered(c->spread, at + stride + 1)};
+    v32 taps[4];
+    gather_pairs(c->spread, at, &taps[0], &taps[1]);
+    gather_pairs(c->spread, at + stride, &taps[2], &taps[3]);
     vf made[4];
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < (fill ? 4 : 3); k++) {
       made[k] = to_floats(taps[0] >> (8 * k) & 255) * factor[0];
       for (int t = 1; t < 4; t++) made[k] += to_floats(taps[t] >> (8 * k) & 255) * factor[t];
     }

@@ -192,7 +192,7 @@ class BatchPipeline:
         if self._cached is None:
             batches = self._reader.batches(plan)
             for encoded, tensor in gpu.decode_views(batches, plan, self._runner, self._threads):
-                yield encoded, partial(gpu.to_torch, tensor, plan)
+                yield encoded, partial(gpu.to_torch, tensor, plan, encoded)
                 del tensor
             return
         yield from self._cached.images(plan, self._runner, self._resizer)

@@ -29,7 +29,7 @@ def apply_program(image: Image, ops: NDArray[np.int32], values: Floats) -> Image
             kept.append(image)
             image = kept[0]
         elif op == Op.MIX:
-            image = mixed(kept, numbers)
+            image, kept = mixed(kept, numbers), []
         elif op != Op.NOTHING:
             image = apply_operation(image, Op(op), numbers)
     return image
