@@ -95,7 +95,7 @@ static void ours(gratis_context *context, const struct set *set, const struct bo
       minus[i] = mean + 16 * side + 16;
     }
     gratis_job job = {.samples = n, .views = 1, .data = data, .size = sizes, .rectangles = (const int32_t *)(boxes + first),
-      .out = out, .status = status, .out_height = limit, .out_width = limit, .filter = filter, .type = type, .stream = stream};
+      .out = out, .status = status, .out_height = limit, .out_width = limit, .filter = filter, .antialias = 1, .type = type, .stream = stream};
     if (pass) job.flip = flips + first, job.plus = noise[first], job.minus = minus, job.minus_row = side, job.minus_plane = side * side;
     run(context, &job);
     for (int i = 0; i < n; i++) if (status[i]) exit((fprintf(stderr, "status %d\n", status[i]), 1));

@@ -21,6 +21,7 @@ Remainder = Literal["short", "drop", "pad"]
 Layout = Literal["nchw", "channels_last", "nhwc"]
 Triple = tuple[float, float, float]
 Order = Literal["full", "window"]
+Interpolation = Literal["bilinear", "bicubic"]
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "crop_positions": get_args(Positions),
@@ -28,6 +29,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "noise": get_args(NoiseForm),
     "remainder": get_args(Remainder),
     "order": get_args(Order),
+    "interpolation": get_args(Interpolation),
     "layout": get_args(Layout),
     "bad_samples": get_args(BadSamples),
     "decoded": get_args(DecodedOption),
@@ -40,7 +42,7 @@ MOST = {"batch_size": 1 << 20, "threads": 1024, "crop_chunk": 1 << 40, "prefetch
 WHOLE = "batch_size seed crop crop_chunk window prefetch views threads noise_until".split()
 KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
     "a number": (("cache_gb", "decoded_gb", "flip"), (Real,)),
-    "True or False": (("augment",), (bool,)),
+    "True or False": (("augment", "antialias"), (bool,)),
     "the name of a folder": (("cache",), (str, PathLike)),
 }
 MAY_BE_NONE = ("threads", "noise_until", "decoded_gb", "cache")
@@ -85,6 +87,11 @@ class LoaderConfig:
     plain crop, not resized."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of width / height of the parts that `area` asks for."""
+    interpolation: Interpolation = "bilinear"
+    """Of what is resized, as torchvision's resize of uint8 tensors, to one level."""
+    antialias: bool = True
+    """The filter widens where it shrinks, as torchvision's default and Pillow's. False: it looks at
+    the 2 x 2 (bicubic: 4 x 4) nearest pixels alone."""
     crop_positions: Positions = "all"
     """all: of 224 in 256 pixels 33 offsets along each axis, the ten views' corners among them
     (released code). printed: 32, the paper's 32 x 32 x 2 = 2048."""

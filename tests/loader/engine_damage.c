@@ -35,6 +35,12 @@ static void rectangle(int32_t *r, gratis_info info) {
   r[0] = below(info.height - r[2] + 1), r[1] = below(info.width - r[3] + 1);
 }
 
+/* What a part is resized to, and the corner of a window of 40 x 56 pixels there. */
+static void target(int32_t *t) {
+  t[0] = 40 + below(30), t[1] = 56 + below(30);
+  t[2] = below(t[0] - 40 + 1), t[3] = below(t[1] - 56 + 1);
+}
+
 /* Decodes the file beside the good one, into memory of the views' very size; returns its status. */
 static int decode(struct file file, struct file good, const uint8_t *good_pixels) {
   enum { VIEWS = 2, HEIGHT = 40, WIDTH = 56 };
@@ -46,7 +52,7 @@ static int decode(struct file file, struct file good, const uint8_t *good_pixels
   if (!usable) info = (gratis_info){64, 64, 3, 0};
   const uint8_t *data[2] = {file.bytes, good.bytes};
   int64_t sizes[2] = {file.size, good.size};
-  int32_t rectangles[2 * VIEWS][4], status[2] = {-1, -1};
+  int32_t rectangles[2 * VIEWS][4], targets[2 * VIEWS][4], status[2] = {-1, -1};
   void *out[2 * VIEWS];
   uint8_t flip[2 * VIEWS];
   float scale[3] = {0.5f, 0.25f, 2}, plus[2 * VIEWS][3] = {{1, 2, 3}};
@@ -58,10 +64,11 @@ static int decode(struct file file, struct file good, const uint8_t *good_pixels
     int64_t pixels = filter ? HEIGHT * WIDTH : (int64_t)rectangles[v][2] * rectangles[v][3];
     out[v] = aligned_alloc(64, (3 * pixels * bytes + 63) / 64 * 64);
     flip[v] = v < VIEWS && below(2);
+    target(targets[v]);
   }
   gratis_job job = {.samples = 2, .views = VIEWS, .data = data, .size = sizes, .rectangles = rectangles[0], .flip = flip, .scale = scale,
     .plus = plus[0], .out = out, .status = status, .out_height = filter ? HEIGHT : 0, .out_width = filter ? WIDTH : 0, .filter = filter,
-    .type = type, .channels_last = below(2), .stream = below(2)};
+    .targets = filter && below(2) ? targets[0] : NULL, .antialias = below(2), .type = type, .channels_last = below(2), .stream = below(2)};
   if (plain) job.channels_last = 1;
   gratis_run(contexts[below(num_contexts)], &job);
   if (status[0] < 0 || status[1] != GRATIS_OK) abort();

@@ -128,22 +128,27 @@ def test_channels_last_bytes_are_the_pixels(decoder: NativeDecoder) -> None:
         np.testing.assert_array_equal(view, decoded(file)[3:18, 77 - width :])
 
 
-def by_torch(part: NDArray[np.uint8], size: tuple[int, int], mode: str) -> NDArray[np.uint8]:
+def by_torch(
+    part: NDArray[np.uint8], size: tuple[int, int], mode: str, *, antialias: bool
+) -> NDArray[np.uint8]:
     """What torchvision's resized_crop calls on tensors of uint8."""
     planes = torch.from_numpy(part.transpose(2, 0, 1).copy())[None]
-    made = torch.nn.functional.interpolate(planes, size=size, mode=mode, antialias=True)
+    made = torch.nn.functional.interpolate(planes, size=size, mode=mode, antialias=antialias)
     return made[0].permute(1, 2, 0).numpy()
 
 
 MODES = {Filter.TRIANGLE: "bilinear", Filter.CUBIC: "bicubic"}
 RESAMPLING = {Filter.TRIANGLE: Image.Resampling.BILINEAR, Filter.CUBIC: Image.Resampling.BICUBIC}
+both_forms = pytest.mark.parametrize("antialias", [True, False])
 
 
+@both_forms
 @pytest.mark.parametrize("filter", MODES)
 def test_resized_crops_equal_torch_and_pillow_to_one_level(
-    decoder: NativeDecoder, filter: Filter
+    decoder: NativeDecoder, filter: Filter, antialias: bool
 ) -> None:
-    """Enlarged and reduced, at the borders of the image, one pixel and the whole."""
+    """Enlarged and reduced, at the borders of the image, one pixel and the whole. Pillow always
+    antialiases."""
     rng = np.random.default_rng(5)
     image = (150, 200)
     file = jpeg(photo(*image, noise=40))
@@ -155,31 +160,79 @@ def test_resized_crops_equal_torch_and_pillow_to_one_level(
         (20, 30, 64, 64),
         (86, 136, 64, 64),
     ]
+    common: dict[str, Any] = {"filter": filter, "antialias": antialias}
     for size in ((64, 64), (37, 90), (5, 7), (2, 1)):
         flip = rng.integers(0, 2, (1, len(boxes)), np.uint8)
-        status, [made] = views(decoder, [file], [boxes], size=size, filter=filter, flip=flip)
+        status, [made] = views(decoder, [file], [boxes], size=size, flip=flip, **common)
         assert status == [Status.OK]
         different, values = 0, 0
         for box, mirrored, view in zip(boxes, flip[0], made, strict=True):
             part = cut(decoded(file), box)
             back = (view[:, ::-1] if mirrored else view).astype(int)
-            picture = Image.fromarray(part).resize(size[::-1], RESAMPLING[filter])
-            gap = np.abs(back - by_torch(part, size, MODES[filter]))
+            gap = np.abs(back - by_torch(part, size, MODES[filter], antialias=antialias))
             assert gap.max() <= 1, (box, size)
-            assert np.abs(back - np.asarray(picture)).max() <= 1, (box, size)
+            if antialias:
+                picture = Image.fromarray(part).resize(size[::-1], RESAMPLING[filter])
+                assert np.abs(back - np.asarray(picture)).max() <= 1, (box, size)
             different, values = different + np.count_nonzero(gap), values + gap.size
         assert different / values < 0.02
 
 
+@both_forms
 @pytest.mark.parametrize("filter", MODES)
-def test_resized_crops_of_large_images(decoder: NativeDecoder, filter: Filter) -> None:
+def test_resized_crops_of_large_images(
+    decoder: NativeDecoder, filter: Filter, antialias: bool
+) -> None:
     """So strong a reduction that the weights of a group of outputs span many vectors."""
     file = jpeg(photo(500, 900))
-    box = (3, 5, 490, 890)
-    status, [[view]] = views(decoder, [file], [[box]], size=(32, 24), filter=filter)
+    box, common = (3, 5, 490, 890), {"filter": filter, "antialias": antialias}
+    status, [[view]] = views(decoder, [file], [[box]], size=(32, 24), **common)
     assert status == [Status.OK]
-    expected = by_torch(cut(decoded(file), box), (32, 24), MODES[filter])
+    part = cut(decoded(file), box)
+    expected = by_torch(part, (32, 24), MODES[filter], antialias=antialias)
     assert np.abs(view.astype(int) - expected).max() <= 1
+
+
+@both_forms
+@pytest.mark.parametrize("filter", MODES)
+def test_a_window_of_a_resized_part_is_cut_out_of_the_whole(
+    decoder: NativeDecoder, filter: Filter, antialias: bool
+) -> None:
+    """As torchvision's Resize and CenterCrop, to the bit: nothing but the window is computed."""
+    rng = np.random.default_rng(6)
+    file = jpeg(photo(150, 200, noise=40), restart_marker_rows=1)
+    boxes = [random_box(rng, 150, 200) for _ in range(20)] + [(0, 0, 150, 200), (149, 199, 1, 1)]
+    common: dict[str, Any] = {"filter": filter, "antialias": antialias}
+    for target, size in (((64, 85), (56, 56)), ((300, 400), (33, 50)), ((7, 9), (7, 1))):
+        corners = [
+            [rng.integers(0, t - s + 1) for t, s in zip(target, size, strict=True)] for _ in boxes
+        ]
+        corners[0], corners[1] = [0, 0], [t - s for t, s in zip(target, size, strict=True)]
+        targets = np.array([[(*target, *corner) for corner in corners]], np.int32)
+        flip = rng.integers(0, 2, (1, len(boxes)), np.uint8)
+        for some in (slice(None), slice(5, 6)):  # many views of an image, and one alone
+            mine = {"targets": targets[:, some].copy(), "flip": flip[:, some].copy()} | common
+            status, [made] = views(decoder, [file], [boxes[some]], size=size, **mine)
+            _, [wholes] = views(decoder, [file], [boxes[some]], size=target, **common)
+            assert status == [Status.OK]
+            turned = zip(made, wholes, corners[some], flip[0, some], strict=True)
+            for view, whole, (y, x), mirrored in turned:
+                expected = whole[y : y + size[0], x : x + size[1]]
+                np.testing.assert_array_equal(view[:, ::-1] if mirrored else view, expected)
+
+
+@pytest.mark.parametrize(
+    "target", [(63, 64, 0, 0), (64, 64, 1, 0), (64, 80, 0, 17), (80, 80, -1, 0), (0, 64, 0, 0)]
+)
+def test_a_window_outside_of_the_resized_part_is_refused(
+    decoder: NativeDecoder, target: tuple[int, int, int, int]
+) -> None:
+    targets, common = np.array([[target]], np.int32), {"size": (64, 64), "filter": Filter.CUBIC}
+    boxes: Any = [[(0, 0, 50, 60)]]
+    status, _ = views(decoder, [jpeg(photo(90, 90))], boxes, targets=targets, **common)
+    assert status == [Status.RECTANGLE]
+    with pytest.raises(ValueError, match="targets"):
+        views(decoder, [jpeg(photo(90, 90))], boxes, size=(50, 60), targets=targets)
 
 
 def test_a_resized_crop_of_its_own_size_is_the_crop(decoder: NativeDecoder) -> None:
@@ -209,16 +262,20 @@ def test_resized_crops_are_finished_like_crops(decoder: NativeDecoder) -> None:
         np.testing.assert_array_equal(view, affine(bytes_, scale, plus[0, 0], 0))
 
 
+@both_forms
 @pytest.mark.parametrize("filter", MODES)
-def test_instruction_sets_agree(filter: Filter) -> None:
-    """On every bit of resized crops too, where they have algorithms of their own."""
+def test_instruction_sets_agree(filter: Filter, antialias: bool) -> None:
+    """On every bit of resized crops and windows too, where they have algorithms of their own."""
     rng = np.random.default_rng(8)
     file = jpeg(photo(99, 130, noise=60))
     boxes = [random_box(rng, 99, 130) for _ in range(50)]
-    made = []
-    for isa in ABLE:
-        with NativeDecoder(isa=isa) as decoder:
-            _, [row] = views(decoder, [file], [boxes], size=(56, 48), filter=filter)
-            made.append(row)
-    for other in made[1:]:
-        np.testing.assert_array_equal(other, made[0])
+    windows = np.array([[(70, 61, *rng.integers(0, 14, 2)) for _ in boxes]], np.int32)
+    common: dict[str, Any] = {"size": (56, 48), "filter": filter, "antialias": antialias}
+    for targets in (None, windows):
+        made = []
+        for isa in ABLE:
+            with NativeDecoder(isa=isa) as decoder:
+                _, [row] = views(decoder, [file], [boxes], targets=targets, **common)
+                made.append(row)
+        for other in made[1:]:
+            np.testing.assert_array_equal(other, made[0])

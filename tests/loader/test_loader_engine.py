@@ -35,6 +35,14 @@ CASES: dict[str, dict[str, Any]] = {
     "grey levels": {"normalize": None},
     "resized": {"area": (0.08, 1.0), "crop": 40},
     "resized, released": {"area": (0.08, 1.0), "normalize": "mean-image", "noise": "sqrt"},
+    "resized, bicubic": {"area": (0.08, 1.0), "crop": 40, "interpolation": "bicubic"},
+    "resized, bilinear, 2 x 2": {"area": (0.3, 1.0), "crop": 24, "antialias": False},
+    "resized, bicubic, 4 x 4": {
+        "area": (0.08, 1.0),
+        "crop": 24,
+        "interpolation": "bicubic",
+        "antialias": False,
+    },
     "evaluation": {"augment": False},
     "ten views": {"augment": False, "views": 10, "normalize": "mean-image", "remainder": "pad"},
 }

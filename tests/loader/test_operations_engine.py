@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import ABLE, NUMPY, cut, decoded, jpeg, needs_library, photo, views
+from engine_cases import ABLE, NUMPY, jpeg, needs_library, photo, views
 from numpy.typing import NDArray
 
 from gratis.loader.augmentations import AugMix, ColorJitter, RandAugment, TrivialAugmentWide
 from gratis.loader.engine.decoder import NativeDecoder, ViewBatch, addresses
-from gratis.loader.engine.library import VALUES, Op, PixelType, Status
+from gratis.loader.engine.library import VALUES, Filter, Op, PixelType, Status
 from gratis.loader.views.draw_operations import Program, affine_matrix, draw_program
 from gratis.loader.views.operations_reference import apply_program
 
@@ -173,22 +173,28 @@ def test_what_follows_is_as_without_operations(
     np.testing.assert_array_equal(found, expected)
 
 
-def test_on_what_the_engine_decodes(decoder: NativeDecoder) -> None:
-    """Two views of each image, with programs of their own; the pixels between are those of a batch
-    of bytes."""
+RESIZED: dict[str, Any] = {
+    "filter": Filter.TRIANGLE,
+    "targets": np.array([[[60, 80, 11, n], [40, 60, 0, 0]] for n in range(5)], np.int32),
+}
+
+
+@pytest.mark.parametrize("how", [{}, RESIZED], ids=["cut out", "resized"])
+def test_on_what_the_engine_decodes(decoder: NativeDecoder, how: dict[str, Any]) -> None:
+    """Two views of each image, with programs of their own, on the pixels of a batch of bytes."""
     files = [jpeg(photo(90, 110, number)) for number in range(5)]
     boxes = [[(3, n, 40, 60), (n, 7, 40, 60)] for n in range(5)]
     flip = np.array([[0, 1]] * 5, np.uint8)
-    made = draw_program((RandAugment(),), 1, 0, np.arange(10), 40, 60)
-    ops, values = made.ops.reshape(5, 2, 2), made.values.reshape(5, 2, 2, VALUES)
-    options: dict[str, Any] = {"size": (40, 60), "flip": flip}
+    made = draw_program((RandAugment(), AugMix(), AugMix()), 1, 0, np.arange(10), 40, 60)
+    ops, values = made.ops.reshape(5, 2, -1), made.values.reshape(5, 2, -1, VALUES)
+    options: dict[str, Any] = {"size": (40, 60), "flip": flip} | how
+    _, plain = views(decoder, files, boxes, **options)
     status, found = views(decoder, files, boxes, ops=ops, values=values, **options)
     assert status == [Status.OK] * 5
-    for n, file in enumerate(files):
-        for v, box in enumerate(boxes[n]):
-            part = cut(decoded(file), box)
-            upright = part[:, ::-1] if flip[n, v] else part
-            expected = apply_program(upright.transpose(2, 0, 1), ops[n, v], values[n, v])
+    for n in range(5):
+        for v in range(2):
+            pixels = plain[n][v].transpose(2, 0, 1)
+            expected = apply_program(pixels, ops[n, v], values[n, v])
             np.testing.assert_array_equal(found[n][v], expected.transpose(1, 2, 0))
 
 

@@ -83,7 +83,7 @@ def _resized_crops(
 ) -> Crops:
     side = plan.config.crop
     with timer.time("decode_s"):
-        pixels = resized(parts, len(batch.ids), side).reshape(-1)
+        pixels = resized(parts, len(batch.ids), plan.config).reshape(-1)
     begins = np.arange(len(batch.ids)) * (3 * side * side)
     return crops_of(batch, pixels, begins, plan, side=side, corner=False)
 

@@ -193,11 +193,13 @@ def _inputs(batch: EncodedBatch, plan: EpochPlan) -> tuple[Any, ...]:
 
 
 def resize(images: Any, plan: EpochPlan) -> Any:
-    """DALI: to crop x crop, if parts are resized: triangular filter where it shrinks, as Pillow's
-    bilinear."""
+    """DALI: to crop x crop, if parts are resized. Its filters are tables: docs/augmentations.md has
+    the levels between it and the CPU's."""
     from nvidia.dali import fn, types
 
     if plan.config.area is None:
         return images
     size = [plan.config.crop] * 2
-    return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+    cubic = plan.config.interpolation == "bicubic"
+    kind = types.INTERP_CUBIC if cubic else types.INTERP_LINEAR
+    return fn.resize(images, size=size, interp_type=kind, antialias=plan.config.antialias)

@@ -35,6 +35,7 @@ TYPES = {
     torch.float16: PixelType.FLOAT16,
     torch.uint8: PixelType.UINT8,
 }
+FILTERS = {"bilinear": Filter.TRIANGLE, "bicubic": Filter.CUBIC}
 ABSENT = "the engine is not compiled here"
 ADVICE = "install gratis again where there is a C compiler"
 # Fills a batch's views [n*views,...] and says whose they are, int64 [n]: others may stand in
@@ -167,7 +168,8 @@ def _asked(
         height=config.crop,
         width=config.crop,
         flip=draws.flip.astype(np.uint8).reshape(shape),
-        filter=Filter.CROP if config.area is None else Filter.TRIANGLE,
+        filter=Filter.CROP if config.area is None else FILTERS[config.interpolation],
+        antialias=config.antialias,
         type=TYPES[config.dtype],
         channels_last=config.interleaved,
         side=plan.manifest.image_size,

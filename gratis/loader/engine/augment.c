@@ -63,6 +63,7 @@ int gratis_finish_image(gratis_context *context, const gratis_job *job, image *i
     canvas *c = &context->canvas;
     void *planes[3] = {c->pixels, NULL, NULL};
     one.rectangles = job->rectangles + 4 * view;
+    one.targets = job->targets ? job->targets + 4 * view : NULL;
     one.flip = job->flip ? job->flip + view : NULL;
     one.out = planes;
     one.out_plane = c->plane;

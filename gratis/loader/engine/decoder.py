@@ -29,7 +29,7 @@ from gratis.loader.engine.library import (
 
 Addresses = NDArray[np.uint64]
 Floats = NDArray[np.float32]
-OPTIONAL = ("flip", "scale", "plus", "minus", "ops", "values")
+OPTIONAL = ("targets", "flip", "scale", "plus", "minus", "ops", "values")
 STREAM_FROM = 8 << 20  # bytes of a batch that no cache keeps until somebody reads it
 
 
@@ -40,12 +40,15 @@ class ViewBatch:
 
     data uint64 [n], size int64 [n]: address and bytes of each file. rectangles int32 [n,v,4]: y, x,
     height and width in the image. out uint64 [n,v]: address of each finished view. height, width:
-    of the views; 0: their rectangles' own. flip uint8 [n,v]: 1 mirrors. A value is pixel * scale +
-    (plus - minus), or channels last (pixel * scale + plus) - minus, in float32 with a fused
-    multiplication: scale float32 [3], plus float32 [n,v,3], minus uint64 [n,v]: address of the
-    first float32 for each view, minus_row floats from one row to the next and minus_plane from one
-    channel to the next (channels last: they are adjacent). Of uint8 there is neither. side: of the
-    images in pixels, whose status is SIZE if they have another; 0: any.
+    of the views; 0: their rectangles' own. targets int32 [n,v,4], of resized views: height and
+    width that the rectangle is resized to, y and x of the view's corner there; None: the view is
+    all of it. antialias: a filter widens where it shrinks, as Pillow's do; else it looks at 2 or 4
+    pixels along each axis. flip uint8 [n,v]: 1 mirrors. A value is pixel * scale + (plus - minus),
+    or channels last (pixel * scale + plus) - minus, in float32 with a fused multiplication: scale
+    float32 [3], plus float32 [n,v,3], minus uint64 [n,v]: address of the first float32 for each
+    view, minus_row floats from one row to the next and minus_plane from one channel to the next
+    (channels last: they are adjacent). Of uint8 there is neither. side: of the images in pixels,
+    whose status is SIZE if they have another; 0: any.
 
     ops int32 [n,v,steps] and values float32 [n,v,steps,VALUES]: the program of each view, an `Op`
     and its numbers for each step; None: no programs."""
@@ -56,6 +59,7 @@ class ViewBatch:
     out: Addresses
     height: int
     width: int
+    targets: NDArray[np.int32] | None = None
     flip: NDArray[np.uint8] | None = None
     scale: Floats | None = None
     plus: Floats | None = None
@@ -65,6 +69,7 @@ class ViewBatch:
     ops: NDArray[np.int32] | None = None
     values: Floats | None = None
     filter: Filter = Filter.CROP
+    antialias: bool = True
     type: PixelType = PixelType.FLOAT32
     channels_last: bool = False
     side: int = 0
@@ -77,6 +82,7 @@ class ViewBatch:
             "size": (np.int64, (samples,)),
             "rectangles": (np.int32, (samples, views, 4)),
             "out": (np.uint64, (samples, views)),
+            "targets": (np.int32, (samples, views, 4)),
             "flip": (np.uint8, (samples, views)),
             "scale": (np.float32, (3,)),
             "plus": (np.float32, (samples, views, 3)),
@@ -94,6 +100,8 @@ class ViewBatch:
         needs_size = self.filter != Filter.CROP or self.ops is not None
         if not sized and (needs_size or (self.height, self.width) != (0, 0)):
             raise ValueError(f"views of {self.height} x {self.width} pixels")
+        if self.targets is not None and self.filter == Filter.CROP:
+            raise ValueError("targets are for a filter that resizes")
 
     def struct(self, status: NDArray[np.int32]) -> JobStruct:
         samples, views = self.out.shape
@@ -104,6 +112,7 @@ class ViewBatch:
             data=address(self.data),
             size=address(self.size),
             rectangles=address(self.rectangles),
+            targets=address(self.targets),
             flip=address(self.flip),
             scale=address(self.scale),
             plus=address(self.plus),
@@ -115,6 +124,7 @@ class ViewBatch:
             out_height=self.height,
             out_width=self.width,
             filter=self.filter,
+            antialias=self.antialias,
             type=self.type,
             channels_last=self.channels_last,
             side=self.side,

@@ -81,17 +81,20 @@ int gratis_probe(const uint8_t *data, int64_t size, gratis_info *info) {
 
 /* The smallest area that holds all views of a sample; GRATIS_RECTANGLE if one is not inside the image, or not of the
  * output's size. */
-static int area_of_views(const gratis_job *job, int64_t sample, const header *head, area *all) {
+static int area_of_views(gratis_context *context, const gratis_job *job, int64_t sample, const header *head, area *all) {
   *all = (area){head->height, 0, head->width, 0};
   for (int64_t view = sample * job->views; view < (sample + 1) * job->views; view++) {
     const int32_t *r = job->rectangles + 4 * view;
     int inside = r[0] >= 0 && r[1] >= 0 && r[2] > 0 && r[3] > 0 && r[2] <= head->height - r[0] && r[3] <= head->width - r[1];
     int fits = job->filter != GRATIS_CROP || !job->out_height || (r[2] == job->out_height && r[3] == job->out_width);
     if (!inside || !fits) return GRATIS_RECTANGLE;
-    if (r[0] < all->top) all->top = r[0];
-    if (r[1] < all->left) all->left = r[1];
-    if (r[0] + r[2] > all->bottom) all->bottom = r[0] + r[2];
-    if (r[1] + r[3] > all->right) all->right = r[1] + r[3];
+    area part;
+    int status = gratis_part_of_view(context, job, view, &part);
+    if (status) return status;
+    if (part.top < all->top) all->top = part.top;
+    if (part.left < all->left) all->left = part.left;
+    if (part.bottom > all->bottom) all->bottom = part.bottom;
+    if (part.right > all->right) all->right = part.right;
   }
   return job->views > 0 ? GRATIS_OK : GRATIS_RECTANGLE;
 }
@@ -171,14 +174,14 @@ static void plan_units(image *im) {
   im->open_units = 0;
 }
 
-static int open_image(const gratis_job *job, int64_t sample, image *im) {
+static int open_image(gratis_context *context, const gratis_job *job, int64_t sample, image *im) {
   const uint8_t *data = job->data[sample];
   int64_t size = job->size[sample];
   im->sample = sample;
   im->failed = GRATIS_OK;
   int status = gratis_read_header(data, size, &im->head);
   if (!status && job->side && (im->head.height != job->side || im->head.width != job->side)) status = GRATIS_SIZE;
-  if (!status) status = area_of_views(job, sample, &im->head, &im->wanted);
+  if (!status) status = area_of_views(context, job, sample, &im->head, &im->wanted);
   if (!status) status = gratis_build_tables(im);
   if (status) return status;
   im->mcu = im->head.subsampled ? 16 : 8;
@@ -203,7 +206,7 @@ static image *open_next(gratis_context *context, gratis_job *job) {
   for (;;) {
     int64_t sample = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
     if (sample >= job->samples) return NULL;
-    int status = open_image(job, sample, im);
+    int status = open_image(context, job, sample, im);
     im->busy = !status;
     if (!status) return im;
     job->status[sample] = status;

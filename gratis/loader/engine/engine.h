@@ -11,7 +11,7 @@
 #error "the engine is written for little-endian machines"
 #endif
 
-#define GRATIS_ENGINE_VERSION 3
+#define GRATIS_ENGINE_VERSION 4
 
 /* What became of a sample. Below 32: decoded, or not decoded because another decoder has to; the file may be good.
  * From 32: damaged. From 64: the call's fault. */
@@ -31,7 +31,8 @@ enum gratis_status {
   GRATIS_MARKER = 33,        /* a restart marker out of order, or one marker too many or too few */
   GRATIS_CODE = 34,          /* bits that are no code, or a run beyond the end of a block */
   GRATIS_LENGTH = 35,        /* a segment with too little or too much data for its MCUs */
-  GRATIS_RECTANGLE = 64,     /* a rectangle that is empty or not inside the image, or of another size than the output */
+  GRATIS_RECTANGLE = 64,     /* a rectangle that is empty or not inside the image, or of another size than the output;
+                              * a window that is not inside the resized rectangle */
 };
 #define GRATIS_MOST_PIXELS 100000000
 
@@ -65,8 +66,9 @@ enum gratis_isa { GRATIS_PORTABLE, GRATIS_AVX2, GRATIS_AVX512 };
 /* A batch. Every array belongs to the caller and is read, except those behind out, status and next.
  *
  * A view is the rectangle of an image, resized to out_height x out_width (filter CROP: it has that size already, or any
- * if out_height is 0), rounded to 8 bits, mirrored if flip, changed by the steps of its program in order, and then, if the
- * type is not uint8,
+ * if out_height is 0), or with targets the window of out_height x out_width in the rectangle that is resized to its
+ * target; rounded to 8 bits, mirrored if flip, changed by the steps of its program in order, and then, if the type is not
+ * uint8,
  *   fmaf(pixel, scale[channel], plus[channel] - minus[place]), if channels_last
  *   fmaf(pixel, scale[channel], plus[channel]) - minus[place]
  * in float32, and from there to the type. Shape [3][height][width], or [height][width][3] if channels_last. */
@@ -76,6 +78,8 @@ typedef struct {
   const uint8_t *const *data;    /* [samples] the files' bytes */
   const int64_t *size;           /* [samples] in bytes */
   const int32_t *rectangles;     /* [samples*views][4]: y, x, height, width, in pixels of the image */
+  const int32_t *targets;        /* [samples*views][4]: height and width that the rectangle is resized to, y and x of the
+                                  * window there; or NULL: the window is the whole. Not for filter CROP */
   const uint8_t *flip;           /* [samples*views], or NULL: none */
   const float *scale;            /* [3], or NULL: 1 */
   const float *plus;             /* [samples*views][3], or NULL: 0 */
@@ -86,7 +90,7 @@ typedef struct {
   int32_t *status;               /* [samples] a gratis_status each; other than OK: its views are undefined */
   int64_t next;                  /* the first sample nobody has taken; threads share it. 0 at first */
   int32_t out_height, out_width; /* in pixels */
-  int32_t filter, type, channels_last;
+  int32_t filter, antialias, type, channels_last; /* antialias: the filter widens where it shrinks */
   int32_t side;                  /* images must be side x side pixels; 0: of any size */
   int32_t stream;                /* 1: write around the caches where alignment (64 bytes) allows, for large batches */
   int32_t steps;                 /* of each view's program */
@@ -168,8 +172,9 @@ typedef struct {
 
 typedef struct { int top, bottom, left, right; } area; /* pixels, [top, bottom) and [left, right) */
 
-/* Of a view that is a resized crop. */
+/* Of a view. */
 typedef struct {
+  area part;  /* of the image, that it is made of */
   int64_t at; /* where its rows, resampled across, begin in the buffer */
   int done;   /* rows of the output */
 } view_state;
@@ -229,15 +234,19 @@ typedef struct lane_rest { /* what is not looked at with every symbol */
   int count;                /* MCUs of this chunk */
 } lane_rest;
 
-/* Weights of one side of a resized crop, in 1 << precision, as torch rounds them for uint8. Output i is the sum over
- * taps of weights[i][t] * source[first[i] + t]. The same again in groups of outputs for vectors of bytes: the pixels from
- * base[group] on are shuffled to [tap pair][output][2 taps] and multiplied by pairs. */
+/* Along one axis: `source` pixels are resized to `target`, of which `count` are made, from the one numbered `from` on. */
+typedef struct { int source, target, from, count, filter, antialias; } resampling;
+
+/* Its weights, in 1 << precision, as torch rounds them for uint8. They are about source pixels [begin, end): output i is
+ * the sum over taps of weights[i][t] * source[begin + first[i] + t]. The same again in groups of outputs for vectors of
+ * bytes: the pixels from base[group] on are shuffled to [tap pair][output][2 taps] and multiplied by pairs. */
 typedef struct {
-  int source, target, filter;
+  resampling of;
+  int begin, end;
   int taps, precision; /* taps: even, weights of those that are too many are 0 */
   int groups;          /* 0: more pixels to a group than a vector holds */
-  int32_t *first;      /* [target] */
-  int16_t *weights;    /* [target][taps] */
+  int32_t *first;      /* [count] */
+  int16_t *weights;    /* [count][taps] */
   int32_t *base;       /* [groups] */
   uint8_t *shuffle;    /* [groups][taps / 2][4 * outputs]: 0x80 where a zero belongs */
   int16_t *pairs;      /* [groups][taps / 2][2 * outputs] */
@@ -274,8 +283,8 @@ struct gratis_context {
   lane_rest rests[LANES];
   image *images[LANES];
   uint8_t *rows;      /* scratch: rows of RGB, one of a resized crop, and what finish needs */
-  view_state *views;  /* of an image's resized crops */
-  uint8_t *resampled; /* their rows: resampled across, not yet down */
+  view_state *views;  /* of an image */
+  uint8_t *resampled; /* rows of resized crops: resampled across, not yet down */
   int64_t rows_capacity, views_capacity, resampled_capacity;
   weights weights[CACHED_WEIGHTS];
   canvas canvas;
@@ -293,6 +302,8 @@ int gratis_unstuff(image *, const uint8_t *data, int64_t size);
 void *gratis_grow(void *memory, int64_t *capacity, int64_t size);
 
 /* views.c */
+/* The part of an image that a view is made of: a gratis_status. */
+int gratis_part_of_view(gratis_context *, const gratis_job *, int64_t view, area *part);
 /* All views of an image whose rows are decoded: a gratis_status. */
 int gratis_make_views(gratis_context *, const gratis_job *, const image *);
 
@@ -301,6 +312,6 @@ int gratis_make_views(gratis_context *, const gratis_job *, const image *);
 int gratis_finish_image(gratis_context *, const gratis_job *, image *);
 
 /* weights.c */
-int gratis_make_weights(weights *, int source, int target, int filter, const kernels *);
+int gratis_make_weights(weights *, const resampling *, const kernels *);
 void gratis_drop_weights(weights *); /* of what make_weights made, or zeros */
 #endif

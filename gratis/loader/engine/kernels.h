@@ -471,7 +471,7 @@ static void across(const weights *w, const uint8_t *const in[3], uint8_t *const 
   }
 #endif
   for (int c = 0; c < 3; c++)
-    for (int i = 0; i < w->target; i++) {
+    for (int i = 0; i < w->of.count; i++) {
       const int16_t *factors = w->weights + (int64_t)i * w->taps;
       int sum = 1 << (w->precision - 1);
       for (int t = 0; t < w->taps; t++) sum += factors[t] * in[c][w->first[i] + t];
@@ -482,7 +482,7 @@ static void across(const weights *w, const uint8_t *const in[3], uint8_t *const 
 
 INLINE void down_taps(const weights *w, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width, int taps) {
   const int16_t *factors = w->weights + (int64_t)y * w->taps;
-  int last = w->source - 1, first = w->first[y];
+  int last = w->end - w->begin - 1, first = w->first[y];
   for (int x = 0; x < width; x += WORDS) {
     v32 low = SPLAT(v32, 1 << (w->precision - 1)), high = low;
     for (int i = 0; i < taps; i += 2) { /* beyond the last row the factor is 0 */

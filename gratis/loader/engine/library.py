@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gratis.errors import GratisError
 
-VERSION = 3
+VERSION = 4
 FILE = Path(__file__).with_name("libgratis_engine.native.so")
 ISA_VARIABLE = "GRATIS_ENGINE_ISA"
 ISAS = ("portable", "avx2", "avx512")  # in ascending order; the number is the library's
@@ -92,13 +92,14 @@ ITEM_SIZES = {PixelType.FLOAT32: 4, PixelType.BFLOAT16: 2, PixelType.FLOAT16: 2,
 class JobStruct(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("samples", "views")),
-        *((name, ctypes.c_void_p) for name in ("data", "size", "rectangles", "flip")),
+        *((name, ctypes.c_void_p) for name in ("data", "size", "rectangles", "targets", "flip")),
         *((name, ctypes.c_void_p) for name in ("scale", "plus", "minus")),
         *((name, ctypes.c_int64) for name in ("minus_row", "minus_plane")),
         *((name, ctypes.c_void_p) for name in ("out", "status")),
         ("next", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("out_height", "out_width", "filter", "type")),
-        *((name, ctypes.c_int32) for name in ("channels_last", "side", "stream", "steps")),
+        *((name, ctypes.c_int32) for name in ("out_height", "out_width", "filter", "antialias")),
+        *((name, ctypes.c_int32) for name in ("type", "channels_last", "side", "stream")),
+        ("steps", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("ops", "values")),
         ("out_plane", ctypes.c_int64),
     )

@@ -11,25 +11,56 @@ static int least(int a, int b) { return a < b ? a : b; }
 
 static int64_t padded(int64_t width) { return (width + 2 * MARGIN + 63) / 64 * 64; }
 
-static const weights *weights_for(gratis_context *context, int source, int target, int filter) {
-  weights *w = &context->weights[((unsigned)source * 31u + (unsigned)target) % CACHED_WEIGHTS];
-  if (w->source == source && w->target == target && w->filter == filter) return w;
-  return gratis_make_weights(w, source, target, filter, context->kernels) ? NULL : w;
+/* Weights of a resized crop down (axis 0) or across (1); NULL if there was no memory. */
+static const weights *weights_along(gratis_context *context, const gratis_job *job, int64_t view, int axis) {
+  const int32_t *target = job->targets ? job->targets + 4 * view : NULL;
+  int count = axis ? job->out_width : job->out_height;
+  resampling of = {job->rectangles[4 * view + 2 + axis], target ? target[axis] : count, target ? target[2 + axis] : 0,
+                   count, job->filter, job->antialias};
+  unsigned slot = (unsigned)of.source * 31u + (unsigned)of.target + (unsigned)of.from * 7u;
+  weights *w = &context->weights[slot % CACHED_WEIGHTS];
+  if (!memcmp(&w->of, &of, sizeof of)) return w;
+  return gratis_make_weights(w, &of, context->kernels) ? NULL : w;
 }
 
-/* Room for rows of pixels, and for those of resized crops that are resampled across; whether there was memory. */
+/* Whether the window of a view lies in its resized rectangle. */
+static int window_fits(const gratis_job *job, int64_t view) {
+  if (!job->targets) return 1;
+  const int32_t *t = job->targets + 4 * view;
+  if (job->filter == GRATIS_CROP || t[0] < job->out_height || t[1] < job->out_width) return 0;
+  return t[2] >= 0 && t[3] >= 0 && t[2] <= t[0] - job->out_height && t[3] <= t[1] - job->out_width;
+}
+
+int gratis_part_of_view(gratis_context *context, const gratis_job *job, int64_t view, area *part) {
+  const int32_t *r = job->rectangles + 4 * view;
+  *part = (area){r[0], r[0] + r[2], r[1], r[1] + r[3]};
+  if (!window_fits(job, view)) return GRATIS_RECTANGLE;
+  if (job->filter == GRATIS_CROP) return GRATIS_OK;
+  const weights *w = weights_along(context, job, view, 0);
+  if (!w) return GRATIS_MEMORY;
+  part->top = r[0] + w->begin, part->bottom = r[0] + w->end;
+  if (!(w = weights_along(context, job, view, 1))) return GRATIS_MEMORY;
+  part->left = r[1] + w->begin, part->right = r[1] + w->end;
+  return GRATIS_OK;
+}
+
+/* Room for rows of pixels, and for those of resized crops that are resampled across: a gratis_status. */
 static int begin_views(gratis_context *context, const gratis_job *job, const image *im) {
   int64_t width = im->wanted.right - im->wanted.left, out = job->filter == GRATIS_CROP ? width : job->out_width, rows = 0;
   context->rows = gratis_grow(context->rows, &context->rows_capacity, 3 * AT_ONCE * padded(width) + 11 * padded(out));
-  if (!context->rows || job->filter == GRATIS_CROP) return context->rows != NULL;
   context->views = gratis_grow(context->views, &context->views_capacity, job->views * (int64_t)sizeof *context->views);
-  if (!context->views) return 0;
+  if (!context->rows || !context->views) return GRATIS_MEMORY;
   for (int64_t v = 0; v < job->views; v++) {
-    context->views[v] = (view_state){3 * rows * padded(out), 0};
-    rows += job->rectangles[4 * (im->sample * job->views + v) + 2];
+    view_state *view = &context->views[v];
+    int status = gratis_part_of_view(context, job, im->sample * job->views + v, &view->part);
+    if (status) return status;
+    view->at = 3 * rows * padded(out);
+    view->done = 0;
+    rows += view->part.bottom - view->part.top;
   }
+  if (job->filter == GRATIS_CROP) return GRATIS_OK;
   context->resampled = gratis_grow(context->resampled, &context->resampled_capacity, 3 * rows * padded(out) + MARGIN);
-  return context->resampled != NULL;
+  return context->resampled ? GRATIS_OK : GRATIS_MEMORY;
 }
 
 /* The pixels of row `y` of the image, which views cut out or resample across. Whether there was memory. */
@@ -38,19 +69,19 @@ static int use_row(gratis_context *context, const gratis_job *job, const image *
   const kernels *k = context->kernels;
   for (int64_t v = 0; v < job->views; v++) {
     int64_t view = im->sample * job->views + v;
-    const int32_t *r = job->rectangles + 4 * view;
-    const uint8_t *part[3];
-    if (y < r[0] || y >= r[0] + r[2]) continue;
-    for (int c = 0; c < 3; c++) part[c] = rgb[c] + r[1] - im->wanted.left;
+    area part = context->views[v].part;
+    const uint8_t *row[3];
+    if (y < part.top || y >= part.bottom) continue;
+    for (int c = 0; c < 3; c++) row[c] = rgb[c] + part.left - im->wanted.left;
     if (job->filter == GRATIS_CROP) {
-      k->finish(job, view, y - r[0], r[2], r[3], part, scratch);
+      k->finish(job, view, y - part.top, part.bottom - part.top, part.right - part.left, row, scratch);
       continue;
     }
-    const weights *across = weights_for(context, r[3], job->out_width, job->filter);
+    const weights *across = weights_along(context, job, view, 1);
     if (!across) return 0;
     int64_t stride = padded(job->out_width);
-    uint8_t *to = context->resampled + context->views[v].at + 3 * (y - r[0]) * stride;
-    k->across(across, part, (uint8_t *const[3]){to, to + stride, to + 2 * stride});
+    uint8_t *to = context->resampled + context->views[v].at + 3 * (y - part.top) * stride;
+    k->across(across, row, (uint8_t *const[3]){to, to + stride, to + 2 * stride});
   }
   return 1;
 }
@@ -60,11 +91,11 @@ static int resample_down(gratis_context *context, const gratis_job *job, const i
                          uint8_t *scratch) {
   const kernels *k = context->kernels;
   int64_t view = im->sample * job->views + v, stride = padded(job->out_width);
-  const int32_t *r = job->rectangles + 4 * view;
-  const weights *down = weights_for(context, r[2], job->out_height, job->filter);
+  const weights *down = weights_along(context, job, view, 0);
   if (!down) return 0;
+  int top = context->views[v].part.top, rows_there = context->views[v].part.bottom - top;
   for (int *y = &context->views[v].done; *y < job->out_height; ++*y) {
-    if (least(down->first[*y] + down->taps, r[2]) > end - r[0]) break;
+    if (least(down->first[*y] + down->taps, rows_there) > end - top) break;
     uint8_t *rgb[3] = {rows, rows + stride, rows + 2 * stride};
     for (int c = 0; c < 3; c++)
       k->down(down, *y, context->resampled + context->views[v].at + c * stride, 3 * stride, rgb[c], job->out_width);
@@ -74,7 +105,8 @@ static int resample_down(gratis_context *context, const gratis_job *job, const i
 }
 
 int gratis_make_views(gratis_context *context, const gratis_job *job, const image *im) {
-  if (!begin_views(context, job, im)) return GRATIS_MEMORY;
+  int status = begin_views(context, job, im);
+  if (status) return status;
   int width = im->wanted.right - im->wanted.left, resized = job->filter != GRATIS_CROP, count;
   int64_t stride = padded(width), out_stride = padded(resized ? job->out_width : width);
   uint8_t *rgb[AT_ONCE][3], *down = context->rows + 3 * AT_ONCE * stride, *scratch = down + 3 * out_stride;
