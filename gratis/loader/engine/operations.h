@@ -298,8 +298,8 @@ static void blur(canvas *c, float sigma_x, float sigma_y, int size_x, int size_y
 INLINE void source_of(const canvas *c, const float *theta, float x, float y, vf *across, vf *down) {
   vf xs = to_floats(lanes_from(0)) + x, ys = SPLAT(vf, y);
   vf gx = xs * theta[0] + ys * theta[1] + theta[2], gy = xs * theta[3] + ys * theta[4] + theta[5];
-  *across = (gx + 1.0f) * ((float)c->width / 2) - 0.5f;
-  *down = (gy + 1.0f) * ((float)c->height / 2) - 0.5f;
+  *across = fused(gx + 1.0f, SPLAT(vf, (float)c->width / 2), SPLAT(vf, -0.5f));
+  *down = fused(gy + 1.0f, SPLAT(vf, (float)c->height / 2), SPLAT(vf, -0.5f));
 }
 
 INLINE v32 widened(const uint8_t *p) {
@@ -422,7 +422,7 @@ static void row_bilinear(canvas *c, const float *theta, const float *fill, float
     vf made[4];
     for (int k = 0; k < (fill ? 4 : 3); k++) {
       made[k] = to_floats(taps[0] >> (8 * k) & 255) * factor[0];
-      for (int t = 1; t < 4; t++) made[k] += to_floats(taps[t] >> (8 * k) & 255) * factor[t];
+      for (int t = 1; t < 4; t++) made[k] = fused(to_floats(taps[t] >> (8 * k) & 255), factor[t], made[k]);
     }
     for (int k = 0; k < 3; k++) {
       if (fill) made[k] = (made[k] - fill[k]) * made[3] + fill[k];

@@ -3,7 +3,7 @@ operations.h) and torch's (`torch_operations`) must equal. Itself it equals torc
 transforms.v2.functional on tensors of uint8; docs/augmentations.md says to how many levels.
 
 Images are uint8 [3,h,w]. Arithmetic is float32's, of which each product and sum is rounded, but for
-sums with a fused product as torch's `add` with alpha has them."""
+sums with a fused product as torch's `add` with alpha and its grid_sample have them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def levels(values: Floats) -> Image:
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def fused(a: Floats, b: Number, c: Floats) -> Floats:
+def fused(a: Floats, b: Number, c: Number) -> Floats:
     """a * b + c, rounded once: exact in float64 for levels times float32."""
     made: Floats = (a.astype(np.float64) * b + c).astype(F32)
     return made
@@ -172,8 +172,8 @@ def moved(image: Image, v: Floats) -> Image:
     height, width = image.shape[1:]
     x = (np.arange(width) - (width - 1) / 2).astype(F32)[None]
     y = (np.arange(height) - (height - 1) / 2).astype(F32)[:, None]
-    across = (x * v[0] + y * v[1] + v[2] + 1) * F32(width / 2) - F32(0.5)
-    down = (x * v[3] + y * v[4] + v[5] + 1) * F32(height / 2) - F32(0.5)
+    across = fused(x * v[0] + y * v[1] + v[2] + 1, F32(width / 2), F32(-0.5))
+    down = fused(x * v[3] + y * v[4] + v[5] + 1, F32(height / 2), F32(-0.5))
     fill = v[8:11, None, None]
     if not v[6]:
         made = sampled(image.astype(F32), np.rint(across), np.rint(down), np.rint(fill))
@@ -185,7 +185,7 @@ def moved(image: Image, v: Floats) -> Image:
     corners = ((0, 0, s * e), (0, 1, s * w), (1, 0, n * e), (1, 1, n * w))
     made = np.zeros(planes.shape, F32)
     for below, right, share in corners:
-        made += sampled(planes, left + right, top + below, F32(0)) * share
+        made = fused(sampled(planes, left + right, top + below, F32(0)), share, made)
     values, mask = made[:3], made[3]
     return np.rint((values - fill) * mask + fill if v[7] else values).astype(np.uint8)
 

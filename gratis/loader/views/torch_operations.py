@@ -173,8 +173,9 @@ def affine(images: Tensor, v: Tensor) -> Tensor:
     x = torch.arange(width, device=images.device) - (width - 1) / 2
     y = (torch.arange(height, device=images.device) - (height - 1) / 2)[:, None]
     m = [v[:, k, None, None] for k in range(6)]
-    across = (x * m[0] + y * m[1] + m[2] + 1) * (width / 2) - 0.5
-    down = (x * m[3] + y * m[4] + m[5] + 1) * (height / 2) - 0.5
+    half = torch.tensor(0.5, device=images.device)
+    across = fused(x * m[0] + y * m[1] + m[2] + 1, width * half, -half)
+    down = fused(x * m[3] + y * m[4] + m[5] + 1, height * half, -half)
     fill, filled = v[:, 8:11, None, None], column(v, 7) != 0
     if not bool(v[0, 6]):
         outside = torch.where(filled, fill.round(), 0.0)
@@ -186,7 +187,8 @@ def affine(images: Tensor, v: Tensor) -> Tensor:
     corners = ((0, 0, s * e), (0, 1, s * w), (1, 0, n * e), (1, 1, n * w))
     made, nothing = torch.zeros_like(planes), torch.zeros_like(fill[:, :1])
     for below, right, share in corners:
-        made += sampled(planes, left + right, top + below, nothing) * share[:, None]
+        tap = sampled(planes, left + right, top + below, nothing)
+        made = fused(tap, share[:, None], made)
     values, mask = made[:, :3], made[:, 3:]
     return torch.where(filled, (values - fill) * mask + fill, values).round().to(torch.uint8)
 
