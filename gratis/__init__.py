@@ -15,10 +15,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gratis.errors import GratisError
-    from gratis.loader import Batch, Coverage, Loader, LoaderConfig, coverage
+    from gratis.loader import (
+        AugMix,
+        Batch,
+        ColorJitter,
+        Coverage,
+        GaussianBlur,
+        Loader,
+        LoaderConfig,
+        RandAugment,
+        RandomAdjustSharpness,
+        RandomAutocontrast,
+        RandomEqualize,
+        RandomGrayscale,
+        RandomInvert,
+        RandomPosterize,
+        RandomSolarize,
+        TrivialAugmentWide,
+        coverage,
+    )
 
 __version__ = "0.3.0"
-__all__ = ["Batch", "Coverage", "GratisError", "Loader", "LoaderConfig", "coverage"]
+__all__ = [
+    "AugMix",
+    "Batch",
+    "ColorJitter",
+    "Coverage",
+    "GaussianBlur",
+    "GratisError",
+    "Loader",
+    "LoaderConfig",
+    "RandAugment",
+    "RandomAdjustSharpness",
+    "RandomAutocontrast",
+    "RandomEqualize",
+    "RandomGrayscale",
+    "RandomInvert",
+    "RandomPosterize",
+    "RandomSolarize",
+    "TrivialAugmentWide",
+    "coverage",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -160,7 +160,7 @@ def graph_on_cpu(loader: Loader) -> Iterator[Batch]:
         runner = DaliRunner(timer, reader)
         for batch, tensor in gpu.decode_views(reader.batches(plan), plan, runner, 2):
             labels = torch.from_numpy(plan.index.label[batch.ids]).long()
-            yield Batch(gpu.to_torch(tensor, plan), labels, torch.from_numpy(batch.ids))
+            yield Batch(gpu.to_torch(tensor, plan, batch), labels, torch.from_numpy(batch.ids))
             del tensor
     finally:
         shards.close()

@@ -6,6 +6,20 @@ with Loader("shards", "train", LoaderConfig.imagenet(batch_size=256)) as loader:
     for images, labels, ids in loader: ...
 """
 
+from gratis.loader.augmentations import (
+    AugMix,
+    ColorJitter,
+    GaussianBlur,
+    RandAugment,
+    RandomAdjustSharpness,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomGrayscale,
+    RandomInvert,
+    RandomPosterize,
+    RandomSolarize,
+    TrivialAugmentWide,
+)
 from gratis.loader.batch import Batch
 from gratis.loader.config import LoaderConfig
 from gratis.loader.decoding.gpu import GPU_DECODER
@@ -15,10 +29,22 @@ from gratis.loader.reading.remote import dataset_folder, read_pieces
 
 __all__ = [
     "GPU_DECODER",
+    "AugMix",
     "Batch",
+    "ColorJitter",
     "Coverage",
+    "GaussianBlur",
     "Loader",
     "LoaderConfig",
+    "RandAugment",
+    "RandomAdjustSharpness",
+    "RandomAutocontrast",
+    "RandomEqualize",
+    "RandomGrayscale",
+    "RandomInvert",
+    "RandomPosterize",
+    "RandomSolarize",
+    "TrivialAugmentWide",
     "coverage",
     "dataset_folder",
     "read_pieces",

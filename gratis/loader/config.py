@@ -23,6 +23,7 @@ from gratis.choices import (
     ShapeOption,
 )
 from gratis.errors import GratisError
+from gratis.loader.augmentations import Operation, check_operations, fits
 from gratis.loader.mixing import CutMix, Mixing, MixUp, RandomErasing, probabilities
 from gratis.network import NetworkLimits
 
@@ -67,7 +68,7 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
 MAY_BE_NONE = ("threads", "noise_until", "decoded_gb", "cache", "resize")
 
 # what may change from epoch to epoch
-SCHEDULED = "crop area ratio interpolation antialias flip mix erasing".split()
+SCHEDULED = "crop area ratio interpolation antialias flip operations mix erasing".split()
 Schedule = tuple[tuple[int, tuple[tuple[str, Any], ...]], ...]
 
 # mean and standard deviation of ImageNet's channels, as torchvision's networks expect them
@@ -132,6 +133,10 @@ class LoaderConfig:
     its own; 32: released code."""
     flip: float = 0.5
     """Probability of the mirror in training, in [0, 1]."""
+    operations: tuple[Operation, ...] = ()
+    """What is done to the pixels of a training sample, in this order, between mirror and
+    `normalize`: objects of `gratis`, as (TrivialAugmentWide(),), each torchvision's
+    transform of that name. See docs/augmentations.md."""
     augment: bool = True
     """True: shuffled, random crop and mirror, colour noise. False: evaluation, in the order of ids,
     the central crop (or ten views), neither noise nor division."""
@@ -256,6 +261,7 @@ class LoaderConfig:
         self._check_normalize()
         self._check_resized_crop()
         self._check_mixing()
+        self._check_operations()
         self._check_schedule()
         self._check_resize()
 
@@ -335,6 +341,18 @@ class LoaderConfig:
             raise GratisError(
                 "mean='offset' has no meaning for a resized crop; with area choose mean='central'"
             )
+
+    def _check_operations(self) -> None:
+        operations = check_operations(self.operations)
+        object.__setattr__(self, "operations", operations)
+        if operations and not self.augment:
+            raise GratisError("operations are for training; set augment=True, or operations=()")
+        if operations and self.mean == "offset":
+            advice = "operations move pixels from their places; choose mean='central'"
+            raise GratisError(f"mean='offset' has no meaning here: {advice}")
+        for operation in operations:
+            if reason := fits(operation, self.crop, self.crop):
+                raise GratisError(f"{reason} (crop is {self.crop}); choose a smaller one")
 
     def _check_copies(self) -> None:
         if not self.augment and self.views not in (1, 10):

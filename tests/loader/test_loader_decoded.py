@@ -228,7 +228,7 @@ def test_torch_applies_views_as_the_graph_for_gpus_does(jpeg_dataset: Path, name
     plan, pixels = plan_of(jpeg_dataset, config), filled_cache(jpeg_dataset).pixels
     mean = torch.from_numpy(normalisation(plan.stats, config, 0).mean)
     for batch, tensor in graph_of(jpeg_dataset, plan):
-        wanted, ids = gpu.to_torch(tensor, plan), torch.from_numpy(batch.ids)
+        wanted, ids = gpu.to_torch(tensor, plan, batch), torch.from_numpy(batch.ids)
         got = apply_views(pixels, ids, batch.draws, mean, plan.stats, config, 0)
         assert (got.shape, got.dtype, got.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
         assert torch.equal(got, wanted)

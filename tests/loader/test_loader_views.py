@@ -187,7 +187,7 @@ def test_a_padded_batch_of_the_graph_for_gpus_is_laid_out_as_a_full_one(
     )
     epoch = plan_of(jpeg_dataset, config)
     for batch, tensor in graph_of(jpeg_dataset, epoch):
-        images = gpu.to_torch(tensor, epoch)
+        images = gpu.to_torch(tensor, epoch, batch)
         whole = pad_images(images, epoch)
         assert whole.shape == (60, *images.shape[1:])
         assert whole.stride() == images.stride()
@@ -206,7 +206,7 @@ def test_the_graph_for_gpus_equals_the_reference_when_run_on_the_cpu(
     epoch, images = plan_of(root, config), read_with_pillow(root)
     seen = 0
     for batch, tensor in graph_of(root, epoch):
-        got = gpu.to_torch(tensor, epoch).numpy()
+        got = gpu.to_torch(tensor, epoch, batch).numpy()
         for row, sample in enumerate(batch.ids.tolist()):
             wanted = np.stack(expected(images[sample], epoch.stats, config, 0, sample)).reshape(
                 got[row].shape
@@ -253,7 +253,8 @@ def through_the_loader(root: Path, config: LoaderConfig) -> tuple[plan.Ids, NDAr
 def through_the_graph(root: Path, config: LoaderConfig) -> tuple[plan.Ids, NDArray[np.float32]]:
     epoch = plan_of(root, config)
     batches = [
-        (batch.ids, gpu.to_torch(tensor, epoch).numpy()) for batch, tensor in graph_of(root, epoch)
+        (batch.ids, gpu.to_torch(tensor, epoch, batch).numpy())
+        for batch, tensor in graph_of(root, epoch)
     ]
     ids, images = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     return ids, images

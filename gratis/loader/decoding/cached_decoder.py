@@ -116,7 +116,7 @@ class CachedDecoder:
                 yield batch, partial(self._apply_views, batch, plan)
                 continue
             for read, tensor in decoded:
-                yield read, partial(gpu.to_torch, tensor, plan)
+                yield read, partial(gpu.to_torch, tensor, plan, read)
 
     def _apply_views(self, batch: EncodedBatch, plan: EpochPlan) -> Tensor:
         pixels, ids = self._cache.pixels, torch.from_numpy(batch.ids)
@@ -128,8 +128,8 @@ class CachedDecoder:
             some = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
             torch.index_select(pixels, 0, ids, out=some)
             pixels, ids = some.to(plan.device, non_blocking=True), torch.arange(len(ids))
-        draws = batch.draws
-        return apply_views(pixels, ids, draws, self._mean, plan.stats, plan.config, plan.epoch)
+        program, of_epoch = plan.program(batch.wanted), (plan.stats, plan.config, plan.epoch)
+        return apply_views(pixels, ids, batch.draws, self._mean, *of_epoch, program)
 
     def _as_raw(self, batch: EncodedBatch) -> EncodedBatch:
         """The samples as if they had been stored as raw pixels. Of a cache in the machine's
@@ -219,6 +219,7 @@ def _whole_plan(plan: EpochPlan) -> EpochPlan:
         "repeats": 1,
         "mix": (),
         "erasing": None,
+        "operations": (),
         "schedule": (),
         "resize": None,
     }

@@ -25,6 +25,7 @@ from gratis.loader.plan import ten_views
 from gratis.loader.reading.batch_reader import EncodedBatch
 from gratis.loader.views.colour_noise import colour_shift, scale
 from gratis.loader.views.normalisation import normalisation
+from gratis.loader.views.torch_views import finish_crops
 
 GPU_DECODER: dict[str, Any] = {  # arguments of a decoder on the GPU; one on the CPU ignores them
     # libjpeg-turbo's chroma upsampling; nvJPEG's own repeats pixels, tens of levels away at the
@@ -60,7 +61,8 @@ def decode_views(
     batches: Iterator[EncodedBatch], plan: EpochPlan, runner: DaliRunner, threads: int
 ) -> Generator[tuple[EncodedBatch, Any], None, None]:
     """Each batch with its DALI tensor, float32 [n,3,crop,crop] or [n,10,3,crop,crop], or with the
-    channels last; valid until the next is taken."""
+    channels last; where there are operations, uint8 as it was cut out and mirrored, with the
+    channels last. Valid until the next is taken."""
     # constants of the graph: when noise ends, or the crop changes, another graph is built
     config = plan.config
     resampling = (config.crop, config.interpolation, config.antialias)
@@ -72,11 +74,16 @@ def decode_views(
         del images
 
 
-def to_torch(tensor: Any, plan: EpochPlan) -> torch.Tensor:
+def to_torch(tensor: Any, plan: EpochPlan, batch: EncodedBatch) -> torch.Tensor:
     """A copy that torch owns, in the type and layout of the configuration; on the current stream.
     The copy (0.3 ms for 256 images on a device with 1 TB/s) frees the batch from DALI's buffers.
     """
     images: torch.Tensor = torch.utils.dlpack.from_dlpack(tensor)
+    if program := plan.program(batch.wanted):
+        stats, config, epoch = plan.stats, plan.config, plan.epoch
+        mean = torch.from_numpy(normalisation(stats, config, epoch).mean).to(images.device)
+        crops = images.flatten(0, 1) if config.views > 1 else images
+        return finish_crops(crops, batch.draws, mean, stats, config, epoch, program)
     images = images.to(plan.config.dtype, copy=True)
     return images.movedim(-1, -3) if plan.config.layout == "channels_last" else images
 
@@ -109,20 +116,25 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
                 normalised.append(_apply_view(part, corner, int(flip), None, plan))
             done = fn.stack(*normalised)
         else:
-            inputs = 5 if plan.resizes else 4
-            data, flip, shift, anchor, *extent = fn.external_source(
+            kinds = [(types.UINT8, bytes_dims), (types.INT32, 1), (types.INT32, 2)]
+            kinds += [(types.INT32, 2)] if plan.resizes else []
+            kinds += [] if plan.config.operations else [(types.FLOAT, 4)]
+            data, flip, anchor, *others = fn.external_source(
                 source=feed,
-                num_outputs=inputs,
+                num_outputs=len(kinds),
                 batch=True,
-                dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32, types.INT32][:inputs],
-                ndim=[bytes_dims, 1, 4, 2, 2][:inputs],
+                dtype=[kind for kind, _ in kinds],
+                ndim=[dims for _, dims in kinds],
             )
-            shift = shift.gpu() if plan.device.type == "cuda" else shift
             images, done = _whole(data, plan), []
             for view in range(plan.config.views):
-                shape = extent[0][view] if extent else [plan.config.crop] * 2
+                shape = others[0][view] if plan.resizes else [plan.config.crop] * 2
                 part = _cut(images, anchor[view], shape)
                 part = resize(part, [plan.config.crop] * 2, plan) if plan.resizes else part
+                if plan.config.operations:  # torch goes on from here
+                    done.append(fn.flip(part, horizontal=flip[view]))
+                    continue
+                shift = others[-1].gpu() if plan.device.type == "cuda" else others[-1]
                 done.append(_apply_view(part, anchor[view], flip[view], shift[view], plan))
             done = fn.stack(*done) if plan.config.views > 1 else done[0]
         pipeline.set_outputs(done)
@@ -204,18 +216,20 @@ def _apply_view(images: Any, anchor: Any, flip: Any, shift: Any, plan: EpochPlan
 
 
 def _inputs(batch: EncodedBatch, plan: EpochPlan) -> tuple[Any, ...]:
-    """Bytes; and of each view mirror int32 [n,views], colour shift float32 [n,views,1,1,3], and
-    what is cut out, int32 [n,views,2] each; of an evaluation that resizes height and width float32
-    [n,2], and corners int32 [n,views,2]."""
+    """Bytes; and of each view mirror int32 [n,views], what is cut out, int32 [n,views,2] each, and,
+    if torch does not add it, colour shift float32 [n,views,1,1,3]; of an evaluation that resizes
+    height and width float32 [n,2], and corners int32 [n,views,2]."""
     if plan.config.shorter_side(whole=plan.whole) is not None:
         return dali_samples(batch, plan), *_windows(batch, plan)
     if not plan.config.augment and plan.config.views == 10:
         return (dali_samples(batch, plan),)
     draws, shape = batch.draws, (len(batch.ids), plan.config.views)
-    shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)
-    views = draws.flip.astype(np.int32).reshape(shape), shift.astype(np.float32)
     places = [place.reshape(*shape, 2) for place in rectangles(batch, plan)]
-    return dali_samples(batch, plan), views[0], views[1].reshape(*shape, 1, 1, 3), *places
+    views = dali_samples(batch, plan), draws.flip.astype(np.int32).reshape(shape), *places
+    if plan.config.operations:
+        return views
+    shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)
+    return *views, shift.astype(np.float32).reshape(*shape, 1, 1, 3)
 
 
 def _windows(batch: EncodedBatch, plan: EpochPlan) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

@@ -29,7 +29,8 @@ from gratis.loader.engine.library import ISAS, Filter, Library, PixelType, Statu
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.plan import Draws, Ids
 from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
-from gratis.loader.views.normaliser import Normaliser
+from gratis.loader.views.draw_operations import Program
+from gratis.loader.views.normaliser import Crops, Normaliser
 
 TYPES = {
     torch.float32: PixelType.FLOAT32,
@@ -48,7 +49,10 @@ def choose_engine(
     config: LoaderConfig, manifest: Manifest, device: torch.device, *, decoded: bool = False
 ) -> Engine:
     """Who decodes. decoded: whether images are kept so. GratisError where the engine is asked for
-    by name and cannot."""
+    by name, or for operations, and cannot."""
+    operates = any(stage.operations for stage in config.stages)
+    if operates and device.type == "cpu" and load() is None:
+        raise GratisError(f"operations are the engine's, and {ABSENT}; {ADVICE}")
     if config.engine == "dali":
         return "dali"
     if manifest.codec == "raw":
@@ -116,15 +120,37 @@ class NativeBatches:
         timer.add(native=len(status) - len(refused), fallback=len(refused))
         if not len(refused):
             return batch.ids
-        ids, views = batch.ids.copy(), plan.config.views
+        ids, views, decoder = batch.ids.copy(), plan.config.views, self._decoder
         again = iter([self._reader.read(plan, batch.wanted[refused])])
         for part, crops in decode(again, plan, self._runner, self._threads):
             ids[refused] = part.ids
             with timer.time("finish_s"):
                 for k, row in enumerate(refused.tolist()):
                     those = crops.rows(slice(k * views, (k + 1) * views))
-                    normaliser(those, rows[row * views : (row + 1) * views])
+                    own, place = rows[row * views : (row + 1) * views], slice(row, row + 1)
+                    finish(decoder, batch.wanted[place], plan, normaliser, those, own)
         return ids
+
+
+def finish(  # noqa: PLR0917
+    decoder: NativeDecoder | None,
+    wanted: Ids,
+    plan: EpochPlan,
+    normaliser: Normaliser,
+    crops: Crops,
+    rows: torch.Tensor,
+) -> None:
+    """Crops of the samples that the order names to finished views, rows as of `view_batch`, with
+    the configuration's operations, which are the decoder's library's."""
+    program = plan.program(wanted)
+    if program is None or decoder is None:
+        normaliser(crops, rows)
+        return
+    shape = (len(wanted), plan.config.views)
+    asked = _normalised(_asked(plan, crops, rows, shape), crops, normaliser, plan)
+    pixels = crops.pixels.ctypes.data + crops.start
+    asked = _with_program(asked, program)
+    decoder.augment(asked, pixels.astype(np.uint64).reshape(shape), crops.stride)
 
 
 def view_batch(
@@ -132,30 +158,43 @@ def view_batch(
 ) -> ViewBatch:
     """A batch's views as the engine is asked for them. rows: where they go, [n*views,...] in the
     configuration's type and layout."""
-    config, draws, views = plan.config, batch.draws, plan.config.views
-    shape, crop = (len(batch.ids), views), config.crop
-    out = rows.data_ptr() + np.arange(len(rows)) * (rows.stride(0) * rows.element_size())
-    sides = np.full((len(rows), 2), crop) if batch.extents is None else batch.extents
+    config, draws, shape = plan.config, batch.draws, (len(batch.ids), plan.config.views)
+    sides = np.full((len(rows), 2), config.crop) if batch.extents is None else batch.extents
     boxes = np.column_stack([draws.y, draws.x, sides])
     targets = None if batch.targets is None else batch.targets.astype(np.int32)
-    as_stored = (sides == crop).all() and targets is None
-    data, size = files_of(batch)
-    asked = ViewBatch(
+    asked, (data, size) = _asked(plan, draws, rows, shape), files_of(batch)
+    if targets is None and (sides == config.crop).all():
+        asked = replace(asked, filter=Filter.CROP)
+    asked = replace(
+        asked,
         data=data,
         size=size,
         shape=np.ascontiguousarray(plan.sizes(batch.ids).T.astype(np.int32)),
         rectangles=boxes.astype(np.int32).reshape(*shape, 4),
         targets=None if targets is None else targets.reshape(*shape, 4),
+    )
+    return _with_program(_normalised(asked, draws, normaliser, plan), plan.program(batch.wanted))
+
+
+def _asked(
+    plan: EpochPlan, draws: Draws | Crops, rows: torch.Tensor, shape: tuple[int, int]
+) -> ViewBatch:
+    """shape: samples and views of each. Without files and rectangles."""
+    config = plan.config
+    out = rows.data_ptr() + np.arange(len(rows)) * (rows.stride(0) * rows.element_size())
+    return ViewBatch(
+        data=np.zeros(shape[0], np.uint64),
+        size=np.zeros(shape[0], np.int64),
+        rectangles=np.zeros((*shape, 4), np.int32),
         out=out.astype(np.uint64).reshape(shape),
-        height=crop,
-        width=crop,
+        height=config.crop,
+        width=config.crop,
         flip=draws.flip.astype(np.uint8).reshape(shape),
-        filter=Filter.CROP if as_stored else FILTERS[config.interpolation],
+        filter=FILTERS[config.interpolation],
         antialias=config.antialias,
         type=TYPES[config.dtype],
         channels_last=config.interleaved,
     )
-    return asked if config.dtype == torch.uint8 else _normalised(asked, draws, normaliser)
 
 
 def files_of(batch: EncodedBatch) -> tuple[Addresses, NDArray[np.int64]]:
@@ -164,9 +203,21 @@ def files_of(batch: EncodedBatch) -> tuple[Addresses, NDArray[np.int64]]:
     return begins, np.array([len(part) for part in batch.parts], np.int64)
 
 
-def _normalised(asked: ViewBatch, draws: Draws, normaliser: Normaliser) -> ViewBatch:
+def _with_program(asked: ViewBatch, program: Program | None) -> ViewBatch:
+    if program is None:
+        return asked
+    steps = program.ops.shape[1]
+    ops = program.ops.reshape(*asked.out.shape, steps)
+    return replace(asked, ops=ops, values=program.values.reshape(*asked.out.shape, steps, -1))
+
+
+def _normalised(
+    asked: ViewBatch, draws: Draws | Crops, normaliser: Normaliser, plan: EpochPlan
+) -> ViewBatch:
     """With scale, shift and mean, and the normaliser's bits. Of a mean that is the same everywhere
-    one row is read, or, of planes, a number."""
+    one row is read, or, of planes, a number. Of bytes nothing."""
+    if plan.config.dtype == torch.uint8:
+        return asked
     shape, mean = asked.out.shape, normaliser.mean
     shift = normaliser.shift(draws).reshape(*shape, 3)
     scaled = replace(asked, scale=normaliser.factor, plus=shift)

@@ -4,7 +4,7 @@ threads."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from gratis.errors import GratisError
 from gratis.loader.engine.library import (
     ISAS,
     ITEM_SIZES,
+    VALUES,
     Filter,
     JobStruct,
     Library,
@@ -28,7 +29,7 @@ from gratis.loader.engine.library import (
 
 Addresses = NDArray[np.uint64]
 Floats = NDArray[np.float32]
-OPTIONAL = ("shape", "targets", "flip", "scale", "plus", "minus")
+OPTIONAL = ("shape", "targets", "flip", "scale", "plus", "minus", "ops", "values")
 STREAM_FROM = 8 << 20  # bytes of a batch that no cache keeps until somebody reads it
 
 
@@ -47,7 +48,10 @@ class ViewBatch:
     float32 [3], plus float32 [n,v,3], minus uint64 [n,v]: address of the first float32 for each
     view, minus_row floats from one row to the next and minus_plane from one channel to the next
     (channels last: they are adjacent). Of uint8 there is neither. shape int32 [n,2]: height and
-    width of the images, whose status is SIZE if they have another; None: any."""
+    width of the images, whose status is SIZE if they have another; None: any.
+
+    ops int32 [n,v,steps] and values float32 [n,v,steps,VALUES]: the program of each view, an `Op`
+    and its numbers for each step; None: no programs."""
 
     data: Addresses
     size: NDArray[np.int64]
@@ -63,6 +67,8 @@ class ViewBatch:
     minus: Addresses | None = None
     minus_row: int = 0
     minus_plane: int = 0
+    ops: NDArray[np.int32] | None = None
+    values: Floats | None = None
     filter: Filter = Filter.CROP
     antialias: bool = True
     type: PixelType = PixelType.FLOAT32
@@ -70,6 +76,7 @@ class ViewBatch:
 
     def __post_init__(self) -> None:
         samples, views = self.out.shape
+        steps = 0 if self.ops is None else self.ops.shape[-1]
         wanted: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
             "data": (np.uint64, (samples,)),
             "size": (np.int64, (samples,)),
@@ -81,6 +88,8 @@ class ViewBatch:
             "scale": (np.float32, (3,)),
             "plus": (np.float32, (samples, views, 3)),
             "minus": (np.uint64, (samples, views)),
+            "ops": (np.int32, (samples, views, steps)),
+            "values": (np.float32, (samples, views, steps, VALUES)),
         }
         for name, (dtype, shape) in wanted.items():
             array = getattr(self, name)
@@ -89,7 +98,8 @@ class ViewBatch:
             if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
                 raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shape}")
         sized = self.height > 0 and self.width > 0
-        if not sized and (self.filter != Filter.CROP or (self.height, self.width) != (0, 0)):
+        needs_size = self.filter != Filter.CROP or self.ops is not None
+        if not sized and (needs_size or (self.height, self.width) != (0, 0)):
             raise ValueError(f"views of {self.height} x {self.width} pixels")
         if self.targets is not None and self.filter == Filter.CROP:
             raise ValueError("targets are for a filter that resizes")
@@ -120,6 +130,9 @@ class ViewBatch:
             type=self.type,
             channels_last=self.channels_last,
             stream=samples * views * view_bytes >= STREAM_FROM,
+            steps=0 if self.ops is None else self.ops.shape[-1],
+            ops=address(self.ops),
+            values=address(self.values),
         )
 
 
@@ -152,19 +165,29 @@ class NativeDecoder:
         not OK hold anything."""
         status = np.full(len(batch.size), Status.MEMORY, np.int32)
         job = batch.struct(status)
+        self._share(self._library.run, job)
+        return status
+
+    def augment(self, batch: ViewBatch, pixels: Addresses, stride: int) -> None:
+        """The batch's programs and all that follows them, on views that are decoded and resized:
+        pixels uint64 [n,v], the address of each view's RGB triplets in rows that are stride bytes
+        apart. Of the batch neither data nor size nor rectangles are looked at."""
+        status = np.full(len(batch.out), Status.OK, np.int32)
+        job = batch.struct(status)
+        self._share(self._library.augment, job, address(pixels), stride)
+        if (status != Status.OK).any():
+            raise MemoryError("no memory for the engine's operations")
+
+    def _share(self, function: Callable[..., None], job: JobStruct, *more: Any) -> None:
         others: list[Future[None]] = []
         try:  # at the interpreter's end a pool takes nothing more, while what it took still runs
             if self._pool:
                 for context in self._contexts[1:]:
-                    others.append(self._pool.submit(self._run, context, job))
-            self._run(self._contexts[0], job)
+                    others.append(self._pool.submit(function, context, ctypes.byref(job), *more))
+            function(self._contexts[0], ctypes.byref(job), *more)
         finally:
             for other in others:
                 other.result()
-        return status
-
-    def _run(self, context: int, job: JobStruct) -> None:
-        self._library.run(context, ctypes.byref(job))
 
     def close(self) -> None:
         """Gives back the scratch memory; for any number of times."""

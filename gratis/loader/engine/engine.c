@@ -65,6 +65,8 @@ void gratis_free(gratis_context *context) {
   free(context->rows);
   free(context->views);
   free(context->resampled);
+  free(context->canvas_memory);
+  free(context->kept);
   free(context);
 }
 
@@ -320,7 +322,7 @@ void gratis_run(gratis_context *context, gratis_job *job) {
     if (!end_chunk(k, l)) continue;
     image *im = l->rest->image;
     if (--im->open_units == 0 && im->next_unit >= im->units) {
-      job->status[im->sample] = im->failed ? im->failed : gratis_make_views(context, job, im);
+      job->status[im->sample] = im->failed ? im->failed : gratis_finish_image(context, job, im);
       im->busy = 0;
       if (current == im) current = NULL;
     }

@@ -11,7 +11,7 @@
 #error "the engine is written for little-endian machines"
 #endif
 
-#define GRATIS_ENGINE_VERSION 4
+#define GRATIS_ENGINE_VERSION 5
 
 /* What became of a sample. Below 32: decoded, or not decoded because another decoder has to; the file may be good.
  * From 32: damaged. From 64: the call's fault. */
@@ -38,13 +38,37 @@ enum gratis_status {
 
 enum gratis_type { GRATIS_FLOAT32, GRATIS_BFLOAT16, GRATIS_FLOAT16, GRATIS_UINT8 };
 enum gratis_filter { GRATIS_CROP, GRATIS_TRIANGLE, GRATIS_CUBIC };
+/* Operations on the pixels of a view, and what of a step's values each reads; see operations.h. */
+enum gratis_op {
+  GRATIS_NOTHING,
+  GRATIS_BRIGHTNESS,   /* factor */
+  GRATIS_CONTRAST,     /* factor, 1 - factor */
+  GRATIS_SATURATION,   /* factor, 1 - factor */
+  GRATIS_HUE,          /* turns, -0.5 to 0.5 */
+  GRATIS_GREY,
+  GRATIS_POSTERIZE,    /* bits that are kept */
+  GRATIS_SOLARIZE,     /* threshold, 0 to 256 */
+  GRATIS_SOLARIZE_ADD, /* what is added below 128 */
+  GRATIS_AUTOCONTRAST,
+  GRATIS_EQUALIZE,
+  GRATIS_SHARPNESS,    /* 1 - factor */
+  GRATIS_BLUR,         /* sigma across, down; odd number of taps across, down: at most GRATIS_MOST_TAPS and less than twice
+                        * the view's width and height */
+  GRATIS_AFFINE,       /* matrix [2][3] from output to source, both from -1 to 1; whether bilinear; whether filled; fill [3] */
+  GRATIS_KEEP,         /* first keeps the image, then each variant of it, after which the image is again what it was */
+  GRATIS_MIX,          /* weights of what was kept, in that order */
+};
+#define GRATIS_VALUES 12 /* of a step */
+#define GRATIS_MOST_TAPS 127
+
 enum gratis_isa { GRATIS_PORTABLE, GRATIS_AVX2, GRATIS_AVX512 };
 
 /* A batch. Every array belongs to the caller and is read, except those behind out, status and next.
  *
  * A view is the rectangle of an image, resized to out_height x out_width (filter CROP: it has that size already, or any
  * if out_height is 0), or with targets the window of out_height x out_width in the rectangle that is resized to its
- * target; rounded to 8 bits, mirrored if flip, and then, if the type is not uint8,
+ * target; rounded to 8 bits, mirrored if flip, changed by the steps of its program in order, and then, if the type is not
+ * uint8,
  *   fmaf(pixel, scale[channel], plus[channel] - minus[place]), if channels_last
  *   fmaf(pixel, scale[channel], plus[channel]) - minus[place]
  * in float32, and from there to the type. Shape [3][height][width], or [height][width][3] if channels_last. */
@@ -69,6 +93,10 @@ typedef struct {
   int32_t out_height, out_width; /* in pixels */
   int32_t filter, antialias, type, channels_last; /* antialias: the filter widens where it shrinks */
   int32_t stream;                /* 1: write around the caches where alignment (64 bytes) allows, for large batches */
+  int32_t steps;                 /* of each view's program */
+  const int32_t *ops;            /* [samples*views][steps]: a gratis_op each, or NULL: no programs. Then out_height is not 0 */
+  const float *values;           /* [samples*views][steps][GRATIS_VALUES] */
+  int64_t out_plane;             /* bytes from one channel of planes to the next; 0: height * width values */
 } gratis_job;
 
 typedef struct { int32_t width, height, components, restart_interval; } gratis_info;
@@ -115,6 +143,10 @@ GRATIS_API void gratis_free(gratis_context *context);
 GRATIS_API int gratis_probe(const uint8_t *data, int64_t size, gratis_info *info);
 /* Takes samples of the job until none is left; as many threads as have a context of their own may do so at once. */
 GRATIS_API void gratis_run(gratis_context *context, gratis_job *job);
+/* Programs and all that follows, of views that are decoded and resized already: pixels [samples*views], RGB triplets in
+ * rows that are stride bytes apart. The job's data, size and rectangles are not read; status of samples for which there
+ * was no memory is set. Shared by threads as gratis_run. */
+GRATIS_API void gratis_augment(gratis_context *context, gratis_job *job, const uint8_t *const *pixels, int64_t stride);
 
 /* As many threads as one likes, with the same job. isa: as of gratis_new. */
 GRATIS_API void gratis_mix(int isa, gratis_mixing *job);
@@ -253,6 +285,16 @@ typedef struct {
   int16_t *pairs;      /* [groups][taps / 2][2 * outputs] */
 } weights;
 
+/* The pixels of one view, as planes, while its program runs. Behind each plane there is a MARGIN. */
+typedef struct {
+  int height, width, variants; /* variants: kept so far, beside the image itself */
+  int64_t count, plane;        /* pixels; bytes from one channel to the next */
+  uint8_t *pixels, *other;     /* [3] planes; `other` is where an operation may write, which then swaps them */
+  uint8_t *kept;               /* [1 + variants][3] planes */
+  uint8_t *rows;               /* scratch of 16 * width + 8 * GRATIS_MOST_TAPS bytes */
+  uint32_t *spread;            /* scratch of (height + 4) * (width + 4) */
+} canvas;
+
 /* What code for one instruction set does. */
 typedef struct {
   int lanes;
@@ -266,6 +308,7 @@ typedef struct {
   void (*down)(const weights *, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width);
   void (*mix)(void *to, const void *other, int64_t n, float lam, float rest, int type);
   void (*erase)(const gratis_erasing *, int64_t image);
+  void (*operate)(canvas *, int op, const float *values);
   void (*fence)(void);
 } kernels;
 
@@ -279,6 +322,9 @@ struct gratis_context {
   uint8_t *resampled; /* rows of resized crops: resampled across, not yet down */
   int64_t rows_capacity, views_capacity, resampled_capacity;
   weights weights[CACHED_WEIGHTS];
+  canvas canvas;
+  uint8_t *canvas_memory, *kept;
+  int64_t canvas_capacity, kept_capacity;
 };
 
 extern const kernels gratis_kernels_portable, gratis_kernels_avx2, gratis_kernels_avx512;
@@ -298,6 +344,10 @@ void *gratis_grow(void *memory, int64_t *capacity, int64_t size);
 int gratis_part_of_view(gratis_context *, const gratis_job *, int64_t view, area *part);
 /* All views of an image whose rows are decoded: a gratis_status. */
 int gratis_make_views(gratis_context *, const gratis_job *, const image *);
+
+/* augment.c */
+/* The same with their programs, if there are any. */
+int gratis_finish_image(gratis_context *, const gratis_job *, image *);
 
 /* weights.c */
 int gratis_make_weights(weights *, const resampling *, const kernels *);

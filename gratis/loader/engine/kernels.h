@@ -393,6 +393,7 @@ static void finish(const gratis_job *job, int64_t view, int y, int height, int w
   const float *minus = job->minus ? job->minus[view] + y * job->minus_row : NULL;
   int size = job->type == GRATIS_UINT8 ? 1 : job->type == GRATIS_FLOAT32 ? 4 : 2;
   int64_t padded = width + MARGIN, wide = 3 * (int64_t)width;
+  int64_t plane = job->out_plane ? job->out_plane : (int64_t)height * width * size;
   const uint8_t *row[3] = {rgb[0], rgb[1], rgb[2]};
   if (job->flip && job->flip[view])
     for (int c = 0; c < 3; c++) {
@@ -401,7 +402,7 @@ static void finish(const gratis_job *job, int64_t view, int y, int height, int w
     }
   if (!job->channels_last) {
     for (int c = 0; c < 3; c++) {
-      char *out = (char *)job->out[view] + (c * (int64_t)height + y) * width * size;
+      char *out = (char *)job->out[view] + c * plane + (int64_t)y * width * size;
       if (size == 1) memcpy(out, row[c], (size_t)width);
       else affine_row(row[c], width, scale + c, plus + c, 0, minus ? minus + c * job->minus_plane : NULL, out, job->type, job->stream);
     }
@@ -503,6 +504,7 @@ static void down(const weights *w, int y, const uint8_t *rows, int64_t stride, u
 }
 
 #include "mixing.h"
+#include "operations.h"
 
 #if BYTES == 64
 enum { OUTPUTS = 16, WINDOW = 64 };
@@ -514,5 +516,6 @@ enum { OUTPUTS = 0, WINDOW = 0 };
 
 const kernels KERNELS = {
   .lanes = 3, .outputs = OUTPUTS, .window = WINDOW, .run = run, .begin_block = begin_chunk, .transform = transform,
-  .convert = convert, .finish = finish, .across = across, .down = down, .mix = mix, .erase = erase, .fence = fence,
+  .convert = convert, .finish = finish, .across = across, .down = down, .mix = mix, .erase = erase, .operate = operate,
+  .fence = fence,
 };

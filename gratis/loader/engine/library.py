@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gratis.errors import GratisError
 
-VERSION = 4
+VERSION = 5
 FILE = Path(__file__).with_name("libgratis_engine.native.so")
 ISA_VARIABLE = "GRATIS_ENGINE_ISA"
 ISAS = ("portable", "avx2", "avx512")  # in ascending order; the number is the library's
@@ -57,6 +57,27 @@ class Filter(IntEnum):
     CUBIC = 2
 
 
+class Op(IntEnum):
+    """Operations on a view's pixels, and what of a step's `VALUES` each reads; see engine.h."""
+
+    NOTHING = 0
+    BRIGHTNESS = 1
+    CONTRAST = 2
+    SATURATION = 3
+    HUE = 4
+    GREY = 5
+    POSTERIZE = 6
+    SOLARIZE = 7
+    SOLARIZE_ADD = 8
+    AUTOCONTRAST = 9
+    EQUALIZE = 10
+    SHARPNESS = 11
+    BLUR = 12
+    AFFINE = 13
+    KEEP = 14
+    MIX = 15
+
+
 class PixelType(IntEnum):
     FLOAT32 = 0
     BFLOAT16 = 1
@@ -64,6 +85,7 @@ class PixelType(IntEnum):
     UINT8 = 3
 
 
+VALUES = 12  # numbers of a step
 ITEM_SIZES = {PixelType.FLOAT32: 4, PixelType.BFLOAT16: 2, PixelType.FLOAT16: 2, PixelType.UINT8: 1}
 
 
@@ -76,7 +98,9 @@ class JobStruct(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("out", "status")),
         ("next", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("out_height", "out_width", "filter", "antialias")),
-        *((name, ctypes.c_int32) for name in ("type", "channels_last", "stream")),
+        *((name, ctypes.c_int32) for name in ("type", "channels_last", "stream", "steps")),
+        *((name, ctypes.c_void_p) for name in ("ops", "values")),
+        ("out_plane", ctypes.c_int64),
     )
 
 
@@ -100,6 +124,7 @@ class Library(NamedTuple):
     run: Callable[..., None]
     mix: Callable[..., None]
     erase: Callable[..., None]
+    augment: Callable[..., None]
 
 
 @cache
@@ -123,9 +148,12 @@ def load_from(path: Path) -> Library | None:
     lib.gratis_run.restype = None
     for function in (lib.gratis_mix, lib.gratis_erase):
         function.argtypes, function.restype = (ctypes.c_int, ctypes.c_void_p), None
-    best = lib.gratis_best_isa()
+    pixels = (ctypes.c_void_p, ctypes.c_int64)
+    lib.gratis_augment.argtypes = (ctypes.c_void_p, ctypes.POINTER(JobStruct), *pixels)
+    lib.gratis_augment.restype = None
     calls = (lib.gratis_new, lib.gratis_free, lib.gratis_probe, lib.gratis_run)
-    return Library(best, *calls, lib.gratis_mix, lib.gratis_erase)
+    passes = (lib.gratis_mix, lib.gratis_erase, lib.gratis_augment)
+    return Library(lib.gratis_best_isa(), *calls, *passes)
 
 
 def chosen_isa(library: Library) -> int:

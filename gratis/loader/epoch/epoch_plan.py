@@ -15,6 +15,7 @@ from gratis.loader.plan import (
     PAD,
     Ids,
     num_steps,
+    of_views,
     order,
     repeated,
     rows,
@@ -23,6 +24,7 @@ from gratis.loader.plan import (
     window_order,
 )
 from gratis.loader.views.draw_mixing import Mix, choices, draw_mix
+from gratis.loader.views.draw_operations import Program, draw_program
 from gratis.loader.views.draw_views import Views, draw_views
 
 
@@ -149,3 +151,12 @@ class EpochPlan:
         sizes = self.sizes(samples if shown is None else shown)
         chunks = self._places[samples] // config.crop_chunk if config.crop_chunk > 1 else None
         return draw_views(config, sizes, self.epoch, ids, chunks, whole=self.whole)
+
+    def program(self, ids: Ids) -> Program | None:
+        """What the configuration's operations do to the views of these samples, by their draw ids;
+        None without operations."""
+        config = self.config
+        if not config.operations:
+            return None
+        views, crop = of_views(ids, config.views), config.crop
+        return draw_program(config.operations, config.seed, self.epoch, views, crop, crop)

@@ -50,8 +50,9 @@ from gratis.loader.decoding.cached_decoder import CachedDecoder, MakeImages
 from gratis.loader.decoding.cpu import BatchCrops, decode
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.decoded_cache import DecodedCache
-from gratis.loader.decoding.native import Fill, NativeBatches
+from gratis.loader.decoding.native import Fill, NativeBatches, finish
 from gratis.loader.decoding.native_gpu import NativeImages
+from gratis.loader.engine.decoder import NativeDecoder
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_operations import BatchOperations, labels_of
@@ -64,7 +65,7 @@ from gratis.loader.pipeline.batch_tensors import (
 )
 from gratis.loader.pipeline.buffer_pool import BufferPool, Memory
 from gratis.loader.plan import Ids
-from gratis.loader.reading.batch_reader import BatchReader
+from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
 from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.shard_reader import ShardReader
 from gratis.loader.views.draw_mixing import Mix
@@ -104,6 +105,7 @@ class BatchPipeline:
         self._native = NativeBatches(self._reader, self._runner, threads) if native else None
         self._native_images: NativeImages | None = None
         self._operations = BatchOperations(threads, plan.device)
+        self._augmenter: NativeDecoder | None = None  # where DALI decodes: operations alone
         self._stream: Any = None
         if plan.device.type == "cuda":
             self._native_images = NativeImages(self._native) if self._native else None
@@ -137,7 +139,7 @@ class BatchPipeline:
     def close(self) -> None:
         native = self._native_images or self._native
         parts = (self._runner, self._resizer, self._cached, native, self._operations)
-        for closing in parts:
+        for closing in (*parts, self._augmenter):
             if closing:
                 closing.close()
         self._reader.close()
@@ -178,12 +180,21 @@ class BatchPipeline:
         """Of each step its samples' draw ids, and what fills their views."""
         normalise = Normaliser(plan.stats, plan.config, plan.epoch)
         for encoded, crops in self._crops(plan):
-            yield encoded.wanted, partial(self._finish, normalise, encoded.ids, crops)
+            yield encoded.wanted, partial(self._finish, plan, normalise, encoded, crops)
 
-    def _finish(self, normalise: Normaliser, ids: Ids, crops: Crops, rows: torch.Tensor) -> Ids:
+    def _finish(
+        self,
+        plan: EpochPlan,
+        normalise: Normaliser,
+        encoded: EncodedBatch,
+        crops: Crops,
+        rows: torch.Tensor,
+    ) -> Ids:
+        if plan.config.operations and self._augmenter is None:
+            self._augmenter = NativeDecoder(self._threads)
         with self._timer.time("finish_s"):
-            normalise(crops, rows)
-        return ids
+            finish(self._augmenter, encoded.wanted, plan, normalise, crops, rows)
+        return encoded.ids
 
     def _crops(self, plan: EpochPlan) -> BatchCrops:
         if self._cached is None:
@@ -221,7 +232,8 @@ class BatchPipeline:
         else:
             batches = self._reader.batches(plan)
             for encoded, tensor in gpu.decode_views(batches, plan, self._runner, self._threads):
-                yield encoded.wanted, encoded.ids, partial(gpu.to_torch, tensor, plan)
+                make_images = partial(gpu.to_torch, tensor, plan, encoded)
+                yield encoded.wanted, encoded.ids, make_images
                 del tensor
 
     def _to_device(

@@ -14,7 +14,9 @@ from gratis.dataset import Stats
 from gratis.loader.config import LoaderConfig
 from gratis.loader.plan import Draws
 from gratis.loader.views.colour_noise import colour_shift
+from gratis.loader.views.draw_operations import Program
 from gratis.loader.views.normalisation import normalisation
+from gratis.loader.views.torch_operations import apply_programs
 
 
 def apply_views(  # noqa: PLR0917
@@ -25,23 +27,32 @@ def apply_views(  # noqa: PLR0917
     stats: Stats,
     config: LoaderConfig,
     epoch: int,
+    program: Program | None = None,
 ) -> Tensor:
-    """Crop, mirror, mean, colour noise and type of images `ids` of pixels uint8 [N,S,S,3], on their
-    device; mean float32 [S,S,3] on it too, the normalisation's.
+    """Crop, mirror, programs, mean, colour noise and type of images `ids` of pixels uint8
+    [N,S,S,3], on their device; mean float32 [S,S,3] on it too, the normalisation's.
 
     [n,3,crop,crop] or [n,10,3,crop,crop], in the configuration's type and layout."""
     y, x = _places(draws, config.crop, pixels.device)
     sample = ids.to(pixels.device).repeat_interleave(config.views)[:, None, None]
     crops = pixels[sample, y[:, :, None], x[:, None, :]]
-    return finish_crops(crops, draws, mean, stats, config, epoch)
+    return finish_crops(crops, draws, mean, stats, config, epoch, program)
 
 
 def finish_crops(  # noqa: PLR0917
-    crops: Tensor, draws: Draws, mean: Tensor, stats: Stats, config: LoaderConfig, epoch: int
+    crops: Tensor,
+    draws: Draws,
+    mean: Tensor,
+    stats: Stats,
+    config: LoaderConfig,
+    epoch: int,
+    program: Program | None = None,
 ) -> Tensor:
-    """Mean, colour noise and type of crops uint8 [m,crop,crop,3], which are mirrored already, as
-    `apply_views` does."""
+    """Programs, mean, colour noise and type of crops uint8 [m,crop,crop,3], which are mirrored
+    already, as `apply_views` does."""
     device, count, crop = crops.device, config.views, config.crop
+    if program is not None:
+        crops = apply_programs(crops.movedim(-1, 1), program).movedim(1, -1)
     images = crops.float()
     if config.mean == "offset":
         y, x = _places(draws, crop, device)
