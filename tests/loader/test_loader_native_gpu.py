@@ -52,7 +52,7 @@ def images_of(plan: EpochPlan, root: Path) -> Iterator[Iterator[tuple[Any, Tenso
     reader = BatchReader(shards, timer, quarantine)
     native = NativeBatches(reader, DaliRunner(timer, reader), 2)
     with closing(shards), closing(NativeImages(native)) as route:
-        yield ((ids, make()) for ids, make in route.images(plan))
+        yield ((ids, make()) for _, ids, make in route.images(plan))
 
 
 def assert_equal(ids: Any, images: Tensor, batch: Batch) -> None:
