@@ -89,6 +89,15 @@ class BatchReader:
                 views = plan.draws(wanted, ids)
                 return EncodedBatch(wanted, ids, *views[:2], parts, buffer, views.targets)
 
+    def check(self, plan: EpochPlan, batch: EncodedBatch) -> EncodedBatch:
+        """Of a batch that was read unchecked, or a selection of one: as `read` gives it, though its
+        parts are anywhere in the buffer."""
+        bad = invalid_rows(batch.parts, plan.manifest.codec, plan.sizes(batch.ids))
+        if self.reject(batch.wanted, batch.ids, bad):
+            return self.read(plan, batch.wanted)
+        views = plan.draws(batch.wanted, batch.ids)
+        return batch._replace(draws=views.draws, extents=views.extents, targets=views.targets)
+
     def reject(self, wanted: Ids, ids: Ids, rows: list[int]) -> bool:
         """Hands rows whose sample cannot be decoded to the quarantine; whether there are any.
         GratisError where bad samples are not allowed."""
