@@ -73,7 +73,7 @@ class LoaderBench:
     """Folder for a new folder of up to 4 GB with the images in all peers' formats. Default: the
     system's."""
     works: tuple[Work, ...] = WORKS
-    """What is done with the images."""
+    """What is done with the images. trivial, mixup and vit: on request."""
     rounds: int = 5
     """In each, every peer is measured once at every work that it can do."""
     batches: int = 26

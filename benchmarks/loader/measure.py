@@ -24,7 +24,7 @@ def write(name: str, scratch: Path) -> None:
     peer = PEERS[name]
     for module in peer.needs:
         # these load with a little help, in `workers`
-        if module not in ("torchvision", "streaming"):
+        if module not in ("torchvision", "streaming", "timm"):
             import_module(module)
     if peer.write:
         (scratch / name).mkdir()

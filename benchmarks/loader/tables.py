@@ -33,13 +33,14 @@ def report(records: Records, title: str) -> None:
 
 def _loader_table(records: dict[str, list[Record]], title: str) -> Table:
     """Ratios are of ours over the row's, round by round."""
-    ratios = ("ours: CPU", "rate", "MB")
-    table = Table("", "images/s", "CPU s per 1,000", *ratios, "MB", title=title)
+    columns = ("", "images/s", "CPU s per 1,000", "ours: CPU", "rate", "MB", "MB")
+    table = Table(*columns, title=title)
     for name in sorted(records, key=lambda name: _median(records[name], "cost")):
         its = records[name]
         cells = [_spread(its, "rate", ",.0f"), _spread(its, "cost", ".3f")]
         for key in ("cost", "rate", "megabytes"):
-            cells.append(_range(_ratios(records["ours"], its, key), ".2f"))
+            ratios = _ratios(records["ours"], its, key) if "ours" in records else []
+            cells.append(_range(ratios, ".2f") if ratios else "")
         table.add_row(name, *cells, f"{_median(its, 'megabytes'):,.0f}")
     return table
 

@@ -18,7 +18,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -128,11 +127,8 @@ def _processes(
 ) -> list[Outcome]:
     """All ranks at once; for each seed what they took together."""
     data = place.folder / ("damaged" if run.damaged else "data")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {"MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"PYTHONPATH": str(CHECKOUT), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"RENDEZVOUS": f"file://{out}.rendezvous"}
     started = []
     for rank in range(run.world):
         state = "-"

@@ -47,13 +47,15 @@ def main() -> None:
 
 
 def join(rank: int, world: int) -> None:
-    """torch.distributed, which most loaders ask; MASTER_PORT is set."""
+    """torch.distributed, which most loaders ask, by way of a file."""
     places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-    os.environ |= {key: str(value) for key, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {key: str(value) for key, value in places.items()}
     if world > 1:
         import torch.distributed
 
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+        torch.distributed.init_process_group(
+            "gloo", init_method=os.environ["RENDEZVOUS"], rank=rank, world_size=world
+        )
 
 
 def epoch(name: str, job: Job, stop: int | None, keep: Path) -> dict[str, Any]:

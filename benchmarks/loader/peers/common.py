@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,11 +25,13 @@ SHUFFLE = 1000  # samples in the shuffle buffers of libraries that have no other
 
 VIEWS_BATCH = 32  # images whose ten views are a batch
 
-Work = Literal["crop", "resized", "views", "bfloat16", "uint8"]
-"""A crop of 224 px, mirror, colour noise, minus mean, to float32; a random-resized crop (0.08 to 1
-of the area) of 224 px, mirror, ImageNet's mean and standard deviation, to float32; ten views of
-each image; as the first to bfloat16; crop and mirror alone, to uint8."""
-WORKS: tuple[Work, ...] = get_args(Work)
+Work = Literal["crop", "resized", "views", "bfloat16", "uint8", "trivial", "mixup", "vit"]
+"""crop: 224 px, mirror, colour noise, minus mean, to float32; resized: a random-resized crop (0.08
+to 1 of the area) of 224 px, mirror, ImageNet's mean and standard deviation, to float32; views: ten
+of each image; bfloat16: as crop; uint8: crop and mirror alone. trivial, mixup: resized with
+TrivialAugmentWide, or with mixup or cutmix of each batch; vit: timm's recipe (bicubic resized crop,
+mirror, RandAugment, erasing, mixup or cutmix)."""
+WORKS: tuple[Work, ...] = ("crop", "resized", "views", "bfloat16", "uint8")
 Files = Literal["usual", "fitted", "older", "q90", "raw"]
 """JPEG with the standard's Huffman tables and no restart markers, as most files are; as `gratis
 shards` writes it; as versions of format 1 did; as `gratis shards --quality 90` does; pixels."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.environments import Requirements
-from benchmarks.loader.peers import ours, resized, threads, workers
+from benchmarks.loader.peers import ours, recipes, resized, threads, workers
 from benchmarks.loader.peers.common import Files, Stream, Work
 
 # what is installed beside this environment for each; the versions that were measured
@@ -16,6 +16,7 @@ ENVIRONMENTS: dict[str, Requirements] = {
     "torch": (
         ("turboloader==2.39.0", "datago==2026.10.1", "simplejpeg==1.9.0", "torchvision==0.28.0"),
         ("litdata==0.2.76", "mosaicml-streaming==0.13.0", "grain==0.2.18", "spdl-io==0.8.0"),
+        ("timm==1.0.31",),
     ),
     "tensorflow": (("tensorflow-cpu==2.21.0",),),
     "ffcv": (  # compiled: needs a C++ compiler, libopencv-dev and libturbojpeg0-dev
@@ -37,7 +38,14 @@ class Peer(NamedTuple):
 TURBOLOADER: dict[Work, Stream] = {"crop": threads.turboloader, "resized": resized.turboloader}
 TFDATA: dict[Work, Stream] = {"crop": threads.tfdata, "resized": resized.tfdata}
 FFCV: dict[Work, Stream] = {"crop": threads.ffcv, "resized": resized.ffcv}
-IMAGEFOLDER: dict[Work, Stream] = {"crop": workers.imagefolder, "resized": resized.imagefolder}
+IMAGEFOLDER: dict[Work, Stream] = {
+    "crop": workers.imagefolder,
+    "resized": resized.imagefolder,
+    "trivial": recipes.trivial,
+    "mixup": recipes.mixup,
+    "vit": recipes.vit,
+}
+TIMM: dict[Work, Stream] = {"resized": recipes.timm_resized, "vit": recipes.timm_vit}
 DALI: dict[Work, Stream] = {"crop": threads.dali, "resized": resized.dali}
 PEERS: dict[str, Peer] = {
     "ours": Peer(ours.WORKS, files="fitted"),
@@ -57,6 +65,7 @@ PEERS: dict[str, Peer] = {
     ),
     "dataloader": Peer({"crop": workers.dataloader}, (), "torch"),
     "imagefolder": Peer(IMAGEFOLDER, ("torchvision",), "torch"),
+    "timm": Peer(TIMM, ("timm",), "torch"),
     "ours-q90": Peer({"crop": ours.crop}, files="q90"),
     "ours-raw": Peer({"crop": ours.crop}, files="raw"),
     "ffcv-raw": Peer({"crop": threads.ffcv}, ("ffcv",), "ffcv", "raw", threads.write_ffcv),
