@@ -37,7 +37,7 @@ def _chosen(index: Index, shard: int) -> NDArray[np.int64]:
     _, at, shared = np.unique(index.offset[first:end], return_index=True, return_counts=True)
     rows = first + np.sort(at[shared == 1])
     if not len(rows):
-        return rows
+        return rows  # type: ignore[no-any-return]
     _, rare, counts = np.unique(index.label[rows], return_index=True, return_counts=True)
     rarest = rows[rare[np.argsort(counts, kind="stable")][: SAMPLES // 2]]
     spread = rows[np.linspace(0, len(rows) - 1, SAMPLES // 2).astype(np.int64)]
