@@ -26,9 +26,9 @@ def reserve(folder: Path) -> bool:
             RESERVED.append(file)
             write_holder(file, os.getpid())
     except OSError as error:
-        raise GratisError(
-            f"--runs {folder.parent} cannot hold a run ({error.strerror}); choose another"
-        ) from None
+        where = f"run {folder}" if folder.is_dir() else f"--runs {folder.parent}"
+        what = "cannot be written" if folder.is_dir() else "cannot hold a run"
+        raise GratisError(f"{where} {what} ({error.strerror}); choose another") from None
     return file is not None
 
 
@@ -49,15 +49,35 @@ def lock(folder: Path, pid: int | None = None) -> TextIO:
 
 
 def in_use(folder: Path) -> str | None:
-    """Who has locked the run, in words; None if nobody has."""
-    # looking takes a lock for a moment, which rank 0 might miss
+    """Who has locked the run, in words; None if nobody has. Takes no right to write there."""
     for path in (folder / STARTER, folder / LOCK):
-        if path.exists():
-            file = hold(path)
-            if file is None:
-                return holder(path)
-            file.close()
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:  # whoever keeps it from us may be at work on it
+            return "another user"
+        try:
+            # looking takes a lock for a moment, which rank 0 might miss
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return holder(path)
+        except OSError:  # no locks there: who wants one is told
+            continue
+        finally:
+            os.close(file)
     return None
+
+
+def is_others(folder: Path) -> bool:
+    """Whether the run is there and this user may not go on with it."""
+    if not os.path.lexists(folder):
+        return False
+    files = [folder / name for name in (STARTER, LOCK, "rank-0.jsonl")]
+    try:
+        return not all(os.access(path, os.W_OK) for path in (folder, *filter(Path.exists, files)))
+    except PermissionError:  # one may not even look
+        return True
 
 
 def hold(path: Path, *, shared: bool = False, what: Path | None = None) -> TextIO | None:
@@ -83,8 +103,8 @@ def hold(path: Path, *, shared: bool = False, what: Path | None = None) -> TextI
 def write_holder(file: TextIO, pid: int) -> None:
     with suppress(OSError):  # a full disk: others then learn less
         file.truncate(0)
-        file.write(f"process {pid} on {socket.gethostname()}\n")
-        file.flush()
+        # past the buffer, which closing the file would write again, and fail
+        os.write(file.fileno(), f"process {pid} on {socket.gethostname()}\n".encode())
 
 
 def holder(path: Path) -> str:

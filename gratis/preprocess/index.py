@@ -319,4 +319,9 @@ def _link_tar(store: LocalStore, path: str, name: str) -> None:
     if link.resolve() != tar:
         if link.is_symlink():  # of an earlier index, to another tar
             link.unlink()
-        link.symlink_to(os.path.relpath(tar, store.root.resolve()))
+        try:
+            link.symlink_to(os.path.relpath(tar, store.root.resolve()))
+        except OSError as error:
+            lacks = f"no symbolic links ({error.strerror})"
+            way_out = "choose an --out on another, or none"
+            raise GratisError(f"the disk of {store.root} has {lacks}; {way_out}") from None

@@ -20,6 +20,7 @@ from gratis.dataset import Index, Split
 from gratis.errors import GratisError
 from gratis.loader.plan import Ids
 from gratis.loader.reading.shard_cache import ShardCache, uses_of
+from gratis.loader.reading.shard_labels import check_labels
 from gratis.open_files import max_open_files, move_high
 
 Bytes = NDArray[np.uint8]
@@ -36,6 +37,7 @@ class ShardReader:
     ) -> None:
         self._root, self._shards, self._index, self._cache = root, split.shards, index, cache
         self._files: OrderedDict[int, int] = OrderedDict()
+        self._checked: set[int] = set()  # shards whose labels were held against the index
         self._most = max_open_files(len(split.shards))
 
     def begin(self, order: Ids, batch_size: int, first_step: int) -> None:
@@ -124,6 +126,13 @@ class ShardReader:
         if (size := os.fstat(file).st_size) != expected.bytes:
             os.close(file)
             raise GratisError(f"{path} has {size} bytes, not {expected.bytes}; {VERIFY}")
+        if shard not in self._checked:
+            try:
+                check_labels(file, path, self._index, shard)
+            except BaseException:
+                os.close(file)
+                raise
+            self._checked.add(shard)
         return move_high(file)
 
     def _descriptor(self, shard: int, path: Path) -> int:

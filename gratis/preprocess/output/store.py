@@ -7,6 +7,8 @@ interrupted run leaves whole objects only, and the manifest goes up last."""
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -19,6 +21,8 @@ from gratis.atomic import fsync, move_synced, temporary_name
 from gratis.errors import GratisError
 
 T = TypeVar("T")
+# what systems say of a disk without hard links
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EINVAL)
 WORK = ".work"  # in the dataset's folder until publication: plan, receipts, unfinished files
 
 
@@ -47,10 +51,29 @@ class LocalStore:
         """Writes a file, unless another process was first with that name: then nothing changes."""
         draft, path = self._draft(name, data), self.root / name
         fsync(draft)
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(draft, path)
-        draft.unlink()
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            self._create_locked(draft, path)
+        draft.unlink(missing_ok=True)
         fsync(path.parent)
+
+    def _create_locked(self, draft: Path, path: Path) -> None:
+        """The same on a disk without hard links: whoever has the lock renames, if it is the first.
+        GratisError where there are no locks either."""
+        with (self.root / WORK / "create.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                lacks = f"has neither hard links nor locks ({error.strerror})"
+                way_out = "choose an OUT on another, and copy the shards there afterwards"
+                raise GratisError(f"the disk of {self.root} {lacks}; {way_out}") from None
+            if not path.exists():
+                move_synced(draft, path)
 
     def read(self, name: str) -> bytes:
         """Raises OSError."""

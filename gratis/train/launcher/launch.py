@@ -14,7 +14,7 @@ import psutil
 from gratis.dataset import Manifest
 from gratis.errors import GratisError
 from gratis.history import attempts, outcome, records
-from gratis.locks import STARTER, in_use, reserve
+from gratis.locks import STARTER, in_use, is_others, reserve
 from gratis.train.network import layers
 from gratis.train.options import Options
 from gratis.train.recipes import Recipe
@@ -90,6 +90,8 @@ def check_available(folder: Path) -> None:
         raise GratisError(f"run {folder} is in use by {user}; choose another --run, or end it")
     if outcome(folder) == "finished":
         raise GratisError(f"run {folder} is finished; choose another --run")
+    if is_others(folder):
+        raise GratisError(f"run {folder} cannot be written by this user; choose another --run")
 
 
 def run_by_recipe(options: Options, manifest: Manifest) -> tuple[str, bool]:
@@ -116,6 +118,9 @@ def choose_run(runs: Path, stem: str) -> tuple[str, bool]:
     if not numbers:
         return f"{stem}-1", False
     newest = runs / f"{stem}-{numbers[-1]}"
+    if is_others(newest):
+        print(f"run {newest} is another user's: another begins")
+        return f"{stem}-{numbers[-1] + 1}", False
     if user := in_use(newest):
         print(f"run {newest} is in use by {user}: another begins")
     if user or outcome(newest) in OVER:
