@@ -48,6 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=long)
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist all else works
 def pytest_xdist_auto_num_workers() -> int:
     """One more than cores: many tests wait for the programs that they start."""
     return min(8, len(os.sched_getaffinity(0)) + 1)

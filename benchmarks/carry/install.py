@@ -38,7 +38,7 @@ def main() -> int:
     parts, problem = checked(options.parts)
     if problem:
         parser.exit(2, f"error: {problem}\n")
-    with tarfile.open(fileobj=Joined(parts), mode="r|gz") as tar:
+    with Joined(parts) as joined, tarfile.open(fileobj=joined, mode="r|gz") as tar:
         tar.extractall(to, filter="data")
     with tarfile.open(to / "project.tar") as tar:
         tar.extractall(to / "project", filter="data")
@@ -86,6 +86,10 @@ class Joined(io.RawIOBase):
                 return 0
             self._file = part.open("rb")
         return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def install(to: Path) -> str:

@@ -14,10 +14,10 @@ from benchmarks.report.setting import Setting, stage
 from gratis.train.paper.arguments import recipe_flags
 from gratis.train.recipes import RECIPES, Recipe
 
-# top-1 that is reached where all is right. tiny100, 100 classes of 500 images, after the recipe's 3
-# epochs: 20.7 % on a CPU (docs/measured.md), chance 1 %; with 100 images a class and as many steps
-# less. The drawn sample: chance 10 %.
-GOALS = {"tiny": 0.12, "sample": 0.2}
+# top-1 that is reached where all is right. tiny100, 200 images of each class, 3 epochs: 11.6 %
+# on a CPU (n = 1), chance 1 %; of 500 images 20.7 % (docs/measured.md). The drawn sample: chance
+# 10 %.
+GOALS = {"tiny": 0.08, "sample": 0.2}
 
 
 def measurements(*, cuda: bool) -> list[Measurement]:

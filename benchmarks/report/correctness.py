@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = {
     "loader": (
         "tests/loader/test_loader_gpu.py",
+        "tests/loader/test_loader_native_gpu.py",
         "tests/loader/test_loader_views.py",
         "tests/loader/test_loader_decoded.py",
     ),

@@ -268,12 +268,13 @@ def test_a_wait_of_another_thread_is_none_of_the_host_s() -> None:
 
 @pytest.mark.gpu
 def test_the_host_waits_for_the_gpu_at_the_interval_s_end_alone(
-    tmp_path: Path, sample_shards: Path, own_signals: StopSignals
+    tmp_path: Path, request: pytest.FixtureRequest, own_signals: StopSignals
 ) -> None:
     """torch tells of whatever of its own makes a thread wait; what DALI waits for it does not
     see."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    sample_shards: Path = request.getfixturevalue("sample_shards")  # drawn only where it is used
     with one_interval(tmp_path, sample_shards, own_signals, torch.device("cuda", 0)) as made:
         with waits_here_raise():
             torch.cuda.set_sync_debug_mode("warn")
