@@ -79,6 +79,10 @@ class RandomErasing:
             )
         if not 0 <= self.p <= 1:
             raise GratisError(f"p of RandomErasing is {self.p}; it is a probability, from 0 to 1")
+        if self.min_aspect <= 0:
+            raise GratisError(
+                f"min_aspect of RandomErasing is {self.min_aspect}; it must be above 0"
+            )
         if not 0 < self.min_area <= self.max_area <= 1:
             area = (self.min_area, self.max_area)
             raise GratisError(f"area of RandomErasing is {area}; it must be a range within (0, 1]")
