@@ -51,10 +51,9 @@ class CachedDecoder:
 
     def steps(self, plan: EpochPlan) -> Iterator[tuple[EncodedBatch, bool]]:
         """Each step's samples, without bytes, and whether the cache holds all of them."""
-        order = plan.order()
-        steps = plan.ids_by_step(order)
+        steps = list(plan.ids_by_step())
         if any(not self._cache.holds(wanted) for wanted in steps):  # else nothing is read
-            self._shards.begin(order, plan.config.batch_size, plan.first_step)
+            self._shards.begin(plan.order, plan.config.batch_size, plan.first_step)
         for number, wanted in enumerate(steps):
             held = self._cache.holds(wanted)
             if not held:

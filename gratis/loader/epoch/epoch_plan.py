@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,18 @@ import torch
 
 from gratis.dataset import Index, Manifest, Stats
 from gratis.loader.config import LoaderConfig
-from gratis.loader.plan import PAD, Draws, Ids, num_steps, order, rows, short_rows, window_order
+from gratis.loader.plan import (
+    PAD,
+    Draws,
+    Ids,
+    num_steps,
+    order,
+    order_parts,
+    rows,
+    short_rows,
+    window_order,
+    window_parts,
+)
 from gratis.loader.views.draw_views import draw_views
 
 
@@ -53,12 +65,28 @@ class EpochPlan:
             return window_order(config.seed, self.epoch, self.index.shard, config.window)
         return order(config.seed, self.epoch, len(self.index.label))
 
-    def ids_by_step(self, order: Ids) -> list[Ids]:
+    def _order_parts(self, first: int) -> Iterator[Ids]:
+        """`order` from a place on, in parts."""
+        config, count = self.config, len(self.index.label)
+        if not config.augment:
+            return iter([np.arange(first, count)])
+        if config.order == "window":
+            return window_parts(config.seed, self.epoch, self.index.shard, config.window, first)
+        return order_parts(config.seed, self.epoch, count, first)
+
+    def ids_by_step(self) -> Iterator[Ids]:
         """This rank's samples in each of the steps, padding left out; no entry for a step in which
         it has none (the last one at most)."""
         config, share = self.config, short_rows if self.config.remainder == "short" else rows
-        ids = (share(order, k, config.batch_size, self.rank, self.world_size) for k in self.steps)
-        return [real for each in ids if len(real := each[each != PAD])]
+        size = config.batch_size
+        parts, ahead = self._order_parts(self.first_step * size), np.empty(0, np.int64)
+        for _ in self.steps:
+            while len(ahead) < size and (part := next(parts, None)) is not None:
+                ahead = np.concatenate([ahead, part]) if len(ahead) else part
+            ids = share(ahead, 0, size, self.rank, self.world_size)
+            if len(real := ids[ids != PAD]):
+                yield real
+            ahead = ahead[size:]
 
     def padding(self, samples: int) -> int:
         """Rows that a batch of so many samples is filled up with."""
