@@ -15,8 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
+import math
+import mmap
 import re
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -289,9 +293,11 @@ def write_index(root: Path, split: str, index: Index) -> str:
 
 def read_index(root: Path, split: str, sha256: str | None = None) -> Index:
     """The split's index; GratisError if its file is missing, is no index, or has another sha256
-    than this one of the manifest: an index of other shards would give samples wrong labels."""
+    than this one of the manifest: an index of other shards would give samples wrong labels.
+
+    The arrays lie in the mapped file, for reading: the processes of a machine share them."""
     path = root / index_name(split)
-    index = Index(**_read_npz(path, Index._fields, sha256, OPTIONAL))
+    index = Index(**_read_npz(path, Index._fields, sha256, OPTIONAL, mapped=True))
     columns = [column for column in index if column is not None]
     sized = (index.width is None) == (index.height is None)
     if not sized or any(
@@ -344,10 +350,35 @@ def _write_npz(path: Path, arrays: dict[str, Any]) -> str:
     return sha256_file(path)
 
 
+def _array_in(whole: mmap.mmap, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """A member of a mapped, uncompressed NumPy archive, where it lies. Raises ValueError."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("it is compressed")
+    lengths = struct.unpack_from("<HH", whole, member.header_offset + 26)  # of name and extra field
+    start = member.header_offset + 30 + sum(lengths)
+    header = io.BytesIO(whole[start : start + min(member.file_size, 1 << 16)])
+    version = np.lib.format.read_magic(header)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(header)
+    if dtype.hasobject:
+        raise ValueError("it holds objects")
+    values = math.prod(shape)
+    if not values:
+        return np.empty(shape, dtype)
+    return np.frombuffer(whole, dtype, values, start + header.tell()).reshape(shape)
+
+
 def _read_npz(
-    path: Path, fields: tuple[str, ...], sha256: str | None, optional: tuple[str, ...]
+    path: Path,
+    fields: tuple[str, ...],
+    sha256: str | None,
+    optional: tuple[str, ...],
+    *,
+    mapped: bool = False,
 ) -> dict[str, Any]:
-    damage = (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError)
+    damage = (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError, struct.error)
     try:
         # opened once, for the sum and for NumPy, which leaves a damaged file open
         with open(path, "rb", opener=open_nonblocking) as file:
@@ -359,7 +390,13 @@ def _read_npz(
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 wanted = [name for name in fields if name in arrays or name not in optional]
-                return {name: arrays[name] for name in wanted}
+                if not mapped:
+                    return {name: arrays[name] for name in wanted}
+                if sha256 is None and (bad := arrays.zip.testzip()):
+                    raise ValueError(f"the sum of {bad} differs")
+                members = {name: arrays.zip.getinfo(f"{name}.npy") for name in wanted}
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # until no array is left
+            return {name: _array_in(whole, member) for name, member in members.items()}
     except FileNotFoundError:
         raise _damaged(path, "is missing") from None
     except (*damage, zipfile.BadZipFile, zlib.error) as error:

@@ -58,7 +58,8 @@ class Loader:
 
     After a whole epoch the decoder, its threads, the buffers and open files wait for the next;
     `close`, dropping the loader, or dropping the iterator inside an epoch (break, exception) ends
-    and frees all of them.
+    and frees all of them. The index stays mapped from its file while there is a loader: the
+    processes of a machine share it.
     A loader is for one thread. It may cross a fork while no epoch is under way (what waits is
     closed before, and made again on demand); a spawned process makes its own from the
     configuration, which can be pickled.

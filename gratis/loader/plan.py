@@ -20,11 +20,12 @@ that of `window`:
 | 200 million          | 8 (15)      | 1.5 GB (3.1 GB) |
 | a billion, by these  | 42 (73)     | 8 GB (16 GB)    |
 
-At a billion the index itself, 20 bytes a sample, takes 20 GB on every rank: that is the limit, not
-the plan. Python and NumPy alone."""
+Training draws a large order in parts (`order_parts`), and maps the index from its file, so that
+neither is held by every rank. Python and NumPy alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ MOST_COPIES = 1 << 15
 TRIES = 10  # to draw a part that fits inside the image
 # ids drawn at a time while ordering: the temporaries stay in the cache, 3 times quicker
 CHUNK = 1 << 14
+PARTS = 16  # that an order is drawn in, at most
 
 
 class Draws(NamedTuple):
@@ -84,11 +86,20 @@ def repeated(order: Ids, repeats: int, batch_size: int) -> Ids:
     end), as repeated augmentation means it (Hoffer et al., "Augment your batch", 2020). Within a
     batch all first copies come first, then all second ones: so ranks, which take consecutive parts,
     get different copies, and no sample stands beside itself."""
-    every = copies(np.repeat(order, repeats), np.tile(np.arange(repeats), len(order)))
+    every = every_copy(order, repeats)
     for first in range(0, len(every), batch_size):
-        batch = every[first : first + batch_size]
-        batch[:] = batch[np.argsort(batch >> COPY_BIT, kind="stable")]
+        every[first : first + batch_size] = by_copy(every[first : first + batch_size])
     return every
+
+
+def every_copy(ids: Ids, repeats: int) -> Ids:
+    """Each sample `repeats` times, its copies adjacent, as draw ids int64 [n*repeats]."""
+    return copies(np.repeat(ids, repeats), np.tile(np.arange(repeats), len(ids)))
+
+
+def by_copy(draw_ids: Ids) -> Ids:
+    """All first copies, then all second ones, and so on."""
+    return draw_ids[np.argsort(draw_ids >> COPY_BIT, kind="stable")]
 
 
 def philox(counter: tuple[U64, U64, U64, U64], key: tuple[int, int]) -> tuple[U64, U64, U64, U64]:
@@ -267,17 +278,55 @@ def window_order(seed: int, epoch: int, shard: NDArray[np.int32], window: int) -
     Since `preprocess` shuffles before it cuts shards, every batch of theirs is well mixed; but
     neighbours meet again, so choose the largest window that the disk bears. With shards from
     elsewhere, sorted by class, use `full`."""
-    starts = np.searchsorted(shard, np.arange(int(shard[-1]) + 2))
-    shards = _sorted_by_key(seed, epoch, len(starts) - 1, SHARDS)
-    keys, result, done = _keys(seed, epoch, len(shard), ORDER), np.empty(len(shard), np.uint64), 0
-    for first in range(0, len(shards), window):
-        opened = [keys[starts[k] : starts[k + 1]] for k in shards[first : first + window].tolist()]
-        part = result[done : done + sum(map(len, opened))]
-        np.concatenate(opened, out=part)
-        part.sort()
-        done += len(part)
-    result &= _mask(len(shard))
-    return result.view(np.int64)
+    return np.concatenate([*window_parts(seed, epoch, shard, window)])
+
+
+def order_parts(seed: int, epoch: int, count: int, first: int = 0) -> Iterator[Ids]:
+    """`order` from place `first` on, in at most PARTS parts of an equal share of the keys each, so
+    that of a large dataset no more than a part is ever in memory. Each part draws all keys again,
+    which takes less than a thousandth of decoding their samples."""
+    parts = min(PARTS, 1 << (count >> 21).bit_length())
+    if first:
+        sizes = sum(
+            (
+                np.bincount(_part_of(keys, parts), minlength=parts)
+                for keys in _key_chunks(seed, epoch, count, ORDER)
+            ),
+            np.zeros(parts, np.int64),
+        )
+    for part in range(parts):
+        if first and first >= sizes[part]:
+            first -= int(sizes[part])
+            continue
+        chunks = _key_chunks(seed, epoch, count, ORDER)
+        keys = np.concatenate([chunk[_part_of(chunk, parts) == part] for chunk in chunks])
+        keys.sort()
+        keys &= _mask(count)
+        yield keys.view(np.int64)[first:]
+        first = 0
+
+
+def window_parts(
+    seed: int, epoch: int, shard: NDArray[np.int32], window: int, first: int = 0
+) -> Iterator[Ids]:
+    """`window_order` from place `first` on, a window at a time."""
+    count = len(shard)
+    sizes = np.zeros(int(shard[-1]) + 1, np.int64)
+    for begin in range(0, count, CHUNK):
+        sizes += np.bincount(shard[begin : begin + CHUNK], minlength=len(sizes))
+    ends = np.cumsum(sizes)
+    shards = _sorted_by_key(seed, epoch, len(sizes), SHARDS)
+    for number in range(0, len(shards), window):
+        opened = shards[number : number + window]
+        if first >= (size := int(sizes[opened].sum())):
+            first -= size
+            continue
+        ranges = [(int(ends[k] - sizes[k]), int(ends[k])) for k in opened.tolist()]
+        keys = np.concatenate([_keys(seed, epoch, count, ORDER, *ids) for ids in ranges])
+        keys.sort()
+        keys &= _mask(count)
+        yield keys.view(np.int64)[first:]
+        first = 0
 
 
 def num_steps(count: int, batch_size: int, remainder: str) -> int:
@@ -312,17 +361,39 @@ def _sorted_by_key(seed: int, epoch: int, count: int, purpose: int) -> Ids:
     return keys.view(np.int64)
 
 
-def _keys(seed: int, epoch: int, count: int, purpose: int) -> U64:
-    """Of each id, uint64 [count]: random bits, and in the last ones the id itself."""
+def _keys(  # noqa: PLR0917
+    seed: int, epoch: int, count: int, purpose: int, begin: int = 0, end: int | None = None
+) -> U64:
+    """Of each id from begin to end (all `count` of them), uint64 [ids]: random bits, and in the
+    last ones the id itself."""
+    end = count if end is None else end
+    keys = np.empty(max(end - begin, 0), np.uint64)
+    done = 0
+    for part in _key_chunks(seed, epoch, count, purpose, begin, end):
+        keys[done : done + len(part)] = part
+        done += len(part)
+    return keys
+
+
+def _key_chunks(  # noqa: PLR0917
+    seed: int, epoch: int, count: int, purpose: int, begin: int = 0, end: int | None = None
+) -> Iterator[U64]:
+    """`_keys` in parts of 2 * CHUNK ids at most."""
+    mask, end = _mask(count), count if end is None else end
     # a block of four words makes the keys of two ids
-    keys, mask = (np.empty(count + 1 & ~1, np.uint64), _mask(count))
-    for first in range(0, count, 2 * CHUNK):
-        part = keys[first : first + 2 * CHUNK]
-        w = words(seed, epoch, np.arange(first // 2, first // 2 + len(part) // 2), purpose)
+    for first in range(begin & ~1, end, 2 * CHUNK):
+        last = min(first + 2 * CHUNK, end + 1 & ~1)
+        part = np.empty(last - first, np.uint64)
+        w = words(seed, epoch, np.arange(first // 2, last // 2), purpose)
         part[0::2], part[1::2] = w[0] << np.uint64(32) | w[1], w[2] << np.uint64(32) | w[3]
         part &= ~mask
-        part |= np.arange(first, first + len(part), dtype=np.uint64)
-    return keys[:count]
+        part |= np.arange(first, last, dtype=np.uint64)
+        yield part[max(begin - first, 0) : end - first]
+
+
+def _part_of(keys: U64, parts: int) -> Ids:
+    """Which of so many equal shares of all keys each is in; parts: a power of two."""
+    return (keys >> np.uint64(32) >> np.uint64(33 - parts.bit_length())).astype(np.int64)
 
 
 def _mask(count: int) -> np.uint64:

@@ -298,3 +298,49 @@ def test_few_files_ask_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("the limit was raised"))
     assert max_open_files(256) == 256
+
+
+def own_memory() -> int:
+    """Bytes of this process that no file backs."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+
+def test_the_index_is_shared_by_the_processes_of_a_machine(tmp_path: Path) -> None:
+    """Its rows lie in the file, and the file alone is in memory."""
+    ids = np.arange(4_000_000)
+    columns = ((ids // 1000), ids * 7, (ids % 1000 + 1), (ids % 10))
+    index = Index(*(column.astype(kind) for column, kind in zip(columns, "ilii", strict=True)))
+    sha256 = write_index(tmp_path, "train", index)
+    for known in (sha256, None):
+        before = own_memory()
+        found = read_index(tmp_path, "train", known)
+        for name, rows in index._asdict().items():
+            np.testing.assert_array_equal(getattr(found, name)[::1000], rows[::1000])
+        assert own_memory() - before < 80e6 / 4
+        with pytest.raises(ValueError, match="read-only"):
+            found.label[0] = 1
+
+
+def test_an_index_of_no_samples_is_read(tmp_path: Path) -> None:
+    kinds = (np.int32, np.int64, np.int32, np.int32)
+    write_index(tmp_path, "train", Index(*(np.empty(0, kind) for kind in kinds)))
+    index = read_index(tmp_path, "train")
+    assert [rows.dtype for rows in index] == list(kinds)
+    assert all(rows.shape == (0,) for rows in index)
+
+
+@pytest.mark.parametrize("harm", ["compressed", "objects", "a flipped byte", "cut"])
+def test_an_index_that_cannot_be_mapped_is_one_line(tmp_path: Path, harm: str) -> None:
+    rows = np.arange(1000)
+    columns = dict.fromkeys(Index._fields, rows)
+    path = tmp_path / "train.index.npz"
+    save = np.savez_compressed if harm == "compressed" else np.savez
+    objects = {"label": np.array([None] * 1000)} if harm == "objects" else {}
+    save(path, **(columns | objects))  # type: ignore[arg-type]
+    data = bytearray(path.read_bytes())
+    if harm == "a flipped byte":
+        data[len(data) // 2] ^= 1
+    path.write_bytes(data[: len(data) - 500] if harm == "cut" else data)
+    with pytest.raises(GratisError, match=r"train.index.npz is damaged \(.*\); make the shards"):
+        read_index(tmp_path, "train")

@@ -285,3 +285,44 @@ def test_at_one_half_the_mirror_is_the_words_lowest_bit() -> None:
     assert not (plan.mirrors(3, 7, ids, 0.1)[~lowest]).any()
     assert (plan.draws(3, 7, ids, 33, flip=1.0).flip).all()
     assert (plan.draws(3, 7, ids, 33).flip == lowest).all()
+
+
+MILLIONS = 5_000_000  # as many samples take several parts
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40_001, 2_200_001, MILLIONS])
+def test_an_order_in_parts_is_the_order(count: int) -> None:
+    """From any place on, to the bit."""
+    whole = plan.order(3, 5, count)
+    assert len([*plan.order_parts(3, 5, count)]) == (
+        1 if count < 1 << 21 else 2 if count < 4e6 else 4
+    )
+    places = [0, 1, count // 3, count // 2, count - 1, count]
+    for first in places if count < MILLIONS else (0, MILLIONS // 2):
+        parts = [np.empty(0, np.int64), *plan.order_parts(3, 5, count, first)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole[first:])
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_windows_one_by_one_are_the_order(window: int) -> None:
+    """Of shards of odd and even sizes, one of them empty."""
+    sizes = [5, 8, 1, 0, 40_000, 7, 2, 33_333]
+    shard = np.repeat(np.arange(8, dtype=np.int32), sizes)
+    starts, keys = np.cumsum([0, *sizes]), np.argsort(plan.order(2, 1, len(shard)))
+    shards = plan.window_order(2, 1, np.arange(8, dtype=np.int32), 1)  # of one sample each
+    opened = [shards[k : k + window] for k in range(0, 8, window)]
+    ids = [np.concatenate([np.arange(starts[k], starts[k + 1]) for k in few]) for few in opened]
+    expected = np.concatenate([few[np.argsort(keys[few])] for few in ids])
+    np.testing.assert_array_equal(plan.window_order(2, 1, shard, window), expected)
+    for first in (1, 5, 13, 14, 40_014, len(shard) - 1, len(shard)):
+        parts = [np.empty(0, np.int64), *plan.window_parts(2, 1, shard, window, first)]
+        np.testing.assert_array_equal(np.concatenate(parts), expected[first:])
+
+
+def test_a_large_order_is_never_held_as_a_whole() -> None:
+    tracemalloc.start()
+    drawn = sum(len(part) for part in plan.order_parts(0, 0, MILLIONS))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert drawn == MILLIONS
+    assert peak < 8 * MILLIONS * 4 / 5

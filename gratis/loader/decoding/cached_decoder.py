@@ -68,11 +68,10 @@ class CachedDecoder:
 
     def steps(self, plan: EpochPlan) -> Iterator[tuple[EncodedBatch, bool]]:
         """Each step's samples, without bytes, and whether the cache holds all of them."""
-        order = plan.order()
-        steps = plan.ids_by_step(order)
+        steps = list(plan.ids_by_step())
         samples = [samples_of(wanted) for wanted in steps]
         if any(not self._cache.holds(ids) for ids in samples):  # else nothing is read
-            self._shards.begin(samples_of(order), plan.config.batch_size, plan.first_step)
+            self._shards.begin(plan.sample_order, plan.config.batch_size, plan.first_step)
         for number, (wanted, ids) in enumerate(zip(steps, samples, strict=True)):
             held = self._cache.holds(ids)
             if not held:

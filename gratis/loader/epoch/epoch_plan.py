@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,14 +15,18 @@ from gratis.loader.config import LoaderConfig
 from gratis.loader.plan import (
     PAD,
     Ids,
+    by_copy,
+    every_copy,
     num_steps,
     of_views,
     order,
+    order_parts,
     repeated,
     rows,
     samples_of,
     short_rows,
     window_order,
+    window_parts,
 )
 from gratis.loader.views.draw_mixing import Mix, choices, draw_mix
 from gratis.loader.views.draw_operations import Program, draw_program
@@ -96,23 +101,46 @@ class EpochPlan:
             one = order(config.seed, self.epoch, len(self.index.label))
         return one if config.repeats == 1 else repeated(one, config.repeats, config.batch_size)
 
-    def ids_by_step(self, order: Ids) -> list[Ids]:
+    def sample_order(self) -> Ids:
+        """`order`, but of samples' ids."""
+        return samples_of(self.order())
+
+    def _order_parts(self, first: int) -> Iterator[Ids]:
+        """`order` from a place on, in parts, where copies of samples are not yet arranged."""
+        config, repeats = self.config, self.config.repeats
+        begin, skipped = divmod(first, repeats)
+        for part in self._sample_parts(begin):
+            yield part if config.repeats == 1 else every_copy(part, repeats)[skipped:]
+            skipped = 0
+
+    def _sample_parts(self, first: int) -> Iterator[Ids]:
+        config, count = self.config, len(self.index.label)
+        if not config.augment:
+            return iter([np.arange(first, count)])
+        if config.order == "window":
+            return window_parts(config.seed, self.epoch, self.index.shard, config.window, first)
+        return order_parts(config.seed, self.epoch, count, first)
+
+    def ids_by_step(self) -> Iterator[Ids]:
         """This rank's samples in each of the steps, as draw ids, padding left out; no entry for a
         step in which it has none (the last one at most). Where the batch is mixed with other ranks'
         samples (`partners`) the one before its first follows at the end."""
         config, share = self.config, short_rows if self.config.remainder == "short" else rows
-        steps, found = self.steps, []
+        size, steps = config.batch_size, self.steps
         mixed = choices(config, self.epoch, np.array(steps)) >= 0
+        parts, ahead = self._order_parts(self.first_step * size), np.empty(0, np.int64)
         for step in steps:
-            own = share(order, step, config.batch_size, self.rank, self.world_size)
+            while len(ahead) < size and (part := next(parts, None)) is not None:
+                ahead = np.concatenate([ahead, part]) if len(ahead) else part
+            batch, ahead = ahead[:size], ahead[size:]
+            batch = batch if config.repeats == 1 else by_copy(batch)
+            own = share(batch, 0, size, self.rank, self.world_size)
             if not len(own := own[own != PAD]):
                 continue
-            batch = order[step * config.batch_size : (step + 1) * config.batch_size]
             if mixed[step - steps.start] and len(own) < len(batch):
                 before = int(np.flatnonzero(batch == own[0])[0]) - 1  # -1: the last of the batch
                 own = np.append(own, batch[before])
-            found.append(own)
-        return found
+            yield own
 
     def mix(self, step: int) -> Mix | None:
         """How the batch of a step is mixed, the same on every rank; None: it is not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -61,14 +62,16 @@ class BatchReader:
 
         A batch is valid until BUFFERS - 1 further ones were taken.
         """
-        order = plan.order()
-        steps = plan.ids_by_step(order)
-        self.shards.begin(samples_of(order), plan.config.batch_size, plan.first_step)
-        for number, ids in enumerate(steps):
+        steps = plan.ids_by_step()
+        self.shards.begin(plan.sample_order, plan.config.batch_size, plan.first_step)
+        following = next(steps, None)
+        for number in count():
+            if (ids := following) is None:
+                return
             self.shards.at(plan.first_step + number)
             with self._timer.time("read_s"):
-                if number + 1 < len(steps):
-                    self.shards.expect(samples_of(steps[number + 1]))
+                if (following := next(steps, None)) is not None:
+                    self.shards.expect(samples_of(following))
                 batch = self.read(plan, ids, self._buffers[number % BUFFERS], check=check)
                 self._buffers[number % BUFFERS] = batch.buffer
             self._timer.add(bytes_read=sum(map(len, batch.parts)))

@@ -10,6 +10,7 @@ import errno
 import os
 import resource
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,12 @@ class ShardReader:
         self._checked: set[int] = set()  # shards whose labels were held against the index
         self._most = max_open_files(len(split.shards))
 
-    def begin(self, order: Ids, batch_size: int, first_step: int) -> None:
-        """Of an epoch: shards on a server are now fetched in this order."""
+    def begin(self, order: Callable[[], Ids], batch_size: int, first_step: int) -> None:
+        """Of an epoch: shards on a server are now fetched in the order of all samples that `order`
+        returns."""
         if self._cache:
-            self._cache.begin(uses_of(self._index.shard[order], batch_size, first_step), first_step)
+            shards = self._index.shard[order()]
+            self._cache.begin(uses_of(shards, batch_size, first_step), first_step)
 
     def at(self, step: int) -> None:
         """Of the epoch. Shards on a server that are read to the end are closed, for their space
