@@ -27,7 +27,7 @@ def undecodable(batch: EncodedBatch, plan: EpochPlan) -> list[int]:
     always the whole."""
     if plan.manifest.codec == "raw":
         return []  # the reader has checked them
-    whole = plan.config.views == 10 or plan.device.type == "cuda"
+    whole = plan.config.views > 1 or plan.device.type == "cuda"
     side = plan.manifest.image_size if whole else plan.config.crop
     inputs: list[Any] = [dali_samples(batch, plan), *rectangles(batch, plan, whole=whole)]
     pipeline, bad, row = None, [], 0

@@ -38,7 +38,7 @@ def decode(
 ) -> BatchCrops:
     """Each batch with its crops, by DALI where there is something to decode; valid until the next
     is taken."""
-    size, whole = plan.manifest.image_size, plan.config.views == 10
+    size, whole = plan.manifest.image_size, plan.config.views > 1
     if plan.manifest.codec == "raw":
         yield from _stored(batches, plan, runner.timer)
         return
@@ -48,12 +48,12 @@ def decode(
     side = size if whole else plan.config.crop
 
     def build(feed: Feed) -> Any:
-        return crop_pipeline(feed, plan, threads, side, rows=plan.rows)
+        return crop_pipeline(feed, plan, threads, side, rows=plan.decoded_rows)
 
     def inputs(batch: EncodedBatch) -> tuple[Any, ...]:
         return dali_samples(batch, plan), *rectangles(batch, plan, whole=whole)
 
-    for batch, images in runner.run(batches, plan, build, inputs):
+    for batch, images in runner.run(batches, plan, build, inputs, key=side):
         if plan.resizes:
             decoded = [np.asarray(images.at(row)) for row in range(len(batch.ids))]
             parts = cut(batch, decoded, plan) if whole else decoded

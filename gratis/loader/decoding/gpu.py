@@ -61,11 +61,13 @@ def decode_views(
 ) -> Generator[tuple[EncodedBatch, Any], None, None]:
     """Each batch with its DALI tensor, float32 [n,3,crop,crop] or [n,10,3,crop,crop], or with the
     channels last; valid until the next is taken."""
-    # a constant of the graph: when noise ends, another graph is built
-    factor = scale(plan.config, plan.epoch)
+    # constants of the graph: when noise ends, or the crop changes, another graph is built
+    config = plan.config
+    resampling = (config.crop, config.interpolation, config.antialias)
+    key = (scale(config, plan.epoch), *resampling)
 
     build, inputs = partial(view_pipeline, plan=plan, threads=threads), partial(_inputs, plan=plan)
-    for batch, images in runner.run(batches, plan, build, inputs, key=factor):
+    for batch, images in runner.run(batches, plan, build, inputs, key=key):
         yield batch, images.as_tensor()
         del images
 
@@ -84,11 +86,12 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     from nvidia.dali import fn, types
 
     bytes_dims = 3 if plan.manifest.codec == "raw" else 1
-    pipeline = empty_pipeline(plan.rows, threads, plan.device.index)
+    pipeline = empty_pipeline(plan.decoded_rows, threads, plan.device.index)
     with pipeline:
         if plan.config.shorter_side(whole=plan.whole) is not None:
             done = _resized_evaluation(feed, plan, bytes_dims)
-        elif plan.config.views == 10:  # evaluation: nothing differs between samples
+        # an evaluation in which nothing differs between samples
+        elif not plan.config.augment and plan.config.views == 10:
             (data,) = fn.external_source(
                 source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims
             )
@@ -107,13 +110,15 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
                 num_outputs=inputs,
                 batch=True,
                 dtype=[types.UINT8, types.INT32, types.FLOAT, types.INT32, types.INT32][:inputs],
-                ndim=[bytes_dims, 0, 3, 1, 1][:inputs],
+                ndim=[bytes_dims, 1, 4, 2, 2][:inputs],
             )
             shift = shift.gpu() if plan.device.type == "cuda" else shift
-            (shape,) = extent or [[plan.config.crop] * 2]
-            part = _cut(_whole(data, plan), anchor, shape)
-            part = resize(part, [plan.config.crop] * 2, plan) if plan.resizes else part
-            done = _apply_view(part, anchor, flip, shift, plan)
+            images, done, crop = _whole(data, plan), [], [plan.config.crop] * 2
+            for view in range(plan.config.views):
+                part = _cut(images, anchor[view], extent[0][view] if extent else crop)
+                part = resize(part, crop, plan) if extent else part
+                done.append(_apply_view(part, anchor[view], flip[view], shift[view], plan))
+            done = fn.stack(*done) if plan.config.views > 1 else done[0]
         pipeline.set_outputs(done)
     return pipeline
 
@@ -142,7 +147,7 @@ def image_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     and built then."""
     from nvidia.dali import fn, types
 
-    pipeline = empty_pipeline(plan.rows, threads, plan.device.index, lockstep=True)
+    pipeline = empty_pipeline(plan.rows + 1, threads, plan.device.index, lockstep=True)
     with pipeline:
         (data,) = fn.external_source(
             source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=1
@@ -193,16 +198,18 @@ def _apply_view(images: Any, anchor: Any, flip: Any, shift: Any, plan: EpochPlan
 
 
 def _inputs(batch: EncodedBatch, plan: EpochPlan) -> tuple[Any, ...]:
-    """Bytes; and for one view mirror int32 [n], colour shift float32 [n,1,1,3], and what is cut
-    out; of an evaluation that resizes height and width float32 [n,2], and corners int32 [n,v,2]."""
+    """Bytes; and of each view mirror int32 [n,views], colour shift float32 [n,views,1,1,3], and
+    what is cut out, int32 [n,views,2] each; of an evaluation that resizes height and width float32
+    [n,2], and corners int32 [n,views,2]."""
     if plan.config.shorter_side(whole=plan.whole) is not None:
         return dali_samples(batch, plan), *_windows(batch, plan)
-    if plan.config.views == 10:
+    if not plan.config.augment and plan.config.views == 10:
         return (dali_samples(batch, plan),)
-    draws = batch.draws
-    shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)[:, None, None]
-    views = draws.flip.astype(np.int32), shift.astype(np.float32)
-    return dali_samples(batch, plan), *views, *rectangles(batch, plan)
+    draws, shape = batch.draws, (len(batch.ids), plan.config.views)
+    shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)
+    views = draws.flip.astype(np.int32).reshape(shape), shift.astype(np.float32)
+    places = [place.reshape(*shape, 2) for place in rectangles(batch, plan)]
+    return dali_samples(batch, plan), views[0], views[1].reshape(*shape, 1, 1, 3), *places
 
 
 def _windows(batch: EncodedBatch, plan: EpochPlan) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

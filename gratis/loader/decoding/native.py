@@ -81,12 +81,12 @@ class NativeBatches:
             self._decoder.close()
         self._decoder = None
 
-    def batches(self, plan: EpochPlan) -> Generator[tuple[int, Fill], None, None]:
-        """Of each step how many samples it has, and what fills their views; to be called before the
+    def batches(self, plan: EpochPlan) -> Generator[tuple[Ids, Fill], None, None]:
+        """Of each step its samples' draw ids, and what fills their views; to be called before the
         next is taken."""
         normaliser = Normaliser(plan.stats, plan.config, plan.epoch)
         for batch in self._reader.batches(plan, check=False):
-            yield len(batch.ids), partial(self._fill, batch, plan, normaliser)
+            yield batch.wanted, partial(self._fill, batch, plan, normaliser)
 
     def _fill(
         self, batch: EncodedBatch, plan: EpochPlan, normaliser: Normaliser, rows: torch.Tensor

@@ -73,6 +73,35 @@ typedef struct {
 
 typedef struct { int32_t width, height, components, restart_interval; } gratis_info;
 
+#define GRATIS_AT_ONCE 4096 /* elements of an image, at most, that are mixed at a time */
+
+/* Each image of a finished batch with the one before it: image * lam + before * rest in float32, from there to the type
+ * (uint8: to the nearest); or, where lam is 0, the one before alone. */
+typedef struct {
+  void *rows;             /* the first image */
+  const void *before;     /* what precedes it; NULL: the last of these */
+  int64_t images, row_bytes;
+  const int64_t *segment; /* [segments][2]: elements of an image that are mixed, from which one on, how many */
+  int64_t segments;
+  int64_t next;           /* the first segment nobody has taken; threads share it. 0 at first */
+  float lam, rest;
+  int32_t type;
+} gratis_mixing;
+
+/* Boxes of images of a finished batch, to a colour each or, where there are no colours, to standard normals: those of
+ * pixel p = y * width + x are made of Philox's words for (counter, epoch, purpose + 256 p). */
+typedef struct {
+  void *rows;               /* the first image */
+  int64_t images, row_bytes;
+  const int64_t *first;     /* [images + 1]: boxes of image i are [first[i], first[i + 1]), the last one on top */
+  const int32_t *boxes;     /* [][4]: y, x, height, width, inside the image */
+  const float *colours;     /* [boxes][3] as written, or NULL */
+  const uint32_t *counters; /* [images][2] */
+  uint32_t key[2], epoch, purpose;
+  int64_t next;             /* the first image nobody has taken; threads share it. 0 at first */
+  int32_t height, width, type, channels_last;
+} gratis_erasing;
+
 typedef struct gratis_context gratis_context;
 
 #define GRATIS_API __attribute__((visibility("default")))
@@ -86,6 +115,10 @@ GRATIS_API void gratis_free(gratis_context *context);
 GRATIS_API int gratis_probe(const uint8_t *data, int64_t size, gratis_info *info);
 /* Takes samples of the job until none is left; as many threads as have a context of their own may do so at once. */
 GRATIS_API void gratis_run(gratis_context *context, gratis_job *job);
+
+/* As many threads as one likes, with the same job. isa: as of gratis_new. */
+GRATIS_API void gratis_mix(int isa, gratis_mixing *job);
+GRATIS_API void gratis_erase(int isa, gratis_erasing *job);
 
 /* ---- inside ---- */
 
@@ -231,6 +264,8 @@ typedef struct {
   void (*finish)(const gratis_job *, int64_t view, int y, int height, int width, const uint8_t *const rgb[3], uint8_t *scratch);
   void (*across)(const weights *, const uint8_t *const in[3], uint8_t *const out[3]);
   void (*down)(const weights *, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width);
+  void (*mix)(void *to, const void *other, int64_t n, float lam, float rest, int type);
+  void (*erase)(const gratis_erasing *, int64_t image);
   void (*fence)(void);
 } kernels;
 
@@ -248,6 +283,9 @@ struct gratis_context {
 
 extern const kernels gratis_kernels_portable, gratis_kernels_avx2, gratis_kernels_avx512;
 extern const uint8_t gratis_place[256];
+
+/* engine.c */
+const kernels *gratis_kernels_of(int isa); /* NULL: there is no code for it */
 
 /* header.c */
 int gratis_read_header(const uint8_t *data, int64_t size, header *head);

@@ -98,6 +98,8 @@ class Library(NamedTuple):
     free: Callable[[int], None]
     probe: Callable[..., int]
     run: Callable[..., None]
+    mix: Callable[..., None]
+    erase: Callable[..., None]
 
 
 @cache
@@ -119,8 +121,11 @@ def load_from(path: Path) -> Library | None:
     lib.gratis_probe.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
     lib.gratis_run.argtypes = (ctypes.c_void_p, ctypes.POINTER(JobStruct))
     lib.gratis_run.restype = None
+    for function in (lib.gratis_mix, lib.gratis_erase):
+        function.argtypes, function.restype = (ctypes.c_int, ctypes.c_void_p), None
     best = lib.gratis_best_isa()
-    return Library(best, lib.gratis_new, lib.gratis_free, lib.gratis_probe, lib.gratis_run)
+    calls = (lib.gratis_new, lib.gratis_free, lib.gratis_probe, lib.gratis_run)
+    return Library(best, *calls, lib.gratis_mix, lib.gratis_erase)
 
 
 def chosen_isa(library: Library) -> int:

@@ -46,7 +46,7 @@ def apply_views(  # noqa: PLR0917
     else:
         centre = (len(mean) - crop) // 2
         images -= mean[centre : centre + crop, centre : centre + crop]
-    if count == 1:
+    if config.augment:
         shift = colour_shift(stats, config, epoch, draws.normals).astype(np.float32)
         images += there(shift)[:, None, None]
     images *= there(normalisation(stats, config, epoch).factor.astype(np.float32))
