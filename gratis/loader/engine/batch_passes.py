@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gratis.loader.engine.library import Library, PixelType, address, chosen_isa
 
-AT_ONCE = 4096  # elements of an image, at most, that are mixed at a time: they stay in the cache
+AT_ONCE = 16384  # elements of an image, at most, that are mixed at a time: they stay in the cache
 
 
 class Rows(NamedTuple):
@@ -27,8 +27,8 @@ class MixingStruct(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("rows", "before")),
         *((name, ctypes.c_int64) for name in ("images", "row_bytes")),
-        ("segment", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("segments", "next")),
+        *((name, ctypes.c_void_p) for name in ("segment", "group")),
+        *((name, ctypes.c_int64) for name in ("groups", "next")),
         *((name, ctypes.c_float) for name in ("lam", "rest")),
         ("type", ctypes.c_int32),
     )
@@ -66,13 +66,19 @@ class BatchPasses:
         """Each image with the one before it, by lam and 1 - lam, at the same places. before:
         address of what precedes the first; None: the last. segments int64 [n,2]: which elements of
         an image, from which one on and how many, at most AT_ONCE."""
+        if not len(segments):
+            return
+        share = min(AT_ONCE, int(segments[:, 1].sum()) // self._threads)  # of a group
+        most = max(1, share // int(segments[:, 1].max()))
+        groups = np.append(np.arange(0, len(segments), most), len(segments)).astype(np.int64)
         job = MixingStruct(
             rows=rows.address,
             before=before,
             images=rows.images,
             row_bytes=rows.row_bytes,
             segment=address(segments),
-            segments=len(segments),
+            group=address(groups),
+            groups=len(groups) - 1,
             lam=lam,
             rest=1.0 - lam,
             type=type,

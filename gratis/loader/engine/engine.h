@@ -73,7 +73,7 @@ typedef struct {
 
 typedef struct { int32_t width, height, components, restart_interval; } gratis_info;
 
-#define GRATIS_AT_ONCE 4096 /* elements of an image, at most, that are mixed at a time */
+#define GRATIS_AT_ONCE 16384 /* elements of an image, at most, that are mixed at a time: they stay in the cache */
 
 /* Each image of a finished batch with the one before it: image * lam + before * rest in float32, from there to the type
  * (uint8: to the nearest); or, where lam is 0, the one before alone. */
@@ -82,8 +82,9 @@ typedef struct {
   const void *before;     /* what precedes it; NULL: the last of these */
   int64_t images, row_bytes;
   const int64_t *segment; /* [segments][2]: elements of an image that are mixed, from which one on, how many */
-  int64_t segments;
-  int64_t next;           /* the first segment nobody has taken; threads share it. 0 at first */
+  const int64_t *group;   /* [groups + 1]: segments [group[g], group[g + 1]), of GRATIS_AT_ONCE elements at most together */
+  int64_t groups;
+  int64_t next;           /* the first group nobody has taken; threads share it. 0 at first */
   float lam, rest;
   int32_t type;
 } gratis_mixing;
@@ -264,7 +265,7 @@ typedef struct {
   void (*finish)(const gratis_job *, int64_t view, int y, int height, int width, const uint8_t *const rgb[3], uint8_t *scratch);
   void (*across)(const weights *, const uint8_t *const in[3], uint8_t *const out[3]);
   void (*down)(const weights *, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width);
-  void (*mix)(void *to, const void *other, int64_t n, float lam, float rest, int type);
+  void (*mix)(void *to, const void *other, int64_t n, int64_t ahead, float lam, float rest, int type);
   void (*erase)(const gratis_erasing *, int64_t image);
   void (*fence)(void);
 } kernels;

@@ -15,10 +15,14 @@ INLINE vf get(const void *in, int64_t at, int type) {
   return type == GRATIS_BFLOAT16 ? (vf)(bits << 16) : from_float16(bits);
 }
 
-/* to[i] = to[i] * lam + other[i] * rest, each product and the sum rounded to float32, as torch does it. */
-INLINE void mix_as(void *to, const void *other, int64_t n, float lam, float rest, int type) {
+/* to[i] = to[i] * lam + other[i] * rest, each product and the sum rounded to float32, as torch does it. ahead: bytes from
+ * `other` to what is read next, which memory may bring meanwhile. */
+INLINE void mix_as(void *to, const void *other, int64_t n, int64_t ahead, float lam, float rest, int type) {
   int64_t i = 0;
-  for (; i + FLOATS <= n; i += FLOATS) put(to, i, get(to, i, type) * lam + get(other, i, type) * rest, type, 0);
+  for (; i + FLOATS <= n; i += FLOATS) {
+    __builtin_prefetch((const char *)other + i * (type == GRATIS_FLOAT32 ? 4 : 2) + ahead);
+    put(to, i, get(to, i, type) * lam + get(other, i, type) * rest, type, 0);
+  }
   if (i == n) return;
   int size = type == GRATIS_FLOAT32 ? 4 : 2;
   float a[FLOATS] = {0}, b[FLOATS] = {0}, made[FLOATS];
@@ -36,11 +40,11 @@ static void mix_bytes(uint8_t *restrict to, const uint8_t *restrict other, int64
   }
 }
 
-static void mix(void *to, const void *other, int64_t n, float lam, float rest, int type) {
+static void mix(void *to, const void *other, int64_t n, int64_t ahead, float lam, float rest, int type) {
   if (type == GRATIS_UINT8) mix_bytes(to, other, n, lam, rest);
-  else if (type == GRATIS_FLOAT32) mix_as(to, other, n, lam, rest, GRATIS_FLOAT32);
-  else if (type == GRATIS_BFLOAT16) mix_as(to, other, n, lam, rest, GRATIS_BFLOAT16);
-  else mix_as(to, other, n, lam, rest, GRATIS_FLOAT16);
+  else if (type == GRATIS_FLOAT32) mix_as(to, other, n, ahead, lam, rest, GRATIS_FLOAT32);
+  else if (type == GRATIS_BFLOAT16) mix_as(to, other, n, ahead, lam, rest, GRATIS_BFLOAT16);
+  else mix_as(to, other, n, ahead, lam, rest, GRATIS_FLOAT16);
 }
 
 /* Values to n elements of the output. from may be read up to a vector beyond n. */
@@ -60,6 +64,8 @@ static void store(void *out, const float *from, int n, int type) {
     memcpy((uint16_t *)out + i, made, 2 * (size_t)(n - i < FLOATS ? n - i : FLOATS));
   }
 }
+
+enum { PIXELS_AT_ONCE = 1024 }; /* of a row of a box */
 
 /* ---- standard normals: Box and Muller's of Philox4x32-10, three for a pixel. Plain C that compilers vectorise ---- */
 
@@ -110,15 +116,15 @@ static void normals(const gratis_erasing *job, int64_t image, uint32_t first, in
   }
 }
 
-/* Row y of a box: [x, x + n) of the image. values: room for 3 * GRATIS_AT_ONCE floats and a vector. */
+/* Row y of a box: [x, x + n) of the image. values: room for 3 * PIXELS_AT_ONCE floats and a vector. */
 static void erase_row(const gratis_erasing *job, int64_t image, int64_t box, int y, int x, int n, float *values) {
   int last = job->channels_last, size = job->type == GRATIS_FLOAT32 ? 4 : job->type == GRATIS_UINT8 ? 1 : 2;
-  int plane = last ? 1 : GRATIS_AT_ONCE, step = last ? 3 : 1;
+  int plane = last ? 1 : PIXELS_AT_ONCE, step = last ? 3 : 1;
   if (job->colours)
     for (int i = 0; i < n; i++)
       for (int c = 0; c < 3; c++) values[c * plane + i * step] = job->colours[3 * box + c];
   else if (last) normals(job, image, (uint32_t)(y * job->width + x), n, values, 1, 3);
-  else normals(job, image, (uint32_t)(y * job->width + x), n, values, GRATIS_AT_ONCE, 1);
+  else normals(job, image, (uint32_t)(y * job->width + x), n, values, PIXELS_AT_ONCE, 1);
   char *row = (char *)job->rows + image * job->row_bytes;
   int64_t at = (int64_t)y * job->width + x, area = (int64_t)job->height * job->width;
   if (last) store(row + 3 * at * size, values, 3 * n, job->type);
@@ -127,11 +133,11 @@ static void erase_row(const gratis_erasing *job, int64_t image, int64_t box, int
 }
 
 static void erase(const gratis_erasing *job, int64_t image) {
-  float values[3 * GRATIS_AT_ONCE + MARGIN];
+  float values[3 * PIXELS_AT_ONCE + MARGIN];
   for (int64_t box = job->first[image]; box < job->first[image + 1]; box++) {
     const int32_t *b = job->boxes + 4 * box;
     for (int y = b[0]; y < b[0] + b[2]; y++)
-      for (int x = 0; x < b[3]; x += GRATIS_AT_ONCE)
-        erase_row(job, image, box, y, b[1] + x, b[3] - x < GRATIS_AT_ONCE ? b[3] - x : GRATIS_AT_ONCE, values);
+      for (int x = 0; x < b[3]; x += PIXELS_AT_ONCE)
+        erase_row(job, image, box, y, b[1] + x, b[3] - x < PIXELS_AT_ONCE ? b[3] - x : PIXELS_AT_ONCE, values);
   }
 }
