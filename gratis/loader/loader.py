@@ -113,7 +113,8 @@ class Loader:
         self.manifest, self.stats, self._index = open_dataset(folder, split, root, fetched=fetched)
         # shards are opened later, from wherever the process stands then
         self.root = folder.absolute()
-        check_images(config, self.manifest, root)
+        for stage in config.stages:
+            check_images(stage, self.manifest, root)
         if config.soft_labels and (len(self.classes) == 0 or (self._index.label < 0).any()):
             raise GratisError(f"mix is for images with labels; those of {root} have none")
         samples = self.num_samples

@@ -74,7 +74,7 @@ def test_every_view_is_cut_at_its_own_draws(jpeg_dataset: Path) -> None:
     seen = set()
     for row, sample in enumerate(first.ids.tolist()):
         views = plan.of_views(np.array([sample]), 3)
-        draws, _ = plan_of(jpeg_dataset, one).draws(views)
+        draws = plan_of(jpeg_dataset, one).draws(views).draws
         for view, (y, x, flip) in enumerate(zip(draws.y, draws.x, draws.flip, strict=True)):
             cut = stored[sample][y : y + 40, x : x + 40]
             wanted = torch.from_numpy(cut[:, :: -1 if flip else 1].transpose(2, 0, 1).copy())

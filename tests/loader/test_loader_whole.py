@@ -515,3 +515,43 @@ def test_what_needs_square_images_says_so(whole_jpeg: Path) -> None:
         GratisError, match=r"training AlexNet needs square .*make shards with --shape"
     ):
         dataset.require_square(whole_jpeg, manifest, "training AlexNet")
+
+
+@pytest.mark.parametrize("area", [None, (0.08, 1.0)])
+def test_several_views_of_each_sample(whole_jpeg: Path, area: tuple[float, float] | None) -> None:
+    config = config_of(views=3, area=area)
+    images = read_with_pillow(whole_jpeg)
+    for engine in ("auto", "dali"):
+        ids, got = through_the_loader(whole_jpeg, replace(config, engine=engine))  # type: ignore[arg-type]
+        for sample, views in zip(ids, got, strict=True):
+            drawn = plan.of_views(np.array([sample]), 3).tolist()
+            wanted = [trained(config, images[sample], one) for one in drawn]
+            np.testing.assert_array_equal(views, wanted)
+    again, graph = through_the_graph(whole_jpeg, replace(config, dtype=torch.float32))
+    assert (ids == again).all()
+    assert np.abs(graph - got).max() <= 4
+
+
+def test_crops_that_change_by_epoch(whole_jpeg: Path) -> None:
+    """One of them larger than all images of a square dataset may be."""
+    stages = ((0, {"crop": 24}), (1, {"crop": 80}))
+    config = config_of(area=(0.3, 1.0), schedule=stages)
+    images = read_with_pillow(whole_jpeg)
+    with Loader(whole_jpeg, "train", config) as loader:
+        for crop in (24, 80):
+            batch = next(iter(loader))
+            assert batch.images.shape == (9, crop, crop, 3)
+        drawn = plan.boxes(
+            3,
+            1,
+            batch.ids.numpy(),
+            loader.epoch_plan(1).sizes(batch.ids.numpy()),
+            (0.3, 1.0),
+            config.ratio,
+        )
+        flips = plan.mirrors(3, 1, batch.ids.numpy(), 0.5)
+        for sample, view, flip, y, x, h, w in zip(
+            batch.ids.tolist(), batch.images.numpy(), flips, *drawn, strict=True
+        ):
+            made = interpolated(images[sample][y : y + h, x : x + w], 80, 80)
+            np.testing.assert_array_equal(view, made[:, ::-1] if flip else made)

@@ -11,6 +11,13 @@ static int least(int a, int b) { return a < b ? a : b; }
 
 static int64_t padded(int64_t width) { return (width + 2 * MARGIN + 63) / 64 * 64; }
 
+/* Whether a view's rectangle becomes another size; else the view is cut out of it as it is. */
+static int is_resized(const gratis_job *job, int64_t view) {
+  const int32_t *r = job->rectangles + 4 * view, *target = job->targets ? job->targets + 4 * view : NULL;
+  if (job->filter == GRATIS_CROP) return 0;
+  return r[2] != (target ? target[0] : job->out_height) || r[3] != (target ? target[1] : job->out_width);
+}
+
 /* Weights of a resized crop down (axis 0) or across (1); NULL if there was no memory. */
 static const weights *weights_along(gratis_context *context, const gratis_job *job, int64_t view, int axis) {
   const int32_t *target = job->targets ? job->targets + 4 * view : NULL;
@@ -35,7 +42,12 @@ int gratis_part_of_view(gratis_context *context, const gratis_job *job, int64_t 
   const int32_t *r = job->rectangles + 4 * view;
   *part = (area){r[0], r[0] + r[2], r[1], r[1] + r[3]};
   if (!window_fits(job, view)) return GRATIS_RECTANGLE;
-  if (job->filter == GRATIS_CROP) return GRATIS_OK;
+  if (!is_resized(job, view)) {
+    const int32_t *target = job->targets ? job->targets + 4 * view : NULL;
+    if (target)
+      *part = (area){r[0] + target[2], r[0] + target[2] + job->out_height, r[1] + target[3], r[1] + target[3] + job->out_width};
+    return GRATIS_OK;
+  }
   const weights *w = weights_along(context, job, view, 0);
   if (!w) return GRATIS_MEMORY;
   part->top = r[0] + w->begin, part->bottom = r[0] + w->end;
@@ -56,9 +68,9 @@ static int begin_views(gratis_context *context, const gratis_job *job, const ima
     if (status) return status;
     view->at = 3 * rows * padded(out);
     view->done = 0;
-    rows += view->part.bottom - view->part.top;
+    rows += is_resized(job, im->sample * job->views + v) ? view->part.bottom - view->part.top : 0;
   }
-  if (job->filter == GRATIS_CROP) return GRATIS_OK;
+  if (!rows) return GRATIS_OK;
   context->resampled = gratis_grow(context->resampled, &context->resampled_capacity, 3 * rows * padded(out) + MARGIN);
   return context->resampled ? GRATIS_OK : GRATIS_MEMORY;
 }
@@ -73,7 +85,7 @@ static int use_row(gratis_context *context, const gratis_job *job, const image *
     const uint8_t *row[3];
     if (y < part.top || y >= part.bottom) continue;
     for (int c = 0; c < 3; c++) row[c] = rgb[c] + part.left - im->wanted.left;
-    if (job->filter == GRATIS_CROP) {
+    if (!is_resized(job, view)) {
       k->finish(job, view, y - part.top, part.bottom - part.top, part.right - part.left, row, scratch);
       continue;
     }
@@ -91,6 +103,7 @@ static int resample_down(gratis_context *context, const gratis_job *job, const i
                          uint8_t *scratch) {
   const kernels *k = context->kernels;
   int64_t view = im->sample * job->views + v, stride = padded(job->out_width);
+  if (!is_resized(job, view)) return 1;
   const weights *down = weights_along(context, job, view, 0);
   if (!down) return 0;
   int top = context->views[v].part.top, rows_there = context->views[v].part.bottom - top;

@@ -36,6 +36,7 @@ def draw_views(
 ) -> Views:
     """Every view of every sample.
 
+    ids int64 [n]: draw ids (`plan.copies`), each of whose views is drawn like a sample of its own.
     sizes int64 [2,n]: height and width of the images; whole: they keep their shape, and may be
     smaller than the crop. ids: draw ids (`plan.copies`), each of whose views is drawn like a sample
     of its own. chunks int64 [n]: training samples of the same number share crop and mirror; None:
@@ -71,13 +72,13 @@ def resized_evaluation(config: LoaderConfig, sizes: Ids, resize: int) -> Views:
         right, down = np.stack([none[0], last[1]]), np.stack([last[0], none[1]])
         corners = np.stack([none, right, centre, down, last] * 2)
     places = corners.transpose(2, 0, 1).reshape(-1, 2)  # [n*v,2]
-    of_views = partial(np.repeat, repeats=views, axis=0)
-    same = of_views((made == sizes).all(axis=0))[:, None]
+    each = partial(np.repeat, repeats=views, axis=0)
+    same = each((made == sizes).all(axis=0))[:, None]
     at = np.where(same, places, 0)
     flip = np.tile(np.arange(views) >= 5, sizes.shape[1])
     drawn = Draws(at[:, 0], at[:, 1], flip, np.zeros((len(flip), 3)))
-    extents = np.where(same, crop, of_views(sizes.T))
+    extents = np.where(same, crop, each(sizes.T))
     if same.all():
         return Views(drawn, extents)
-    targets = np.concatenate([of_views(made.T), places], axis=1)
+    targets = np.concatenate([each(made.T), places], axis=1)
     return Views(drawn, extents, np.where(same, [crop, crop, 0, 0], targets))
