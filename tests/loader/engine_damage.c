@@ -39,6 +39,25 @@ static void target(int32_t *t) {
   t[2] = below(t[0] - 40 + 1), t[3] = below(t[1] - 56 + 1);
 }
 
+/* Any operations, between the parts of a mixture, with numbers that they may get. */
+enum { STEPS = 6 };
+static void program(int32_t *ops, float (*values)[GRATIS_VALUES]) {
+  static const int32_t kept[STEPS] = {[0] = GRATIS_KEEP, [3] = GRATIS_KEEP, [4] = GRATIS_MIX};
+  int mixture = below(2);
+  for (int i = 0; i < STEPS; i++) {
+    float *v = values[i];
+    ops[i] = mixture && kept[i] ? kept[i] : (int32_t)below(GRATIS_AFFINE + 1);
+    for (int k = 0; k < GRATIS_VALUES; k++) v[k] = below(2000) / 1000.0f - 0.5f;
+    if (ops[i] == GRATIS_HUE) v[0] /= 3;
+    if (ops[i] == GRATIS_POSTERIZE) v[0] = below(9);
+    if (ops[i] == GRATIS_SOLARIZE_ADD) v[0] = below(200);
+    if (ops[i] == GRATIS_BLUR) v[0] += 0.6f, v[1] += 0.6f, v[2] = 1 + 2 * below(28), v[3] = 1 + 2 * below(20);
+    if (ops[i] == GRATIS_AFFINE && below(2)) v[0] = 2 / 56.0f, v[3] = 0; /* rows of the image, moved */
+    else if (ops[i] == GRATIS_AFFINE)
+      for (int k = 0; k < 6; k++) v[k] *= below(2) ? 0.1f : 1000;
+  }
+}
+
 /* Decodes the file beside the good one, into memory of the views' very size; returns its status. */
 static int decode(struct file file, struct file good, const uint8_t *good_pixels) {
   enum { VIEWS = 2, HEIGHT = 40, WIDTH = 56 };
@@ -53,6 +72,8 @@ static int decode(struct file file, struct file good, const uint8_t *good_pixels
   int32_t rectangles[2 * VIEWS][4], targets[2 * VIEWS][4], status[2] = {-1, -1};
   void *out[2 * VIEWS];
   uint8_t flip[2 * VIEWS];
+  int32_t ops[2 * VIEWS][STEPS];
+  float values[2 * VIEWS][STEPS][GRATIS_VALUES];
   float scale[3] = {0.5f, 0.25f, 2}, plus[2 * VIEWS][3] = {{1, 2, 3}};
   int bytes = type == GRATIS_FLOAT32 ? 4 : type == GRATIS_UINT8 ? 1 : 2;
   int plain = filter == GRATIS_CROP && type == GRATIS_UINT8;
@@ -63,10 +84,12 @@ static int decode(struct file file, struct file good, const uint8_t *good_pixels
     out[v] = aligned_alloc(64, (3 * pixels * bytes + 63) / 64 * 64);
     flip[v] = v < VIEWS && below(2);
     target(targets[v]);
+    program(ops[v], values[v]);
   }
   gratis_job job = {.samples = 2, .views = VIEWS, .data = data, .size = sizes, .rectangles = rectangles[0], .flip = flip, .scale = scale,
     .plus = plus[0], .out = out, .status = status, .out_height = filter ? HEIGHT : 0, .out_width = filter ? WIDTH : 0, .filter = filter,
     .targets = filter && below(2) ? targets[0] : NULL, .antialias = below(2), .type = type, .channels_last = below(2), .stream = below(2)};
+  if (filter && below(2)) job.steps = STEPS, job.ops = ops[0], job.values = values[0][0];
   if (plain) job.channels_last = 1;
   gratis_run(contexts[below(num_contexts)], &job);
   if (status[0] < 0 || status[1] != GRATIS_OK) abort();

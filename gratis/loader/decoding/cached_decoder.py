@@ -215,7 +215,6 @@ def _whole_plan(plan: EpochPlan) -> EpochPlan:
     """The same rank's plan, were it to see whole images."""
     of_evaluation: dict[str, Any] = {
         "augment": False,
-        "resize": None,
         "repeats": 1,
         "mix": (),
         "erasing": None,
