@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def make(root: Path, operations: tuple[Operation, ...], **changes: Any) -> Loader:
-    given = {"batch_size": 125, "threads": 1, "operations": operations} | changes
+    given: dict[str, Any] = {"batch_size": 125, "threads": 1, "operations": operations} | changes
     return Loader(root, "train", LoaderConfig.imagenet(**given))
 
 

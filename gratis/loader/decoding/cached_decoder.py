@@ -202,12 +202,9 @@ class CachedDecoder:
             self._pipeline = _whole_pipeline(lambda: inputs[0], plan, self._threads)
         (images,) = self._pipeline.run()
         if plan.device.type == "cuda":
-            parts = images if plan.whole else gpu.stacked(images)
-            return (
-                [torch.utils.dlpack.from_dlpack(part) for part in parts]
-                if plan.whole
-                else list(parts)
-            )
+            if plan.whole:
+                return [torch.utils.dlpack.from_dlpack(image) for image in images]
+            return list(gpu.stacked(images))
         return [torch.from_numpy(np.asarray(images.at(row))) for row in range(len(batch.ids))]
 
 
