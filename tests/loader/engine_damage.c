@@ -3,9 +3,7 @@
  * FILES holds good JPEGs, each behind its size in 8 bytes. COUNT damaged copies of them are decoded, each in memory of its very
  * size, in one of the ways that the library offers, with each instruction set of the machine in turn. Prints how many had each
  * status. A batch also holds one good file, which has to come out as it did alone.
- * With clang -DFUZZ -fsanitize=fuzzer,address,undefined it is a libFuzzer target instead:
- *   clang -g -O1 -DFUZZ -DGRATIS_X86 -fsanitize=fuzzer,address,undefined -I gratis/loader/engine tests/loader/engine_damage.c \
- *     gratis/loader/engine/{engine,header,views,weights,portable}.c (on x86-64 the other two files, compiled with setup.py's flags) */
+ * With -DFUZZ it is a libFuzzer target, which test_engine_damage.py builds with clang where there is one. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,20 +85,36 @@ static uint8_t *pixels_of(struct file good) {
 }
 
 #ifdef FUZZ
+/* One view of an accepted file, with each instruction set: the whole, and a part, cut out or resized to any type and layout. */
+static void decode_view(const uint8_t *bytes, int64_t size, gratis_info info, int whole) {
+  enum { HEIGHT = 40, WIDTH = 56 };
+  int filter = whole ? GRATIS_CROP : below(3), type = whole ? GRATIS_UINT8 : below(4), channels_last = below(2);
+  int32_t part[4] = {0, 0, info.height, info.width};
+  uint8_t flip = below(2);
+  float scale[3] = {0.5f, 0.25f, 2}, plus[3] = {1, 2, 3};
+  if (!whole) rectangle(part, info);
+  int64_t pixels = filter ? HEIGHT * WIDTH : (int64_t)part[2] * part[3];
+  for (int c = 0; c < num_contexts; c++) {
+    void *out = malloc(3 * pixels * (type == GRATIS_FLOAT32 ? 4 : type == GRATIS_UINT8 ? 1 : 2));
+    int32_t status = -1;
+    gratis_job job = {.samples = 1, .views = 1, .data = &bytes, .size = &size, .rectangles = part, .flip = &flip, .scale = scale,
+      .plus = plus, .out = &out, .status = &status, .out_height = filter ? HEIGHT : 0, .out_width = filter ? WIDTH : 0,
+      .filter = filter, .type = type, .channels_last = channels_last};
+    gratis_run(contexts[c], &job);
+    if (status < 0) abort();
+    free(out);
+  }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
   if (!num_contexts) make_contexts();
   gratis_info info;
-  if (gratis_probe(bytes, size, &info) || (int64_t)info.width * info.height > 1 << 18) return 0;
-  for (int c = 0; c < num_contexts; c++) {
-    uint8_t *out = malloc(3 * (size_t)info.width * info.height);
-    int64_t length = size;
-    int32_t whole[4] = {0, 0, info.height, info.width}, status = -1;
-    gratis_job job = {.samples = 1, .views = 1, .data = &bytes, .size = &length, .rectangles = whole, .out = (void *[]){out},
-      .status = &status, .type = GRATIS_UINT8};
-    gratis_run(contexts[c], &job);
-    free(out);
-  }
+  if (gratis_probe(bytes, size, &info) || (int64_t)info.width * info.height > 1 << 16) return 0;
+  state = 0x9E3779B97F4A7C15u; /* a file is decoded in the same way each time */
+  for (size_t i = 0; i < size; i++) state = (state ^ bytes[i]) * 0x100000001B3u + 1;
+  decode_view(bytes, size, info, 1);
+  decode_view(bytes, size, info, 0);
   return 0;
 }
 #else

@@ -4,6 +4,7 @@ that none of them reaches beyond its memory, or costs another sample a pixel."""
 from __future__ import annotations
 
 import io
+import os
 import pkgutil
 import platform
 import runpy
@@ -282,16 +283,18 @@ def test_wrong_arrays_are_refused() -> None:
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all".split()
 
 
-def build_with_sanitizers(folder: Path) -> Path:
+FUZZER = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-DFUZZ"]
+
+
+def build_with_sanitizers(folder: Path, compiler: str | None, own: list[str]) -> Path:
     """The engine and engine_damage.c as a program. Skips where the compiler has none."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
     (folder / "empty.c").write_text("int main(void) { return 0; }")
     trial = [str(compiler), *SANITIZERS, str(folder / "empty.c"), "-o", str(folder / "empty")]
     if compiler is None or subprocess.run(trial, capture_output=True).returncode:
         pytest.skip("needs a C compiler with its sanitizers")
     with mock.patch("setuptools.setup"):
         setup = runpy.run_path(str(ROOT / "setup.py"))
-    common = ["-g", "-O1", "-std=gnu11", "-ffp-contract=off", f"-I{ENGINE}", *SANITIZERS]
+    common = ["-g", "-O1", "-std=gnu11", "-ffp-contract=off", f"-I{ENGINE}", *own]
     common += ["-DGRATIS_X86"] if setup["X86"] else []
     sources = [ROOT / name for name in setup["SOURCES"]]
     sources += [ENGINE / name for name in setup["FLAGS"] if setup["X86"]]
@@ -299,9 +302,9 @@ def build_with_sanitizers(folder: Path) -> Path:
     for source in [*sources, Path(__file__).with_name("engine_damage.c")]:
         # sums of vectors may wrap; those of everything else may not
         vectors = ["-fwrapv", *setup["FLAGS"].get(source.name, [])]
-        own = vectors if source.name in ("portable.c", *setup["FLAGS"]) else []
+        flags = vectors if source.name in ("portable.c", *setup["FLAGS"]) else []
         objects.append(folder / f"{source.stem}.o")
-        command = [compiler, *common, *own, "-c", str(source), "-o", str(objects[-1])]
+        command = [compiler, *common, *flags, "-c", str(source), "-o", str(objects[-1])]
         subprocess.run(command, check=True, timeout=300)
     program = folder / "engine_damage"
     link = [compiler, *common, *map(str, objects), "-o", str(program), "-lm"]
@@ -317,7 +320,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for size in ((64, 48), (33, 70), (5, 7)):
                 data = jpeg(photo(*size, number), **options)
                 file.write(struct.pack("<q", len(data)) + data)
-    build_with_sanitizers(folder)
+    build_with_sanitizers(folder, shutil.which("gcc") or shutil.which("cc"), SANITIZERS)
     return folder
 
 
@@ -343,3 +346,23 @@ def test_damaged_files_under_sanitizers(hostile: Path) -> None:
 @pytest.mark.starts
 def test_many_damaged_files_under_sanitizers(hostile: Path) -> None:
     survive(hostile, 2, 50_000)
+
+
+@pytest.mark.prove
+@pytest.mark.starts
+@pytest.mark.skipif(shutil.which("clang") is None, reason="libFuzzer is clang's: apt install clang")
+def test_a_fuzzer_finds_nothing(tmp_path: Path) -> None:
+    """libFuzzer, for GRATIS_FUZZ_SECONDS. What it finds stays in the test's folder."""
+    program = build_with_sanitizers(tmp_path, shutil.which("clang"), FUZZER)
+    (tmp_path / "files").mkdir()
+    for number, options in enumerate(FORMS.values()):
+        for size in ((64, 48), (33, 70), (5, 7)):
+            data = jpeg(photo(*size, number), quality=50, **options)
+            (tmp_path / f"files/{number}-{size[0]}.jpg").write_bytes(data)
+    seconds = int(os.environ.get("GRATIS_FUZZ_SECONDS", "60"))
+    command = [program, f"-max_total_time={seconds}", "-max_len=8192", "-print_final_stats=1"]
+    command += [f"-artifact_prefix={tmp_path}/", tmp_path / "files"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300)
+    print(done.stderr[-2000:])
+    assert done.returncode == 0
+    assert "stat::number_of_executed_units" in done.stderr

@@ -2,8 +2,8 @@
 memory; DALI decodes, in the same batch, what the engine refuses.
 
 Per 1,000 images see docs/measured.md. The engine checks what it decodes; what it refuses, damaged
-files among it, is read again with the checks that DALI needs (gratis.jpeg_check), so that bad
-samples are named or replaced as without it."""
+files among it, gets the checks that DALI needs (gratis.jpeg_check), so that bad samples are named
+or replaced as without it."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ class NativeBatches:
         if not len(refused):
             return batch.ids
         ids, views = batch.ids.copy(), plan.config.views
-        again = iter([self._reader.read(plan, batch.wanted[refused])])
-        for part, crops in decode(again, plan, self._runner, self._threads):
+        checked = iter([self._reader.check(plan, batch.select(refused))])
+        for part, crops in decode(checked, plan, self._runner, self._threads):
             ids[refused] = part.ids
             with timer.time("finish_s"):
                 for k, row in enumerate(refused.tolist()):

@@ -88,6 +88,15 @@ class BatchReader:
                 draws, extents = plan.draws(wanted)
                 return EncodedBatch(wanted, ids, draws, extents, parts, buffer)
 
+    def check(self, plan: EpochPlan, batch: EncodedBatch) -> EncodedBatch:
+        """Of a batch that was read unchecked, or a selection of one: as `read` gives it, though its
+        parts are anywhere in the buffer."""
+        bad = invalid_rows(batch.parts, plan.manifest.codec, plan.manifest.image_size)
+        if self.reject(batch.wanted, batch.ids, bad):
+            return self.read(plan, batch.wanted)
+        draws, extents = plan.draws(batch.wanted)
+        return batch._replace(draws=draws, extents=extents)
+
     def reject(self, wanted: Ids, ids: Ids, rows: list[int]) -> bool:
         """Hands rows whose sample cannot be decoded to the quarantine; whether there are any.
         GratisError where bad samples are not allowed."""
