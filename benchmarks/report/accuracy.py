@@ -18,6 +18,7 @@ from gratis.train.recipes import RECIPES, Recipe
 # on a CPU (n = 1), chance 1 %; of 500 images 20.7 % (docs/measured.md). The drawn sample: chance
 # 10 %.
 GOALS = {"tiny": 0.08, "sample": 0.2}
+SEEN = 6000  # images of the drawn sample, at least
 
 
 def measurements(*, cuda: bool) -> list[Measurement]:
@@ -52,4 +53,5 @@ def short(setting: Setting, base: Recipe) -> Recipe:
         return base
     side, width = setting.recipe.image_size, 0.5 if setting.cuda else 1 / 8
     own = replace(base, image_size=side, crop=side * 7 // 8, width=width)
-    return replace(own, epochs=4 if setting.cuda else 6, warmup_steps=10)
+    epochs = max(4, SEEN // setting.manifest.splits["train"].samples)
+    return replace(own, epochs=epochs, warmup_steps=10)

@@ -9,6 +9,7 @@ what is missing or failed. Without a GPU the CPU's smallest form of each."""
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,8 @@ def main(arguments: list[str]) -> int:
         train_shards=options.train_shards,
     )
     terminate_exits()
+    if not cuda:  # OpenMP's threads spin while they wait, which beside other work is most they do
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with exclusive(options.out, f"--out {options.out}"):
         report(setting, rows, began + 60 * options.minutes)
     return 0

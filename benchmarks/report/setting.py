@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +11,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.timing import measure
-from gratis.dataset import Manifest, read_manifest, require_split, require_square
+from gratis.dataset import (
+    MANIFEST,
+    STATS,
+    Index,
+    Manifest,
+    Shard,
+    read_index,
+    read_manifest,
+    require_split,
+    require_square,
+    write_index,
+)
 from gratis.errors import GratisError
 from gratis.processes import command_of_child
 from gratis.train.paper.arguments import flags
@@ -22,6 +35,9 @@ from gratis.train.recipes import RECIPES, Recipe, RecipeName
 # training images a class that are drawn, of ten: four batches of 1,024 on a GPU
 DRAWN = {True: 410, False: 40}
 SIDE = {True: 256, False: 128}
+# How often each image is in the datasets that are loaded for their rate: epochs of so few images
+# would end ten times a second, and their ends would be measured
+REPEATS = {True: 8, False: 2}
 ROUNDS_S = 20.0  # of a measurement's rounds: on a busy machine there are fewer, and n is smaller
 
 
@@ -50,6 +66,18 @@ class Setting:
     def raw(self) -> Path:
         return self.out / "data" / f"raw-{self.manifest.hash[:8]}"
 
+    @property
+    def long_jpeg(self) -> Path:
+        """The same samples, each several times."""
+        return self._long(self.jpeg)
+
+    @property
+    def long_raw(self) -> Path:
+        return self._long(self.raw)
+
+    def _long(self, root: Path) -> Path:
+        return self.out / "data" / f"long-{root.name}-{self.manifest.hash[:8]}"
+
     @cached_property
     def manifest(self) -> Manifest:
         return read_manifest(self.jpeg)
@@ -76,7 +104,8 @@ class Setting:
 
     def check_batch(self, batch: int) -> None:
         """RuntimeError where the split holds less than two batches."""
-        if (samples := self.manifest.splits["train"].samples) < 2 * batch:
+        samples = REPEATS[self.cuda] * self.manifest.splits["train"].samples
+        if samples < 2 * batch:
             raise RuntimeError(f"{self.jpeg} has {samples:,} training images, too few for {batch}")
 
 
@@ -92,6 +121,31 @@ def prepare(setting: Setting) -> None:
         stage("shards", src=src, out=setting.jpeg, size=setting.side, codec="jpeg")
     check_shards(setting.jpeg)
     stage("shards", src=setting.jpeg, out=setting.raw, size=setting.recipe.image_size, codec="raw")
+    lengthen(setting.jpeg, setting.long_jpeg, REPEATS[setting.cuda])
+    lengthen(setting.raw, setting.long_raw, REPEATS[setting.cuda])
+
+
+def lengthen(root: Path, out: Path, repeats: int) -> None:
+    """A dataset whose training split has each sample so many times, in links to root's shards."""
+    if (out / MANIFEST).exists():
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    manifest, index = read_manifest(root), read_index(root, "train")
+    split, shards = manifest.splits["train"], list[Shard]()
+    for shard in repeats * split.shards:
+        name = f"train-{len(shards):05}.tar"
+        for extension in (".tar", ".idx"):
+            link = (out / name).with_suffix(extension)
+            link.symlink_to((root / shard.name).with_suffix(extension).resolve())
+        shards.append(replace(shard, name=name))
+    columns = {name: np.tile(column, repeats) for name, column in index._asdict().items()}
+    first = np.repeat(np.arange(repeats, dtype=np.int32), len(index.label)) * len(split.shards)
+    columns["shard"] = columns["shard"] + first
+    sha256 = write_index(out, "train", Index(**columns))
+    shutil.copy(root / STATS, out)
+    whole = replace(split, shards=tuple(shards), index_sha256=sha256)
+    (out / MANIFEST).write_bytes(replace(manifest, splits={"train": whole}).to_json())
 
 
 def check_shards(shards: Path) -> None:

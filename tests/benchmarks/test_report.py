@@ -25,11 +25,12 @@ from benchmarks.report.kernels import by_kernel
 from benchmarks.report.page import goals, page
 from benchmarks.report.plan import SECTIONS, Measurement, measurements
 from benchmarks.report.results import Result, ResultFile, describe_entry, failure
-from benchmarks.report.setting import Setting
+from benchmarks.report.setting import Setting, lengthen
 from benchmarks.report.worker import Worker
 from gratis.atomic import exclusive
 from gratis.errors import GratisError
 from gratis.history import records
+from gratis.loader import Loader, LoaderConfig
 from gratis.train.mesh.mesh import full_float32
 from gratis.train.metrics import share_of_loss
 from gratis.train.network.alexnet import AlexNet
@@ -434,3 +435,21 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert words in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_lengthened_dataset_has_each_sample_so_many_times(
+    tmp_path: Path, jpeg_dataset: Path
+) -> None:
+    lengthen(jpeg_dataset, tmp_path / "long", 3)
+    config = LoaderConfig.evaluation(batch_size=101, crop=48)
+    with (
+        Loader(jpeg_dataset, "train", config) as once,
+        Loader(tmp_path / "long", "train", config) as long,
+    ):
+        (wanted,) = list(once)
+        batches = list(long)
+        assert len(batches) == 3
+        for number, batch in enumerate(batches):
+            assert torch.equal(batch.images, wanted.images)
+            assert torch.equal(batch.labels, wanted.labels)
+            assert torch.equal(batch.ids, wanted.ids + 101 * number)
