@@ -42,7 +42,7 @@ class Running:
 
 
 def no_state() -> Any:
-    raise CannotError("it has no state")
+    raise CannotError("no state")
 
 
 def ours(job: Job) -> Running:

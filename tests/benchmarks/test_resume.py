@@ -32,7 +32,7 @@ def test_cells_say_what_is_missing_and_what_comes_twice() -> None:
     assert cell([{"ids": every}, {"ids": [], "error": "KeyError: a\n|b"}]) == (
         "error: KeyError: a /b"
     )
-    assert cell([{"ids": [3], "cannot": "it has no state"}]) == "cannot: it has no state"
+    assert cell([{"ids": [3], "cannot": "no state"}]) == "no state"
 
 
 @pytest.mark.slow
