@@ -241,6 +241,10 @@ class Files:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def __repr__(self) -> str:
+        """The same in every process: grain compares it with the one in its checkpoint."""
+        return f"Files({len(self)})"
+
     def __getitem__(self, number: int) -> int:
         return decoded_id(self._paths[number].read_bytes())
 
