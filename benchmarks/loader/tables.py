@@ -1,9 +1,15 @@
-"""What `benchmarks.loader.bench` prints."""
+"""What `benchmarks.loader.bench` prints, also of a run that was not finished:
+
+python -m benchmarks.loader.tables RECORDS    # the file that --records named; whole rounds alone"""
 
 from __future__ import annotations
 
+import json
 import operator
 import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +35,20 @@ def report(records: Records, title: str) -> None:
         console.print(_loader_table(loaders, f"{work}: {title}"))
         if work == "crop":
             console.print(_stages(its))
+
+
+def whole_rounds(path: Path) -> tuple[Records, int]:
+    """What was measured in every round that is complete, and how many are."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    keys: dict[int, set[Key]] = defaultdict(set)
+    for line in lines:
+        keys[line["round"]].add((line["work"], line["name"]))
+    whole = [number for number, its in keys.items() if its == keys[1]]
+    records: Records = defaultdict(list)
+    for line in sorted(lines, key=lambda line: int(line["round"])):
+        if line["round"] in whole:
+            records[line["work"], line["name"]].append(line)
+    return records, len(whole)
 
 
 def _loader_table(records: dict[str, list[Record]], title: str) -> Table:
@@ -90,3 +110,8 @@ def _spread(records: list[Record], key: str, form: str) -> str:
 
 def _range(values: list[float], form: str) -> str:
     return f"{statistics.median(values):{form}} [{min(values):{form}}..{max(values):{form}}]"
+
+
+if __name__ == "__main__":
+    measured, count = whole_rounds(Path(sys.argv[1]))
+    report(measured, f"n = {count} alternating rounds")

@@ -42,7 +42,7 @@ class Running:
 
 
 def no_state() -> Any:
-    raise CannotError("it has no state")
+    raise CannotError("no state")
 
 
 def ours(job: Job) -> Running:
@@ -240,6 +240,10 @@ class Files:
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def __repr__(self) -> str:
+        """The same in every process: grain compares it with the one in its checkpoint."""
+        return f"Files({len(self)})"
 
     def __getitem__(self, number: int) -> int:
         return decoded_id(self._paths[number].read_bytes())

@@ -15,7 +15,6 @@ larger, so that all ranks together still take 8."""
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -86,21 +85,28 @@ def main() -> int:
             subprocess.run([*map(str, command)], check=True, cwd=CHECKOUT)
             made.rename(folder / name)
     print("| loader | " + " | ".join(SCENARIOS) + " |\n" + "|---" * (len(SCENARIOS) + 1) + "|")
+    notes: list[str] = []
     for loader in options.only:
-        cells = [f"{loader} {_version(python, loader)}".strip()]
+        cells = [f"{loader} {_version(python, loader)}".replace(" ,", ",")]
         for title, (killed, resumed) in SCENARIOS.items():
-            outcomes = scenario(Place(loader, python, folder), killed, resumed)
-            cells.append(cell(outcomes))
-            print(f"{loader}, {title}: {cells[-1]}", file=sys.stderr, flush=True)
+            text = cell(scenario(Place(loader, python, folder), killed, resumed))
+            print(f"{loader}, {title}: {text}", file=sys.stderr, flush=True)
+            if text.startswith("error: "):
+                message = text.removeprefix("error: ").replace(str(folder), "FOLDER")
+                if message not in notes:
+                    notes.append(message)
+                text = f"error [{notes.index(message) + 1}]"
+            cells.append(text)
         print("| " + " | ".join(cells) + " |", flush=True)
+    for number, message in enumerate(notes, 1):
+        print(f"[{number}] {message}")
     return 0
 
 
 def _version(python: str, loader: str) -> str:
     package = ADAPTERS[loader][0]
     if package == "gratis":
-        with suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(package)
+        return ", this checkout"
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     return done.stdout.strip()
@@ -179,7 +185,8 @@ def cell(outcomes: list[Outcome]) -> str:
     for key in ("cannot", "error"):
         for one in outcomes:
             if key in one:
-                return f"{key}: {one[key].strip(': ')}".replace("\n", " ").replace("|", "/")[:200]
+                text = " ".join(one[key].strip(": ").split()).replace("|", "/")
+                return text if key == "cannot" else f"error: {text}"
     counts = [counted(one["ids"]) for one in outcomes]
     parts = [_range([count[k] for count in counts]) for k in range(3)]
     unknown = "" if parts[2] == "0" else f", {parts[2]} other pictures"

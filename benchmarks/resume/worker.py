@@ -72,8 +72,10 @@ def epoch(name: str, job: Job, stop: int | None, keep: Path) -> dict[str, Any]:
         return {"ids": ids, "cannot": str(error)}
     except BaseException as error:  # a panic of Rust is one
         traceback.print_exc()
-        first, _, _ = str(error).partition("\n")
-        return {"ids": ids, "error": f"{type(error).__name__}: {first}"}
+        lines = str(error).strip().splitlines() or [""]
+        if "Original Traceback" in str(error):  # of a worker process: its own error stands last
+            return {"ids": ids, "error": lines[-1]}
+        return {"ids": ids, "error": f"{type(error).__name__}: {lines[0]}"}
     return {"ids": ids}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from PIL import Image
 from benchmarks.loader.bench import main
 from benchmarks.loader.peers.common import encoded
 from benchmarks.loader.peers.datasets import IMAGES, QUALITY, write_datasets
+from benchmarks.loader.tables import whole_rounds
 from gratis.dataset import read_manifest
 from gratis.errors import guard
 from gratis.loader import Loader, LoaderConfig
@@ -79,6 +81,21 @@ def test_the_images_are_the_same_in_every_form(sample_shards: Path, tmp_path: Pa
 
 def pixels(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_a_run_that_was_not_finished_counts_its_whole_rounds(tmp_path: Path) -> None:
+    """Here two: the third has no measurement of dali yet."""
+    costs = {"ours": [0.1, 0.2, 0.3], "dali": [0.4, 0.5]}
+    lines = [
+        json.dumps({"round": number, "work": "crop", "name": name, "cost": cost})
+        for name, its in costs.items()
+        for number, cost in enumerate(its, 1)
+    ]
+    (tmp_path / "records").write_text("\n".join(lines))
+    records, count = whole_rounds(tmp_path / "records")
+    assert count == 2
+    assert [line["cost"] for line in records["crop", "ours"]] == [0.1, 0.2]
+    assert [line["cost"] for line in records["crop", "dali"]] == [0.4, 0.5]
 
 
 def test_mistakes_are_one_line(

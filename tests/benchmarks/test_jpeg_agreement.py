@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def rows(text: str) -> list[list[str]]:
     """Of the first table in it: cells, the header first."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    text = "\n" + text
+    first = text[text.index("\n|") :].partition("\n\n")[0]
+    lines = [line for line in first.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [cells[0], *cells[2:]]
 
