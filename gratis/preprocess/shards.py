@@ -29,10 +29,11 @@ from gratis.image import Whole
 from gratis.network import NetworkLimits
 from gratis.preprocess.codecs import CODECS, CodecName
 from gratis.preprocess.execution.engines import Engine, run_by
-from gratis.preprocess.output.receipt import finished_shards
+from gratis.preprocess.output.receipt import finished_shards, forget_shard, written
 from gratis.preprocess.output.store import LocalStore, Store, open_store
 from gratis.preprocess.sources.imagenet import ARCHIVE_MD5, check_md5
 from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.sources.reader import stamps_of
 from gratis.preprocess.sources.source import Source, SourceOptions, ValFrom
 from gratis.preprocess.stages.estimate import describe, estimate_apart, refuse_full_disk
 from gratis.preprocess.stages.ownership import (
@@ -44,6 +45,7 @@ from gratis.preprocess.stages.ownership import (
 )
 from gratis.preprocess.stages.plan import (
     ShardPlan,
+    Slice,
     draft_manifest,
     make_task,
     pillow_name,
@@ -262,14 +264,19 @@ def _map(config: ShardsConfig, store: Store, source: Source, draft: Manifest) ->
     tasks, task = config.num_tasks or 1, config.task_id or 0
     parts = list(islice(slices(source, draft), task, None, tasks))
     rejects = finished_shards(store, [part.name for part in parts])
+    for shard in _to_try_again(config, store, source, parts, rejects):
+        forget_shard(store, shard)
+        del rejects[shard]
     missing = [part for part in parts if part.name not in rejects]
     if not missing:
         return
     total = sum(len(part.rows) for part in parts)
     done = total - sum(len(part.rows) for part in missing)
-    tolerant = config.max_rejects > 0
+    tolerant, limits = config.max_rejects > 0, config.network
+    listed = (name for listing in source.splits.values() for name in listing.containers)
+    stamps = stamps_of(listed)
     work = (
-        make_task(one, source, draft, config.out, tolerant=tolerant, limits=config.network)
+        make_task(one, source, draft, config.out, tolerant=tolerant, limits=limits, stamps=stamps)
         for one in missing
     )
     workers = min(config.processes, len(missing))
@@ -277,3 +284,30 @@ def _map(config: ShardsConfig, store: Store, source: Source, draft: Manifest) ->
     with Progress(config.run_dir, total=total, done=done, rejects=rejected) as progress:
         for new in run_by(config.engine, work, workers):
             progress.add(new)
+
+
+def _to_try_again(
+    config: ShardsConfig, store: Store, source: Source, parts: list[Slice], rejects: dict[str, int]
+) -> list[str]:
+    """Finished shards with rejects whose cause may be gone: all, where there are more than may be;
+    else those whose source was touched since, or lies at a URL."""
+    with_rejects = {part.name: part for part in parts if rejects.get(part.name)}
+    if sum(rejects.values()) > config.max_rejects:
+        return list(with_rejects)
+    return [name for name, part in with_rejects.items() if _touched(store, source, part)]
+
+
+def _touched(store: Store, source: Source, part: Slice) -> bool:
+    """Whether a file of the shard was written, or put in its place, after the shard was made."""
+    listing, made = source.splits[part.split], written(store, part.name)
+    items = (listing.item(int(row)) for row in part.rows)
+    paths = {
+        addresses.join(item.container, item.name) if item.offset == -1 else item.container
+        for item in items
+    }
+    if not made or any(map(addresses.is_url, paths)):
+        return True
+    try:
+        return any(max(os.stat(path).st_mtime, os.stat(path).st_ctime) > made for path in paths)
+    except OSError:  # whoever reads it says so
+        return True

@@ -236,7 +236,8 @@ def start_record(state: TrainingState) -> StartRecord:
     launch, mesh, splits = state.launch, state.mesh, state.loader.manifest.splits
     cuda = mesh.device.type == "cuda"
     config = dataclasses.asdict(launch)
-    command = config.pop("command")  # version 0.2 refuses a config with a field that it lacks
+    # version 0.2 refuses a config with a field that it lacks
+    command, *_ = (config.pop(name) for name in ("command", "outage_s", "read_timeout_s"))
     return {
         "run": launch.run,
         "recipe": launch.recipe_name,

@@ -406,7 +406,8 @@ def test_a_run_of_the_first_edition_goes_on(tmp_path: Path) -> None:
     text = OLD_CONFIG.read_text()
     config = json.loads(text)
     launch = Launch.from_json(text)
-    assert json.loads(launch.to_json()) == config | {"command": ""}  # which is in no config
+    since = {"command": "", "outage_s": 600.0, "read_timeout_s": 30.0}  # which are in no config
+    assert json.loads(launch.to_json()) == config | since
     (tmp_path / launch.run).mkdir()
     start = json.dumps({"kind": "start", "t": 0, "attempt": 1, "config": config})
     (tmp_path / launch.run / "rank-0.jsonl").write_text(start + "\n")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gratis.image import Reject
-from gratis.preprocess.output.store import WORK, Store
+from gratis.preprocess.output.store import WORK, LocalStore, Store
 from gratis.preprocess.sources.listing import Item
 from gratis.preprocess.statistics import PixelSums
 
@@ -70,6 +70,16 @@ def finished_shards(store: Store, shards: list[str]) -> dict[str, int]:
         if files.get(f"{shard}.tar") == receipt.bytes:
             rejects[shard] = len(receipt.rejects)
     return rejects
+
+
+def forget_shard(store: Store, shard: str) -> None:
+    """From now on it is not finished."""
+    store.remove(_name(shard))
+
+
+def written(store: Store, shard: str) -> float:
+    """When the local shard was finished, Unix seconds; 0 at a URL."""
+    return (store.root / _name(shard)).stat().st_mtime if isinstance(store, LocalStore) else 0.0
 
 
 def reject_row(split: str, item: Item, reject: Reject) -> dict[str, str]:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from gratis.errors import GratisError
 from gratis.image import Whole
 from gratis.network import DEFAULT_LIMITS, NetworkLimits
 from gratis.preprocess.output.store import WORK, Store
+from gratis.preprocess.sources.reader import NO_STAMPS, Stamp
 from gratis.preprocess.sources.rows import keep_together, row_groups
 from gratis.preprocess.sources.source import Source
 from gratis.preprocess.stages.shard import ShardTask
@@ -136,19 +137,23 @@ def make_task(
     *,
     tolerant: bool = True,
     limits: NetworkLimits = DEFAULT_LIMITS,
+    stamps: Mapping[str, Stamp] = NO_STAMPS,
 ) -> ShardTask:
     listing = source.splits[part.split]
+    items = tuple(listing.item(int(row)) for row in part.rows)
+    containers = {item.container for item in items}
     return ShardTask(
         out=out,
         split=part.split,
         number=part.number,
-        items=tuple(listing.item(int(row)) for row in part.rows),
+        items=items,
         size=draft.image_size,
         codec=draft.codec,
         quality=draft.quality or 0,
         tolerant=tolerant,
         limits=limits,
         whole=whole_of(draft),
+        stamps={name: stamp for name, stamp in stamps.items() if name in containers},
     )
 
 

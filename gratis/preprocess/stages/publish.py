@@ -150,5 +150,6 @@ def _too_many(path: str, rejects: list[dict[str, str]], lost: int) -> GratisErro
     skipped = f", with {lost:,} that the listing skipped" if lost else ""
     return GratisError(
         f"{len(rejects)} files cannot be used ({kinds}): {first}{more}; see {path}; nothing is "
-        f"published: mend them, or run again with --max-rejects {len(rejects) + lost}{skipped}"
+        f"published: mend them and run again, which tries them again, or run again with "
+        f"--max-rejects {len(rejects) + lost}{skipped}"
     )

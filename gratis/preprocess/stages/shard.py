@@ -31,7 +31,7 @@ from gratis.preprocess.output.receipt import ShardReceipt, reject_row, write_rec
 from gratis.preprocess.output.shard_writer import ShardWriter
 from gratis.preprocess.output.store import open_store
 from gratis.preprocess.sources.listing import Item
-from gratis.preprocess.sources.reader import ImageReader
+from gratis.preprocess.sources.reader import ImageReader, Stamp
 from gratis.preprocess.statistics import Accumulator, PixelSums
 
 Same = TypeVar("Same", bound="ImageTask")
@@ -53,6 +53,7 @@ class ImageTask:
     tolerant: bool = True
     limits: NetworkLimits = DEFAULT_LIMITS  # of whatever is at a URL
     whole: image.Whole | None = None
+    stamps: dict[str, Stamp] = field(default_factory=dict)  # of its archives, when they were listed
 
     def exclude(self: Same, position: int, cause: str) -> Same:
         return dataclasses.replace(self, excluded=self.excluded | {position: cause})
@@ -74,7 +75,7 @@ class ImageTask:
         size = None if self.whole else self.size or None
         statistics = Accumulator(size) if self.split == "train" else None
         rejects: list[dict[str, str]] = []
-        with ImageReader() as reader:
+        with ImageReader(self.stamps) as reader:
             for position, item in enumerate(self.items):
                 # a slow network is not the file's fault
                 begin(-1 if addresses.is_url(item.container) else position)
