@@ -23,7 +23,8 @@ AVX512 = [
     "-mprefer-vector-width=512",
 ]
 FLAGS = {"avx2.c": AVX2, "avx512.c": AVX512}  # of x86-64 alone; others have the portable code
-SOURCES = [f"{ROOM}/{name}.c" for name in ("engine", "header", "views", "weights", "portable")]
+FILES = ("engine", "header", "views", "weights", "whole", "portable")
+SOURCES = [f"{ROOM}/{name}.c" for name in FILES]
 MANYLINUX = (2, 17)  # the oldest C library that wheels of this name run on
 X86 = platform.machine() in ("x86_64", "AMD64")
 

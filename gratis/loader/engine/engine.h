@@ -82,6 +82,9 @@ GRATIS_API void gratis_free(gratis_context *context);
 GRATIS_API int gratis_probe(const uint8_t *data, int64_t size, gratis_info *info);
 /* Takes samples of the job until none is left; as many threads as have a context of their own may do so at once. */
 GRATIS_API void gratis_run(gratis_context *context, gratis_job *job);
+/* One whole image of height x width pixels to out, uint8 [height][width][3]: a gratis_status. */
+GRATIS_API int gratis_decode(gratis_context *context, const uint8_t *data, int64_t size, int32_t height, int32_t width,
+                             uint8_t *out);
 
 /* ---- inside ---- */
 
