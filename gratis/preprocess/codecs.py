@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageFile
 
-from gratis import image
+from gratis import engine_decode, image
 
 CodecName = Literal["jpeg", "raw"]
 
@@ -28,7 +28,10 @@ class Codec(NamedTuple):
     def sample(self, picture: Pillow.Image, quality: int) -> tuple[bytes, NDArray[np.uint8]]:
         """The member's bytes, and the pixels uint8 [height,width,3] that they decode to."""
         data = self.encode(picture, quality)
-        return data, np.asarray(picture) if self.lossless else image.decode(data)
+        if self.lossless:
+            return data, np.asarray(picture)
+        pixels = engine_decode.decode(data, picture.height, picture.width)
+        return data, image.decode(data) if pixels is None else pixels
 
 
 def encode_jpeg(pixels: NDArray[np.uint8] | Pillow.Image, quality: int) -> bytes:

@@ -152,6 +152,9 @@ GRATIS_API void gratis_augment(gratis_context *context, gratis_job *job, const u
 /* As many threads as one likes, with the same job. isa: as of gratis_new. */
 GRATIS_API void gratis_mix(int isa, gratis_mixing *job);
 GRATIS_API void gratis_erase(int isa, gratis_erasing *job);
+/* One whole image of height x width pixels to out, uint8 [height][width][3]: a gratis_status. */
+GRATIS_API int gratis_decode(gratis_context *context, const uint8_t *data, int64_t size, int32_t height, int32_t width,
+                             uint8_t *out);
 
 /* ---- inside ---- */
 

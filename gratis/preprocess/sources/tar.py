@@ -13,7 +13,6 @@ are skipped with a message each; a member that claims to reach past its archive'
 
 from __future__ import annotations
 
-import contextlib
 import posixpath
 import re
 import zlib
@@ -25,6 +24,7 @@ from gratis.errors import GratisError
 BLOCK = 512  # bytes: headers and contents begin at its multiples
 CHUNK = 1 << 20  # bytes that are searched at a time for an end's zeros
 RECORD = 20 * BLOCK  # what most programs fill up with zeros behind the two blocks that end a tar
+BLANKS = 8 * ord(" ")  # what stands for a header's sum while it is summed
 LONGEST_EXTENSION = 1 << 20  # bytes of a pax header or a GNU long name; some hold ACLs
 # bytes of zeros at the end: tapes are written in records of up to 2 MiB, and files that a download
 # has made but not filled end in many more
@@ -166,7 +166,7 @@ class _Tar:
             header = self._block(self._at)
             if not header:
                 raise self._damage("it is cut short: two blocks of zeros should end it")
-            if any(header):
+            if header[0] or any(header):
                 if not _is_header(header):
                     raise self._damage(self._no_header())
                 return header
@@ -258,10 +258,12 @@ class _Tar:
     def _size(self, header: bytes) -> int:
         """Bytes of what follows the header."""
         size = -1
-        with contextlib.suppress(ValueError):
+        try:  # contextlib.suppress takes a tenth of a listing's time
             size = _number(header[124:136])
             if (self._records or self._defaults) and header[156:157] not in EXTENSIONS:
                 size = int(self._record(b"size") or size)
+        except ValueError:
+            pass
         if size < 0:
             raise self._damage("the header there gives no size")
         return size
@@ -274,7 +276,7 @@ class _Tar:
         return offset + -(-size // BLOCK) * BLOCK
 
     def _has_sparse_records(self) -> bool:
-        return any(key.startswith(b"GNU.sparse.") for key in self._records)
+        return bool(self._records) and any(key[:11] == b"GNU.sparse." for key in self._records)
 
     def _behind_sparse_map(self, header: bytes) -> int:
         """Where the bytes of a sparse file of GNU's older kind begin: a map of its holes may go on
@@ -302,7 +304,7 @@ def _is_header(block: bytes) -> bool:
     of the sum itself. Very old programs summed signed bytes."""
     field = block[148:156]
     try:
-        total = _number(field) + sum(field) - len(field) * ord(" ")
+        total = _number(field) + sum(field) - BLANKS
     except ValueError:
         return False
     # adler32's lower half is 1 + the sum, modulo 65,521, in a fifteenth of sum()'s time

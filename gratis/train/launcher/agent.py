@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -37,6 +37,7 @@ from gratis.train.settings import Launch
 # interval of training (a second, or a step if that takes longer) and before each batch of an
 # evaluation.
 SHUTDOWN_S = 60
+SPINS = "1000"  # of a waiting thread before it sleeps: some microseconds
 FOLDER = "gratis-ranks-"  # folders in the temporary one begin so
 
 
@@ -88,6 +89,14 @@ class RankAgent(LocalElasticAgent):
         return result
 
 
+def bound_spinning(environment: MutableMapping[str, str]) -> None:
+    """Lets the threads of a rank's OpenMP (GNU's, which torch's wheels bring) sleep soon after they
+    have nothing to do, unless the user said how they wait: by default they spin for milliseconds,
+    which beside other work takes several times the CPU of the work itself."""
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
+        environment["GOMP_SPINCOUNT"] = SPINS
+
+
 def start_ranks(launch: Launch, local: int, rendezvous: Rendezvous) -> ExitStatus:
     """Runs `local` processes of gratis.train.rank on this machine under torch's agent; how they
     ended.
@@ -99,6 +108,7 @@ def start_ranks(launch: Launch, local: int, rendezvous: Rendezvous) -> ExitStatu
             logging.getLogger(name).setLevel(logging.CRITICAL)  # exit_status has the messages
     # until mesh.connect sets it; keeps torch from warning
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    bound_spinning(os.environ)
     # torchrun would lend the ranks one store for all their beginnings, with the addresses of
     # ended ones in it and open to every network of the machine
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
