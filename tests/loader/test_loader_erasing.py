@@ -61,7 +61,7 @@ def test_the_engine_s_pass_equals_numpy(isa: str, last: bool, dtype: Any, mode: 
         Rows(memory.data_ptr(), 4, memory[0].numel() * memory.element_size()),
         erased.first,
         erased.boxes,
-        None if mode == "pixel" else (erased.normals * (mode == "rand")).astype(np.float32),
+        None if mode == "pixel" else erased.colours.astype(np.float32),
         (
             np.stack([VIEWS & 0xFFFFFFFF, VIEWS >> 32], 1).astype(np.uint32),
             SEED,
@@ -185,7 +185,7 @@ def test_draws_stay_what_they_are() -> None:
     erased = drawn("rand")
     assert erased.first.tolist() == GOLDEN_FIRST
     assert erased.boxes[:3].tolist() == GOLDEN_BOXES
-    np.testing.assert_allclose(erased.normals[0], GOLDEN_COLOUR, rtol=1e-12)
+    np.testing.assert_allclose(erased.colours[0], GOLDEN_COLOUR, rtol=1e-12)
     np.testing.assert_allclose(pixel_noise(1, 2, 3, (1, 1)).ravel(), GOLDEN_NOISE, rtol=1e-9)
 
 

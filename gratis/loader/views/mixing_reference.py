@@ -45,7 +45,7 @@ def erase_images(  # noqa: PLR0917
             if mode == "pixel":
                 done[part] = pixel_noise(seed, epoch, view, images.shape[-2:])[part[1:]]
             else:
-                color = erased.normals[box] * (mode == "rand")
+                color = erased.colours[box]
                 done[part] = color[:, None, None]
     return done
 

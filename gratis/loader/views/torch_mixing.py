@@ -42,7 +42,7 @@ def erase_views(  # noqa: PLR0917
                 places = places + torch.arange(x, x + w, device=images.device)
                 part.copy_(pixel_noise(seed, epoch, int(views[row]), places))
             else:
-                color = torch.from_numpy(erased.normals[box] * (mode == "rand")).float()
+                color = torch.from_numpy(erased.colours[box]).float()
                 part.copy_(color[:, None, None].expand(3, h, w))
     assert height * width <= 1 << 24
 
