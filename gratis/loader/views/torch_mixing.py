@@ -42,8 +42,8 @@ def erase_views(  # noqa: PLR0917
                 places = places + torch.arange(x, x + w, device=images.device)
                 part.copy_(pixel_noise(seed, epoch, int(views[row]), places))
             else:
-                color = torch.from_numpy(erased.colours[box]).float()
-                part.copy_(color[:, None, None].expand(3, h, w))
+                colour = torch.from_numpy(erased.colours[box]).float()
+                part.copy_(colour[:, None, None].expand(3, h, w))
     assert height * width <= 1 << 24
 
 
