@@ -57,14 +57,14 @@ class DataLoader(IterableDataset[Any]):
     """Pairs (images, labels), the rows of one rank, on `device`; len: batches of an epoch.
     What wants torch's own class takes torch.utils.data.DataLoader(loader, batch_size=None).
 
-    batch_size          rows of a rank, as torch's; None: config.batch_size / world_size shuffle,
-    sampler    the order is the config's; only that and the dataset itself are taken drop_last
-    False: a short last batch; None: as config.remainder says collate_fn          gets a batch as a
-    list of (image, label); for MixUp and CutMix take config.mix, whose labels are float32
-    [b,classes], as CrossEntropyLoss takes them rank, world_size    None: torch.distributed's, else
-    RANK and WORLD_SIZE in the environment num_workers, pin_memory, ...    for programs that give or
-    read them; without effect loader              the `gratis.Loader`, whose batches have ids too;
-    errors are its own"""
+    batch_size          rows of a rank, as torch's; None: config.batch_size / world_size
+    shuffle, sampler    the order is the config's; only that and the dataset itself are taken
+    drop_last           False: a short last batch; None: as config.remainder says
+    collate_fn          gets a batch as a list of (image, label), for what `config.mix` cannot do;
+                        with that, labels are float32 [b,classes], as CrossEntropyLoss takes them
+    rank, world_size    None: torch.distributed's, else RANK and WORLD_SIZE in the environment
+    num_workers, pin_memory, ...    for programs that give or read them; without effect
+    loader              the `gratis.Loader`, whose batches have ids too; errors are its own"""
 
     def __init__(
         self,

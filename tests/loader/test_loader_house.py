@@ -10,12 +10,8 @@ import pytest
 
 ROOM = Path(__file__).resolve().parents[2] / "gratis" / "loader"
 ORDER = ["engine", "views", "epoch", "reading", "decoding", "pipeline", "inspect"]
-DOOR = {
-    "batch",
-    "config",
-    "mixing",
-    "plan",
-}  # of the files at the door, those that a sub-room may import
+# of the files at the door, those that a sub-room may import
+DOOR = {"batch", "config", "mixing", "plan"}
 
 
 @pytest.mark.parametrize("name", ORDER)

@@ -47,7 +47,7 @@ def decode(
     def inputs(batch: EncodedBatch) -> tuple[Any, ...]:
         return dali_samples(batch, plan), *rectangles(batch, whole=size if whole else 0)
 
-    for batch, images in runner.run(batches, plan, build, inputs, key=side):
+    for batch, images in runner.run(batches, plan, build, inputs, key=(side, plan.decoded_rows)):
         if plan.config.area:
             decoded = (np.asarray(images.at(row)) for row in range(len(batch.ids)))
             parts = _cut_parts(batch, decoded, plan.config.views) if whole else decoded

@@ -62,8 +62,8 @@ def decode_views(
     channels last; valid until the next is taken."""
     # constants of the graph: when noise ends, or the crop changes, another graph is built
     config = plan.config
-    resampling = (config.crop, config.interpolation, config.antialias)
-    key = (scale(config, plan.epoch), *resampling)
+    resized = (config.crop, config.interpolation, config.antialias)
+    key = (scale(config, plan.epoch), plan.decoded_rows, *resized)
 
     build, inputs = partial(view_pipeline, plan=plan, threads=threads), partial(_inputs, plan=plan)
     for batch, images in runner.run(batches, plan, build, inputs, key=key):
@@ -87,9 +87,7 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     bytes_dims = 3 if plan.manifest.codec == "raw" else 1
     pipeline = empty_pipeline(plan.decoded_rows, threads, plan.device.index)
     with pipeline:
-        if (
-            not plan.config.augment and plan.config.views == 10
-        ):  # evaluation: nothing differs between samples
+        if plan.config.views == 10 and not plan.config.augment:  # no sample differs from others
             (data,) = fn.external_source(
                 source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims
             )
