@@ -25,6 +25,7 @@ from gratis.loader.config import LoaderConfig
 from gratis.loader.decoding.gpu import GPU_DECODER
 from gratis.loader.epoch.coverage import Coverage, coverage
 from gratis.loader.loader import Loader
+from gratis.loader.mixing import CutMix, MixUp, RandomErasing
 from gratis.loader.reading.remote import dataset_folder, read_pieces
 
 __all__ = [
@@ -33,13 +34,16 @@ __all__ = [
     "Batch",
     "ColorJitter",
     "Coverage",
+    "CutMix",
     "GaussianBlur",
     "Loader",
     "LoaderConfig",
+    "MixUp",
     "RandAugment",
     "RandomAdjustSharpness",
     "RandomAutocontrast",
     "RandomEqualize",
+    "RandomErasing",
     "RandomGrayscale",
     "RandomInvert",
     "RandomPosterize",
