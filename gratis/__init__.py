@@ -15,10 +15,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gratis.errors import GratisError
-    from gratis.loader import Batch, Coverage, Loader, LoaderConfig, coverage
+    from gratis.loader import (
+        Batch,
+        Coverage,
+        CutMix,
+        Loader,
+        LoaderConfig,
+        MixUp,
+        RandomErasing,
+        coverage,
+    )
 
 __version__ = "0.3.0"
-__all__ = ["Batch", "Coverage", "GratisError", "Loader", "LoaderConfig", "coverage"]
+__all__ = [
+    "Batch",
+    "Coverage",
+    "CutMix",
+    "GratisError",
+    "Loader",
+    "LoaderConfig",
+    "MixUp",
+    "RandomErasing",
+    "coverage",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,8 @@ class DataLoader(IterableDataset[Any]):
     batch_size          rows of a rank, as torch's; None: config.batch_size / world_size
     shuffle, sampler    the order is the config's; only that and the dataset itself are taken
     drop_last           False: a short last batch; None: as config.remainder says
-    collate_fn          gets a batch as a list of (image, label), for mixup
+    collate_fn          gets a batch as a list of (image, label), for what `config.mix` cannot do;
+                        with that, labels are float32 [b,classes], as CrossEntropyLoss takes them
     rank, world_size    None: torch.distributed's, else RANK and WORLD_SIZE in the environment
     num_workers, pin_memory, ...    for programs that give or read them; without effect
     loader              the `gratis.Loader`, whose batches have ids too; errors are its own"""

@@ -11,14 +11,18 @@ from gratis.loader.config import LoaderConfig
 from gratis.loader.decoding.gpu import GPU_DECODER
 from gratis.loader.epoch.coverage import Coverage, coverage
 from gratis.loader.loader import Loader
+from gratis.loader.mixing import CutMix, MixUp, RandomErasing
 from gratis.loader.reading.remote import dataset_folder, read_pieces
 
 __all__ = [
     "GPU_DECODER",
     "Batch",
     "Coverage",
+    "CutMix",
     "Loader",
     "LoaderConfig",
+    "MixUp",
+    "RandomErasing",
     "coverage",
     "dataset_folder",
     "read_pieces",

@@ -62,7 +62,7 @@ class RandomErasing:
     max_aspect: float | None = None
     """None: 1 / min_aspect."""
     mode: ErasingMode = "const"
-    """const: zeros, which is the mean color where it was subtracted. rand: of each box a color
+    """const: zeros, which is the mean colour where it was subtracted. rand: of each box a colour
     whose channels are standard normal. pixel: each value standard normal. The two last are for
     images with a standard deviation of about 1, in a type that is no integer."""
     min_count: int = 1

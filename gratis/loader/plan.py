@@ -37,8 +37,8 @@ PAD = -1  # the id of a row that stands for no sample
 # purposes: one independent stream each
 ORDER, SHARDS, CROP, MIRROR, COLOUR, STAND_IN, BOX, PLACE = range(8)
 MIX, GAMMA, OTHER_GAMMA, MIX_BOX, ERASE, ERASE_BOX, ERASE_COLOUR, ERASE_NOISE = range(8, 16)
-COPY_BIT = 48  # of a draw id, from which on the copy's number stands; ids are below 2**48
-MOST_COPIES = 1 << 15
+# of a draw id, from which on the copy's number stands, below 2**15; ids are below 2**48
+COPY_BIT = 48
 TRIES = 10  # to draw a part that fits inside the image
 # ids drawn at a time while ordering: the temporaries stay in the cache, 3 times quicker
 CHUNK = 1 << 14

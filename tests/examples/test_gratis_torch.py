@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import RandomSampler, default_collate
 
 from gratis.errors import GratisError
-from gratis.loader import Loader, LoaderConfig
+from gratis.loader import CutMix, Loader, LoaderConfig, MixUp
 from gratis.torch import DataLoader, ShardDataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,6 +247,21 @@ def test_collate_fn_gets_samples(evaluation: ShardDataset) -> None:
     plain = DataLoader(evaluation, 25, collate_fn=default_collate)
     assert_same(DataLoader(evaluation, 25, collate_fn=collate), plain)
     assert seen == [25, 25, 25, 25, 1]
+
+
+def test_soft_labels_and_views_are_pairs(raw_dataset: Path) -> None:
+    """A loss of torch takes them as they are."""
+    config = replace(TRAINING, mix=(MixUp(), CutMix()), repeats=2, views=2)
+    loader = DataLoader(ShardDataset(raw_dataset, "train", config), batch_size=25)
+    (wanted,) = epochs(raw_dataset, replace(config, batch_size=25), 1)
+    assert len(loader) == len(wanted) == 9
+    assert_same(loader, wanted)
+    for images, labels in wanted:
+        assert images.shape[1] == 2
+        assert labels.shape == (len(images), 7)
+        torch.testing.assert_close(labels.sum(1), torch.ones(len(images)))
+        loss = cross_entropy(images.mean((1, 3, 4)) @ torch.ones(3, 7), labels)
+        torch.testing.assert_close(loss, torch.tensor(7.0).log())
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def test_coverage_counts_what_a_sample_lacks() -> None:
 SCHEDULE = (
     (0, {"crop": 32, "area": (0.5, 1.0)}),
     (1, {"crop": 48, "flip": 0.0}),
+    (2, {"mix": (MixUp(),)}),
     (3, {"crop": 40, "mix": (CutMix(),), "erasing": RandomErasing(1.0)}),
 )
 
@@ -185,7 +186,7 @@ def test_a_schedule_changes_crops_by_epoch(jpeg_dataset: Path, engine: Any) -> N
     fields: list[dict[str, Any]] = [
         {"crop": 32, "area": (0.5, 1.0)},
         {"crop": 48, "area": (0.5, 1.0), "flip": 0.0},
-        {"crop": 48, "area": (0.5, 1.0), "flip": 0.0},
+        {"crop": 48, "area": (0.5, 1.0), "flip": 0.0, "mix": (MixUp(),)},
         {"crop": 40, "area": (0.5, 1.0), "flip": 0.0, "mix": (CutMix(),)}
         | {"erasing": RandomErasing(1.0)},
     ]

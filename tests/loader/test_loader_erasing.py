@@ -18,7 +18,8 @@ from gratis import Loader, LoaderConfig
 from gratis.errors import GratisError
 from gratis.loader.engine.batch_passes import BatchPasses, Rows
 from gratis.loader.engine.library import ISAS, PixelType
-from gratis.loader.mixing import MixUp, RandomErasing
+from gratis.loader.mixing import CutMix, MixUp, RandomErasing
+from gratis.loader.pipeline import batch_operations
 from gratis.loader.plan import ERASE_NOISE, copies
 from gratis.loader.views.draw_mixing import Erased, draw_erasing
 from gratis.loader.views.mixing_reference import erase_images, pixel_noise
@@ -61,7 +62,7 @@ def test_the_engine_s_pass_equals_numpy(isa: str, last: bool, dtype: Any, mode: 
         Rows(memory.data_ptr(), 4, memory[0].numel() * memory.element_size()),
         erased.first,
         erased.boxes,
-        None if mode == "pixel" else (erased.normals * (mode == "rand")).astype(np.float32),
+        None if mode == "pixel" else erased.colours.astype(np.float32),
         (
             np.stack([VIEWS & 0xFFFFFFFF, VIEWS >> 32], 1).astype(np.uint32),
             SEED,
@@ -110,6 +111,31 @@ def test_torch_s_pass_equals_numpy(mode: Any) -> None:
     wanted = erase_images(images.numpy(), erased, mode, SEED, EPOCH, VIEWS)
     erase_views(images, erased, mode, SEED, EPOCH, VIEWS)
     np.testing.assert_allclose(images.numpy(), wanted, rtol=2e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
+@pytest.mark.parametrize("views", [1, 2])
+def test_batches_without_the_engine_are_the_same(
+    jpeg_dataset: Path, layout: Any, views: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch then, as on a GPU; on one of two ranks."""
+    config = LoaderConfig(
+        batch_size=12,
+        crop=SIDE,
+        layout=layout,
+        views=views,
+        engine="dali",
+        mix=(MixUp(p=0.5), CutMix(p=0.5)),
+        erasing=RandomErasing(0.7, mode="pixel", max_count=2),
+    )
+    passes = epoch(Loader(jpeg_dataset, "train", config, rank=1, world_size=2))
+    monkeypatch.setattr(batch_operations, "load", lambda: None)
+    for one, other in zip(
+        epoch(Loader(jpeg_dataset, "train", config, rank=1, world_size=2)), passes, strict=True
+    ):
+        torch.testing.assert_close(one.images, other.images, rtol=0, atol=1e-5)
+        assert one.images.stride() == other.images.stride()
+        assert torch.equal(one.labels, other.labels)
 
 
 def timm_boxes(erasing: RandomErasing, side: int, images: int) -> tuple[np.ndarray[Any, Any], Any]:
@@ -185,7 +211,7 @@ def test_draws_stay_what_they_are() -> None:
     erased = drawn("rand")
     assert erased.first.tolist() == GOLDEN_FIRST
     assert erased.boxes[:3].tolist() == GOLDEN_BOXES
-    np.testing.assert_allclose(erased.normals[0], GOLDEN_COLOUR, rtol=1e-12)
+    np.testing.assert_allclose(erased.colours[0], GOLDEN_COLOUR, rtol=1e-12)
     np.testing.assert_allclose(pixel_noise(1, 2, 3, (1, 1)).ravel(), GOLDEN_NOISE, rtol=1e-9)
 
 

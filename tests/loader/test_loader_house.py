@@ -10,7 +10,8 @@ import pytest
 
 ROOM = Path(__file__).resolve().parents[2] / "gratis" / "loader"
 ORDER = ["engine", "views", "epoch", "reading", "decoding", "pipeline", "inspect"]
-DOOR = {"batch", "config", "plan"}  # of the files at the door, those that a sub-room may import
+# of the files at the door, those that a sub-room may import
+DOOR = {"batch", "config", "mixing", "plan"}
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -33,7 +34,7 @@ def test_every_folder_is_in_the_order() -> None:
 
 def test_the_readme_names_what_is_there() -> None:
     text = (ROOM / "README.md").read_text()
-    assert len(text.splitlines()) <= 60
+    assert len(text.splitlines()) <= 70
     names = set(re.findall(r"`([\w/]+\.(?:py|md))`", text))
     assert len(names) > 10
     for name in names:

@@ -13,6 +13,8 @@ import pytest
 import torch
 from batches import assert_same, epoch
 from engine_cases import ABLE, LIBRARY, needs_library
+from handmade import picture, write_dataset
+from test_loader_engine import damage
 from torch import Tensor
 
 from gratis import Loader, LoaderConfig
@@ -258,6 +260,18 @@ def test_where_a_decoded_cache_holds_them(jpeg_dataset: Path) -> None:
     with Loader(jpeg_dataset, "train", config, rank=1, world_size=2) as loader:
         assert_same(first, epoch(loader))
         assert_same(second, epoch(loader))
+
+
+def test_a_stand_in_is_mixed_on_every_rank(tmp_path: Path) -> None:
+    """Bad samples, some of them the first of a rank's rows or the last: their stand-ins' pixels and
+    labels are those of one rank's batches."""
+    root = write_dataset(tmp_path / "bad", [picture(number) for number in range(48)])
+    for sample in (5, 17, 18, 40):
+        damage(root, sample, lambda data: data.__setitem__(slice(0, 2), b"xx"))
+    config = config_of(bad_samples="quarantine", mix=(MixUp(),), repeats=2)
+    alone, shared = (whole_batches(root, config, world) for world in (1, 4))
+    assert_same(shared, alone)
+    assert not {5, 17, 18, 40} & set(torch.cat([batch.ids for batch in alone]).tolist())
 
 
 def test_counters_count_own_samples(jpeg_dataset: Path) -> None:

@@ -53,7 +53,7 @@ def decode(
     def inputs(batch: EncodedBatch) -> tuple[Any, ...]:
         return dali_samples(batch, plan), *rectangles(batch, plan, whole=whole)
 
-    for batch, images in runner.run(batches, plan, build, inputs, key=side):
+    for batch, images in runner.run(batches, plan, build, inputs, key=(side, plan.decoded_rows)):
         if plan.resizes:
             decoded = [np.asarray(images.at(row)) for row in range(len(batch.ids))]
             parts = cut(batch, decoded, plan) if whole else decoded

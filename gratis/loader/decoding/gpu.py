@@ -63,8 +63,8 @@ def decode_views(
     channels last; valid until the next is taken."""
     # constants of the graph: when noise ends, or the crop changes, another graph is built
     config = plan.config
-    resampling = (config.crop, config.interpolation, config.antialias)
-    key = (scale(config, plan.epoch), *resampling)
+    resized = (config.crop, config.interpolation, config.antialias)
+    key = (scale(config, plan.epoch), plan.decoded_rows, *resized)
 
     build, inputs = partial(view_pipeline, plan=plan, threads=threads), partial(_inputs, plan=plan)
     for batch, images in runner.run(batches, plan, build, inputs, key=key):
@@ -90,8 +90,7 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     with pipeline:
         if plan.config.shorter_side(whole=plan.whole) is not None:
             done = _resized_evaluation(feed, plan, bytes_dims)
-        # an evaluation in which nothing differs between samples
-        elif not plan.config.augment and plan.config.views == 10:
+        elif plan.config.views == 10 and not plan.config.augment:  # no sample differs from others
             (data,) = fn.external_source(
                 source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims
             )

@@ -69,7 +69,7 @@ def draw_preview(loader: Loader, path: Path) -> int:
     images, labels, ids = next(iter(loader))
     loader.close()
     rows = [i for i in range(len(ids)) if ids[i] >= 0]
-    crop, lines = loader.config.crop, -(-len(rows) // COLUMNS)
+    crop, lines = plan.config.crop, -(-len(rows) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * crop, lines * (crop + CAPTION)), "white")
     pen = ImageDraw.Draw(sheet)
     for place, i in enumerate(rows):

@@ -102,7 +102,7 @@ def _erase(passes: BatchPasses, rows: Tensor, erased: Erased, views: Ids, plan: 
     assert config.erasing is not None
     colours = None
     if config.erasing.mode != "pixel":
-        colours = (erased.normals * (config.erasing.mode == "rand")).astype(np.float32)
+        colours = erased.colours.astype(np.float32)
     counters = np.stack([views & 0xFFFFFFFF, views >> 32], axis=1).astype(np.uint32)
     passes.erase(
         _rows(rows),

@@ -192,6 +192,7 @@ class BatchPipeline:
                     self._operations.erase(images, encoded.wanted, plan)
                     self._operations.mix(images, samples, mix, plan)
                     batch, copied = self._to_device(plan, encoded.ids, samples, mix, images)
+                    del images
                 yield ReadyBatch(batch, samples, copied)
 
     def _images(self, plan: EpochPlan) -> Generator[tuple[EncodedBatch, MakeImages], None, None]:

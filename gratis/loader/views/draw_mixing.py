@@ -39,11 +39,11 @@ class Mix(NamedTuple):
 
 class Erased(NamedTuple):
     """Of n views: boxes int32 [m,4] (y, x, height, width), those of view i from first[i] to
-    first[i + 1] (int64 [n+1]), the last one on top; normals float64 [m,3]: a colour of each."""
+    first[i + 1] (int64 [n+1]), the last one on top; colours float64 [m,3]."""
 
     first: Ids
     boxes: NDArray[np.int32]
-    normals: NDArray[np.float64]
+    colours: NDArray[np.float64]
 
 
 def choices(config: LoaderConfig, epoch: int, steps: Ids) -> Ids:
@@ -107,16 +107,18 @@ def draw_erasing(config: LoaderConfig, epoch: int, views: Ids) -> Erased:
     whether, number, *_ = uniforms(seed, epoch, views, ERASE)
     low, high = erasing.counts
     counts = np.where(whether < erasing.p, low + np.floor(number * (high - low + 1)), 0)
-    rows, boxes, normals = [], [], []
+    rows, boxes, colours = [], [], []
     for box in range(high):
         todo = np.flatnonzero(counts > box)
-        for attempt in range(TRIES if len(todo) else 0):
+        for attempt in range(TRIES):
+            if not len(todo):
+                break
             drawn = uniforms(seed, epoch, views[todo], ERASE_BOX, box * TRIES + attempt)
             made = _erased_boxes(erasing, drawn, counts[todo], side)
             fits = (made[:, 2] < side) & (made[:, 3] < side)
             rows.append(todo[fits])
             boxes.append(made[fits])
-            normals.append(_colours(seed, epoch, views[todo[fits]], box))
+            colours.append(_colours(seed, epoch, views[todo[fits]], box, erasing.mode))
             todo = todo[~fits]
     if not rows:
         return Erased(np.zeros(len(views) + 1, np.int64), *_no_boxes())
@@ -125,7 +127,7 @@ def draw_erasing(config: LoaderConfig, epoch: int, views: Ids) -> Erased:
     first = np.searchsorted(row[order], np.arange(len(views) + 1))
     every = np.concatenate(boxes)[order].astype(np.int32)
     return Erased(
-        first.astype(np.int64), np.ascontiguousarray(every), np.concatenate(normals)[order]
+        first.astype(np.int64), np.ascontiguousarray(every), np.concatenate(colours)[order]
     )
 
 
@@ -145,8 +147,10 @@ def _erased_boxes(
     return np.stack([y, x, height, width], axis=1)
 
 
-def _colours(seed: int, epoch: int, views: Ids, box: int) -> NDArray[np.float64]:
-    """Three standard normals for each view, float64 [n,3]."""
+def _colours(seed: int, epoch: int, views: Ids, box: int, mode: str) -> NDArray[np.float64]:
+    """Three standard normals for each view, float64 [n,3]; in another mode than rand zeros."""
+    if mode != "rand":
+        return np.zeros((len(views), 3))
     uniform = uniforms(seed, epoch, views, ERASE_COLOUR, box)
     radius, angle = np.sqrt(-2 * np.log(uniform[:2])), 2 * np.pi * uniform[2:]
     cosine, sine = radius * np.cos(angle), radius * np.sin(angle)

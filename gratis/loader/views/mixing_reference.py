@@ -45,8 +45,8 @@ def erase_images(  # noqa: PLR0917
             if mode == "pixel":
                 done[part] = pixel_noise(seed, epoch, view, images.shape[-2:])[part[1:]]
             else:
-                color = erased.normals[box] * (mode == "rand")
-                done[part] = color[:, None, None]
+                colour = erased.colours[box]
+                done[part] = colour[:, None, None]
     return done
 
 

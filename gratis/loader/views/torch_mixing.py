@@ -31,34 +31,44 @@ def mix_rows(images: Tensor, before: Tensor | None, mix: Mix) -> None:
 def erase_views(  # noqa: PLR0917
     images: Tensor, erased: Erased, mode: str, seed: int, epoch: int, views: Ids
 ) -> None:
-    """In place, images [n,3,h,w] of views by their draw ids."""
-    height, width = images.shape[-2:]
-    for row in np.flatnonzero(np.diff(erased.first)).tolist():
-        for box in range(int(erased.first[row]), int(erased.first[row + 1])):
-            y, x, h, w = erased.boxes[box].tolist()
-            part = images[row, :, y : y + h, x : x + w]
-            if mode == "pixel":
-                places = torch.arange(y, y + h, device=images.device)[:, None] * width
-                places = places + torch.arange(x, x + w, device=images.device)
-                part.copy_(pixel_noise(seed, epoch, int(views[row]), places))
-            else:
-                color = torch.from_numpy(erased.normals[box] * (mode == "rand")).float()
-                part.copy_(color[:, None, None].expand(3, h, w))
-    assert height * width <= 1 << 24
+    """In place, images [n,3,h,w] of views by their draw ids: the first box of all of them at once,
+    then the second ones."""
+    device, (height, width) = images.device, images.shape[-2:]
+    down, across = torch.arange(height, device=device), torch.arange(width, device=device)
+    counts = np.diff(erased.first)
+    for number in range(int(counts.max(initial=0))):
+        with_it = np.flatnonzero(counts > number)
+        which = erased.first[with_it] + number
+        rows, ids = (
+            torch.from_numpy(with_it).to(device),
+            torch.from_numpy(views[with_it]).to(device),
+        )
+        top, left, h, w = torch.from_numpy(erased.boxes[which]).to(device).T[:, :, None]
+        inside_y, inside_x = (
+            (down >= top) & (down < top + h),
+            (across >= left) & (across < left + w),
+        )
+        box, y, x = (inside_y[:, :, None] & inside_x[:, None]).nonzero(as_tuple=True)
+        if mode == "pixel":
+            values = pixel_noise(seed, epoch, ids[box], y * width + x).T
+        else:
+            values = torch.from_numpy(erased.colours[which]).to(device)[box]
+        images[rows[box], :, y, x] = values.to(images.dtype)
 
 
-def pixel_noise(seed: int, epoch: int, view: int, places: Tensor) -> Tensor:
-    """Standard normals, float32 [3,...] for places int64 [...] in a view."""
-    counter = [torch.full_like(places, number) for number in (view & LOW, view >> 32, epoch)]
-    word = _philox([*counter, places << 8 | ERASE_NOISE], (seed & LOW, seed >> 32))
+def pixel_noise(seed: int, epoch: int, views: Tensor, places: Tensor) -> Tensor:
+    """Standard normals, float32 [3,m], for places int64 [m] in views, whose draw ids are int64
+    [m]."""
+    counter = [views & LOW, views >> 32, torch.full_like(places, epoch), places << 8 | ERASE_NOISE]
+    word = _philox(counter, (seed & LOW, seed >> 32))
     bits = [(one >> 8).float() for one in word]
     radius = [torch.sqrt(-2 * torch.log((one + 0.5) * 2.0**-24)) for one in bits[:2]]
     angle = [one * (2 * math.pi * 2.0**-24) for one in bits[2:]]
-    return torch.stack([
-        radius[0] * torch.cos(angle[0]),
+    sine, cosines = (
         radius[0] * torch.sin(angle[0]),
-        radius[1] * torch.cos(angle[1]),
-    ])  # fmt: skip
+        [r * torch.cos(a) for r, a in zip(radius, angle, strict=True)],
+    )
+    return torch.stack([cosines[0], sine, cosines[1]])
 
 
 def _philox(c: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
