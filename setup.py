@@ -15,7 +15,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOM = "gratis/loader/engine"
 NAME = "gratis.loader.engine.libgratis_engine"
-COMMON = "-O3 -std=gnu11 -fvisibility=hidden -ffp-contract=off -fwrapv -g0".split()
+COMMON = "-O3 -std=gnu11 -fvisibility=hidden -ffp-contract=off -fwrapv -fno-math-errno -g0".split()
 AVX2 = "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mlzcnt".split()
 AVX512 = [
     *AVX2,
@@ -23,8 +23,9 @@ AVX512 = [
     "-mprefer-vector-width=512",
 ]
 FLAGS = {"avx2.c": AVX2, "avx512.c": AVX512}  # of x86-64 alone; others have the portable code
-PARTS = ("augment", "engine", "header", "views", "weights", "portable")
+PARTS = ("augment", "engine", "header", "views", "weights", "mixing", "portable")
 SOURCES = [f"{ROOM}/{name}.c" for name in PARTS]
+HEADERS = [f"{ROOM}/{name}.h" for name in ("engine", "kernels", "mixing", "operations", "vectors")]
 MANYLINUX = (2, 17)  # the oldest C library that wheels of this name run on
 X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -79,7 +80,7 @@ setup(
         Extension(
             NAME,
             SOURCES + [f"{ROOM}/{name}" for name in FLAGS if X86],
-            depends=[f"{ROOM}/{name}.h" for name in ("engine", "kernels", "operations", "vectors")],
+            depends=HEADERS,
             optional=True,
         )
     ],

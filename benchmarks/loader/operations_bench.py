@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -101,7 +101,7 @@ def torchvision_sets() -> dict[str, Any]:
     }
 
 
-def show(runs: dict[str, Callable[[], float]], rounds: int) -> None:
+def show(runs: Mapping[str, Callable[[], float]], rounds: int) -> None:
     """The first round, which compiles and allocates, does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):

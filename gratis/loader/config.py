@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from os import PathLike
 from textwrap import shorten
@@ -16,6 +16,7 @@ import torch
 from gratis.choices import BadSamples, DecodedOption, EngineOption, MeanForm, NoiseForm, Positions
 from gratis.errors import GratisError
 from gratis.loader.augmentations import Operation, check_operations, fits
+from gratis.loader.mixing import CutMix, Mixing, MixUp, RandomErasing, probabilities
 
 Remainder = Literal["short", "drop", "pad"]
 Layout = Literal["nchw", "channels_last", "nhwc"]
@@ -34,18 +35,28 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "bad_samples": get_args(BadSamples),
     "decoded": get_args(DecodedOption),
     "engine": get_args(EngineOption),
-    "views": (1, 10),
     "dtype": (torch.float32, torch.float16, torch.bfloat16, torch.uint8),
 }
 
-MOST = {"batch_size": 1 << 20, "threads": 1024, "crop_chunk": 1 << 40, "prefetch": 1 << 20}
-WHOLE = "batch_size seed crop crop_chunk window prefetch views threads noise_until".split()
+MOST = {
+    "batch_size": 1 << 20,
+    "threads": 1024,
+    "crop_chunk": 1 << 40,
+    "prefetch": 1 << 20,
+    "views": 100,
+    "repeats": 100,
+}
+WHOLE = "batch_size seed crop crop_chunk window prefetch views repeats threads noise_until".split()
 KINDS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
     "a number": (("cache_gb", "decoded_gb", "flip"), (Real,)),
     "True or False": (("augment", "antialias"), (bool,)),
     "the name of a folder": (("cache",), (str, PathLike)),
 }
 MAY_BE_NONE = ("threads", "noise_until", "decoded_gb", "cache")
+
+# what may change from epoch to epoch
+SCHEDULED = "crop area ratio interpolation antialias flip operations mix erasing".split()
+Schedule = tuple[tuple[int, tuple[tuple[str, Any], ...]], ...]
 
 # mean and standard deviation of ImageNet's channels, as torchvision's networks expect them
 IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -124,7 +135,23 @@ class LoaderConfig:
     noise_until: int | None = None
     """First epoch without noise and without the division. None: never."""
     views: int = 1
-    """10: four corners and centre, then their mirrors; decoded once; for augment=False alone."""
+    """In training so many views of each sample, each with draws of its own: images [b,views,3,h,w],
+    decoded once (self-supervised training). In evaluation (augment=False) 1, or 10: four corners
+    and centre, then their mirrors."""
+    repeats: int = 1
+    """Each sample comes so many times in an epoch, each time with draws of its own: repeated
+    augmentation. Its copies are in the same batch, and on different ranks if there are as many. An
+    epoch is as many times as long."""
+    mix: tuple[Mixing, ...] = ()
+    """MixUp and CutMix, one of them for each batch: MixUp(0.8), CutMix(1.0), as a tuple. Each image
+    is mixed with the one before it in the batch of all ranks, after all that is done to single
+    images; labels are then float32 [b, classes]."""
+    erasing: RandomErasing | None = None
+    """Boxes of the normalised images that are overwritten, as timm's: RandomErasing(0.25)."""
+    schedule: Schedule = ()
+    """What changes from an epoch on, counted from 0, until another entry names it again: as
+    ((0, {"crop": 160}), (6, {"crop": 176}), (12, {"crop": 192})), progressive resizing. Of crop,
+    area, ratio, interpolation, antialias, flip, mix and erasing."""
     remainder: Remainder = "short"
     """What becomes of the N mod batch_size last samples of an epoch. short: they are the last
     batch, which the ranks share as evenly as they can; if they are fewer than the ranks, making the
@@ -177,7 +204,7 @@ class LoaderConfig:
             if not any(isinstance(value, type(one)) and value == one for one in allowed):
                 choices = " or ".join(map(repr, allowed))
                 raise GratisError(f"{name} is {shown(value)}; it may be {choices}")
-        for name in ("batch_size", "crop", "crop_chunk", "window", "threads", "prefetch"):
+        for name in (*MOST, "crop", "window"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise GratisError(f"{name} is {number}; it must be at least 1")
             # DALI would end the process
@@ -194,8 +221,7 @@ class LoaderConfig:
             raise GratisError(f"seed is {self.seed}; it must be at least 0 and below 2**64")
         if self.noise_until is not None and self.noise_until < 0:
             raise GratisError(f"noise_until is {self.noise_until}; it is an epoch, counted from 0")
-        if self.views == 10 and self.augment:
-            raise GratisError("views=10 is for evaluation; set augment=False too")
+        self._check_copies()
         if self.bad_samples == "quarantine" and not self.augment:
             raise GratisError(
                 "bad_samples='quarantine' is for training: an evaluation must see every sample once"
@@ -203,6 +229,8 @@ class LoaderConfig:
         self._check_normalize()
         self._check_resized_crop()
         self._check_operations()
+        self._check_mixing()
+        self._check_schedule()
 
     @classmethod
     def imagenet(cls, **changes: Any) -> LoaderConfig:
@@ -293,6 +321,83 @@ class LoaderConfig:
             if reason := fits(operation, self.crop, self.crop):
                 raise GratisError(f"{reason} (crop is {self.crop}); choose a smaller one")
 
+    def _check_copies(self) -> None:
+        if not self.augment and self.views not in (1, 10):
+            raise GratisError(f"views is {self.views}; in evaluation it may be 1 or 10")
+        if not self.augment and self.repeats > 1:
+            raise GratisError("repeats is for training: an evaluation must see every sample once")
+        if self.crop_chunk > 1 and self.repeats * self.views > 1 and self.augment:
+            raise GratisError("crop_chunk is for single views; with views or repeats leave it at 1")
+
+    def _check_mixing(self) -> None:
+        mix = list(self.mix) if isinstance(self.mix, (tuple, list)) else [self.mix]
+        if not all(isinstance(each, (MixUp, CutMix)) for each in mix):
+            advice = "it must be a tuple of MixUp(...) and CutMix(...)"
+            raise GratisError(f"mix is {shown(self.mix)}; {advice}")
+        object.__setattr__(self, "mix", tuple(mix))
+        probabilities(self.mix)
+        if self.mix and not self.augment:
+            raise GratisError("mix is for training; set augment=True, or mix=()")
+        if self.erasing is None:
+            return
+        if not isinstance(self.erasing, RandomErasing):
+            advice = "it must be a RandomErasing(...) or None"
+            raise GratisError(f"erasing is {shown(self.erasing)}; {advice}")
+        if not self.augment:
+            raise GratisError("erasing is for training; set augment=True, or erasing=None")
+        if self.erasing.mode != "const" and self.normalize in (None, "mean-image"):
+            mode, advice = self.erasing.mode, "set normalize='imagenet', or mode='const'"
+            raise GratisError(
+                f"erasing in mode {mode!r} is for a standard deviation of 1; {advice}"
+            )
+        if self.erasing.mode == "pixel" and self.crop > 4096:
+            raise GratisError(f"crop is {self.crop}; erasing in mode 'pixel' goes up to 4096")
+
+    def _check_schedule(self) -> None:
+        """Brings it to tuples, and makes the configuration of each epoch that is named."""
+        if not self.schedule:
+            return
+        advice = 'it must be as ((0, {"crop": 160}), (6, {"crop": 192})), epochs ascending'
+        wrong = GratisError(f"schedule is {shown(self.schedule)}; {advice}")
+        try:
+            entries = tuple(
+                (epoch, tuple(changes.items() if isinstance(changes, Mapping) else changes))
+                for epoch, changes in self.schedule
+            )
+            epochs = [whole("epoch", epoch) for epoch, _ in entries]
+            names = [name for _, changes in entries for name, _ in changes]
+        except (TypeError, ValueError, GratisError):
+            raise wrong from None
+        if sorted(set(epochs)) != epochs or epochs[0] < 0:
+            raise wrong
+        if unknown := [name for name in names if name not in SCHEDULED]:
+            allowed = ", ".join(SCHEDULED)
+            raise GratisError(f"schedule changes {shown(unknown[0])}; it may change {allowed}")
+        pairs = zip(epochs, (changes for _, changes in entries), strict=True)
+        object.__setattr__(self, "schedule", tuple(pairs))
+        for epoch in epochs:
+            if (self.at_epoch(epoch).area is None) != (self.area is None):
+                raise GratisError(
+                    "schedule turns area on or off; give every epoch a range, or none"
+                )
+
+    def at_epoch(self, epoch: int) -> LoaderConfig:
+        """As it is in an epoch."""
+        changes: dict[str, Any] = {}
+        for first, entry in self.schedule:
+            changes |= dict(entry) if first <= epoch else {}
+        return replace(self, schedule=(), **changes) if changes else self
+
+    @property
+    def stages(self) -> tuple[LoaderConfig, ...]:
+        """The configurations of all epochs, each once."""
+        return tuple(self.at_epoch(epoch) for epoch in sorted({0, *(e for e, _ in self.schedule)}))
+
+    @property
+    def soft_labels(self) -> bool:
+        """Whether labels are float32 [b, classes]: in all epochs if any is mixed."""
+        return any(stage.mix for stage in self.stages)
+
     @property
     def interleaved(self) -> bool:
         """Whether a pixel's three channels lie side by side in memory."""
@@ -308,7 +413,8 @@ class LoaderConfig:
         """What an order depends on beside seed and epoch; part of the loader's state."""
         if not self.augment:
             return "fixed"
-        return f"window:{self.window}" if self.order == "window" else "full"
+        name = f"window:{self.window}" if self.order == "window" else "full"
+        return name if self.repeats == 1 else f"{name}, each {self.repeats} times"
 
 
 def _is_number(value: Any) -> bool:

@@ -33,7 +33,7 @@ from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.pipeline.batch_pipeline import BatchPipeline
 from gratis.loader.pipeline.prefetch import Prefetcher
-from gratis.loader.plan import num_steps
+from gratis.loader.plan import num_steps, samples_of
 from gratis.loader.reading.metadata import open_dataset
 from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.remote import Remote, cache_folder, fetch_dataset, is_remote
@@ -110,10 +110,13 @@ class Loader:
         self.manifest, self.stats, self._index = open_dataset(folder, split, root, fetched=fetched)
         # shards are opened later, from wherever the process stands then
         self.root = folder.absolute()
-        if config.crop > (side := self.manifest.image_size):
+        crop = max(stage.crop for stage in config.stages)
+        if crop > (side := self.manifest.image_size):
             advice = f"choose crop={max(1, side * 7 // 8)}, or any up to {side}"
-            small = f"crop is {config.crop}; the images of {root} have {side} px a side"
+            small = f"crop is {crop}; the images of {root} have {side} px a side"
             raise GratisError(f"{small}; {advice}")
+        if config.soft_labels and (len(self.classes) == 0 or (self._index.label < 0).any()):
+            raise GratisError(f"mix is for images with labels; those of {root} have none")
         samples = self.num_samples
         self._check_last_batch(f"split {split} of {root}")
         self.engine: Engine = choose_engine(config, self.manifest, self.device)
@@ -134,9 +137,9 @@ class Loader:
     def _check_last_batch(self, split: str) -> None:
         size = self.config.batch_size
         if not len(self):
-            less = f"{self.num_samples} samples, less than one batch of {size}"
+            less = f"{self._epoch_rows} samples, less than one batch of {size}"
             raise GratisError(f"{split} has {less}; choose a smaller one, or remainder='short'")
-        last = self.num_samples % size
+        last = self._epoch_rows % size
         if self.config.remainder == "short" and 0 < last < self.world_size:
             few = f"{last} samples in its last batch of {size}, fewer than {self.world_size} ranks"
             advice = "remainder='drop' (training), remainder='pad', or another batch_size"
@@ -153,7 +156,12 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
-        return num_steps(self.num_samples, self.config.batch_size, self.config.remainder)
+        return num_steps(self._epoch_rows, self.config.batch_size, self.config.remainder)
+
+    @property
+    def _epoch_rows(self) -> int:
+        """Samples of an epoch, over all ranks, as often as they come."""
+        return self.num_samples * self.config.repeats
 
     @property
     def num_samples(self) -> int:
@@ -212,12 +220,13 @@ class Loader:
             manifest=self.manifest,
             index=self._index,
             stats=self.stats,
-            config=self.config,
+            config=self.config.at_epoch(epoch),
             rank=self.rank,
             world_size=self.world_size,
             device=self.device,
             epoch=epoch,
             first_step=step,
+            soft_labels=self.config.soft_labels,
         )
 
     def shard_reader(self) -> ShardReader:
@@ -250,14 +259,15 @@ class Loader:
         self._begin = self._at = (epoch, step) if step < len(self) else (epoch + 1, 0)
 
     def dropped(self, epoch: int) -> NDArray[np.int64]:
-        """Ids that `remainder="drop"` leaves out of an epoch."""
-        return self.epoch_plan(epoch).order()[len(self) * self.config.batch_size :]
+        """Ids that `remainder="drop"` leaves out of an epoch, as often as it does."""
+        return samples_of(self.epoch_plan(epoch).order()[len(self) * self.config.batch_size :])
 
     def coverage(self, ids: ArrayLike, epoch: int | None = None) -> Coverage:
-        """Whether an epoch (the one begun last) saw every sample once, from the ids of all ranks'
-        batches, padding included."""
-        begun = self._at[0] if epoch is None else epoch
-        return coverage(np.asarray(ids, np.int64), self.num_samples, self.dropped(begun))
+        """Whether an epoch (the one begun last) saw every sample once (or `repeats` times), from
+        the ids of all ranks' batches, padding included."""
+        begun, repeats = self._at[0] if epoch is None else epoch, self.config.repeats
+        every = np.asarray(ids, np.int64)
+        return coverage(every, self.num_samples, self.dropped(begun), repeats)
 
     def take_counters(self) -> LoaderCounters:
         """What the loader did since they were last taken. For any thread."""

@@ -36,7 +36,10 @@ Ids = NDArray[np.int64]
 PAD = -1  # the id of a row that stands for no sample
 # purposes: one independent stream each
 ORDER, SHARDS, CROP, MIRROR, COLOUR, STAND_IN, BOX, PLACE = range(8)
-OPERATION, GAMMA = 16, 17
+MIX, GAMMA, OTHER_GAMMA, MIX_BOX, ERASE, ERASE_BOX, ERASE_COLOUR, ERASE_NOISE = range(8, 16)
+OPERATION, OPERATION_GAMMA = 16, 17
+COPY_BIT = 48  # of a draw id, from which on the copy's number stands; ids are below 2**48
+MOST_COPIES = 1 << 15
 TRIES = 10  # to draw a part that fits inside the image
 # ids drawn at a time while ordering: the temporaries stay in the cache, 3 times quicker
 CHUNK = 1 << 14
@@ -50,6 +53,42 @@ class Draws(NamedTuple):
     x: Ids
     flip: NDArray[np.bool_]
     normals: NDArray[np.float64]
+
+
+def copies(ids: Ids, numbers: Ids | int) -> Ids:
+    """Draw ids: copy `number` of a sample is drawn like a sample of its own, and copy 0 like the
+    sample itself. Random numbers take them in the place of ids."""
+    drawn: Ids = ids | np.asarray(numbers, np.int64) << COPY_BIT
+    return drawn
+
+
+def samples_of(draw_ids: Ids) -> Ids:
+    """The ids of the samples that draw ids are of; PAD stays."""
+    return np.where(draw_ids < 0, draw_ids, draw_ids & (1 << COPY_BIT) - 1)
+
+
+def of_views(draw_ids: Ids, views: int) -> Ids:
+    """Draw ids of each one's views, int64 [n*views], those of one adjacent."""
+    if views == 1:
+        return draw_ids
+    first = (draw_ids >> COPY_BIT) * views
+    return copies(
+        np.repeat(samples_of(draw_ids), views), (first[:, None] + np.arange(views)).ravel()
+    )
+
+
+def repeated(order: Ids, repeats: int, batch_size: int) -> Ids:
+    """The order with each sample `repeats` times, as draw ids int64 [n*repeats].
+
+    A sample's copies follow each other, so that they come into the same batch (but for one at its
+    end), as repeated augmentation means it (Hoffer et al., "Augment your batch", 2020). Within a
+    batch all first copies come first, then all second ones: so ranks, which take consecutive parts,
+    get different copies, and no sample stands beside itself."""
+    every = copies(np.repeat(order, repeats), np.tile(np.arange(repeats), len(order)))
+    for first in range(0, len(every), batch_size):
+        batch = every[first : first + batch_size]
+        batch[:] = batch[np.argsort(batch >> COPY_BIT, kind="stable")]
+    return every
 
 
 def philox(counter: tuple[U64, U64, U64, U64], key: tuple[int, int]) -> tuple[U64, U64, U64, U64]:
@@ -67,9 +106,10 @@ def philox(counter: tuple[U64, U64, U64, U64], key: tuple[int, int]) -> tuple[U6
 
 
 def words(
-    seed: int, epoch: int, ids: Ids, purpose: int, attempt: int = 0
+    seed: int, epoch: int, ids: Ids, purpose: int, attempt: int | Ids = 0
 ) -> tuple[U64, U64, U64, U64]:
-    """Four random 32-bit words per id, each in a uint64 [n]."""
+    """Four random 32-bit words per id, each in a uint64 [n]. attempt: below 2**24, of all or of
+    each."""
     number = ids.astype(np.uint64)
     low, high = number & np.uint64(0xFFFFFFFF), number >> np.uint64(32)
     epochs, last = np.full_like(number, epoch), np.full_like(number, purpose | attempt << 8)

@@ -411,7 +411,7 @@ def test_a_shard_that_was_cut_short_or_is_missing_is_named(
         ({"batch_size": 0}, "batch_size is 0"),
         ({"mean": "middle"}, "mean is 'middle'"),
         ({"seed": -1}, "seed is -1"),
-        ({"views": 10}, "set augment=False"),
+        ({"views": 3, "augment": False}, "views is 3; in evaluation it may be 1 or 10"),
         ({"threads": 0}, "threads is 0"),
         ({"dtype": torch.int8}, "dtype is"),
         ({"batch_size": 64.0}, "batch_size is 64.0"),

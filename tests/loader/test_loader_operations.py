@@ -104,6 +104,25 @@ def test_nor_on_what_the_engine_refuses(tmp_path: Path) -> None:
 
 
 @needs_library
+def test_each_view_and_copy_has_a_program_of_its_own(jpeg_dataset: Path) -> None:
+    """In the epochs that the schedule gives operations to."""
+    given: dict[str, Any] = BYTES | {"views": 2, "repeats": 2, "batch_size": 50}
+    schedule: Any = ((0, {"operations": ()}), (1, {"operations": CASES["trivial"]}))
+    ours = loader(jpeg_dataset, SIMCLR, schedule=schedule, **given)
+    plain = loader(jpeg_dataset, (), **given)
+    assert_same(epoch(ours), epoch(plain))
+    plan = ours.epoch_plan(1)
+    steps = plan.ids_by_step(plan.order())
+    for ids, made, crops in zip(steps, epoch(ours), epoch(plain), strict=True):
+        program = plan.program(ids)
+        assert program is not None
+        assert len(np.unique(program.values[:, 0], axis=0)) > len(ids)
+        views = (batch.images.flatten(0, 1).numpy() for batch in (made, crops))
+        for found, crop, ops, values in zip(*views, *program, strict=True):
+            np.testing.assert_array_equal(found, apply_program(crop, ops, values))
+
+
+@needs_library
 def test_raw_pixels(raw_dataset: Path) -> None:
     ours, plain = (loader(raw_dataset, each, **BYTES) for each in (SIMCLR, ()))
     program = ours.epoch_plan(0).program(np.arange(101))

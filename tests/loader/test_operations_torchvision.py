@@ -29,6 +29,7 @@ from gratis.loader.augmentations import (
 )
 from gratis.loader.engine.decoder import NativeDecoder
 from gratis.loader.engine.library import Op
+from gratis.loader.plan import copies
 from gratis.loader.views.draw_operations import draw_program
 from gratis.loader.views.operations_reference import apply_program
 
@@ -196,7 +197,7 @@ def test_draws_depend_on_seed_epoch_id_and_place_alone() -> None:
         assert np.array_equal(alone.values[0], whole.values[row])
     assert whole.ops.tolist() == GOLDEN_OPS
     np.testing.assert_allclose(whole.values[:, 14, :4], GOLDEN_WEIGHTS, rtol=1e-6)
-    other = draw_program(operations, 2**40 + 3, 9, ids, 224, 224, copy=1)
+    other = draw_program(operations, 2**40 + 3, 9, copies(ids, 1), 224, 224)
     assert not np.array_equal(other.ops, whole.ops)
 
 

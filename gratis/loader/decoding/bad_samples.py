@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from gratis.loader.decoding.crop_graph import crop_pipeline, dali_samples, rectangles
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
@@ -29,11 +27,10 @@ def undecodable(batch: EncodedBatch, plan: EpochPlan) -> list[int]:
     always the whole."""
     if plan.manifest.codec == "raw":
         return []  # the reader has checked them
-    whole = plan.config.views == 10 or plan.device.type == "cuda"
+    whole = plan.config.views > 1 or plan.device.type == "cuda"
     side = plan.manifest.image_size if whole else plan.config.crop
-    if whole and batch.extents is not None:
-        batch = batch._replace(extents=np.full_like(batch.extents, side))
-    inputs: list[Any] = [dali_samples(batch, plan), *rectangles(batch, whole=whole)]
+    rectangle = rectangles(batch, whole=side if whole else 0)
+    inputs: list[Any] = [dali_samples(batch, plan), *rectangle]
     pipeline, bad, row = None, [], 0
 
     def feed() -> tuple[Any, ...]:

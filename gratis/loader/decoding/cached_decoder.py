@@ -24,7 +24,7 @@ from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.decoded_cache import BAD, DecodedCache
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
-from gratis.loader.plan import Ids
+from gratis.loader.plan import Ids, samples_of
 from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch, invalid_rows
 from gratis.loader.views.normalisation import normalisation
 from gratis.loader.views.torch_views import apply_views
@@ -53,20 +53,21 @@ class CachedDecoder:
         """Each step's samples, without bytes, and whether the cache holds all of them."""
         order = plan.order()
         steps = plan.ids_by_step(order)
-        if any(not self._cache.holds(wanted) for wanted in steps):  # else nothing is read
-            self._shards.begin(order, plan.config.batch_size, plan.first_step)
-        for number, wanted in enumerate(steps):
-            held = self._cache.holds(wanted)
+        samples = [samples_of(wanted) for wanted in steps]
+        if any(not self._cache.holds(ids) for ids in samples):  # else nothing is read
+            self._shards.begin(samples_of(order), plan.config.batch_size, plan.first_step)
+        for number, (wanted, ids) in enumerate(zip(steps, samples, strict=True)):
+            held = self._cache.holds(ids)
             if not held:
                 self._shards.at(plan.first_step + number)
-                lacking = self._cache.lacks(wanted)
-                if number + 1 < len(steps) and len(later := self._cache.lacks(steps[number + 1])):
+                lacking = self._cache.lacks(ids)
+                if number + 1 < len(steps) and len(later := self._cache.lacks(samples[number + 1])):
                     self._shards.expect(later)
                 if len(lacking):
                     self._fill(lacking, _whole_plan(plan))
-                held = self._cache.holds(wanted)
+                held = self._cache.holds(ids)
             draws, extents = plan.draws(wanted)
-            yield EncodedBatch(wanted, wanted, draws, extents, [], np.empty(0, np.uint8)), held
+            yield EncodedBatch(wanted, ids, draws, extents, [], np.empty(0, np.uint8)), held
 
     def crops(self, plan: EpochPlan, runner: DaliRunner) -> BatchCrops:
         """On the CPU: each step's crops where they lie. runner: decodes what the cache does not
@@ -153,7 +154,8 @@ class CachedDecoder:
         return rows[kept], self._run(batch.select(kept), plan) if len(kept) else torch.empty(0)
 
     def _run(self, batch: EncodedBatch, plan: EpochPlan) -> Tensor:
-        self._inputs[:] = [(dali_samples(batch, plan), *rectangles(batch, whole=True))]
+        side = plan.manifest.image_size
+        self._inputs[:] = [(dali_samples(batch, plan), *rectangles(batch, whole=side))]
         if self._pipeline is None:
             inputs = self._inputs  # not self: a pipeline is a cycle and would keep the cache alive
             self._pipeline = _whole_pipeline(lambda: inputs[0], plan, self._threads)
@@ -166,8 +168,17 @@ class CachedDecoder:
 
 def _whole_plan(plan: EpochPlan) -> EpochPlan:
     """The same rank's plan, were it to see whole images."""
-    evaluation: dict[str, Any] = {"augment": False, "views": 10, "area": None, "operations": ()}
-    config = replace(plan.config, **evaluation, bad_samples="raise")
+    of_evaluation: dict[str, Any] = {
+        "augment": False,
+        "repeats": 1,
+        "operations": (),
+        "mix": (),
+        "erasing": None,
+        "schedule": (),
+    }
+    config = replace(
+        plan.config, views=10, area=None, crop_chunk=1, bad_samples="raise", **of_evaluation
+    )
     return replace(plan, config=config)
 
 
@@ -181,4 +192,4 @@ def _whole_pipeline(feed: Any, plan: EpochPlan, threads: int) -> Any:
     if plan.device.type == "cuda":
         return gpu.image_pipeline(lambda: feed()[:1], plan, threads)
     side = plan.manifest.image_size
-    return crop_pipeline(feed, plan, threads, side, rows=plan.rows, lockstep=True)
+    return crop_pipeline(feed, plan, threads, side, rows=plan.rows + 1, lockstep=True)

@@ -32,7 +32,7 @@ def decode(
 ) -> BatchCrops:
     """Each batch with its crops, by DALI where there is something to decode; valid until the next
     is taken."""
-    size, whole = plan.manifest.image_size, plan.config.views == 10
+    size, whole = plan.manifest.image_size, plan.config.views > 1
     if plan.manifest.codec == "raw":
         yield from _stored(batches, plan, runner.timer)
         return
@@ -42,14 +42,15 @@ def decode(
     side = size if whole else plan.config.crop
 
     def build(feed: Feed) -> Any:
-        return crop_pipeline(feed, plan, threads, side, rows=plan.rows)
+        return crop_pipeline(feed, plan, threads, side, rows=plan.decoded_rows)
 
     def inputs(batch: EncodedBatch) -> tuple[Any, ...]:
-        return dali_samples(batch, plan), *rectangles(batch, whole=whole)
+        return dali_samples(batch, plan), *rectangles(batch, whole=size if whole else 0)
 
-    for batch, images in runner.run(batches, plan, build, inputs):
+    for batch, images in runner.run(batches, plan, build, inputs, key=side):
         if plan.config.area:
-            parts = (np.asarray(images.at(row)) for row in range(len(batch.ids)))
+            decoded = (np.asarray(images.at(row)) for row in range(len(batch.ids)))
+            parts = _cut_parts(batch, decoded, plan.config.views) if whole else decoded
             yield batch, _resized_crops(batch, parts, plan, runner.timer)
         else:
             pixels = np.asarray(images.as_tensor())
@@ -65,17 +66,23 @@ def _stored(batches: Iterator[EncodedBatch], plan: EpochPlan, timer: StageTimer)
     size = plan.manifest.image_size
     for batch in batches:
         if plan.config.area:
-            yield batch, _resized_crops(batch, _stored_parts(batch, size), plan, timer)
+            stored = (part[-3 * size * size :].reshape(size, size, 3) for part in batch.parts)
+            parts = _cut_parts(batch, stored, plan.config.views)
+            yield batch, _resized_crops(batch, parts, plan, timer)
             continue
         begins = batch.begins + np.array([len(part) for part in batch.parts]) - 3 * size * size
         yield batch, crops_of(batch, batch.buffer, begins, plan, side=size, corner=True)
 
 
-def _stored_parts(batch: EncodedBatch, size: int) -> Iterator[NDArray[np.uint8]]:
+def _cut_parts(
+    batch: EncodedBatch, images: Iterator[NDArray[np.uint8]], views: int
+) -> Iterator[NDArray[np.uint8]]:
+    """The parts of whole images that views are resized from."""
     assert batch.extents is not None
-    places = np.stack([batch.draws.y, batch.draws.x], axis=1)
-    for part, (y, x), (height, width) in zip(batch.parts, places, batch.extents, strict=True):
-        yield part[-3 * size * size :].reshape(size, size, 3)[y : y + height, x : x + width]
+    boxes = np.column_stack([batch.draws.y, batch.draws.x, batch.extents]).reshape(-1, views, 4)
+    for image, of_image in zip(images, boxes.tolist(), strict=True):
+        for y, x, height, width in of_image:
+            yield image[y : y + height, x : x + width]
 
 
 def _resized_crops(
@@ -83,9 +90,9 @@ def _resized_crops(
 ) -> Crops:
     side = plan.config.crop
     with timer.time("decode_s"):
-        pixels = resized(parts, len(batch.ids), plan.config).reshape(-1)
-    begins = np.arange(len(batch.ids)) * (3 * side * side)
-    return crops_of(batch, pixels, begins, plan, side=side, corner=False)
+        pixels = resized(parts, len(batch.draws.y), plan.config).reshape(-1)
+    draws, begins = batch.draws, np.arange(len(batch.draws.y)) * (3 * side * side)
+    return Crops(pixels, 3 * side, begins, draws.y, draws.x, draws.flip, draws.normals)
 
 
 def crops_of(

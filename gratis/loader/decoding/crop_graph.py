@@ -84,10 +84,14 @@ def dali_samples(batch: EncodedBatch, plan: EpochPlan) -> list[Any]:
     return [part[-3 * size * size :].reshape(size, size, 3) for part in batch.parts]
 
 
-def rectangles(batch: EncodedBatch, *, whole: bool = False) -> list[NDArray[np.int32]]:
+def rectangles(batch: EncodedBatch, *, whole: int = 0) -> list[NDArray[np.int32]]:
     """What is cut out of each sample, on a CPU while it is decoded: corner (y, x) and, where they
-    differ between samples, height and width, int32 [n,2] each. whole: the corner is 0, 0."""
-    draws = batch.draws
-    corner = np.zeros((len(batch.ids), 2)) if whole else np.stack([draws.y, draws.x], axis=1)
-    places = [corner] if batch.extents is None else [corner, batch.extents]
+    differ between samples, height and width, int32 [n,2] each. whole: all of images of that
+    side."""
+    draws, extents = batch.draws, batch.extents
+    corner = np.stack([draws.y, draws.x], axis=1)
+    if whole:
+        corner = np.zeros((len(batch.ids), 2), np.int64)
+        extents = None if extents is None else np.full_like(corner, whole)
+    places = [corner] if extents is None else [corner, extents]
     return [place.astype(np.int32) for place in places]

@@ -93,7 +93,7 @@ class DecodedCache:
 
     def lacks(self, ids: Ids) -> Ids:
         """Those that were never tried."""
-        never: Ids = ids[self.state[ids] == MISSING]
+        never: Ids = np.unique(ids[self.state[ids] == MISSING])
         return never
 
     def holds(self, ids: Ids) -> bool:

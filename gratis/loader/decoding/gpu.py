@@ -60,13 +60,15 @@ def decode_views(
     batches: Iterator[EncodedBatch], plan: EpochPlan, runner: DaliRunner, threads: int
 ) -> Generator[tuple[EncodedBatch, Any], None, None]:
     """Each batch with its DALI tensor, float32 [n,3,crop,crop] or [n,10,3,crop,crop], or with the
-    channels last; where there are operations, uint8 [n,crop,crop,3] as it was cut out and mirrored.
-    Valid until the next is taken."""
-    # a constant of the graph: when noise ends, another graph is built
-    factor = scale(plan.config, plan.epoch)
+    channels last; where there are operations, uint8 [n,crop,crop,3] or [n,views,crop,crop,3], cut
+    out and mirrored. Valid until the next is taken."""
+    # constants of the graph: when noise ends, or the crop changes, another graph is built
+    config = plan.config
+    resampling = (config.crop, config.interpolation, config.antialias)
+    key = (scale(config, plan.epoch), bool(config.operations), *resampling)
 
     build, inputs = partial(view_pipeline, plan=plan, threads=threads), partial(_inputs, plan=plan)
-    for batch, images in runner.run(batches, plan, build, inputs, key=factor):
+    for batch, images in runner.run(batches, plan, build, inputs, key=key):
         yield batch, images.as_tensor()
         del images
 
@@ -79,6 +81,7 @@ def to_torch(tensor: Any, plan: EpochPlan, batch: EncodedBatch) -> torch.Tensor:
     if program := plan.program(batch.wanted):
         stats, config, epoch = plan.stats, plan.config, plan.epoch
         mean = torch.from_numpy(normalisation(stats, config, epoch).mean).to(images.device)
+        images = images.flatten(0, 1) if config.views > 1 else images
         return normalise(images, batch.draws, mean, stats, config, epoch, program)
     images = images.to(plan.config.dtype, copy=True)
     return images.movedim(-1, -3) if plan.config.layout == "channels_last" else images
@@ -89,9 +92,11 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     from nvidia.dali import fn, types
 
     bytes_dims = 3 if plan.manifest.codec == "raw" else 1
-    pipeline = empty_pipeline(plan.rows, threads, plan.device.index)
+    pipeline = empty_pipeline(plan.decoded_rows, threads, plan.device.index)
     with pipeline:
-        if plan.config.views == 10:  # evaluation: nothing differs between samples
+        if (
+            not plan.config.augment and plan.config.views == 10
+        ):  # evaluation: nothing differs between samples
             (data,) = fn.external_source(
                 source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=bytes_dims
             )
@@ -104,9 +109,9 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
                 normalised.append(_apply_view(part, corner, int(flip), None, plan))
             done = fn.stack(*normalised)
         else:
-            kinds = [(types.UINT8, bytes_dims), (types.INT32, 0), (types.INT32, 1)]
-            kinds += [(types.INT32, 1)] if plan.config.area else []
-            kinds += [] if plan.config.operations else [(types.FLOAT, 3)]
+            kinds = [(types.UINT8, bytes_dims), (types.INT32, 1), (types.INT32, 2)]
+            kinds += [(types.INT32, 2)] if plan.config.area else []
+            kinds += [] if plan.config.operations else [(types.FLOAT, 4)]
             data, flip, anchor, *others = fn.external_source(
                 source=feed,
                 num_outputs=len(kinds),
@@ -114,13 +119,16 @@ def view_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
                 dtype=[kind for kind, _ in kinds],
                 ndim=[dims for _, dims in kinds],
             )
-            shape = others[0] if plan.config.area else [plan.config.crop] * 2
-            part = resize(_cut(_whole(data, plan), anchor, shape), plan)
-            if plan.config.operations:  # torch goes on from here
-                done = fn.flip(part, horizontal=flip)
-            else:
+            images, done = _whole(data, plan), []
+            for view in range(plan.config.views):
+                shape = others[0][view] if plan.config.area else [plan.config.crop] * 2
+                part = resize(_cut(images, anchor[view], shape), plan)
+                if plan.config.operations:  # torch goes on from here
+                    done.append(fn.flip(part, horizontal=flip[view]))
+                    continue
                 shift = others[-1].gpu() if plan.device.type == "cuda" else others[-1]
-                done = _apply_view(part, anchor, flip, shift, plan)
+                done.append(_apply_view(part, anchor[view], flip[view], shift[view], plan))
+            done = fn.stack(*done) if plan.config.views > 1 else done[0]
         pipeline.set_outputs(done)
     return pipeline
 
@@ -130,7 +138,7 @@ def image_pipeline(feed: Feed, plan: EpochPlan, threads: int) -> Any:
     and built then."""
     from nvidia.dali import fn, types
 
-    pipeline = empty_pipeline(plan.rows, threads, plan.device.index, lockstep=True)
+    pipeline = empty_pipeline(plan.rows + 1, threads, plan.device.index, lockstep=True)
     with pipeline:
         (data,) = fn.external_source(
             source=feed, num_outputs=1, batch=True, dtype=types.UINT8, ndim=1
@@ -180,16 +188,17 @@ def _apply_view(images: Any, anchor: Any, flip: Any, shift: Any, plan: EpochPlan
 
 
 def _inputs(batch: EncodedBatch, plan: EpochPlan) -> tuple[Any, ...]:
-    """Bytes; and for one view mirror int32 [n], what is cut out, and, if torch does not add it,
-    colour shift float32 [n,1,1,3]."""
-    if plan.config.views == 10:
+    """Bytes; and of each view mirror int32 [n,views], what is cut out, int32 [n,views,2] each, and,
+    if torch does not add it, colour shift float32 [n,views,1,1,3]."""
+    if not plan.config.augment and plan.config.views == 10:
         return (dali_samples(batch, plan),)
-    draws = batch.draws
-    views = draws.flip.astype(np.int32), *rectangles(batch)
+    draws, shape = batch.draws, (len(batch.ids), plan.config.views)
+    places = [place.reshape(*shape, 2) for place in rectangles(batch)]
+    views = draws.flip.astype(np.int32).reshape(shape), *places
     if plan.config.operations:
         return dali_samples(batch, plan), *views
-    shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)[:, None, None]
-    return dali_samples(batch, plan), *views, shift.astype(np.float32)
+    shift = colour_shift(plan.stats, plan.config, plan.epoch, draws.normals)
+    return dali_samples(batch, plan), *views, shift.astype(np.float32).reshape(*shape, 1, 1, 3)
 
 
 def resize(images: Any, plan: EpochPlan) -> Any:

@@ -45,7 +45,8 @@ Fill = Callable[[torch.Tensor], Ids]
 def choose_engine(config: LoaderConfig, manifest: Manifest, device: torch.device) -> Engine:
     """Who decodes. GratisError where the engine is asked for by name, or for operations, and
     cannot."""
-    if config.operations and device.type == "cpu" and load() is None:
+    changed = any(stage.operations for stage in config.stages)
+    if changed and device.type == "cpu" and load() is None:
         raise GratisError(f"operations are the engine's, and {ABSENT}; {ADVICE}")
     if config.engine == "dali":
         return "dali"
@@ -85,12 +86,12 @@ class NativeBatches:
             self._decoder.close()
         self._decoder = None
 
-    def batches(self, plan: EpochPlan) -> Generator[tuple[int, Fill], None, None]:
-        """Of each step how many samples it has, and what fills their views; to be called before the
+    def batches(self, plan: EpochPlan) -> Generator[tuple[Ids, Fill], None, None]:
+        """Of each step its samples' draw ids, and what fills their views; to be called before the
         next is taken."""
         normaliser = Normaliser(plan.stats, plan.config, plan.epoch)
         for batch in self._reader.batches(plan, check=False):
-            yield len(batch.ids), partial(self._fill, batch, plan, normaliser)
+            yield batch.wanted, partial(self._fill, batch, plan, normaliser)
 
     def _fill(
         self, batch: EncodedBatch, plan: EpochPlan, normaliser: Normaliser, rows: torch.Tensor

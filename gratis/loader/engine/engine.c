@@ -17,7 +17,7 @@ int gratis_best_isa(void) {
 #endif
 }
 
-static const kernels *kernels_of(int isa) {
+const kernels *gratis_kernels_of(int isa) {
 #ifdef GRATIS_X86
   if (isa == GRATIS_AVX512) return &gratis_kernels_avx512;
   if (isa == GRATIS_AVX2) return &gratis_kernels_avx2;
@@ -34,7 +34,7 @@ gratis_context *gratis_new(int isa) {
   if (isa < 0 || isa > gratis_best_isa()) return NULL;
   gratis_context *context = aligned_zeros(sizeof *context);
   if (!context) return NULL;
-  context->kernels = kernels_of(isa);
+  context->kernels = gratis_kernels_of(isa);
   for (int i = 0; i < LANES; i++)
     if (!(context->images[i] = aligned_zeros(sizeof(image)))) {
       gratis_free(context);

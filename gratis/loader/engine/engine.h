@@ -11,7 +11,7 @@
 #error "the engine is written for little-endian machines"
 #endif
 
-#define GRATIS_ENGINE_VERSION 4
+#define GRATIS_ENGINE_VERSION 5
 
 /* What became of a sample. Below 32: decoded, or not decoded because another decoder has to; the file may be good.
  * From 32: damaged. From 64: the call's fault. */
@@ -101,6 +101,36 @@ typedef struct {
 
 typedef struct { int32_t width, height, components, restart_interval; } gratis_info;
 
+#define GRATIS_AT_ONCE 16384 /* elements of an image, at most, that are mixed at a time: they stay in the cache */
+
+/* Each image of a finished batch with the one before it: image * lam + before * rest in float32, from there to the type
+ * (uint8: to the nearest); or, where lam is 0, the one before alone. */
+typedef struct {
+  void *rows;             /* the first image */
+  const void *before;     /* what precedes it; NULL: the last of these */
+  int64_t images, row_bytes;
+  const int64_t *segment; /* [segments][2]: elements of an image that are mixed, from which one on, how many */
+  const int64_t *group;   /* [groups + 1]: segments [group[g], group[g + 1]), of GRATIS_AT_ONCE elements at most together */
+  int64_t groups;
+  int64_t next;           /* the first group nobody has taken; threads share it. 0 at first */
+  float lam, rest;
+  int32_t type;
+} gratis_mixing;
+
+/* Boxes of images of a finished batch, to a colour each or, where there are no colours, to standard normals: those of
+ * pixel p = y * width + x are made of Philox's words for (counter, epoch, purpose + 256 p). */
+typedef struct {
+  void *rows;               /* the first image */
+  int64_t images, row_bytes;
+  const int64_t *first;     /* [images + 1]: boxes of image i are [first[i], first[i + 1]), the last one on top */
+  const int32_t *boxes;     /* [][4]: y, x, height, width, inside the image */
+  const float *colours;     /* [boxes][3] as written, or NULL */
+  const uint32_t *counters; /* [images][2] */
+  uint32_t key[2], epoch, purpose;
+  int64_t next;             /* the first image nobody has taken; threads share it. 0 at first */
+  int32_t height, width, type, channels_last;
+} gratis_erasing;
+
 typedef struct gratis_context gratis_context;
 
 #define GRATIS_API __attribute__((visibility("default")))
@@ -118,6 +148,10 @@ GRATIS_API void gratis_run(gratis_context *context, gratis_job *job);
  * rows that are stride bytes apart. The job's data, size and rectangles are not read; status of samples for which there
  * was no memory is set. Shared by threads as gratis_run. */
 GRATIS_API void gratis_augment(gratis_context *context, gratis_job *job, const uint8_t *const *pixels, int64_t stride);
+
+/* As many threads as one likes, with the same job. isa: as of gratis_new. */
+GRATIS_API void gratis_mix(int isa, gratis_mixing *job);
+GRATIS_API void gratis_erase(int isa, gratis_erasing *job);
 
 /* ---- inside ---- */
 
@@ -274,6 +308,8 @@ typedef struct {
   void (*across)(const weights *, const uint8_t *const in[3], uint8_t *const out[3]);
   void (*down)(const weights *, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width);
   void (*operate)(canvas *, int op, const float *values);
+  void (*mix)(void *to, const void *other, int64_t n, int64_t ahead, float lam, float rest, int type);
+  void (*erase)(const gratis_erasing *, int64_t image);
   void (*fence)(void);
 } kernels;
 
@@ -294,6 +330,9 @@ struct gratis_context {
 
 extern const kernels gratis_kernels_portable, gratis_kernels_avx2, gratis_kernels_avx512;
 extern const uint8_t gratis_place[256];
+
+/* engine.c */
+const kernels *gratis_kernels_of(int isa); /* NULL: there is no code for it */
 
 /* header.c */
 int gratis_read_header(const uint8_t *data, int64_t size, header *head);

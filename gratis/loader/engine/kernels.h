@@ -1,4 +1,5 @@
-/* The code that is compiled once for each instruction set: entropy decoding, transform, colour, finishing, resampling.
+/* The code that is compiled once for each instruction set: entropy decoding, transform, colour, finishing, resampling,
+ * and (mixing.h) what is done to finished batches.
  * A file that includes it has defined KERNELS, the name of its table of functions. */
 #include <string.h>
 #include "engine.h"
@@ -502,6 +503,7 @@ static void down(const weights *w, int y, const uint8_t *rows, int64_t stride, u
   else down_taps(w, y, rows, stride, out, width, w->taps);
 }
 
+#include "mixing.h"
 #include "operations.h"
 
 #if BYTES == 64
@@ -514,5 +516,6 @@ enum { OUTPUTS = 0, WINDOW = 0 };
 
 const kernels KERNELS = {
   .lanes = 3, .outputs = OUTPUTS, .window = WINDOW, .run = run, .begin_block = begin_chunk, .transform = transform,
-  .convert = convert, .finish = finish, .across = across, .down = down, .operate = operate, .fence = fence,
+  .convert = convert, .finish = finish, .across = across, .down = down, .mix = mix, .erase = erase, .operate = operate,
+  .fence = fence,
 };

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gratis.errors import GratisError
 
-VERSION = 4
+VERSION = 5
 FILE = Path(__file__).with_name("libgratis_engine.native.so")
 ISA_VARIABLE = "GRATIS_ENGINE_ISA"
 ISAS = ("portable", "avx2", "avx512")  # in ascending order; the number is the library's
@@ -124,6 +124,8 @@ class Library(NamedTuple):
     probe: Callable[..., int]
     run: Callable[..., None]
     augment: Callable[..., None]
+    mix: Callable[..., None]
+    erase: Callable[..., None]
 
 
 @cache
@@ -148,8 +150,11 @@ def load_from(path: Path) -> Library | None:
     pixels = (ctypes.c_void_p, ctypes.c_int64)
     lib.gratis_augment.argtypes = (ctypes.c_void_p, ctypes.POINTER(JobStruct), *pixels)
     lib.gratis_augment.restype = None
-    functions = (lib.gratis_new, lib.gratis_free, lib.gratis_probe, lib.gratis_run)
-    return Library(lib.gratis_best_isa(), *functions, lib.gratis_augment)
+    for function in (lib.gratis_mix, lib.gratis_erase):
+        function.argtypes, function.restype = (ctypes.c_int, ctypes.c_void_p), None
+    best = lib.gratis_best_isa()
+    calls = (lib.gratis_new, lib.gratis_free, lib.gratis_probe, lib.gratis_run)
+    return Library(best, *calls, lib.gratis_augment, lib.gratis_mix, lib.gratis_erase)
 
 
 def chosen_isa(library: Library) -> int:

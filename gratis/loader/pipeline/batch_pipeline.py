@@ -21,6 +21,8 @@ The way of the bytes from tar to batch, all of it on the prefetcher's thread but
         |
         '-- device cuda -> decoding/gpu: one DALI graph decodes, crops and normalises
                                | float32 on the device, copied out of DALI's memory
+    BatchOperations: erasing, mixing with the image before, soft labels; in place
+        |
     ReadyBatch: Batch (images, labels, ids), padded to b rows
         | queue (prefetch.py)
     EpochIterator (loader.py)
@@ -49,10 +51,11 @@ from gratis.loader.decoding.native import Fill, NativeBatches, finish
 from gratis.loader.engine.decoder import NativeDecoder
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
+from gratis.loader.pipeline.batch_operations import BatchOperations, labels_of
 from gratis.loader.pipeline.batch_tensors import (
     blank_images,
+    image_bytes,
     images_in,
-    labels_and_ids,
     new_memory,
     pad_images,
 )
@@ -62,6 +65,7 @@ from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
 from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.remote import FetchCancelled
 from gratis.loader.reading.shard_reader import ShardReader
+from gratis.loader.views.draw_mixing import Mix
 from gratis.loader.views.normaliser import Crops, Normaliser
 
 
@@ -94,6 +98,7 @@ class BatchPipeline:
         native = engine == "native" and decoded is None
         self._native = NativeBatches(self._reader, self._runner, threads) if native else None
         self._augmenter: NativeDecoder | None = None  # where DALI decodes: operations alone
+        self._operations = BatchOperations(threads, plan.device)
         self._stream: Any = None
         if plan.device.type == "cuda":
             self._stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]
@@ -111,11 +116,11 @@ class BatchPipeline:
         if done < len(plan.steps):  # the last step has no sample for this rank
             memory, none = self._wait(pool), np.empty(0, np.int64)
             if self._stream is None:
-                images = self._images_of(plan, pool, memory).zero_()
-                batch, copied = Batch(images, *labels_and_ids(plan, none)), None
+                images = self._images_of(plan, pool, memory)[: plan.padding(0)].zero_()
+                batch, copied = Batch(images, *labels_of(plan, none, 0, None)), None
             else:
                 with torch.cuda.stream(self._stream):
-                    batch, copied = self._to_device(plan, none, blank_images(plan))
+                    batch, copied = self._to_device(plan, none, 0, None, blank_images(plan))
             yield ReadyBatch(batch, 0, copied)
 
     def stop(self) -> None:
@@ -123,7 +128,8 @@ class BatchPipeline:
         self._shards.stop()
 
     def close(self) -> None:
-        parts = (self._runner, self._resizer, self._cached, self._native, self._augmenter)
+        makers = (self._runner, self._resizer, self._cached, self._native)
+        parts = (*makers, self._augmenter, self._operations)
         for closing in parts:
             if closing:
                 closing.close()
@@ -139,27 +145,33 @@ class BatchPipeline:
 
     @staticmethod
     def _images_of(plan: EpochPlan, pool: BufferPool, memory: Memory) -> torch.Tensor:
-        """In that memory; NEW is allocated."""
-        return images_in(pool.lend(memory if len(memory) else new_memory(plan)), plan)
+        """In that memory; NEW, and that of an epoch with other crops, is allocated."""
+        fits = len(memory) == image_bytes(plan)
+        return images_in(pool.lend(memory if fits else new_memory(plan)), plan)
 
     def _on_cpu(self, plan: EpochPlan, pool: BufferPool) -> Generator[ReadyBatch, None, None]:
-        views = plan.config.views
-        for samples, fill in self._native.batches(plan) if self._native else self._by_dali(plan):
+        made = self._native.batches(plan) if self._native else self._by_dali(plan)
+        for step, (wanted, fill) in enumerate(made, plan.first_step):
+            mix = plan.mix(step)
+            samples = len(wanted) - plan.partners(step, mix)
             memory = self._wait(pool)
             whole = self._images_of(plan, pool, memory)
+            decoded = whole[: len(wanted)]
+            ids = fill(decoded.flatten(0, 1) if plan.config.views > 1 else decoded)
+            with self._timer.time("finish_s"):
+                self._operations.erase(decoded, wanted, plan)
+                self._operations.mix(decoded, samples, mix, plan)
             images = whole[: samples + plan.padding(samples)]
-            rows = images.flatten(0, 1) if views > 1 else images
-            ids = fill(rows[: samples * views])
-            rows[samples * views :] = 0
-            batch = Batch(images, *labels_and_ids(plan, ids))
+            images[samples:] = 0
+            batch = Batch(images, *labels_of(plan, ids, samples, mix))
             yield ReadyBatch(batch, samples, None)
-            del whole, images, rows, batch, memory  # nobody refers to a batch but who took it
+            del whole, decoded, images, batch, memory  # nobody refers to a batch but who took it
 
-    def _by_dali(self, plan: EpochPlan) -> Generator[tuple[int, Fill], None, None]:
-        """Of each step how many samples it has, and what fills their views."""
+    def _by_dali(self, plan: EpochPlan) -> Generator[tuple[Ids, Fill], None, None]:
+        """Of each step its samples' draw ids, and what fills their views."""
         normalise = Normaliser(plan.stats, plan.config, plan.epoch)
         for encoded, crops in self._crops(plan):
-            yield len(encoded.ids), partial(self._finish, plan, normalise, encoded, crops)
+            yield encoded.wanted, partial(self._finish, plan, normalise, encoded, crops)
 
     def _finish(
         self,
@@ -182,11 +194,17 @@ class BatchPipeline:
 
     def _on_gpu(self, plan: EpochPlan, pool: BufferPool) -> Generator[ReadyBatch, None, None]:
         with torch.cuda.stream(self._stream):  # of this thread alone
-            for encoded, make_images in self._images(plan):
+            made = enumerate(self._images(plan), plan.first_step)
+            for step, (encoded, make_images) in made:
+                mix = plan.mix(step)
+                samples = len(encoded.ids) - plan.partners(step, mix)
                 self._wait(pool)
                 with self._timer.time("transfer_s"):
-                    batch, copied = self._to_device(plan, encoded.ids, make_images())
-                yield ReadyBatch(batch, len(encoded.ids), copied)
+                    images = make_images()
+                    self._operations.erase(images, encoded.wanted, plan)
+                    self._operations.mix(images, samples, mix, plan)
+                    batch, copied = self._to_device(plan, encoded.ids, samples, mix, images)
+                yield ReadyBatch(batch, samples, copied)
 
     def _images(self, plan: EpochPlan) -> Generator[tuple[EncodedBatch, MakeImages], None, None]:
         if self._cached is None:
@@ -197,11 +215,13 @@ class BatchPipeline:
             return
         yield from self._cached.images(plan, self._runner, self._resizer)
 
-    def _to_device(self, plan: EpochPlan, ids: Ids, images: torch.Tensor) -> tuple[Batch, Any]:
+    def _to_device(
+        self, plan: EpochPlan, ids: Ids, samples: int, mix: Mix | None, images: torch.Tensor
+    ) -> tuple[Batch, Any]:
         """A batch that torch owns, and the event after which it may be read. DALI may take its
         buffer back at once."""
-        labels, padded_ids = labels_and_ids(plan, ids)
-        batch = Batch(pad_images(images, plan), labels.to(plan.device), padded_ids)
+        labels, padded_ids = labels_of(plan, ids, samples, mix)
+        batch = Batch(pad_images(images[:samples], plan), labels.to(plan.device), padded_ids)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record(self._stream)
         self._stream.synchronize()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gratis.dataset import is_decodable
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
-from gratis.loader.plan import Draws, Ids
+from gratis.loader.plan import Draws, Ids, samples_of
 from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.shard_reader import Bytes, ShardReader
 
@@ -22,9 +22,9 @@ class EncodedBatch(NamedTuple):
     """One step's samples, read but not decoded. parts[i] are the bytes of ids[i]; all lie in
     `buffer`.
 
-    wanted are the ids that the order names; ids differ from them where another sample stands in.
-    Augmentation is that of the wanted one. extents int64 [n,2]: height and width of what is cut
-    out, where they differ from the crop's."""
+    wanted are the draw ids that the order names; ids are their samples', or those of others that
+    stand in. Augmentation is that of the wanted one. draws: of each view. extents int64
+    [n*views,2]: height and width of what is cut out, where they differ from the crop's."""
 
     wanted: Ids
     ids: Ids
@@ -62,12 +62,12 @@ class BatchReader:
         """
         order = plan.order()
         steps = plan.ids_by_step(order)
-        self.shards.begin(order, plan.config.batch_size, plan.first_step)
+        self.shards.begin(samples_of(order), plan.config.batch_size, plan.first_step)
         for number, ids in enumerate(steps):
             self.shards.at(plan.first_step + number)
             with self._timer.time("read_s"):
                 if number + 1 < len(steps):
-                    self.shards.expect(steps[number + 1])
+                    self.shards.expect(samples_of(steps[number + 1]))
                 batch = self.read(plan, ids, self._buffers[number % BUFFERS], check=check)
                 self._buffers[number % BUFFERS] = batch.buffer
             self._timer.add(bytes_read=sum(map(len, batch.parts)))

@@ -14,7 +14,7 @@ import threading
 import numpy as np
 
 from gratis.errors import GratisError
-from gratis.loader.plan import Ids, stand_in
+from gratis.loader.plan import Ids, samples_of, stand_in
 
 MOST = 0.01  # share of the samples; beyond it the dataset is damaged, not a sample
 FEW = 10  # that a small dataset may lose all the same
@@ -32,7 +32,7 @@ class Quarantine:
         self._seed, self._count, self._allowed = seed, count, allowed
         self._lock = threading.Lock()
         self._new: list[str] = []
-        self._failures: dict[int, int] = {}  # of each id that the order names, in this epoch
+        self._failures: dict[int, int] = {}  # of each draw id, in this epoch
         self.bad: dict[int, str] = {}  # id -> shard, key and offset
 
     def begin(self) -> None:
@@ -56,10 +56,12 @@ class Quarantine:
             )
 
     def replace(self, epoch: int, wanted: Ids) -> Ids:
-        """The ids, with a stand-in for each that failed."""
+        """The samples' ids of these draw ids, with a stand-in for each that failed."""
+        ids = samples_of(wanted)
         if not self._failures:
-            return wanted
-        return np.array([self._stand_in(epoch, sample) for sample in wanted.tolist()], np.int64)
+            return ids
+        pairs = zip(wanted.tolist(), ids.tolist(), strict=True)
+        return np.array([self._stand_in(epoch, *pair) for pair in pairs], np.int64)
 
     def take_warnings(self) -> list[str]:
         """A message for each bad sample since they were last taken. For any thread."""
@@ -67,7 +69,7 @@ class Quarantine:
             messages, self._new = self._new, []
         return messages
 
-    def _stand_in(self, epoch: int, wanted: int) -> int:
+    def _stand_in(self, epoch: int, wanted: int, sample: int) -> int:
         if not (failures := self._failures.get(wanted, 0)):
-            return wanted
+            return sample
         return stand_in(self._seed, epoch, wanted, self._count, failures - 1)

@@ -26,7 +26,7 @@ from gratis.loader.augmentations import (
     TrivialAugmentWide,
 )
 from gratis.loader.engine.library import VALUES, Op
-from gratis.loader.plan import GAMMA, OPERATION, Ids, uniforms
+from gratis.loader.plan import OPERATION, OPERATION_GAMMA, Ids, uniforms
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -56,10 +56,9 @@ class Stream:
     """Random numbers of one operation, for each sample its own; a number has the place in which it
     was asked for."""
 
-    def __init__(self, seed: int, epoch: int, ids: Ids, place: int, copy: int) -> None:
-        """place: of the operation among the others; copy: of the sample, where it is seen several
-        times in an epoch. Both below 64."""
-        self._key, self.ids, self._first = (seed, epoch), ids, (copy << 6 | place) << 12
+    def __init__(self, seed: int, epoch: int, ids: Ids, place: int) -> None:
+        """place: of the operation among the others, below 64."""
+        self._key, self.ids, self._first = (seed, epoch), ids, place << 12
         self._block, self._gammas = 0, 0
 
     def uniform(self, count: int) -> Floats:
@@ -76,7 +75,7 @@ class Stream:
         attempt = self._first | self._gammas * MOST_ATTEMPTS
         self._gammas += 1
         while len(todo):
-            u = uniforms(*self._key, self.ids[todo], GAMMA, attempt)
+            u = uniforms(*self._key, self.ids[todo], OPERATION_GAMMA, attempt)
             attempt += 1
             x = np.sqrt(-2 * np.log(u[0])) * np.cos(2 * np.pi * u[1])
             v = np.maximum(1 + c * x, 0) ** 3
@@ -96,19 +95,12 @@ class Stream:
 
 
 def draw_program(  # noqa: PLR0917
-    operations: Sequence[Operation],
-    seed: int,
-    epoch: int,
-    ids: Ids,
-    height: int,
-    width: int,
-    copy: int = 0,
+    operations: Sequence[Operation], seed: int, epoch: int, ids: Ids, height: int, width: int
 ) -> Program:
-    """The program of each sample, for crops of height x width. copy: below 64, which one of a
-    sample's views in this epoch it is."""
+    """The program of each sample (draw ids), for crops of height x width."""
     steps: list[Step] = []
     for place, operation in enumerate(operations):
-        stream = Stream(seed, epoch, ids, place, copy)
+        stream = Stream(seed, epoch, ids, place)
         steps += _steps(operation, stream, (height, width))
     if not steps:
         steps = [_step(len(ids), Op.NOTHING)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from gratis.loader.config import LoaderConfig
-from gratis.loader.plan import Draws, Ids, boxes, centre_view, draws, ten_views
+from gratis.loader.plan import Draws, Ids, boxes, centre_view, draws, of_views, ten_views
 
 
 def draw_views(
@@ -17,12 +17,13 @@ def draw_views(
     """Every view of every sample, len(ids) * views rows with a sample's views adjacent; and, for
     resized crops, height and width of the part that is cut out, int64 [n,2], else None.
 
-    chunks int64 [n]: training samples of the same number share crop and mirror; None: each has its
-    own."""
+    ids: draw ids (`plan.copies`), each of whose views is drawn like a sample of its own. chunks
+    int64 [n]: training samples of the same number share crop and mirror; None: each has its own."""
     positions = image_size - config.crop + 1
     if not config.augment:
         views = ten_views(positions) if config.views == 10 else centre_view(positions)
         return Draws(*(np.concatenate([field] * len(ids)) for field in views)), None
+    ids = of_views(ids, config.views)
     offsets = max(1, positions - (config.crop_positions == "printed"))
     drawn = draws(config.seed, epoch, ids, offsets, chunks, config.flip)
     if config.area is None:

@@ -74,7 +74,7 @@ def _scaled(images: Tensor, draws: Draws, stats: Stats, config: LoaderConfig, ep
     def there(values: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(values.astype(np.float32)).to(images.device, non_blocking=True)
 
-    if count == 1:
+    if config.augment:
         images += there(colour_shift(stats, config, epoch, draws.normals))[:, None, None]
     images *= there(normalisation(stats, config, epoch).factor)
     images = images.to(config.dtype)
