@@ -246,7 +246,7 @@ def test_the_environment_names_the_instruction_set(monkeypatch: pytest.MonkeyPat
 def test_the_library_is_no_module_of_the_package() -> None:
     """Whoever walks through packages imports all modules."""
     folder = pkgutil.iter_modules([str(ENGINE)])
-    assert {module.name for module in folder} == {"decoder", "library"}
+    assert {module.name for module in folder} == {"batch_passes", "decoder", "library"}
 
 
 def test_without_a_library_there_is_none(tmp_path: Path) -> None:
