@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         RandomInvert,
         RandomPosterize,
         RandomSolarize,
+        TimmRandAugment,
         TrivialAugmentWide,
         coverage,
     )
@@ -53,6 +54,7 @@ __all__ = [
     "RandomInvert",
     "RandomPosterize",
     "RandomSolarize",
+    "TimmRandAugment",
     "TrivialAugmentWide",
     "coverage",
 ]

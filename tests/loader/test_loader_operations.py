@@ -22,6 +22,7 @@ from gratis.loader.augmentations import (
     RandomGrayscale,
     RandomPosterize,
     RandomSolarize,
+    TimmRandAugment,
     TrivialAugmentWide,
 )
 from gratis.loader.decoding import native
@@ -37,6 +38,7 @@ SIMCLR: tuple[Operation, ...] = (
 CASES: dict[str, tuple[Operation, ...]] = {
     "trivial": (TrivialAugmentWide(),),
     "rand": (RandAugment(),),
+    "timm": (TimmRandAugment(),),
     "augmix": (AugMix(),),
     "simclr": SIMCLR,
 }
