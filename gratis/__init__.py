@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         RandomInvert,
         RandomPosterize,
         RandomSolarize,
+        TimmRandAugment,
         TrivialAugmentWide,
         coverage,
     )
@@ -59,6 +60,7 @@ __all__ = [
     "RandomInvert",
     "RandomPosterize",
     "RandomSolarize",
+    "TimmRandAugment",
     "TrivialAugmentWide",
     "coverage",
 ]

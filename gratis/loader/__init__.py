@@ -18,6 +18,7 @@ from gratis.loader.augmentations import (
     RandomInvert,
     RandomPosterize,
     RandomSolarize,
+    TimmRandAugment,
     TrivialAugmentWide,
 )
 from gratis.loader.batch import Batch
@@ -48,6 +49,7 @@ __all__ = [
     "RandomInvert",
     "RandomPosterize",
     "RandomSolarize",
+    "TimmRandAugment",
     "TrivialAugmentWide",
     "coverage",
     "dataset_folder",

@@ -181,6 +181,29 @@ class RandAugment:
 
 
 @dataclass(frozen=True)
+class TimmRandAugment:
+    """timm's RandAugment, of which ViT's and DeiT's recipes write 'rand-m9-mstd0.5-inc1': num_ops
+    of its fifteen operations, each done with probability p, at a magnitude from 0 to 10 that is
+    normal around `magnitude` (standard deviation magnitude_std). Its draws; torchvision's
+    arithmetic, and one interpolation where timm draws bilinear or bicubic."""
+
+    magnitude: float = 9.0
+    magnitude_std: float = 0.5
+    num_ops: int = 2
+    p: float = 0.5
+    interpolation: Sampling = "bilinear"
+    fill: Fill = (124.0, 116.0, 104.0)
+    """Of what comes from outside the image: ImageNet's mean, as timm's loader has it."""
+
+    def __post_init__(self) -> None:
+        _number(self, "magnitude", 0, 10)
+        _number(self, "magnitude_std", 0, 100)
+        _set(self, "num_ops", _whole(self, "num_ops", 0, 64))
+        _probability(self)
+        _geometry(self)
+
+
+@dataclass(frozen=True)
 class AugMix:
     """The image mixed with mixture_width variants of it, each made by a chain of chain_depth
     operations (below 1: one to three); weights from Dirichlet distributions of alpha (Hendrycks and
@@ -219,6 +242,7 @@ Operation = (
     | GaussianBlur
     | TrivialAugmentWide
     | RandAugment
+    | TimmRandAugment
     | AugMix
 )
 OPERATIONS: tuple[type[Operation], ...] = Operation.__args__

@@ -88,8 +88,8 @@ def test_views_of_the_graph_for_gpus_equal_the_loader_s(jpeg_dataset: Path, area
     config = config_of(views=2, area=area, normalize=None, noise="printed")
     batches = whole_batches(jpeg_dataset, config, 1)
     made = graph_of(jpeg_dataset, epoch_plan := plan_of(jpeg_dataset, config))
-    for (_, tensor), batch in zip(made, batches, strict=True):
-        images = gpu.to_torch(tensor, epoch_plan)
+    for (encoded, tensor), batch in zip(made, batches, strict=True):
+        images = gpu.to_torch(tensor, epoch_plan, encoded)
         assert images.shape == batch.images.shape
         assert (images - batch.images).abs().max() < (4.1 if area else 1e-3)
 

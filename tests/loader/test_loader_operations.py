@@ -22,6 +22,7 @@ from gratis.loader.augmentations import (
     RandomGrayscale,
     RandomPosterize,
     RandomSolarize,
+    TimmRandAugment,
     TrivialAugmentWide,
 )
 from gratis.loader.decoding import native
@@ -37,6 +38,7 @@ SIMCLR: tuple[Operation, ...] = (
 CASES: dict[str, tuple[Operation, ...]] = {
     "trivial": (TrivialAugmentWide(),),
     "rand": (RandAugment(),),
+    "timm": (TimmRandAugment(),),
     "augmix": (AugMix(),),
     "simclr": SIMCLR,
 }
@@ -101,6 +103,25 @@ def test_nor_on_what_the_engine_refuses(tmp_path: Path) -> None:
     found = epoch(ours)
     assert ours.take_counters()["fallback"] == 17
     assert_same(found, epoch(loader(root, SIMCLR, engine="dali")))
+
+
+@needs_library
+def test_each_view_and_copy_has_a_program_of_its_own(jpeg_dataset: Path) -> None:
+    """In the epochs that the schedule gives operations to."""
+    given: dict[str, Any] = BYTES | {"views": 2, "repeats": 2, "batch_size": 50}
+    schedule: Any = ((0, {"operations": ()}), (1, {"operations": CASES["trivial"]}))
+    ours = loader(jpeg_dataset, SIMCLR, schedule=schedule, **given)
+    plain = loader(jpeg_dataset, (), **given)
+    assert_same(epoch(ours), epoch(plain))
+    plan = ours.epoch_plan(1)
+    steps = plan.ids_by_step(plan.order())
+    for ids, made, crops in zip(steps, epoch(ours), epoch(plain), strict=True):
+        program = plan.program(ids)
+        assert program is not None
+        assert len(np.unique(program.values[:, 0], axis=0)) > len(ids)
+        views = (batch.images.flatten(0, 1).numpy() for batch in (made, crops))
+        for found, crop, ops, values in zip(*views, *program, strict=True):
+            np.testing.assert_array_equal(found, apply_program(crop, ops, values))
 
 
 @needs_library

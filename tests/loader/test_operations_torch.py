@@ -82,12 +82,21 @@ def test_drawn_programs(device: torch.device, operations: tuple[Operation, ...])
 
 
 @needs_library
+@pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("area", [None, (0.2, 1.0)])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
-def test_the_graph_for_gpus_run_on_the_cpu(jpeg_dataset: Path, area: Any, layout: Any) -> None:
+def test_the_graph_for_gpus_run_on_the_cpu(
+    jpeg_dataset: Path, area: Any, layout: Any, views: int
+) -> None:
     """The loader's own batches, where nothing is resized; DALI's filter is a level away."""
     config = LoaderConfig(
-        batch_size=25, crop=48, seed=3, area=area, layout=layout, operations=CASES["simclr"][:2]
+        batch_size=25,
+        crop=48,
+        seed=3,
+        area=area,
+        layout=layout,
+        views=views,
+        operations=CASES["simclr"][:2],
     )
     plan = plan_of(jpeg_dataset, config)
     with Loader(jpeg_dataset, "train", config) as loader:

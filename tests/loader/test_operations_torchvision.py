@@ -25,10 +25,12 @@ from gratis.loader.augmentations import (
     RandAugment,
     RandomGrayscale,
     RandomSolarize,
+    TimmRandAugment,
     TrivialAugmentWide,
 )
 from gratis.loader.engine.decoder import NativeDecoder
 from gratis.loader.engine.library import Op
+from gratis.loader.plan import copies
 from gratis.loader.views.draw_operations import draw_program
 from gratis.loader.views.operations_reference import apply_program
 
@@ -158,6 +160,35 @@ def test_augmix_s_weights_depths_and_severity() -> None:
         assert abs(share_of_image.var() - 1 / (4 * (2 * alpha + 1))) < 0.003
 
 
+def test_timm_s_operations_and_magnitudes() -> None:
+    """Of 'rand-m9-mstd0.5-inc1': 30 degrees, 0.3, 0.9, 4 bits, 256 and 110 levels at magnitude
+    10, clipped there; half of the operations are not done."""
+    ops, values = draw(TimmRandAugment())
+    done = ops != Op.NOTHING
+    share(done, 0.5)
+    share(done[:, 0] & done[:, 1], 0.25)
+    share(ops[done] == Op.AFFINE, 5 / 15)
+    share(ops[done] == Op.SOLARIZE, 2 / 15)  # inverting among them
+    share(ops[done] == Op.EQUALIZE, 1 / 15)
+    factors = values[ops == Op.CONTRAST][:, 0].astype(float)
+    share(factors < 1, 0.5)
+    strength = np.abs(factors - 1) / 0.09
+    assert strength.max() <= 10 + 1e-5
+    share(strength > 9, 0.5)
+    share(strength > 9.5, 0.158655)
+    share(strength > 9.999, 0.0228)
+    assert set(values[ops == Op.POSTERIZE][:, 0].tolist()) <= {0.0, 1.0, 2.0}  # 4 - int(0.9 * 4)
+    added = values[ops == Op.SOLARIZE_ADD][:, 0]
+    assert 60 <= added.min() <= 90
+    assert added.max() == 110
+    still = draw(TimmRandAugment(magnitude_std=0, p=1))
+    thresholds = still.values[still.ops == Op.SOLARIZE][:, 0]
+    assert set(np.round(thresholds).tolist()) == {0.0, 26.0}  # 256 - int(0.9 * 256)
+    matrices = still.values[still.ops == Op.AFFINE][:, :6].astype(float)
+    far = matrices[(matrices[:, 1] == 0) & (matrices[:, 2] != 0)][:, 2] * 112
+    assert sorted(set(np.round(far, 2).tolist())) == [-90.72, 90.72]  # 0.405 of the width
+
+
 def test_colour_jitter_draws_every_order_and_factor() -> None:
     ops, values = draw(ColorJitter(0.4, (0.5, 0.7), 1.5, 0.1, p=0.8))
     done = (ops != Op.NOTHING).any(axis=1)
@@ -196,7 +227,7 @@ def test_draws_depend_on_seed_epoch_id_and_place_alone() -> None:
         assert np.array_equal(alone.values[0], whole.values[row])
     assert whole.ops.tolist() == GOLDEN_OPS
     np.testing.assert_allclose(whole.values[:, 14, :4], GOLDEN_WEIGHTS, rtol=1e-6)
-    other = draw_program(operations, 2**40 + 3, 9, ids, 224, 224, copy=1)
+    other = draw_program(operations, 2**40 + 3, 9, copies(ids, 1), 224, 224)
     assert not np.array_equal(other.ops, whole.ops)
 
 

@@ -213,6 +213,7 @@ def _whole_plan(plan: EpochPlan) -> EpochPlan:
     of_evaluation: dict[str, Any] = {
         "augment": False,
         "repeats": 1,
+        "operations": (),
         "mix": (),
         "erasing": None,
         "operations": (),

@@ -66,7 +66,7 @@ def decode_views(
     # constants of the graph: when noise ends, or the crop changes, another graph is built
     config = plan.config
     resized = (config.crop, config.interpolation, config.antialias)
-    key = (scale(config, plan.epoch), plan.decoded_rows, *resized)
+    key = (scale(config, plan.epoch), plan.decoded_rows, bool(config.operations), *resized)
 
     build, inputs = partial(view_pipeline, plan=plan, threads=threads), partial(_inputs, plan=plan)
     for batch, images in runner.run(batches, plan, build, inputs, key=key):

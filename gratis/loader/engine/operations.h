@@ -477,7 +477,7 @@ static void affine_pixels(canvas *c, const float *theta) {
 
 /* ---- AugMix: a weighted sum of the image and its variants, which are kept one behind the other ---- */
 
-static void mix_images(canvas *c, const float *of, int variants) {
+static void mix_kept(canvas *c, const float *of, int variants) {
   for (int k = 0; k < 3; k++)
     for (int64_t i = 0; i < c->count; i += FLOATS) {
       const uint8_t *p = c->kept + k * c->plane + i;
@@ -502,7 +502,7 @@ static void operate(canvas *c, int op, const float *v) {
     case GRATIS_SHARPNESS: sharpness(c, v[0]); break;
     case GRATIS_BLUR: blur(c, v[0], v[1], (int)v[2], (int)v[3]); break;
     case GRATIS_AFFINE: affine_pixels(c, v); break;
-    case GRATIS_MIX: mix_images(c, v, c->variants); break;
+    case GRATIS_MIX: mix_kept(c, v, c->variants); break;
     default: break;
   }
 }

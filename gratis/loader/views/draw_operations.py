@@ -23,6 +23,7 @@ from gratis.loader.augmentations import (
     RandomInvert,
     RandomPosterize,
     RandomSolarize,
+    TimmRandAugment,
     TrivialAugmentWide,
 )
 from gratis.loader.engine.library import VALUES, Op
@@ -31,7 +32,7 @@ from gratis.loader.plan import OPERATION, OPERATION_GAMMA, Ids, uniforms
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-AugmentSpace = TrivialAugmentWide | RandAugment | AugMix
+AugmentSpace = TrivialAugmentWide | RandAugment | TimmRandAugment | AugMix
 
 
 MOST_ATTEMPTS = 64  # of a gamma; one fails with a probability of 0.05
@@ -56,10 +57,9 @@ class Stream:
     """Random numbers of one operation, for each sample its own; a number has the place in which it
     was asked for."""
 
-    def __init__(self, seed: int, epoch: int, ids: Ids, place: int, copy: int) -> None:
-        """place: of the operation among the others; copy: of the sample, where it is seen several
-        times in an epoch. Both below 64."""
-        self._key, self.ids, self._first = (seed, epoch), ids, (copy << 6 | place) << 12
+    def __init__(self, seed: int, epoch: int, ids: Ids, place: int) -> None:
+        """place: of the operation among the others, below 64."""
+        self._key, self.ids, self._first = (seed, epoch), ids, place << 12
         self._block, self._gammas = 0, 0
 
     def uniform(self, count: int) -> Floats:
@@ -96,19 +96,12 @@ class Stream:
 
 
 def draw_program(  # noqa: PLR0917
-    operations: Sequence[Operation],
-    seed: int,
-    epoch: int,
-    ids: Ids,
-    height: int,
-    width: int,
-    copy: int = 0,
+    operations: Sequence[Operation], seed: int, epoch: int, ids: Ids, height: int, width: int
 ) -> Program:
-    """The program of each sample, for crops of height x width. copy: below 64, which one of a
-    sample's views in this epoch it is."""
+    """The program of each sample (draw ids), for crops of height x width."""
     steps: list[Step] = []
     for place, operation in enumerate(operations):
-        stream = Stream(seed, epoch, ids, place, copy)
+        stream = Stream(seed, epoch, ids, place)
         steps += _steps(operation, stream, (height, width))
     if not steps:
         steps = [_step(len(ids), Op.NOTHING)]
@@ -119,19 +112,22 @@ def draw_program(  # noqa: PLR0917
 def _steps(operation: Operation, stream: Stream, size: tuple[int, int]) -> list[Step]:
     match operation:
         case ColorJitter():
-            return _colour_jitter(operation, stream)
+            steps = _colour_jitter(operation, stream)
         case GaussianBlur():
-            return [_blur(operation, stream)]
+            steps = [_blur(operation, stream)]
         case TrivialAugmentWide():
-            return [_trivial(operation, stream, size)]
+            steps = [_trivial(operation, stream, size)]
         case RandAugment():
-            return _rand_augment(operation, stream, size)
+            steps = _rand_augment(operation, stream, size)
+        case TimmRandAugment():
+            steps = [_timm(operation, stream, size) for _ in range(operation.num_ops)]
         case AugMix():
-            return _augmix(operation, stream, size)
+            steps = _augmix(operation, stream, size)
         case _:
             op, values = _simple(operation)
             step = _step(len(stream.ids), op, *values)
-            return [_unless(stream.uniform(1)[0] < operation.p, step)]
+            steps = [_unless(stream.uniform(1)[0] < operation.p, step)]
+    return steps
 
 
 SIMPLE: dict[type[Operation], Op] = {
@@ -310,6 +306,50 @@ def _one_of(  # noqa: PLR0917
         part = named_step(name, magnitude, augment, size)
         step.ops[rows], step.values[rows] = part
     return step
+
+
+# ---- timm's, of operations that do more at a larger magnitude ----
+
+TIMM = (*GEOMETRY, *ENHANCE, *TABLES, "Invert", "SolarizeAdd")
+
+
+def _timm(rand: TimmRandAugment, stream: Stream, size: tuple[int, int]) -> Step:
+    """One of its operations, where it is done."""
+    u = stream.uniform(5)
+    chosen, step = np.floor(u[0] * len(TIMM)).astype(np.int64), _step(len(u[0]), Op.NOTHING)
+    normal = np.sqrt(-2 * np.log(u[2])) * np.cos(2 * np.pi * u[3])
+    level = np.clip(rand.magnitude + rand.magnitude_std * normal, 0, 10) / 10
+    sign = np.where(u[4] > 0.5, -1.0, 1.0)
+    for number, name in enumerate(TIMM):
+        rows = np.flatnonzero(chosen == number)
+        if len(rows):
+            part = _timm_step(name, level[rows], sign[rows], rand, size)
+            step.ops[rows], step.values[rows] = part
+    return _unless(u[1] < rand.p, step)
+
+
+def _timm_step(
+    name: str, level: Floats, sign: Floats, rand: TimmRandAugment, size: tuple[int, int]
+) -> Step:
+    """level: from 0 to 1. timm's functions of the names *_level_to_arg."""
+    count = len(level)
+    match name:
+        case "TranslateX":
+            return affine_step(affine_matrix(size, x=-sign * 0.45 * level * size[1]), rand)
+        case "TranslateY":
+            return affine_step(affine_matrix(size, y=-sign * 0.45 * level * size[0]), rand)
+        case "Invert":
+            return _step(count, Op.SOLARIZE, 0.0)
+        case "SolarizeAdd":
+            return _step(count, Op.SOLARIZE_ADD, np.minimum(128, np.floor(level * 110)))
+    magnitude = {
+        "Rotate": sign * 30 * level,
+        "ShearX": sign * 0.3 * level,
+        "ShearY": sign * 0.3 * level,
+        "Posterize": 4 - np.floor(level * 4),
+        "Solarize": (256 - np.floor(level * 256)) / 255,
+    }.get(name, np.maximum(0.1, 1 + sign * 0.9 * level) - 1)
+    return named_step(name, magnitude, rand, size)
 
 
 NAMED = {
