@@ -216,7 +216,6 @@ def _whole_plan(plan: EpochPlan) -> EpochPlan:
         "operations": (),
         "mix": (),
         "erasing": None,
-        "operations": (),
         "schedule": (),
         "resize": None,
     }
