@@ -139,7 +139,8 @@ def lengthen(root: Path, out: Path, repeats: int) -> None:
             link = (out / name).with_suffix(extension)
             link.symlink_to((root / shard.name).with_suffix(extension).resolve())
         shards.append(replace(shard, name=name))
-    columns = {name: np.tile(column, repeats) for name, column in index._asdict().items()}
+    present = {name: column for name, column in index._asdict().items() if column is not None}
+    columns = {name: np.tile(column, repeats) for name, column in present.items()}
     first = np.repeat(np.arange(repeats, dtype=np.int32), len(index.label)) * len(split.shards)
     columns["shard"] = columns["shard"] + first
     sha256 = write_index(out, "train", Index(**columns))

@@ -245,13 +245,23 @@ static void sharpness(canvas *c, float rest) {
   swap(c);
 }
 
+/* e to the power of x, which is not above 0; the C library's is of glibc 2.29, too new for a wheel, and its bits are not
+ * those of others. */
+static double exponential(double x) {
+  if (!(x > -700)) return 0;
+  int halvings = (int)(0.5 - x * 1.4426950408889634);
+  double rest = x + halvings * 6.93147180369123816490e-01 + halvings * 1.90821492927058770002e-10, sum = 1;
+  for (int i = 14; i > 0; i--) sum = 1 + rest * sum / i; /* |rest| <= ln 2 / 2 */
+  return ldexp(sum, -halvings);
+}
+
 /* Weights of a Gaussian of `size` taps, which sum to 1, in the middle of to[size]; how many there are at each side of the
  * middle one that change anything. */
 static int gaussian(int size, float sigma, float *to) {
   int radius = size / 2;
   double sum = 0;
-  for (int i = -radius; i <= radius; i++) sum += exp(-0.5 * i * i / ((double)sigma * sigma));
-  for (int i = -radius; i <= radius; i++) to[i + radius] = (float)(exp(-0.5 * i * i / ((double)sigma * sigma)) / sum);
+  for (int i = -radius; i <= radius; i++) sum += exponential(-0.5 * i * i / ((double)sigma * sigma));
+  for (int i = -radius; i <= radius; i++) to[i + radius] = (float)(exponential(-0.5 * i * i / ((double)sigma * sigma)) / sum);
   int used = radius;
   while (used > 0 && to[radius - used] < 1e-8f) used--;
   return used;
