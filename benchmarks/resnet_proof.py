@@ -2,6 +2,10 @@
 DataLoader, and with gratis.torch's, in turn: what differs is in the two functions that make them.
 
     python benchmarks/resnet_proof.py SHARDS --images FOLDER --seeds 2
+    python benchmarks/resnet_proof.py SHARDS --images FOLDER --augment
+
+--augment: TrivialAugmentWide, and each batch mixed by MixUp or CutMix, by torchvision's second
+transforms (v2) on tensors, or by the loader.
 
 Needs torchvision. FOLDER is made of the shards' own JPEGs, in class folders, if it is not there.
 Prints a line of JSON for each run, then the comparison. CPU seconds are of the process and of its
@@ -18,6 +22,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +31,15 @@ from torch import nn
 
 AREA = (0.35, 1.0)  # as much of an image as a short training bears
 KINDS = ("torchvision", "gratis")
+MIXUP, CUTMIX = 0.2, 1.0  # alphas, as torchvision's newer recipe
 
 
 def torchvision_loaders(args: argparse.Namespace) -> tuple[Any, Any]:
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
+    if args.augment:
+        return augmented_loaders(args)
     after = [transforms.ToTensor()]
     after += [transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     crop = [transforms.RandomResizedCrop(args.crop, AREA), transforms.RandomHorizontalFlip()]
@@ -42,11 +50,38 @@ def torchvision_loaders(args: argparse.Namespace) -> tuple[Any, Any]:
     return DataLoader(train, shuffle=True, drop_last=True, **options), DataLoader(val, **options)
 
 
+def augmented_loaders(args: argparse.Namespace) -> tuple[Any, Any]:
+    """torchvision's, mixing the batches of the training where they are collated."""
+    from torch.utils.data import DataLoader, default_collate
+    from torchvision import datasets
+    from torchvision.transforms import v2
+
+    after = [v2.ToDtype(torch.float32, scale=True)]
+    after += [v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    crop = [v2.RandomResizedCrop(args.crop, AREA), v2.RandomHorizontalFlip()]
+    steps = [v2.PILToTensor(), *crop, v2.TrivialAugmentWide(), *after]
+    train = datasets.ImageFolder(args.images / "train", v2.Compose(steps))
+    middle = v2.Compose([v2.PILToTensor(), v2.CenterCrop(args.crop), *after])
+    val = datasets.ImageFolder(args.images / "val", middle)
+    classes = len(train.classes)
+    ways = v2.MixUp(alpha=MIXUP, num_classes=classes), v2.CutMix(alpha=CUTMIX, num_classes=classes)
+    mix, options = v2.RandomChoice(ways), {"batch_size": args.batch, "num_workers": args.workers}
+
+    def collate(samples: list[Any]) -> Any:
+        return mix(*default_collate(samples))
+
+    first = DataLoader(train, shuffle=True, drop_last=True, collate_fn=collate, **options)
+    return first, DataLoader(val, **options)
+
+
 def gratis_loaders(args: argparse.Namespace) -> tuple[Any, Any]:
-    from gratis.loader import LoaderConfig
+    from gratis import CutMix, LoaderConfig, MixUp, TrivialAugmentWide
     from gratis.torch import DataLoader, ShardDataset
 
     training = LoaderConfig.imagenet(crop=args.crop, area=AREA, seed=args.seed)
+    if args.augment:
+        mix = (MixUp(MIXUP), CutMix(CUTMIX))
+        training = replace(training, operations=(TrivialAugmentWide(),), mix=mix)
     train = ShardDataset(args.shards, "train", training)
     val = ShardDataset(args.shards, "val", LoaderConfig.evaluation(crop=args.crop))
     options = {"batch_size": args.batch, "num_workers": args.workers}
@@ -161,6 +196,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--crop", type=int, default=56)
     parser.add_argument("--workers", type=int, default=2, help="of torch's DataLoader")
+    parser.add_argument("--augment", action="store_true", help="TrivialAugment, MixUp, CutMix")
     parser.add_argument("--loader", choices=KINDS, help="one run alone, with --seed")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

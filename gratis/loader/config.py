@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from os import PathLike
 from textwrap import shorten
@@ -25,6 +25,7 @@ from gratis.choices import (
 from gratis.errors import GratisError
 from gratis.loader.augmentations import Operation, check_operations, fits
 from gratis.loader.mixing import CutMix, Mixing, MixUp, RandomErasing, probabilities
+from gratis.loader.plain_values import plain_fields
 from gratis.network import NetworkLimits
 
 Remainder = Literal["short", "drop", "pad"]
@@ -287,6 +288,14 @@ class LoaderConfig:
         training."""
         fields: dict[str, Any] = {"augment": False, "remainder": "short"}
         return cls(**fields | changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LoaderConfig:
+        """Of plain values, as a JSON or TOML file holds them: each field by its name, lists for
+        tuples, "bfloat16" for torch.bfloat16, and for an object of `gratis` its class and
+        arguments: {"mix": [{"type": "MixUp", "alpha": 0.2}]}. Fields that are not given are as in
+        LoaderConfig(). GratisError for a name or value that does not exist."""
+        return cls(**plain_fields(values, [field.name for field in fields(cls)]))
 
     def _check_kinds(self) -> None:
         """A word where a number belongs would be a TypeError somewhere, or train something else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from gratis import ColorJitter, CutMix, GaussianBlur, MixUp, RandomErasing
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig
 
@@ -104,3 +106,43 @@ def test_nobody_or_everybody_is_mirrored(raw_dataset: Path, flip: float, decoded
         seen, stored = next(iter(a)), next(iter(b)).images
     wanted = stored[seen.ids]
     assert torch.equal(seen.images, wanted.flip(3) if flip else wanted)
+
+
+def test_from_plain_values_as_a_json_file_holds_them() -> None:
+    text = """{"crop": 160, "area": [0.08, 1], "dtype": "bfloat16", "normalize": "imagenet",
+        "operations": [{"type": "ColorJitter", "brightness": [0.5, 1.5]}, {"type": "GaussianBlur",
+        "kernel_size": 3}], "mix": [{"type": "MixUp", "alpha": 0.2}, {"type": "CutMix"}],
+        "erasing": {"type": "RandomErasing", "p": 0.1}, "schedule": [[0, {"area": [0.3, 1]}],
+        [5, {"crop": 192, "mix": []}]]}"""
+    expected = LoaderConfig(
+        crop=160,
+        area=(0.08, 1),
+        dtype=torch.bfloat16,
+        operations=(ColorJitter((0.5, 1.5)), GaussianBlur(3)),
+        mix=(MixUp(0.2), CutMix()),
+        erasing=RandomErasing(0.1),
+        schedule=((0, {"area": (0.3, 1)}), (5, {"crop": 192, "mix": ()})),
+    )
+    assert LoaderConfig.from_dict(json.loads(text)) == expected
+    assert LoaderConfig.from_dict({}) == LoaderConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crp": 3}, "LoaderConfig has no 'crp'; it has batch_size"),
+        ({"crop": 0}, "crop is 0; it must be at least 1"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"dtype": ["float32"]}, "dtype is"),
+        ({"mix": [{"type": "Mixup"}]}, "type is 'Mixup'; it may be ColorJitter"),
+        ({"mix": [{"type": ["MixUp"]}]}, r"type is \('MixUp',\)|type is \['MixUp'\]"),
+        ({"mix": [{"alpha": 0.2}]}, "must be a tuple of MixUp"),
+        ({"mix": [{"type": "MixUp", "beta": 1}]}, "MixUp has no 'beta'; it has alpha, p"),
+        ({"operations": [{"type": "GaussianBlur"}]}, "GaussianBlur: .*kernel_size"),
+        ([["crop", 3]], "must be fields and values"),
+        (None, "must be fields and values"),
+    ],
+)
+def test_plain_values_that_mean_nothing(values: Any, message: str) -> None:
+    with pytest.raises(GratisError, match=message):
+        LoaderConfig.from_dict(values)

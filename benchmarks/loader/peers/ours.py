@@ -9,13 +9,17 @@ from typing import Any
 import torch
 
 from benchmarks.loader.peers.common import BATCH, VIEWS_BATCH, Batches, Stream, Work, crop_of
+from gratis.loader.augmentations import TimmRandAugment, TrivialAugmentWide
 from gratis.loader.config import LoaderConfig
 from gratis.loader.decoding.cpu import decode
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.loader import Loader
+from gratis.loader.mixing import CutMix, MixUp, RandomErasing
 from gratis.loader.reading.batch_reader import BatchReader
 from gratis.loader.reading.quarantine import Quarantine
+
+MIX = MixUp(0.8), CutMix(1.0)
 
 
 def crop(root: Path, threads: int, scratch: Path) -> Batches:
@@ -23,10 +27,22 @@ def crop(root: Path, threads: int, scratch: Path) -> Batches:
 
 
 def resized(root: Path, threads: int, scratch: Path) -> Batches:
-    config = LoaderConfig.imagenet(
-        batch_size=BATCH, crop=crop_of(root), threads=threads, remainder="drop"
-    )
-    return _endless(Loader(root, "train", config))
+    return _endless(_imagenet(root, threads))
+
+
+def trivial(root: Path, threads: int, scratch: Path) -> Batches:
+    return _endless(_imagenet(root, threads, operations=(TrivialAugmentWide(),)))
+
+
+def mixup(root: Path, threads: int, scratch: Path) -> Batches:
+    return _endless(_imagenet(root, threads, mix=MIX))
+
+
+def vit(root: Path, threads: int, scratch: Path) -> Batches:
+    """timm's recipe."""
+    changes = {"interpolation": "bicubic", "operations": (TimmRandAugment(),), "mix": MIX}
+    erasing = RandomErasing(0.25, mode="pixel")
+    return _endless(_imagenet(root, threads, erasing=erasing, **changes))
 
 
 def views(root: Path, threads: int, scratch: Path) -> Batches:
@@ -48,6 +64,9 @@ WORKS: dict[Work, Stream] = {
     "views": views,
     "bfloat16": bfloat16,
     "uint8": uint8,
+    "trivial": trivial,
+    "mixup": mixup,
+    "vit": vit,
 }
 
 
@@ -71,6 +90,11 @@ def _stage(root: Path, threads: int, *, decoded: bool) -> Batches:
         batches: Iterator[Any] = reader.batches(plan)
         for _ in decode(batches, plan, runner, threads) if decoded else batches:
             yield nothing
+
+
+def _imagenet(root: Path, threads: int, **changes: Any) -> Loader:
+    fields: dict[str, Any] = {"batch_size": BATCH, "crop": crop_of(root), "threads": threads}
+    return Loader(root, "train", LoaderConfig.imagenet(remainder="drop", **fields | changes))
 
 
 def _loader(root: Path, threads: int, **changes: Any) -> Loader:

@@ -1,9 +1,10 @@
-"""Peers at whole recipes: timm's loader without its prefetcher (which needs a GPU), and
-torchvision's second transforms in a DataLoader. Batches as in `resized`; labels are mixed too, and
-not returned."""
+"""Peers at whole recipes: timm's loader without its prefetcher (which needs a GPU), torchvision's
+second transforms in a DataLoader, and what DALI has of them in its graph. Batches as in `resized`;
+labels are mixed too, and not returned."""
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.loader.peers.common import BATCH, Batches, ImagenetNormaliser, crop_of, torchvision
+from benchmarks.loader.peers.resized import dali
 from benchmarks.loader.peers.workers import map_loader
 from gratis.loader.config import IMAGENET
 
@@ -82,6 +84,24 @@ def vit(root: Path, threads: int, scratch: Path) -> Batches:
     ]
     for images, labels in _folder(scratch, threads, v2.Compose(steps)):
         yield mix(images, labels)[0]
+
+
+def dali_trivial(root: Path, threads: int, scratch: Path) -> Batches:
+    """auto_aug's TrivialAugmentWide in the graph."""
+    from nvidia.dali import types
+    from nvidia.dali.auto_aug import trivial_augment
+
+    return dali(root, threads, types.INTERP_LINEAR, trivial_augment.trivial_augment_wide)
+
+
+def dali_vit(root: Path, threads: int, scratch: Path) -> Batches:
+    """auto_aug's RandAugment in the graph after a bicubic resized crop; erasing, mixup and cutmix
+    are left out, which costs it nothing."""
+    from nvidia.dali import types
+    from nvidia.dali.auto_aug import rand_augment
+
+    augment = partial(rand_augment.rand_augment, n=2, m=9)
+    return dali(root, threads, types.INTERP_CUBIC, augment)
 
 
 def _v2() -> Any:

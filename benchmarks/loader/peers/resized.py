@@ -29,16 +29,22 @@ from gratis.loader.config import IMAGENET
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
-def dali(root: Path, threads: int, scratch: Path) -> Batches:
-    """readers.webdataset, decoders.image_random_crop, resize (linear, antialiased)."""
-    from nvidia.dali import Pipeline, fn, types
+def dali_resized(root: Path, threads: int, scratch: Path) -> Batches:
+    from nvidia.dali import types
+
+    return dali(root, threads, types.INTERP_LINEAR)
+
+
+def dali(root: Path, threads: int, interpolation: Any, augment: Any = None) -> Batches:
+    """readers.webdataset, decoders.image_random_crop, resize (antialiased), an automatic
+    augmentation where one is given."""
+    from nvidia.dali import fn, pipeline_def, types
 
     crop = crop_of(root)
     tars = [str(path) for path in tars_of(root)]
-    pipeline = Pipeline(
-        batch_size=BATCH, num_threads=threads, device_id=None, prefetch_queue_depth=2, seed=1
-    )
-    with pipeline:
+
+    @pipeline_def(enable_conditionals=augment is not None)  # type: ignore[untyped-decorator]
+    def graph() -> Any:
         data, label = fn.readers.webdataset(  # type: ignore[misc]
             paths=tars,
             index_paths=[tar.replace(".tar", ".idx") for tar in tars],
@@ -50,8 +56,13 @@ def dali(root: Path, threads: int, scratch: Path) -> Batches:
         parts = fn.decoders.image_random_crop(
             data, output_type=types.RGB, random_area=AREA, random_aspect_ratio=RATIO
         )
-        images = fn.resize(parts, size=(crop, crop), interp_type=types.INTERP_LINEAR)
-        pipeline.set_outputs(fn.flip(images, horizontal=fn.random.coin_flip()), label)
+        images = fn.resize(parts, size=(crop, crop), interp_type=interpolation)
+        images = fn.flip(images, horizontal=fn.random.coin_flip())
+        return (augment(images, shape=(crop, crop)) if augment else images), label
+
+    pipeline = graph(
+        batch_size=BATCH, num_threads=threads, device_id=None, prefetch_queue_depth=2, seed=1
+    )
     pipeline.build()
     normalise = ImagenetNormaliser(crop)
     while True:

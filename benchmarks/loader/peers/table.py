@@ -46,7 +46,12 @@ IMAGEFOLDER: dict[Work, Stream] = {
     "vit": recipes.vit,
 }
 TIMM: dict[Work, Stream] = {"resized": recipes.timm_resized, "vit": recipes.timm_vit}
-DALI: dict[Work, Stream] = {"crop": threads.dali, "resized": resized.dali}
+DALI: dict[Work, Stream] = {
+    "crop": threads.dali,
+    "resized": resized.dali_resized,
+    "trivial": recipes.dali_trivial,
+    "vit": recipes.dali_vit,
+}
 PEERS: dict[str, Peer] = {
     "ours": Peer(ours.WORKS, files="fitted"),
     "ours-usual": Peer({"crop": ours.crop, "resized": ours.resized}),
