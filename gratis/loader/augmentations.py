@@ -332,7 +332,8 @@ def _jitter(operation: Any, name: str, centre: float, bound: Range) -> Range:
 
 
 def _geometry(operation: Any) -> None:
-    if operation.interpolation not in ("nearest", "bilinear"):
+    interpolation = operation.interpolation
+    if not isinstance(interpolation, str) or interpolation not in ("nearest", "bilinear"):
         raise _error(operation, "interpolation", "may be 'nearest' or 'bilinear'")
     fill = operation.fill
     if fill is None:

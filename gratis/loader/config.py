@@ -174,7 +174,7 @@ class LoaderConfig:
     schedule: Schedule = ()
     """What changes from an epoch on, counted from 0, until another entry names it again: as
     ((0, {"crop": 160}), (6, {"crop": 176}), (12, {"crop": 192})), progressive resizing. Of crop,
-    area, ratio, interpolation, antialias, flip, mix and erasing."""
+    area, ratio, interpolation, antialias, flip, operations, mix and erasing."""
     remainder: Remainder = "short"
     """What becomes of the N mod batch_size last samples of an epoch. short: they are the last
     batch, which the ranks share as evenly as they can; if they are fewer than the ranks, making the
@@ -397,8 +397,6 @@ class LoaderConfig:
 
     def _check_schedule(self) -> None:
         """Brings it to tuples, and makes the configuration of each epoch that is named."""
-        if not self.schedule:
-            return
         advice = 'it must be as ((0, {"crop": 160}), (6, {"crop": 192})), epochs ascending'
         wrong = GratisError(f"schedule is {shown(self.schedule)}; {advice}")
         try:
@@ -410,7 +408,7 @@ class LoaderConfig:
             names = [name for _, changes in entries for name, _ in changes]
         except (TypeError, ValueError, GratisError):
             raise wrong from None
-        if sorted(set(epochs)) != epochs or epochs[0] < 0:
+        if sorted(set(epochs)) != epochs or min(epochs, default=0) < 0:
             raise wrong
         if unknown := [name for name in names if name not in SCHEDULED]:
             allowed = ", ".join(SCHEDULED)
@@ -424,11 +422,11 @@ class LoaderConfig:
                 )
 
     def at_epoch(self, epoch: int) -> LoaderConfig:
-        """As it is in an epoch."""
+        """As it is in an epoch, without a schedule."""
         changes: dict[str, Any] = {}
         for first, entry in self.schedule:
             changes |= dict(entry) if first <= epoch else {}
-        return replace(self, schedule=(), **changes) if changes else self
+        return replace(self, schedule=(), **changes) if self.schedule else self
 
     @property
     def stages(self) -> tuple[LoaderConfig, ...]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
+from textwrap import shorten
 from typing import Any, Literal, get_args
 
 from gratis.errors import GratisError
@@ -73,10 +74,9 @@ class RandomErasing:
     def __post_init__(self) -> None:
         _check_numbers(self, ("p", "min_area", "max_area", "min_aspect", "max_aspect"), Real)
         _check_numbers(self, ("min_count", "max_count"), Integral)
-        if self.mode not in get_args(ErasingMode):
-            raise GratisError(
-                f"mode of RandomErasing is {self.mode!r}; it may be const, rand, pixel"
-            )
+        if not isinstance(self.mode, str) or self.mode not in get_args(ErasingMode):
+            shown = shorten(repr(self.mode), 200, placeholder=" ...")
+            raise GratisError(f"mode of RandomErasing is {shown}; it may be const, rand, pixel")
         if not 0 <= self.p <= 1:
             raise GratisError(f"p of RandomErasing is {self.p}; it is a probability, from 0 to 1")
         if self.min_aspect <= 0:
@@ -96,7 +96,8 @@ class RandomErasing:
 
     @property
     def aspects(self) -> tuple[float, float]:
-        return self.min_aspect, self.max_aspect or 1 / self.min_aspect
+        most = 1 / self.min_aspect if self.max_aspect is None else self.max_aspect
+        return self.min_aspect, most
 
     @property
     def counts(self) -> tuple[int, int]:

@@ -233,6 +233,9 @@ def test_batches_of_an_earlier_size_stay_as_they_are(jpeg_dataset: Path) -> None
         ({"views": 101}, "views is 101; it may be at most 100"),
         ({"views": 2, "crop_chunk": 4}, "crop_chunk is for single views"),
         ({"schedule": "160"}, "schedule is '160'; it must be as"),
+        ({"schedule": None}, "schedule is None; it must be as"),
+        ({"schedule": 0}, "schedule is 0; it must be as"),
+        ({"schedule": np.array([1, 2])}, r"schedule is array\(\[1, 2\]\); it must be as"),
         ({"schedule": ((1, {"crop": 32}), (1, {"crop": 40}))}, "epochs ascending"),
         ({"schedule": ((1, {"crops": 32}),)}, "schedule changes 'crops'; it may change crop, area"),
         ({"schedule": ((1, {"crop": 0}),)}, "crop is 0; it must be at least 1"),
@@ -242,6 +245,11 @@ def test_batches_of_an_earlier_size_stay_as_they_are(jpeg_dataset: Path) -> None
 def test_mistakes_are_one_line(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(GratisError, match=message):
         config_of(**fields)
+
+
+def test_no_schedule_in_any_form_is_the_same() -> None:
+    empty: tuple[Any, ...] = ((), [], {})
+    assert {config_of(schedule=schedule) for schedule in empty} == {config_of()}
 
 
 def test_a_crop_of_a_later_epoch_that_is_too_large(jpeg_dataset: Path) -> None:

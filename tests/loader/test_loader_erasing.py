@@ -259,6 +259,8 @@ def test_resuming_erases_the_same(jpeg_dataset: Path) -> None:
     [
         (lambda: RandomErasing(1.5), "p of RandomErasing is 1.5; it is a prob"),
         (lambda: RandomErasing(min_area=0.5), "area of RandomErasing is .0.5, 0.33"),
+        (lambda: RandomErasing(max_aspect=0), "aspect of RandomErasing is"),
+        (lambda: RandomErasing(mode=np.array([1, 2])), "mode of RandomErasing is array"),  # type: ignore[arg-type]
         (lambda: RandomErasing(mode="noise"), "mode of RandomErasing is 'noise'; it may be"),  # type: ignore[arg-type]
         (lambda: RandomErasing(min_count=3, max_count=2), r"count of RandomErasing is \(3, 2\)"),
         (lambda: RandomErasing(min_aspect=0), "min_aspect of RandomErasing is 0.0; it must be"),

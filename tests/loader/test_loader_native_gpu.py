@@ -18,7 +18,7 @@ from test_loader_views import plan_of
 from torch import Tensor
 
 from gratis.dataset import read_manifest
-from gratis.loader import Batch, Loader, LoaderConfig
+from gratis.loader import Batch, Loader, LoaderConfig, MixUp, RandomErasing
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.native import NativeBatches, choose_engine
 from gratis.loader.decoding.native_gpu import NativeImages
@@ -83,6 +83,25 @@ def test_other_samples_stand_in(tmp_path: Path) -> None:
         for batch, (ids, images) in zip(wanted, steps, strict=True):
             assert_equal(ids, images, batch)
             assert not {17, 40} & set(ids.tolist())
+
+
+def test_crops_that_grow_and_mixing_that_begins(tmp_path: Path) -> None:
+    """One route over the epochs of a schedule, as a loader has it: the memory for bytes grows with
+    crops and with the sample of another rank, and what bytes cannot have is not theirs."""
+    root, last = mixed(tmp_path), {"mix": (MixUp(),), "erasing": RandomErasing(mode="pixel")}
+    stages: Any = ((1, {"crop": 56}), (2, {"crop": 40} | last))
+    config, part = config_of(batch_size=30, schedule=stages), {"rank": 1, "world_size": 2}
+    with Loader(root, "train", config, **part) as loader, closing(loader.shard_reader()) as shards:
+        timer, quarantine = StageTimer(), Quarantine(0, loader.num_samples, allowed=False)
+        reader = BatchReader(shards, timer, quarantine)
+        with closing(NativeImages(NativeBatches(reader, DaliRunner(timer, reader), 2))) as route:
+            for number, crop in enumerate((48, 56, 40)):
+                plain = Loader(root, "train", config_of(batch_size=30, crop=crop), **part)
+                plain.set_epoch(number)
+                steps = route.images(loader.epoch_plan(number))
+                for batch, (_, ids, make) in zip(epoch(plain), steps, strict=True):
+                    assert len(ids) == 15 + (number == 2)
+                    assert_equal(ids[:15], make()[:15], batch)
 
 
 def test_a_gpu_gets_the_engine_only_by_name(jpeg_dataset: Path) -> None:

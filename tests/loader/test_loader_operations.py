@@ -196,6 +196,7 @@ BAD: list[tuple[Any, str]] = [
     (lambda: GaussianBlur((3, 129)), "kernel_size is .3, 129.; it must be odd, from 1 to 127"),
     (lambda: GaussianBlur(3, sigma=0), "sigma is 0"),
     (lambda: TrivialAugmentWide(1), "num_magnitude_bins is 1"),
+    (lambda: TrivialAugmentWide(interpolation=np.array([1, 2])), "interpolation is array"),
     (lambda: TrivialAugmentWide(interpolation="bicubic"), "interpolation is 'bicubic'"),
     (lambda: RandAugment(magnitude=31), "magnitude is 31; it must be a whole number from 0 to 30"),
     (lambda: RandAugment(fill=(1, 2)), r"fill is \(1, 2\)"),

@@ -197,12 +197,15 @@ def test_square_images_smaller_than_the_crop_are_enlarged_on_request(jpeg_datase
 
 
 @pytest.mark.parametrize("views", [1, 10])
+@pytest.mark.parametrize("resize", [40, 64])
 @pytest.mark.parametrize("shape", ["whole", "square"])
 def test_the_graph_for_gpus_evaluates_alike(
-    shape: str, views: int, whole_jpeg: Path, jpeg_dataset: Path
+    shape: str, resize: int, views: int, whole_jpeg: Path, jpeg_dataset: Path
 ) -> None:
+    """Also square images that have that size already, 64 px."""
     root = whole_jpeg if shape == "whole" else jpeg_dataset
-    config = config_of(augment=False, views=views, resize=40, batch_size=20, dtype=torch.float32)
+    fields: dict[str, Any] = {"views": views, "resize": resize, "batch_size": 20}
+    config = config_of(augment=False, dtype=torch.float32, **fields)
     ids, graph = through_the_graph(root, config)
     _, cpu = through_the_loader(root, config)
     apart = np.abs(graph - cpu)

@@ -56,7 +56,6 @@ class CachedDecoder:
         self._pipeline: Any = None
         self._native = engine == "native"
         self._engine: NativeDecoder | None = None
-        self._mean: Tensor | None = None  # on the device
 
     def close(self) -> None:
         """Ends the decoder. The cache stays."""
@@ -104,6 +103,8 @@ class CachedDecoder:
         self, plan: EpochPlan, runner: DaliRunner, resizer: DaliRunner
     ) -> Generator[tuple[EncodedBatch, MakeImages], None, None]:
         """On a GPU: each step, and what makes its normalised images on the current stream."""
+        mean = torch.from_numpy(normalisation(plan.stats, plan.config, plan.epoch).mean)
+        there = mean.to(plan.device)
         for batch, held in self.steps(plan):
             if not held:
                 encoded = iter([self._read(plan, batch.wanted)])
@@ -112,23 +113,20 @@ class CachedDecoder:
                 raw = iter([self._as_raw(batch)])
                 decoded = gpu.decode_views(raw, _raw_plan(plan), resizer, self._threads)
             else:
-                yield batch, partial(self._apply_views, batch, plan)
+                yield batch, partial(self._apply_views, batch, plan, there)
                 continue
             for read, tensor in decoded:
                 yield read, partial(gpu.to_torch, tensor, plan, read)
 
-    def _apply_views(self, batch: EncodedBatch, plan: EpochPlan) -> Tensor:
+    def _apply_views(self, batch: EncodedBatch, plan: EpochPlan, mean: Tensor) -> Tensor:
         pixels, ids = self._cache.pixels, torch.from_numpy(batch.ids)
-        if self._mean is None:
-            of_every_epoch = normalisation(plan.stats, plan.config, plan.epoch).mean
-            self._mean = torch.from_numpy(of_every_epoch).to(plan.device)
         if pixels.device.type == "cpu":  # what crosses is a copy that the device fetches by itself
             shape, pinned = (len(ids), *pixels.shape[1:]), plan.device.type == "cuda"
             some = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
             torch.index_select(pixels, 0, ids, out=some)
             pixels, ids = some.to(plan.device, non_blocking=True), torch.arange(len(ids))
         program, of_epoch = plan.program(batch.wanted), (plan.stats, plan.config, plan.epoch)
-        return apply_views(pixels, ids, batch.draws, self._mean, *of_epoch, program)
+        return apply_views(pixels, ids, batch.draws, mean, *of_epoch, program)
 
     def _as_raw(self, batch: EncodedBatch) -> EncodedBatch:
         """The samples as if they had been stored as raw pixels. Of a cache in the machine's

@@ -241,7 +241,9 @@ def _windows(batch: EncodedBatch, plan: EpochPlan) -> tuple[NDArray[np.float32],
         as_stored = kept.all(axis=1)[:, None]
         made = np.where(as_stored[::views], sizes, batch.targets[::views, :2])
         corners = np.where(as_stored, corners, batch.targets[:, 2:])
-    return made.astype(np.float32), corners.astype(np.int32).reshape(-1, views, 2)
+    # DALI takes no strided input, as a transposed one is
+    made = np.ascontiguousarray(made, np.float32)
+    return made, corners.astype(np.int32).reshape(-1, views, 2)
 
 
 def resize(images: Any, size: Any, plan: EpochPlan) -> Any:

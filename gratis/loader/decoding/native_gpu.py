@@ -27,8 +27,7 @@ class _Staging:
     """Bytes of a batch on the way to the device."""
 
     def __init__(self, plan: EpochPlan) -> None:
-        rows, side = plan.decoded_rows * plan.config.views, plan.config.crop
-        shape = (rows, side, side, 3)
+        shape = _shape(plan)
         pinned = plan.device.type == "cuda"  # else the copy would make the CPU wait
         self.crops = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         self.copied: Any = None  # CUDA event; None: nothing was
@@ -46,19 +45,23 @@ class _Staging:
         return there
 
 
+def _shape(plan: EpochPlan) -> tuple[int, int, int, int]:
+    rows, side = plan.decoded_rows * plan.config.views, plan.config.crop
+    return rows, side, side, 3
+
+
 class NativeImages:
     """Batches of plans on the plans' device, one after the other. For one thread at a time."""
 
     def __init__(self, native: NativeBatches) -> None:
         self._native = native
         self._staging: list[_Staging] = []
-        self._mean: Tensor | None = None  # on the device
 
     def close(self) -> None:
         """Waits for what is being copied, and frees its memory."""
         for staging in self._staging:
             staging.wait()
-        self._staging, self._mean = [], None
+        self._staging = []
         self._native.close()
 
     def images(
@@ -66,21 +69,23 @@ class NativeImages:
     ) -> Generator[tuple[Ids, Ids, Callable[[], Tensor]], None, None]:
         """Of each step its samples' draw ids, their ids, and what makes their images on the current
         stream; to be called before the next is taken."""
-        if not self._staging:
+        if not self._staging or self._staging[0].crops.shape != _shape(plan):
+            for staging in self._staging:  # of an epoch with another crop
+                staging.wait()
             self._staging = [_Staging(plan) for _ in range(IN_FLIGHT)]
+        mean = torch.from_numpy(normalisation(plan.stats, plan.config, plan.epoch).mean)
+        there = mean.to(plan.device)
         for number, (batch, fill) in enumerate(self._native.encoded(bytes_plan(plan))):
             staging = self._staging[number % IN_FLIGHT]
             staging.wait()
             rows = len(batch.ids) * plan.config.views
             ids = fill(staging.crops[:rows])
-            yield batch.wanted, ids, partial(self._finish, staging, rows, batch.draws, plan)
+            yield batch.wanted, ids, partial(_finish, staging, rows, batch.draws, there, plan)
 
-    def _finish(self, staging: _Staging, rows: int, draws: Draws, plan: EpochPlan) -> Tensor:
-        if self._mean is None:
-            of_every_epoch = normalisation(plan.stats, plan.config, plan.epoch).mean
-            self._mean = torch.from_numpy(of_every_epoch).to(plan.device)
-        crops = staging.copy_to(plan.device, rows)
-        return finish_crops(crops, draws, self._mean, plan.stats, plan.config, plan.epoch)
+
+def _finish(staging: _Staging, rows: int, draws: Draws, mean: Tensor, plan: EpochPlan) -> Tensor:
+    crops = staging.copy_to(plan.device, rows)
+    return finish_crops(crops, draws, mean, plan.stats, plan.config, plan.epoch)
 
 
 def bytes_plan(plan: EpochPlan) -> EpochPlan:

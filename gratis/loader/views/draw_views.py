@@ -38,9 +38,8 @@ def draw_views(
 
     ids int64 [n]: draw ids (`plan.copies`), each of whose views is drawn like a sample of its own.
     sizes int64 [2,n]: height and width of the images; whole: they keep their shape, and may be
-    smaller than the crop. ids: draw ids (`plan.copies`), each of whose views is drawn like a sample
-    of its own. chunks int64 [n]: training samples of the same number share crop and mirror; None:
-    each has its own."""
+    smaller than the crop. chunks int64 [n]: training samples of the same number share crop and
+    mirror; None: each has its own."""
     if (resize := config.shorter_side(whole=whole)) is not None:
         return resized_evaluation(config, sizes, resize)
     if not config.augment:
