@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 from gratis.errors import GratisError, wait_for
-from gratis.network import DEFAULT_LIMITS, NetworkLimits, Server
+from gratis.network import DEFAULT_LIMITS, NetworkLimits, Server, http_status, is_lasting
 
 READ_AHEAD = 4 << 20  # of a URL: archives are listed header by header, in order
 T = TypeVar("T")
@@ -139,18 +139,43 @@ def _try_server(url: str, limits: NetworkLimits) -> None:
     except FileNotFoundError as error:
         # over HTTP it is raised for a server that cannot be reached, too
         cause = error.__cause__
-        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+        if cause is not None and http_status(cause) is None and not is_lasting(cause):
             raise cause from None
     except Exception:
         return
 
 
 def is_file(address: str) -> bool:
-    return _ask(address, "isfile") if is_url(address) else os.path.isfile(address)
+    if not is_url(address):
+        return os.path.isfile(address)
+    try:  # fsspec's own isfile is False for a server that is away
+        return bool(_info(address)["type"] == "file")
+    except GratisError:
+        raise
+    except Exception:  # not there, or kept from us
+        return False
 
 
 def is_folder(address: str) -> bool:
-    return _ask(address, "isdir") if is_url(address) else os.path.isdir(address)
+    if not is_url(address):
+        return os.path.isdir(address)
+    fs, path = filesystem(address)
+    try:
+        if _is_web(address):
+            return bool(ask(address, lambda: fs.ls(path)))
+        return bool(_info(address)["type"] == "directory")
+    except (FileNotFoundError, ValueError):
+        return False
+    except GratisError:
+        raise
+    except Exception as error:
+        raise _unreadable(address, error) from None
+
+
+def _info(url: str) -> dict[str, Any]:
+    fs, path = filesystem(url)
+    row: dict[str, Any] = ask(url, lambda: fs.info(path))
+    return row
 
 
 def entries(folder: str) -> list[FileEntry]:
@@ -271,16 +296,6 @@ def read_range(url: str, start: int, end: int | None) -> bytes:
         raise
     except Exception as error:
         raise OSError(str(_unreadable(url, error))) from None
-
-
-def _ask(url: str, question: str) -> bool:
-    fs, path = filesystem(url)
-    try:
-        return bool(ask(url, lambda: getattr(fs, question)(path)))
-    except GratisError:
-        raise
-    except Exception as error:
-        raise _unreadable(url, error) from None
 
 
 def _unreadable(address: str, error: Exception) -> GratisError:

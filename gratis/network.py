@@ -107,6 +107,8 @@ class Server:
                 raise
             except Exception as error:  # each protocol's library has errors of its own
                 if is_lasting(error):
+                    if self.answered:  # and it does so again
+                        self._recover()
                     raise
                 reason = error
             else:
@@ -190,7 +192,7 @@ def is_lasting(error: BaseException) -> bool:
         return status in LASTING or (status < 500 and status not in PASSING)
     kinds = (PermissionError, ImportError, ValueError, TypeError, AttributeError, GratisError)
     if isinstance(error, FileNotFoundError):  # over HTTP of a server that cannot be reached, too
-        return not any(isinstance(one, OSError) for one in causes[1:] if not _absent(one))
+        return len(causes) == 1 or is_lasting(causes[1])
     if isinstance(error, (*kinds, NotImplementedError, ssl.SSLCertVerificationError)):
         return "JSONDecode" not in type(error).__name__  # a gateway's page
     names = " ".join(type(one).__name__ for one in causes)
@@ -200,10 +202,6 @@ def is_lasting(error: BaseException) -> bool:
         or "CredentialsError" in names
         or "ConnectorCertificateError" in names
     )
-
-
-def _absent(error: BaseException) -> bool:
-    return isinstance(error, FileNotFoundError)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -249,5 +247,5 @@ def _seconds(said: str) -> float:
         return float(said)
     try:
         return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):  # a year of twenty digits
         return 0.0

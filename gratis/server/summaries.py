@@ -1,8 +1,9 @@
 """Summaries of long event files, kept in the user's cache folder: a server that starts goes on from
 there instead of reading a history of days again.
 
-One JSON file for each event file of a rank, made anew whenever a megabyte was read. It counts only
-for the very bytes it was made from. Where it cannot be written or read, the history is read."""
+One file for each event file of a rank, its own sha256 and a line of JSON, made anew whenever a
+megabyte was read. It counts only for the very bytes it was made from. Where it cannot be written or
+read, or is damaged, the history is read."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class Summaries:
             return
         # damaged, of another version or of other bytes: the file is read from its start
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            summary = json.loads(self._path(file.path).read_bytes())
+            summary = json.loads(_checked(self._path(file.path).read_bytes()))
             if summary["mark"] == _mark(file.path, summary["offset"]):
                 file.restore(summary)
                 self._saved[file.path] = file.tail.offset
@@ -58,7 +59,7 @@ class Summaries:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._clean(self._folder)
             summary = file.summary() | {"mark": _mark(file.path, offset)}
-            atomic_write(self._path(file.path), json.dumps(summary).encode())
+            atomic_write(self._path(file.path), _with_sum(json.dumps(summary).encode()))
 
     def _path(self, path: Path) -> Path:
         assert self._folder is not None
@@ -73,6 +74,19 @@ class Summaries:
             with suppress(OSError):  # another server was quicker
                 if path.stat().st_mtime < time.time() - KEPT_S:
                     path.unlink()
+
+
+def _with_sum(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode() + b"\n" + text
+
+
+def _checked(data: bytes) -> bytes:
+    """The text behind its sum. ValueError for any other: what is JSON still may be damaged in its
+    values."""
+    text = data.partition(b"\n")[2]
+    if data != _with_sum(text):
+        raise ValueError("the sum differs")
+    return text
 
 
 def _mark(path: Path, offset: int) -> str:

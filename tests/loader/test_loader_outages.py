@@ -17,9 +17,11 @@ from batches import assert_same, epoch
 from handmade import picture, write_dataset
 from serving import FaultyServer, Handler, Proxy, faulty, gs_of, proxy, s3_of
 
+from gratis import addresses
 from gratis.dataset import read_manifest
 from gratis.errors import GratisError, Outage
 from gratis.loader import Loader, LoaderConfig
+from gratis.network import Server, retry_after
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # fsspec keeps its connections
 
@@ -202,3 +204,62 @@ def test_a_server_that_asks_to_be_left_alone_is(
 def test_limits_are_bounded(options: dict[str, float]) -> None:
     with pytest.raises(GratisError, match="it must be"):
         LoaderConfig(**options)
+
+
+def test_a_file_is_not_missing_because_its_server_hangs_up(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec then says that there is none: FileNotFoundError, or False."""
+    url = f"{server.url}/manifest.json"
+    addresses.filesystem(url)
+    answer, looks = Handler.do_GET, {addresses.is_file: True, addresses.read: read_of(server)}
+    for look, expected in looks.items():
+        cut = iter(range(2))
+        monkeypatch.setattr(
+            Handler,
+            "do_GET",
+            lambda handler, cut=cut: answer(handler) if next(cut, None) is None else None,
+        )
+        assert look(url) == expected
+        assert next(cut, None) is None
+    assert not addresses.is_file(f"{server.url}/nothing.json")
+
+
+def read_of(server: FaultyServer) -> bytes:
+    return (server.folder / "manifest.json").read_bytes()
+
+
+def test_an_outage_is_over_once_the_server_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that was short, an hour before another, a file was missing in between."""
+    real, later = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: real() + later[0])
+    asked = Server("http://a", answered=True)
+
+    def request() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    answers: list[Exception | int] = [OSError("reset"), FileNotFoundError("b")]
+    with pytest.raises(FileNotFoundError):
+        asked.ask(request, "b")
+    later[0] = 3600.0
+    answers += [OSError("reset"), 7]
+    assert asked.ask(request, "c") == 7
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("7", 7.0),
+        ("-7", 0.0),
+        ("soon", 0.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", 0.0),
+    ],
+)
+def test_a_time_that_a_server_asks_for_is_read_or_left(said: str, seconds: float) -> None:
+    error = OSError()
+    error.headers = {"Retry-After": said}  # type: ignore[attr-defined]
+    assert retry_after(error) == seconds

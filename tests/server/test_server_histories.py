@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -209,13 +211,24 @@ def nonsense(summary: Path, events: Path) -> None:
     summary.write_text('{"offset": 5, "mark": [1]}')
 
 
+def rewrite(summary: Path, **fields: object) -> None:
+    text = json.dumps(json.loads(summary.read_text().partition("\n")[2]) | fields)
+    summary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
 def of_another_version(summary: Path, events: Path) -> None:
-    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"version": 0}))
+    rewrite(summary, version=0)
 
 
 def half_of_its_fields(summary: Path, events: Path) -> None:
-    fields = json.loads(summary.read_text())
-    summary.write_text(json.dumps(fields | {"bins": [[1, 2]]}))
+    rewrite(summary, bins=[[1, 2]])
+
+
+def damaged_values(summary: Path, events: Path) -> None:
+    """That are JSON still."""
+    data = re.sub(rb'"lifetime": \[[\d.]+', b'"lifetime": ["x"', summary.read_bytes())
+    assert b'["x"' in data
+    summary.write_bytes(data)
 
 
 def a_folder(summary: Path, events: Path) -> None:
@@ -224,7 +237,17 @@ def a_folder(summary: Path, events: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [other_bytes, shorter, cut, nonsense, of_another_version, half_of_its_fields, a_folder]
+    "harm",
+    [
+        other_bytes,
+        shorter,
+        cut,
+        nonsense,
+        of_another_version,
+        half_of_its_fields,
+        damaged_values,
+        a_folder,
+    ],
 )
 def test_a_summary_of_something_else_does_not_count(
     tmp_path: Path, quick_end: None, harm: Callable[[Path, Path], None]
