@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from odd_images import odd_images
+from PIL import Image, ImageFile
 
 from gratis import engine_decode, image
 from gratis.preprocess.codecs import CODECS, encode_jpeg
@@ -69,6 +73,84 @@ def test_pillow_decodes_no_sample_again(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Image, "open", counted)
     CODECS["jpeg"].sample(picture(64, 64), 95)
     assert not decoded
+
+
+def photograph(**options: object) -> bytes:
+    file = io.BytesIO()
+    picture(90, 70).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def sources() -> Iterator[bytes]:
+    """JPEGs of many writers, whole and damaged, and what is no JPEG."""
+    yield from odd_images().values()
+    yield photograph(comment=b"of a camera") + b"what follows the picture" * 9
+    for options in ({"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"quality": 5}):
+        yield photograph(**options)
+    whole, chance = photograph(restart_marker_rows=1, quality=90), random.Random(0)
+    for end in (2, 20, 200, 600, len(whole) // 2, len(whole) - 9, len(whole) - 2, len(whole) - 1):
+        yield whole[:end]
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(chance.randrange(1, 4)):
+            damaged[chance.randrange(len(whole))] = chance.randrange(256)
+        yield bytes(damaged)
+
+
+def outcome(data: bytes, size: int) -> object:
+    try:
+        made, conversions = image.to_picture(data, size)
+    except image.Reject as reject:
+        return reject.kind, reject.reason
+    return made.tobytes(), made.info, conversions
+
+
+@needs_engine
+def test_sources_become_the_same_without_the_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same pixels and conversions, and rejects in the same words."""
+    everything = [(data, size) for data in sources() for size in (16, 64)]
+    made = [outcome(*one) for one in everything]
+    monkeypatch.setattr(engine_decode, "FILE", tmp_path / "none.so")
+    assert made == [outcome(*one) for one in everything]
+
+
+@needs_engine
+@pytest.mark.parametrize(("size", "loads"), [(64, 0), (16, 1)])
+def test_pillow_decodes_a_photograph_only_where_it_shrinks_it(
+    monkeypatch: pytest.MonkeyPatch, size: int, loads: int
+) -> None:
+    loaded, load = set(), ImageFile.ImageFile.load
+
+    def counted(self: ImageFile.ImageFile) -> object:
+        loaded.add(id(self))
+        return load(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
+    image.to_picture(photograph(), size)
+    assert len(loaded) == loads
+
+
+@needs_engine
+def test_threads_decode_at_once() -> None:
+    """Each with scratch memory of its own: the library lets others run while it decodes."""
+    files = [encode_jpeg(picture(200 + k, 300, k), 90) for k in range(4)]
+    wanted = [image.decode(data) for data in files]
+    wrong: list[int] = []
+
+    def decode_often(k: int) -> None:
+        for _ in range(30):
+            pixels = engine_decode.decode(files[k], 300, 200 + k)
+            if pixels is None or not np.array_equal(pixels, wanted[k]):
+                wrong.append(k)
+
+    threads = [threading.Thread(target=decode_often, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 NAMES = ["a.jpg", "n01440764_10026.jpg", "x" * 100, "x" * 60 + "/" + "y" * 60, "ü.jpg", "a b.cls"]
