@@ -380,6 +380,7 @@ class EpochIterator:
         self._prefetcher: Prefetcher | None = None
         self._ticket = 0
         self._over = False
+        self._finalizer: Callable[[], object] = lambda: None
 
     def __iter__(self) -> EpochIterator:
         return self

@@ -289,7 +289,7 @@ def test_refused_datasets(raw_dataset: Path, train: ShardDataset) -> None:
     with pytest.raises(GratisError, match="config is 'imagenet'; it must be a LoaderConfig"):
         ShardDataset(raw_dataset, "train", "imagenet")  # type: ignore[arg-type]
     with pytest.raises(GratisError, match=r"crop is 224; the images of .* have 64 px a side"):
-        ShardDataset(raw_dataset, "train")
+        ShardDataset(raw_dataset, "train", LoaderConfig())
     with pytest.raises(GratisError, match=r"read in batches, by gratis.torch.DataLoader"):
         next(iter(TorchDataLoader(train)))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="DataLoader takes no batch_sampler, generator"):

@@ -397,6 +397,7 @@ def test_a_size_that_is_not_the_file_s_is_a_bad_sample(  # noqa: PLR0917
     source = whole_raw if way == "raw" else whole_jpeg
     height = dataset.read_index(source, "train").height
     assert height is not None
+    height = height.copy()  # of a mapped file
     height[1] = wrong  # it is 48
     root = changed_index(source, tmp_path / "t", height=height)
     config = replace(config_of(area=(0.3, 1.0)), **WAYS[way])
@@ -416,6 +417,7 @@ def test_a_stand_in_is_cut_by_its_own_size(whole_jpeg: Path, tmp_path: Path) -> 
     """By the numbers that were drawn for the sample that is missing."""
     height = dataset.read_index(whole_jpeg, "train").height
     assert height is not None
+    height = height.copy()  # of a mapped file
     height[1] = 7
     root = changed_index(whole_jpeg, tmp_path / "t", height=height)
     config = config_of(area=(0.3, 1.0), bad_samples="quarantine")

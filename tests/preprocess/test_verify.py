@@ -94,7 +94,8 @@ def unreadable_picture(root: Path) -> str:
             writer.add(key, data, int(label))
         writer.close()
     path.with_suffix(".idx").write_text(f"v1.2 {len(keys)}\n" + "".join(writer.lines))
-    index = dataset.read_index(root, "val")
+    read = dataset.read_index(root, "val")  # of a mapped file
+    index = read._replace(offset=read.offset.copy(), size=read.size.copy())
     index.offset[: len(keys)], index.size[: len(keys)] = writer.offset, writer.size
     shard = dataclasses.replace(
         split.shards[0], bytes=writer.bytes, sha256=writer.digest.hexdigest()

@@ -333,7 +333,9 @@ def test_verify_finds_sizes_that_are_not_the_files(
     manifest = index_tars(IndexConfig(tars=str(root), workers=1))
     index = dataset.read_index(root, "train")
     assert index.width is not None
-    index.width[2] = value
+    width = index.width.copy()  # of a mapped file
+    width[2] = value
+    index = index._replace(width=width)
     sha256 = dataset.write_index(root, "train", index)
     split = dataclasses.replace(manifest.splits["train"], index_sha256=sha256)
     changed = dataclasses.replace(manifest, splits={"train": split})

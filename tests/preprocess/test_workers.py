@@ -44,7 +44,9 @@ def tasks(root: Path, bad: str) -> list[ShardTask]:
     names = ["0.jpg", "1.jpg", bad, "3.jpg"]
     for name in ("0.jpg", "1.jpg", "3.jpg"):
         (root / name).write_bytes(file.getvalue())
-    items = tuple(Item(str(root), name, -1, 100, 0, f"k{k}") for k, name in enumerate(names))
+    items = tuple(
+        Item(str(root), name, -1, len(file.getvalue()), 0, f"k{k}") for k, name in enumerate(names)
+    )
     good = tuple(item for item in items if item.name != bad)
     return [
         ShardTask(

@@ -47,6 +47,8 @@ def steps(rank: int, t: float, step: int, **fields: Any) -> str:
         "bytes_read": fields.pop("bytes_read"),
         "queue_depth": 1,
         "queue_capacity": 2,
+        "native": fields.pop("native"),
+        "fallback": fields.pop("fallback"),
     }
     common = {"loss": 1.5, "top1": 0.75, "lr": 0.01, "epoch": 1, "step": step}
     return line(rank, "step", t, **common | fields, loader=loader)
@@ -60,14 +62,14 @@ def folder(tmp_path: Path) -> Path:
     startup = {"steps": 1, "images": 4, "wall_s": 5.0, "wait_s": 4.0, "exchange_s": 0.5}
     startup |= {"cpu_s": 3.0, "rss_bytes": 900, "delivered": 8, "read": 0.0, "decode": 1.0}
     startup |= {"finish": 0.0, "transfer": 0.0, "blocked": 0.25, "bytes_read": 100, "gpu": None}
-    startup |= {"loss": 2.5, "top1": 0.5, "lr": 0.02}
+    startup |= {"loss": 2.5, "top1": 0.5, "lr": 0.02, "native": 7, "fallback": 1}
     ten = {"steps": 10}
     first = ten | {"images": 40, "wall_s": 10.0, "wait_s": 1.0, "exchange_s": 2.0, "cpu_s": 8.0}
     first |= {"delivered": 80, "read": 0.5, "decode": 4.0, "finish": 1.0, "transfer": 0.5}
-    first |= {"blocked": 2.0, "bytes_read": 1000, "rss_bytes": 1100}
+    first |= {"blocked": 2.0, "bytes_read": 1000, "rss_bytes": 1100, "native": 77, "fallback": 3}
     second = ten | {"images": 36, "wall_s": 9.0, "wait_s": 0.45, "exchange_s": 1.8, "cpu_s": 4.5}
     second |= {"delivered": 72, "read": 0.25, "decode": 2.75, "finish": 0.75, "transfer": 0.25}
-    second |= {"blocked": 3.0, "bytes_read": 1800, "rss_bytes": 1300}
+    second |= {"blocked": 3.0, "bytes_read": 1800, "rss_bytes": 1300, "native": 60, "fallback": 12}
     gpus = [
         {"busy": 0.5, "nvjpg_busy": 0.25, "memory_bytes": 70, "memory_total_bytes": 200}
         | {"power_w": 310.0},
@@ -125,6 +127,8 @@ def test_the_status(folder: Path) -> None:
         "started": 100.0,
         "remaining_s": 29.0,  # 29 steps of the slower rank's second
         "images_trained": 4 + 40 + 4 + 36,
+        "native_images": 7 + 77 + 7 + 60,
+        "fallback_images": 1 + 3 + 1 + 12,
         "loss": 1.5,
         "train_error": 0.25,
         "learning_rate": 0.01,
@@ -273,6 +277,8 @@ def test_every_metric(folder: Path) -> None:
         "loader_delivered_images": (88, 80),
         "loader_read_bytes": (1100, 1900),
         "loader_blocked_seconds": (2.25, 3.25),
+        "loader_native_images": (84, 67),
+        "loader_fallback_images": (4, 13),
     }
     gauges = {
         "resident_memory_bytes": (1100, 1300),

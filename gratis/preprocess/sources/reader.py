@@ -55,7 +55,7 @@ class ImageReader:
         if item.offset < -1:
             return self._rows.read(item)
         data = self._read(item)
-        if 0 <= item.size != len(data):
+        if 0 < item.size != len(data):  # 0: a server may not say
             changed = f"it has {len(data):,} bytes, {item.size:,} were listed"
             raise GratisError(f"{item.source} changed while it was read: {changed}; {CHANGED}")
         return data
