@@ -44,9 +44,8 @@ def tasks(root: Path, bad: str) -> list[ShardTask]:
     names = ["0.jpg", "1.jpg", bad, "3.jpg"]
     for name in ("0.jpg", "1.jpg", "3.jpg"):
         (root / name).write_bytes(file.getvalue())
-    items = tuple(
-        Item(str(root), name, -1, len(file.getvalue()), 0, f"k{k}") for k, name in enumerate(names)
-    )
+    size = len(file.getvalue())
+    items = tuple(Item(str(root), name, -1, size, 0, f"k{k}") for k, name in enumerate(names))
     good = tuple(item for item in items if item.name != bad)
     return [
         ShardTask(
@@ -66,7 +65,7 @@ def check(root: Path, planned: list[ShardTask], kind: str) -> None:
     total = TaskProgress()
     for step in run_tasks(planned, 2):
         total = total.plus(step)
-    assert total[:2] == (9, 10 * 100)
+    assert total[:2] == (9, 10 * planned[0].items[0].size)
     assert total.rejects == 1
     receipts = [read_receipt(open_store(str(root / "out")), task.name) for task in planned]
     assert [len(receipt.label) for receipt in receipts] == [3, 3, 3]
