@@ -91,7 +91,8 @@ def _write(root: Path, form: Files, parts: list[list[Sample]], shards: Path) -> 
         written.append(Shard(name=path.name, samples=len(part), bytes=size, sha256=sha256))
         shard = np.full(len(part), number, np.int32)
         rows.append(Index(shard, *writer.columns()))
-    index = Index(*(np.concatenate(column) for column in zip(*rows, strict=True)))
+    columns = [column for column in zip(*rows, strict=True) if column[0] is not None]
+    index = Index(*map(np.concatenate, columns))  # those that square images lack are the last
     sha256 = write_index(root, "train", index)
     split = Split(shards=tuple(written), index_sha256=sha256, conversions={}, rejects={})
     made = replace(
