@@ -39,6 +39,7 @@ ASK_PILLOW = (
     "from PIL import features as f; print(*(n for n in ('webp', 'libtiff') if not f.check(n)))"
 )
 CHECKOUT = (Path(__file__).parents[1] / "Makefile").is_file()  # else installed by pip
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")  # packages
 ASK_TORCH = "import torch as t; print(t.__version__, t.version.cuda, t.cuda.device_count())"
 
 Level = Literal["good", "note", "bad"]
@@ -190,7 +191,7 @@ def gpus_and_torch() -> Iterator[Finding]:
 
 
 def dali() -> Iterator[Finding]:
-    for name in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):
+    for name in DALI:
         if build := version(name):
             means = "decodes on CPUs, and on GPUs where there are some"
             yield Finding("good", f"{name} {build}", means)
@@ -203,7 +204,10 @@ def engine() -> Iterator[Finding]:
     if Path(__file__).with_name("loader").joinpath("engine/libgratis_engine.native.so").is_file():
         yield Finding("good", "the loader's engine is compiled", "decodes JPEGs on CPUs")
         return
-    means = "DALI decodes on CPUs, for about twice the time: `make install` with a C compiler"
+    instead = "DALI decodes on CPUs, for about twice the time"
+    if not any(map(version, DALI)):
+        instead = "Pillow decodes, for several times the time"
+    means = f"{instead}: `make install` with a C compiler"
     yield Finding("note", "the loader's engine is not compiled", means)
 
 

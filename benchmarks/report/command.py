@@ -112,9 +112,8 @@ def report(setting: Setting, rows: list[Measurement], ends: float) -> ResultFile
             known = results.entries.get(row.key)
             if (known and not failure(known)) or left < row.seconds:
                 continue
-            results.entries[row.key] = entry = worker.measure(
-                row, min(row.bound(cuda=setting.cuda), left)
-            )
+            entry = worker.measure(row, row.bound(cuda=setting.cuda), left)
+            results.entries[row.key] = entry
             results.write()
             publish(path, page(results, rows, setting))
             print(f"{entry['wall_s']:6} s  {row.key}: {describe_entry(entry)}", flush=True)

@@ -4,6 +4,7 @@ crashes or leaves the device in doubt; the report lives in the process that aske
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import time
@@ -31,23 +32,24 @@ class Worker:
         self._process: Any = None
         self._connection: Any = None
 
-    def measure(self, one: Measurement, seconds: float) -> Entry:
-        """The row, whatever happens: its result, or the error in words. Its seconds begin when the
-        process stands."""
+    def measure(self, one: Measurement, bound: float, left: float = math.inf) -> Entry:
+        """The row, whatever happens: its result, or the error in words. bound: seconds for it, that
+        begin when the process stands. left: for all that is measured."""
         began = time.monotonic()
-        entry, healthy = self._ask(one, seconds)
+        entry, healthy = self._ask(one, bound, left)
         if not healthy:
             self.end()
         entry["wall_s"] = round(time.monotonic() - began, 1)
         return entry
 
-    def _ask(self, one: Measurement, seconds: float) -> tuple[Entry, bool]:
+    def _ask(self, one: Measurement, bound: float, left: float) -> tuple[Entry, bool]:
         try:
             if self._process is None:
                 self._begin()
             self._connection.send(one)
-            if not self._connection.poll(seconds):
-                return {"error": f"not done in {seconds:.0f} s, and ended"}, False
+            if not self._connection.poll(min(bound, left)):
+                had = f"{bound:.0f} s" if bound <= left else f"the {left:.0f} s that were left"
+                return {"error": f"not done in {had}, and ended"}, False
             entry, healthy = self._connection.recv()
         except (EOFError, OSError):
             self._process.join(END_S)

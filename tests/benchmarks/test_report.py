@@ -206,6 +206,7 @@ def test_whatever_happens_to_a_row_the_next_goes_on(tmp_path: Path) -> None:
         for make in (works, raises, lacks, hangs, crashes, works):
             row = Measurement("a", make.__name__, make, 1)
             found[make.__name__] = describe_entry(worker.measure(row, 3.0))
+        found["ends"] = describe_entry(worker.measure(Measurement("a", "", hangs, 1), 9.0, 2.0))
     finally:
         worker.end()
     assert found == {
@@ -214,6 +215,7 @@ def test_whatever_happens_to_a_row_the_next_goes_on(tmp_path: Path) -> None:
         "lacks": "failed: torchvision is not installed",
         "hangs": "failed: not done in 3 s, and ended",
         "crashes": "failed: the process ended: SIGSEGV",
+        "ends": "failed: not done in the 2 s that were left, and ended",
     }
     patience = time.monotonic() + 10  # a killed process is there until it is reaped
     while sleepers(setting) and time.monotonic() < patience:

@@ -194,6 +194,10 @@ def test_without_the_library(
         with pytest.warns(RuntimeWarning, match="DALI decodes instead"):
             assert Loader(jpeg_dataset, "train", config).engine == "dali"
         assert Loader(jpeg_dataset, "train", config).engine == "dali"  # and says no more
+        native.tell_of_absence.cache_clear()
+        monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+        with pytest.warns(RuntimeWarning, match="Pillow decodes instead"):
+            Loader(jpeg_dataset, "train", config).close()
     finally:
         library.load.cache_clear()
         native.tell_of_absence.cache_clear()

@@ -79,6 +79,8 @@ def is_slower_than_dali(library: Library) -> bool:
 def tell_of_absence() -> None:
     """Once a process."""
     cost = "DALI decodes instead, for about twice the CPU time"
+    if not dali_is_here():
+        cost = "Pillow decodes instead, for several times the CPU time"
     warnings.warn(f"{ABSENT}: {cost}; {ADVICE}", RuntimeWarning, stacklevel=4)
 
 

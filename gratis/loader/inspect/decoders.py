@@ -77,7 +77,7 @@ class EngineCheck:
     def summary(self) -> str:
         """One line, for all images so far."""
         if self._engine is None:
-            return "decoders: the engine is not compiled here; DALI decodes all"
+            return f"decoders: the engine is not compiled here; {self._name} decodes all"
         refused = sum(self._refused.values())
         line = (
             f"decoders: the engine decodes {self._decoded:,} of {self._decoded + refused:,} images"
