@@ -36,7 +36,8 @@ def test_resnet50_grows_its_crop_as_ffcvs() -> None:
     crops = [train.at_epoch(epoch).crop for epoch in range(recipe("resnet50_16_epochs")["epochs"])]
     assert crops == [160] * 12 + [192] * 4
     assert (validation.resize, validation.crop) == (256, 224)
-    assert train.operations == train.mix == ()
+    assert not train.operations
+    assert not train.mix
 
 
 def test_resnet50_of_torchvisions_v2_weights() -> None:

@@ -28,12 +28,21 @@ def timm_resized(root: Path, threads: int, scratch: Path) -> Batches:
 def timm_vit(root: Path, threads: int, scratch: Path) -> Batches:
     """Bicubic resized crop, mirror, RandAugment, erasing, mixup and cutmix in turn."""
     torchvision()
+    _allow_zero_bits()
     loader = _timm(root, threads, scratch, interpolation="bicubic", **VIT)
     mix: Any = import_module("timm.data").Mixup(
         mixup_alpha=MIXUP, cutmix_alpha=CUTMIX, label_smoothing=SMOOTHING, num_classes=CLASSES
     )
     for images, labels in loader:
         yield mix(images, labels)[0]
+
+
+def _allow_zero_bits() -> None:
+    """timm 1.0.31 posterizes to 0 bits at this magnitude, which Pillow 13 refuses: 1 costs as
+    much."""
+    library: Any = import_module("PIL.ImageOps")
+    posterize = library.posterize
+    library.posterize = lambda image, bits: posterize(image, max(1, bits))
 
 
 def _timm(root: Path, threads: int, scratch: Path, **changes: Any) -> Any:
