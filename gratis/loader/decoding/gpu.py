@@ -242,8 +242,8 @@ def _windows(batch: EncodedBatch, plan: EpochPlan) -> tuple[NDArray[np.float32],
         made = np.where(as_stored[::views], sizes, batch.targets[::views, :2])
         corners = np.where(as_stored, corners, batch.targets[:, 2:])
     # DALI takes no strided input, as a transposed one is
-    made = np.ascontiguousarray(made, np.float32)
-    return made, corners.astype(np.int32).reshape(-1, views, 2)
+    dense = np.ascontiguousarray(made, np.float32)
+    return dense, corners.astype(np.int32).reshape(-1, views, 2)
 
 
 def resize(images: Any, size: Any, plan: EpochPlan) -> Any:
