@@ -114,7 +114,7 @@ def test_each_view_and_copy_has_a_program_of_its_own(jpeg_dataset: Path) -> None
     plain = loader(jpeg_dataset, (), **given)
     assert_same(epoch(ours), epoch(plain))
     plan = ours.epoch_plan(1)
-    steps = plan.ids_by_step(plan.order())
+    steps = plan.ids_by_step()
     for ids, made, crops in zip(steps, epoch(ours), epoch(plain), strict=True):
         program = plan.program(ids)
         assert program is not None
