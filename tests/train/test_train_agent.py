@@ -253,3 +253,5 @@ def test_the_first_failure_is_the_one_that_is_told(launch: Launch, tmp_path: Pat
         assert (end.code, end.message) == (code, words)
     killed = {0: failed(0, 1, after=0, words="connection reset"), 1: failed(1, -9, after=0)}
     assert "rank 1 was killed by SIGKILL" in of_failures(launch, killed).message
+    mapped = {0: failed(0, 1, after=0, words="connection reset"), 1: failed(1, -7, after=0)}
+    assert of_failures(launch, mapped).message.endswith("verify the dataset")

@@ -24,6 +24,11 @@ from gratis.train.settings import Launch
 # What ranks get to end in when another of this machine's has failed: with gloo they fail too and at
 # once, in NCCL's collectives they would wait for ever and see no signal.
 ECHO_S = 5
+HINTS: dict[int, str] = {
+    signal.SIGKILL: "; often the kernel's, for want of memory",
+    # the index is mapped, and nobody can catch that
+    signal.SIGBUS: "; often an index that was cut, or whose disk failed: verify the dataset",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,5 +124,4 @@ def _message(rank: int, failure: ProcessFailure) -> str:
     code = failure.exitcode
     if code >= 0:
         return f"error: rank {rank} ended with exit code {code} and no error message"
-    hint = "; often the kernel's, for want of memory" if -code == signal.SIGKILL else ""
-    return f"error: rank {rank} was killed by {name_of(-code)}{hint}"
+    return f"error: rank {rank} was killed by {name_of(-code)}{HINTS.get(-code, '')}"
