@@ -16,6 +16,7 @@ import torch
 from batches import epoch
 
 from gratis.loader import Batch, Loader, LoaderConfig
+from gratis.loader.pipeline.buffer_pool import BufferPool
 
 CROP, COUNT = 48, 101
 NBYTES = 12 * 3 * CROP**2 * 4  # of a batch's images
@@ -251,6 +252,47 @@ def test_who_keeps_the_batch_before_has_two_buffers_more(jpeg_dataset: Path) -> 
                 assert before is None or before.images.data_ptr() != batch.images.data_ptr()
                 before = batch
     assert len(seen) <= 4
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 4])
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_who_keeps_batches_for_good_allocates_nothing_for_the_others(
+    prefetch: int, kept: int
+) -> None:
+    """Whether the loader's thread, too, has let a batch go by the time the next one is wanted
+    changes from step to step."""
+    pool, allocated = BufferPool(prefetch), []
+
+    def write() -> torch.Tensor:
+        memory = pool.get()
+        assert memory is not None
+        if not len(memory):
+            memory = np.empty(8, np.uint8)
+            allocated.append(memory.ctypes.data)
+        return pool.lend(memory)
+
+    def take(let_go: list[torch.Tensor], *, late: bool) -> torch.Tensor:
+        if not late:
+            let_go.clear()
+        pool.want()
+        while pool._free.qsize():
+            ready.append(write())
+        batch = ready.pop(0)
+        pool.taken(on_device=False)
+        let_go.clear()
+        return batch
+
+    ready: list[torch.Tensor] = []
+    held = [take([], late=False) for _ in range(kept)]
+    before: list[torch.Tensor] = []
+    for step in range(40):
+        if step == 8:
+            allocated.clear()
+        batch = take(before, late=step % 3 == 0)
+        before.append(batch)
+        del batch
+    assert len(held) == kept
+    assert not allocated
 
 
 @pytest.mark.parametrize("kept", [4, 200])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import weakref
+from collections import deque
 from contextlib import suppress
 
 import numpy as np
@@ -25,12 +26,14 @@ class BufferPool:
 
     A loop that lets each batch go for the next has `prefetch` + 1 buffers in turn: one with it, the
     others ready, and nothing is allocated after the first batches. Who keeps more gets more: as
-    many are made ready in advance, in new memory. What then comes back beyond `prefetch` + 1 is
-    freed."""
+    many are made ready in advance, in new memory. Of what then comes back beyond `prefetch` + 1 one
+    buffer waits for the next time, the rest is freed: who keeps a batch for good seems to keep
+    another whenever the loader's own thread lets one go later than the loop does."""
 
     def __init__(self, prefetch: int) -> None:
         self._prefetch, self.closed = prefetch, False
         self._free: queue.SimpleQueue[Memory | None] = queue.SimpleQueue()
+        self._spare: deque[Memory] = deque(maxlen=1)  # for the next that would be NEW
         self._begun = self._taken = 0  # batches; each is counted by one thread alone
         self._lent: set[object] = set()  # a key for each buffer that somebody refers to
         self._allow_up_to(prefetch + 1)
@@ -65,6 +68,7 @@ class BufferPool:
     def close(self) -> None:
         """Frees what nobody refers to, and ends a wait."""
         self.closed = True
+        self._spare.clear()
         with suppress(queue.Empty):
             while True:
                 self._free.get_nowait()
@@ -73,8 +77,11 @@ class BufferPool:
     def _came_back(self, memory: Memory, key: object) -> None:
         """On any thread, inside anything that frees an object: it must wait for nothing."""
         self._lent.discard(key)
-        enough = self._unread + self._free.qsize() > self._prefetch
-        if not enough and not self.closed:
+        if self.closed:
+            return
+        if self._unread + self._free.qsize() > self._prefetch:
+            self._spare.append(memory)
+        else:
             self._free.put(memory)
 
     @property
@@ -83,6 +90,7 @@ class BufferPool:
         return self._begun - self._taken
 
     def _allow_up_to(self, number: int) -> None:
-        """Together with those unread, so many may be written; in new memory where none is free."""
+        """Together with those unread, so many may be written; where none is free in the spare
+        buffer, then in new ones."""
         for _ in range(number - self._unread - self._free.qsize()):
-            self._free.put(NEW)
+            self._free.put(self._spare.pop() if self._spare else NEW)
