@@ -45,6 +45,7 @@ FILES = {
         "tests/loader/test_loader_native_gpu.py",
         "tests/loader/test_loader_views.py",
         "tests/loader/test_loader_decoded.py",
+        "tests/loader/test_operations_torch.py",
     ),
     "training": (
         "tests/benchmarks/test_report.py",
