@@ -316,6 +316,9 @@ def test_the_index_is_shared_by_the_processes_of_a_machine(tmp_path: Path) -> No
         before = own_memory()
         found = read_index(tmp_path, "train", known)
         for name, rows in index._asdict().items():
+            if rows is None:  # of square images there is neither height nor width
+                assert getattr(found, name) is None
+                continue
             np.testing.assert_array_equal(getattr(found, name)[::1000], rows[::1000])
         assert own_memory() - before < 80e6 / 4
         with pytest.raises(ValueError, match="read-only"):
@@ -326,8 +329,9 @@ def test_an_index_of_no_samples_is_read(tmp_path: Path) -> None:
     kinds = (np.int32, np.int64, np.int32, np.int32)
     write_index(tmp_path, "train", Index(*(np.empty(0, kind) for kind in kinds)))
     index = read_index(tmp_path, "train")
-    assert [rows.dtype for rows in index] == list(kinds)
-    assert all(rows.shape == (0,) for rows in index)
+    columns = [rows for rows in index if rows is not None]
+    assert [rows.dtype for rows in columns] == list(kinds)
+    assert all(rows.shape == (0,) for rows in columns)
 
 
 @pytest.mark.parametrize("harm", ["compressed", "objects", "a flipped byte", "cut"])

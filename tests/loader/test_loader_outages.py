@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
 import pytest
 from batches import assert_same, epoch
 from handmade import picture, write_dataset
@@ -77,6 +78,9 @@ def store(
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
         monkeypatch.setenv("AWS_ENDPOINT_URL", way.url)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", way.url)
+        # fsspec keeps a client for the address that was in the environment before
+        if request.param != "http":
+            fsspec.get_filesystem_class(request.param).clear_instance_cache()
         address = way.url if request.param == "http" else f"{request.param}://bucket/sets"
         yield Store(address, way)
 

@@ -162,9 +162,17 @@ class StatusServer:
 class Chaos:
     """Events by chance, spread over the run's steps."""
 
-    def __init__(
-        self, run: Run, way: Proxy, server: StatusServer, seed: int, away_s: tuple[float, float]
+    def __init__(  # noqa: PLR0917
+        self,
+        run: Run,
+        way: Proxy,
+        server: StatusServer,
+        seed: int,
+        away_s: tuple[float, float],
+        shards: int,
     ) -> None:
+        """shards: how many the store has, of all splits."""
+        self.shards = shards
         self.run, self.way, self.server, self.away_s = run, way, server, away_s
         self.rng, self.world, self.done = random.Random(seed), 2, Counter[str]()
 
@@ -205,7 +213,9 @@ class Chaos:
         self.again()
 
     def disk(self) -> None:
-        """Full until a checkpoint was lost to it."""
+        """Full until a checkpoint was lost to it. Shards that are still to come would find no room
+        either, which ends a run: so this waits for them."""
+        self.run.wait_for(lambda: len(list(self.cached())) >= self.shards)
         pids, lost = self.run.ranks, len(self.lost())
         events = self.run.folder.glob("rank-*.jsonl")
         self.limit(pids, max(path.stat().st_size for path in events) + ROOM)
@@ -224,12 +234,14 @@ class Chaos:
     def store(self) -> None:
         """With all shards that this machine has of it."""
         self.way.away.set()
-        cache = Path(self.run.environment["XDG_CACHE_HOME"])
-        for path in cache.glob("gratis/*/*.tar"):
+        for path in self.cached():
             path.unlink()
         back = threading.Timer(self.rng.uniform(*self.away_s), self.way.away.clear)
         back.start()
         back.join()
+
+    def cached(self) -> Iterator[Path]:
+        return Path(self.run.environment["XDG_CACHE_HOME"]).glob("gratis/*/*.tar")
 
     def page(self) -> None:
         """The status server is killed; another one answers, with the run as it is."""
@@ -248,7 +260,7 @@ def chaos(
         run = Run(folder, "chaos", way.url, epochs)
         server = StatusServer(folder)
         stack.callback(server.kill)
-        yield Chaos(run, way, server, seed, away_s)
+        yield Chaos(run, way, server, seed, away_s, len(list(shards.glob("*.tar"))))
         if run.process and run.process.poll() is None:
             run.kill()
 
