@@ -21,10 +21,12 @@ a rank whose parent is gone (kernel)       TERM, or KILL     as TERM above; KILL
                                                              machines go on without it
 paper, ablate, export, report              first TERM, HUP   SystemExit: children are ended,     75
                                                              half-written files removed
-a status server                            TERM, INT         ends; so does TERM from the          0
-                                                             kernel when its parent is gone
+a status server                            TERM, INT         ends at once, or once clients have    0
+                                                             their answers; so does TERM from
+                                                             the kernel when its parent is gone
 gratis top                                 TERM, INT         ends, the terminal as it was         0
 a command whose exit code is known (cli)   any of STOPS      ignored                              -
+what raises, while a module is imported    as above          ends at once                      same
 
 STOPS are TERM and HUP (75: preempted, batch schedulers requeue on it), INT and QUIT (130). A hangup
 that a process was started to ignore (nohup) stays ignored. "First": later ones are ignored, so that
@@ -38,11 +40,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from gratis.errors import INTERRUPTED, PREEMPTED
 
 PR_SET_PDEATHSIG = 1
+IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # the file of its code
 # By signal, the exit code of a run that one ended. A terminal that closes hangs up; ctrl-\ quits.
 STOPS: dict[int, int] = {
     signal.SIGTERM: PREEMPTED,
@@ -93,12 +97,29 @@ def interrupt_ends_at_once() -> None:
 def interrupt_raises() -> None:
     """Ctrl-C: KeyboardInterrupt, unless it was ignored from the start."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def terminate_interrupts() -> None:
     """SIGTERM: KeyboardInterrupt, as ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_: int, frame: FrameType | None) -> NoReturn:
+    if _imports(frame):
+        os.write(2, b"interrupted\n")
+        os._exit(INTERRUPTED)
+    raise KeyboardInterrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported. What a handler raises there is lost (in the import lock's
+    callbacks) or comes out as another error (of a class whose body was executed)."""
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORT_SYSTEM:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def terminate_raises(make: Callable[[], BaseException]) -> None:
@@ -106,9 +127,11 @@ def terminate_raises(make: Callable[[], BaseException]) -> None:
     are ignored."""
     asked = [one for one in stop_signals() if STOPS[one] == PREEMPTED]
 
-    def first(*_: object) -> NoReturn:
+    def first(_: int, frame: FrameType | None) -> NoReturn:
         for number in asked:
             signal.signal(number, signal.SIG_IGN)
+        if _imports(frame):
+            os._exit(PREEMPTED)
         raise make()
 
     for number in asked:
@@ -128,9 +151,9 @@ def stops_end_at_once() -> None:
 
 
 def serve_until_signalled() -> None:
-    """SIGTERM and SIGINT: SystemExit(0)."""
+    """SIGTERM and SIGINT: this process ends at once, with 0. There is nothing to lose."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, lambda *_: os._exit(0))
 
 
 def leave_to_parent() -> None:

@@ -67,6 +67,59 @@ def test_the_first_terminate_exits_and_later_ones_are_ignored() -> None:
     assert ended.value.code == 75
 
 
+# What a handler raises inside a class's body comes out as a RuntimeError, in a callback of the
+# import lock not at all (both seen in Python 3.11).
+IMPORTED = {
+    "class": """
+import os, signal
+class Named:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.NUMBER)
+class Made:
+    named = Named()
+""",
+    "callback": """
+import os, signal, weakref
+class Held: pass
+held = Held()
+callback = weakref.ref(held, lambda _: os.kill(os.getpid(), signal.NUMBER))
+del held
+""",
+}
+
+
+@pytest.mark.starts
+@pytest.mark.parametrize("place", IMPORTED)
+@pytest.mark.parametrize(
+    ("handler", "number", "expected"),
+    [
+        ("interrupt_raises()", "SIGINT", (130, "", "interrupted\n")),
+        ("terminate_interrupts()", "SIGTERM", (130, "", "interrupted\n")),
+        ("terminate_exits()", "SIGTERM", (75, "", "")),
+        ("terminate_raises(signals.Terminated)", "SIGHUP", (75, "", "")),
+        ("serve_until_signalled()", "SIGTERM", (0, "", "")),
+        ("serve_until_signalled()", "SIGINT", (0, "", "")),
+    ],
+)
+def test_a_signal_while_a_module_is_imported_ends_the_process(
+    tmp_path: Path, place: str, handler: str, number: str, expected: tuple[int, str, str]
+) -> None:
+    (tmp_path / "imported.py").write_text(IMPORTED[place].replace("NUMBER", number))
+    (tmp_path / "program.py").write_text(
+        "import signal\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup\n"
+        f"from gratis import signals\nsignals.{handler}\n"
+        "import imported\n"
+        "print('went on')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "program.py")]
+    ended = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == expected
+
+
 @pytest.mark.parametrize("number", STOPS)
 def test_a_rank_remembers_what_asked_it_to_stop(number: int) -> None:
     with handlers_restored():
