@@ -72,7 +72,7 @@ def main() -> int:
     launch = dataclasses.replace(launch, attempt=attempt)
     path = launch.folder / f"rank-{mesh.rank}.jsonl"
     events = EventWriter(path, attempt=attempt, rank=mesh.rank)
-    log.addHandler(NetworkWarnings(events, printed=mesh.rank == 0))
+    log.addHandler(NetworkWarnings(events))
     try:
         code = work(launch, mesh, events, signals)
     except CheckpointRefused:  # nothing is on record of this attempt: the run stays what it was
@@ -92,17 +92,16 @@ def main() -> int:
 
 
 class NetworkWarnings(logging.Handler):
-    """What is said of servers becomes an event at once, whatever waits for them. printed: and a
-    line on stderr."""
+    """What is said of servers becomes an event at once, whatever waits for them, and a line on
+    stderr: of every rank, as any may be the only one that waits."""
 
-    def __init__(self, events: EventWriter, *, printed: bool) -> None:
+    def __init__(self, events: EventWriter) -> None:
         super().__init__()
-        self._events, self._printed = events, printed
+        self._events = events
 
     def emit(self, record: logging.LogRecord) -> None:
         self._events.write("warning", {"message": record.getMessage()})
-        if self._printed:
-            print(f"warning: {record.getMessage()}", file=sys.stderr)
+        print(f"warning: {record.getMessage()}", file=sys.stderr)
 
 
 def signal_of_lost_agent() -> signal.Signals:
