@@ -196,6 +196,7 @@ def look(there: Environment) -> None:
 
 @pytest.mark.slow
 def test_wheel_holds_the_package_and_the_page(built: Built) -> None:
+    assert built.wheel.name.startswith(f"gratis-{__version__}-")
     held = set(zipfile.ZipFile(built.wheel).namelist())
     wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "gratis").rglob("*.py")}
     page = ROOT / "gratis" / "server" / "static"
