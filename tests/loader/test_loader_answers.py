@@ -3,8 +3,10 @@ the plan's own numbers, files that change while they are open."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 from batches import epoch
-from handmade import picture, rotten, statistics, write_dataset
+from handmade import encode, picture, rotten, statistics, write_dataset
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 
 from gratis.dataset import MANIFEST, index_name, read_index, read_manifest
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig, plan
-from gratis.loader.reading import batch_reader
+from gratis.loader.reading import batch_reader, shard_reader
 from gratis.loader.reading.shard_reader import ShardReader
 
 SIZE, COUNT = 64, 101
@@ -49,6 +52,29 @@ def test_no_two_epochs_have_one_order(jpeg_dataset: Path, order: str) -> None:
     orders = [ids_of(loader) for _ in range(3)]
     assert all(sorted(one) == list(range(COUNT)) for one in orders)
     assert len({tuple(one) for one in orders}) == 3
+
+
+@pytest.mark.parametrize("order", ["full", "window"])
+def test_what_an_epoch_leaves_out_is_the_rest_of_its_own_order(
+    jpeg_dataset: Path, order: str
+) -> None:
+    loader = make(jpeg_dataset, order=order, window=2, remainder="drop")
+    for number in range(3):
+        taken, left = ids_of(loader), loader.dropped(number).tolist()
+        assert (len(taken), len(left)) == (96, 5)
+        assert sorted([*taken, *left]) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("order", ["full", "window"])
+def test_samples_that_follow_each_other_share_a_crop(raw_dataset: Path, order: str) -> None:
+    """Four at a time in the order of this epoch, not of another; the last one alone."""
+    options: dict[str, Any] = {"normalize": None, "dtype": torch.uint8, "seed": 5}
+    loader = make(raw_dataset, order=order, window=2, crop_chunk=4, **options)
+    loader.set_epoch(2)
+    images, _, ids = (torch.cat(parts) for parts in zip(*epoch(loader), strict=True))
+    draws = plan.draws(5, 2, ids.numpy(), SIZE - 48 + 1, chunks=np.arange(COUNT) // 4)
+    for row, sample in enumerate(ids.tolist()):
+        assert np.array_equal(images[row].numpy(), cut(sample, draws, row, 48))
 
 
 def test_every_image_is_the_part_that_was_drawn(raw_dataset: Path) -> None:
@@ -114,6 +140,43 @@ def test_what_dali_alone_refuses_costs_nobody_else_a_pixel(
         assert set(loader.quarantined) == set(bad)
 
 
+@pytest.mark.parametrize("dali", [True, False])
+def test_images_that_stay_decoded_are_kept_under_their_own_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dali: bool
+) -> None:
+    """One batch with a sample that is no JPEG and one that only the decoder refuses, be it DALI or,
+    without it and of what the engine leaves, Pillow."""
+
+    def options_of(number: int) -> dict[str, Any]:
+        return {"progressive": number % 3 == 0}
+
+    unseen = encode(picture(15), "jpeg", **options_of(15))[400:]
+    real = batch_reader.is_decodable
+    monkeypatch.setattr(
+        batch_reader,
+        "is_decodable",
+        lambda part, *rest: bytes(part).endswith(unseen) or real(part, *rest),
+    )
+    if not dali:
+        monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    root = rotten(tmp_path, 12, 15, count=30, options=options_of)
+    bytes_of = [encode(picture(i), "jpeg", **options_of(i)) for i in range(30)]
+    decoded = [np.asarray(Pillow.open(io.BytesIO(data))) for data in bytes_of]
+    # batches of ten, each of one shard: both in one
+    options: dict[str, Any] = {"batch_size": 10, "order": "window", "window": 1, "crop": SIZE}
+    options |= {"flip": 0.0, "normalize": None, "dtype": torch.uint8, "decoded": "host"}
+    options |= {"bad_samples": "quarantine", "engine": "dali" if dali else "native"}
+    loader = make(root, **options)
+    for number in range(2):
+        images, labels, ids = (torch.cat(parts) for parts in zip(*epoch(loader), strict=True))
+        wanted = loader.epoch_plan(number).order()
+        assert sorted(wanted[ids.numpy() != wanted]) == [12, 15]
+        assert torch.equal(labels, ids % 7)
+        for image, sample in zip(images, ids.tolist(), strict=True):
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), decoded[sample])
+    assert set(loader.quarantined) == {12, 15}
+
+
 def test_a_state_belongs_to_its_split(jpeg_dataset: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(jpeg_dataset, tmp_path / "two"))
     manifest = read_manifest(root)
@@ -171,6 +234,19 @@ def test_a_shard_that_is_refused_is_not_left_open(jpeg_dataset: Path, tmp_path: 
     assert open_files() == before
     reader.close()
     assert open_files() == before - 1
+
+
+def test_no_more_shards_are_open_than_allowed(
+    jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_reader, "max_open_files", lambda wanted: 2)
+    reader, before, held = reader_of(jpeg_dataset), open_files(), []
+    for sample in (0, 10, 20, 30, 0, 31, 100):  # of the first, second, third, fourth ... shard
+        reader.read(np.array([sample]))
+        held.append(open_files() - before)
+    assert held == [1, 2, 2, 2, 2, 2, 2]
+    reader.close()
+    assert open_files() == before
 
 
 def test_parts_have_the_area_and_the_shape_that_were_asked_for() -> None:

@@ -9,8 +9,10 @@ import tarfile
 import zlib
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from gratis.dataset import Manifest, read_index
@@ -19,7 +21,9 @@ from gratis.image import Reject, central_box, to_image
 from gratis.preprocess.output.receipt import ShardReceipt, write_receipt
 from gratis.preprocess.output.shard_writer import ShardWriter
 from gratis.preprocess.output.store import WORK, LocalStore
+from gratis.preprocess.sources.listing import Item
 from gratis.preprocess.stages.publish import publish
+from gratis.preprocess.stages.shard import ShardTask
 from gratis.preprocess.statistics import Accumulator, no_sums
 
 
@@ -155,3 +159,44 @@ def test_more_rejects_than_allowed_publish_nothing(tmp_path: Path) -> None:
     with pytest.raises(GratisError, match="2 files cannot be used"):
         published(tmp_path, {"train-00000": 2, "train-00001": 0, "train-00002": 0})
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_while_a_server_sends_no_image_is_blamed(tmp_path: Path, remote: bool) -> None:
+    """Once its bytes are here the image is: -1 stands for none."""
+    data = io.BytesIO()
+    Pillow.new("RGB", (8, 8), (200, 100, 50)).save(data, "PNG")
+    content, container = data.getvalue(), f"memory://{tmp_path}" if remote else str(tmp_path)
+    names = ("a.png", "b.png", "c.png")
+    for name in names:
+        if remote:
+            fsspec.filesystem("memory").pipe(f"{tmp_path}/{name}", content)
+        else:
+            (tmp_path / name).write_bytes(content)
+    items = tuple(Item(container, name, -1, len(content), 3, name) for name in names)
+    task = ShardTask(
+        out=str(tmp_path),
+        split="val",
+        items=items,
+        size=8,
+        codec="jpeg",
+        number=0,
+        quality=95,
+        excluded={2: "crashed"},
+    )
+    begun: list[int] = []
+    used: list[tuple[int, str, int]] = []
+    counted: list[tuple[int, ...]] = []
+
+    def use(item: Item, source: bytes) -> tuple[NDArray[np.uint8], int]:
+        used.append((begun[-1], item.name, len(source)))
+        return np.zeros((8, 8, 3), np.uint8), 1536
+
+    rejects, sums = task.read_images(begun.append, lambda *more: counted.append(more), use)
+    assert begun == ([-1, 0, -1, 1, -1, -1] if remote else [0, 0, 1, 1, 2, -1])
+    assert used == [(0, "a.png", len(content)), (1, "b.png", len(content))]
+    assert counted == [(1, len(content), 1536, 0)] * 2 + [(0, len(content), 0, 1)]
+    assert sums is None
+    assert [(row["file"], row["kind"]) for row in rejects] == [
+        (f"{tmp_path.name}/c.png", "crashed")
+    ]
