@@ -105,6 +105,9 @@ def test_the_centre_and_its_mean_where_the_margin_is_odd(tmp_path: Path, crop: i
                     images[row].numpy(), expected.transpose(2, 0, 1), atol=1e-3
                 )
     assert [plan.centre_view(positions).y[0] for positions in (1, 2, 30, 33)] == [0, 0, 14, 16]
+    views = plan.ten_views(30)
+    assert views.y.tolist() == [0, 0, 14, 29, 29] * 2
+    assert views.x.tolist() == [0, 29, 14, 0, 29] * 2
 
 
 def test_a_stand_in_is_cut_as_the_missing_sample_would_have_been(tmp_path: Path) -> None:
@@ -234,6 +237,16 @@ def test_a_shard_that_is_refused_is_not_left_open(jpeg_dataset: Path, tmp_path: 
     assert open_files() == before
     reader.close()
     assert open_files() == before - 1
+
+
+def test_a_shard_of_other_samples_is_not_left_open(raw_dataset: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(raw_dataset, tmp_path / "swapped"))
+    shutil.copy(root / "train-00002.tar", root / "train-00001.tar")
+    reader, before = reader_of(root), open_files()
+    for _ in range(3):
+        with pytest.raises(GratisError, match="holds other samples or labels"):
+            reader.read(np.array([10]))
+    assert open_files() == before
 
 
 def test_no_more_shards_are_open_than_allowed(
