@@ -15,16 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from gratis.dataset import Manifest, read_index
-from gratis.errors import GratisError
 from gratis.image import Reject, central_box, to_image
-from gratis.preprocess.output.receipt import ShardReceipt, write_receipt
 from gratis.preprocess.output.shard_writer import ShardWriter
-from gratis.preprocess.output.store import WORK, LocalStore
 from gratis.preprocess.sources.listing import Item
-from gratis.preprocess.stages.publish import publish
 from gratis.preprocess.stages.shard import ShardTask
-from gratis.preprocess.statistics import Accumulator, no_sums
+from gratis.preprocess.statistics import Accumulator
 
 
 @pytest.mark.parametrize(
@@ -98,67 +93,6 @@ def test_an_archive_ends_with_two_blocks_of_zeros(size: int) -> None:
     assert file.getvalue() == expected.getvalue()
     assert file.getvalue().endswith(bytes(1024))
     assert len(file.getvalue()) % 10_240 == 0
-
-
-def published(tmp_path: Path, samples: dict[str, int]) -> tuple[Path, Manifest]:
-    """A dataset of shards of so many samples each, labels and sizes counted through them; 0: every
-    file was rejected."""
-    root = tmp_path / "out"
-    (root / WORK).mkdir(parents=True)
-    store = LocalStore(str(root))
-    number = 0
-    for name, count in samples.items():
-        (root / f"{name}.tar").write_bytes(bytes(100 + count))
-        (root / f"{name}.idx").write_bytes(b"")
-        rows = np.arange(number, number + count)
-        receipt = ShardReceipt(
-            offset=(512 * rows).astype(np.int64),
-            size=(rows + 1).astype(np.int32),
-            label=(rows % 3).astype(np.int32),
-            bytes=100 + count,
-            sha256="0" * 64,
-            conversions={"gzip": count} if count else {},
-            rejects=[] if count else [{"split": "train", "file": name, "kind": "empty"}],
-            sums=no_sums(8)._replace(images=count),
-        )
-        write_receipt(store, name, receipt)
-        number += count
-    draft = Manifest(
-        format=2,
-        image_size=8,
-        codec="jpeg",
-        quality=95,
-        seed=0,
-        samples_per_shard=4,
-        source="handmade",
-        tools={},
-        splits={},
-        stats_sha256="",
-        classes=(),
-    )
-    return root, publish(store, draft, {"train": list(samples)}, max_rejects=1)
-
-
-def test_after_a_shard_that_was_rejected_whole_rows_name_their_own(tmp_path: Path) -> None:
-    """Its archive goes, and the numbers of those behind it move up."""
-    root, manifest = published(tmp_path, {"train-00000": 2, "train-00001": 0, "train-00002": 3})
-    split = manifest.splits["train"]
-    assert [shard.name for shard in split.shards] == ["train-00000.tar", "train-00002.tar"]
-    assert [shard.samples for shard in split.shards] == [2, 3]
-    index = read_index(root, "train", split.index_sha256)
-    assert index.shard.tolist() == [0, 0, 1, 1, 1]
-    assert index.size.tolist() == [1, 2, 3, 4, 5]
-    assert index.offset.tolist() == [0, 512, 1024, 1536, 2048]
-    assert index.label.tolist() == [0, 1, 2, 0, 1]
-    assert (split.rejects, split.conversions) == ({"empty": 1}, {"gzip": 5})
-    assert {path.name for path in root.glob("*.tar")} == {"train-00000.tar", "train-00002.tar"}
-    assert not (root / "train-00001.idx").exists()
-
-
-def test_more_rejects_than_allowed_publish_nothing(tmp_path: Path) -> None:
-    with pytest.raises(GratisError, match="2 files cannot be used"):
-        published(tmp_path, {"train-00000": 2, "train-00001": 0, "train-00002": 0})
-    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("remote", [False, True])
