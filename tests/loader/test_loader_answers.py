@@ -1,10 +1,9 @@
 """Batches against answers that the loader has no part in: pictures that NumPy cuts out, draws from
-the plan's own numbers, files that change while they are open."""
+the plan's own numbers, states of other places."""
 
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import sys
 import threading
@@ -20,11 +19,10 @@ from handmade import encode, picture, rotten, statistics, write_dataset
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from gratis.dataset import MANIFEST, index_name, read_index, read_manifest
+from gratis.dataset import MANIFEST, index_name, read_manifest
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig, plan
-from gratis.loader.reading import batch_reader, shard_reader
-from gratis.loader.reading.shard_reader import ShardReader
+from gratis.loader.reading import batch_reader
 
 SIZE, COUNT = 64, 101
 
@@ -203,64 +201,6 @@ def test_a_state_that_is_loaded_ends_the_epoch_that_is_under_way(jpeg_dataset: P
     with pytest.raises(RuntimeError, match="this epoch was closed"):
         next(batches)
     assert len(ids_of(loader)) == COUNT - 8 * 12
-
-
-def reader_of(root: Path) -> ShardReader:
-    return ShardReader(root, read_manifest(root).splits["train"], read_index(root, "train"))
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def test_a_shard_that_is_cut_while_it_is_open_is_named(jpeg_dataset: Path, tmp_path: Path) -> None:
-    """The rest of the buffer would be another batch's bytes."""
-    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "cut"))
-    reader, index = reader_of(root), read_index(root, "train")
-    reader.read(np.array([0]))
-    os.truncate(root / "train-00000.tar", int(index.offset[9]) + 10)
-    reader.read(np.array([8]))
-    with pytest.raises(GratisError, match=r"train-00000\.tar ends inside a sample"):
-        reader.read(np.array([8, 9]))
-    reader.close()
-
-
-def test_a_shard_that_is_refused_is_not_left_open(jpeg_dataset: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "longer"))
-    with (root / "train-00001.tar").open("ab") as file:
-        file.write(bytes(512))
-    reader = reader_of(root)
-    reader.read(np.array([0]))
-    before = open_files()
-    for _ in range(3):
-        with pytest.raises(GratisError, match=r"train-00001\.tar has"):
-            reader.read(np.array([10]))
-    assert open_files() == before
-    reader.close()
-    assert open_files() == before - 1
-
-
-def test_a_shard_of_other_samples_is_not_left_open(raw_dataset: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(raw_dataset, tmp_path / "swapped"))
-    shutil.copy(root / "train-00002.tar", root / "train-00001.tar")
-    reader, before = reader_of(root), open_files()
-    for _ in range(3):
-        with pytest.raises(GratisError, match="holds other samples or labels"):
-            reader.read(np.array([10]))
-    assert open_files() == before
-
-
-def test_no_more_shards_are_open_than_allowed(
-    jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shard_reader, "max_open_files", lambda wanted: 2)
-    reader, before, held = reader_of(jpeg_dataset), open_files(), []
-    for sample in (0, 10, 20, 30, 0, 31, 100):  # of the first, second, third, fourth ... shard
-        reader.read(np.array([sample]))
-        held.append(open_files() - before)
-    assert held == [1, 2, 2, 2, 2, 2, 2]
-    reader.close()
-    assert open_files() == before
 
 
 def test_parts_have_the_area_and_the_shape_that_were_asked_for() -> None:
