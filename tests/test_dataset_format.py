@@ -1,13 +1,36 @@
-"""Which formats of a dataset a reader takes."""
+"""A dataset on disk: which formats a reader takes, the manifest to the byte, and what is said of
+files that are none."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from gratis.dataset import read_manifest
+from gratis.dataset import (
+    ImageClass,
+    Index,
+    Manifest,
+    Shard,
+    Split,
+    Stats,
+    class_words,
+    index_name,
+    is_decodable,
+    parse_manifest,
+    read_index,
+    read_manifest,
+    read_stats,
+    require_split,
+    require_square,
+    write_index,
+    write_stats,
+)
 from gratis.errors import GratisError
 
 
@@ -31,3 +54,317 @@ def test_another_format_is_refused(jpeg_dataset: Path, tmp_path: Path, number: i
         GratisError, match=rf"has format {number}; this version reads 1 and 2: make"
     ):
         read_manifest(root)
+
+
+SQUARE = Manifest(
+    format=2,
+    image_size=64,
+    codec="jpeg",
+    quality=95,
+    seed=7,
+    samples_per_shard=10,
+    source="s",
+    tools={"pillow": "1"},
+    classes=(ImageClass(wnid="n1", words="tench, Tinca", ilsvrc_id=None),),
+    splits={
+        "train": Split(
+            shards=(
+                Shard(name="a.tar", samples=3, bytes=9, sha256="x"),
+                Shard(name="b.tar", samples=4, bytes=9, sha256="y"),
+            ),
+            index_sha256="i",
+            conversions={},
+            rejects={"empty": 1},
+        )
+    },
+    stats_sha256="t",
+)
+WHOLE = dataclasses.replace(SQUARE, shape="whole", max_aspect=2.0, enlarge=True)
+TEXT = """{
+ "format": 2,
+ "image_size": 64,
+ "codec": "jpeg",
+ "quality": 95,
+ "seed": 7,
+ "samples_per_shard": 10,
+ "source": "s",
+ "tools": {
+  "pillow": "1"
+ },
+ "classes": [
+  {
+   "wnid": "n1",
+   "words": "tench, Tinca",
+   "ilsvrc_id": null
+  }
+ ],
+ "splits": {
+  "train": {
+   "shards": [
+    {
+     "name": "a.tar",
+     "samples": 3,
+     "bytes": 9,
+     "sha256": "x"
+    },
+    {
+     "name": "b.tar",
+     "samples": 4,
+     "bytes": 9,
+     "sha256": "y"
+    }
+   ],
+   "index_sha256": "i",
+   "conversions": {},
+   "rejects": {
+    "empty": 1
+   }
+  }
+ },
+ "stats_sha256": "t"%s
+}
+"""
+
+
+def test_the_manifest_to_the_byte() -> None:
+    """Of square images nothing is said of shapes; what is not ASCII is written as it is."""
+    assert SQUARE.to_json() == (TEXT % "").encode()
+    shaped = ',\n "shape": "whole",\n "max_aspect": 2.0,\n "enlarge": true'
+    assert WHOLE.to_json() == (TEXT % shaped).encode()
+    for manifest in (SQUARE, WHOLE):
+        assert parse_manifest(manifest.to_json(), "m") == manifest
+        assert manifest.hash == hashlib.sha256(manifest.to_json()).hexdigest()
+    assert dataclasses.replace(SQUARE, source="é").to_json() == (
+        (TEXT % "").replace('"source": "s"', '"source": "é"').encode()
+    )
+    assert SQUARE.splits["train"].samples == 7
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../a.tar",
+        "/a.tar",
+        "a/b.tar",
+        "a.tar/../../y",
+        "a.tar\n",
+        "a.tar.sh",
+        ".a.tar",
+        "a.tAr",
+        "é.tar",
+        "a" * 202 + ".tar",
+        ".tar",
+        "a.tar ",
+    ],
+)
+def test_what_is_no_shards_name(name: str) -> None:
+    with pytest.raises(ValueError, match="is no shard's name"):
+        Shard(name=name, samples=1, bytes=1, sha256="")
+
+
+@pytest.mark.parametrize("name", ["a.tar", "train-00000.tar", "_a.b-c.tar", "a" * 201 + ".tar"])
+def test_what_is_a_shards_name(name: str) -> None:
+    assert Shard(name=name, samples=1, bytes=1, sha256="").name == name
+
+
+def test_a_class_is_called_by_its_first_word() -> None:
+    classes = (*SQUARE.classes, ImageClass(wnid="n2", words="carp", ilsvrc_id=2))
+    assert [class_words(classes, label) for label in (0, 1)] == ["tench", "carp"]
+    assert class_words((), -1) == "unlabelled"
+
+
+def test_splits_and_shapes_that_are_not_there() -> None:
+    assert require_split("R", SQUARE, "train") is SQUARE.splits["train"]
+    two = dataclasses.replace(SQUARE, splits={"val": SQUARE.splits["train"], **SQUARE.splits})
+    for wrong in ("test", None, ["train"]):
+        with pytest.raises(GratisError) as caught:
+            require_split("R", two, wrong)  # type: ignore[arg-type]
+        assert str(caught.value) == f"R has no split {wrong!r}; it has train, val"
+    require_square("R", SQUARE, "X")
+    with pytest.raises(GratisError) as caught:
+        require_square("R", WHOLE, "X")
+    assert str(caught.value) == (
+        "X needs square images of one size, and those of R keep their shape: make shards with "
+        "--shape square"
+    )
+
+
+def test_where_there_is_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(GratisError) as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} is no dataset: it has no manifest.json; make one with `gratis shards --src "
+        f"... --out {tmp_path}`"
+    )
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(GratisError) as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/manifest.json cannot be read (Is a directory); verify the copy, or its "
+        "permissions"
+    )
+
+
+WAY_OUT = "; make the shards again, or verify the copy"
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"codec": "png"}, "is damaged (images of 64 px in codec 'png')"),
+        ({"image_size": 0}, "is damaged (images of 0 px in codec 'jpeg')"),
+        ({"format": 3}, None),
+        ({"classes": [{"wnid": "n"}]}, "is damaged ("),
+        ({"seed": "7"}, "is damaged ("),
+    ],
+)
+def test_a_damaged_manifest_is_named(changes: dict[str, Any], what: str | None) -> None:
+    text = json.dumps(json.loads(SQUARE.to_json()) | changes).encode()
+    with pytest.raises(GratisError) as caught:
+        parse_manifest(text, "m.json")
+    said = str(caught.value)
+    if what is None:
+        assert said == "m.json has format 3; this version reads 1 and 2: make the shards again"
+    else:
+        assert said.startswith(f"m.json {what}")
+        assert said.endswith(WAY_OUT)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (b"", "is not a manifest"),
+        (b"[2]", "is not a manifest"),
+        (b"{}", "is not a manifest"),
+        (b"[" * 100_000, "is damaged (brackets within brackets)"),
+        (b'{"format": 2}', "is damaged ('classes')"),
+    ],
+)
+def test_what_is_no_manifest_is_named(text: bytes, what: str) -> None:
+    with pytest.raises(GratisError) as caught:
+        parse_manifest(text, "m.json")
+    assert str(caught.value) == f"m.json {what}{WAY_OUT}"
+
+
+def ppm(header: bytes, size: int) -> np.ndarray:
+    return np.frombuffer(header + bytes(size), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("header", "size", "sound"),
+    [
+        (b"P6\n5 4\n255\n", 60, True),
+        (b"P6\n4 5\n255\n", 60, False),
+        (b"P6\n5 4\n255\n", 59, False),
+        (b"P6\n5 4\n255\n", 61, False),
+        (b"P6\n5 4\n254\n", 60, False),
+        (b"P6 5 4\n255\n", 60, False),
+    ],
+)
+def test_raw_pixels_have_their_header_and_their_length(
+    header: bytes, size: int, sound: bool
+) -> None:
+    """Of an image of 4 rows and 5 columns."""
+    assert is_decodable(ppm(header, size), "raw", 4, 5) is sound
+
+
+def index_of(count: int, *, whole: bool) -> Index:
+    rows = np.arange(count)
+    sizes = (rows + 20, rows + 10) if whole else ()
+    columns = (rows // 2, 512 * rows, rows + 1, rows % 3, *sizes)
+    types = (np.int32, np.int64, np.int32, np.int32, np.int32, np.int32)
+    return Index(*(column.astype(kind) for column, kind in zip(columns, types, strict=False)))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_an_index_comes_back(tmp_path: Path, count: int, whole: bool) -> None:
+    index = index_of(count, whole=whole)
+    sha256 = write_index(tmp_path, "val", index)
+    assert index_name("val") == "val.index.npz"
+    path = tmp_path / "val.index.npz"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+    for given in (None, sha256):
+        back = read_index(tmp_path, "val", given)
+        for column, other in zip(back, index, strict=True):
+            assert (column is None) == (other is None)
+            if column is not None and other is not None:
+                assert column.dtype == other.dtype
+                assert column.tolist() == other.tolist()
+    height, width = index.sizes(SQUARE)
+    assert height.tolist() == [k + 10 if whole else 64 for k in range(count)]
+    assert width.tolist() == [k + 20 if whole else 64 for k in range(count)]
+    few = index.rows(slice(1, 3))
+    assert few.size.tolist() == index.size.tolist()[1:3]
+    assert (few.width is None) != whole
+    with pytest.raises(GratisError) as caught:
+        read_index(tmp_path, "val", "0" * 64)
+    assert str(caught.value) == (
+        f"{path} is not the one the manifest names (its sha256 differs); copy the dataset again, "
+        "or make the shards again"
+    )
+
+
+def test_half_of_the_sizes_is_no_index(tmp_path: Path) -> None:
+    for index in (
+        index_of(3, whole=True)._replace(width=None),
+        index_of(3, whole=True)._replace(height=None),
+        index_of(3, whole=False)._replace(size=np.zeros(2, np.int32)),
+        index_of(3, whole=False)._replace(label=np.zeros(3, np.float32)),  # type: ignore[arg-type]
+    ):
+        write_index(tmp_path, "train", index)
+        with pytest.raises(GratisError) as caught:
+            read_index(tmp_path, "train")
+        what = f"is damaged (not rows of whole numbers){WAY_OUT}"
+        assert str(caught.value) == f"{tmp_path}/train.index.npz {what}"
+    with pytest.raises(GratisError) as caught:
+        read_index(tmp_path, "val")
+    assert str(caught.value) == f"{tmp_path}/val.index.npz is missing{WAY_OUT}"
+
+
+MEAN = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+VALUES, VECTORS = np.array([9.0, 4.0, 1.0]), np.eye(3)[:, [2, 0, 1]]
+
+
+def test_statistics_come_back(tmp_path: Path) -> None:
+    """Of square images with the channels' own from mean image and components; of whole ones with
+    those that were measured."""
+    sha256 = write_stats(tmp_path, Stats(MEAN, VALUES, VECTORS, 5))
+    assert hashlib.sha256((tmp_path / "stats.npz").read_bytes()).hexdigest() == sha256
+    stats = read_stats(tmp_path, sha256)
+    assert (stats.num_images, type(stats.num_images)) == (5, int)
+    assert (stats.mean == MEAN).all()
+    assert (stats.channel_mean, stats.channel_std) == (None, None)
+    mean, std = stats.channels
+    assert mean.tolist() == [4.5, 5.5, 6.5]
+    assert std.tolist() == [2.0, 1.0, 3.0]
+    none = np.empty((0, 0, 3), np.float32)
+    write_stats(tmp_path, Stats(none, VALUES, VECTORS, 5, np.ones(3), np.full(3, 2.0)))
+    with np.load(tmp_path / "stats.npz") as arrays:
+        assert "mean" not in arrays
+    stats = read_stats(tmp_path)
+    assert (stats.mean.shape, stats.mean.dtype) == ((0, 0, 3), np.float32)
+    assert [part.tolist() for part in stats.channels] == [[1.0] * 3, [2.0] * 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"eigenvalues": np.zeros(2)}, "eigenvalues is float64 (2,)"),
+        ({"eigenvectors": np.zeros((3, 2))}, "eigenvectors is float64 (3, 2)"),
+        ({"eigenvectors": np.zeros((3, 3), np.int64)}, "eigenvectors is int64 (3, 3)"),
+        ({"num_images": np.float64(5)}, "num_images is float64 ()"),
+        ({"mean": np.zeros((2, 3, 3), np.float32)}, "mean is float32 (2, 3, 3)"),
+        ({"mean": np.zeros((2, 2, 3), np.uint8)}, "mean is uint8 (2, 2, 3)"),
+        ({"mean": None}, "mean is missing"),
+        ({"mean": None, "channel_mean": np.zeros(3)}, "channel_std is missing"),
+        ({"channel_mean": np.zeros(2), "channel_std": np.zeros(3)}, "channel_mean is float64 (2,)"),
+    ],
+)
+def test_odd_statistics_are_named(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
+    arrays = Stats(MEAN, VALUES, VECTORS, 5)._asdict() | changes
+    present = {name: array for name, array in arrays.items() if array is not None}
+    np.savez(tmp_path / "stats.npz", **present)
+    with pytest.raises(GratisError) as caught:
+        read_stats(tmp_path)
+    assert str(caught.value) == f"{tmp_path}/stats.npz is damaged ({what}){WAY_OUT}"
