@@ -49,7 +49,8 @@ def sums_of(images: int, level: int, *, whole: bool) -> PixelSums:
 def receipt_of(name: str, first: int, count: int, level: int, *, whole: bool) -> ShardReceipt:
     rows: NDArray[np.int64] = np.arange(first, first + count)
     split = name.partition("-")[0]
-    reject = {"split": split, "key": "k", "file": f"{name}.jpg", "kind": "empty", "reason": "no"}
+    kind = "empty" if first else "truncated"  # where no sample comes before it
+    reject = {"split": split, "key": "k", "file": f"{name}.jpg", "kind": kind, "reason": "no"}
     return ShardReceipt(
         offset=512 * rows,
         size=(rows + 1).astype(np.int32),
@@ -150,11 +151,20 @@ def test_more_rejects_than_allowed_publish_nothing(tmp_path: Path) -> None:
 
 
 def test_of_many_rejects_five_are_named(tmp_path: Path) -> None:
-    with pytest.raises(GratisError) as caught:
-        published(tmp_path, {"train-00000": 1} | {f"val-0000{i}": 0 for i in range(6)})
-    said = str(caught.value)
-    assert [f"val-0000{i}" in said for i in range(6)] == [True] * 5 + [False]
-    assert "val/val-00004.jpg (empty); ...; see" in said
+    """All of them are in the file."""
+    for rejects, more in ((5, False), (6, True)):
+        root = tmp_path / str(rejects)
+        names = {"train-00000": 0, "train-00001": 1}
+        with pytest.raises(GratisError) as caught:
+            published(root, names | {f"val-0000{i}": 0 for i in range(rejects - 1)})
+        said = str(caught.value)
+        assert said.startswith(f"{rejects} files cannot be used ({rejects - 1} empty, 1 truncated)")
+        assert ("val/val-00003.jpg (empty); ...; see" in said) is more
+        assert ("val/val-00003.jpg (empty); see" in said) is not more
+        lines = (root / "out" / "rejects.jsonl").read_text().splitlines()
+        assert [json.loads(line)["kind"] for line in lines] == ["truncated"] + ["empty"] * (
+            rejects - 1
+        )
 
 
 def test_what_the_listing_lost_counts_too(tmp_path: Path) -> None:
@@ -256,3 +266,7 @@ def test_what_is_published_is_taken_or_named(
         f"{store.address} is another dataset: quality 95 there and 90 asked for, seed 0 there and "
         "1 asked for; remove it, or choose another OUT"
     )
+    (root / WORK).mkdir(exist_ok=True)
+    store.write("manifest.json", manifest.to_json()[:-10])
+    with pytest.raises(GratisError, match=f"^{store.address}/manifest.json is not a manifest"):
+        already_there(store)
