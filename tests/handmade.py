@@ -121,9 +121,10 @@ def write_dataset(
     return root
 
 
-def rotten(folder: Path, *damaged: int, codec: str = "jpeg", count: int = 101) -> Path:
-    """The same dataset after bit rot: the beginnings of these samples are zeros."""
-    root = write_dataset(folder / "rot", [picture(i) for i in range(count)], codec=codec)
+def rotten(folder: Path, *damaged: int, count: int = 101, **more: Any) -> Path:
+    """The same dataset after bit rot: the beginnings of these samples are zeros. more: as of
+    `write_dataset`."""
+    root = write_dataset(folder / "rot", [picture(i) for i in range(count)], **more)
     with np.load(root / "train.index.npz") as index:
         places = [(int(index["shard"][sample]), int(index["offset"][sample])) for sample in damaged]
     for shard, offset in places:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,21 @@ def test_a_long_file_is_read_at_its_ends_alone(tmp_path: Path) -> None:
         for _ in range(100):
             file.write(line * 10_000)
     events.write("step", STEP, epoch=2, step=9)
-    begin = time.process_time()
     attempt = read_attempt(path)
-    assert time.process_time() - begin < 0.1
     assert attempt.start is not None
     assert (attempt.start["pid"], attempt.step, attempt.epoch) == (5, 9, 2)
+    whole = cpu_s(lambda: path.read_bytes().count(b"\n"))
+    assert cpu_s(lambda: read_attempt(path)) < whole / 4
+
+
+def cpu_s(call: Callable[[], object]) -> float:
+    """The least of three."""
+    taken = []
+    for _ in range(3):
+        begin = time.process_time()
+        call()
+        taken.append(time.process_time() - begin)
+    return min(taken)
 
 
 def test_what_is_no_file_has_no_end_and_no_history(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,17 @@ def ours() -> list[Path]:
 MAY_ASK = [ROOT / "gratis" / name for name in ("__init__.py", "cli.py", "extras.py")]
 
 
+@cache
+def nodes(path: Path) -> list[ast.Import | ast.ImportFrom | ast.Call]:
+    """Of a file, what the tests here look at."""
+    tree = ast.walk(ast.parse(path.read_text()))
+    return [node for node in tree if isinstance(node, (ast.Import, ast.ImportFrom, ast.Call))]
+
+
 def imported(path: Path) -> Iterator[str]:
     """Every module a file imports, at its top or in a function; `from a import b` is a.b where
     that is a module."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -98,7 +106,7 @@ def test_imports_obey_the_law(path: Path) -> None:
 @pytest.mark.parametrize("path", ours(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_are_imported_by_statements(path: Path) -> None:
     """By its name as a string only what is not known before: the verb, a public name, an extra."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Call) and re.search(
             r"\b(import_module|__import__)$", ast.unparse(node.func)
         ):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from benchmarks.train.bench import torchvision_layout
+from benchmarks.train.bench import TrainBench, show, step_flops, torchvision_layout
 from benchmarks.train.update import update_ratios
 from gratis.events import EventWriter
 from gratis.loader import Loader
@@ -299,6 +299,34 @@ def test_the_baseline_is_torchvision_s() -> None:
 
 
 @pytest.mark.slow
+def test_the_last_line_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    """Medians of three rounds; a batch of 128 costs 2 operations for each multiplication of the
+    specification's layers, three times over, but for conv1's input."""
+    forward = 96 * 55**2 * 363 + 256 * 27**2 * 1200 + 384 * 13**2 * 2304 + 384 * 13**2 * 1728
+    forward += 256 * 13**2 * 1728 + 9216 * 4096 + 4096**2 + 4096 * 1000
+    operations = 2 * 128 * (3 * forward - 96 * 55**2 * 363)
+    assert step_flops(RELEASED) == operations
+    seconds = {
+        "resident": [2.0, 4.0, 3.0],
+        "loader": [6.0, 4.0, 1.0],
+        "baseline": [1.5, 9.0, 0.1],
+        "matmul": [0.5, 0.25, 1.0],
+    }
+    show(TrainBench(rounds=3), torch.device("cpu"), seconds, [1.0, 1.25, 1.5, 2.0, 1.0])
+    lines = capsys.readouterr().out.splitlines()
+    share = (operations / 3) / (2 * 2048**3 / 0.5)
+    assert lines[-1] == (
+        f"bench free_ratio=0.75 speedup=0.5 images_per_s=42.67 flops_share={share:.3g} "
+        "update_ratio=1.25"
+    )
+    assert lines[1].split() == ["resident:", "42.7", "images/s", "[32.0..64.0]"]
+    assert lines[2].split() == ["loader:", "32.0", "images/s", "[21.3..128.0]"]
+    assert lines[3].split() == ["baseline:", "85.3", "images/s", "[14.2..1,280.0]"]
+    assert lines[-2] == (
+        "original rule 1.250 times fused SGD [quartiles 1.000..1.750], 5 pairs of steps"
+    )
+
+
 def test_bench_says_what_it_promises(sample_shards: Path) -> None:
     command = [
         sys.executable,

@@ -1,10 +1,11 @@
 """Batches against answers that the loader has no part in: pictures that NumPy cuts out, draws from
-the plan's own numbers, files that change while they are open."""
+the plan's own numbers, states of other places."""
 
 from __future__ import annotations
 
-import os
+import io
 import shutil
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 from batches import epoch
-from handmade import picture, rotten, statistics, write_dataset
+from handmade import encode, picture, rotten, statistics, write_dataset
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 
-from gratis.dataset import MANIFEST, index_name, read_index, read_manifest
+from gratis.dataset import MANIFEST, index_name, read_manifest
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig, plan
 from gratis.loader.reading import batch_reader
-from gratis.loader.reading.shard_reader import ShardReader
 
 SIZE, COUNT = 64, 101
 
@@ -49,6 +50,29 @@ def test_no_two_epochs_have_one_order(jpeg_dataset: Path, order: str) -> None:
     orders = [ids_of(loader) for _ in range(3)]
     assert all(sorted(one) == list(range(COUNT)) for one in orders)
     assert len({tuple(one) for one in orders}) == 3
+
+
+@pytest.mark.parametrize("order", ["full", "window"])
+def test_what_an_epoch_leaves_out_is_the_rest_of_its_own_order(
+    jpeg_dataset: Path, order: str
+) -> None:
+    loader = make(jpeg_dataset, order=order, window=2, remainder="drop")
+    for number in range(3):
+        taken, left = ids_of(loader), loader.dropped(number).tolist()
+        assert (len(taken), len(left)) == (96, 5)
+        assert sorted([*taken, *left]) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("order", ["full", "window"])
+def test_samples_that_follow_each_other_share_a_crop(raw_dataset: Path, order: str) -> None:
+    """Four at a time in the order of this epoch, not of another; the last one alone."""
+    options: dict[str, Any] = {"normalize": None, "dtype": torch.uint8, "seed": 5}
+    loader = make(raw_dataset, order=order, window=2, crop_chunk=4, **options)
+    loader.set_epoch(2)
+    images, _, ids = (torch.cat(parts) for parts in zip(*epoch(loader), strict=True))
+    draws = plan.draws(5, 2, ids.numpy(), SIZE - 48 + 1, chunks=np.arange(COUNT) // 4)
+    for row, sample in enumerate(ids.tolist()):
+        assert np.array_equal(images[row].numpy(), cut(sample, draws, row, 48))
 
 
 def test_every_image_is_the_part_that_was_drawn(raw_dataset: Path) -> None:
@@ -79,6 +103,9 @@ def test_the_centre_and_its_mean_where_the_margin_is_odd(tmp_path: Path, crop: i
                     images[row].numpy(), expected.transpose(2, 0, 1), atol=1e-3
                 )
     assert [plan.centre_view(positions).y[0] for positions in (1, 2, 30, 33)] == [0, 0, 14, 16]
+    views = plan.ten_views(30)
+    assert views.y.tolist() == [0, 0, 14, 29, 29] * 2
+    assert views.x.tolist() == [0, 29, 14, 0, 29] * 2
 
 
 def test_a_stand_in_is_cut_as_the_missing_sample_would_have_been(tmp_path: Path) -> None:
@@ -114,6 +141,44 @@ def test_what_dali_alone_refuses_costs_nobody_else_a_pixel(
         assert set(loader.quarantined) == set(bad)
 
 
+@pytest.mark.parametrize("dali", [True, False])
+def test_images_that_stay_decoded_are_kept_under_their_own_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dali: bool
+) -> None:
+    """One batch with a sample that is no JPEG and one that only the decoder refuses, be it DALI or,
+    without it and of what the engine leaves, Pillow."""
+
+    def options_of(number: int) -> dict[str, Any]:
+        return {"progressive": number % 3 == 0}
+
+    unseen = encode(picture(15), "jpeg", **options_of(15))[400:]
+    real = batch_reader.is_decodable
+    monkeypatch.setattr(
+        batch_reader,
+        "is_decodable",
+        lambda part, *rest: bytes(part).endswith(unseen) or real(part, *rest),
+    )
+    if not dali:
+        monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    root = rotten(tmp_path, 12, 15, count=30, options=options_of)
+    bytes_of = [encode(picture(i), "jpeg", **options_of(i)) for i in range(30)]
+    decoded = [np.asarray(Pillow.open(io.BytesIO(data))) for data in bytes_of]
+    options: dict[str, Any] = {"batch_size": 6, "seed": 46, "crop": SIZE, "flip": 0.0}
+    options |= {"normalize": None, "dtype": torch.uint8, "decoded": "host"}
+    options |= {"bad_samples": "quarantine", "engine": "dali" if dali else "native"}
+    loader = make(root, **options)
+    first = loader.epoch_plan(0).order()
+    assert first.tolist().index(12) // 6 == first.tolist().index(15) // 6
+    for number in range(5):  # from the second on, most batches are what was kept
+        images, labels, ids = (torch.cat(parts) for parts in zip(*epoch(loader), strict=True))
+        wanted = loader.epoch_plan(number).order()
+        assert sorted(wanted[ids.numpy() != wanted]) == [12, 15]
+        assert torch.equal(labels, ids % 7)
+        for image, sample in zip(images, ids.tolist(), strict=True):
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), decoded[sample])
+    assert set(loader.quarantined) == {12, 15}
+
+
 def test_a_state_belongs_to_its_split(jpeg_dataset: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(jpeg_dataset, tmp_path / "two"))
     manifest = read_manifest(root)
@@ -136,41 +201,6 @@ def test_a_state_that_is_loaded_ends_the_epoch_that_is_under_way(jpeg_dataset: P
     with pytest.raises(RuntimeError, match="this epoch was closed"):
         next(batches)
     assert len(ids_of(loader)) == COUNT - 8 * 12
-
-
-def reader_of(root: Path) -> ShardReader:
-    return ShardReader(root, read_manifest(root).splits["train"], read_index(root, "train"))
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def test_a_shard_that_is_cut_while_it_is_open_is_named(jpeg_dataset: Path, tmp_path: Path) -> None:
-    """The rest of the buffer would be another batch's bytes."""
-    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "cut"))
-    reader, index = reader_of(root), read_index(root, "train")
-    reader.read(np.array([0]))
-    os.truncate(root / "train-00000.tar", int(index.offset[9]) + 10)
-    reader.read(np.array([8]))
-    with pytest.raises(GratisError, match=r"train-00000\.tar ends inside a sample"):
-        reader.read(np.array([8, 9]))
-    reader.close()
-
-
-def test_a_shard_that_is_refused_is_not_left_open(jpeg_dataset: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(jpeg_dataset, tmp_path / "longer"))
-    with (root / "train-00001.tar").open("ab") as file:
-        file.write(bytes(512))
-    reader = reader_of(root)
-    reader.read(np.array([0]))
-    before = open_files()
-    for _ in range(3):
-        with pytest.raises(GratisError, match=r"train-00001\.tar has"):
-            reader.read(np.array([10]))
-    assert open_files() == before
-    reader.close()
-    assert open_files() == before - 1
 
 
 def test_parts_have_the_area_and_the_shape_that_were_asked_for() -> None:

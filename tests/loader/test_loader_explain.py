@@ -68,7 +68,10 @@ def test_an_address_is_an_error() -> None:
         explain.main(["s3://bucket/shards", "--sample", "0"])
 
 
-def test_offsets_are_flat_and_colours_as_the_formula_says(dataset: Path) -> None:
+def test_offsets_are_flat_and_colours_as_the_formula_says(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explain, "DRAWS", 50_000)
     with Loader(dataset, "train", LoaderConfig.alexnet(batch_size=1, crop=CROP)) as loader:
         offsets, normals = explain.many_draws(loader)
         positions = SIZE - CROP + 1
@@ -80,7 +83,7 @@ def test_offsets_are_flat_and_colours_as_the_formula_says(dataset: Path) -> None
         assert abs(counts - mean).max() < 6 * np.sqrt(mean)
         for noise in ("sqrt", "printed"):
             measured, theory = explain.covariance(loader.stats, noise, normals)
-            np.testing.assert_allclose(measured, theory, atol=0.03 * abs(theory).max())
+            np.testing.assert_allclose(measured, theory, atol=0.04 * abs(theory).max())
         values, vectors = loader.stats.eigenvalues, loader.stats.eigenvectors
         _, theory = explain.covariance(loader.stats, "sqrt", normals)
         np.testing.assert_allclose(theory, 0.01 * vectors @ np.diag(values) @ vectors.T, rtol=1e-9)

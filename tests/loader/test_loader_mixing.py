@@ -149,11 +149,11 @@ def test_the_box_is_torchvision_s() -> None:
 def test_coefficients_are_of_the_beta_distribution(alpha: float) -> None:
     """Mean and variance, and the largest gap to NumPy's own draws, of a level that chance passes
     once in a thousand."""
-    count = 3000
+    count = 1500
     drawn = np.sort([beta(alpha, 1, 2, step) for step in range(count)])
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(drawn.mean() - 0.5) < 4 * np.sqrt(variance / count)
-    assert drawn.var() == pytest.approx(variance, rel=0.1)
+    assert drawn.var() == pytest.approx(variance, rel=0.14)
     theirs = np.sort(np.random.default_rng(3).beta(alpha, alpha, 10 * count))
     places = np.searchsorted(theirs, drawn) / len(theirs)
     assert np.abs(places - np.arange(count) / count).max() < 1.95 * np.sqrt(1.1 / count)

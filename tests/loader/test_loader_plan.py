@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import tracemalloc
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -257,14 +258,24 @@ def test_planning_an_epoch_of_ilsvrc_is_quick_and_small(order: str) -> None:
     planned(order)
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
-    assert min(cpu_s(order) for _ in range(3)) < 0.2
+    assert cpu_s(lambda: planned(order)) < 4 * cpu_s(drawn_and_sorted)
 
 
-def cpu_s(order: str) -> float:
-    """Of one core: on a busy machine a clock on the wall measures its neighbours."""
-    start = time.process_time()
-    planned(order)
-    return time.process_time() - start
+def drawn_and_sorted() -> None:
+    """What cannot be done without: a key of each sample, all at once, and their sort."""
+    words = plan.words(0, 0, np.arange(ILSVRC // 2), plan.ORDER)
+    np.concatenate(words[:2]).sort()
+
+
+def cpu_s(call: Callable[[], None]) -> float:
+    """Of one core, the least of three: on a busy machine a clock on the wall measures its
+    neighbours."""
+    taken = []
+    for _ in range(3):
+        start = time.process_time()
+        call()
+        taken.append(time.process_time() - start)
+    return min(taken)
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 0.9, 1.0])
@@ -290,7 +301,9 @@ def test_at_one_half_the_mirror_is_the_words_lowest_bit() -> None:
 MILLIONS = 5_000_000  # as many samples take several parts
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 40_001, 2_200_001, MILLIONS])
+@pytest.mark.parametrize(
+    "count", [1, 2, 7, 40_001, 2_200_001, pytest.param(MILLIONS, marks=pytest.mark.slow)]
+)
 def test_an_order_in_parts_is_the_order(count: int) -> None:
     """From any place on, to the bit."""
     whole = plan.order(3, 5, count)
@@ -298,7 +311,7 @@ def test_an_order_in_parts_is_the_order(count: int) -> None:
         1 if count < 1 << 21 else 2 if count < 4e6 else 4
     )
     places = [0, 1, count // 3, count // 2, count - 1, count]
-    for first in places if count < MILLIONS else (0, MILLIONS // 2):
+    for first in places if count < MILLIONS // 4 else (0, count // 2, count):
         parts = [np.empty(0, np.int64), *plan.order_parts(3, 5, count, first)]
         np.testing.assert_array_equal(np.concatenate(parts), whole[first:])
 

@@ -195,7 +195,16 @@ def test_an_epoch_that_ends_in_padding_alone_is_followed_by_another(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["../train-00000.tar", "{tmp}/train-00000.tar", "manifest.json", 7]
+    "name",
+    [
+        "../train-00000.tar",
+        "{tmp}/train-00000.tar",
+        "manifest.json",
+        "train-0.tar/../../../train-00000.tar",
+        "train-0.tar.sh",
+        "train-0.tar\n",
+        7,
+    ],
 )
 def test_a_manifest_names_no_files_but_shards(
     jpeg_dataset: Path, tmp_path: Path, name: str | int

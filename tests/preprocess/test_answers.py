@@ -9,18 +9,17 @@ import tarfile
 import zlib
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from gratis.dataset import Manifest, read_index
-from gratis.errors import GratisError
 from gratis.image import Reject, central_box, to_image
-from gratis.preprocess.output.receipt import ShardReceipt, write_receipt
 from gratis.preprocess.output.shard_writer import ShardWriter
-from gratis.preprocess.output.store import WORK, LocalStore
-from gratis.preprocess.stages.publish import publish
-from gratis.preprocess.statistics import Accumulator, no_sums
+from gratis.preprocess.sources.listing import Item
+from gratis.preprocess.stages.shard import ShardTask
+from gratis.preprocess.statistics import Accumulator
 
 
 @pytest.mark.parametrize(
@@ -96,62 +95,42 @@ def test_an_archive_ends_with_two_blocks_of_zeros(size: int) -> None:
     assert len(file.getvalue()) % 10_240 == 0
 
 
-def published(tmp_path: Path, samples: dict[str, int]) -> tuple[Path, Manifest]:
-    """A dataset of shards of so many samples each, labels and sizes counted through them; 0: every
-    file was rejected."""
-    root = tmp_path / "out"
-    (root / WORK).mkdir(parents=True)
-    store = LocalStore(str(root))
-    number = 0
-    for name, count in samples.items():
-        (root / f"{name}.tar").write_bytes(bytes(100 + count))
-        (root / f"{name}.idx").write_bytes(b"")
-        rows = np.arange(number, number + count)
-        receipt = ShardReceipt(
-            offset=(512 * rows).astype(np.int64),
-            size=(rows + 1).astype(np.int32),
-            label=(rows % 3).astype(np.int32),
-            bytes=100 + count,
-            sha256="0" * 64,
-            conversions={"gzip": count} if count else {},
-            rejects=[] if count else [{"split": "train", "file": name, "kind": "empty"}],
-            sums=no_sums(8)._replace(images=count),
-        )
-        write_receipt(store, name, receipt)
-        number += count
-    draft = Manifest(
-        format=2,
-        image_size=8,
+@pytest.mark.parametrize("remote", [False, True])
+def test_while_a_server_sends_no_image_is_blamed(tmp_path: Path, remote: bool) -> None:
+    """Once its bytes are here the image is: -1 stands for none."""
+    data = io.BytesIO()
+    Pillow.new("RGB", (8, 8), (200, 100, 50)).save(data, "PNG")
+    content, container = data.getvalue(), f"memory://{tmp_path}" if remote else str(tmp_path)
+    names = ("a.png", "b.png", "c.png")
+    for name in names:
+        if remote:
+            fsspec.filesystem("memory").pipe(f"{tmp_path}/{name}", content)
+        else:
+            (tmp_path / name).write_bytes(content)
+    items = tuple(Item(container, name, -1, len(content), 3, name) for name in names)
+    task = ShardTask(
+        out=str(tmp_path),
+        split="val",
+        items=items,
+        size=8,
         codec="jpeg",
+        number=0,
         quality=95,
-        seed=0,
-        samples_per_shard=4,
-        source="handmade",
-        tools={},
-        splits={},
-        stats_sha256="",
-        classes=(),
+        excluded={2: "crashed"},
     )
-    return root, publish(store, draft, {"train": list(samples)}, max_rejects=1)
+    begun: list[int] = []
+    used: list[tuple[int, str, int]] = []
+    counted: list[tuple[int, ...]] = []
 
+    def use(item: Item, source: bytes) -> tuple[NDArray[np.uint8], int]:
+        used.append((begun[-1], item.name, len(source)))
+        return np.zeros((8, 8, 3), np.uint8), 1536
 
-def test_after_a_shard_that_was_rejected_whole_rows_name_their_own(tmp_path: Path) -> None:
-    """Its archive goes, and the numbers of those behind it move up."""
-    root, manifest = published(tmp_path, {"train-00000": 2, "train-00001": 0, "train-00002": 3})
-    split = manifest.splits["train"]
-    assert [shard.name for shard in split.shards] == ["train-00000.tar", "train-00002.tar"]
-    assert [shard.samples for shard in split.shards] == [2, 3]
-    index = read_index(root, "train", split.index_sha256)
-    assert index.shard.tolist() == [0, 0, 1, 1, 1]
-    assert index.size.tolist() == [1, 2, 3, 4, 5]
-    assert index.offset.tolist() == [0, 512, 1024, 1536, 2048]
-    assert index.label.tolist() == [0, 1, 2, 0, 1]
-    assert (split.rejects, split.conversions) == ({"empty": 1}, {"gzip": 5})
-    assert {path.name for path in root.glob("*.tar")} == {"train-00000.tar", "train-00002.tar"}
-    assert not (root / "train-00001.idx").exists()
-
-
-def test_more_rejects_than_allowed_publish_nothing(tmp_path: Path) -> None:
-    with pytest.raises(GratisError, match="2 files cannot be used"):
-        published(tmp_path, {"train-00000": 2, "train-00001": 0, "train-00002": 0})
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    rejects, sums = task.read_images(begun.append, lambda *more: counted.append(more), use)
+    assert begun == ([-1, 0, -1, 1, -1, -1] if remote else [0, 0, 1, 1, 2, -1])
+    assert used == [(0, "a.png", len(content)), (1, "b.png", len(content))]
+    assert counted == [(1, len(content), 1536, 0)] * 2 + [(0, len(content), 0, 1)]
+    assert sums is None
+    assert [(row["file"], row["kind"]) for row in rejects] == [
+        (f"{tmp_path.name}/c.png", "crashed")
+    ]

@@ -235,6 +235,47 @@ def test_the_intervals(folder: Path) -> None:
     assert startup["images_per_s"]["trainer"] == pytest.approx(4 / 5 + 4 / 6)
 
 
+def bare_steps(rank: int, step: int, attempt: int = 1, **fields: Any) -> str:
+    """Of one step that took a second, unless fields say otherwise; nothing was measured of it."""
+    none = dict.fromkeys(("read", "decode", "finish", "transfer", "blocked"), 0.0)
+    none |= dict.fromkeys(("delivered", "bytes_read", "native", "fallback"), 0)
+    given = {"steps": 1, "images": 4, "wall_s": 1.0, "attempt": attempt}
+    return steps(rank, 100.0 + 10 * attempt + step, step, **none | given | fields)
+
+
+def test_steps_that_a_resume_takes_again_are_shown_once(tmp_path: Path) -> None:
+    """From where the rank that went back furthest began: that one's record is of steps 5 and 6."""
+    for rank, begun in ((0, 8), (1, 5)):
+        lines = [line(rank, "start", 100.0, **START)]
+        lines += [bare_steps(rank, step) for step in range(1, 11)]
+        lines += [line(rank, "start", 111.0, **START | {"attempt": 2})]
+        lines += [bare_steps(rank, step, 2) for step in range(begun, 13)]
+        (tmp_path / f"rank-{rank}.jsonl").write_text("".join(lines))
+    run = Run(tmp_path)
+    run.refresh()
+    assert run.resumes() == {1: 0, 2: 4}
+    shown = [(one.step, one.attempt) for one in run.intervals()]
+    assert [attempt for step, attempt in shown if step <= 4] == [1] * 4
+    assert [attempt for step, attempt in shown if step > 4] == [2] * (len(shown) - 4)
+    assert shown[-1] == (12, 2)
+
+
+def test_the_loaders_capacity_is_of_the_last_ten_seconds(tmp_path: Path) -> None:
+    """Intervals of two seconds: the five last ones, all of them slow, of 8 images in 3 s each."""
+    lines = [line(0, "start", 100.0, **START | {"world": 1})]
+    for step in range(1, 21):
+        decode = 0.5 if step < 15 else 1.5
+        lines.append(bare_steps(0, step, wall_s=2.0, delivered=4, decode=decode))
+    (tmp_path / "rank-0.jsonl").write_text("".join(lines))
+    run = Run(tmp_path)
+    run.refresh()
+    capacity = {one.step: one.images_per_s.loader for one in run.intervals()}
+    assert capacity[14] == pytest.approx(4 / 0.5)
+    assert capacity[15] == pytest.approx(5 * 4 / (4 * 0.5 + 1.5))
+    assert capacity[18] == pytest.approx(5 * 4 / (0.5 + 4 * 1.5))
+    assert [capacity[step] for step in (19, 20)] == pytest.approx([4 / 1.5] * 2)
+
+
 def test_every_metric(folder: Path) -> None:
     """Counters are over all of the run, its start-up too; gauges as the status has them."""
     runs = Runs(folder.parent, 1e9)

@@ -39,15 +39,22 @@ ALONE = {
 HERE = Path(__file__).parent
 
 
+MOST_SPREAD = 0.2  # of a control, beyond which it says nothing
+
+
 def seconds_each(count: int, call: Callable[[], object], rows: int = 20) -> float:
     """Of a call, in the fastest of `rows` rows of `count`: others may use the machine."""
+    return min(seconds_of_rows(count, call, rows))
+
+
+def seconds_of_rows(count: int, call: Callable[[], object], rows: int) -> list[float]:
     means = []
     for _ in range(rows):
         begin = time.perf_counter()
         for _ in range(count):
             call()
         means.append((time.perf_counter() - begin) / count)
-    return min(means)
+    return sorted(means)
 
 
 @pytest.mark.slow
@@ -71,7 +78,12 @@ def test_measuring_takes_less_than_a_thousandth_of_a_step(
             cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
 
         train()
-        step_s = seconds_each(1, train, rows=5)
+        # what the counters are measured against must not be long because of others
+        step_s, *others = seconds_of_rows(1, train, rows=10)
+        if others[1] - step_s > MOST_SPREAD * step_s:
+            pytest.skip(
+                f"too noisy: the three fastest steps took {step_s:.4f} to {others[1]:.4f} s"
+            )
         interval = IntervalMeter(connect(1), loader, writer, signals)
         first = torch.zeros(()), torch.zeros(1, 10), torch.zeros(1, dtype=torch.int64)
 
@@ -156,32 +168,42 @@ def _nobody() -> Iterator[None]:
 @pytest.mark.slow
 def test_clients_do_not_slow_training(sample_shards: Path, tmp_path: Path) -> None:
     """Three pairs of three seconds are few where others work too: what harms does so in three
-    attempts of three."""
+    attempts of three, and a machine that is never quiet tells nothing."""
+    ratios: list[float] = []
     for attempt in range(3):
-        before, after, noise = summary(
-            *paired(sample_shards, tmp_path / str(attempt), pairs=3, seconds=3)
-        )
-        if after - before < noise:
+        ratio = slowdown(*paired(sample_shards, tmp_path / str(attempt), pairs=3, seconds=3))
+        if ratio is not None and ratio < LIMIT:
             return
-    pytest.fail(
-        "clients made training's slowest steps slower in each of three attempts, by more than the "
-        "noise"
-    )
+        ratios += [] if ratio is None else [ratio]
+    if not ratios:
+        pytest.skip("too noisy: steps without clients differed by more than a fifth")
+    pytest.fail(f"clients made training's slowest steps slower, to {ratios}, in each attempt")
 
 
 @pytest.mark.prove
 def test_clients_do_not_slow_training_over_minutes(sample_shards: Path, tmp_path: Path) -> None:
-    before, after, noise = summary(*paired(sample_shards, tmp_path, pairs=10, seconds=10))
-    assert after - before < noise
+    ratio = slowdown(*paired(sample_shards, tmp_path, pairs=10, seconds=10))
+    assert ratio is not None, "too noisy: steps without clients differed by more than a fifth"
+    assert ratio < LIMIT
 
 
-def summary(without: list[float], with_: list[float]) -> tuple[float, float, float]:
-    """The medians, and the noise: the spread of the phases without clients, at least a fifth of
-    their median."""
+LIMIT = 1.2
+
+
+def slowdown(without: list[float], with_: list[float]) -> float | None:
+    """The median with clients as a multiple of that without; None where the middle half of the
+    phases without clients is apart by more than MOST_SPREAD: then nothing can be said."""
     before, after = statistics.median(without), statistics.median(with_)
-    noise = max(max(without) - min(without), before / 5)
+    low, _, high = statistics.quantiles(without, n=4)
     print(
-        f"p99 of a step: {before * 1e3:.1f} ms without, {after * 1e3:.1f} ms with clients", end=", "
+        f"p99 of a step: {before * 1e3:.1f} ms ({low * 1e3:.1f} to {high * 1e3:.1f}) without, "
+        f"{after * 1e3:.1f} ms with clients, {len(without)} pairs"
     )
-    print(f"noise {noise * 1e3:.1f} ms, {len(without)} pairs")
-    return before, after, noise
+    return None if high - low > MOST_SPREAD * before else after / before
+
+
+def test_a_noisy_control_says_nothing() -> None:
+    quiet, noisy = [1.0, 1.05, 1.1], [1.0, 1.05, 1.6]
+    assert slowdown(quiet, [1.3, 1.4, 1.2]) == pytest.approx(1.3 / 1.05)
+    assert slowdown(noisy, [1.3, 1.4, 1.2]) is None
+    assert slowdown(noisy, quiet) is None

@@ -58,14 +58,16 @@ def test_clients_that_send_or_read_nothing_hold_nobody_up(tmp_path: Path) -> Non
     run = a_run(tmp_path)
     with serving(tmp_path) as url:
 
-        def asked(steps: range) -> float:
-            """Seconds of two answers after each step."""
-            begin = time.perf_counter()
+        def asked(steps: range) -> list[float]:
+            """Seconds of two answers after each step, sorted."""
+            taken = []
             for step in steps:
                 run.step(step)
+                begin = time.perf_counter()
                 assert get(f"{url}/status")[0] == 200
                 assert get(f"{url}/metrics")[0] == 200
-            return time.perf_counter() - begin
+                taken.append(time.perf_counter() - begin)
+            return sorted(taken)
 
         parts, alone = urlsplit(url), asked(range(21, 30))
         idle = [
@@ -80,7 +82,9 @@ def test_clients_that_send_or_read_nothing_hold_nobody_up(tmp_path: Path) -> Non
                 ][number % 3]
             )
         beside = asked(range(30, 130, 10))
-        assert beside < max(5, 5 * alone)
+        # whoever waits for a silent client waits for seconds, which is a hundred times as long;
+        # the control is the fastest answer alone, which others on the machine make no longer
+        assert beside[len(beside) // 2] < 20 * alone[0], (alone, beside)
         assert get_json(f"{url}/livez")["status"] == "ok"
         for connection in idle:
             connection.close()

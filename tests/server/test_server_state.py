@@ -523,16 +523,21 @@ def test_a_thousand_runs_list_at_once(tmp_path: Path) -> None:
         for writer in run.writers:
             writer.close()
     runs = Runs(tmp_path, STALL_S)
-    times = []
+    times, control = [], []
     for _ in range(3):
         begin = time.process_time()  # what others do meanwhile is not ours
         listing = runs.listing()
         times.append(time.process_time() - begin)
+        begin = time.process_time()
+        for path in tmp_path.glob("*/*.jsonl"):
+            path.read_bytes()
+        control.append(time.process_time() - begin)
         time.sleep(0.45)
     assert {run.state for run in listing.runs} == {"crashed"}
     assert len(listing.runs) == 1000
-    assert min(times) < 0.1
-    print(f"1,000 runs: {times[0] * 1e3:.0f} ms cold, {min(times[1:]) * 1e3:.0f} ms again")
+    cold, again, reading = times[0], min(times[1:]), min(control)
+    print(f"1,000 runs: {cold:.3f} s cold, {again:.3f} s again; their files read: {reading:.3f} s")
+    assert again < 2 * reading
 
 
 @pytest.mark.parametrize("lines", [100_000, pytest.param(1_000_000, marks=pytest.mark.prove)])
@@ -551,7 +556,7 @@ def test_a_long_file_never_holds_a_request_up(tmp_path: Path, lines: int) -> Non
     runs = Runs(tmp_path, STALL_S)
     begin = time.process_time()
     snapshot = runs.snapshot("a")
-    assert time.process_time() - begin < 1.5
+    first_s = time.process_time() - begin
     assert snapshot is not None
     assert snapshot.status.behind_bytes > 0
     assert snapshot.status.state == "running"
@@ -561,6 +566,9 @@ def test_a_long_file_never_holds_a_request_up(tmp_path: Path, lines: int) -> Non
         assert time.monotonic() < deadline
         time.sleep(0.4)
         snapshot = runs.snapshot("a") or snapshot
+    whole_s = time.process_time() - begin
+    print(f"{lines:,} lines: {first_s:.2f} CPU s for the first answer, {whole_s:.2f} for all")
+    assert first_s < whole_s / 3
     assert psutil.Process().memory_info().rss - before < 64 << 20
     assert snapshot.status.images_trained == (lines + 3) * 1000
     assert snapshot.intervals[-1].step == 30

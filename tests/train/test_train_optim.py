@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from gratis.train.mesh.mesh import Axis, GradientSum
 from gratis.train.metrics import (
     average_views,
     credit,
@@ -21,6 +24,7 @@ from gratis.train.metrics import (
 from gratis.train.optimiser import Optimiser
 from gratis.train.recipes import CAFFE, PAPER, RELEASED, SAMPLE, TORCHVISION
 from gratis.train.schedule import Rates, drops, noise_until, rates
+from gratis.train.settings import Wire
 
 
 def constant(rate: float) -> Rates:
@@ -165,6 +169,13 @@ def test_a_drop_comes_with_the_epoch_that_it_names(epochs: int, mark: int) -> No
         assert (before, after) == (pytest.approx(0.01), pytest.approx(0.001))
 
 
+def test_a_mark_that_was_rounded_up_is_the_epoch_it_was_rounded_from() -> None:
+    """3 / 7 is 0.428571428571..., and 0.4285714286 above it."""
+    recipe = replace(RELEASED, epochs=7, drops=(0.4285714286,))
+    before, after = (rates(recipe, 3 * 1251 + k, 1251)["weights"] for k in (-1, 0))
+    assert (before, after) == (pytest.approx(0.01), pytest.approx(0.001))
+
+
 def test_plateau_divides_three_times_when_the_error_stands_still() -> None:
     assert [drops(errors, 2) for errors in ([], [0.9, 0.8, 0.7], [0.9, 0.9], [0.9, 0.9, 0.9])] == [
         0,
@@ -268,3 +279,31 @@ def test_top_5_is_five() -> None:
     probabilities = torch.tensor([[0.3, 0.2, 0.15, 0.14, 0.12, 0.09]], dtype=torch.float64)
     found = [scores(score_sums(probabilities, torch.tensor([label]))) for label in (0, 1, 4, 5)]
     assert [(one.top1, one.top5) for one in found] == [(1, 1), (0, 1), (0, 1), (0, 0)]
+
+
+@pytest.fixture
+def axis_of_one() -> Iterator[Axis]:
+    """An axis that sends, in a world of this process alone: a sum is the term itself."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Axis(size=2, group=dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("wire", "carried"),
+    [("float32", 1.00390625 + 2**-20), ("bfloat16", 1.0078125), ("float16", 1.00390625)],
+)
+def test_what_was_summed_is_what_is_learned_from(
+    axis_of_one: Axis, wire: Wire, carried: float
+) -> None:
+    """1 + 2^-8 + 2^-20, of which bfloat16 keeps 7 bits, rounded up, and float16 10: each gradient
+    is then what came back, on the first step and on the next."""
+    weight = nn.Parameter(torch.zeros(3))
+    gradients = GradientSum([weight], axis_of_one, wire)
+    for _ in range(2):
+        (weight * (1 + 2**-8 + 2**-20)).sum().backward()  # type: ignore[no-untyped-call]
+        gradients.wait()
+        assert weight.grad is not None
+        assert weight.grad.tolist() == [carried] * 3
+        assert weight.grad.dtype == torch.float32
+        weight.grad = None

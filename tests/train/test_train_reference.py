@@ -13,10 +13,12 @@ import numpy_alexnet
 import pytest
 import torch
 from handmade import CLASSES, picture, write_dataset
+from one_rank import planned, run_alone
 from safetensors.torch import load_file
 from small import ROOT, command, of_kind
 from test_train_robust import finish, wait_for
 
+from gratis.errors import PREEMPTED
 from gratis.loader import Loader, LoaderConfig
 from gratis.train.metrics import share_of_loss
 from gratis.train.network.alexnet import AlexNet
@@ -116,6 +118,42 @@ def test_gradients_of_a_batch() -> None:
         )
 
 
+def assert_losses(run: Path, losses: list[float]) -> None:
+    """A report of an interval of k steps is their mean."""
+    first = 0
+    for report in of_kind(run, "step"):
+        last = report["step"]
+        assert report["loss"] == pytest.approx(np.mean(losses[first:last]), rel=1e-4)
+        first = last
+    assert first == EPOCHS * STEPS
+
+
+def test_a_run_of_one_rank_is_the_references(
+    tmp_path: Path, shards: Path, reference: tuple[numpy_alexnet.Parameters, list[float]]
+) -> None:
+    weights, losses = reference
+    assert run_alone(planned(tmp_path, shards, *OPTIONS)) == 0
+    assert_equal(tmp_path / "one", weights)
+    assert_losses(tmp_path / "one", losses)
+
+
+def test_a_run_that_is_stopped_after_each_step_is_the_references(
+    tmp_path: Path, shards: Path, reference: tuple[numpy_alexnet.Parameters, list[float]]
+) -> None:
+    """In each place of an epoch: behind its first batch, before its last, at its end."""
+    (weights, losses), launch = reference, planned(tmp_path, shards, *OPTIONS)
+    for step in range(1, EPOCHS * STEPS):
+        assert run_alone(launch, stopped=True) == PREEMPTED
+        assert of_kind(tmp_path / "one", "checkpoint")[-1]["step"] == step
+    assert run_alone(launch) == 0
+    assert_equal(tmp_path / "one", weights)
+    assert_losses(tmp_path / "one", losses)
+    receipts = of_kind(tmp_path / "one", "receipt")
+    assert [(one["seen"], one["missing"], one["duplicates"]) for one in receipts] == [
+        (SAMPLES, 0, 0)
+    ] * EPOCHS
+
+
 @pytest.mark.starts
 @pytest.mark.parametrize("gpus", ["1", "2"])
 def test_a_run_is_the_references(
@@ -133,13 +171,7 @@ def test_a_run_is_the_references(
     assert done.returncode == 0, done.stderr
     weights, losses = reference
     assert_equal(tmp_path / "one", weights)
-    # a report of an interval of k steps is their mean
-    first = 0
-    for report in of_kind(tmp_path / "one", "step"):
-        last = report["step"]
-        assert report["loss"] == pytest.approx(np.mean(losses[first:last]), rel=1e-4)
-        first = last
-    assert first == EPOCHS * STEPS
+    assert_losses(tmp_path / "one", losses)
 
 
 @pytest.mark.starts
