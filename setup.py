@@ -23,9 +23,12 @@ AVX512 = [
     "-mprefer-vector-width=512",
 ]
 FLAGS = {"avx2.c": AVX2, "avx512.c": AVX512}  # of x86-64 alone; others have the portable code
-PARTS = ("augment", "engine", "header", "views", "weights", "whole", "mixing", "portable")
+PARTS = ("augment", "encode", "engine", "header", "views", "weights", "whole", "mixing", "portable")
 SOURCES = [f"{ROOM}/{name}.c" for name in PARTS]
-HEADERS = [f"{ROOM}/{name}.h" for name in ("engine", "kernels", "mixing", "operations", "vectors")]
+HEADERS = [
+    f"{ROOM}/{name}.h"
+    for name in ("encoding", "engine", "kernels", "mixing", "operations", "vectors")
+]
 MANYLINUX = (2, 17)  # the oldest C library that wheels of this name run on
 X86 = platform.machine() in ("x86_64", "AMD64")
 

@@ -46,7 +46,7 @@ from PIL import ImageFile, UnidentifiedImageError, features
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from gratis import engine_decode
+from gratis import engine_jpeg
 from gratis.dataset import MOST_PIXELS
 from gratis.file_formats import PICTURE, name_format
 
@@ -145,16 +145,25 @@ def to_image_as_seen(data: bytes, size: int = 256) -> Image:
 
 
 def to_picture(
-    data: bytes, size: int, *, as_seen: bool = False, whole: Whole | None = None
+    data: bytes,
+    size: int,
+    *,
+    as_seen: bool = False,
+    whole: Whole | None = None,
+    padded: bool = False,
 ) -> tuple[Pillow.Image, tuple[str, ...]]:
     """`to_image` (or `to_image_as_seen`) with an RGB picture instead of an array: two copies less
-    where it is only encoded. whole: with the picture's own shape (`whole_box`)."""
+    where it is only encoded. whole: with the picture's own shape (`whole_box`). padded: RGBX will
+    do, whose fourth byte says nothing: one copy less again."""
     if not data:
         raise Reject("empty", "the file has no bytes")
     if len(data) > MAX_BYTES:
         raise Reject("too-large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
     with _parser_errors_as_rejects() as caught:
         picture, conversions = _read(data, size, as_seen, whole)
+        if picture.mode != "RGB" and not (padded and picture.mode == "RGBX"):
+            picture = picture.convert("RGB")
+        picture.info = {}  # the file's comment would go into the JPEG that is made of it
     exif_warning = any("EXIF" in str(warning.message) for warning in caught)
     if exif_warning and "exif-corrupt" not in conversions:
         conversions.append("exif-corrupt")
@@ -243,9 +252,7 @@ def _read(
     # the original than area
     method = Pillow.Resampling.LANCZOS if min(width, height) > size else Pillow.Resampling.BICUBIC
     small = flat.resize(stored, method, box=scaled, reducing_gap=float(REDUCING_GAP))
-    result = _rgb(small)
-    result.info = {}  # the file's comment would go into the JPEG that is made of it
-    return result, conversions
+    return small, conversions
 
 
 def _rgb(picture: Pillow.Image) -> Pillow.Image:
@@ -368,14 +375,15 @@ def _on_white(picture: ImageFile.ImageFile) -> Pillow.Image:
 
 
 def _by_engine(picture: ImageFile.ImageFile, data: bytes) -> Pillow.Image | None:
-    """`_flatten` of a whole, baseline JPEG in colour; None for any other, which is Pillow's to
-    decode, or to refuse in its words."""
+    """`_flatten` of a whole, baseline JPEG in colour, as RGBX; None for any other, which is for
+    Pillow to decode, or to refuse in its words."""
     if picture.format != "JPEG" or picture.mode != "RGB":
         return None
-    pixels = engine_decode.decode(data, picture.height, picture.width)
+    pixels = engine_jpeg.decode_words(data, picture.height, picture.width)
     if pixels is None:
         return None
-    return Pillow.frombuffer("RGB", picture.size, pixels, "raw", "RGB", 0, 1)
+    # of this form Pillow takes pixels where they lie
+    return Pillow.frombuffer("RGBX", picture.size, pixels, "raw", "RGBX", 0, 1)
 
 
 def _flatten(picture: ImageFile.ImageFile) -> Pillow.Image:

@@ -20,7 +20,7 @@ from gratis.preprocess.sources.listing import Item
 from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.sources.reader import ImageReader
 from gratis.preprocess.sources.source import SourceOptions
-from gratis.preprocess.sources.tar import BLOCK
+from gratis.preprocess.sources.tar_headers import BLOCK
 from gratis.preprocess.stages.plan import permutation, whole_of
 from gratis.preprocess.verify import local_folder
 

@@ -59,7 +59,8 @@ class Accumulator:
 
     def __init__(self, size: int | None) -> None:
         self._total = no_sums(size)
-        self._recent = np.zeros((size or 0, size or 0, 3), np.uint16)
+        # channel by channel, as decoded pixels are
+        self._recent = np.zeros((3, size or 0, size or 0), np.uint16).transpose(1, 2, 0)
         self._recent_images = 0
         self._planes = np.empty((3, 0), np.float32)
 
@@ -103,7 +104,8 @@ class Accumulator:
 
     def _flush(self) -> None:
         if self._recent_images:
-            self._total = self._total._replace(pixels=self._total.pixels + self._recent)
+            pixels = np.add(self._total.pixels, self._recent, order="C")
+            self._total = self._total._replace(pixels=pixels)
         self._recent[:] = 0
         self._recent_images = 0
 

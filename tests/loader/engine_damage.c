@@ -2,7 +2,7 @@
  *   engine_damage FILES SEED COUNT
  * FILES holds good JPEGs, each behind its size in 8 bytes. COUNT damaged copies of them are decoded, each in memory of its very
  * size, in one of the ways that the library offers, with each instruction set of the machine in turn. Prints how many had each
- * status. A batch also holds one good file, which has to come out as it did alone.
+ * status. A batch also holds one good file, which has to come out as it did alone. For each 20 files a picture is encoded too.
  * With -DFUZZ it is a libFuzzer target, which test_engine_damage.py builds with clang where there is one. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -187,6 +187,30 @@ static struct file damaged(struct file good) {
   return exact;
 }
 
+/* Pixels of any size to a file, the same with each instruction set, and back in each form. */
+static void encode(void) {
+  enum { FORMS = 3 };
+  int width = 1 + below(90), height = 1 + below(90), channels = 3 + below(2), quality = 1 + below(100), noise = 1 + below(256);
+  int64_t bytes = (int64_t)width * height * channels;
+  uint8_t *pixels = malloc(bytes);
+  for (int64_t i = 0; i < bytes; i++) pixels[i] = below(noise) + i / 64 % 32;
+  struct file first = {NULL, 0};
+  for (int c = 0; c < num_contexts; c++) {
+    const uint8_t *file;
+    int64_t size = gratis_encode(contexts[c], pixels, channels, height, width, quality, &file);
+    if (!size) abort();
+    if (!c) first = copy_of(file, size);
+    if (size != first.size || memcmp(file, first.bytes, size)) abort();
+    for (int form = 0; form < FORMS; form++) {
+      uint8_t *out = malloc((size_t)width * height * (form == 2 ? 4 : 3));
+      if (gratis_decode(contexts[c], first.bytes, size, height, width, form, out)) abort();
+      free(out);
+    }
+  }
+  free(first.bytes);
+  free(pixels);
+}
+
 int main(int argc, char **argv) {
   if (argc < 4) return 2;
   FILE *in = fopen(argv[1], "rb");
@@ -206,6 +230,7 @@ int main(int argc, char **argv) {
     struct file bad = damaged(files[below(num_files)]);
     counts[decode(bad, files[0], good_pixels)]++;
     free(bad.bytes);
+    if (n % 20 == 0) encode();
   }
   for (int i = 0; i < num_files; i++) free(files[i].bytes);
   for (int i = 0; i < num_contexts; i++) gratis_free(contexts[i]);

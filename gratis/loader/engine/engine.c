@@ -67,6 +67,9 @@ void gratis_free(gratis_context *context) {
   free(context->resampled);
   free(context->canvas_memory);
   free(context->kept);
+  free(context->encoding_memory);
+  free(context->symbols);
+  free(context->file);
   free(context);
 }
 

@@ -11,7 +11,7 @@
 #error "the engine is written for little-endian machines"
 #endif
 
-#define GRATIS_ENGINE_VERSION 5
+#define GRATIS_ENGINE_VERSION 6
 
 /* What became of a sample. Below 32: decoded, or not decoded because another decoder has to; the file may be good.
  * From 32: damaged. From 64: the call's fault. */
@@ -71,7 +71,8 @@ enum gratis_isa { GRATIS_PORTABLE, GRATIS_AVX2, GRATIS_AVX512 };
  * uint8,
  *   fmaf(pixel, scale[channel], plus[channel] - minus[place]), if channels_last
  *   fmaf(pixel, scale[channel], plus[channel]) - minus[place]
- * in float32, and from there to the type. Shape [3][height][width], or [height][width][3] if channels_last. */
+ * in float32, and from there to the type. Shape [3][height][width], or [height][width][3] if channels_last; if that is 2, and
+ * the type uint8, [height][width][4] with 255 behind each pixel. */
 typedef struct {
   int64_t samples;
   int64_t views;                 /* of each sample; arrays of views have samples * views entries, a sample's adjacent */
@@ -152,9 +153,14 @@ GRATIS_API void gratis_augment(gratis_context *context, gratis_job *job, const u
 /* As many threads as one likes, with the same job. isa: as of gratis_new. */
 GRATIS_API void gratis_mix(int isa, gratis_mixing *job);
 GRATIS_API void gratis_erase(int isa, gratis_erasing *job);
-/* One whole image of height x width pixels to out, uint8 [height][width][3]: a gratis_status. */
+/* One whole image of height x width pixels to out, uint8, channels_last as of a job: a gratis_status. */
 GRATIS_API int gratis_decode(gratis_context *context, const uint8_t *data, int64_t size, int32_t height, int32_t width,
-                             uint8_t *out);
+                             int32_t channels_last, uint8_t *out);
+/* The file that libjpeg-turbo makes of an image in 4:2:0, its Huffman tables fitted to it, with a restart marker behind
+ * each row of MCUs: its bytes, 0 if there was no memory or a side is not from 1 to 65,500. channels: bytes of a pixel, 3 or 4,
+ * of which the last does not count. quality: 1 to 100. *file is valid until the context is used again. */
+GRATIS_API int64_t gratis_encode(gratis_context *context, const uint8_t *pixels, int32_t channels, int32_t height,
+                                 int32_t width, int32_t quality, const uint8_t **file);
 
 /* ---- inside ---- */
 
@@ -299,6 +305,25 @@ typedef struct {
   uint32_t *spread;            /* scratch of (height + 4) * (width + 4) */
 } canvas;
 
+/* Of a quantisation table, by row: what coefficients 0 to 3 of blocks beside each other, and 4 to 7, are multiplied by, and
+ * what is added away from zero before the fraction is cut off. */
+typedef struct { float inverse[8][2][16], half[8][2][16]; } quantiser;
+
+/* An image that is being encoded, a row of MCUs at a time: planes of bytes, their coefficients, then symbols. A symbol has
+ * the bits of its value from bit 16 on; bits 8-9: the table, 2 * chroma + AC; bits 4-7: zeros before it; 0-3: the value's
+ * size. */
+typedef struct {
+  const uint8_t *pixels;
+  int width, height, channels, columns; /* columns: MCUs across */
+  int stride;                /* of luma: whole vectors of pixels */
+  quantiser quant[2];        /* of luma, of chroma */
+  uint32_t *row;             /* [stride] */
+  uint8_t *luma, *chroma[2]; /* [16][stride], [8][stride / 2] */
+  uint8_t *whole[2];         /* [2][stride]: chroma of two rows, not yet halved */
+  int16_t *coefficients[3];  /* [2][stride / 8][64], [stride / 16][64] */
+  uint32_t counts[4 * 256];  /* of symbols, by table */
+} encoding;
+
 /* What code for one instruction set does. */
 typedef struct {
   int lanes;
@@ -313,6 +338,8 @@ typedef struct {
   void (*mix)(void *to, const void *other, int64_t n, int64_t ahead, float lam, float rest, int type);
   void (*erase)(const gratis_erasing *, int64_t image);
   void (*operate)(canvas *, int op, const float *values);
+  uint32_t *(*encode_row)(encoding *, int row, uint32_t *symbols);
+  uint8_t *(*put_symbols)(const uint32_t *symbols, const uint32_t *end, const uint64_t *codes, uint8_t *out);
   void (*fence)(void);
 } kernels;
 
@@ -329,10 +356,14 @@ struct gratis_context {
   canvas canvas;
   uint8_t *canvas_memory, *kept;
   int64_t canvas_capacity, kept_capacity;
+  encoding encoding;
+  uint8_t *encoding_memory, *symbols, *file;
+  int64_t encoding_capacity, symbols_capacity, file_capacity;
 };
 
 extern const kernels gratis_kernels_portable, gratis_kernels_avx2, gratis_kernels_avx512;
 extern const uint8_t gratis_place[256];
+extern const uint16_t gratis_natural[64]; /* the places of a block's coefficients, in zigzag order, in the order of rows */
 
 /* engine.c */
 const kernels *gratis_kernels_of(int isa); /* NULL: there is no code for it */

@@ -385,6 +385,24 @@ static void interleave(const uint8_t *const rgb[3], uint8_t *restrict out, int n
   for (int i = 0; i < n; i++) out[3 * i] = red[i], out[3 * i + 1] = green[i], out[3 * i + 2] = blue[i];
 }
 
+/* Each pixel's three, and 255. rgb may be read up to a vector beyond n. */
+static void interleave_words(const uint8_t *const rgb[3], uint8_t *out, int n) {
+  for (int i = 0; i < n; i += BYTES) {
+    v8 in[3];
+    for (int c = 0; c < 3; c++) memcpy(&in[c], rgb[c] + i, BYTES);
+    v8 ones = SPLAT(v8, -1), low = lo8(in[0], in[1]), high = hi8(in[0], in[1]), blue[2] = {lo8(in[2], ones), hi8(in[2], ones)};
+    v16 words[4];
+    for (int j = 0; j < 2; j++) {
+      v16 a = (v16)(j ? high : low), b = (v16)blue[j];
+      words[2 * j] = lo16(a, b), words[2 * j + 1] = hi16(a, b);
+    }
+    uint8_t made[4 * BYTES];
+    for (int b = 0; b < QUADS; b++)
+      for (int j = 0; j < 4; j++) memcpy(made + 64 * b + 16 * j, (const char *)&words[j] + 16 * b, 16);
+    memcpy(out + 4 * (int64_t)i, made, 4 * (size_t)(n - i < BYTES ? n - i : BYTES));
+  }
+}
+
 /* Row y of a view of height x width. scratch: 6 * width + 4 * MARGIN bytes. */
 static void finish(const gratis_job *job, int64_t view, int y, int height, int width, const uint8_t *const rgb[3],
                    uint8_t *scratch) {
@@ -406,6 +424,10 @@ static void finish(const gratis_job *job, int64_t view, int y, int height, int w
       if (size == 1) memcpy(out, row[c], (size_t)width);
       else affine_row(row[c], width, scale + c, plus + c, 0, minus ? minus + c * job->minus_plane : NULL, out, job->type, job->stream);
     }
+    return;
+  }
+  if (job->channels_last == 2) {
+    interleave_words(row, (uint8_t *)job->out[view] + 4 * (int64_t)y * width, width);
     return;
   }
   char *out = (char *)job->out[view] + y * wide * size;
@@ -505,6 +527,7 @@ static void down(const weights *w, int y, const uint8_t *rows, int64_t stride, u
 
 #include "mixing.h"
 #include "operations.h"
+#include "encoding.h"
 
 #if BYTES == 64
 enum { OUTPUTS = 16, WINDOW = 64 };
@@ -517,5 +540,5 @@ enum { OUTPUTS = 0, WINDOW = 0 };
 const kernels KERNELS = {
   .lanes = 3, .outputs = OUTPUTS, .window = WINDOW, .run = run, .begin_block = begin_chunk, .transform = transform,
   .convert = convert, .finish = finish, .across = across, .down = down, .mix = mix, .erase = erase, .operate = operate,
-  .fence = fence,
+  .encode_row = encode_row, .put_symbols = put_symbols, .fence = fence,
 };

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gratis.engine_jpeg import VERSION
 from gratis.errors import GratisError
 
-VERSION = 5
 FILE = Path(__file__).with_name("libgratis_engine.native.so")
 ISA_VARIABLE = "GRATIS_ENGINE_ISA"
 ISAS = ("portable", "avx2", "avx512")  # in ascending order; the number is the library's

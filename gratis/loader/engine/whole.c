@@ -1,7 +1,8 @@
 /* One image as it is, for callers outside the loader: they know this function alone, and not what a job holds. */
 #include "engine.h"
 
-int gratis_decode(gratis_context *context, const uint8_t *data, int64_t size, int32_t height, int32_t width, uint8_t *out) {
+int gratis_decode(gratis_context *context, const uint8_t *data, int64_t size, int32_t height, int32_t width,
+                  int32_t channels_last, uint8_t *out) {
   gratis_info info;
   int32_t status = gratis_probe(data, size, &info);
   if (status != GRATIS_OK) return status;
@@ -19,7 +20,7 @@ int gratis_decode(gratis_context *context, const uint8_t *data, int64_t size, in
   job.out_width = width;
   job.filter = GRATIS_CROP;
   job.type = GRATIS_UINT8;
-  job.channels_last = 1;
+  job.channels_last = channels_last;
   status = GRATIS_MEMORY;
   gratis_run(context, &job);
   return status;

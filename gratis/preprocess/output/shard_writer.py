@@ -9,7 +9,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gratis.preprocess.sources.tar import BLOCK, Member, idx_bytes, idx_line
+from gratis.preprocess.sources.tar import Member, idx_bytes, idx_line
+from gratis.preprocess.sources.tar_headers import BLOCK
 
 OWNER = "gratis"  # the same everywhere, so that equal samples give equal bytes
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping
@@ -216,8 +215,10 @@ def _short(name: str) -> str:
 def make_key(name: str, wnid: str | None) -> str:
     """The sample's key: the file's stem, with its class's name before it unless it starts with
     that. wnid None: the stem alone."""
-    stem = os.path.basename(name).rpartition(".")[0]
-    return UNSAFE.sub("_", stem if wnid is None or stem.startswith(wnid) else f"{wnid}_{stem}")
+    stem = name[name.rfind("/") + 1 :].rpartition(".")[0]
+    key = stem if wnid is None or stem.startswith(wnid) else f"{wnid}_{stem}"
+    # in a third of the time that the search takes
+    return key if key.isascii() and key.replace("_", "").isalnum() else UNSAFE.sub("_", key)
 
 
 def key_with_hash(key: str, container: str, name: str) -> str:

@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import posixpath
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from gratis.errors import GratisError
+from gratis.preprocess.sources.tar_headers import BLOCK, checksum_fits, number, pax_records, usual
 
-BLOCK = 512  # bytes: headers and contents begin at its multiples
 CHUNK = 1 << 20  # bytes that are searched at a time for an end's zeros
 RECORD = 20 * BLOCK  # what most programs fill up with zeros behind the two blocks that end a tar
-BLANKS = 8 * ord(" ")  # what stands for a header's sum while it is summed
 LONGEST_EXTENSION = 1 << 20  # bytes of a pax header or a GNU long name; some hold ACLs
 # bytes of zeros at the end: tapes are written in records of up to 2 MiB, and files that a download
 # has made but not filled end in many more
@@ -140,7 +138,11 @@ class _Tar:
 
     def entries(self, skip: Skip) -> Iterator[Member | Link]:
         """Files and links; skip(name, reason) is called for all else but folders."""
-        while header := self._header():
+        while True:
+            if not self._records and not self._defaults:
+                yield from self._usual_members()
+            if not (header := self._header()):
+                return
             kind = header[156:157]
             if kind in EXTENSIONS:
                 self._extend(kind, self._size(header))
@@ -160,6 +162,18 @@ class _Tar:
                 skip(name, f"it is {what}, not a plain file")
             self._last, self._records = name, {}
 
+    def _usual_members(self) -> Iterator[Member]:
+        """Plain files from _at on, as long as their headers are usual."""
+        read, at, end = self._archive.read, self._at, self._end
+        while found := usual(read(at, BLOCK) if at + BLOCK <= end else b""):
+            name, size = found
+            offset = at + BLOCK
+            if offset + size > end:
+                break
+            at = offset + (size + BLOCK - 1) // BLOCK * BLOCK
+            self._at, self._last = at, name
+            yield Member(name, offset, size)
+
     def _header(self) -> bytes:
         """The header at _at; none where the archive ends."""
         while True:
@@ -167,7 +181,7 @@ class _Tar:
             if not header:
                 raise self._damage("it is cut short: two blocks of zeros should end it")
             if header[0] or any(header):
-                if not _is_header(header):
+                if not checksum_fits(header):
                     raise self._damage(self._no_header())
                 return header
             if not self._find_next_tar():
@@ -197,7 +211,7 @@ class _Tar:
         # what `cat` has joined ends as programs end a tar; a hole in a file is of another length
         filled = zeros < 2 * BLOCK + RECORD and (found - self._start) % RECORD == 0
         header = self._block(found)
-        if not (header and _is_header(header) and (filled or zeros == 2 * BLOCK)):
+        if not (header and checksum_fits(header) and (filled or zeros == 2 * BLOCK)):
             self._at = found
             raise self._damage("more bytes follow the blocks of zeros that end it")
         self._at = self._start = found
@@ -224,11 +238,11 @@ class _Tar:
         data = self._archive.read(offset, size)
         try:
             if kind == b"g":
-                self._defaults = self._defaults | _pax_records(data)
+                self._defaults = self._defaults | pax_records(data)
             elif kind in GNU_RECORDS:
                 self._records = self._records | {GNU_RECORDS[kind]: data.partition(b"\0")[0]}
             else:
-                self._records = self._records | _pax_records(data)
+                self._records = self._records | pax_records(data)
         except ValueError:
             raise self._damage("the pax header there is damaged") from None
         self._at = behind
@@ -259,7 +273,7 @@ class _Tar:
         """Bytes of what follows the header."""
         size = -1
         try:  # contextlib.suppress takes a tenth of a listing's time
-            size = _number(header[124:136])
+            size = number(header[124:136])
             if (self._records or self._defaults) and header[156:157] not in EXTENSIONS:
                 size = int(self._record(b"size") or size)
         except ValueError:
@@ -297,38 +311,3 @@ class _Tar:
         return GratisError(
             f"{self._path} is damaged as a tar at byte {self._at}: {what}; {last}; {way_out}"
         )
-
-
-def _is_header(block: bytes) -> bool:
-    """Whether the block has the checksum that it says: the sum of its bytes, with blanks for those
-    of the sum itself. Very old programs summed signed bytes."""
-    field = block[148:156]
-    try:
-        total = _number(field) + sum(field) - BLANKS
-    except ValueError:
-        return False
-    # adler32's lower half is 1 + the sum, modulo 65,521, in a fifteenth of sum()'s time
-    if zlib.adler32(block) & 0xFFFF == (total + 1) % 65521:
-        return True
-    return total == sum(block) - 256 * sum(byte > 127 for byte in block)
-
-
-def _number(field: bytes) -> int:
-    """Octal digits, or, behind a byte 128, GNU's binary number. ValueError for anything else."""
-    if field[:1] == b"\x80":
-        return int.from_bytes(field[1:], "big")
-    return int(field.partition(b"\0")[0].strip() or b"0", 8)
-
-
-def _pax_records(data: bytes) -> dict[bytes, bytes]:
-    """Of lines `<bytes of the line> <key>=<value>`. ValueError where they are not."""
-    records, at = {}, 0
-    while at < len(data) and data[at]:  # some programs fill up with zeros
-        length = data[at : at + 20].partition(b" ")[0]
-        line = data[at : at + int(length)]
-        key, equals, value = line[len(length) + 1 : -1].partition(b"=")
-        if len(line) != int(length) or line[-1:] != b"\n" or not equals:
-            raise ValueError(line)
-        records[key] = value
-        at += len(line)
-    return records

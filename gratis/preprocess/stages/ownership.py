@@ -15,7 +15,7 @@ from gratis.errors import GratisError
 from gratis.locks import hold
 from gratis.preprocess.output.shard_writer import OWNER
 from gratis.preprocess.output.store import WORK, LocalStore, Store
-from gratis.preprocess.sources.tar import BLOCK
+from gratis.preprocess.sources.tar_headers import BLOCK
 from gratis.preprocess.stages.plan import PLAN, ShardPlan
 
 INDEXING = f"{WORK}/indexing"  # an index command has begun to write beside the work folder

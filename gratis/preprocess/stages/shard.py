@@ -116,7 +116,9 @@ class ShardTask(ImageTask):
 
         def add(item: Item, source: bytes) -> tuple[NDArray[np.uint8], int]:
             before = writer.bytes
-            picture, converted = image.to_picture(source, self.size, whole=self.whole)
+            picture, converted = image.to_picture(
+                source, self.size, whole=self.whole, padded=not codec.lossless
+            )
             data, pixels = codec.sample(picture, self.quality)
             assert pixels.shape == (picture.height, picture.width, 3)
             writer.add(item.key, data, item.label)
@@ -148,8 +150,9 @@ class ShardTask(ImageTask):
 
 def sample_size(data: bytes, task: ShardTask) -> int:
     """Bytes of the image member that a source file becomes. Raises Reject."""
-    picture, _ = image.to_picture(data, task.size, whole=task.whole)
-    return len(CODECS[task.codec].sample(picture, task.quality)[0])
+    codec = CODECS[task.codec]
+    picture, _ = image.to_picture(data, task.size, whole=task.whole, padded=not codec.lossless)
+    return len(codec.sample(picture, task.quality)[0])
 
 
 def refuse_unsupported(task: ImageTask, item: Item, reject: image.Reject) -> None:
