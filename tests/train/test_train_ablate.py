@@ -40,6 +40,16 @@ def test_the_one_column_network_is_the_authors_own() -> None:
     assert (lrn.lrn, lrn.map_norm) == (False, False)
 
 
+def test_what_is_known_of_a_small_network_is_computed_from_its_settings() -> None:
+    small = replace(RECIPES["tiny"], image_size=64, crop=56)
+    # conv1 13 pixels a side, pooled to 6, conv2 6, pooled to 3; the paper's 13
+    assert SWITCHES["conv4"].why(small).startswith("it works on 3x3 pixels here, on 13x13")
+    # squares of inputs / 64 count 4096 times less beside k = 2: 2 ** -0.75
+    assert "multiply by about 0.59 and do no more" in SWITCHES["lrn"].why(small)
+    assert SWITCHES["lrn"].why(replace(small, lrn_alpha=1e-4 * 64**2)) == ""
+    assert [name for name, switch in SWITCHES.items() if switch.why(RELEASED)] == []
+
+
 def test_differences_are_taken_seed_by_seed() -> None:
     table = {
         WHOLE: {0: (50.0, 20.0), 1: (40.0, 10.0)},

@@ -164,7 +164,8 @@ def train_all(options: Ablate, stem: str, report: Callable[[ErrorTable], object]
 
 def has(name: str, recipe: Recipe) -> bool:
     """Is there something for the switch to turn off?"""
-    if name == "towers" and recipe.towers == 1:  # half of its channels would be taken again
+    # of one column half the channels would be taken again, and it exchanges nothing
+    if name in ("towers", "exchange") and recipe.towers == 1:
         return False
     return SWITCHES[name].off(recipe) != recipe
 
