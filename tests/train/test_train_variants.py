@@ -308,5 +308,5 @@ def test_a_crop_that_the_windows_use_up_is_refused() -> None:
 
 def test_responses_of_a_layer_that_is_not_there_are_refused() -> None:
     network = RecordingAlexNet(replace(SMALL, without="fc7"), 10)
-    with pytest.raises(GratisError, match="--layer fc7: this network has conv1, .*, fc6, fc8"):
+    with pytest.raises(GratisError, match=r"--layer fc7: this network has conv1, .*, fc6, fc8"):
         network.responses("fc7", torch.zeros(1, 3, 64, 64))
