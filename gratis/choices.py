@@ -6,7 +6,7 @@ from typing import Literal
 
 MeanForm = Literal["central", "offset"]
 NoiseForm = Literal["sqrt", "printed", "off"]
-Positions = Literal["all", "printed"]
+Positions = Literal["all", "printed", "centre"]
 BadSamples = Literal["raise", "quarantine"]
 Engine = Literal["native", "dali"]  # who decodes JPEGs
 EngineOption = Literal["auto", "native", "dali"]

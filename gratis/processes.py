@@ -29,7 +29,7 @@ def timed(path: Path, command: list[str], seconds: float) -> str | None:
         output.flush()
         # a session of its own: at the end of the time all that it has started is ended
         child = subprocess.Popen(
-            [sys.executable, "-m", "gratis", *command],
+            command_of_child(command),  # it ends with this process, by kill -9 too
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -128,7 +128,7 @@ class LoaderConfig:
     of one size; whole: with their own shape (`gratis shards --shape whole`)."""
     crop_positions: Positions = "all"
     """all: of 224 in 256 pixels 33 offsets along each axis, the ten views' corners among them
-    (released code). printed: 32, the paper's 32 x 32 x 2 = 2048."""
+    (released code). printed: 32, the paper's 32 x 32 x 2 = 2048. centre: the central crop alone."""
     crop_chunk: int = 1
     """So many consecutive samples of the epoch's order share one offset and one mirror. 1: each has
     its own; 32: released code."""

@@ -41,8 +41,10 @@ class Recipe:
     """Train on random parts of this range of the image's area, resized to the crop (torchvision:
     0.08 1)."""
     crop_positions: Positions = "all"
-    """33 offsets along each axis, the ten views' corners among them (released), or the paper's
-    32."""
+    """33 offsets along each axis, the ten views' corners among them (released), the paper's 32, or
+    the central crop alone."""
+    flip: float = 0.5
+    """Probability of the mirror."""
     crop_chunk: int = 1
     """So many consecutive images share one crop and mirror: 32 in the released code, for speed
     alone."""
@@ -74,7 +76,7 @@ class Recipe:
     conv6: bool = False
     """A sixth convolution after the last pooling, as the authors' networks for larger label sets
     had."""
-    without: Literal["none", "conv3", "conv4", "conv5"] = "none"
+    without: Literal["none", "conv3", "conv4", "conv5", "fc7"] = "none"
     """Leave this layer out; the next one takes over its exchange."""
     pool: Literal["overlapping", "separate"] = "overlapping"
     """Windows of 3 every 2 pixels; or of 2, with less padding in conv2 and conv5 (#147)."""
@@ -172,6 +174,7 @@ class Recipe:
         self._check(scales, lambda value: 0 <= value < math.inf, "at least 0")
         self._check("bias_init", math.isfinite, "a number")
         self._check("momentum", lambda value: 0 <= value < 1, "in [0, 1)")
+        self._check("flip", lambda value: 0 <= value <= 1, "a probability, in [0, 1]")
         marks = "noise_until conv1_slow conv1_frozen drops"
         self._check(marks, lambda value: 0 <= value <= 1, "a share of the run, in [0, 1]")
         if self.crop > self.image_size:

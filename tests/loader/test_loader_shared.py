@@ -14,7 +14,7 @@ from gratis.loader import Loader, LoaderConfig, plan
 CPU = torch.device("cpu")
 
 
-def config(**fields: int | str) -> LoaderConfig:
+def config(**fields: float | str) -> LoaderConfig:
     return LoaderConfig(batch_size=100, crop=112, seed=5, **fields)  # type: ignore[arg-type]
 
 
@@ -23,6 +23,20 @@ def test_offsets_are_17_values_or_as_the_paper_counts_16(sample_shards: Path) ->
         with Loader(sample_shards, "train", config(crop_positions=positions), device=CPU) as loader:
             drawn = loader.epoch_plan(0).draws(np.arange(1000)).draws
         assert set(drawn.y.tolist()) == set(drawn.x.tolist()) == set(range(values))
+
+
+def test_without_crops_and_mirrors_training_sees_what_evaluation_sees(sample_shards: Path) -> None:
+    """The same pixels, in another order: 8 of 16 pixels above and to the left."""
+    fixed = config(crop_positions="centre", flip=0.0)
+    with Loader(sample_shards, "train", fixed, device=CPU) as loader:
+        drawn = loader.epoch_plan(1).draws(np.arange(1000)).draws
+        images, _, ids = next(iter(loader))
+    assert set(drawn.y.tolist()) == set(drawn.x.tolist()) == {8}
+    assert not drawn.flip.any()
+    with Loader(sample_shards, "train", config(augment=False), device=CPU) as loader:
+        plain = torch.cat([batch.images.clone() for batch in loader])
+    assert ids.tolist() != list(range(100))
+    assert torch.equal(images, plain[ids])
 
 
 def test_a_crop_of_the_whole_image_has_one_position(sample_shards: Path) -> None:

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from gratis.errors import GratisError
+from gratis.events import EventWriter
 from gratis.history import outcome, records
 from gratis.train.network.layers import plan
 from gratis.train.options import parse
-from gratis.train.paper.ablate import WHOLE, Ablate, ablate, digest, row
+from gratis.train.paper.ablate import Ablate, Done, Training, ablate, add, digest, planned
+from gratis.train.paper.ablation_table import WHOLE, row
 from gratis.train.paper.arguments import flags, recipe_flags
+from gratis.train.paper.costs import Cost, cost_of
+from gratis.train.paper.differences import difference, shown, verdict
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, SAMPLE
 
@@ -40,6 +44,16 @@ def test_the_one_column_network_is_the_authors_own() -> None:
     assert (lrn.lrn, lrn.map_norm) == (False, False)
 
 
+def test_what_is_known_of_a_small_network_is_computed_from_its_settings() -> None:
+    small = replace(RECIPES["tiny"], image_size=64, crop=56)
+    # conv1 13 pixels a side, pooled to 6, conv2 6, pooled to 3; the paper's 13
+    assert SWITCHES["conv4"].why(small).startswith("it works on 3x3 pixels here, on 13x13")
+    # squares of inputs / 64 count 4096 times less beside k = 2: 2 ** -0.75
+    assert "multiply by about 0.59 and do no more" in SWITCHES["lrn"].why(small)
+    assert SWITCHES["lrn"].why(replace(small, lrn_alpha=1e-4 * 64**2)) == ""
+    assert [name for name, switch in SWITCHES.items() if switch.why(RELEASED)] == []
+
+
 def test_differences_are_taken_seed_by_seed() -> None:
     table = {
         WHOLE: {0: (50.0, 20.0), 1: (40.0, 10.0)},
@@ -49,6 +63,81 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert own["top1_delta"] == [2, 1]
     assert own["top5_delta"] == [0.5, 1.5]
     assert own["seeds"] == [0, 1, 2]
+    # deviations of +-0.5 from 1.5: variance 0.5 with n - 1, its root over that of 2
+    assert own["top1_difference"] == {"mean": 1.5, "se": pytest.approx(0.5), "n": 2}
+    assert row(WHOLE, table)["top1_difference"] is None
+
+
+def test_a_standard_error_is_the_one_of_the_textbook() -> None:
+    own = difference([1.0, 2.0, 3.0, 6.0])  # deviations -2, -1, 0, 3: 14 / 3 / 4
+    assert own is not None
+    assert (own.mean, own.n) == (3, 4)
+    assert own.se == pytest.approx((14 / 12) ** 0.5)
+    assert shown(own) == "+3.0 ± 1.1"
+    assert shown(difference([-0.25])) == "-0.2"
+    assert difference([]) is None
+
+
+@pytest.mark.parametrize(
+    ("deltas", "paper", "said"),
+    [
+        ((1.0, 1.2, 1.4), 1.4, "worse without, as in the paper"),
+        ((2.0, 2.1, 2.2), 1.4, "worse without, as in the paper; told from 1.4"),
+        ((-2.0, -2.1, -2.2), 1.4, "better without, against the paper; told from 1.4"),
+        ((-2.0, -2.1, -2.2), None, "better without"),
+        ((-1.0, 1.0, 0.2), 1.4, "not told from 0; told from 1.4"),  # 0.07, se 0.58
+        ((-1.0, 1.0, 0.2), 1.0, "not told from 0"),
+        ((5.0, 5.1), 1.4, "n below 3"),
+    ],
+)
+def test_what_is_said_of_a_difference(
+    deltas: tuple[float, ...], paper: float | None, said: str
+) -> None:
+    assert verdict(difference(deltas), paper) == said
+
+
+def evaluated(folder: Path, top1: float, outcome: str = "finished") -> Path:
+    """A run's records, as training writes them."""
+    folder.mkdir()
+    events = EventWriter(folder / "rank-0.jsonl", attempt=1, rank=0)
+    scores = {"views": 10, "images": 10, "top1": top1, "top5": 0.9, "nll": 1.0, "wall_s": 1.0}
+    if outcome == "finished":
+        events.write("eval", scores, epoch=1, step=1)
+    events.write("end", {"outcome": outcome, "error": None})
+    return folder
+
+
+def test_the_rate_is_chosen_with_the_first_seed_alone(tmp_path: Path) -> None:
+    trainings = list(planned([WHOLE, "tanh"], [3, 4]))
+    assert [(one.seed, one.name, one.factor) for one in trainings] == [
+        (3, WHOLE, 1.0),
+        *((3, "tanh", factor) for factor in SWITCHES["tanh"].rates),
+        (4, WHOLE, 1.0),
+        (4, "tanh", None),
+    ]
+    done = Done(errors={WHOLE: {}, "tanh": {}})
+    top1 = {1.0: 0.4, 0.5: 0.375, 2.0: 0.5, 0.25: None}
+    for number, (factor, right) in enumerate(top1.items()):
+        assert done.rates == {}
+        assert done.errors["tanh"] == {}
+        ended = "finished" if right else "diverged"
+        folder = evaluated(tmp_path / str(number), right or 0.0, ended)
+        add(done, Training(3, "tanh", factor), folder, factor)
+    assert done.rates == {"tanh": 2.0}
+    assert done.errors["tanh"] == {3: (50.0, pytest.approx(10))}
+    add(done, Training(4, "tanh", None), evaluated(tmp_path / "later", 0.25), 2.0)
+    assert done.errors["tanh"][4][0] == 75
+
+
+def test_costs_are_summed_and_their_load_is_weighted_by_time(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        folder.mkdir()
+    line = '{"wall_s": 100, "cpu_s": 150, "load": 2}\n'
+    (first / "costs.jsonl").write_text(line + line + '{"wall_s": 1, "cp')
+    (second / "costs.jsonl").write_text('{"wall_s": 600, "cpu_s": 600, "load": 6}\n')
+    assert cost_of([first, second, tmp_path / "none"]) == Cost(800, 900, 5.0)
+    assert cost_of([]) == Cost(0, 0, 0)
 
 
 @pytest.mark.slow
@@ -85,6 +174,13 @@ def test_ablation_trains_once_and_tabulates(
         next(r for r in reversed(records(folder)) if r["kind"] == "eval" and r["views"] == 10)
         for folder in folders
     ]
+    cost = cost_of(folders)
+    # an epoch, its evaluation and the start of torch take some seconds of both
+    assert 2 < cost.cpu_s < 600
+    assert 2 < cost.wall_s < 600
+    assert cost.load > 0
+    assert (folders[1] / "probabilities.safetensors").is_file()  # of the whole network alone
+    assert not (folders[0] / "probabilities.safetensors").exists()
     assert rows[1]["top1"] == pytest.approx([100 - 100 * last[0]["top1"]])
     assert rows[1]["top1_delta"] == pytest.approx([100 * (last[1]["top1"] - last[0]["top1"])])
     ablate(replace(options, whole=replace(quick, batch=50), minutes=1e-9))

@@ -407,7 +407,8 @@ def test_a_run_of_the_first_edition_goes_on(tmp_path: Path) -> None:
     config = json.loads(text)
     launch = Launch.from_json(text)
     since = {"command": "", "outage_s": 600.0, "read_timeout_s": 30.0}  # which are in no config
-    assert json.loads(launch.to_json()) == config | since
+    recipe = config["recipe"] | {"flip": 0.5}  # which its version always took
+    assert json.loads(launch.to_json()) == config | since | {"recipe": recipe}
     (tmp_path / launch.run).mkdir()
     start = json.dumps({"kind": "start", "t": 0, "attempt": 1, "config": config})
     (tmp_path / launch.run / "rank-0.jsonl").write_text(start + "\n")

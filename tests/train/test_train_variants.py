@@ -14,6 +14,7 @@ import torch
 
 from gratis.errors import GratisError
 from gratis.train.analysis.summary import backward_macs, exchanges
+from gratis.train.analysis.trained_network import RecordingAlexNet
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.network.dropout import DropoutKey
 from gratis.train.network.layers import plan
@@ -34,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without conv3": {"without": "conv3"},
     "without conv4": {"without": "conv4"},
     "without conv5": {"without": "conv5"},
+    "without fc7": {"without": "fc7"},
     "tanh": {"activation": "tanh"},
     "ten thousand classes": {"classes": 10_184},
     "bgr": {"channel_order": "bgr"},
@@ -50,6 +52,11 @@ def test_parameter_counts() -> None:
     assert parameters(replace(RELEASED, conv6=True)) == 61_555_304
     assert parameters(replace(RELEASED, conv6=True, classes=10_184)) == 99_182_152
     assert parameters(replace(RELEASED, without="conv4")) == 60_965_224 - 663_936
+    # 4096 * 4096 + 4096; fc8 reads fc6's 4096 in place of fc7's
+    assert parameters(replace(RELEASED, without="fc7")) == 60_965_224 - 16_781_312
+    # conv4's 384 channels at 6x6 in place of conv5's 256
+    conv5 = 442_624 - 128 * 6 * 6 * 4096
+    assert parameters(replace(RELEASED, without="conv5")) == 60_965_224 - conv5
     both = 384 * 256 * 9 + 384  # conv4 in conv3's place reads both towers
     assert parameters(replace(RELEASED, without="conv3")) == 60_965_224 - 885_120 - 663_936 + both
     assert (
@@ -93,11 +100,43 @@ def test_a_variant_is_what_its_plan_says(name: str) -> None:
 
 def test_the_successor_of_a_removed_layer_takes_its_exchange_over() -> None:
     """Who reads both towers: fc6 to fc8, and conv3 or what comes in its place."""
-    variants: dict[str, dict[str, Any]] = {name: {"without": name} for name in ("conv3", "conv4")}
-    for removed, reader in (("none", "conv3"), ("conv3", "conv4"), ("conv4", "conv3")):
+    variants: dict[str, dict[str, Any]] = {
+        name: {"without": name} for name in ("conv3", "conv4", "fc7")
+    }
+    for removed, readers in (
+        ("none", {"conv3", "fc7"}),
+        ("conv3", {"conv4", "fc7"}),
+        ("conv4", {"conv3", "fc7"}),
+        ("fc7", {"conv3"}),
+    ):
         layers = plan(replace(RELEASED, **variants.get(removed, {})), 10)
         reading = {name for name, spec in layers.items() if spec.groups == 1}
-        assert reading == {"conv1", reader, "fc6", "fc7", "fc8"}, removed
+        assert reading == readers | {"conv1", "fc6", "fc8"}, removed
+
+
+@pytest.mark.parametrize("place", ["after", "before"])
+def test_without_fc7_half_of_fc6_s_units_reach_fc8(place: Any) -> None:
+    """Its mask is drawn once, wherever dropout stands: not twice on the same units."""
+    recipe = replace(SMALL, without="fc7", dropout="inverted", dropout_place=place)
+    network, read = AlexNet(recipe, 10), list[torch.Tensor]()
+    original = network._dense
+
+    def watched(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        read.append(x)
+        return original(layer, x)
+
+    network._dense = watched  # type: ignore[method-assign]
+    images = torch.randn(64, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 60
+    with torch.no_grad():
+        network(images)
+        network(images, DropoutKey(seed=0, step=0, rows=range(64)))
+    tested, trained = read[1], read[3]
+    if place == "after":  # else fc6's own input was halved too
+        kept = trained[tested > 0] > 0
+        torch.testing.assert_close(trained[trained > 0], 2 * tested[trained > 0])
+        assert kept.float().mean().item() == pytest.approx(0.5, abs=0.02)
+    else:
+        assert (trained > 0).float().mean() < 0.6 * (tested > 0).float().mean()
 
 
 def test_torch_s_initial_values_are_within_torch_s_bound() -> None:
@@ -215,6 +254,8 @@ def test_every_disagreement_is_one_field() -> None:
     rows: list[tuple[str, dict[str, Any]]] = [
         ("tested", {"conv1_edge": "symmetric"}),
         ("data", {"crop_positions": "printed"}),
+        ("data", {"crop_positions": "centre"}),
+        ("data", {"flip": 0.0}),
         ("data", {"crop_area": (0.08, 1.0)}),
         ("data", {"crop_chunk": 32}),
         ("data", {"mean": "offset"}),
@@ -252,7 +293,8 @@ def test_bgr_reads_the_channels_backwards() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"exchange": ("fc8",)}, {"classes": 0}, {"patience": 0}, {"rate_batch": 0}]
+    "fields",
+    [{"exchange": ("fc8",)}, {"classes": 0}, {"patience": 0}, {"rate_batch": 0}, {"flip": 1.5}],
 )
 def test_fields_that_cannot_be(fields: dict[str, Any]) -> None:
     with pytest.raises(GratisError):
@@ -262,3 +304,9 @@ def test_fields_that_cannot_be(fields: dict[str, Any]) -> None:
 def test_a_crop_that_the_windows_use_up_is_refused() -> None:
     with pytest.raises(GratisError, match="--crop 40"):
         plan(replace(RELEASED, crop=40, pool="separate"), 10)
+
+
+def test_responses_of_a_layer_that_is_not_there_are_refused() -> None:
+    network = RecordingAlexNet(replace(SMALL, without="fc7"), 10)
+    with pytest.raises(GratisError, match=r"--layer fc7: this network has conv1, .*, fc6, fc8"):
+        network.responses("fc7", torch.zeros(1, 3, 64, 64))

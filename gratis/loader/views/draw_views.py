@@ -55,6 +55,9 @@ def draw_views(
     sides = np.minimum(config.crop, sizes.min(axis=0))
     positions_of = (sizes - sides + 1 - (config.crop_positions == "printed")).clip(1)
     drawn = draws(config.seed, epoch, ids, positions_of, chunks, config.flip)
+    if config.crop_positions == "centre":
+        y, x = (sizes - sides) // 2  # as a square's in evaluation
+        drawn = drawn._replace(y=y, x=x)
     return Views(drawn, np.stack([sides, sides], axis=1) if whole else None)
 
 

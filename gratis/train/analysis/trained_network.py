@@ -53,6 +53,8 @@ class RecordingAlexNet(AlexNet):
         """[N, units] float32: W x + b after the nonlinearity (fc8: without one), before any
         normalisation, pooling or dropout that follows; of a convolution all its channels, rows and
         columns, in that order."""
+        if layer not in self.plan:
+            raise GratisError(f"--layer {layer}: this network has {', '.join(self.plan)}")
         self._layer, self._output = layer, None
         self(images)
         self._layer = None

@@ -17,7 +17,7 @@ from gratis.history import attempts, outcome, records
 from gratis.locks import STARTER, in_use, is_others, reserve
 from gratis.train.network import layers
 from gratis.train.options import Options
-from gratis.train.recipes import Recipe
+from gratis.train.recipes import RELEASED, Recipe
 from gratis.train.settings import Launch
 
 OVER = ("finished", "diverged")  # outcomes after which a run's name is not taken up again by itself
@@ -135,8 +135,10 @@ def changes(folder: Path, recipe: Recipe, seed: int) -> dict[str, str]:
     if not starts:
         return {}
     config = starts[-1]["config"]
-    there = config["recipe"] | {"seed": config["seed"]}
-    asked = json.loads(json.dumps(dataclasses.asdict(recipe))) | {"seed": seed}
+    before, asked = (json.loads(json.dumps(dataclasses.asdict(one))) for one in (RELEASED, recipe))
+    # of a field that its version lacked a run had the default
+    there = before | config["recipe"] | {"seed": config["seed"]}
+    asked |= {"seed": seed}
     return {
         name: f"{name.replace('_', '-')} was {there.get(name)}, is {value}"
         for name, value in asked.items()

@@ -124,8 +124,9 @@ class AlexNet(nn.Module):
         x = self._drop(x, 5, key) if before else x
         x = self._active(self._dense("fc6", x))
         x = self._drop(x, 6, key)
-        x = self._active(self._dense("fc7", x))
-        x = x if before else self._drop(x, 7, key)
+        if "fc7" in self.plan:
+            x = self._active(self._dense("fc7", x))
+            x = x if before else self._drop(x, 7, key)
         return self._gather_classes(self._dense("fc8", x))
 
     def _gather_classes(self, own: Tensor) -> Tensor:

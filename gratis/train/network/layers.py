@@ -73,8 +73,9 @@ def exchanging(recipe: Recipe) -> set[Layer]:
     """Layers that read both towers. The successor of a removed layer takes its exchange over; fc8
     always has one."""
     layers: set[Layer] = {*recipe.exchange, "fc8"}
-    if recipe.without in layers and recipe.without != "conv5":
-        layers.add("conv4" if recipe.without == "conv3" else "conv5")
+    successor: dict[str, Layer] = {"conv3": "conv4", "conv4": "conv5"}
+    if recipe.without in layers:
+        layers.add(successor.get(recipe.without, "fc8"))
     return layers
 
 
@@ -94,6 +95,7 @@ def plan(recipe: Recipe, classes: int) -> dict[Layer, LayerSpec]:
         spec = _conv(recipe, layer, inputs=inputs, outputs=outputs, side=side, groups=groups)
         layers[layer], inputs, side = spec, outputs, spec.pooled
     inputs *= side**2
+    dense = {layer: outputs for layer, outputs in dense.items() if layer != recipe.without}
     for layer, outputs in dense.items():
         groups = 1 if layer in whole else recipe.towers
         layers[layer], inputs = LayerSpec(inputs=inputs, outputs=outputs, groups=groups), outputs

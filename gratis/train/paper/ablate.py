@@ -1,8 +1,7 @@
 """Which parts of the network matter, measured: one thing switched off at a time, the same seeds for
 each.
 
-gratis ablate --shards S --fields lrn,overlap,towers,color_noise,dropout --seeds 0,1 --recipe tiny
---epochs 10
+gratis ablate --shards S --fields lrn,overlap,towers,color_noise --seeds 0,1,2 --recipe tiny
 
 Every run is one of `gratis train`, in a folder of its own under --runs; those that are finished are
 not done again, so the command may be interrupted, repeated, and extended by fields and seeds. The
@@ -13,33 +12,29 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from gratis.atomic import atomic_output
-from gratis.dataset import Manifest, read_manifest, require_split, require_square
+from gratis.dataset import read_manifest, require_split, require_square
 from gratis.errors import GratisError
 from gratis.history import outcome, records
-from gratis.processes import OVER, read_log, timed
+from gratis.locks import in_use
+from gratis.processes import GRACE_S, OVER, read_log, timed
 from gratis.signals import terminate_exits
 from gratis.train.options import Fields, read
+from gratis.train.paper.ablation_table import WHOLE, Ablation, Errors, ErrorTable, write
 from gratis.train.paper.arguments import flags, recipe_flags
-from gratis.train.paper.markdown import table
+from gratis.train.paper.costs import cost_of, measured
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, Recipe, RecipeName
 
-WHOLE = "whole"
 VIEWS = 10
-DIFFERENCES = ("top-1 difference", "top-5 difference")
-HEADINGS = ("", "n", "top-1", "top-5", *DIFFERENCES, "paper's", "on")
+DIVERGED = (float("inf"), float("inf"))
+OVER_FOR_GOOD = ("finished", "diverged")  # ends after which no call goes on with a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +81,6 @@ def seeds_of(text: str) -> list[int]:
     return list(dict.fromkeys(int(seed) for seed in text.split(",")))
 
 
-Errors = tuple[float, float]  # top-1 and top-5, in per cent
-ErrorTable = dict[str, dict[int, Errors]]  # by setting, by seed
-
-
 def main(arguments: list[str]) -> None:
     options = read(Ablate, arguments, "released", "gratis ablate", fields="whole")
     terminate_exits()
@@ -107,8 +98,21 @@ def ablate(options: Ablate) -> Path:
     require_square(options.shards, manifest, "ablate")
     stem = f"{options.recipe}-{manifest.hash[:8]}-{digest(options.whole)}"
     folder = options.out or options.runs / f"ablation-{stem}"
-    errors = train_all(options, stem, lambda errors: write(folder, options, manifest, errors))
-    return write(folder, options, manifest, errors)
+
+    def report(done: Done) -> Path:
+        return write(
+            folder,
+            Ablation(
+                manifest=manifest,
+                recipe_name=options.recipe,
+                whole=options.whole,
+                results=done.errors,
+                rates=done.rates,
+                cost=cost_of(done.folders),
+            ),
+        )
+
+    return report(train_all(options, stem, report))
 
 
 def ablate_within(seconds: float, log: Path, options: Ablate) -> str:
@@ -135,55 +139,119 @@ def digest(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(changed).encode()).hexdigest()[:6]
 
 
-def train_all(options: Ablate, stem: str, report: Callable[[ErrorTable], object]) -> ErrorTable:
-    """Seed by seed, so that what an early end leaves is whole comparisons. report: after each
-    run."""
+class Training(NamedTuple):
+    """One run to be: a setting with a seed. factor: of the rate; None: the one that was best with
+    the first seed."""
+
+    seed: int
+    name: str
+    factor: float | None
+
+
+@dataclass
+class Done:
+    """What is trained and evaluated. tried: of settings that choose a rate, the first seed's errors
+    by factor; DIVERGED where they are no number."""
+
+    errors: ErrorTable
+    tried: dict[str, dict[float, Errors]] = field(default_factory=dict)
+    folders: list[Path] = field(default_factory=list)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The best factor of each setting all of whose rates were tried."""
+        whole = {name: own for name, own in self.tried.items() if len(own) == len(rates_of(name))}
+        return {name: min(own, key=lambda factor: own[factor]) for name, own in whole.items()}
+
+
+def rates_of(name: str) -> tuple[float, ...]:
+    return SWITCHES[name].rates if name in SWITCHES else (1.0,)
+
+
+def planned(settings: list[str], seeds: list[int]) -> Iterator[Training]:
+    """Seed by seed, so that what an early end leaves is whole comparisons."""
+    for seed in seeds:
+        for name in settings:
+            rates = rates_of(name)
+            later = seed != seeds[0] and len(rates) > 1
+            yield from (Training(seed, name, factor) for factor in ((None,) if later else rates))
+
+
+def train_all(options: Ablate, stem: str, report: Callable[[Done], object]) -> Done:
+    """Trains what is not over yet. report: called after each run."""
     if off := [name for name in options.switches if not has(name, options.whole)]:
         raise GratisError(f"--fields {off[0]}: these settings have that off already; leave it out")
     settings = {WHOLE: options.whole}
     settings |= {name: SWITCHES[name].off(options.whole) for name in options.switches}
-    results: ErrorTable = {name: {} for name in settings}
+    done = Done(errors={name: {} for name in settings})
     ends = time.monotonic() + 60 * options.minutes if options.minutes else None
-    planned, longest = list(itertools.product(seeds_of(options.seeds), settings)), 0.0
-    for number, (seed, name) in enumerate(planned, 1):
-        run = f"ablate-{stem}-{name}-s{seed}"
-        if outcome(options.runs / run) != "finished":
+    trainings, longest = list(planned([*settings], seeds_of(options.seeds))), 0.0
+    for number, (seed, name, wanted) in enumerate(trainings, 1):
+        factor = done.rates.get(name) if wanted is None else wanted
+        if factor is None:
+            print(f"{name}, seed {seed}: skipped, it would begin before its rate is known")
+            continue
+        by_rate = "" if factor == 1 else f"-x{factor:g}"
+        folder = options.runs / f"ablate-{stem}-{name}{by_rate}-s{seed}"
+        if outcome(folder) not in OVER_FOR_GOOD:
             if ends and time.monotonic() + longest > ends:
                 late = f"skipped, it would end after --minutes {options.minutes:g}"
-                print(f"{run}: {late}", flush=True)
+                print(f"{folder.name}: {late}", flush=True)
                 continue
-            print(f"{number} of {len(planned)}: {name}, seed {seed}", flush=True)
-            began = time.monotonic()
-            launch(options, run, settings[name], seed)
+            rate = f" at {factor:g} times the rate" if by_rate else ""
+            print(f"{number} of {len(trainings)}: {name}{rate}, seed {seed}", flush=True)
+            began, recipe = time.monotonic(), settings[name]
+            recipe = replace(recipe, rate=factor * recipe.rate)
+            launch(options, folder.name, recipe, seed, save_probabilities=name == WHOLE)
             longest = max(longest, time.monotonic() - began)
-        if errors := errors_of(options.runs / run):
-            results[name][seed] = errors
-            report(results)
-    return results
+        add(done, Training(seed, name, wanted), folder, factor)
+        report(done)
+    return done
+
+
+def add(done: Done, training: Training, folder: Path, factor: float) -> None:
+    """What the run's records say of it: of several rates the best, once all are tried."""
+    seed, name, wanted = training
+    errors, rates = errors_of(folder), rates_of(name)
+    done.folders.append(folder)
+    if wanted is not None and len(rates) > 1:
+        tried = done.tried.setdefault(name, {})
+        tried[factor] = errors or DIVERGED
+        best = min(tried.values())
+        errors = best if len(tried) == len(rates) and best != DIVERGED else None
+    if errors:
+        done.errors[name][seed] = errors
 
 
 def has(name: str, recipe: Recipe) -> bool:
     """Is there something for the switch to turn off?"""
-    if name == "towers" and recipe.towers == 1:  # half of its channels would be taken again
+    # of one column half the channels would be taken again, and it exchanges nothing
+    if name in ("towers", "exchange") and recipe.towers == 1:
         return False
     return SWITCHES[name].off(recipe) != recipe
 
 
-def launch(options: Ablate, run: str, recipe: Recipe, seed: int) -> None:
+def launch(
+    options: Ablate, run: str, recipe: Recipe, seed: int, *, save_probabilities: bool
+) -> None:
     """One run by the one launch path. A run that diverged is no number; anything else that fails
     ends this command."""
-    command = [sys.executable, *"-m gratis train".split(), *flags(shards=options.shards, run=run)]
-    command += flags(runs=options.runs, seed=seed, port=0, gpus=options.gpus, recipe=options.recipe)
+    command = ["train", *flags(shards=options.shards, run=run, runs=options.runs, seed=seed)]
+    command += flags(port=0, gpus=options.gpus, recipe=options.recipe)
+    command += flags(save_probabilities=save_probabilities)
     command += recipe_flags(recipe, RECIPES[options.recipe])
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        code = child.wait()
-    except BaseException:  # it saves itself before this command is gone
-        child.terminate()
-        child.wait()
-        raise
-    if code and outcome(options.runs / run) != "diverged":
+    folder = options.runs / run
+    wait_until_free(folder)
+    code = measured(command, folder)
+    if code and outcome(folder) != "diverged":
         raise GratisError(f"run {run} ended with exit code {code}; the same command goes on")
+
+
+def wait_until_free(folder: Path) -> None:
+    """For a run that is still being saved because the command before this one was killed."""
+    ends = time.monotonic() + GRACE_S
+    while in_use(folder) and time.monotonic() < ends:
+        time.sleep(0.2)
 
 
 def errors_of(folder: Path) -> Errors | None:
@@ -192,74 +260,3 @@ def errors_of(folder: Path) -> Errors | None:
     if outcome(folder) != "finished" or not evals:
         return None
     return 100 * (1 - evals[-1]["top1"]), 100 * (1 - evals[-1]["top5"])
-
-
-def write(folder: Path, options: Ablate, manifest: Manifest, results: ErrorTable) -> Path:
-    """Writes ablation.md and ablation.json; the path of the first."""
-    rows = [row(name, results) for name in results]
-    report = {
-        "dataset": manifest.hash,
-        "train_images": manifest.splits["train"].samples,
-        "classes": len(manifest.classes),
-        "image_size": manifest.image_size,
-        "recipe": options.recipe,
-        "settings": dataclasses.asdict(options.whole),
-        "rows": rows,
-    }
-    texts = {"ablation.json": json.dumps(report, indent=1) + "\n"}
-    texts["ablation.md"] = markdown(rows, options, manifest)
-    for name, text in texts.items():
-        with atomic_output(folder / name, "choose another --out") as draft:
-            draft.write_text(text)
-    return folder / "ablation.md"
-
-
-def row(name: str, results: ErrorTable) -> dict[str, Any]:
-    """Errors of a setting by seed, and differences to the whole network's of the same seed, in
-    points."""
-    own, whole = results[name], results[WHOLE]
-    switch = SWITCHES.get(name)
-    pairs = [(own[seed], whole[seed]) for seed in own if switch and seed in whole]
-    return {
-        "setting": name,
-        "words": switch.words if switch else "the whole network",
-        "seeds": list(own),
-        "top1": [top1 for top1, _ in own.values()],
-        "top5": [top5 for _, top5 in own.values()],
-        "top1_delta": [one[0] - other[0] for one, other in pairs],
-        "top5_delta": [one[1] - other[1] for one, other in pairs],
-        "paper": switch.paper if switch else (None, None),
-        "paper_on": switch.measured_on if switch else "",
-    }
-
-
-def markdown(rows: list[dict[str, Any]], options: Ablate, manifest: Manifest) -> str:
-    train, val = (manifest.splits[split].samples for split in ("train", "val"))
-    whole = options.whole
-    lines = [
-        f"Errors in % over ten views of {val:,} validation images, means over n seeds with the "
-        "extremes; differences in points to the whole network of the same seed, positive: worse "
-        "without.",
-        f"Measured on {train:,} training images of {len(manifest.classes):,} classes at "
-        f"{manifest.image_size} px, recipe {options.recipe}, crop {whole.crop}, width "
-        f"{whole.width:g}, {whole.epochs} epochs. The paper's differences are the full network's "
-        "after 90 epochs on 1.2 million images of 1,000 classes: what a small short run shows need "
-        "not be theirs.",
-        "",
-        *table(HEADINGS, map(_cells, rows)),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    errors = [_spread(row[key], "") for key in ("top1", "top5")]
-    errors += [_spread(row[key], "+") for key in ("top1_delta", "top5_delta")]
-    paper = " / ".join(f"{points:g}" for points in row["paper"] if points)
-    return [row["words"], str(len(row["seeds"])), *errors, paper, row["paper_on"]]
-
-
-def _spread(values: list[float], sign: str) -> str:
-    if not values:
-        return ""
-    ends = f" [{min(values):{sign}.1f}..{max(values):{sign}.1f}]" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}.1f}{ends}"

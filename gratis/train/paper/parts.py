@@ -14,7 +14,7 @@ from gratis.errors import GratisError
 from gratis.history import outcome, records
 from gratis.processes import OVER, log_header, read_log, timed
 from gratis.train.analysis.figures import CAPTIONS
-from gratis.train.paper.ablate import Ablate, ablate_within, seeds_of, switchable
+from gratis.train.paper.ablate import OVER_FOR_GOOD, Ablate, ablate_within, seeds_of, switchable
 from gratis.train.paper.arguments import flags
 from gratis.train.recipes import RECIPES, Recipe, RecipeName
 
@@ -24,7 +24,6 @@ FIGURE1 = (
 )
 FIGURE1_SIZE = 32
 TRAINING_SHARE, FIGURE1_SHARE = 0.5, 0.5  # of the time that is left when they begin
-OVER_FOR_GOOD = ("finished", "diverged")  # ends after which no call goes on with a run
 SEARCHED = 2000  # training images among which nearest neighbours are looked for
 
 
