@@ -23,6 +23,9 @@ from typing import Any, TypedDict
 
 VERSION = 1
 
+# json.loads would look for other encodings at each line, and spaces around it
+_decode = json.JSONDecoder().decode
+
 
 class DecoderCounters(TypedDict, total=False):
     """Since 0.3."""
@@ -139,13 +142,17 @@ class EventTail:
         A file that shrank was replaced: it is read from its start. A missing file has no records.
         """
         try:
-            with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self.offset:
-                    self.offset = 0
-                file.seek(self.offset)
-                block = file.read(limit)
+            # a pipe would be waited for, but for O_NONBLOCK
+            file = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        try:
+            block = os.pread(file, limit, self.offset)
+            if not block and os.fstat(file).st_size < self.offset:
+                self.offset = 0
+                block = os.pread(file, limit, 0)
+        finally:
+            os.close(file)
         whole = block[: block.rfind(b"\n") + 1]
         if not whole and len(block) == limit:  # one line longer than the limit is no record of ours
             self.garbage += 1
@@ -160,7 +167,7 @@ class EventTail:
 def parse_record(line: bytes) -> dict[str, Any] | None:
     """The record in a line of an event file; None if there is none in it."""
     try:
-        record = json.loads(line)
+        record = _decode(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):  # a line of brackets alone nests too deep
         return None
     if not isinstance(record, dict) or not isinstance(record.get("kind"), str):

@@ -35,8 +35,17 @@ def count(record: Record, key: str) -> float:
 
 def integer(record: Record, key: str) -> int | None:
     """The field if it is a whole, non-negative number."""
+    whole: Any = record.get(key)
+    if type(whole) is int and 0 <= whole < _SANE:  # as nearly always
+        return whole
     value = number(record, key)
     return int(value) if value is not None and value >= 0 and value == int(value) else None
+
+
+def share(record: Record, key: str) -> float | None:
+    """The field as a share, in [0, 1]."""
+    value = number(record, key)
+    return None if value is None else min(max(value, 0.0), 1.0)
 
 
 def section(record: Record, key: str) -> Record:

@@ -67,7 +67,8 @@ class Counters(NamedTuple):
         and is neither blocked nor at work. It counts only where no stage was timed and nobody
         waited. The decoder works ahead while the producer is blocked, so a large headroom is an
         upper estimate; it is exact where it matters, near 1."""
-        busy = max(sum(self.stages.values()), self.wait_s) or self.wall_s - self.blocked_s
+        stages_s = self.read_s + self.decode_s + self.finish_s + self.transfer_s
+        busy = max(stages_s, self.wait_s) or self.wall_s - self.blocked_s
         return self.delivered / busy if busy > 0 and self.delivered else None
 
     @property
@@ -96,6 +97,11 @@ class Counters(NamedTuple):
 ZERO = Counters(*[0.0] * len(Counters._fields))
 
 
+def total(counters: Iterable[Counters]) -> Counters:
+    """Of all of them."""
+    return Counters._make(map(sum, zip(ZERO, *counters, strict=True)))
+
+
 def step_counters(record: Record) -> Counters | None:
     """The counters of a `step` record; None if it has no steps or no duration."""
     loader = section(record, "loader")
@@ -103,14 +109,23 @@ def step_counters(record: Record) -> Counters | None:
     if not (steps and wall_s):
         return None
     loss, top1 = number(record, "loss"), number(record, "top1")
+    # written out: a history of days has a million of them
     return Counters(
         steps=steps,
         images=images,
         wall_s=wall_s,
+        wait_s=count(record, "wait_s"),
+        exchange_s=count(record, "exchange_s"),
+        cpu_s=count(record, "cpu_s"),
         delivered=count(loader, "images"),
-        **{name: count(record, name) for name in ("wait_s", "exchange_s", "cpu_s")},
-        **{name: count(loader, name) for name in ("bytes_read", "blocked_s", "native", "fallback")},
-        **{f"{stage}_s": count(loader, f"{stage}_s") for stage in STAGES},
+        bytes_read=count(loader, "bytes_read"),
+        read_s=count(loader, "read_s"),
+        decode_s=count(loader, "decode_s"),
+        finish_s=count(loader, "finish_s"),
+        transfer_s=count(loader, "transfer_s"),
+        blocked_s=count(loader, "blocked_s"),
+        native=count(loader, "native"),
+        fallback=count(loader, "fallback"),
         loss=0.0 if loss is None else loss * steps,
         loss_steps=0.0 if loss is None else steps,
         hits=0.0 if top1 is None else top1 * images,
@@ -191,7 +206,7 @@ def throughput(ranks: Collection[Counters]) -> Throughput:
     """Over ranks that run side by side: the sum of their rates."""
     if not ranks:
         return Throughput(None, None, None)
-    known = [one.capacity for one in ranks if one.capacity is not None]
+    known = [capacity for one in ranks if (capacity := one.capacity) is not None]
     return Throughput(
         loader=sum(known) if len(known) == len(ranks) else None,
         delivered=sum(one.delivered_per_s for one in ranks),

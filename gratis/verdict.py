@@ -6,12 +6,10 @@ its end show the same sentence."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
 from statistics import median
 from typing import Literal, NamedTuple
 
 from gratis.rates import (
-    ZERO,
     AttemptCounters,
     Counters,
     Stage,
@@ -19,6 +17,7 @@ from gratis.rates import (
     Throughput,
     startup,
     throughput,
+    total,
     wait_fraction,
 )
 
@@ -77,7 +76,7 @@ def performance(
 
 def stage_shares(ranks: Iterable[Counters]) -> dict[Stage, float]:
     """Shares of the loaders' working time by stage; empty where no stage was timed."""
-    seconds = reduce(Counters.plus, ranks, ZERO).stages
+    seconds = total(ranks).stages
     whole = sum(seconds.values())
     return {stage: s / whole for stage, s in seconds.items()} if whole else {}
 

@@ -73,11 +73,10 @@ def _add_status(app: FastAPI, runs: Runs) -> None:
         """The run of that name."""
         return Response(_snapshot(runs, run).json, media_type="application/json")
 
-    @app.get("/status/{run}/intervals", responses=NOT_FOUND)
-    def intervals(run: KnownName) -> IntervalList:
+    @app.get("/status/{run}/intervals", response_model=IntervalList, responses=NOT_FOUND)
+    def intervals(run: KnownName) -> Response:
         """The curves of the run of that name."""
-        snapshot = _snapshot(runs, run)
-        return IntervalList(intervals=[] if snapshot.status.behind_bytes else snapshot.intervals)
+        return Response(_snapshot(runs, run).intervals_json, media_type="application/json")
 
     @app.get(
         "/status/{run}/picture",

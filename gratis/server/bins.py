@@ -6,9 +6,10 @@ steps."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
 
 from gratis.fields import Record, count, number, section
 from gratis.rates import Counters
@@ -67,37 +68,73 @@ class Bin(NamedTuple):
             startup=self.startup or later.startup,
         )
 
+    def packed(self) -> Packed:
+        """As plain tuples and numbers, which the garbage collector need not look into: with 256
+        ranks it would for a third of a second at a time."""
+        return (*self[:6], tuple(self.counters), tuple(self.gauges), self.startup)
+
+
+Packed = tuple[Any, ...]
+
+
+def unpacked(values: Sequence[Any]) -> Bin:
+    """Of what `Bin.packed` returned, or JSON made of it. TypeError for anything else."""
+    first_step, step, epoch, attempt, t, lr, counters, gauge, startup = values
+    raw = Counters(*counters), Gauges(*gauge)
+    return Bin(first_step, step, epoch, attempt, t, lr, *raw, startup)
+
 
 class Bins:
-    """One rank's bins. `changed`: the first step of the earliest bin that changed since somebody
-    set it to infinity."""
+    """One rank's bins. firsts: where they begin, in order. changed: the first step of the earliest
+    one that changed since somebody set it to infinity."""
 
     def __init__(self, width: int = 1, bins: Iterable[Bin] = ()) -> None:
+        self._replace(width, bins)
+
+    def _replace(self, width: int, bins: Iterable[Bin]) -> None:
         self.width = width
-        self.by_step = {bin_.first_step: bin_ for bin_ in bins}
+        self._packed = {bin_.first_step: bin_.packed() for bin_ in bins}
+        self.firsts = sorted(self._packed)
         self.changed = 1.0
 
+    def packed(self) -> list[Packed]:
+        return [*self._packed.values()]
+
     def add(self, bin_: Bin) -> None:
-        self.changed = min(self.changed, _put(self.by_step, bin_, self.width))
-        while len(self.by_step) > CAPACITY:
-            self.width *= 2
-            self.by_step, self.changed = self.coarsened(self.width), 1.0
+        """bin_.first_step: any."""
+        first = first_of_bin(bin_.step, self.width)
+        bin_ = bin_ if bin_.first_step == first else bin_._replace(first_step=first)
+        if (old := self._packed.get(first)) is None:
+            insort(self.firsts, first)
+        self._packed[first] = (bin_ if old is None else unpacked(old).plus(bin_)).packed()
+        self.changed = min(self.changed, first)
+        if len(self.firsts) > CAPACITY:
+            self._widen()
 
-    def coarsened(self, width: int, since: int = 1) -> dict[int, Bin]:
-        """Those that begin at step `since`, the first of a bin of this width, or later."""
-        bins: dict[int, Bin] = {}
-        for bin_ in [bin_ for first, bin_ in self.by_step.items() if first >= since]:
-            _put(bins, bin_, width)
-        return bins
+    def _widen(self) -> None:
+        width = self.width
+        while len(starts := self.starts(1, width)) > CAPACITY:
+            width *= 2
+        wider = [self.at(first, width) for first in starts]
+        self._replace(width, [bin_ for bin_ in wider if bin_ is not None])
 
+    def starts(self, since: int, width: int) -> Collection[int]:
+        """In order, where bins of this width begin that hold any of the steps from `since` on, the
+        first of such a bin."""
+        firsts = self.firsts[bisect_left(self.firsts, since) :]
+        if width == self.width:
+            return firsts
+        return dict.fromkeys(first_of_bin(first, width) for first in firsts)
 
-def _put(bins: dict[int, Bin], bin_: Bin, width: int) -> int:
-    """Returns the first step of the bin that it became part of."""
-    first = first_of_bin(bin_.step, width)
-    placed = bin_ if bin_.first_step == first else bin_._replace(first_step=first)
-    old = bins.get(first)
-    bins[first] = placed if old is None else old.plus(placed)
-    return first
+    def at(self, first: int, width: int) -> Bin | None:
+        """The steps first .. first + width - 1 as one bin; width: this one, or the double of it, or
+        of that, and so on."""
+        if width == self.width:
+            packed = self._packed.get(first)
+            return None if packed is None else unpacked(packed)
+        low, high = (bisect_left(self.firsts, step) for step in (first, first + width))
+        bins = [unpacked(self._packed[one]) for one in self.firsts[low:high]]
+        return reduce(Bin.plus, bins)._replace(first_step=first) if bins else None
 
 
 def first_of_bin(step: int, width: int) -> int:
@@ -108,27 +145,3 @@ def first_of_bin(step: int, width: int) -> int:
 def superseded(step: int, attempt: int, resumes: Mapping[int, int]) -> bool:
     """Whether a later attempt resumed before `step` and so ran it, or will run it, again."""
     return any(later > attempt and resumed < step for later, resumed in resumes.items())
-
-
-def widest(ranks: Iterable[Bins]) -> int:
-    """The width to which all ranks' bins can be brought."""
-    return max((one.width for one in ranks), default=1)
-
-
-def align(ranks: Iterable[Bins], resumes: Mapping[int, int], since: float = 1) -> list[list[Bin]]:
-    """All ranks' bins side by side, in order of steps: each row holds the bins of one range of
-    steps, one per rank. Rows that end before the step `since` are left out.
-
-    `resumes` maps each attempt to the step it resumed after. In a row the highest attempt wins.
-    """
-    ranks = list(ranks)
-    if math.isinf(since):
-        return []
-    width = widest(ranks)
-    rows: dict[int, list[Bin]] = {}
-    for one in ranks:
-        for first, bin_ in one.coarsened(width, first_of_bin(int(since), width)).items():
-            if not superseded(bin_.step, bin_.attempt, resumes):
-                rows.setdefault(first, []).append(bin_)
-    highest = {first: max(bin_.attempt for bin_ in row) for first, row in rows.items()}
-    return [[bin_ for bin_ in rows[k] if bin_.attempt == highest[k]] for k in sorted(rows)]

@@ -96,6 +96,7 @@ def serve(config: StatusConfig) -> None:
 
     from gratis.server.app import create_app
     from gratis.server.connections import BoundedProtocol
+    from gratis.server.garbage import collect_rarely
     from gratis.server.runs import Runs
     from gratis.server.summaries import user_cache
 
@@ -121,6 +122,7 @@ def serve(config: StatusConfig) -> None:
         )
     )
     host = f"[{config.host}]" if ":" in config.host else config.host
+    collect_rarely()
     print(f"serving http://{host}:{listener.getsockname()[1]}/", flush=True)
     server.run(sockets=[listener])
 

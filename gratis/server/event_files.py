@@ -4,6 +4,7 @@ whatever a file's length."""
 from __future__ import annotations
 
 import operator
+import os
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 from gratis.events import EventTail
 from gratis.fields import Record, count, integer, number, text
 from gratis.history import Attempt
-from gratis.rates import ZERO, AttemptCounters, Counters, step_counters
-from gratis.server.bins import Bin, Bins, Gauges, first_of_bin, gauges
+from gratis.rates import ZERO, AttemptCounters, Counters, step_counters, total
+from gratis.server.bins import Bin, Bins, first_of_bin, gauges, unpacked
 
 SHARD_COUNTERS = ("images", "bytes_in", "bytes_out", "wall_s")
-BLOCK = 256 << 10  # bytes read at a time: some hundred records, about ten milliseconds
+BLOCK = 64 << 10  # bytes read at a time: some ninety records, about two milliseconds
 WINDOW_S = 30.0  # rates are over the newest intervals that make up this much
 
 RECENT, WARNINGS = 256, 10  # how many of the newest are held
@@ -31,7 +32,7 @@ class EventFile:
     garbage."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        self.path = path
+        self.path, self._name = path, str(path)
         self.tail = EventTail(path, offset)
         self.identity: tuple[int, int] | None = None
         self.behind = 0  # bytes not read yet
@@ -43,7 +44,7 @@ class EventFile:
         """Takes the size and the age that the file has now; whether it is still the one that was
         read. One that cannot be looked at stays as it was."""
         try:
-            stat = self.path.stat()
+            stat = os.stat(self._name)
         except OSError:
             return True
         identity = (stat.st_dev, stat.st_ino)
@@ -51,6 +52,14 @@ class EventFile:
             return False
         self.identity, self.mtime = identity, stat.st_mtime
         self.behind = stat.st_size - self.tail.offset
+        return True
+
+    def follow(self, file: EventFile) -> bool:
+        """As `look`, by what another reader of the path has seen there."""
+        if self.identity not in (None, file.identity):
+            return False
+        self.identity, self.mtime = file.identity, file.mtime
+        self.behind = max(file.tail.offset + file.behind - self.tail.offset, 0)
         return True
 
     def read(self) -> bool:
@@ -84,14 +93,15 @@ class RankFile(EventFile):
         self.lifetime = ZERO  # over all attempts: counters that never go back
         # (epoch, views) -> step, attempt, record
         self.evals: dict[tuple[int, int], tuple[int, int, Record]] = {}
+        self.evaluated = 0  # how many were added to them
         self._reset()
 
     def _reset(self) -> None:
         """Clears what belongs to one attempt."""
         self.step = 0
         self.counters = AttemptCounters()
-        # the newest intervals, the start-up not among them
-        self.recent: deque[Counters] = deque(maxlen=RECENT)
+        # the newest intervals, the start-up not among them; plain tuples, as Bin.packed
+        self.recent: deque[tuple[float, ...]] = deque(maxlen=RECENT)
         self._window: Counters | None = None  # until the next interval
         self.newest: Record = {}
         self.receipt: Record | None = None
@@ -114,6 +124,7 @@ class RankFile(EventFile):
         elif kind == "eval":
             key = (integer(record, "epoch") or 0, integer(record, "views") or 0)
             self.evals[key] = (integer(record, "step") or self.step, attempt_number, record)
+            self.evaluated += 1
             while len(self.evals) > 2048:
                 self.evals.pop(next(iter(self.evals)))
         elif kind == "warning":
@@ -131,7 +142,7 @@ class RankFile(EventFile):
         self.newest, self._window = record, None
         self.counters.add(counters)
         if self.counters.started:
-            self.recent.append(counters)
+            self.recent.append(tuple(counters))
         self.lifetime = self.lifetime.plus(counters)
         bin_ = Bin(
             first_step=first_of_bin(step, self.bins.width),
@@ -157,10 +168,10 @@ class RankFile(EventFile):
             "attempt": attempt,
             "resumes": list(self.resumes.items()),
             "width": self.bins.width,
-            "bins": list(self.bins.by_step.values()),
+            "bins": self.bins.packed(),
             "evals": [[*key, *value] for key, value in self.evals.items()],
             "counters": [self.counters.startup, self.counters.rest],
-            "recent": list(self.recent),
+            "recent": self._newest_intervals(),
             "warnings": list(self.warnings),
         }
 
@@ -172,36 +183,36 @@ class RankFile(EventFile):
         own = {name: summary[name] for name in SUMMARY} | {
             "attempt": Attempt(**summary["attempt"]),
             "resumes": dict(summary["resumes"]),
-            "bins": Bins(summary["width"], map(_bin, summary["bins"])),
+            "bins": Bins(summary["width"], map(unpacked, summary["bins"])),
             "evals": {(epoch, views): tuple(rest) for epoch, views, *rest in summary["evals"]},
             "counters": AttemptCounters(*(Counters(*one) for one in summary["counters"])),
-            "recent": deque((Counters(*one) for one in summary["recent"]), maxlen=RECENT),
+            "recent": deque((tuple(Counters(*one)) for one in summary["recent"]), maxlen=RECENT),
             "warnings": deque(summary["warnings"], maxlen=WARNINGS),
             "lifetime": Counters(*summary["lifetime"]),
         }
         self.tail.offset, self.tail.garbage = summary["offset"], summary["garbage"]
         for name, value in own.items():
             setattr(self, name, value)
+        self.evaluated = len(self.evals)
 
     def window(self) -> Counters:
         """The newest intervals, back to WINDOW_S of training; the start-up only while there is
         nothing else."""
         if self._window is None:
-            self._window = self._newest_intervals() if self.recent else self.counters.startup
+            newest = self._newest_intervals()
+            self._window = total(newest) if newest else self.counters.startup
         return self._window
 
-    def _newest_intervals(self) -> Counters:
-        total = ZERO
-        for interval in reversed(self.recent):
-            total = total.plus(interval)
-            if total.wall_s >= WINDOW_S:
+    def _newest_intervals(self) -> list[Counters]:
+        """Of `recent`, the oldest first."""
+        newest: list[Counters] = []
+        wall_s = 0.0
+        for interval in map(Counters._make, reversed(self.recent)):
+            newest.append(interval)
+            wall_s += interval.wall_s
+            if wall_s >= WINDOW_S:
                 break
-        return total
-
-
-def _bin(values: list[Any]) -> Bin:
-    bin_ = Bin(*values)
-    return bin_._replace(counters=Counters(*bin_.counters), gauges=Gauges(*bin_.gauges))
+        return newest[::-1]
 
 
 class ShardFile(EventFile):

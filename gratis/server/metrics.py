@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
-from typing import Any, get_args
+from typing import Literal, NamedTuple, get_args
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
 from gratis.server.models import RunStatus, State
 from gratis.server.run_reader import RunSnapshot
 from gratis.server.runs import Runs
 
-Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
-Rows = Iterable[tuple[Any, ...]]  # the values of the labels, then the value; None: no sample
+Sample = tuple[str, float | None]  # the labels as text, and the value; None: no sample
 
 # each: the name after gratis_, its help, and the field of the status or of the counters
 SPEEDS = (
@@ -103,17 +99,24 @@ SHARD_COUNTERS = (
 )
 
 
-class SnapshotCollector(Collector):
-    def __init__(self, snapshot: RunSnapshot | None) -> None:
-        self.snapshot = snapshot
+class Family(NamedTuple):
+    """Samples of one name. The library's own families take ten times as long to encode, which with
+    hundreds of ranks is most of a scrape."""
 
-    def collect(self) -> Iterator[Metric]:
-        build = {"version": _version(), "python": platform.python_version()}
-        yield InfoMetricFamily("gratis_build", "What serves these metrics.", build)
-        if (snapshot := self.snapshot) is not None:
-            yield from _run_gauges(snapshot.status)
-            yield from _rank_metrics(snapshot)
-            yield from _shard_metrics(snapshot)
+    kind: Literal["gauge", "counter", "info"]
+    name: str  # behind gratis_
+    text: str
+    samples: Iterable[Sample]
+
+    def lines(self, openmetrics: bool) -> Iterator[str]:
+        suffix = {"gauge": "", "counter": "_total", "info": "_info"}[self.kind]
+        sampled = f"gratis_{self.name}{suffix}"
+        name = f"gratis_{self.name}" if openmetrics else sampled
+        kind = self.kind if openmetrics or self.kind != "info" else "gauge"
+        yield f"# HELP {name} {self.text}\n# TYPE {name} {kind}\n"
+        for labels, value in self.samples:
+            if value is not None:
+                yield f"{sampled}{labels} {float(value)!r}\n"
 
 
 def exposition(runs: Runs, accept: str) -> tuple[bytes, str]:
@@ -124,12 +127,22 @@ def exposition(runs: Runs, accept: str) -> tuple[bytes, str]:
 
 @lru_cache(maxsize=4)  # one snapshot is encoded once, however many scrape
 def _encode(snapshot: RunSnapshot | None, accept: str) -> tuple[bytes, str]:
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(SnapshotCollector(snapshot))
-    encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+    _, content_type = choose_encoder(accept)
+    openmetrics = content_type.startswith("application/openmetrics-text")
+    lines = [line for family in _families(snapshot) for line in family.lines(openmetrics)]
+    return "".join([*lines, "# EOF\n" if openmetrics else ""]).encode(), content_type
 
 
+def _families(snapshot: RunSnapshot | None) -> Iterator[Family]:
+    build = _labels(python=platform.python_version(), version=_version())
+    yield Family("info", "build", "What serves these metrics.", [(build, 1.0)])
+    if snapshot is not None:
+        yield from _run_gauges(snapshot.status)
+        yield from _rank_metrics(snapshot)
+        yield from _shard_metrics(snapshot)
+
+
+@cache
 def _version() -> str:
     try:
         return version("gratis")
@@ -137,53 +150,63 @@ def _version() -> str:
         return "unreleased"
 
 
-def _family(kind: Family, name: str, text: str, labels: str, rows: Rows) -> Metric:
-    family = kind(f"gratis_{name}", text, labels=labels.split())
-    for *values, value in rows:
-        if value is not None:
-            family.add_metric([str(one) for one in values], value)
-    return family
+def _labels(**values: object) -> str:
+    """As they stand behind a metric's name."""
+    pairs = [f'{name}="{_escaped(str(value))}"' for name, value in sorted(values.items())]
+    return "{" + ",".join(pairs) + "}"
 
 
-def _run_gauges(run: RunStatus) -> Iterator[Metric]:
-    states = [(run.name, name, float(name == run.state)) for name in get_args(State)]
-    text = "1 for the run's state, 0 for the others."
-    yield _family(GaugeMetricFamily, "run_state", text, "run state", states)
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _run_gauges(run: RunStatus) -> Iterator[Family]:
+    states = [
+        (_labels(run=run.name, state=one), float(one == run.state)) for one in get_args(State)
+    ]
+    yield Family("gauge", "run_state", "1 for the run's state, 0 for the others.", states)
     speeds = [(f"{who}_images_per_second", text, f"images_per_s.{who}") for who, text in SPEEDS]
     for name, text, field in (*speeds, *RUN_GAUGES):
         if (value := attrgetter(field)(run)) is not None:
-            yield _family(GaugeMetricFamily, name, text, "run", [(run.name, value)])
+            yield Family("gauge", name, text, [(_labels(run=run.name), value)])
     newest = {one.views: one for one in run.evaluations}
     errors = [
-        (run.name, views, top, error)
+        (_labels(run=run.name, views=views, top=top), error)
         for views, one in newest.items()
         for top, error in ((1, one.top1_error), (5, one.top5_error))
     ]
     text = "Error of the newest evaluation."
-    yield _family(GaugeMetricFamily, "validation_error_ratio", text, "run views top", errors)
+    yield Family("gauge", "validation_error_ratio", text, errors)
 
 
-def _rank_metrics(snapshot: RunSnapshot) -> Iterator[Metric]:
-    run, ranks, counters = snapshot.status.name, snapshot.status.ranks, snapshot.counters.items()
+def _rank_metrics(snapshot: RunSnapshot) -> Iterator[Family]:
+    run, ranks, counters = snapshot.status.name, snapshot.status.ranks, snapshot.counters
+    labels = {rank: _labels(run=run, rank=rank) for rank in (*counters, *(o.rank for o in ranks))}
     for name, text, field in RANK_COUNTERS:
-        rows: Rows = [(run, rank, getattr(one, field)) for rank, one in counters]
-        yield _family(CounterMetricFamily, name, text, "run rank", rows)
-    rows = [(run, rank, stage, s) for rank, one in counters for stage, s in one.stages.items()]
+        of = attrgetter(field)
+        samples = [(labels[rank], of(one)) for rank, one in counters.items()]
+        yield Family("counter", name, text, samples)
+    samples = [
+        (_labels(run=run, rank=rank, stage=stage), seconds)
+        for rank, one in counters.items()
+        for stage, seconds in one.stages.items()
+    ]
     text = "Time the loader spent in each stage."
-    yield _family(CounterMetricFamily, "loader_stage_seconds", text, "run rank stage", rows)
+    yield Family("counter", "loader_stage_seconds", text, samples)
     for name, text, field in RANK_GAUGES:
-        rows = [(run, one.rank, getattr(one, field)) for one in ranks]
-        yield _family(GaugeMetricFamily, name, text, "run rank", rows)
+        of = attrgetter(field)
+        yield Family("gauge", name, text, [(labels[one.rank], of(one)) for one in ranks])
     for name, text, field in GPU_GAUGES:
-        rows = [(run, one.rank, getattr(one.gpu, field)) for one in ranks if one.gpu is not None]
-        yield _family(GaugeMetricFamily, name, text, "run rank", rows)
+        of = attrgetter(field)
+        gpus = [(labels[one.rank], of(one.gpu)) for one in ranks if one.gpu is not None]
+        yield Family("gauge", name, text, gpus)
 
 
-def _shard_metrics(snapshot: RunSnapshot) -> Iterator[Metric]:
+def _shard_metrics(snapshot: RunSnapshot) -> Iterator[Family]:
     if (shards := snapshot.status.shards) is None or not snapshot.shards:
         return
-    run = snapshot.status.name
+    labels = _labels(run=snapshot.status.name)
     for name, text, field in SHARD_GAUGES:
-        yield _family(GaugeMetricFamily, name, text, "run", [(run, getattr(shards, field))])
+        yield Family("gauge", name, text, [(labels, getattr(shards, field))])
     for (name, text), total in zip(SHARD_COUNTERS, snapshot.shards, strict=True):
-        yield _family(CounterMetricFamily, name, text, "run", [(run, total)])
+        yield Family("counter", name, text, [(labels, total)])

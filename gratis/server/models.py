@@ -251,7 +251,7 @@ class IntervalStatus(StatusModel):
 
 class IntervalList(StatusModel):
     intervals: list[IntervalStatus] = Field(
-        description="the run's intervals, the oldest first; none while the server is still reading"
+        description="the run's intervals, the oldest first; none until all was read once"
     )
 
 

@@ -11,14 +11,19 @@ from functools import cached_property
 from pathlib import Path
 
 from gratis.rates import Counters
-from gratis.server.models import IntervalStatus, RunStatus
+from gratis.server.garbage import leave_out_all
+from gratis.server.models import IntervalList, IntervalStatus, RunStatus
 from gratis.server.run import Run
 from gratis.server.run_status import run_status
 from gratis.server.summaries import Summaries
 
 CACHED = 8  # runs held in memory; the least recently asked for goes first
 FRESH_S = 0.4  # requests within this time share one read of the files, however many there are
-IDLE_S = 5.0  # without anything to read the thread ends, until the next request
+ANSWER_S = 0.012  # CPU seconds of reading for an answer; putting it together comes to that
+PIECE_S = 0.01  # CPU seconds of reading at a time while nobody waits
+SHARE = 0.3  # of a core, for reading while nobody waits: the rest is left to the training
+PULSE_S = 1.0  # how often a run is looked at while nobody waits, so that answers read little
+IDLE_S = 120.0  # since the newest request: then not even that
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +31,10 @@ class RunSnapshot:
     """A run as of one read of its files. Its JSON is made once for all clients."""
 
     status: RunStatus
+    # these as of the newest moment at which all was read; none until then
     intervals: list[IntervalStatus]
-    # rank -> over all attempts, of the ranks that have trained; none while a history is read, as
-    # half-read counters would look like a restart
-    counters: dict[int, Counters]
-    # the shard stage's images, bytes in, bytes out and seconds; empty without one, or as above
-    shards: tuple[float, ...]
+    counters: dict[int, Counters]  # rank -> over all attempts, of the ranks that have trained
+    shards: tuple[float, ...]  # the shard stage's images, bytes in, bytes out and seconds
 
     @cached_property
     def json(self) -> str:
@@ -45,17 +48,23 @@ class RunSnapshot:
             exclude={"age_s": True, "ranks": {"__all__": {"age_s"}}, "shards": {"age_s"}}
         )
 
+    @cached_property
+    def intervals_json(self) -> str:
+        """An IntervalList as JSON."""
+        return IntervalList(intervals=self.intervals).model_dump_json()
+
 
 @dataclass
 class HeldRun:
-    """A run in memory. asked, read: monotonic seconds of the newest request, and of the beginning
-    of the newest reading whose snapshot is here."""
+    """A run in memory. asked, looked, read: monotonic seconds of the newest request, and of the
+    beginnings of the newest work on it and of the newest whose snapshot is here."""
 
     run: Run
     asked: float
+    looked: float = -1.0
     read: float = -1.0
     snapshot: RunSnapshot | None = None
-    error: Exception | None = field(default=None)  # of the newest reading
+    error: Exception | None = field(default=None)  # of the newest work
 
     @property
     def waited_for(self) -> bool:
@@ -98,51 +107,54 @@ class RunReader:
 
     def _work(self) -> None:
         while (held := self._next()) is not None:
-            begun = time.monotonic()
-            snapshot: RunSnapshot | None = held.snapshot
+            begun, cpu = time.monotonic(), time.thread_time()
+            waited, snapshot = held.waited_for, held.snapshot
             error: Exception | None = None
+            known = held.run.level
             try:
-                snapshot = self._read(held)
+                if waited:
+                    snapshot = self._read(held.run)
+                elif held.run.unfinished:
+                    held.run.work(PIECE_S)
+                else:
+                    held.run.refresh(PIECE_S)
+                if held.run.level and not known:
+                    leave_out_all()
             except Exception as caught:  # whoever waits raises it
                 error = caught
             with self._changed:
-                held.read, held.snapshot, held.error = begun, snapshot, error
+                held.looked, held.read = begun, begun if waited else held.read
+                held.snapshot, held.error = snapshot, error
                 self._changed.notify_all()
-                # half of a core is left to the training beside it, unless somebody waits
-                pause = time.monotonic() - begun if held.run.behind else 0.0
-                self._changed.wait_for(self._waited_for, pause)
+                pause = (time.thread_time() - cpu) / SHARE - (time.monotonic() - begun)
+                self._changed.wait_for(self._waited_for, max(pause, 0.0))
 
     def _next(self) -> HeldRun | None:
-        """What to read: a run that is waited for, else one that is not read to its end, the one
-        whose turn was longest ago; None, and the thread ends, once there is none for IDLE_S."""
+        """What to work on: a run that is waited for, else the one whose turn was longest ago; None,
+        and the thread ends, once there was no request for IDLE_S and all is read."""
         with self._changed:
-            if not self._changed.wait_for(self._to_read, IDLE_S):
-                self._thread = None
-                return None
-            return min(self._to_read(), key=lambda held: (not held.waited_for, held.read))
-
-    def _to_read(self) -> list[HeldRun]:
-        return [
-            held
-            for held in self._held.values()
-            if held.waited_for or (held.run.behind and held.error is None)
-        ]
+            while True:
+                held = [*self._held.values()]
+                for turn in (
+                    [one for one in held if one.waited_for],
+                    [one for one in held if one.run.unfinished and one.error is None],
+                ):
+                    if turn:
+                        return min(turn, key=lambda one: one.looked)
+                now = time.monotonic()
+                watched = [one for one in held if now - one.asked < IDLE_S]
+                if not watched:
+                    self._thread = None
+                    return None
+                first = min(watched, key=lambda one: one.looked)
+                if (left := first.looked + PULSE_S - now) <= 0:
+                    return first
+                self._changed.wait_for(self._waited_for, left)
 
     def _waited_for(self) -> bool:
         return any(held.waited_for for held in self._held.values())
 
-    def _read(self, held: HeldRun) -> RunSnapshot | None:
-        """The run as of now; if nobody waits for it, only once all is read."""
-        wanted, run = held.waited_for, held.run
-        run.refresh()
-        run.save()
-        if run.behind and not wanted:
-            return held.snapshot
-        level = not run.behind
-        trained = [file for file in run.latest_ranks() if level and file.lifetime.steps]
-        return RunSnapshot(
-            run_status(run, self._stall_s),
-            run.intervals(),
-            {file.rank: file.lifetime for file in trained},
-            run.shards.lifetime if level and run.shards else (),
-        )
+    def _read(self, run: Run) -> RunSnapshot:
+        run.refresh(ANSWER_S)
+        status = run_status(run, self._stall_s)
+        return RunSnapshot(status, run.intervals(), run.counters, run.shard_counters)

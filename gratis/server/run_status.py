@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 from gratis.fields import Record, command, count, integer, number, section, text
-from gratis.rates import Counters, throughput, wait_fraction
-from gratis.server.bins import superseded
+from gratis.server.evaluations import best, error_of, evaluations
 from gratis.server.event_files import EventFile, RankFile, ShardFile
 from gratis.server.models import (
     CoverageStatus,
-    Evaluation,
-    GpuStatus,
-    RankStatus,
     RunStatus,
     ShardStatus,
     Speed,
-    StageShares,
     StartupStatus,
     State,
     VerdictStatus,
 )
+from gratis.server.rank_status import OVER, counters_of, memory_and_gpus, rank_statuses
 from gratis.server.run import PICTURE, Run, start_of
 from gratis.server.state import attempt_state
-from gratis.verdict import performance, stage_shares
+from gratis.verdict import performance
 
-OVER: tuple[State, ...] = ("finished", "crashed", "preempted", "diverged")
+READING = "the server is still reading"
 
 
 def run_status(run: Run, stall_s: float) -> RunStatus:
@@ -52,15 +47,18 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
     if state == "running" and (progress := ranks[0].evaluating) is not None:
         done, total = count(progress, "images") * world, count(progress, "total")
         reason = f"evaluating, {min(done, total):,.0f} of {total:,.0f} images"
-    if run.behind:
-        reason = "the server is still reading"
+    if reading := run.far or not run.level:
+        reason = READING
     ends = [one.end for one in attempts.values() if one.end is not None]
     error = next((error for end in ends if (error := text(end, "error"))), None)
-    own = [_rank_status(file, state, file.rank in dead, now) for file in ranks]
+    own = rank_statuses(run, ranks, state, dead, now)
     evaluated = evaluations(run)
     rates = _rates(ranks, state, complete=stepped or state in OVER, age_s=age_s)
-    if run.behind:  # the first of the newest intervals is no start-up
+    if reading:  # the first of the newest intervals is no start-up
         rates["startup"] = None
+    if not run.seen:  # a part of the ranks has a part of the rates
+        verdict = VerdictStatus(kind="starting", title="Starting", text=READING, pauses=False)
+        rates = {"verdict": verdict, "images_per_s": Speed()}
     return RunStatus(
         name=run.path.name,
         folder=f"{run.path.parent.resolve().name}/{run.path.name}",
@@ -85,13 +83,13 @@ def run_status(run: Run, stall_s: float) -> RunStatus:
         **_position(start, state, ranks),
         **rates,
         **_progress(ranks),
-        **_memory_and_gpus(own),
+        **memory_and_gpus(own),
     )
 
 
 def _rates(ranks: list[RankFile], state: State, *, complete: bool, age_s: float) -> dict[str, Any]:
     """How fast it is, and what holds it back."""
-    counters = {file.rank: _counters(file, state) for file in ranks if file.step}
+    counters = {file.rank: counters_of(file, state) for file in ranks if file.step}
     speed, wait, startup, verdict = performance(
         {file.rank: file.counters for file in ranks if file.step},
         counters,
@@ -115,7 +113,7 @@ def _position(start: Record, state: State, ranks: list[RankFile]) -> dict[str, A
     total = epochs * steps if epochs and steps else None
     goes_on = state not in OVER or state == "finished"
     shown = min(epoch, epochs - 1) if epochs else epoch  # the last one after its end too
-    step_s = max((_counters(file, state).step_s for file in ranks if file.step), default=None)
+    step_s = max((counters_of(file, state).step_s for file in ranks if file.step), default=None)
     return {
         "epoch": epoch,
         "step": step,
@@ -132,29 +130,6 @@ def _modified(path: Path) -> float | None:
     except OSError:
         return None
     return status.st_mtime if stat.S_ISREG(status.st_mode) else None
-
-
-def best(evaluated: Collection[Evaluation]) -> Evaluation | None:
-    """The evaluation with the lowest top-1 error, the oldest of equals: of the centre view, which
-    every epoch has, where there is one."""
-    known = [one for one in evaluated if one.top1_error is not None]
-    centre = [one for one in known if one.views == 1]
-    return min(centre or known, key=lambda one: one.top1_error or 0.0, default=None)
-
-
-def evaluations(run: Run) -> list[Evaluation]:
-    """Rank 0's, but those of epochs that a later attempt runs again."""
-    resumes = run.resumes()
-    evals = run.ranks[0].evals.values() if 0 in run.ranks else ()
-    return [
-        _evaluation(step, record)
-        for step, attempt, record in evals
-        if not superseded(step, attempt, resumes)
-    ]
-
-
-def _counters(file: RankFile, state: State) -> Counters:
-    return file.counters.whole if state in OVER else file.window()
 
 
 def _plan(start: Record) -> dict[str, Any]:
@@ -185,67 +160,10 @@ def _progress(ranks: list[RankFile]) -> dict[str, Any]:
     receipt = {key: int(count(first.receipt or {}, key)) for key in CoverageStatus.model_fields}
     return {
         "loss": number(first.newest, "loss"),
-        "train_error": _error(first.newest, "top1"),
+        "train_error": error_of(first.newest, "top1"),
         "learning_rate": number(first.newest, "lr"),
         "receipt": CoverageStatus(**receipt) if first.receipt is not None else None,
         "checkpoint_step": integer(first.checkpoint or {}, "step"),
-    }
-
-
-def _rank_status(file: RankFile, state: State, dead: bool, now: float) -> RankStatus:
-    own = _counters(file, state) if file.step else None
-    counters = [own] if own else []
-    start: Record = file.attempt.start or {}
-    loader = section(file.newest, "loader")
-    own_state: Literal["waiting", "running", "gone", "ended"] = "running" if own else "waiting"
-    if file.attempt.end is not None or dead:
-        own_state = "gone" if dead else "ended"
-    return RankStatus(
-        rank=file.rank,
-        state=own_state,
-        device=text(start, "device"),
-        device_name=text(start, "device_name"),
-        step=file.step,
-        images_per_s=Speed(**throughput(counters)._asdict()),
-        data_wait_fraction=wait_fraction(counters),
-        step_s=own.step_s if own else None,
-        stages=StageShares(**stage_shares(counters)),
-        read_bytes_per_s=own.bytes_read / own.wall_s if own else None,
-        cpu_cores=own.cpu_s / own.wall_s if own else None,
-        rss_bytes=count(file.newest, "rss_bytes") or None,
-        native_images=int(file.lifetime.native),
-        fallback_images=int(file.lifetime.fallback),
-        queue_depth=integer(loader, "queue_depth"),
-        queue_capacity=integer(loader, "queue_capacity"),
-        gpu=_gpu(file.newest),
-        age_s=max(now - file.mtime, 0.0),
-    )
-
-
-def _gpu(record: Record) -> GpuStatus | None:
-    if not isinstance(record.get("gpu"), dict):
-        return None
-    gpu = section(record, "gpu")
-    return GpuStatus(
-        busy=_share(number(gpu, "busy")),
-        nvjpg_busy=_share(number(gpu, "nvjpg_busy")),
-        memory_bytes=count(gpu, "memory_bytes") or None,
-        memory_total_bytes=count(gpu, "memory_total_bytes") or None,
-        power_w=count(gpu, "power_w") or None,
-    )
-
-
-def _memory_and_gpus(ranks: list[RankStatus]) -> dict[str, Any]:
-    """Over the ranks. The fullest GPU stands for all: ranks may share one, and the first to be full
-    ends a run."""
-    gpus = [one.gpu for one in ranks if one.gpu is not None]
-    busy = [one.busy for one in gpus if one.busy is not None]
-    fullest = max(gpus, key=lambda one: one.memory_bytes or 0.0, default=GpuStatus())
-    return {
-        "rss_bytes": sum(one.rss_bytes or 0.0 for one in ranks) or None,
-        "gpu_busy": sum(busy) / len(busy) if busy else None,
-        "gpu_memory_bytes": fullest.memory_bytes,
-        "gpu_memory_total_bytes": fullest.memory_total_bytes,
     }
 
 
@@ -269,28 +187,4 @@ def _shard_status(file: ShardFile, stall_s: float, now: float) -> ShardStatus:
         bytes_out_per_s=bytes_out / wall_s if wall_s else None,
         remaining_s=max(file.total - file.done, 0) / rate if rate and not over else None,
         age_s=age_s,
-    )
-
-
-def _share(value: float | None) -> float | None:
-    return None if value is None else min(max(value, 0.0), 1.0)
-
-
-def _error(record: Record, key: str) -> float | None:
-    """1 - the share at `key`, in [0, 1]."""
-    right = _share(number(record, key))
-    return None if right is None else 1 - right
-
-
-def _evaluation(step: int, record: Record) -> Evaluation:
-    return Evaluation(
-        epoch=integer(record, "epoch") or 0,
-        step=step,
-        t=number(record, "t"),
-        views=integer(record, "views") or 0,
-        images=integer(record, "images") or 0,
-        top1_error=_error(record, "top1"),
-        top5_error=_error(record, "top5"),
-        nll=number(record, "nll"),
-        wall_s=count(record, "wall_s"),
     )

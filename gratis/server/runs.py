@@ -12,9 +12,9 @@ from pathlib import Path
 
 from gratis.history import Attempt, read_attempt
 from gratis.server.models import RunList, RunSummary
+from gratis.server.rank_status import OVER
 from gratis.server.run import PICTURE, SHARD_FILE
 from gratis.server.run_reader import FRESH_S, RunReader, RunSnapshot
-from gratis.server.run_status import OVER
 from gratis.server.state import attempt_state
 from gratis.server.summaries import Summaries
 

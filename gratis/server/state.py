@@ -3,16 +3,17 @@ tell."""
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 from gratis.fields import Record, integer, number
 from gratis.history import Attempt
 from gratis.server.models import State
 
+SLACK_S = 60.0
 STALL_S = 120.0  # no event for this long: longer than an interval
 
 
@@ -60,32 +61,44 @@ def attempt_state(
 ) -> tuple[State, str, list[int]]:
     """As `derive`, of the newest attempt in each rank's file; and the dead ranks."""
     outcomes = {rank: one.outcome or "" for rank, one in attempts.items() if one.end is not None}
-    dead = [rank for rank, one in attempts.items() if one.end is None and is_gone(one.start)]
+    here = Here()
+    going_on = {rank: one.start for rank, one in attempts.items() if one.end is None}
+    dead = [rank for rank, start in going_on.items() if start and here.is_gone(start)]
     state, reason = derive(
         outcomes=outcomes, dead=dead, stepped=stepped, age_s=age_s, stall_s=stall_s
     )
     return state, reason, dead
 
 
-def is_gone(start: Record | None) -> bool:
-    """Whether the process that wrote this `start` was on this host and has ended. False where
-    that cannot be known."""
-    pid = integer(start, "pid") if start is not None else None
-    if start is None or pid is None or start.get("host") != socket.gethostname():
-        return False
-    if integer(start, "pid_namespace") not in (None, os.stat("/proc/self/ns/pid").st_ino):
-        return False
-    return not _runs(pid, number(start, "t") or 0.0)
+class Here:
+    """This host and its processes at this moment: each is asked for once, however many ranks it
+    has."""
 
+    def __init__(self) -> None:
+        self._host = socket.gethostname()
+        self._pid_namespace = os.stat("/proc/self/ns/pid").st_ino
+        self._boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)  # Unix seconds
+        self._started: dict[int, float] = {}
 
-def _runs(pid: int, started: float) -> bool:
-    """Whether the process that wrote at Unix time `started` still runs; a later process with its
-    pid is another one."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        state, ticks = (fields := stat.rpartition(")")[2].split())[0], int(fields[19])
-        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    except (OSError, IndexError, ValueError):
-        return False
-    slack = 60.0  # the clock may have been set since
-    return state not in "ZX" and boot + ticks / os.sysconf("SC_CLK_TCK") < started + slack
+    def is_gone(self, start: Record) -> bool:
+        """Whether the process that wrote this `start` was on this host and has ended. False where
+        that cannot be known."""
+        pid = integer(start, "pid")
+        if pid is None or start.get("host") != self._host:
+            return False
+        if integer(start, "pid_namespace") not in (None, self._pid_namespace):
+            return False
+        if pid not in self._started:
+            self._started[pid] = self._start_of(pid)
+        # a later process with its pid is another one; the clock may have been set since
+        return self._started[pid] >= (number(start, "t") or 0.0) + SLACK_S
+
+    def _start_of(self, pid: int) -> float:
+        """When the process began, Unix seconds; infinity if it does not run."""
+        try:
+            with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+                stat = file.read(4096).decode(errors="replace")
+            state, ticks = (fields := stat.rpartition(")")[2].split())[0], int(fields[19])
+        except (OSError, IndexError, ValueError):
+            return math.inf
+        return math.inf if state in "ZX" else self._boot + ticks / os.sysconf("SC_CLK_TCK")

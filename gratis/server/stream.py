@@ -69,8 +69,4 @@ def parse_id(last_id: str | None, name: str) -> Position:
 
 
 def _later(snapshot: RunSnapshot, position: Position) -> list[IntervalStatus]:
-    """The intervals after `position`; none while the server is still reading, as the intervals
-    are still being merged."""
-    if snapshot.status.behind_bytes:
-        return []
     return [one for one in snapshot.intervals if (one.attempt, one.step) > position]

@@ -1,9 +1,9 @@
 """Summaries of long event files, kept in the user's cache folder: a server that starts goes on from
 there instead of reading a history of days again.
 
-One file for each event file of a rank, its own sha256 and a line of JSON, made anew whenever a
-megabyte was read. It counts only for the very bytes it was made from. Where it cannot be written or
-read, or is damaged, the history is read."""
+One file for each event file of a rank, its own sha256 and a line of JSON, made anew whenever enough
+was read that reading it again would cost several times more. It counts only for the very bytes it
+was made from. Where it cannot be written or read, or is damaged, the history is read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from gratis.atomic import atomic_write
+from gratis.atomic import temporary_name
 from gratis.server.event_files import RankFile
 
-WORTH = 1 << 20  # bytes of events: some 1,500 records
+WORTH = 256 << 10  # bytes of events: some 370 records, which take three times as long to read
+# of a file that is not read to its end: what was read since the last one, in bytes and of all
+BEHIND_WORTH, BEHIND_SHARE = 1 << 20, 1 / 4
 MARK = 4096  # bytes at either end of what was read, by which it is known again
 KEPT_S = 30 * 86400.0  # since it was written
 
@@ -49,17 +51,19 @@ class Summaries:
                 file.restore(summary)
                 self._saved[file.path] = file.tail.offset
 
-    def save(self, file: RankFile) -> None:
-        """Writes the file's summary if it is worth it."""
+    def save(self, file: RankFile) -> bool:
+        """Writes the file's summary if it is worth it; whether it was."""
         offset = file.tail.offset
-        if self._folder is None or offset - self._saved.get(file.path, 0) < WORTH:
-            return
+        worth = max(BEHIND_WORTH, BEHIND_SHARE * offset) if file.behind else WORTH
+        if self._folder is None or offset - self._saved.get(file.path, 0) < worth:
+            return False
         self._saved[file.path] = offset
         with suppress(OSError, ValueError):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._clean(self._folder)
             summary = file.summary() | {"mark": _mark(file.path, offset)}
-            atomic_write(self._path(file.path), _with_sum(json.dumps(summary).encode()))
+            _write(self._path(file.path), _with_sum(json.dumps(summary).encode()))
+        return True
 
     def _path(self, path: Path) -> Path:
         assert self._folder is not None
@@ -70,10 +74,21 @@ class Summaries:
         if self._cleaned:
             return
         self._cleaned = True
-        for path in folder.glob("*.json"):
+        for path in folder.glob("*.json*"):  # what a kill has left, too
             with suppress(OSError):  # another server was quicker
                 if path.stat().st_mtime < time.time() - KEPT_S:
                     path.unlink()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """As a whole. Nothing is flushed to the disk: what a power cut damages does not count."""
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _with_sum(text: bytes) -> bytes:

@@ -17,6 +17,8 @@ import pytest
 from served import RunWriter, wait_for
 
 from gratis.server import run_reader, summaries
+from gratis.server.event_files import RankFile
+from gratis.server.intervals import Intervals
 from gratis.server.metrics import exposition
 from gratis.server.models import IntervalStatus
 from gratis.server.run import Run
@@ -44,6 +46,7 @@ def level(runs: Runs) -> RunSnapshot:
     names = [thread for thread in threading.enumerate() if thread.name == "run-reader"]
     for thread in names:
         thread.join(120)
+    time.sleep(run_reader.FRESH_S)  # what was answered before it was level
     snapshot = snapshot_of(runs)
     assert snapshot.status.behind_bytes == 0
     return snapshot
@@ -83,21 +86,29 @@ def test_a_request_reads_nothing_itself(tmp_path: Path) -> None:
     assert own[0] < whole / 4
 
 
-def test_an_interval_more_costs_a_row_more(tmp_path: Path) -> None:
-    """All but the last stay the very objects that they were."""
-    run = long_run(tmp_path / "a", world=4, lines=60)
-    reader = Run(run.path)
-    reader.refresh(60)
-    before = reader.intervals()
-    assert len(before) == 60
-    for step in (610, 620, 630):
+def test_an_interval_more_is_one_row_more(tmp_path: Path) -> None:
+    run = long_run(tmp_path / "a", world=3, lines=300)
+    files, curve = (
+        [RankFile(run.path / f"rank-{rank}.jsonl", rank) for rank in range(3)],
+        Intervals(),
+    )
+
+    def rows() -> int:
+        for file in files:
+            file.look()
+            while file.read():
+                pass
+        return len([*curve.update([file.bins for file in files], {1: 0})])
+
+    assert rows() == 300
+    for step in (3010, 3020):
         run.step(step)
-        reader.refresh(60)
-        after = reader.intervals()
-        assert after[-1].step == step
-        assert len(after) == len(before) + 1
-        assert all(new is old for new, old in zip(after, before[:-1], strict=False))
-        before = after
+        assert rows() == 1
+        assert curve.upto(0)[-1].step == step
+    assert rows() == 0
+    iterator = curve.update([file.bins for file in files], {1: 0, 2: 500})  # all anew, and no end
+    assert len([*itertools.islice(iterator, 20)]) == 20
+    assert len([*curve.update([file.bins for file in files], {1: 0, 2: 500})]) == 50 - 20
 
 
 def test_intervals_are_the_same_read_at_once_or_as_they_grow(tmp_path: Path) -> None:
@@ -166,6 +177,75 @@ def test_while_a_history_is_read_the_newest_is_there(tmp_path: Path, quick_end: 
     status = level(runs).status
     assert (status.images_trained, status.step) == (2 * 10_000 * 1000, 100_000)
     assert "gratis_trained_images_total{" in exposition(runs, "text/plain")[0].decode()
+
+
+def test_no_answer_costs_what_reading_does(tmp_path: Path) -> None:
+    """Neither the first one, nor any while the histories of many ranks are read."""
+    long_run(tmp_path / "a", world=256, lines=100)
+    whole = cpu_s(lambda: Run(tmp_path / "a").refresh())
+    runs = Runs(tmp_path, STALL_S)
+    for answer in range(4):
+        assert cpu_s(lambda: snapshot_of(runs)) < whole / 4, answer
+        time.sleep(run_reader.FRESH_S)
+
+
+def test_reading_takes_its_share_of_a_core_and_no_more(tmp_path: Path) -> None:
+    long_run(tmp_path / "a", world=4, lines=20_000)
+    runs, others = Runs(tmp_path, STALL_S), {*threading.enumerate()}
+    snapshot_of(runs)
+    (reader,) = {*threading.enumerate()} - others
+    clock = Path(f"/proc/self/task/{reader.native_id}/schedstat")
+    begin, used = time.monotonic(), int(clock.read_text().split()[0])
+    time.sleep(3)
+    share = (int(clock.read_text().split()[0]) - used) / 1e9 / (time.monotonic() - begin)
+    assert snapshot_of(runs).status.behind_bytes > 0
+    assert 0.02 < share < 1.25 * run_reader.SHARE
+
+
+def test_what_is_new_is_seen_while_a_history_is_read(tmp_path: Path) -> None:
+    run = long_run(tmp_path / "a", world=4)
+    runs = Runs(tmp_path, STALL_S)
+    for step in (200_010, 200_020):
+        assert snapshot_of(runs).status.step == step - 10
+        run.step(step)
+        time.sleep(run_reader.FRESH_S)
+        assert snapshot_of(runs).status.step == step
+        time.sleep(run_reader.FRESH_S)
+        assert snapshot_of(runs).status.behind_bytes > 0
+
+
+def test_counters_and_curves_stay_while_much_is_caught_up_on(
+    tmp_path: Path, quick_end: None
+) -> None:
+    """As of when all was read last, and never lower than before."""
+    long_run(tmp_path / "a", lines=100)
+    runs = Runs(tmp_path, STALL_S)
+    before = level(runs)
+    path = tmp_path / "a" / "rank-0.jsonl"
+    line = json.loads(path.read_bytes().splitlines()[-1])
+    with path.open("a") as stream:
+        records = (line | {"step": step} for step in range(1010, 200_010, 10))
+        stream.writelines(json.dumps(record) + "\n" for record in records)
+    snapshot = snapshot_of(runs)
+    assert snapshot.status.behind_bytes > 0
+    assert snapshot.status.step == 200_000
+    assert (snapshot.counters, snapshot.intervals) == (before.counters, before.intervals)
+    text = exposition(runs, "text/plain")[0].decode()
+    assert 'gratis_trained_images_total{rank="0",run="a"} 100000.0' in text
+    assert level(runs).counters[0].steps == 200_000
+
+
+def test_many_short_files_have_summaries(tmp_path: Path, quick_end: None) -> None:
+    runs, kept = tmp_path / "runs", tmp_path / "cache"
+    run = long_run(runs / "a", world=8, lines=700)
+    sizes = [path.stat().st_size for path in run.path.iterdir()]
+    assert max(sizes) < 1 << 20
+    level(Runs(runs, STALL_S, kept))
+    assert len([*kept.glob("*.json")]) == 8
+    before = read_bytes()
+    again = level(Runs(runs, STALL_S, kept))
+    assert read_bytes() - before < sum(sizes) / 2  # the summaries too
+    assert content(again) == content(level(Runs(runs, STALL_S)))
 
 
 def read_bytes() -> int:

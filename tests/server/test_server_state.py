@@ -14,6 +14,7 @@ import pytest
 from served import RunWriter, dead_pid, writing
 
 from gratis.events import EventWriter, ShardProgress
+from gratis.server.bins import unpacked
 from gratis.server.metrics import exposition
 from gratis.server.models import RunStatus
 from gratis.server.run import Run
@@ -360,7 +361,8 @@ def test_history_is_bounded_and_adds_up(tmp_path: Path) -> None:
     assert intervals[-1].step == 20_000
     assert all(one.images_per_s.trainer == pytest.approx(100) for one in intervals)
     assert intervals[-1].loss == pytest.approx(2.0, abs=0.01)
-    assert sum(one.counters.images for one in reader.ranks[0].bins.by_step.values()) == 2_000_000
+    bins = map(unpacked, reader.ranks[0].bins.packed())
+    assert sum(one.counters.images for one in bins) == 2_000_000
 
 
 def garbage(path: Path) -> None:
