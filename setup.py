@@ -23,7 +23,7 @@ AVX512 = [
     "-mprefer-vector-width=512",
 ]
 FLAGS = {"avx2.c": AVX2, "avx512.c": AVX512}  # of x86-64 alone; others have the portable code
-PARTS = ("augment", "engine", "header", "views", "weights", "whole", "mixing", "portable")
+PARTS = ("augment", "engine", "header", "mixing", "partners", "portable", "views", "weights", "whole")
 SOURCES = [f"{ROOM}/{name}.c" for name in PARTS]
 HEADERS = [f"{ROOM}/{name}.h" for name in ("engine", "kernels", "mixing", "operations", "vectors")]
 MANYLINUX = (2, 17)  # the oldest C library that wheels of this name run on
