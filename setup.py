@@ -23,7 +23,8 @@ AVX512 = [
     "-mprefer-vector-width=512",
 ]
 FLAGS = {"avx2.c": AVX2, "avx512.c": AVX512}  # of x86-64 alone; others have the portable code
-PARTS = ("augment", "encode", "engine", "header", "views", "weights", "whole", "mixing", "portable")
+PARTS = ["augment", "encode", "engine", "header", "mixing", "partners"]
+PARTS += ["portable", "views", "weights", "whole"]
 SOURCES = [f"{ROOM}/{name}.c" for name in PARTS]
 HEADERS = [
     f"{ROOM}/{name}.h"

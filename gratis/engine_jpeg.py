@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FILE = Path(__file__).parent / "loader/engine/libgratis_engine.native.so"
-VERSION = 6  # of its functions: GRATIS_ENGINE_VERSION of engine.h
+VERSION = 7  # of its functions: GRATIS_ENGINE_VERSION of engine.h
 # of an image: scratch memory of half again as many bytes is kept, and Pillow keeps none
 MOST_PIXELS = 1 << 24
 PLANES, WORDS = 0, 2  # forms of pixels: channels_last of engine.h

@@ -91,6 +91,10 @@ static int decode(struct file file, struct file good, const uint8_t *good_pixels
     .targets = filter && below(2) ? targets[0] : NULL, .antialias = below(2), .type = type, .channels_last = below(2), .stream = below(2)};
   if (filter && below(2)) job.steps = STEPS, job.ops = ops[0], job.values = values[0][0];
   if (plain) job.channels_last = 1;
+  int32_t arrived[2] = {0};
+  gratis_neighbours neighbours = {2, 1 + below(2), arrived, 0.25f, 0.75f, below(2), {below(41), below(57)}};
+  neighbours.box[2] = below(41 - neighbours.box[0]), neighbours.box[3] = below(57 - neighbours.box[1]);
+  if (filter && type != GRATIS_UINT8 && below(2)) job.neighbours = &neighbours, job.shares = below(3);
   gratis_run(contexts[below(num_contexts)], &job);
   if (status[0] < 0 || status[1] != GRATIS_OK) abort();
   if (plain && memcmp(out[VIEWS], good_pixels, 3 * (size_t)good_info.height * good_info.width)) abort();

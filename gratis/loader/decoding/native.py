@@ -24,11 +24,12 @@ from gratis.loader.config import LoaderConfig
 from gratis.loader.decoding.cpu import decode
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.pillow import dali_is_here
-from gratis.loader.engine.decoder import Addresses, NativeDecoder, ViewBatch
+from gratis.loader.engine.decoder import Addresses, NativeDecoder, Neighbours, ViewBatch
 from gratis.loader.engine.library import ISAS, Filter, Library, PixelType, Status, chosen_isa, load
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.plan import Draws, Ids
 from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
+from gratis.loader.views.draw_mixing import Mix
 from gratis.loader.views.draw_operations import Program
 from gratis.loader.views.normaliser import Crops, Normaliser
 
@@ -41,8 +42,9 @@ TYPES = {
 FILTERS = {"bilinear": Filter.TRIANGLE, "bicubic": Filter.CUBIC}
 ABSENT = "the engine is not compiled here"
 ADVICE = "install gratis again where there is a C compiler"
-# Fills a batch's views [n*views,...] and says whose they are, int64 [n]: others may stand in
-Fill = Callable[[torch.Tensor], Ids]
+# Fills a batch's views [n*views,...] and says whose they are, int64 [n]: others may stand in. What
+# `NativeBatches` give mixes them too, by Neighbours, where those are given
+Fill = Callable[..., Ids]
 
 
 def choose_engine(
@@ -111,13 +113,19 @@ class NativeBatches:
             yield batch, partial(self._fill, batch, plan, normaliser)
 
     def _fill(
-        self, batch: EncodedBatch, plan: EpochPlan, normaliser: Normaliser, rows: torch.Tensor
+        self,
+        batch: EncodedBatch,
+        plan: EpochPlan,
+        normaliser: Normaliser,
+        rows: torch.Tensor,
+        neighbours: Neighbours | None = None,
     ) -> Ids:
         if self._decoder is None:
             self._decoder = NativeDecoder(self._threads)
         timer = self._runner.timer
+        asked = replace(view_batch(batch, plan, normaliser, rows), neighbours=neighbours)
         with timer.time("decode_s"):
-            status = self._decoder(view_batch(batch, plan, normaliser, rows))
+            status = self._decoder(asked)
         refused = np.flatnonzero(status != Status.OK)
         timer.add(native=len(status) - len(refused), fallback=len(refused))
         if not len(refused):
@@ -130,8 +138,40 @@ class NativeBatches:
                 for k, row in enumerate(refused.tolist()):
                     those = crops.rows(slice(k * views, (k + 1) * views))
                     own, place = rows[row * views : (row + 1) * views], slice(row, row + 1)
-                    finish(decoder, batch.wanted[place], plan, normaliser, those, own)
+                    if neighbours:
+                        _finish_among(decoder, asked, row, plan, normaliser, those, own)
+                    else:
+                        finish(decoder, batch.wanted[place], plan, normaliser, those, own)
         return ids
+
+
+def neighbours_of(plan: EpochPlan, samples: int, mix: Mix | None, mixed: int) -> Neighbours | None:
+    """How the engine is to mix a batch of so many samples, the first `mixed` of which are written.
+    None: not at all, or not before it is finished, as bytes, and where boxes are erased first."""
+    if mix is None or plan.config.erasing or plan.config.dtype == torch.uint8:
+        return None
+    return Neighbours(samples, mixed, mix.lam, mix.box)
+
+
+def _finish_among(  # noqa: PLR0917
+    decoder: NativeDecoder,
+    asked: ViewBatch,
+    row: int,
+    plan: EpochPlan,
+    normaliser: Normaliser,
+    crops: Crops,
+    rows: torch.Tensor,
+) -> None:
+    """Crops of one sample of a batch that is mixed, to its views and those behind it. Where another
+    sample stands in for it, mirror and shift are that one's."""
+    shape = (1, plan.config.views)
+    own = _normalised(_asked(plan, crops, rows, shape), crops, normaliser, plan)
+    for there, here in ((asked.flip, own.flip), (asked.plus, own.plus), (asked.minus, own.minus)):
+        if there is not None and here is not None:
+            there[row] = here[0]
+    pixels = np.zeros(asked.out.shape, np.uint64)
+    pixels[row] = crops.pixels.ctypes.data + crops.start
+    decoder.augment(asked, pixels, crops.stride, sample=row)
 
 
 def finish(  # noqa: PLR0917

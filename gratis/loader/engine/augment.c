@@ -34,10 +34,8 @@ static void keep(canvas *c, int number) {
   c->variants = number;
 }
 
-static void finish_canvas(gratis_context *context, const gratis_job *job, int64_t view) {
+static void run_program(gratis_context *context, const gratis_job *job, int64_t view) {
   canvas *c = &context->canvas;
-  gratis_job upright = *job; /* mirrored already */
-  upright.flip = NULL;
   int kept = 0;
   for (int64_t i = view * job->steps; i < (view + 1) * job->steps; i++)
     if (job->ops[i] == GRATIS_KEEP) keep(c, kept++);
@@ -45,35 +43,68 @@ static void finish_canvas(gratis_context *context, const gratis_job *job, int64_
       context->kernels->operate(c, job->ops[i], job->values + i * GRATIS_VALUES);
       if (job->ops[i] == GRATIS_MIX) kept = 0;
     }
+}
+
+/* A view's bytes go to where they wait, in the output's layout. `one` has one view. */
+static void to_pending(gratis_job *one, const gratis_job *job, void **out) {
+  one->samples = one->views = 1;
+  one->type = GRATIS_UINT8, one->stream = 0;
+  one->out = out;
+  one->out_plane = (int64_t)job->out_height * job->out_width;
+  one->neighbours = NULL;
+}
+
+/* Of a canvas, which is mirrored already, to the output, or to where the view waits for another. */
+static void finish_canvas(gratis_context *context, const gratis_job *job, int64_t view, const pending *waits) {
+  canvas *c = &context->canvas;
+  run_program(context, job, view);
+  gratis_job upright = *job;
+  upright.flip = NULL;
+  void *out[1] = {waits ? waits->pixels + view % job->views * gratis_pending_bytes(job) : NULL};
+  if (waits) to_pending(&upright, job, out);
   for (int y = 0; y < c->height; y++) {
     const uint8_t *row = c->pixels + (int64_t)y * c->width;
     const uint8_t *const rgb[3] = {row, row + c->plane, row + 2 * c->plane};
-    context->kernels->finish(&upright, view, y, c->height, c->width, rgb, c->rows);
+    context->kernels->finish(&upright, waits ? 0 : view, y, c->height, c->width, rgb, c->rows);
+    if (waits) gratis_blend_rows(context, y + 1);
   }
 }
 
-int gratis_finish_image(gratis_context *context, const gratis_job *job, image *im) {
-  if (!job->ops) return gratis_make_views(context, job, im);
+/* One view of an image as bytes, mirrored or not, to the canvas or to where it waits: a gratis_status. */
+static int make_view(gratis_context *context, const gratis_job *job, image *im, int64_t view, const pending *waits) {
   int64_t sample = im->sample;
-  gratis_job one = *job; /* one view of the image, which then is sample 0, as planes of bytes on the canvas */
-  one.samples = one.views = 1;
-  one.type = GRATIS_UINT8, one.channels_last = one.stream = 0;
-  for (int64_t view = sample * job->views; view < (sample + 1) * job->views; view++) {
-    if (!begin_canvas(context, job, view)) return GRATIS_MEMORY;
-    canvas *c = &context->canvas;
-    void *planes[3] = {c->pixels, NULL, NULL};
-    one.rectangles = job->rectangles + 4 * view;
-    one.targets = job->targets ? job->targets + 4 * view : NULL;
-    one.flip = job->flip ? job->flip + view : NULL;
-    one.out = planes;
-    one.out_plane = c->plane;
-    im->sample = 0;
-    int status = gratis_make_views(context, &one, im);
-    im->sample = sample;
-    if (status) return status;
-    finish_canvas(context, job, view);
-  }
-  return GRATIS_OK;
+  void *out[1] = {waits ? waits->pixels + view % job->views * gratis_pending_bytes(job) : context->canvas.pixels};
+  gratis_job one = *job; /* in which the image is sample 0 */
+  to_pending(&one, job, out);
+  if (!waits) one.channels_last = 0, one.out_plane = context->canvas.plane;
+  one.rectangles = job->rectangles + 4 * view;
+  one.targets = job->targets ? job->targets + 4 * view : NULL;
+  one.flip = job->flip ? job->flip + view : NULL;
+  context->waits = waits != NULL;
+  im->sample = 0;
+  int status = gratis_make_views(context, &one, im);
+  context->waits = 0;
+  im->sample = sample;
+  return status;
+}
+
+static int finish_view(gratis_context *context, const gratis_job *job, image *im, int64_t view, const pending *waits) {
+  if (!job->ops) return make_view(context, job, im, view, waits);
+  if (!begin_canvas(context, job, view)) return GRATIS_MEMORY;
+  int status = make_view(context, job, im, view, NULL);
+  if (!status) finish_canvas(context, job, view, waits);
+  return status;
+}
+
+int gratis_finish_image(gratis_context *context, const gratis_job *job, image *im) {
+  int status = GRATIS_OK;
+  pending *waits = NULL;
+  if (!job->ops && !job->neighbours) return gratis_make_views(context, job, im);
+  if (job->neighbours && !(waits = gratis_begin_pending(context, job, im->sample))) return GRATIS_MEMORY;
+  for (int64_t view = im->sample * job->views; !status && view < (im->sample + 1) * job->views; view++)
+    status = finish_view(context, job, im, view, waits);
+  if (waits) gratis_end_pending(context, job, waits, status);
+  return status;
 }
 
 /* Decoded pixels to planes, mirrored or not. */
@@ -89,16 +120,25 @@ static void copy_crop(canvas *c, const uint8_t *pixels, int64_t stride, int flip
   }
 }
 
-void gratis_augment(gratis_context *context, gratis_job *job, const uint8_t *const *pixels, int64_t stride) {
-  for (;;) {
-    int64_t view = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
-    if (view >= job->samples * job->views) break;
-    int ready = begin_canvas(context, job, view);
-    if (ready) {
+static int augment(gratis_context *context, const gratis_job *job, int64_t sample, const uint8_t *const *pixels, int64_t stride) {
+  int status = GRATIS_OK;
+  pending *waits = NULL;
+  if (job->neighbours && !(waits = gratis_begin_pending(context, job, sample))) return GRATIS_MEMORY;
+  for (int64_t view = sample * job->views; !status && view < (sample + 1) * job->views; view++)
+    if (!begin_canvas(context, job, view)) status = GRATIS_MEMORY;
+    else {
       copy_crop(&context->canvas, pixels[view], stride, job->flip && job->flip[view]);
-      finish_canvas(context, job, view);
+      finish_canvas(context, job, view, waits);
     }
-    if (!ready) __atomic_store_n(&job->status[view / job->views], GRATIS_MEMORY, __ATOMIC_RELAXED);
+  if (waits) gratis_end_pending(context, job, waits, status);
+  return status;
+}
+
+void gratis_augment(gratis_context *context, gratis_job *job, const uint8_t *const *pixels, int64_t stride) {
+  for (int64_t sample; (sample = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->samples;) {
+    int status = augment(context, job, sample, pixels, stride);
+    if (status) job->status[sample] = status;
   }
+  if (job->neighbours) gratis_leave_pending(context, job);
   context->kernels->fence();
 }

@@ -20,6 +20,7 @@ from gratis.loader.engine.library import (
     Filter,
     JobStruct,
     Library,
+    NeighboursStruct,
     PixelType,
     Status,
     address,
@@ -31,6 +32,31 @@ Addresses = NDArray[np.uint64]
 Floats = NDArray[np.float32]
 OPTIONAL = ("shape", "targets", "flip", "scale", "plus", "minus", "ops", "values")
 STREAM_FROM = 8 << 20  # bytes of a batch that no cache keeps until somebody reads it
+
+
+class Neighbours:
+    """How a batch of n samples is mixed while it is made: each with the one before it, the first
+    with the last. Of the same batch an object of its own."""
+
+    def __init__(
+        self, total: int, mixed: int, lam: float, box: tuple[int, int, int, int] | None
+    ) -> None:
+        """total: n; mixed: how many of them are written, n or n - 1: then the last precedes the
+        first and is nothing else. lam: the share of a sample itself. box: y, x, height, width,
+        inside the view, of what is the one before alone; lam is not looked at then."""
+        self.total, self.mixed, self.lam, self.box = total, mixed, lam, box
+        self._arrived = np.zeros(total, np.int32)
+
+    def struct(self) -> NeighboursStruct:
+        return NeighboursStruct(
+            total=self.total,
+            mixed=self.mixed,
+            arrived=address(self._arrived),
+            lam=self.lam,
+            rest=1.0 - self.lam,
+            is_box=self.box is not None,
+            box=self.box or (0, 0, 0, 0),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +77,8 @@ class ViewBatch:
     width of the images, whose status is SIZE if they have another; None: any.
 
     ops int32 [n,v,steps] and values float32 [n,v,steps,VALUES]: the program of each view, an `Op`
-    and its numbers for each step; None: no programs."""
+    and its numbers for each step; None: no programs. neighbours: how the samples are mixed, not of
+    uint8, nor where height is 0; None: not at all."""
 
     data: Addresses
     size: NDArray[np.int64]
@@ -73,6 +100,7 @@ class ViewBatch:
     antialias: bool = True
     type: PixelType = PixelType.FLOAT32
     channels_last: bool = False
+    neighbours: Neighbours | None = None
 
     def __post_init__(self) -> None:
         samples, views = self.out.shape
@@ -103,6 +131,10 @@ class ViewBatch:
             raise ValueError(f"views of {self.height} x {self.width} pixels")
         if self.targets is not None and self.filter == Filter.CROP:
             raise ValueError("targets are for a filter that resizes")
+        if self.neighbours and (self.type == PixelType.UINT8 or not sized):
+            raise ValueError("bytes, and views of any size, are not mixed")
+        if self.neighbours and self.neighbours.total != samples:
+            raise ValueError(f"neighbours of {self.neighbours.total} samples, not {samples}")
 
     def struct(self, status: NDArray[np.int32]) -> JobStruct:
         samples, views = self.out.shape
@@ -133,6 +165,7 @@ class ViewBatch:
             steps=0 if self.ops is None else self.ops.shape[-1],
             ops=address(self.ops),
             values=address(self.values),
+            neighbours=self.neighbours and ctypes.pointer(self.neighbours.struct()),
         )
 
 
@@ -162,18 +195,26 @@ class NativeDecoder:
 
     def __call__(self, batch: ViewBatch) -> NDArray[np.int32]:
         """Fills the batch's views; a `Status` for each sample, int32 [n]. Views of a sample that is
-        not OK hold anything."""
+        not OK hold anything, and where samples are mixed so do those behind it, until `augment`
+        brings it."""
         status = np.full(len(batch.size), Status.MEMORY, np.int32)
         job = batch.struct(status)
+        if batch.neighbours:  # neighbours to one thread, whose cache holds them
+            job.shares = 2 * len(self._contexts)
         self._share(self._library.run, job)
         return status
 
-    def augment(self, batch: ViewBatch, pixels: Addresses, stride: int) -> None:
+    def augment(
+        self, batch: ViewBatch, pixels: Addresses, stride: int, *, sample: int | None = None
+    ) -> None:
         """The batch's programs and all that follows them, on views that are decoded and resized:
         pixels uint64 [n,v], the address of each view's RGB triplets in rows that are stride bytes
-        apart. Of the batch neither data nor size nor rectangles are looked at."""
+        apart. Of the batch neither data nor size nor rectangles are looked at. sample: of that one
+        alone, to be mixed with the batch's others, which came before or will come."""
         status = np.full(len(batch.out), Status.OK, np.int32)
         job = batch.struct(status)
+        if sample is not None:
+            job.next, job.samples = sample, sample + 1
         self._share(self._library.augment, job, address(pixels), stride)
         if (status != Status.OK).any():
             raise MemoryError("no memory for the engine's operations")

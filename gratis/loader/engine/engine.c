@@ -70,6 +70,7 @@ void gratis_free(gratis_context *context) {
   free(context->encoding_memory);
   free(context->symbols);
   free(context->file);
+  for (int i = 0; i < PENDING; i++) free(context->pending[i].pixels);
   free(context);
 }
 
@@ -202,13 +203,26 @@ static int open_image(gratis_context *context, const gratis_job *job, int64_t sa
   return gratis_unstuff(im, data, size);
 }
 
+/* The number of a sample that nobody has taken, job->samples or more if there is none. Of shares the last ones are small, so
+ * that threads end together. */
+static int64_t take(gratis_context *context, gratis_job *job) {
+  if (context->taken < context->taken_end) return context->taken++;
+  int64_t first = __atomic_load_n(&job->next, __ATOMIC_RELAXED), count = 1;
+  do {
+    if (first >= job->samples) return first;
+    if (job->shares) count = (job->samples - first + job->shares - 1) / job->shares;
+  } while (!__atomic_compare_exchange_n(&job->next, &first, first + count, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  context->taken = first + 1, context->taken_end = first + count;
+  return first;
+}
+
 /* The next sample that can be opened, in a free image; NULL if there is none. */
 static image *open_next(gratis_context *context, gratis_job *job) {
   image *im = NULL;
   for (int i = 0; i < LANES && !im; i++)
     if (!context->images[i]->busy) im = context->images[i];
   for (;;) {
-    int64_t sample = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+    int64_t sample = take(context, job);
     if (sample >= job->samples) return NULL;
     int status = open_image(context, job, sample, im);
     im->busy = !status;
@@ -333,5 +347,6 @@ void gratis_run(gratis_context *context, gratis_job *job) {
     *l = context->lanes[--count];
     context->lanes[count] = freed;
   }
+  if (job->neighbours) gratis_leave_pending(context, job);
   k->fence();
 }

@@ -11,7 +11,7 @@
 #error "the engine is written for little-endian machines"
 #endif
 
-#define GRATIS_ENGINE_VERSION 6
+#define GRATIS_ENGINE_VERSION 7
 
 /* What became of a sample. Below 32: decoded, or not decoded because another decoder has to; the file may be good.
  * From 32: damaged. From 64: the call's fault. */
@@ -63,7 +63,19 @@ enum gratis_op {
 
 enum gratis_isa { GRATIS_PORTABLE, GRATIS_AVX2, GRATIS_AVX512 };
 
-/* A batch. Every array belongs to the caller and is read, except those behind out, status and next.
+/* How a batch is mixed while it is made: each sample's views with those of the one before it, the first one's with the last
+ * one's, image * lam + before * rest in float32 of values of the type, from there to the type; or, with a box, the one before
+ * in the box and the image around it. Views of samples that failed, and of those behind them, are undefined until
+ * gratis_augment brings them. The type is not uint8, and out_height is not 0. */
+typedef struct {
+  int64_t total;    /* samples of the batch */
+  int64_t mixed;    /* of them, from the first on, are written; one behind those only precedes the first */
+  int32_t *arrived; /* [total]: halves of each that threads have left to others; 0 at first */
+  float lam, rest;
+  int32_t is_box, box[4]; /* y, x, height, width, inside the view */
+} gratis_neighbours;
+
+/* A batch. Every array belongs to the caller and is read, except those behind out, status, next and neighbours.
  *
  * A view is the rectangle of an image, resized to out_height x out_width (filter CROP: it has that size already, or any
  * if out_height is 0), or with targets the window of out_height x out_width in the rectangle that is resized to its
@@ -98,6 +110,8 @@ typedef struct {
   const int32_t *ops;            /* [samples*views][steps]: a gratis_op each, or NULL: no programs. Then out_height is not 0 */
   const float *values;           /* [samples*views][steps][GRATIS_VALUES] */
   int64_t out_plane;             /* bytes from one channel of planes to the next; 0: height * width values */
+  gratis_neighbours *neighbours; /* NULL: nothing is mixed */
+  int64_t shares;                /* a thread takes one of so many shares of the samples that are left; 0: one sample */
 } gratis_job;
 
 typedef struct { int32_t width, height, components, restart_interval; } gratis_info;
@@ -147,7 +161,8 @@ GRATIS_API int gratis_probe(const uint8_t *data, int64_t size, gratis_info *info
 GRATIS_API void gratis_run(gratis_context *context, gratis_job *job);
 /* Programs and all that follows, of views that are decoded and resized already: pixels [samples*views], RGB triplets in
  * rows that are stride bytes apart. The job's data, size and rectangles are not read; status of samples for which there
- * was no memory is set. Shared by threads as gratis_run. */
+ * was no memory is set. Shared by threads as gratis_run. Where samples of a batch are mixed, it is of the same batch, with
+ * the same neighbours: next and samples say which of them are brought. */
 GRATIS_API void gratis_augment(gratis_context *context, gratis_job *job, const uint8_t *const *pixels, int64_t stride);
 
 /* As many threads as one likes, with the same job. isa: as of gratis_new. */
@@ -324,6 +339,24 @@ typedef struct {
   uint32_t counts[4 * 256];  /* of symbols, by table */
 } encoding;
 
+/* A sample's views as bytes in the output's layout, until those are finished that are mixed of them. */
+typedef struct {
+  int64_t sample;
+  int as_itself, as_before; /* what it is still needed for */
+  uint8_t *pixels;          /* [views][3 * height * width] */
+  int64_t capacity;
+} pending;
+
+/* A sample that is mixed while its rows are made. */
+typedef struct {
+  const gratis_job *job; /* NULL: none is */
+  const pending *itself;
+  pending *before;
+  int view, done; /* which of its views; rows that are mixed */
+} blending;
+
+#define PENDING 5 /* in the usual order two do; a lane that stays behind needs more. The last one: of other threads */
+
 /* What code for one instruction set does. */
 typedef struct {
   int lanes;
@@ -335,6 +368,7 @@ typedef struct {
   void (*finish)(const gratis_job *, int64_t view, int y, int height, int width, const uint8_t *const rgb[3], uint8_t *scratch);
   void (*across)(const weights *, const uint8_t *const in[3], uint8_t *const out[3]);
   void (*down)(const weights *, int y, const uint8_t *rows, int64_t stride, uint8_t *out, int width);
+  void (*blend)(const gratis_job *, int64_t view, int64_t before, const uint8_t *itself, const uint8_t *other, int from, int to);
   void (*mix)(void *to, const void *other, int64_t n, int64_t ahead, float lam, float rest, int type);
   void (*erase)(const gratis_erasing *, int64_t image);
   void (*operate)(canvas *, int op, const float *values);
@@ -359,6 +393,10 @@ struct gratis_context {
   encoding encoding;
   uint8_t *encoding_memory, *symbols, *file;
   int64_t encoding_capacity, symbols_capacity, file_capacity;
+  int64_t taken, taken_end; /* samples of the job that this thread has taken: [taken, taken_end) */
+  pending pending[PENDING];
+  blending blending;
+  int waits; /* whether rows that are made are those of a view that waits */
 };
 
 extern const kernels gratis_kernels_portable, gratis_kernels_avx2, gratis_kernels_avx512;
@@ -383,6 +421,17 @@ int gratis_make_views(gratis_context *, const gratis_job *, const image *);
 /* augment.c */
 /* The same with their programs, if there are any. */
 int gratis_finish_image(gratis_context *, const gratis_job *, image *);
+
+/* partners.c */
+int64_t gratis_pending_bytes(const gratis_job *); /* of a view */
+/* Room for a sample's pixels, NULL if there is no memory. Its views, one after the other, are mixed while they are made if
+ * the one before it is there: `gratis_blend_rows`, when rows below `end` are made. */
+pending *gratis_begin_pending(gratis_context *, const gratis_job *, int64_t sample);
+void gratis_blend_rows(gratis_context *, int end);
+/* All views are there: mixes what else can be. Or one could not be made. */
+void gratis_end_pending(gratis_context *, const gratis_job *, pending *, int status);
+/* Leaves to other threads what waits for theirs. */
+void gratis_leave_pending(gratis_context *, const gratis_job *);
 
 /* weights.c */
 int gratis_make_weights(weights *, const resampling *, const kernels *);

@@ -409,28 +409,30 @@ static void finish(const gratis_job *job, int64_t view, int y, int height, int w
   static const float ones[3] = {1, 1, 1}, zeros[3] = {0, 0, 0};
   const float *scale = job->scale ? job->scale : ones, *plus = job->plus ? job->plus + 3 * view : zeros;
   const float *minus = job->minus ? job->minus[view] + y * job->minus_row : NULL;
-  int size = job->type == GRATIS_UINT8 ? 1 : job->type == GRATIS_FLOAT32 ? 4 : 2;
+  int size = job->type == GRATIS_UINT8 ? 1 : job->type == GRATIS_FLOAT32 ? 4 : 2, flip = job->flip && job->flip[view];
   int64_t padded = width + MARGIN, wide = 3 * (int64_t)width;
   int64_t plane = job->out_plane ? job->out_plane : (int64_t)height * width * size;
+  char *out = (char *)job->out[view] + (job->channels_last ? y * wide : (int64_t)y * width) * size;
+  if (size == 1 && !job->channels_last) {
+    for (int c = 0; c < 3; c++)
+      if (flip) mirror(rgb[c], (uint8_t *)out + c * plane, width);
+      else memcpy(out + c * plane, rgb[c], (size_t)width);
+    return;
+  }
   const uint8_t *row[3] = {rgb[0], rgb[1], rgb[2]};
-  if (job->flip && job->flip[view])
-    for (int c = 0; c < 3; c++) {
-      mirror(rgb[c], scratch + c * padded, width);
-      row[c] = scratch + c * padded;
-    }
+  for (int c = 0; flip && c < 3; c++) {
+    mirror(rgb[c], scratch + c * padded, width);
+    row[c] = scratch + c * padded;
+  }
   if (!job->channels_last) {
-    for (int c = 0; c < 3; c++) {
-      char *out = (char *)job->out[view] + c * plane + (int64_t)y * width * size;
-      if (size == 1) memcpy(out, row[c], (size_t)width);
-      else affine_row(row[c], width, scale + c, plus + c, 0, minus ? minus + c * job->minus_plane : NULL, out, job->type, job->stream);
-    }
+    for (int c = 0; c < 3; c++)
+      affine_row(row[c], width, scale + c, plus + c, 0, minus ? minus + c * job->minus_plane : NULL, out + c * plane, job->type, job->stream);
     return;
   }
   if (job->channels_last == 2) {
     interleave_words(row, (uint8_t *)job->out[view] + 4 * (int64_t)y * width, width);
     return;
   }
-  char *out = (char *)job->out[view] + y * wide * size;
   if (size == 1) {
     interleave(row, (uint8_t *)out, width);
     return;
@@ -525,9 +527,9 @@ static void down(const weights *w, int y, const uint8_t *rows, int64_t stride, u
   else down_taps(w, y, rows, stride, out, width, w->taps);
 }
 
-#include "mixing.h"
 #include "operations.h"
 #include "encoding.h"
+#include "mixing.h"
 
 #if BYTES == 64
 enum { OUTPUTS = 16, WINDOW = 64 };
@@ -539,6 +541,6 @@ enum { OUTPUTS = 0, WINDOW = 0 };
 
 const kernels KERNELS = {
   .lanes = 3, .outputs = OUTPUTS, .window = WINDOW, .run = run, .begin_block = begin_chunk, .transform = transform,
-  .convert = convert, .finish = finish, .across = across, .down = down, .mix = mix, .erase = erase, .operate = operate,
+  .convert = convert, .finish = finish, .blend = blend, .across = across, .down = down, .mix = mix, .erase = erase, .operate = operate,
   .encode_row = encode_row, .put_symbols = put_symbols, .fence = fence,
 };

@@ -89,6 +89,16 @@ VALUES = 12  # numbers of a step
 ITEM_SIZES = {PixelType.FLOAT32: 4, PixelType.BFLOAT16: 2, PixelType.FLOAT16: 2, PixelType.UINT8: 1}
 
 
+class NeighboursStruct(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("total", "mixed")),
+        ("arrived", ctypes.c_void_p),
+        *((name, ctypes.c_float) for name in ("lam", "rest")),
+        ("is_box", ctypes.c_int32),
+        ("box", ctypes.c_int32 * 4),
+    )
+
+
 class JobStruct(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("samples", "views")),
@@ -101,6 +111,8 @@ class JobStruct(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("type", "channels_last", "stream", "steps")),
         *((name, ctypes.c_void_p) for name in ("ops", "values")),
         ("out_plane", ctypes.c_int64),
+        ("neighbours", ctypes.POINTER(NeighboursStruct)),
+        ("shares", ctypes.c_int64),
     )
 
 

@@ -8,11 +8,129 @@ INLINE vf from_float16(u32 a) {
   u32 value = (u32)((vf)size * 0x1p112f), is_huge = (u32)(size >= SPLAT(u32, 0x0F800000u));
   return (vf)(value | sign | (is_huge & 0x7F800000u));
 }
+#if BYTES == 16
+INLINE vf as_float16(vf a) { return from_float16(float16(a)); }
+#endif
 
 INLINE vf get(const void *in, int64_t at, int type) {
   if (type == GRATIS_FLOAT32) return floats((const float *)in + at);
   u32 bits = __builtin_convertvector(*(const halves *)((const uint16_t *)in + at), u32);
   return type == GRATIS_BFLOAT16 ? (vf)(bits << 16) : from_float16(bits);
+}
+
+INLINE vf rounded(vf a, int type) {
+  if (type == GRATIS_FLOAT32) return a;
+  return type == GRATIS_BFLOAT16 ? (vf)(bfloat16(a) << 16) : as_float16(a);
+}
+
+/* What one of two images that are mixed is made of. */
+typedef struct {
+  const uint8_t *pixels; /* may be read up to a vector beyond the row */
+  const float *plus;
+  const float *minus;    /* or NULL */
+} half;
+
+/* How they are: element i as `itself` * lam + `before` * rest, or where there is a box as `before` from `left` to `right`,
+ * else as `itself`. each: scale and plus are three. */
+typedef struct {
+  half itself, before;
+  const float *scale;
+  int each, is_box, left, right;
+  float lam, rest;
+} pair;
+
+INLINE vf finished(const uint8_t *p, vf scale, vf plus, const float *minus, int each, int type) {
+  return rounded(moved(pixels(p), scale, plus, minus, each), type);
+}
+
+INLINE vf summed(vf itself, vf before, vf lam, vf rest) { return itself * lam + before * rest; }
+
+/* Those from `left` to `right` of one, the others of the other. */
+INLINE vf boxed(vf itself, vf before, int64_t i, int left, int right) {
+  if (i + FLOATS <= left || i >= right) return itself;
+  if (i >= left && i + FLOATS <= right) return before;
+  v32 at = lanes_from((int)i);
+  return pick_floats((v32)(at >= left) & (v32)(at < right), before, itself);
+}
+
+INLINE void blend_as(const pair *of, int n, void *out, int each, int subtracts, int is_box, int type, int stream) {
+  const int steps = is_box ? GRATIS_FLOAT32 : type; /* of one of the two alone the last step is enough */
+  const half a = of->itself, b = of->before;
+  const int left = of->left, right = of->right;
+  vf scale[3], plus[2][3], lam = SPLAT(vf, of->lam), rest = SPLAT(vf, of->rest);
+  repeat(of->scale, each, scale);
+  repeat(a.plus, each, plus[0]);
+  repeat(b.plus, each, plus[1]);
+  int64_t i = 0;
+  int j = 0;
+  for (; i + FLOATS <= n; i += FLOATS) {
+    vf one = finished(a.pixels + i, scale[j], plus[0][j], subtracts ? a.minus + i : NULL, each, steps);
+    vf other = finished(b.pixels + i, scale[j], plus[1][j], subtracts ? b.minus + i : NULL, each, steps);
+    put(out, i, is_box ? boxed(one, other, i, left, right) : summed(one, other, lam, rest), type, stream);
+    if (each) j = j == 2 ? 0 : j + 1;
+  }
+  if (i == n) return;
+  float ends[2][FLOATS] = {{0}}, made[FLOATS];
+  for (int k = 0; subtracts && k < 2; k++) memcpy(ends[k], (k ? b : a).minus + i, sizeof(float) * (size_t)(n - i));
+  vf one = finished(a.pixels + i, scale[j], plus[0][j], subtracts ? ends[0] : NULL, each, steps);
+  vf other = finished(b.pixels + i, scale[j], plus[1][j], subtracts ? ends[1] : NULL, each, steps);
+  put(made, 0, is_box ? boxed(one, other, i, left, right) : summed(one, other, lam, rest), type, 0);
+  int size = type == GRATIS_FLOAT32 ? 4 : 2;
+  memcpy((char *)out + i * size, made, (size_t)(n - i) * size);
+}
+
+INLINE void blend_each(const pair *of, int n, void *out, int subtracts, int type, int stream) {
+  switch (of->each * 2 + of->is_box) {
+    case 0: blend_as(of, n, out, 0, subtracts, 0, type, stream); break;
+    case 1: blend_as(of, n, out, 0, subtracts, 1, type, stream); break;
+    case 2: blend_as(of, n, out, 1, subtracts, 0, type, stream); break;
+    default: blend_as(of, n, out, 1, subtracts, 1, type, stream); break;
+  }
+}
+
+INLINE void blend_typed(const pair *of, int n, void *out, int type, int stream) {
+  int streams = stream && (uintptr_t)out % 64 == 0;
+  if (of->itself.minus && streams) blend_each(of, n, out, 1, type, 1);
+  else if (of->itself.minus) blend_each(of, n, out, 1, type, 0);
+  else if (streams) blend_each(of, n, out, 0, type, 1);
+  else blend_each(of, n, out, 0, type, 0);
+}
+
+static void blend_run(const pair *of, int n, void *out, int type, int stream) {
+  if (type == GRATIS_FLOAT32) blend_typed(of, n, out, GRATIS_FLOAT32, stream);
+  else if (type == GRATIS_BFLOAT16) blend_typed(of, n, out, GRATIS_BFLOAT16, stream);
+  else blend_typed(of, n, out, GRATIS_FLOAT16, stream);
+}
+
+/* What a row is made of, of one channel or of all. */
+static half half_of(const gratis_job *job, int64_t view, const uint8_t *pixels, int c, int y, int64_t at) {
+  static const float zeros[3] = {0, 0, 0};
+  const float *minus = job->minus ? job->minus[view] + y * job->minus_row + c * job->minus_plane : NULL;
+  return (half){pixels + at, (job->plus ? job->plus + 3 * view : zeros) + c, minus};
+}
+
+/* Rows [from, to) of a view that is mixed of itself and another, both as bytes in the output's layout. Rows are one run where
+ * nothing sets them apart: neither a mean of their own nor a box. */
+static void blend(const gratis_job *job, int64_t view, int64_t before, const uint8_t *itself, const uint8_t *other, int from,
+                  int to) {
+  static const float ones[3] = {1, 1, 1};
+  const gratis_neighbours *how = job->neighbours;
+  const float *scale = job->scale ? job->scale : ones;
+  int width = job->out_width, last = job->channels_last, size = job->type == GRATIS_FLOAT32 ? 4 : 2, rows;
+  int64_t wide = (last ? 3 : 1) * (int64_t)width, plane = (int64_t)job->out_height * width;
+  for (int y = from; y < to; y += rows) {
+    int inside = how->is_box && y >= how->box[0] && y < how->box[0] + how->box[2];
+    rows = job->minus || how->is_box ? 1 : to - from;
+    for (int c = 0; c < (last ? 1 : 3); c++) {
+      int64_t at = c * plane + y * wide;
+      pair of = {half_of(job, view, itself, c, y, at), half_of(job, before, other, c, y, at), scale + c, last, how->is_box,
+                 how->box[1] * (last ? 3 : 1), (how->box[1] + how->box[3]) * (last ? 3 : 1), how->lam, how->rest};
+      char *out = (char *)job->out[view] + at * size;
+      int n = (int)(rows * wide);
+      if (!how->is_box || inside) blend_run(&of, n, out, job->type, job->stream);
+      else affine_row(of.itself.pixels, n, of.scale, of.itself.plus, last, of.itself.minus, out, job->type, job->stream);
+    }
+  }
 }
 
 /* to[i] = to[i] * lam + other[i] * rest, each product and the sum rounded to float32, as torch does it. ahead: bytes from

@@ -10,9 +10,10 @@ INLINE vf to_floats(v32 a) { return __builtin_convertvector(a, vf); }
 /* To the nearest, ties to even; for less than 2**22. */
 INLINE v32 nearest(vf a) { return truncated((a + 12582912.0f) - 12582912.0f); }
 INLINE v32 lanes_from(int first) {
+  static const int32_t lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   v32 a;
-  for (int i = 0; i < FLOATS; i++) a[i] = first + i;
-  return a;
+  memcpy(&a, lanes, BYTES);
+  return a + first;
 }
 INLINE v32 pick(v32 mask, v32 a, v32 b) { return (a & mask) | (b & ~mask); }
 INLINE vf pick_floats(v32 mask, vf a, vf b) { return (vf)pick(mask, (v32)a, (v32)b); }

@@ -69,6 +69,7 @@ INLINE void put_halves(void *p, u32 a, int stream) {
   else _mm256_storeu_si256(p, b);
 }
 INLINE u32 float16(vf a) { return (u32)_mm512_cvtepu16_epi32(_mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT)); }
+INLINE vf as_float16(vf a) { return (vf)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT)); }
 
 #elif defined(GRATIS_ISA_AVX2)
 typedef __m256i raw;
@@ -110,6 +111,7 @@ INLINE void put_halves(void *p, u32 a, int stream) {
   else _mm_storeu_si128(p, b);
 }
 INLINE u32 float16(vf a) { return (u32)_mm256_cvtepu16_epi32(_mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT)); }
+INLINE vf as_float16(vf a) { return (vf)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)a, _MM_FROUND_TO_NEAREST_INT)); }
 
 #else
 #define SHUFFLE2(name, type, ...) \

@@ -75,6 +75,13 @@ static int begin_views(gratis_context *context, const gratis_job *job, const ima
   return context->resampled ? GRATIS_OK : GRATIS_MEMORY;
 }
 
+/* Row y of a view, from its pixels. */
+static void finish_row(gratis_context *context, const gratis_job *job, int64_t view, int y, int height, int width,
+                       const uint8_t *const rgb[3], uint8_t *scratch) {
+  context->kernels->finish(job, view, y, height, width, rgb, scratch);
+  if (context->waits) gratis_blend_rows(context, y + 1);
+}
+
 /* The pixels of row `y` of the image, which views cut out or resample across. Whether there was memory. */
 static int use_row(gratis_context *context, const gratis_job *job, const image *im, int y, uint8_t *const rgb[3],
                    uint8_t *scratch) {
@@ -86,7 +93,7 @@ static int use_row(gratis_context *context, const gratis_job *job, const image *
     if (y < part.top || y >= part.bottom) continue;
     for (int c = 0; c < 3; c++) row[c] = rgb[c] + part.left - im->wanted.left;
     if (!is_resized(job, view)) {
-      k->finish(job, view, y - part.top, part.bottom - part.top, part.right - part.left, row, scratch);
+      finish_row(context, job, view, y - part.top, part.bottom - part.top, part.right - part.left, row, scratch);
       continue;
     }
     const weights *across = weights_along(context, job, view, 1);
@@ -112,7 +119,7 @@ static int resample_down(gratis_context *context, const gratis_job *job, const i
     uint8_t *rgb[3] = {rows, rows + stride, rows + 2 * stride};
     for (int c = 0; c < 3; c++)
       k->down(down, *y, context->resampled + context->views[v].at + c * stride, 3 * stride, rgb[c], job->out_width);
-    k->finish(job, view, *y, job->out_height, job->out_width, (const uint8_t *const *)rgb, scratch);
+    finish_row(context, job, view, *y, job->out_height, job->out_width, (const uint8_t *const *)rgb, scratch);
   }
   return 1;
 }

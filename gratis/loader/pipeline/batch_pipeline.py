@@ -23,7 +23,7 @@ The way of the bytes from tar to batch, all of it on the prefetcher's thread but
                                | float32 on the device, copied out of DALI's memory
                            with engine="native" decoding/native_gpu: the engine's crops as bytes,
                                | copied to the device and finished there by torch
-    BatchOperations: erasing, mixing with the image before, soft labels; in place
+    BatchOperations: erasing; mixing with the image before, unless the engine has; soft labels
         |
     ReadyBatch: Batch (images, labels, ids), padded to b rows
         | queue (prefetch.py)
@@ -50,7 +50,7 @@ from gratis.loader.decoding.cached_decoder import CachedDecoder, MakeImages
 from gratis.loader.decoding.cpu import BatchCrops, decode
 from gratis.loader.decoding.dali_runner import DaliRunner
 from gratis.loader.decoding.decoded_cache import DecodedCache
-from gratis.loader.decoding.native import Fill, NativeBatches, finish
+from gratis.loader.decoding.native import Fill, NativeBatches, finish, neighbours_of
 from gratis.loader.decoding.native_gpu import NativeImages
 from gratis.loader.engine.decoder import NativeDecoder
 from gratis.loader.epoch.epoch_plan import EpochPlan
@@ -166,15 +166,24 @@ class BatchPipeline:
             memory = self._wait(pool)
             whole = self._images_of(plan, pool, memory)
             decoded = whole[: len(wanted)]
-            ids = fill(decoded.flatten(0, 1) if plan.config.views > 1 else decoded)
+            rows = decoded.flatten(0, 1) if plan.config.views > 1 else decoded
+            neighbours = neighbours_of(plan, len(wanted), mix, samples) if self._native else None
+            ids = fill(rows, neighbours) if neighbours else fill(rows)
             with self._timer.time("finish_s"):
                 self._operations.erase(decoded, wanted, plan)
-                self._operations.mix(decoded, samples, mix, plan)
+                self._operations.mix(decoded, samples, None if neighbours else mix, plan)
             images = whole[: samples + plan.padding(samples)]
             images[samples:] = 0
             batch = Batch(images, *labels_of(plan, ids, samples, mix))
             yield ReadyBatch(batch, samples, None)
-            del whole, decoded, images, batch, memory  # nobody refers to a batch but who took it
+            del (
+                whole,
+                decoded,
+                rows,
+                images,
+                batch,
+                memory,
+            )  # nobody refers to a batch but who took it
 
     def _by_dali(self, plan: EpochPlan) -> Generator[tuple[Ids, Fill], None, None]:
         """Of each step its samples' draw ids, and what fills their views."""
