@@ -32,7 +32,7 @@ from benchmarks.shards.psnr import SIZE, ceiling, conventions, psnr, quality
 from gratis import image
 from gratis.command_line import check_ranges, parse
 from gratis.errors import GratisError
-from gratis.preprocess.codecs import encode_jpeg
+from gratis.preprocess.codecs import decode_jpeg, encode_jpeg
 from gratis.preprocess.output.shard_writer import ShardWriter
 from gratis.preprocess.stages.plan import pillow_name
 from gratis.preprocess.statistics import Accumulator
@@ -109,9 +109,9 @@ def _spread(paths: list[Path], count: int) -> list[Path]:
 def _show_steps(files: list[bytes]) -> None:
     """CPU ms per image in one process, the best of three passes: what is above it is other
     programs' noise."""
-    made = [image.to_picture(data, SIZE)[0] for data in files]
+    made = [image.to_picture(data, SIZE, padded=True)[0] for data in files]
     encoded = [encode_jpeg(picture, 95) for picture in made]
-    decoded = [image.decode(data) for data in encoded]
+    decoded = [decode_jpeg(data, SIZE, SIZE) for data in encoded]
     accumulator = Accumulator(SIZE)
 
     def add_up() -> None:
@@ -128,9 +128,9 @@ def _show_steps(files: list[bytes]) -> None:
             os.fsync(file.fileno())
 
     steps: dict[str, Callable[[], object]] = {
-        "decode and resize": lambda: [image.to_picture(data, SIZE) for data in files],
+        "decode and resize": lambda: [image.to_picture(data, SIZE, padded=True) for data in files],
         "encode": lambda: [encode_jpeg(picture, 95) for picture in made],
-        "decode again": lambda: [image.decode(data) for data in encoded],
+        "decode again": lambda: [decode_jpeg(data, SIZE, SIZE) for data in encoded],
         "statistics": add_up,
         "hash, tar, fsync": pack,
     }

@@ -29,13 +29,14 @@ from gratis.image import Whole
 from gratis.network import NetworkLimits
 from gratis.preprocess.codecs import CODECS, CodecName
 from gratis.preprocess.execution.engines import Engine, run_by
+from gratis.preprocess.execution.workers import Worker, closing_pool
 from gratis.preprocess.output.receipt import finished_shards, forget_shard, written
 from gratis.preprocess.output.store import LocalStore, Store, open_store
 from gratis.preprocess.sources.imagenet import ARCHIVE_MD5, check_md5
 from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.sources.reader import stamps_of
 from gratis.preprocess.sources.source import Source, SourceOptions, ValFrom
-from gratis.preprocess.stages.estimate import describe, estimate_apart, refuse_full_disk
+from gratis.preprocess.stages.estimate import Estimate, describe, estimate_apart, refuse_full_disk
 from gratis.preprocess.stages.ownership import (
     discard,
     foreign_files,
@@ -199,10 +200,24 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     part = next(slices(source, plan.draft))
     limits = config.network
     first = make_task(part, source, plan.draft, config.out, tolerant=tolerant, limits=limits)
-    cost = estimate_apart(sum(plan.counts.values()), first)
-    if config.dry_run:
-        print(describe(cost, config.processes))
-        return None
+    with closing_pool() as pool:
+        cost = estimate_apart(sum(plan.counts.values()), first, pool)
+        if config.dry_run:
+            print(describe(cost, config.processes))
+            return None
+        return _make(config, store, source, plan, cost=cost, pool=pool)
+
+
+def _make(
+    config: ShardsConfig,
+    store: Store,
+    source: Source,
+    plan: ShardPlan,
+    *,
+    cost: Estimate | None,
+    pool: list[Worker],
+) -> Manifest | None:
+    """What `make_shards` writes, once it is known that it may. pool: processes that wait."""
     with lock_output(store, shared=config.is_part):
         # another run has published it in between, and released the lock
         if dataset.MANIFEST in store.sizes():
@@ -213,7 +228,7 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
         if cost and isinstance(store, LocalStore):
             refuse_full_disk(store.root, cost.bytes)
         write_plan(store, plan)
-        _map(config, store, source, plan.draft)
+        _map(config, store, source, plan.draft, pool)
         if config.is_part:
             task = f"task {config.task_id} of {config.num_tasks}"
             print(f"{config.out}: {task} is done; after the last, merge publishes")
@@ -260,7 +275,9 @@ def _refuse_inside(config: ShardsConfig) -> None:
         raise GratisError(f"OUT {config.out} lies in SRC {config.src}; choose an OUT outside of it")
 
 
-def _map(config: ShardsConfig, store: Store, source: Source, draft: Manifest) -> None:
+def _map(
+    config: ShardsConfig, store: Store, source: Source, draft: Manifest, pool: list[Worker]
+) -> None:
     tasks, task = config.num_tasks or 1, config.task_id or 0
     parts = list(islice(slices(source, draft), task, None, tasks))
     rejects = finished_shards(store, [part.name for part in parts])
@@ -282,7 +299,7 @@ def _map(config: ShardsConfig, store: Store, source: Source, draft: Manifest) ->
     workers = min(config.processes, len(missing))
     rejected = sum(rejects.values())
     with Progress(config.run_dir, total=total, done=done, rejects=rejected) as progress:
-        for new in run_by(config.engine, work, workers):
+        for new in run_by(config.engine, work, workers, pool):
             progress.add(new)
 
 

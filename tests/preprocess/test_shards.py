@@ -31,6 +31,7 @@ from gratis import dataset
 from gratis.atomic import sha256_file
 from gratis.errors import GratisError
 from gratis.events import EventTail
+from gratis.preprocess.execution.workers import Worker
 from gratis.preprocess.output.store import WORK
 from gratis.preprocess.shards import ShardsConfig, make_shards
 from gratis.preprocess.sources.open import open_source
@@ -480,10 +481,12 @@ def test_what_another_run_publishes_meanwhile_stays(
     """A whole run of other settings fits between this one's look for a manifest and its lock."""
     src, out = folder_source(tmp_path / "src", 2), tmp_path / "o"
 
-    def estimate_after_another_run(total: int, first: ShardTask) -> Estimate | None:
+    def estimate_after_another_run(
+        total: int, first: ShardTask, pool: list[Worker]
+    ) -> Estimate | None:
         assert shards(src, out).returncode == 0
         before.update(digests(out))
-        return estimate_apart(total, first)
+        return estimate_apart(total, first, pool)
 
     before: dict[str, str] = {}
     monkeypatch.setattr("gratis.preprocess.shards.estimate_apart", estimate_after_another_run)

@@ -15,16 +15,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gratis.errors import GratisError
-from gratis.preprocess.execution.workers import TaskProgress, Worker, run_tasks
+from gratis.preprocess.execution.workers import TaskProgress, Worker, run_tasks, stop_all
 from gratis.preprocess.stages.shard import ShardTask
 
 Engine = Literal["local", "ray"]
 AHEAD = 2  # tasks given to the cluster per core: one that runs, one that waits
 
 
-def run_by(engine: Engine, tasks: Iterable[ShardTask], workers: int) -> Iterator[TaskProgress]:
-    """Runs every task; yields progress. GratisError where a task cannot read or write."""
-    return run_on_ray(tasks) if engine == "ray" else run_tasks(tasks, workers)
+def run_by(
+    engine: Engine, tasks: Iterable[ShardTask], workers: int, pool: list[Worker]
+) -> Iterator[TaskProgress]:
+    """Runs every task; yields progress. GratisError where a task cannot read or write. pool: local
+    processes that are there already."""
+    if engine == "local":
+        return run_tasks(tasks, workers, pool)
+    stop_all(pool)
+    return run_on_ray(tasks)
 
 
 def run_on_ray(tasks: Iterable[ShardTask]) -> Iterator[TaskProgress]:

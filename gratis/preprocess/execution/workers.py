@@ -53,9 +53,9 @@ class Task(Protocol):
     def name(self) -> str:
         """Of the shard."""
 
-    def make(self, begin: Callable[[int], None], report: ReportProgress) -> None:
+    def make(self, begin: Callable[[int], None], report: ReportProgress) -> object:
         """Does the work. Calls begin(k) before it touches image k, and begin(-1) when it leaves the
-        last. Raises OSError, GratisError."""
+        last. Raises OSError, GratisError. What it returns is the worker's `result`."""
 
     def exclude(self, position: int, cause: str) -> Task:
         """The same task without this image, which counts as a reject of that kind."""
@@ -71,6 +71,21 @@ class TaskProgress(NamedTuple):
 
     def plus(self, other: TaskProgress) -> TaskProgress:
         return TaskProgress(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+@contextlib.contextmanager
+def closing_pool() -> Iterator[list[Worker]]:
+    """A list of processes, which end with the block."""
+    pool: list[Worker] = []
+    try:
+        yield pool
+    finally:
+        stop_all(pool)
+
+
+def stop_all(pool: list[Worker]) -> None:
+    while pool:
+        pool.pop().stop()
 
 
 def run_tasks(
@@ -109,8 +124,7 @@ def run_tasks(
                     pool[number] = Worker()
     finally:
         if not (reuse and finished):
-            while pool:
-                pool.pop().stop()
+            stop_all(pool)
 
 
 def _after_death(
@@ -147,6 +161,7 @@ class Worker:
         self._reported = TaskProgress()
         self._reason = ""
         self.task: Task | None = None
+        self.result: object = None  # of the last task that was finished
 
     @property
     def handles(self) -> list[Connection | int]:
@@ -173,7 +188,7 @@ class Worker:
                 if kind == "outage":
                     raise Outage(value)
                 if kind == "finished":
-                    self.task = None
+                    self.task, self.result = None, value
                 elif kind == "died":
                     self._reason = value
                 elif kind == "warning":
@@ -259,7 +274,7 @@ def _work(pipe: Connection, at: Any, parent: int) -> None:
         while True:
             task = pipe.recv()
             try:
-                task.make(begin, report)
+                result = task.make(begin, report)
             except GratisError as error:
                 pipe.send(("outage" if isinstance(error, Outage) else "failed", str(error)))
                 return
@@ -271,4 +286,4 @@ def _work(pipe: Connection, at: Any, parent: int) -> None:
                 pipe.send(("died", describe(error)))
                 raise
             flush()
-            pipe.send(("finished", None))
+            pipe.send(("finished", result))

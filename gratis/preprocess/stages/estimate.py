@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
 from gratis.errors import GratisError
 from gratis.image import Reject
-from gratis.preprocess.execution.workers import NO_MAIN_GUARD
+from gratis.preprocess.execution.workers import NO_MAIN_GUARD, NOT_BEGUN, ReportProgress, Worker
 from gratis.preprocess.sources.reader import ImageReader
 from gratis.preprocess.stages.shard import ShardTask, refuse_unsupported, sample_size
-from gratis.signals import leave_to_parent
 
 IMAGES = 48  # 0.15 s, and a mean size within some 5 %
 TIMEOUT_S = 60.0
@@ -33,61 +32,83 @@ class Estimate(NamedTuple):
     cpu_s: float
 
 
-def estimate(images: int, task: ShardTask) -> Estimate:
+@dataclass(frozen=True)
+class EstimateTask:
+    """`estimate` for a worker."""
+
+    images: int
+    task: ShardTask
+
+    @property
+    def name(self) -> str:
+        return "the estimate"
+
+    def exclude(self, position: int, cause: str) -> EstimateTask:
+        return EstimateTask(self.images, self.task.exclude(position, cause))
+
+    def make(self, begin: Callable[[int], None], report: ReportProgress) -> Estimate:
+        self.task.use_limits()
+        try:
+            return estimate(self.images, self.task, begin)
+        except OSError as error:
+            raise GratisError(f"cannot read the source: {error}") from None
+
+
+def estimate(
+    images: int, task: ShardTask, begin: Callable[[int], None] = lambda position: None
+) -> Estimate:
     """From the first IMAGES items of a task, which are a random draw of the split, as the plan is
-    shuffled. GratisError for one of a format that is not read here, if the task is not tolerant."""
+    shuffled; begin: as `workers.Task.make` has it. GratisError for one of a format that is not read
+    here, if the task is not tolerant."""
     sizes = []
     begun = time.process_time()
     with ImageReader() as reader:
-        for item in task.items[:IMAGES]:
+        for position, item in enumerate(task.items[:IMAGES]):
+            begin(position)
             try:
                 sizes.append(sample_size(reader.read(item), task))
             except Reject as reject:
                 refuse_unsupported(task, item, reject)
+    begin(-1)
     each_s = (time.process_time() - begun) / max(1, len(task.items[:IMAGES]))
     mean = sum(sizes) / max(1, len(sizes)) + TAR_OVERHEAD
     return Estimate(images, int(mean * images * MARGIN), each_s * images)
 
 
-def estimate_apart(images: int, task: ShardTask) -> Estimate | None:
-    """`estimate` in a process of its own; None if one of the files crashes or hangs the decoder, or
-    if the process is killed or does not begin within TIMEOUT_S."""
-    context = get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    # no pool: a pool's process outlives a parent that is killed, and holds its terminal
-    process = context.Process(target=_estimate_into, args=(theirs, images, task), daemon=True)
-    process.start()
-    theirs.close()
-    begun, answer = False, None
+def estimate_apart(
+    images: int, task: ShardTask, pool: list[Worker] | None = None
+) -> Estimate | None:
+    """The estimate for all `images`, by a process of its own, from a task of them; None if one of
+    the files crashes or hangs the decoder, or if the process is killed or takes longer than
+    TIMEOUT_S. pool: gets the process, for what comes next, unless it is lost."""
+    worker = Worker()
     try:
-        if ours.poll(TIMEOUT_S):
-            begun = ours.recv()
-            answer = ours.recv() if ours.poll(TIMEOUT_S) else None
-    except EOFError:
-        process.join(1)
-        # what was killed, for memory perhaps, costs the estimate alone
-        if not begun and (process.exitcode or 0) >= 0:
-            raise GratisError(NO_MAIN_GUARD) from None
+        worker.give(EstimateTask(images, task))
+        _wait_for(worker)
+        if worker.task:
+            return None
+        if pool is not None:
+            pool.append(worker)
+        assert isinstance(worker.result, Estimate)
+        return worker.result
     finally:
-        process.kill()
-        process.join()
-        ours.close()
-    if isinstance(answer, GratisError):
-        raise answer
-    return answer
+        if pool is None or worker not in pool:
+            worker.stop()
 
 
-def _estimate_into(pipe: Connection, images: int, task: ShardTask) -> None:
-    leave_to_parent()
-    signal.alarm(int(TIMEOUT_S))
-    task.use_limits()
-    pipe.send(True)
-    try:
-        pipe.send(estimate(images, task))
-    except GratisError as error:
-        pipe.send(error)
-    except OSError as error:
-        pipe.send(GratisError(f"cannot read the source: {error}"))
+def _wait_for(worker: Worker) -> None:
+    """Until it has finished its task, or is lost, or TIMEOUT_S are over. GratisError if it
+    failed."""
+    end = time.monotonic() + TIMEOUT_S
+    while worker.task and time.monotonic() < end:
+        wait(worker.handles, timeout=end - time.monotonic())
+        lost = worker.cause_of_death()
+        worker.progress()  # and what it sent before its death
+        if lost and worker.task:
+            # what was killed, for memory perhaps, costs the estimate alone
+            if worker.position == NOT_BEGUN and not worker.killed:
+                raise GratisError(NO_MAIN_GUARD)
+            return
 
 
 def refuse_full_disk(out: Path, needed: int) -> None:
