@@ -7,6 +7,7 @@ not: checkpoints fail until it is lifted."""
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import resource
@@ -36,15 +37,21 @@ STEPS = 20  # of an epoch
 SMALL = "--recipe sample --width 0.125 --batch 50 --port 0 --save-every 0".split()
 ROOM = 50_000  # bytes that events may still grow by on a full disk; weights are more
 
-# the ranks of a run that stops at one step, as a signal that came in it would have it
-STOPPING = """
-import os, signal, sys
-if "gratis.train.rank" in sys.orig_argv and os.environ.get("STOP_AT"):
+# The ranks of a run write each step down. They wait where a file says, however slow the driver is
+# beside other work; or are signalled in a step, as the driver's run was.
+PACED = """
+import os, signal, sys, time
+if "gratis.train.rank" in sys.orig_argv:
     from gratis.train.telemetry import IntervalMeter
     close = IntervalMeter.close
     def closing(meter, *, step, **more):
-        if step == int(os.environ["STOP_AT"]):
+        if step == int(os.environ.get("STOP_AT", -1)):
             os.kill(os.getpid(), signal.SIGTERM)
+        signals = meter._signals
+        while step >= float(open(os.environ["PACE"]).read()):
+            if signals.terminated or signals.interrupted:
+                break
+            time.sleep(0.01)
         return close(meter, step=step, **more)
     IntervalMeter.due, IntervalMeter.close = property(lambda meter: True), closing
 """
@@ -57,8 +64,22 @@ class Run:
         self.folder, self.epochs = runs / name, epochs
         given = ["--runs", str(runs), "--run", name, "--shards", shards, "--epochs", str(epochs)]
         self._command = [sys.executable, *"-m gratis train".split(), *SMALL, *given]
-        self.environment = os.environ | {"XDG_CACHE_HOME": str(runs / "cache")}
+        self._pace, paced = runs / "pace", runs / "paced"
+        paced.mkdir(parents=True)
+        (paced / "sitecustomize.py").write_text(PACED)
+        self.environment = os.environ | {
+            "XDG_CACHE_HOME": str(runs / "cache"),
+            "PACE": str(self._pace),
+            "PYTHONPATH": f"{paced}:{ROOT}",
+        }
+        self.pace(math.inf)
         self.process: subprocess.Popen[str] | None = None
+
+    def pace(self, step: float) -> None:
+        """It goes no further than to this step."""
+        new = self._pace.with_suffix(".new")
+        new.write_text(str(step))
+        new.replace(self._pace)
 
     def start(self, world: int, **environment: str) -> None:
         self.process = subprocess.Popen(
@@ -179,16 +200,25 @@ class Chaos:
     def drive(self, events: list[str]) -> None:
         """Until all have happened and the run is at its end."""
         run, last = self.run, STEPS * self.run.epochs
+        run.pace(1)
         run.start(self.world)
         for number, kind in enumerate(events):
             target = max(1, (number + 1) * last * 9 // (10 * (len(events) + 1)))
+            run.pace(target + 1)
             begun = run.attempt
             run.wait_for(lambda at=target, old=begun: run.attempt >= old and run.step >= at)
-            time.sleep(self.rng.random() * 0.3)  # in the middle of a step, or of a checkpoint
+            if kind != "disk":
+                self.go_on()
+                time.sleep(self.rng.random() * 0.3)  # in the middle of a step, or of a checkpoint
             getattr(self, kind)()
             self.done[kind] += 1
             print(f"{kind} at step {run.step}", file=sys.stderr, flush=True)
+        run.pace(math.inf)
         run.end(0)
+
+    def go_on(self, steps: int = STEPS) -> None:
+        """For so many more, but not to the end: there are events to come."""
+        self.run.pace(min(self.run.step + steps, STEPS * self.run.epochs - 1))
 
     def again(self) -> None:
         before = self.run.attempt
@@ -213,12 +243,15 @@ class Chaos:
         self.again()
 
     def disk(self) -> None:
-        """Full until a checkpoint was lost to it. Shards that are still to come would find no room
-        either, which ends a run: so this waits for them."""
-        self.run.wait_for(lambda: len(list(self.cached())) >= self.shards)
+        """Full until a checkpoint was lost to it, at an epoch's end. Shards that are still to come
+        would find no room either, which ends a run: so this waits for them."""
+        while len(list(self.cached())) < self.shards:
+            self.go_on(2)
+            time.sleep(0.1)
         pids, lost = self.run.ranks, len(self.lost())
         events = self.run.folder.glob("rank-*.jsonl")
         self.limit(pids, max(path.stat().st_size for path in events) + ROOM)
+        self.go_on()
         self.run.wait_for(lambda: len(self.lost()) > lost)
         self.limit(pids, resource.RLIM_INFINITY)
 
@@ -267,12 +300,9 @@ def chaos(
 
 def undisturbed(folder: Path, shards: Path, epochs: int, legs: list[tuple[int, int]]) -> Run:
     """A run of the same meshes at the same steps, and of nothing else."""
-    (folder / "stopping").mkdir(parents=True)
-    (folder / "stopping" / "sitecustomize.py").write_text(STOPPING)
     run = Run(folder, "undisturbed", str(shards), epochs)
-    path = f"{folder / 'stopping'}:{ROOT}"
     for (_, world), (stop, _) in pairwise(legs):
-        run.start(world, STOP_AT=str(stop), PYTHONPATH=path)
+        run.start(world, STOP_AT=str(stop))
         run.end(PREEMPTED)
     run.start(legs[-1][1])
     run.end(0)

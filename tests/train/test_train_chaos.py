@@ -34,8 +34,7 @@ def prove(folder: Path, shards: Path, epochs: int, events: list[str], *, away_s:
 
 @pytest.mark.slow
 def test_a_run_outlives_what_happens_to_it(sample_shards: Path, tmp_path: Path) -> None:
-    """One event of each kind but one: a change of ranks is a preemption too. The disk is filled
-    when all shards have come, and before they go."""
+    """One event of each kind but one: a change of ranks is a preemption too."""
     prove(tmp_path, sample_shards, 5, ["page", "kill", "disk", "store", "ranks"], away_s=1.0)
 
 
