@@ -13,6 +13,7 @@ from small import command
 from gratis.dataset import read_manifest
 from gratis.events import EventWriter
 from gratis.history import attempts
+from gratis.locks import RESERVED
 from gratis.signals import StopSignals, handlers_restored
 from gratis.train.launcher.launch import plan
 from gratis.train.mesh.mesh import Mesh
@@ -22,8 +23,10 @@ from gratis.train.settings import Launch
 
 
 def planned(runs: Path, shards: Path, *arguments: str) -> Launch:
-    """From now on this process holds the run's name."""
-    return plan(parse(command(runs, shards, *arguments)[4:]), shards, read_manifest(shards))
+    """The run's name is nobody's afterwards: a starter holds it for as long as it lives."""
+    launch = plan(parse(command(runs, shards, *arguments)[4:]), shards, read_manifest(shards))
+    RESERVED.pop().close()
+    return launch
 
 
 def run_alone(launch: Launch, *, stopped: bool = False) -> int:

@@ -59,6 +59,8 @@ def test_what_was_learned_is_measured(run: Path) -> None:
     evaluations = of_kind(run, "eval")
     assert [one["views"] for one in evaluations] == [1] * EPOCHS + [10]
     assert {one["images"] for one in evaluations} == {SAMPLES}
+    epochs = [*range(1, EPOCHS + 1), EPOCHS]  # that are complete
+    assert [(one["epoch"], one["step"]) for one in evaluations] == [(n, STEPS * n) for n in epochs]
     for one in evaluations[-2:]:
         assert one["top1"] > 0.95
         assert one["nll"] < 0.5
@@ -73,7 +75,9 @@ def test_each_epoch_has_each_image_once(run: Path) -> None:
     steps, receipts = of_kind(run, "step"), of_kind(run, "receipt")
     whole = {"seen": SAMPLES, "missing": 0, "duplicates": 0, "dropped": 0}
     assert [{name: one[name] for name in whole} for one in receipts] == [whole] * EPOCHS
-    assert [one["step"] for one in receipts] == [STEPS * (n + 1) for n in range(EPOCHS)]
+    assert [(one["epoch"], one["step"]) for one in receipts] == [
+        (n, STEPS * (n + 1)) for n in range(EPOCHS)
+    ]
     assert sum(one["images"] for one in steps) == EPOCHS * SAMPLES
     assert sum(one["steps"] for one in steps) == steps[-1]["step"] == EPOCHS * STEPS
     assert [one["lr"] for one in steps] == pytest.approx(
