@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +30,32 @@ def planned(runs: Path, shards: Path, *arguments: str) -> Launch:
     return launch
 
 
-def run_alone(launch: Launch, *, stopped: bool = False) -> int:
-    """The rank's exit code. stopped: SIGTERM comes before its first step, after which it ends."""
+class Stopping(EventWriter):
+    """Sends this process SIGTERM once it has written the record of a step."""
+
+    at: int | None = None
+
+    def write(
+        self,
+        kind: str,
+        fields: Mapping[str, object],
+        *,
+        epoch: int | None = None,
+        step: int | None = None,
+    ) -> None:
+        super().write(kind, fields, epoch=epoch, step=step)
+        if kind == "step" and step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_alone(launch: Launch, *, stop_at: int | None = None) -> int:
+    """The rank's exit code. stop_at: SIGTERM comes before its first step, 0, or behind the record
+    of one: the rank ends behind its next record."""
     launch = replace(launch, attempt=attempts(launch.folder) + 1)
     with handlers_restored():
         signals = StopSignals()
-        events = EventWriter(launch.folder / "rank-0.jsonl", attempt=launch.attempt, rank=0)
-        if stopped:
+        events = Stopping(launch.folder / "rank-0.jsonl", attempt=launch.attempt, rank=0)
+        events.at = stop_at
+        if stop_at == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return work(launch, Mesh(), events, signals)
