@@ -121,6 +121,21 @@ def test_a_stand_in_is_cut_as_the_missing_sample_would_have_been(tmp_path: Path)
         assert np.array_equal(images[row].numpy(), cut(int(ids[row]), draws, row, 48))
 
 
+def test_who_stands_in_is_a_matter_of_the_epoch_alone(tmp_path: Path) -> None:
+    """In a loader that has had other epochs, and in one that has not."""
+    root = rotten(tmp_path, 17, 42, codec="raw")
+    loader = make(root, bad_samples="quarantine")
+    for number in range(3):
+        fresh = make(root, bad_samples="quarantine")
+        fresh.set_epoch(number)
+        assert ids_of(loader) == ids_of(fresh)
+        found = loader.epoch_plan(number).order()
+        first = [plan.stand_in(0, number, sample, COUNT, 0) for sample in (17, 42)]
+        loader.set_epoch(number)
+        ids = np.array(ids_of(loader))
+        assert [int(ids[found == sample][0]) for sample in (17, 42)] == first
+
+
 def test_what_dali_alone_refuses_costs_nobody_else_a_pixel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

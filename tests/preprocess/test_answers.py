@@ -18,6 +18,8 @@ from PIL import Image as Pillow
 from gratis.image import Reject, central_box, to_image
 from gratis.preprocess.output.shard_writer import ShardWriter
 from gratis.preprocess.sources.listing import Item
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.stages.plan import draft_manifest, permutation, slices
 from gratis.preprocess.stages.shard import ShardTask
 from gratis.preprocess.statistics import Accumulator
 
@@ -134,3 +136,25 @@ def test_while_a_server_sends_no_image_is_blamed(tmp_path: Path, remote: bool) -
     assert [(row["file"], row["kind"]) for row in rejects] == [
         (f"{tmp_path.name}/c.png", "crashed")
     ]
+
+
+def test_shards_are_cut_from_an_order_of_the_seed_and_the_split(tmp_path: Path) -> None:
+    """Each split in an order of its own, cut as it comes; the last shard holds the rest."""
+    for split, count in (("train", 9), ("val", 9)):
+        (tmp_path / split / "c").mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / split / "c" / f"{number}.jpg").write_bytes(b"x")
+    source = open_source(str(tmp_path))
+    orders = []
+    for seed in (0, 1):
+        draft = draft_manifest(source, size=8, codec="jpeg", samples_per_shard=4, seed=seed)
+        parts = [*slices(source, draft)]
+        assert [part.name for part in parts] == [
+            f"{split}-0000{number}" for split in ("train", "val") for number in range(3)
+        ]
+        assert [len(part.rows) for part in parts] == [4, 4, 1] * 2
+        for k, split in ((0, "train"), (3, "val")):
+            rows = np.concatenate([part.rows for part in parts[k : k + 3]])
+            assert np.array_equal(rows, permutation(9, seed, split))
+            orders.append(tuple(rows.tolist()))
+    assert len(set(orders)) == 4
