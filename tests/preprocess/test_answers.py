@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import struct
 import tarfile
@@ -95,6 +96,35 @@ def test_an_archive_ends_with_two_blocks_of_zeros(size: int) -> None:
     assert file.getvalue() == expected.getvalue()
     assert file.getvalue().endswith(bytes(1024))
     assert len(file.getvalue()) % 10_240 == 0
+
+
+def test_a_shards_columns_are_where_its_images_are() -> None:
+    """As tarfile finds them; DALI's index names image and label, each with its place."""
+    file, samples = io.BytesIO(), {"a": (b"1" * 700, 3), "b c": (b"", 0), "d": (b"3" * 512, 1000)}
+    writer = ShardWriter(file, "jpg")
+    for key, (data, label) in samples.items():
+        writer.add(key, data, label)
+    offset, size, label = writer.columns()
+    assert (offset.dtype, size.dtype, label.dtype) == (np.int64, np.int32, np.int32)
+    before = writer.bytes
+    writer.close()
+    whole = file.getvalue()
+    assert (before % 512, writer.bytes) == (0, len(whole))
+    assert writer.digest.hexdigest() == hashlib.sha256(whole).hexdigest()
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        found = {member.name: member for member in tar.getmembers()}
+    assert [*found] == [f"{key}.{kind}" for key in samples for kind in ("jpg", "cls")]
+    lines = ["v1.2 3"]
+    for row, (key, (data, number)) in enumerate(samples.items()):
+        image, text = found[f"{key}.jpg"], found[f"{key}.cls"]
+        assert (offset[row], size[row], label[row]) == (image.offset_data, len(data), number)
+        assert whole[text.offset_data :][: text.size] == b"%d" % number
+        shown = key.replace(" ", "_")  # blanks separate its fields
+        lines.append(
+            f"jpg {image.offset_data} {len(data)} {shown}.jpg "
+            f"cls {text.offset_data} {text.size} {shown}.cls"
+        )
+    assert writer.index().decode() == "\n".join(lines) + "\n"
 
 
 @pytest.mark.parametrize("remote", [False, True])
