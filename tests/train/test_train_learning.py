@@ -98,17 +98,17 @@ def test_each_epoch_has_each_image_once(run: Path) -> None:
 
 def test_a_resumed_run_knows_what_was_measured(shards: Path, tmp_path: Path) -> None:
     """The plateau schedule goes by it. Ended behind each step of an epoch, in its validation, and
-    behind a step of the next, a run validates each epoch once."""
-    launch = planned(tmp_path, shards, *OPTIONS, "--epochs", "2", "--save-every", "0")
+    in the next epoch, a run validates each epoch once."""
+    launch = planned(tmp_path, shards, *OPTIONS, "--epochs", "3", "--save-every", "0")
     for stop_at in [0] * (STEPS + 1) + [STEPS + 1]:
         assert run_alone(launch, stop_at=stop_at) == PREEMPTED
     assert run_alone(launch) == 0
     evaluations = of_kind(launch.folder, "eval")
-    assert [(one["epoch"], one["views"]) for one in evaluations] == [(1, 1), (2, 1), (2, 10)]
-    folders = sorted((launch.folder / "checkpoints").glob("step-*"))
-    states = [json.loads((folder / "state.json").read_text()) for folder in folders]
-    assert states[-1]["step"] == 2 * STEPS
-    assert [state["errors"] for state in states] == [[1 - evaluations[0]["top1"]]] * 2
+    known = [(1, 1), (2, 1), (3, 1), (3, 10)]
+    assert [(one["epoch"], one["views"]) for one in evaluations] == known
+    state = json.loads((launch.folder / "checkpoints/step-00000015/state.json").read_text())
+    assert (state["step"], state["epoch"]) == (3 * STEPS, 3)
+    assert state["errors"] == [1 - one["top1"] for one in evaluations[:2]]
 
 
 def test_a_run_that_diverges_says_so(
