@@ -9,7 +9,8 @@ saw; then come the survivors, as differences. Named equivalents (`equivalent_mut
 compute the same, are not counted, nor is `strict` of a zip, which changes nothing that is right,
 nor the type in a `cast`. Exit code 1 below --least.
 
-What is compiled cannot be changed this way: the engine's C, and functions that Numba compiles."""
+What is compiled cannot be changed this way: the engine's C, and functions that Numba compiles,
+which are left as they are."""
 
 from __future__ import annotations
 
@@ -32,6 +33,7 @@ QUICK = "not starts and not slow"
 OF_THE_TREE = ("tests/test_house.py", "tests/test_readme.py", "tests/test_package.py")
 SEEN = (1, 3, 36, 24, -24, 152, 255)  # a test failed, or never came to an end
 UNREACHED = (5, 33)
+NOT_THIS = "# pragma: no mutate block"  # nor anything in the statement that begins there
 DIGITS = "3816952740"  # in which order a sample takes in mutants, by the last of their number
 CAST_TYPE = re.compile(r"\bcast\((None|[\w.]+(\[[^\]]*\])?), ")
 ZIP_STRICT = re.compile(r"(\bzip\(.+?), (strict=\w+)?\)")
@@ -75,6 +77,8 @@ def main() -> int:
         wanted = (MUTMUT, "click", "coverage", "libcst", "setproctitle", "textual", "pyyaml")
         subprocess.run([*pip, *wanted, "rich", "typing_extensions"], check=True)
         configure(copy, modules, options.tests or tests_of(modules))
+        for module in modules:
+            leave_compiled(copy / module)
         mutmut = command(tool)
         ran = subprocess.run(
             [*mutmut, "run", "--max-children", str(options.jobs), *sample(options.tenths)],
@@ -141,6 +145,16 @@ def configure(copy: Path, modules: list[str], tests: list[str]) -> None:
     section = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
     with (copy / "pyproject.toml").open("a") as file:
         file.write(f"\n[tool.mutmut]\n{section}use_git_change_detection = false\n")
+
+
+def leave_compiled(module: Path) -> None:
+    """Marks the functions that Numba compiles, so that mutmut leaves them alone."""
+    text = module.read_text()
+    names = [*re.findall(r"\bjit\([^()]*\)\((\w+)\)", text)]
+    names += re.findall(r"^@(?:inner_)?jit.*\ndef (\w+)", text, re.MULTILINE)
+    for name in names:
+        text = re.sub(rf"^(def {name}\(.*)", rf"\1  {NOT_THIS}", text, flags=re.MULTILINE)
+    module.write_text(text)
 
 
 def command(tool: Path) -> list[str]:

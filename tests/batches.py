@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from gratis.loader import Batch, Loader
+
+# of a test with many other cases: the quick tests take the first alone
+LAYOUTS = [
+    "nchw",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("channels_last", "nhwc")),
+]
 
 
 def epoch(loader: Loader) -> list[Batch]:

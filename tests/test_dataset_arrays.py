@@ -122,3 +122,29 @@ def test_odd_statistics_are_named(tmp_path: Path, changes: dict[str, Any], what:
     with pytest.raises(GratisError) as caught:
         read_stats(tmp_path)
     assert str(caught.value) == f"{tmp_path}/stats.npz is damaged ({what}){WAY_OUT}"
+
+
+def test_a_compressed_index_is_read_by_nobody(tmp_path: Path) -> None:
+    """It could not lie in its file."""
+    np.savez_compressed(tmp_path / "train.index.npz", shard=np.zeros(1), offset=np.zeros(1))
+    with pytest.raises(GratisError, match="is damaged"):
+        read_index(tmp_path, "train")
+    arrays = {k: v for k, v in index_of(3, whole=False)._asdict().items() if v is not None}
+    np.savez_compressed(tmp_path / "train.index.npz", **arrays)
+    with pytest.raises(GratisError) as caught:
+        read_index(tmp_path, "train")
+    assert str(caught.value) == (
+        f"{tmp_path}/train.index.npz is damaged (it is compressed){WAY_OUT}"
+    )
+
+
+def test_a_flipped_bit_of_an_index_is_named_by_its_array(tmp_path: Path) -> None:
+    write_index(tmp_path, "train", index_of(50, whole=False))
+    path = tmp_path / "train.index.npz"
+    data = bytearray(path.read_bytes())
+    at = data.index(b"label.npy") + 9 + 128  # behind the header of the array
+    data[at + 8] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(GratisError) as caught:
+        read_index(tmp_path, "train")
+    assert str(caught.value) == f"{path} is damaged (the sum of label.npy differs){WAY_OUT}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from gratis.dataset import (
     ImageClass,
@@ -259,3 +261,12 @@ def test_raw_pixels_have_their_header_and_their_length(
 ) -> None:
     """Of an image of 4 rows and 5 columns."""
     assert is_decodable(ppm(header, size), "raw", 4, 5) is sound
+
+
+def test_a_jpeg_has_the_size_that_the_index_says() -> None:
+    buffer = io.BytesIO()
+    Pillow.new("RGB", (24, 16), "teal").save(buffer, "JPEG")
+    data = np.frombuffer(buffer.getvalue(), np.uint8)
+    found = {(h, w): is_decodable(data, "jpeg", h, w) for h in (16, 24) for w in (16, 24)}
+    assert found == {(16, 24): True, (16, 16): False, (24, 16): False, (24, 24): False}
+    assert not is_decodable(data[:-9], "raw", 16, 24)

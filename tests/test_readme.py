@@ -44,7 +44,8 @@ MAKE = sorted({one for one in GIVEN if re.match(r"make [a-z]", one)})
 def options_of_dataclasses() -> set[str]:
     found = set(OTHERS)
     for path in (path for top in ("gratis", "benchmarks") for path in (ROOT / top).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        for node in ast.parse(text).body if "@dataclass" in text else ():
             if isinstance(node, ast.ClassDef) and any(
                 "dataclass" in ast.unparse(one) for one in node.decorator_list
             ):

@@ -22,7 +22,10 @@ from PIL import Image as Pillow
 from gratis.dataset import MANIFEST, index_name, read_manifest
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig, plan
+from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.reading import batch_reader
+from gratis.loader.reading.batch_reader import BatchReader
+from gratis.loader.reading.quarantine import Quarantine
 
 SIZE, COUNT = 64, 101
 
@@ -119,6 +122,42 @@ def test_a_stand_in_is_cut_as_the_missing_sample_would_have_been(tmp_path: Path)
     draws = plan.draws(3, 0, wanted, SIZE - 48 + 1)
     for row in replaced.tolist():
         assert np.array_equal(images[row].numpy(), cut(int(ids[row]), draws, row, 48))
+
+
+def test_who_stands_in_is_a_matter_of_the_epoch_alone(tmp_path: Path) -> None:
+    """In a loader that has had other epochs, and in one that has not. In epoch 0 the first to stand
+    in for 17 is bad itself."""
+    bad = (17, plan.stand_in(0, 0, 17, COUNT, 0))
+    root = rotten(tmp_path, *bad, codec="raw")
+    loader = make(root, bad_samples="quarantine")
+    for number in range(3):
+        fresh = make(root, bad_samples="quarantine")
+        fresh.set_epoch(number)
+        ids, wanted = ids_of(loader), loader.epoch_plan(number).order()
+        assert ids == ids_of(fresh)
+        for sample in bad:
+            tried = [plan.stand_in(0, number, sample, COUNT, attempt) for attempt in range(3)]
+            sound = next(one for one in tried if one not in bad)
+            assert ids[int(np.flatnonzero(wanted == sample)[0])] == sound
+
+
+def test_the_sample_that_failed_is_the_bad_one_and_its_place_is_the_wanted_ones(
+    jpeg_dataset: Path,
+) -> None:
+    """Sample 9 stood in for 5: it is 9 that is damaged, and 5 that needs another."""
+    loader = make(jpeg_dataset)
+    quarantine = Quarantine(0, COUNT, allowed=True)
+    reader = BatchReader(loader.shard_reader(), StageTimer(), quarantine)
+    assert reader.reject(np.array([3, 5]), np.array([3, 9]), [1])
+    assert set(quarantine.bad) == {9}
+    assert "key s_9," in quarantine.bad[9]
+    (message,) = quarantine.take_warnings()
+    assert message == f"{quarantine.bad[9]}: cannot be decoded; other samples stand in for it"
+    assert quarantine.replace(2, np.array([9, 5, 3])).tolist() == [
+        *(9, plan.stand_in(0, 2, 5, COUNT, 0), 3)
+    ]
+    assert not reader.reject(np.array([3]), np.array([3]), [])
+    reader.shards.close()
 
 
 def test_what_dali_alone_refuses_costs_nobody_else_a_pixel(

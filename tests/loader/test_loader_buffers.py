@@ -150,7 +150,7 @@ def test_a_list_of_a_loader_is_its_epoch(jpeg_dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 4])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))])
 def test_whoever_keeps_whatever_for_as_long(jpeg_dataset: Path, prefetch: int, seed: int) -> None:
     """Batches are kept and let go by chance, over the ends of epochs."""
     plain, loader = make(jpeg_dataset), make(jpeg_dataset, prefetch=prefetch)
@@ -205,7 +205,7 @@ def trained(batches: Iterable[Batch]) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("prefetch", [1, 3])
+@pytest.mark.parametrize("prefetch", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "loop", [for_loop, by_name, enumerated, through_generators, by_next, trained]
 )

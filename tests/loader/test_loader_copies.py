@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import assert_same, epoch
+from batches import LAYOUTS, assert_same, epoch
 from handmade import SIZE
 from test_loader_views import graph_of, plan_of, read_with_pillow
 
@@ -45,7 +45,7 @@ def test_draw_ids() -> None:
     assert plan.of_views(ids, 1) is ids
 
 
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("area", [None, AREA])
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
 def test_the_first_view_is_that_of_a_loader_with_one(

@@ -58,7 +58,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+@pytest.mark.parametrize("codec", ["jpeg", pytest.param("raw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_batches_are_the_same_to_the_bit(
     name: str, codec: str, request: pytest.FixtureRequest

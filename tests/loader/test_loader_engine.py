@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import assert_same, epoch
+from batches import LAYOUTS, assert_same, epoch
 from engine_cases import LIBRARY, needs_library, views
 from handmade import encode, picture, write_dataset
 
@@ -57,7 +57,7 @@ def both(root: Path, **options: Any) -> list[Loader]:
 
 
 @needs_library
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CASES)
 def test_batches_are_dali_s_to_the_bit(jpeg_dataset: Path, name: str, layout: Any) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import assert_same, epoch
+from batches import LAYOUTS, assert_same, epoch
 from engine_cases import ABLE, LIBRARY, needs_library
 
 from gratis import Loader, LoaderConfig
@@ -222,7 +222,7 @@ GOLDEN_NOISE = [0.6031062921596431, -0.14638432606310633, 0.18691060698204806]
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_batches_are_the_plain_ones_erased(jpeg_dataset: Path, mode: Any, layout: Any) -> None:
     """On one rank and on three, with mixing after it, which needs a row of another rank erased."""
     erasing = RandomErasing(0.5, mode=mode, max_count=2)

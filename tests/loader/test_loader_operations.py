@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import assert_same, epoch
+from batches import LAYOUTS, assert_same, epoch
 from engine_cases import needs_library
 from handmade import picture, write_dataset
 
@@ -71,7 +71,7 @@ def test_pixels_are_the_reference_s(jpeg_dataset: Path, name: str) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("area", [None, (0.1, 1.0)])
 def test_batches_do_not_depend_on_who_decodes(jpeg_dataset: Path, area: Any, layout: Any) -> None:
     forms: list[dict[str, Any]] = [

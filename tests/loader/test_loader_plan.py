@@ -252,7 +252,7 @@ def planned(order: str) -> None:
         plan.window_order(0, 0, (np.arange(ILSVRC) // 1000).astype(np.int32), 8)
 
 
-@pytest.mark.parametrize("order", ["full", "window"])
+@pytest.mark.parametrize("order", ["full", pytest.param("window", marks=pytest.mark.slow)])
 def test_planning_an_epoch_of_ilsvrc_is_quick_and_small(order: str) -> None:
     tracemalloc.start()
     planned(order)

@@ -203,7 +203,7 @@ def test_a_padded_batch_of_the_graph_for_gpus_is_laid_out_as_a_full_one(
     assert len(batch.ids) == 41
 
 
-@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+@pytest.mark.parametrize("codec", ["jpeg", pytest.param("raw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_graph_for_gpus_equals_the_reference_when_run_on_the_cpu(
     name: str, codec: str, request: pytest.FixtureRequest

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import LAYOUTS
 from engine_cases import needs_library, photo
 from numpy.typing import NDArray
 from test_loader_operations import CASES, SIMCLR
@@ -84,7 +85,7 @@ def test_drawn_programs(device: torch.device, operations: tuple[Operation, ...])
 @needs_library
 @pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("area", [None, (0.2, 1.0)])
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_graph_for_gpus_run_on_the_cpu(
     jpeg_dataset: Path, area: Any, layout: Any, views: int
 ) -> None:

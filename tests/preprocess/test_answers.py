@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import struct
 import tarfile
@@ -18,6 +19,8 @@ from PIL import Image as Pillow
 from gratis.image import Reject, central_box, to_image
 from gratis.preprocess.output.shard_writer import ShardWriter
 from gratis.preprocess.sources.listing import Item
+from gratis.preprocess.sources.open import open_source
+from gratis.preprocess.stages.plan import draft_manifest, permutation, slices
 from gratis.preprocess.stages.shard import ShardTask
 from gratis.preprocess.statistics import Accumulator
 
@@ -95,6 +98,35 @@ def test_an_archive_ends_with_two_blocks_of_zeros(size: int) -> None:
     assert len(file.getvalue()) % 10_240 == 0
 
 
+def test_a_shards_columns_are_where_its_images_are() -> None:
+    """As tarfile finds them; DALI's index names image and label, each with its place."""
+    file, samples = io.BytesIO(), {"a": (b"1" * 700, 3), "b c": (b"", 0), "d": (b"3" * 512, 1000)}
+    writer = ShardWriter(file, "jpg")
+    for key, (data, label) in samples.items():
+        writer.add(key, data, label)
+    offset, size, label = writer.columns()
+    assert (offset.dtype, size.dtype, label.dtype) == (np.int64, np.int32, np.int32)
+    before = writer.bytes
+    writer.close()
+    whole = file.getvalue()
+    assert (before % 512, writer.bytes) == (0, len(whole))
+    assert writer.digest.hexdigest() == hashlib.sha256(whole).hexdigest()
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        found = {member.name: member for member in tar.getmembers()}
+    assert [*found] == [f"{key}.{kind}" for key in samples for kind in ("jpg", "cls")]
+    lines = ["v1.2 3"]
+    for row, (key, (data, number)) in enumerate(samples.items()):
+        image, text = found[f"{key}.jpg"], found[f"{key}.cls"]
+        assert (offset[row], size[row], label[row]) == (image.offset_data, len(data), number)
+        assert whole[text.offset_data :][: text.size] == b"%d" % number
+        shown = key.replace(" ", "_")  # blanks separate its fields
+        lines.append(
+            f"jpg {image.offset_data} {len(data)} {shown}.jpg "
+            f"cls {text.offset_data} {text.size} {shown}.cls"
+        )
+    assert writer.index().decode() == "\n".join(lines) + "\n"
+
+
 @pytest.mark.parametrize("remote", [False, True])
 def test_while_a_server_sends_no_image_is_blamed(tmp_path: Path, remote: bool) -> None:
     """Once its bytes are here the image is: -1 stands for none."""
@@ -134,3 +166,25 @@ def test_while_a_server_sends_no_image_is_blamed(tmp_path: Path, remote: bool) -
     assert [(row["file"], row["kind"]) for row in rejects] == [
         (f"{tmp_path.name}/c.png", "crashed")
     ]
+
+
+def test_shards_are_cut_from_an_order_of_the_seed_and_the_split(tmp_path: Path) -> None:
+    """Each split in an order of its own, cut as it comes; the last shard holds the rest."""
+    for split, count in (("train", 9), ("val", 9)):
+        (tmp_path / split / "c").mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / split / "c" / f"{number}.jpg").write_bytes(b"x")
+    source = open_source(str(tmp_path))
+    orders = []
+    for seed in (0, 1):
+        draft = draft_manifest(source, size=8, codec="jpeg", samples_per_shard=4, seed=seed)
+        parts = [*slices(source, draft)]
+        assert [part.name for part in parts] == [
+            f"{split}-0000{number}" for split in ("train", "val") for number in range(3)
+        ]
+        assert [len(part.rows) for part in parts] == [4, 4, 1] * 2
+        for k, split in ((0, "train"), (3, "val")):
+            rows = np.concatenate([part.rows for part in parts[k : k + 3]])
+            assert np.array_equal(rows, permutation(9, seed, split))
+            orders.append(tuple(rows.tolist()))
+    assert len(set(orders)) == 4

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image as Pillow
 
 from gratis import dataset
@@ -125,6 +124,8 @@ def test_nothing_but_the_dataset_remains(small: Path) -> None:
 
 
 def test_webdataset_reads_them(small: Path) -> None:
+    import webdataset  # here: it takes a second
+
     urls = [str(path) for path in sorted(small.glob("train-*.tar"))]
     with warnings.catch_warnings():
         # it leaves its files to the garbage collector

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gratis.rates import ZERO
+from gratis.server.bins import Bin, Gauges
 from gratis.server.metrics import exposition
 from gratis.server.run import Run
 from gratis.server.run_status import run_status
@@ -274,6 +276,101 @@ def test_the_loaders_capacity_is_of_the_last_ten_seconds(tmp_path: Path) -> None
     assert capacity[15] == pytest.approx(5 * 4 / (4 * 0.5 + 1.5))
     assert capacity[18] == pytest.approx(5 * 4 / (0.5 + 4 * 1.5))
     assert [capacity[step] for step in (19, 20)] == pytest.approx([4 / 1.5] * 2)
+
+
+def evaluated(rank: int, step: int, attempt: int, top1: float) -> str:
+    fields = {"views": 1, "images": 50, "top5": 1.0, "nll": 1.0, "wall_s": 2.0, "epoch": step // 5}
+    return line(rank, "eval", 100.0, top1=top1, step=step, attempt=attempt, **fields)
+
+
+def test_an_evaluation_that_a_resume_repeats_is_the_later_one(tmp_path: Path) -> None:
+    """Of epoch 2 there is none until the second attempt, which begins behind step 7, has come to
+    its end."""
+    lines = [line(0, "start", 100.0, **START | {"world": 1})]
+    lines += [bare_steps(0, step) for step in range(1, 11)]
+    lines += [evaluated(0, 5, 1, 0.5), evaluated(0, 10, 1, 0.25)]
+    lines += [line(0, "start", 120.0, **START | {"world": 1, "attempt": 2}), bare_steps(0, 8, 2)]
+    path = tmp_path / "rank-0.jsonl"
+    path.write_text("".join(lines))
+    run = Run(tmp_path)
+    run.refresh()
+    shown = [(one.step, one.top1_error) for one in run_status(run, 1e9).evaluations]
+    assert shown == [(5, 0.5)]
+    path.write_text("".join([*lines, bare_steps(0, 10, 2), evaluated(0, 10, 2, 0.75)]))
+    run.refresh()
+    shown = [(one.step, one.top1_error) for one in run_status(run, 1e9).evaluations]
+    assert shown == [(5, 0.5), (10, 0.25)]
+
+
+def test_rates_are_of_the_last_half_minute(tmp_path: Path) -> None:
+    """Steps of 10 s: of 4 images, the last three of 2."""
+    lines = [line(0, "start", 100.0, **START | {"world": 1})]
+    for step in range(1, 21):
+        images = 4 if step < 18 else 2
+        lines.append(bare_steps(0, step, wall_s=10.0, images=images, wait_s=images / 4))
+    (tmp_path / "rank-0.jsonl").write_text("".join(lines))
+    run = Run(tmp_path)
+    run.refresh()
+    status = run_status(run, 1e9)
+    assert status.images_per_s.trainer == pytest.approx(6 / 30)
+    assert status.data_wait_fraction == pytest.approx(1.5 / 30)
+
+
+def test_bins_of_two_attempts_are_the_laters() -> None:
+    """Of one attempt they add up, but for the memory, of which the most is shown."""
+
+    def bin_of(step: int, attempt: int, images: float, gpu_bytes: float) -> Bin:
+        counters = ZERO._replace(images=images)
+        gauges = Gauges(busy=0.5, samples=1.0, gpu_bytes=gpu_bytes, rss_bytes=gpu_bytes)
+        return Bin(1, step, 0, attempt, float(step), 0.01, counters, gauges, startup=step == 1)
+
+    first, second = bin_of(1, 1, 3.0, 70.0), bin_of(2, 1, 4.0, 60.0)
+    both = first.plus(second)
+    assert (both.step, both.t, both.counters.images, both.startup) == (2, 2.0, 7.0, True)
+    assert both.gauges == Gauges(1.0, 2.0, 70.0, 70.0)
+    again = bin_of(2, 2, 5.0, 1.0)
+    assert both.plus(again) == again
+    assert again.plus(both) == again
+
+
+def test_the_shard_stage(tmp_path: Path) -> None:
+    """Its rates over what was done lately, and what is left at that rate."""
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / "shards.jsonl"
+    done = {"images": 30, "bytes_in": 600, "bytes_out": 150, "wall_s": 3.0, "total": 1000}
+    lines = [
+        line(0, "start", 100.0, done=100, total=1000),
+        line(0, "progress", 103.0, done=130, rejects=1, **done),
+        line(0, "progress", 106.0, done=150, rejects=4, **done | {"images": 20, "wall_s": 2.0}),
+    ]
+    path.write_text("".join(lines))
+    snapshot = Runs(tmp_path, 1e9).snapshot("a")
+    assert snapshot is not None
+    shards = snapshot.status.shards
+    assert shards is not None
+    expected = {
+        "state": "running",
+        "done": 150,
+        "total": 1000,
+        "rejects": 4,
+        "images_per_s": 10.0,
+        "bytes_in_per_s": 240.0,
+        "bytes_out_per_s": 60.0,
+        "remaining_s": 85.0,
+    }
+    found = shards.model_dump()
+    assert {name: found[name] for name in expected} == expected
+    text = exposition(Runs(tmp_path, 1e9), "text/plain")[0].decode()
+    for name, value in {
+        "shards_done_images": 150,
+        "shards_planned_images": 1000,
+        "shards_rejected_images": 4,
+        "shards_images_total": 50,
+        "shards_read_bytes_total": 1200,
+        "shards_written_bytes_total": 300,
+        "shards_seconds_total": 5,
+    }.items():
+        assert f'gratis_{name}{{run="a"}} {value:.1f}\n' in text
 
 
 def test_every_metric(folder: Path) -> None:

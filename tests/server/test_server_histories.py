@@ -122,7 +122,7 @@ def test_intervals_are_the_same_read_at_once_or_as_they_grow(tmp_path: Path) -> 
         assert reader.intervals() == other.intervals()
 
     seen: list[IntervalStatus] = []
-    for attempt, (world, begin, end) in enumerate([(2, 1, 700), (2, 600, 900), (3, 850, 1600)], 1):
+    for attempt, (world, begin, end) in enumerate([(2, 1, 500), (2, 400, 600), (3, 550, 1200)], 1):
         run = RunWriter(tmp_path / "a", world=world, attempt=attempt)
         run.start()
         order = [*itertools.product(range(begin, end), run.writers)]
@@ -140,7 +140,7 @@ def test_intervals_are_the_same_read_at_once_or_as_they_grow(tmp_path: Path) -> 
         compare()
         seen = reader.intervals()
     assert [one.attempt for one in seen] == sorted(one.attempt for one in seen)
-    assert seen[-1].step == 1599
+    assert seen[-1].step == 1199
     assert seen[0].first_step == 1
 
 

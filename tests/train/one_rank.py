@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from small import command
 from gratis.dataset import read_manifest
 from gratis.events import EventWriter
 from gratis.history import attempts
+from gratis.locks import RESERVED
 from gratis.signals import StopSignals, handlers_restored
 from gratis.train.launcher.launch import plan
 from gratis.train.mesh.mesh import Mesh
@@ -22,16 +24,38 @@ from gratis.train.settings import Launch
 
 
 def planned(runs: Path, shards: Path, *arguments: str) -> Launch:
-    """From now on this process holds the run's name."""
-    return plan(parse(command(runs, shards, *arguments)[4:]), shards, read_manifest(shards))
+    """The run's name is nobody's afterwards: a starter holds it for as long as it lives."""
+    launch = plan(parse(command(runs, shards, *arguments)[4:]), shards, read_manifest(shards))
+    RESERVED.pop().close()
+    return launch
 
 
-def run_alone(launch: Launch, *, stopped: bool = False) -> int:
-    """The rank's exit code. stopped: SIGTERM comes before its first step, after which it ends."""
+class Stopping(EventWriter):
+    """Sends this process SIGTERM once it has written the record of a step."""
+
+    at: int | None = None
+
+    def write(
+        self,
+        kind: str,
+        fields: Mapping[str, object],
+        *,
+        epoch: int | None = None,
+        step: int | None = None,
+    ) -> None:
+        super().write(kind, fields, epoch=epoch, step=step)
+        if kind == "step" and step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_alone(launch: Launch, *, stop_at: int | None = None) -> int:
+    """The rank's exit code. stop_at: SIGTERM comes before its first step, 0, or behind the record
+    of one: the rank ends behind its next record."""
     launch = replace(launch, attempt=attempts(launch.folder) + 1)
     with handlers_restored():
         signals = StopSignals()
-        events = EventWriter(launch.folder / "rank-0.jsonl", attempt=launch.attempt, rank=0)
-        if stopped:
+        events = Stopping(launch.folder / "rank-0.jsonl", attempt=launch.attempt, rank=0)
+        events.at = stop_at
+        if stop_at == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return work(launch, Mesh(), events, signals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -15,6 +16,7 @@ from one_rank import planned, run_alone
 from small import of_kind
 
 from gratis.dataset import MANIFEST, index_name, read_manifest
+from gratis.errors import PREEMPTED
 
 SAMPLES, EPOCHS, STEPS = 145, 16, 5  # 4 batches of 32 and one of 17
 OPTIONS = (
@@ -35,15 +37,22 @@ def coloured(number: int) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("learning")
-    shards = write_dataset(root / "shards", [coloured(i) for i in range(SAMPLES)])
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of which training is also the validation split."""
+    root = tmp_path_factory.mktemp("learning") / "shards"
+    shards = write_dataset(root, [coloured(i) for i in range(SAMPLES)])
     manifest = read_manifest(shards)
     shutil.copy(shards / index_name("train"), shards / index_name("val"))
     splits = {"train": manifest.splits["train"], "val": manifest.splits["train"]}
     (shards / MANIFEST).write_bytes(replace(manifest, splits=splits).to_json())
-    assert run_alone(planned(root / "runs", shards, *OPTIONS)) == 0
-    return root / "runs/one"
+    return shards
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("learned")
+    assert run_alone(planned(runs, shards, *OPTIONS)) == 0
+    return runs / "one"
 
 
 def test_the_loss_falls_from_chance_to_little(run: Path) -> None:
@@ -59,6 +68,8 @@ def test_what_was_learned_is_measured(run: Path) -> None:
     evaluations = of_kind(run, "eval")
     assert [one["views"] for one in evaluations] == [1] * EPOCHS + [10]
     assert {one["images"] for one in evaluations} == {SAMPLES}
+    epochs = [*range(1, EPOCHS + 1), EPOCHS]  # that are complete
+    assert [(one["epoch"], one["step"]) for one in evaluations] == [(n, STEPS * n) for n in epochs]
     for one in evaluations[-2:]:
         assert one["top1"] > 0.95
         assert one["nll"] < 0.5
@@ -73,7 +84,9 @@ def test_each_epoch_has_each_image_once(run: Path) -> None:
     steps, receipts = of_kind(run, "step"), of_kind(run, "receipt")
     whole = {"seen": SAMPLES, "missing": 0, "duplicates": 0, "dropped": 0}
     assert [{name: one[name] for name in whole} for one in receipts] == [whole] * EPOCHS
-    assert [one["step"] for one in receipts] == [STEPS * (n + 1) for n in range(EPOCHS)]
+    assert [(one["epoch"], one["step"]) for one in receipts] == [
+        (n, STEPS * (n + 1)) for n in range(EPOCHS)
+    ]
     assert sum(one["images"] for one in steps) == EPOCHS * SAMPLES
     assert sum(one["steps"] for one in steps) == steps[-1]["step"] == EPOCHS * STEPS
     assert [one["lr"] for one in steps] == pytest.approx(
@@ -81,3 +94,31 @@ def test_each_epoch_has_each_image_once(run: Path) -> None:
     )
     ended = of_kind(run, "end")
     assert [(one["outcome"], one["error"]) for one in ended] == [("finished", None)]
+
+
+def test_a_resumed_run_knows_what_was_measured(shards: Path, tmp_path: Path) -> None:
+    """The plateau schedule goes by it. Ended behind each step of an epoch, in its validation, and
+    in the next epoch, a run validates each epoch once."""
+    launch = planned(tmp_path, shards, *OPTIONS, "--epochs", "3", "--save-every", "0")
+    for stop_at in [0] * (STEPS + 1) + [STEPS + 1]:
+        assert run_alone(launch, stop_at=stop_at) == PREEMPTED
+    assert run_alone(launch) == 0
+    evaluations = of_kind(launch.folder, "eval")
+    known = [(1, 1), (2, 1), (3, 1), (3, 10)]
+    assert [(one["epoch"], one["views"]) for one in evaluations] == known
+    state = json.loads((launch.folder / "checkpoints/step-00000015/state.json").read_text())
+    assert (state["step"], state["epoch"]) == (3 * STEPS, 3)
+    assert state["errors"] == [1 - one["top1"] for one in evaluations[:2]]
+
+
+def test_a_run_that_diverges_says_so(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = planned(tmp_path, shards, *OPTIONS, "--rate", "1e30")
+    assert run_alone(launch) == 1
+    (ended,) = of_kind(launch.folder, "end")
+    why = f"the loss is not finite at step {ended['step']}"
+    assert (ended["outcome"], ended["error"]) == ("diverged", why)
+    message = f"error: {why}; there is no good checkpoint: begin again with a lower --rate\n"
+    assert capsys.readouterr().err.endswith(message)
+    assert not (launch.folder / "checkpoints").exists()

@@ -143,7 +143,7 @@ def test_a_run_that_is_stopped_after_each_step_is_the_references(
     """In each place of an epoch: behind its first batch, before its last, at its end."""
     (weights, losses), launch = reference, planned(tmp_path, shards, *OPTIONS)
     for step in range(1, EPOCHS * STEPS):
-        assert run_alone(launch, stopped=True) == PREEMPTED
+        assert run_alone(launch, stop_at=0) == PREEMPTED
         assert of_kind(tmp_path / "one", "checkpoint")[-1]["step"] == step
     assert run_alone(launch) == 0
     assert_equal(tmp_path / "one", weights)

@@ -16,10 +16,10 @@ from gratis.history import records
 from gratis.loader import Loader, LoaderConfig
 from gratis.signals import StopSignals, handlers_restored
 from gratis.train import telemetry
-from gratis.train.evaluate import evaluate
+from gratis.train.evaluate import evaluate, evaluation_config, whole_probabilities
 from gratis.train.mesh.mesh import Mesh
 from gratis.train.network.alexnet import AlexNet
-from gratis.train.recipes import SAMPLE
+from gratis.train.recipes import CAFFE, RELEASED, SAMPLE
 from gratis.train.telemetry import IntervalMeter, outcome
 
 
@@ -90,3 +90,28 @@ def test_the_centre_among_ten_views_is_the_centre_view(shards: Path) -> None:
     assert ten[1].nll == pytest.approx(one[1].nll, rel=1e-6)
     assert ten[10].nll != pytest.approx(one[1].nll, rel=1e-4)
     assert not torch.allclose(averaged, centre)
+
+
+def test_an_evaluation_sees_what_training_is_compared_with() -> None:
+    """As many views in a step as the recipe trains on, or just below, the same on every rank; the
+    recipe's mean, every sample once."""
+    config = evaluation_config(RELEASED, 10, 2)
+    assert (config.batch_size, config.views, config.crop) == (12, 10, 224)  # of 128: 6 a rank
+    assert (config.mean, config.normalize, config.noise) == ("central", "mean-image", "off")
+    assert (config.augment, config.remainder, config.dtype) == (False, "pad", torch.float32)
+    one = evaluation_config(replace(CAFFE, compute="bfloat16"), 1, 3)
+    assert (one.batch_size, one.crop, one.mean) == (255, 227, "offset")  # of 256: 85 a rank
+    assert (one.dtype, one.layout) == (torch.bfloat16, "channels_last")
+    assert evaluation_config(replace(RELEASED, batch=8), 10, 2).batch_size == 2
+
+
+def test_probabilities_are_kept_in_the_order_of_ids() -> None:
+    """Whatever order they came in; padding is left out."""
+    rows = torch.tensor([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.0, 0.0]])
+    kept = [
+        (torch.tensor([2, 0]), torch.tensor([5, 4]), rows[:2]),
+        (torch.tensor([1, -1]), torch.tensor([3, -100]), rows[2:]),
+    ]
+    whole = whole_probabilities(kept, 4, Mesh())
+    assert whole["labels"].tolist() == [4, 3, 5, 0]
+    assert torch.equal(whole["probabilities"], rows[[1, 2, 0, 3]])
