@@ -19,6 +19,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from gratis.command_line import parse
 from gratis.dataset import Manifest, read_manifest, require_split, require_square
 from gratis.errors import GratisError
 from gratis.extras import require
+from gratis.processes import bound_spinning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,6 +92,7 @@ class Figure1:
 def main(arguments: list[str]) -> None:
     options = parse(Figure1, arguments, "gratis figure1")
     require("figures", "gratis figure1")
+    bound_spinning(os.environ)
     for line in figure1(options):
         print(line, flush=True)
 
