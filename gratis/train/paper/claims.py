@@ -14,7 +14,7 @@ from gratis.processes import OVER, timed
 from gratis.train.paper.ablate import Ablate, ablate_within, has, run_of, seeds_of, stem_of
 from gratis.train.paper.ablation_table import WHOLE
 from gratis.train.paper.arguments import flags
-from gratis.train.paper.costs import cost_of, words
+from gratis.train.paper.costs import cost_of, recorded, words
 from gratis.train.paper.differences import RULE, difference, shown
 from gratis.train.paper.markdown import table
 from gratis.train.paper.parts import FIGURE1_SIZE, PartContext, PartResult, ran_short, whole_of
@@ -107,7 +107,8 @@ def figure1(context: PartContext) -> PartResult:
             options = flags(shards=shards, out=out, seed=seed, images=FIGURE1_IMAGES, rates=rates)
             options += flags(target=TARGET, minutes=f"{max(left, 1) / 60:.4g}")
             # it ends itself with the epoch that is under way
-            failure = timed(context.log(out.name), ["figure1", *options], left + EPOCH_S)
+            with recorded(out):
+                failure = timed(context.log(out.name), ["figure1", *options], left + EPOCH_S)
             failure = failure or (f"in part: {OVER}" if ran_short(context.log(out.name)) else None)
         curves[seed] = read(out)
         if failure and rates == RATES:  # the rates are not known that the others take
@@ -117,6 +118,7 @@ def figure1(context: PartContext) -> PartResult:
         f"Four layers on the first {FIGURE1_IMAGES:,} training images at {FIGURE1_SIZE} px; not "
         "the paper's CIFAR-10."
     )
+    data += f" The trainings took {words(cost_of(context.folder.glob('figure1-s*')))}."
     lines = (data, "\n".join(summary(curves, TARGET))) if any(curves.values()) else ()
     return PartResult(failure or "done", lines)
 
