@@ -19,10 +19,11 @@ from small import gratis, of_kind
 
 from gratis.dataset import read_manifest
 from gratis.errors import GratisError
+from gratis.events import EventWriter
 from gratis.history import attempts, outcome
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.paper.ablate import errors_of
-from gratis.train.paper.claims import NUMBERED, OTHERS, names_for
+from gratis.train.paper.claims import NUMBERED, OTHERS, compared, names_for
 from gratis.train.paper.figure1_seeds import best_rates, common_target, summary
 from gratis.train.paper.four_layers import TrainingCurve
 from gratis.train.paper.halves import write_half
@@ -114,6 +115,21 @@ def test_a_network_that_is_another_one_is_not_trained_twice(sample_shards: Path)
         assert same == twins == same_as_without_conv3(small)
         assert ("conv4" in names_for(NUMBERED, small)) == (not twins)
         assert ("the same network" in SWITCHES["conv3"].why(small)) == twins
+
+
+def test_pretrained_and_new_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    folders = {}
+    for name, top1 in (("new0", 0.5), ("new1", 0.25), ("tuned0", 0.75), ("tuned1", 0.375)):
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        events = EventWriter(folders[name] / "rank-0.jsonl", attempt=1, rank=0)
+        scores = {"views": 10, "images": 8, "top1": top1, "top5": 0.75, "nll": 1.0, "wall_s": 1.0}
+        events.write("eval", scores, epoch=1, step=1)
+        events.write("end", {"outcome": "finished", "error": None})
+    new, tuned = ([folders[f"{name}{seed}"] for seed in (0, 1)] for name in ("new", "tuned"))
+    # differences -25 and -12.5: deviations of 6.25, their standard error too
+    row = ["mean", "62.5 / 25.0", "43.8 / 25.0", "-18.8 ± 6.2", "+0.0 ± 0.0"]
+    assert compared("mean", new, tuned) == row
 
 
 def test_the_claims_with_a_number_come_first_and_none_is_left_out() -> None:

@@ -4,6 +4,7 @@ order of worth. Each run is over once; what a stop left goes on with the same co
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from gratis.dataset import Manifest, read_manifest
 from gratis.processes import OVER, timed
-from gratis.train.paper.ablate import Ablate, ablate_within, has, run_of, seeds_of, stem_of
+from gratis.train.paper.ablate import (
+    Ablate,
+    ablate_within,
+    errors_of,
+    has,
+    run_of,
+    seeds_of,
+    stem_of,
+)
 from gratis.train.paper.ablation_table import WHOLE
 from gratis.train.paper.arguments import flags
 from gratis.train.paper.costs import cost_of, recorded, words
@@ -46,7 +55,7 @@ def train_whole(
     state = ablate_within(context.left, context.log(name), options)
     stem = stem_of(context.recipe_name, read_manifest(dataset_folder(shards)), whole)
     folders = {seed: context.options.runs / run_of(stem, WHOLE, seed) for seed in seeds}
-    return state, {seed: folder for seed, folder in folders.items() if top_errors(folder)}
+    return state, {seed: folder for seed, folder in folders.items() if errors_of(folder)}
 
 
 def ablation(
@@ -67,12 +76,6 @@ def names_for(names: list[str], whole: Recipe) -> list[str]:
     """Those that switch something off in this network, each network once."""
     twins = {"conv4"} if same_as_without_conv3(whole) else set()
     return [name for name in names if has(name, whole) and name not in twins]
-
-
-def top_errors(folder: Path) -> tuple[float, float] | None:
-    from gratis.train.paper.ablate import errors_of
-
-    return errors_of(folder) if folder.is_dir() else None
 
 
 def numbered(context: PartContext) -> PartResult:
@@ -115,10 +118,10 @@ def figure1(context: PartContext) -> PartResult:
             break
         rates = best_rates(curves[seed], TARGET) if rates == RATES else rates
     data = (
-        f"Four layers on the first {FIGURE1_IMAGES:,} training images at {FIGURE1_SIZE} px; not "
-        "the paper's CIFAR-10."
+        f"Four layers on the first {FIGURE1_IMAGES:,} training images at {FIGURE1_SIZE} px"
+        f"{'' if context.options.shards32 else ', made of the larger ones'}; CIFAR-10 is not to "
+        f"be had here. The trainings took {words(cost_of(context.folder.glob('figure1-s*')))}."
     )
-    data += f" The trainings took {words(cost_of(context.folder.glob('figure1-s*')))}."
     lines = (data, "\n".join(summary(curves, TARGET))) if any(curves.values()) else ()
     return PartResult(failure or "done", lines)
 
@@ -137,7 +140,7 @@ def colour(context: PartContext) -> PartResult:
     stem, seeds = stem_of(context.recipe_name, context.manifest, whole), {}
     for seed in range(max(seeds_of(context.options.chosen_seeds)) + max(ENSEMBLES)):
         folder = context.options.runs / run_of(stem, WHOLE, seed)
-        saved = checkpoint.latest(folder / "checkpoints") if top_errors(folder) else None
+        saved = checkpoint.latest(folder / "checkpoints") if errors_of(folder) else None
         if saved:
             ended = load_file(saved / "network.safetensors")["conv1.weight"]
             network = AlexNet(whole, len(context.manifest.classes), seed=seed)
@@ -156,7 +159,7 @@ def ensembles(context: PartContext) -> PartResult:
     state, folders = train_whole(
         context, seeds, "ensembles", context.options.shards, whole_of(context)
     )
-    rows, single = list[tuple[str, ...]](), ""
+    rows = list[tuple[str, ...]]()
     for count in (count for count in ENSEMBLES if count <= len(folders)):
         names = [folder.name for folder in folders.values()][:count]
         path = context.folder / f"ensemble-{count}.json"
@@ -172,8 +175,8 @@ def ensembles(context: PartContext) -> PartResult:
             rows.append((what, *(f"{100 - 100 * own[key]:.1f}" for key in ("top1", "top5"))))
     if not rows:
         return PartResult(state)
-    single = "The paper, ILSVRC-2012 validation: one 40.7 / 18.2, five 38.1 / 16.4."
-    lines = ["Errors in % over ten views.", "", *table(("", "top-1", "top-5"), rows), "", single]
+    paper = "The paper, ILSVRC-2012 validation: one 40.7 / 18.2, five 38.1 / 16.4."
+    lines = ["Errors in % over ten views.", "", *table(("", "top-1", "top-5"), rows), "", paper]
     return PartResult(state, ("\n".join(lines),))
 
 
@@ -188,15 +191,16 @@ def pretraining(context: PartContext) -> PartResult:
         if failure := make_half(context, half, shards):
             return PartResult(failure)
     state, sources = train_whole(context, seeds, "pretraining", str(halves[1]), whole)
-    if sources:
-        state, scratch = train_whole(context, [*sources], "scratch", str(halves[0]), whole)
-    tuned = dict[int, Path]()
+    states, tuned = [state], dict[int, Path]()
+    state, scratch = train_whole(context, seeds, "scratch", str(halves[0]), whole)
+    states.append(state)
     for seed, source in sources.items():
         recipe = replace(whole, init_from=str(source), conv_rate=CONV_RATE)
-        name = f"tuned-s{seed}"
-        state, own = train_whole(context, [seed], name, str(halves[0]), recipe)
+        state, own = train_whole(context, [seed], f"tuned-s{seed}", str(halves[0]), recipe)
+        states.append(state)
         tuned |= own
     both = {seed: folder for seed, folder in tuned.items() if seed in scratch}
+    state = next((state for state in states if state != "done"), "done")
     if not both:
         return PartResult(state)
     cost = cost_of([*sources.values(), *scratch.values(), *tuned.values()])
@@ -219,9 +223,7 @@ def pretraining(context: PartContext) -> PartResult:
 
 def compared(what: str, scratch: list[Path], tuned: list[Path]) -> list[str]:
     """A row: errors of both and their difference, run by run."""
-    pairs = [
-        (top_errors(one), top_errors(other)) for one, other in zip(scratch, tuned, strict=True)
-    ]
+    pairs = [(errors_of(one), errors_of(other)) for one, other in zip(scratch, tuned, strict=True)]
     both = [(one, other) for one, other in pairs if one and other]
     cells = [what]
     for side in (0, 1):
@@ -240,15 +242,18 @@ def make_half(context: PartContext, half: int, shards: Path) -> str | None:
     tars = shards.parent / "tars"
     write_half(Path(context.options.shards), manifest, half, tars)
     command = ["shards", *flags(src=tars, out=shards, size=manifest.image_size)]
-    return timed(context.log(f"half{half}"), command, max(context.left, 0))
+    failure = timed(context.log(f"half{half}"), command, context.left)
+    if not failure:
+        shutil.rmtree(tars)
+    return failure
 
 
 CLAIMS = {
     "Parts with a number in the paper": numbered,
     "ReLU against tanh (figure 1)": figure1,
-    "Colour by tower (figure 3)": colour,
     "Other parts": others,
     "Ensembles": ensembles,
+    "Colour by tower (figure 3)": colour,
     "Pretraining": pretraining,
 }
 """By their titles in the report, in the order in which they are done."""
