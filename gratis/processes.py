@@ -7,11 +7,13 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from gratis.signals import end_with_parent
 
 GRACE_S = 75.0  # for training to save itself after SIGTERM: its agent gives ranks a minute
+SPINS = "1000"  # of a waiting thread before it sleeps: some microseconds
 OVER = "the minutes are over; the same command goes on"
 
 
@@ -77,6 +79,15 @@ def command_of_child(arguments: list[str]) -> list[str]:
     """The words that start `gratis ARGUMENTS` as a child that ends when this process does, by
     kill -9 too."""
     return [sys.executable, "-m", "gratis.processes", str(os.getpid()), *arguments]
+
+
+def bound_spinning(environment: MutableMapping[str, str]) -> None:
+    """Lets the threads of OpenMP (GNU's, which torch's wheels bring) sleep soon after they have
+    nothing to do, unless the user said how they wait: by default they spin for milliseconds, which
+    beside other work takes several times the CPU of the work itself. In processes to come, and in
+    this one before it imports torch."""
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
+        environment["GOMP_SPINCOUNT"] = SPINS
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +16,9 @@ from gratis.history import outcome, records
 from gratis.train.network.layers import plan
 from gratis.train.options import parse
 from gratis.train.paper.ablate import Ablate, Done, Training, ablate, add, digest, planned
-from gratis.train.paper.ablation_table import WHOLE, row
+from gratis.train.paper.ablation_table import WHOLE, row, signs
 from gratis.train.paper.arguments import flags, recipe_flags
-from gratis.train.paper.costs import Cost, cost_of
+from gratis.train.paper.costs import Cost, cost_of, recorded
 from gratis.train.paper.differences import difference, shown, verdict
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, SAMPLE
@@ -94,6 +96,30 @@ def test_what_is_said_of_a_difference(
     deltas: tuple[float, ...], paper: float | None, said: str
 ) -> None:
     assert verdict(difference(deltas), paper) == said
+
+
+def test_signs_are_listed_of_what_the_paper_has_a_number_for() -> None:
+    whole = dict.fromkeys(range(3), (50.0, 20.0))
+    table = {WHOLE: whole}
+    for name, mean in {"lrn": 2.0, "overlap": -2.0, "towers": 0.01, "dropout": 3.0}.items():
+        table[name] = {seed: (50 + mean + seed / 10, 20.0) for seed in range(3)}
+    del table["towers"][2]
+    table["color_noise"] = {seed: (49.0 + seed, 20.0) for seed in range(3)}
+    assert signs([row(name, table) for name in table]) == [
+        "as in the paper: no normalisation layers",
+        "against the paper: pooling 2x2 every 2",
+        "not told from 0: no colour noise",
+    ]
+
+
+@pytest.mark.starts
+def test_what_a_child_costs_is_measured(tmp_path: Path) -> None:
+    work = "import time\nwhile time.process_time() < 0.7: pass"
+    with recorded(tmp_path):
+        subprocess.run([sys.executable, "-c", work], check=True)
+    cost = cost_of([tmp_path])
+    assert 0.6 < cost.cpu_s < 5
+    assert cost.wall_s > 0.6
 
 
 def evaluated(folder: Path, top1: float, outcome: str = "finished") -> Path:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from gratis.errors import GratisError
-from gratis.train.paper.figure1 import Figure1, fastest, figure1, train_one, verdict
+from gratis.train.paper.figure1 import Figure1, fastest, figure1, most_epochs, train_one, verdict
 from gratis.train.paper.four_layers import (
     FourLayers,
     FourLayersCheckpoint,
@@ -59,6 +59,20 @@ def test_the_best_rate_of_each_decides_the_ratio() -> None:
         TrainingCurve(activation="tanh", rate=0.002, errors=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.25])
     )
     assert "ratio 3.7" in verdict(curves, 0.25)  # 7 epochs against 1 + 0.55 / 0.6
+
+
+def test_a_rate_that_is_behind_is_given_up() -> None:
+    options = Figure1(shards="", epochs=60)
+    curves = [
+        TrainingCurve(activation="relu", rate=0.1, errors=[0.75, 0.5, 0.2]),  # 2 + 25 / 30
+        TrainingCurve(activation="relu", rate=0.2, errors=[0.9, 0.8, 0.7]),
+        TrainingCurve(activation="tanh", rate=0.1, errors=[0.9] * 60),
+    ]
+    assert most_epochs(options, [], "relu") == 60
+    assert most_epochs(options, curves, "relu") == 3
+    assert most_epochs(options, curves, "tanh") == 60
+    assert most_epochs(replace(options, target=0.1), curves, "relu") == 60
+    assert most_epochs(replace(options, epochs=2), curves, "relu") == 2
 
 
 @pytest.fixture

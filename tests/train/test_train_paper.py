@@ -131,7 +131,8 @@ def test_how_far_training_is_reported(
 def test_the_recipe_fits_the_dataset(sample_shards: Path, shards32: Path) -> None:
     assert fitting(read_manifest(sample_shards)) == "sample"
     with pytest.raises(
-        GratisError, match="no recipe is for 32-pixel images; make shards with --size 128 or 256"
+        GratisError,
+        match="no recipe is for 32-pixel images; make shards with --size 64, 128 or 256",
     ):
         fitting(read_manifest(shards32))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gratis.train.launcher.agent import SPINS, bound_spinning
+from gratis.processes import SPINS, bound_spinning
 
 
 @pytest.mark.parametrize("said", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}])

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -27,6 +27,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from gratis.errors import USER_ERROR, GratisError
 from gratis.locks import hold
+from gratis.processes import bound_spinning
 from gratis.signals import STOPS, handlers_restored, ignore_stops, name_of, stop_signals
 from gratis.train.launcher import exit_status
 from gratis.train.launcher.exit_status import ExitStatus, last_end
@@ -37,7 +38,6 @@ from gratis.train.settings import Launch
 # interval of training (a second, or a step if that takes longer) and before each batch of an
 # evaluation.
 SHUTDOWN_S = 60
-SPINS = "1000"  # of a waiting thread before it sleeps: some microseconds
 FOLDER = "gratis-ranks-"  # folders in the temporary one begin so
 
 
@@ -87,14 +87,6 @@ class RankAgent(LocalElasticAgent):
         elif USER_ERROR in codes or (codes and last_end(self._launch).get("outcome") == "diverged"):
             self._remaining_restarts = 0
         return result
-
-
-def bound_spinning(environment: MutableMapping[str, str]) -> None:
-    """Lets the threads of a rank's OpenMP (GNU's, which torch's wheels bring) sleep soon after they
-    have nothing to do, unless the user said how they wait: by default they spin for milliseconds,
-    which beside other work takes several times the CPU of the work itself."""
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & environment.keys():
-        environment["GOMP_SPINCOUNT"] = SPINS
 
 
 def start_ranks(launch: Launch, local: int, rendezvous: Rendezvous) -> ExitStatus:

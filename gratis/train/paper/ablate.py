@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from gratis.dataset import read_manifest, require_split, require_square
+from gratis.dataset import Manifest, read_manifest, require_split, require_square
 from gratis.errors import GratisError
 from gratis.history import outcome, records
 from gratis.locks import in_use
@@ -96,7 +96,7 @@ def ablate(options: Ablate) -> Path:
     manifest = read_manifest(dataset_folder(options.shards))
     require_split(options.shards, manifest, "val")
     require_square(options.shards, manifest, "ablate")
-    stem = f"{options.recipe}-{manifest.hash[:8]}-{digest(options.whole)}"
+    stem = stem_of(options.recipe, manifest, options.whole)
     folder = options.out or options.runs / f"ablation-{stem}"
 
     def report(done: Done) -> Path:
@@ -129,6 +129,16 @@ def ablate_within(seconds: float, log: Path, options: Ablate) -> str:
 def switchable(recipe: Recipe) -> str:
     """The switches that have something to turn off in this recipe, as --fields takes them."""
     return ",".join(name for name in SWITCHES if has(name, recipe))
+
+
+def stem_of(recipe_name: str, manifest: Manifest, whole: Recipe) -> str:
+    """What the runs of one whole network on one dataset have in their names."""
+    return f"{recipe_name}-{manifest.hash[:8]}-{digest(whole)}"
+
+
+def run_of(stem: str, name: str, seed: int, factor: float = 1.0) -> str:
+    """The run's name; factor: of the rate."""
+    return f"ablate-{stem}-{name}{'' if factor == 1 else f'-x{factor:g}'}-s{seed}"
 
 
 def digest(recipe: Recipe) -> str:
@@ -191,14 +201,13 @@ def train_all(options: Ablate, stem: str, report: Callable[[Done], object]) -> D
         if factor is None:
             print(f"{name}, seed {seed}: skipped, it would begin before its rate is known")
             continue
-        by_rate = "" if factor == 1 else f"-x{factor:g}"
-        folder = options.runs / f"ablate-{stem}-{name}{by_rate}-s{seed}"
+        folder = options.runs / run_of(stem, name, seed, factor)
         if outcome(folder) not in OVER_FOR_GOOD:
             if ends and time.monotonic() + longest > ends:
                 late = f"skipped, it would end after --minutes {options.minutes:g}"
                 print(f"{folder.name}: {late}", flush=True)
                 continue
-            rate = f" at {factor:g} times the rate" if by_rate else ""
+            rate = "" if factor == 1 else f" at {factor:g} times the rate"
             print(f"{number} of {len(trainings)}: {name}{rate}, seed {seed}", flush=True)
             began, recipe = time.monotonic(), settings[name]
             recipe = replace(recipe, rate=factor * recipe.rate)

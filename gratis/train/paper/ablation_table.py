@@ -19,6 +19,7 @@ from gratis.train.recipes import Recipe
 
 WHOLE = "whole"
 DIFFERENCES = ("top-1 difference", "top-5 difference")
+SIGNS = ("as in the paper", "against the paper", "not told from 0")
 HEADINGS = ("", "n", "top-1", "top-5", *DIFFERENCES, "paper's", "on", "top-1 beside the paper's")
 
 Errors = tuple[float, float]  # top-1 and top-5, in per cent
@@ -110,7 +111,17 @@ def markdown(rows: list[dict[str, Any]], ablation: Ablation) -> str:
         for name, rate in ablation.rates.items()
     ]
     lines += ["", *(f"- {about}: {note}." for about, note in notes if note)]
+    lines += [f"- {line}." for line in signs(rows)]
     return "\n".join(lines) + "\n"
+
+
+def signs(rows: list[dict[str, Any]]) -> list[str]:
+    """Of what the paper has a number for and that has seeds enough: which signs are the paper's."""
+    said = {row["words"]: verdict(difference(row["top1_delta"]), row["paper"][0]) for row in rows}
+    of = {what: [name for name, own in said.items() if what in own] for what in SIGNS}
+    numbered = {row["words"] for row in rows if row["paper"][0]}
+    named = {what: [name for name in names if name in numbered] for what, names in of.items()}
+    return [f"{what}: {', '.join(names)}" for what, names in named.items() if names]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

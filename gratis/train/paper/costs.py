@@ -9,8 +9,10 @@ import resource
 import statistics
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import NamedTuple
 
 from gratis.processes import command_of_child
@@ -27,28 +29,40 @@ class Cost(NamedTuple):
     load: float
 
 
-def measured(command: list[str], folder: Path) -> int:
-    """`gratis COMMAND` as a child that saves itself and ends when this process does; its exit code.
-    What it cost is added to the folder's records."""
-    began, before, loads = time.monotonic(), _cpu_s(), [os.getloadavg()[0]]
-    child = subprocess.Popen(command_of_child(command), stdout=subprocess.DEVNULL)
+@contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """What the children that end in this block cost is added to the folder's records."""
+    began, before, loads, over = time.monotonic(), _cpu_s(), [os.getloadavg()[0]], Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_S):
+            loads.append(os.getloadavg()[0])
+
+    looking = Thread(target=look, daemon=True)
+    looking.start()
     try:
-        while True:
-            try:
-                return child.wait(LOOK_S)
-            except subprocess.TimeoutExpired:
-                loads.append(os.getloadavg()[0])
-    except BaseException:  # it saves itself before this command is gone
-        child.terminate()
-        child.wait()
-        raise
+        yield
     finally:
+        over.set()
         wall_s, cpu_s = time.monotonic() - began, _cpu_s() - before
         load = statistics.mean(loads)
         line = {"t": time.time(), "wall_s": wall_s, "cpu_s": cpu_s, "load": load}
         if folder.is_dir():  # it is not where the command refused to begin
             with (folder / FILE).open("a") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def measured(command: list[str], folder: Path) -> int:
+    """`gratis COMMAND` as a child that saves itself and ends when this process does; its exit code.
+    What it cost is added to the folder's records."""
+    with recorded(folder):
+        child = subprocess.Popen(command_of_child(command), stdout=subprocess.DEVNULL)
+        try:
+            return child.wait()
+        except BaseException:  # it saves itself before this command is gone
+            child.terminate()
+            child.wait()
+            raise
 
 
 def cost_of(folders: Iterable[Path]) -> Cost:

@@ -4,10 +4,15 @@ Trains a network (or takes a run that --run names), draws the paper's figures fr
 way through the loader, figure 1, the ablation table and the tables beside the paper's, as far as
 the minutes go, and writes one report, `report.md` with its PNGs, into the run's folder `paper`.
 What does not fit is left out with its reason; the same command later does what is missing: training
-goes on from its checkpoint, finished ablations stand."""
+goes on from its checkpoint, finished ablations stand.
+
+`gratis paper --shards S --hours 6 --docs docs/paper.md` is the other form: the paper's claims with
+three seeds each, by the parts in `gratis.train.paper.claims`, into one page."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -18,6 +23,7 @@ from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.history import records
 from gratis.signals import terminate_exits
+from gratis.train.paper.claims import CLAIMS
 from gratis.train.paper.parts import PARTS, Paper, PartContext, PartResult
 from gratis.train.recipes import RECIPES, RecipeName
 
@@ -42,20 +48,21 @@ def paper(options: Paper) -> Path:
         read_manifest(dataset_folder(options.shards32))
     own = of_run(options, manifest) if options.run else None
     name = options.recipe or own or fitting(manifest)
-    run = options.runs / (options.run or f"paper-{name}-{manifest.hash[:8]}")
+    kind, parts = ("claims", CLAIMS) if options.hours else ("paper", PARTS)
+    run = options.runs / (options.run or f"{kind}-{name}-{manifest.hash[:8]}")
     context = PartContext(
         options=options,
         manifest=manifest,
         recipe_name=name,
         recipe=last_launch(run).recipe if options.run else RECIPES[name],
         run=run,
-        ends=time.monotonic() + 60 * options.minutes,
+        ends=time.monotonic() + (3600 * options.hours if options.hours else 60 * options.minutes),
     )
     results: dict[str, PartResult] = {}
     with exclusive(context.folder, f"run {run.name}"):
-        for number, (title, part) in enumerate(PARTS.items(), 1):
+        for number, (title, part) in enumerate(parts.items(), 1):
             left = f"{max(0, context.left) / 60:.0f} minutes left"
-            print(f"{number} of {len(PARTS)}: {part.__name__}, {left}", flush=True)
+            print(f"{number} of {len(parts)}: {part.__name__}, {left}", flush=True)
             results[title] = part(context)
             print(f"  {title}: {results[title].state}", flush=True)
             report = write(context, results)
@@ -83,24 +90,27 @@ def of_run(options: Paper, manifest: Manifest) -> RecipeName:
 def fitting(manifest: Manifest) -> RecipeName:
     """The recipe for images of this size; GratisError if there is none."""
     few = len(manifest.classes) <= 10
-    order: tuple[RecipeName, ...] = ("released", "sample", "tiny") if few else ("released", "tiny")
+    order: tuple[RecipeName, ...] = ("released", *(("sample",) if few else ()), "tiny", "tiny64")
     for name in order:
         if RECIPES[name].image_size == manifest.image_size:
             return name
     sizes = sorted({recipe.image_size for recipe in RECIPES.values()})
     raise GratisError(
         f"no recipe is for {manifest.image_size}-pixel images; make shards with --size "
-        f"{' or '.join(map(str, sizes))}"
+        f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]}"
     )
 
 
 def write(context: PartContext, results: dict[str, PartResult]) -> Path:
-    """report.md: what was measured on what, then every part with its state."""
-    manifest = context.manifest
+    """report.md: what was measured on what, then every part with its state; --docs, if asked for,
+    is the same."""
+    manifest, docs = context.manifest, context.options.docs
     data = ", ".join(f"{split.samples:,} {name}" for name, split in manifest.splits.items())
     lines = [
-        f"# The paper of 2012 on dataset {manifest.hash[:8]}, run {context.run.name}",
+        f"# The paper of 2012 on dataset {manifest.hash[:8]}"
+        + ("" if context.options.hours else f", run {context.run.name}"),
         "",
+        *(made(context) if context.options.hours else ()),
         f"Measured on {data} images of {len(manifest.classes):,} classes at {manifest.image_size} "
         "px, to which smaller originals were enlarged; what is of other data is marked. The "
         "paper's numbers are on ILSVRC at 256 px (1.2 million images of 1,000 classes), 90 epochs: "
@@ -111,6 +121,32 @@ def write(context: PartContext, results: dict[str, PartResult]) -> Path:
         lines += [f"## {title}", "", f"*{state}*", ""]
         lines += [line for text in texts for line in (text, "")]
     path = context.folder / "report.md"
-    with atomic_output(path, "make room, or choose other --runs") as draft:
-        draft.write_text("\n".join(lines))
+    for page in (path, *((docs,) if docs else ())):
+        with atomic_output(page, "make room, or choose other --runs") as draft:
+            draft.write_text("\n".join(lines).rstrip("\n") + "\n")
     return path
+
+
+def made(context: PartContext) -> list[str]:
+    """By what, when, of which source and on what machine the page was made."""
+    options = context.options
+    command = f"gratis paper --shards SHARDS --hours {options.hours:g}"
+    if options.docs:
+        command += f" --docs {options.docs.name if options.docs.is_absolute() else options.docs}"
+    today = time.strftime("%Y-%m-%d")
+    return [
+        f"Made by `{command}` on {today} at commit {commit()}, "
+        f"{os.cpu_count()} cores, load average at its end {os.getloadavg()[0]:.1f}; not edited by "
+        "hand. The same command goes on with what is missing.",
+        "",
+    ]
+
+
+def commit() -> str:
+    """Of the source that this is run from; "unknown" of an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return found.stdout.strip() or "unknown"

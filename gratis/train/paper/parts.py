@@ -24,6 +24,7 @@ FIGURE1 = (
 )
 FIGURE1_SIZE = 32
 TRAINING_SHARE, FIGURE1_SHARE = 0.5, 0.5  # of the time that is left when they begin
+SHORT = 3  # epochs of an ablation's run in an hour's report
 SEARCHED = 2000  # training images among which nearest neighbours are looked for
 
 
@@ -50,17 +51,32 @@ class Paper:
     """A dataset of 32-pixel images, for figure 1."""
     sample: str = "0"
     """Key or id of the training image whose way through the loader is drawn."""
-    ablate_epochs: int = 3
-    """Of each run of the ablation."""
-    seeds: str = "0,1"
-    """Of the ablation."""
+    ablate_epochs: int | None = None
+    """Of each run of the ablation. Default: 3; with --hours the recipe's."""
+    seeds: str | None = None
+    """Of the ablation. Default: 0,1; with --hours 0,1,2."""
+    hours: float | None = None
+    """Instead of --minutes: the paper's claims at this size, each part in the order of worth, n >=
+    3 seeds; the same command goes on wherever it was stopped."""
+    docs: Path | None = None
+    """With --hours: a page that the report is also written to, such as docs/paper.md."""
 
     def __post_init__(self) -> None:
         if not self.minutes > 0:
             raise GratisError(f"--minutes {self.minutes:g} must be above 0")
-        if self.ablate_epochs < 1:
+        if self.hours is not None and not self.hours > 0:
+            raise GratisError(f"--hours {self.hours:g} must be above 0")
+        if self.hours and self.run:
+            raise GratisError("--hours trains runs of its own; leave --run out, or --hours")
+        if self.docs and not self.hours:
+            raise GratisError(f"--docs {self.docs} is for --hours; give both, or leave it out")
+        if self.ablate_epochs is not None and self.ablate_epochs < 1:
             raise GratisError(f"--ablate-epochs {self.ablate_epochs} must be at least 1")
-        seeds_of(self.seeds)
+        seeds_of(self.chosen_seeds)
+
+    @property
+    def chosen_seeds(self) -> str:
+        return self.seeds or ("0,1,2" if self.hours else "0,1")
 
 
 class PartResult(NamedTuple):
@@ -189,11 +205,15 @@ def figure1(context: PartContext) -> PartResult:
     minutes = f"{FIGURE1_SHARE * context.left / 60:.4g}"
     command = ["figure1", *flags(shards=shards, out=context.folder, minutes=minutes)]
     failure = timed(log, command, context.left)
-    text = read_log(log)
-    result = [line for line in text.splitlines() if "training error" in line][-1:]
-    short = "skipped, --minutes" in text or "time is over" in text
-    state = failure or (f"in part: {OVER}" if short else "done")
+    result = [line for line in read_log(log).splitlines() if "training error" in line][-1:]
+    state = failure or (f"in part: {OVER}" if ran_short(log) else "done")
     return PartResult(state, (*result, *context.pictures({"figure1": FIGURE1})))
+
+
+def ran_short(log: Path) -> bool:
+    """Has `gratis figure1` left something out, by its log?"""
+    text = read_log(log)
+    return "skipped, --minutes" in text or "time is over" in text
 
 
 def ablation(context: PartContext) -> PartResult:
@@ -204,7 +224,7 @@ def ablation(context: PartContext) -> PartResult:
     ablate = Ablate(
         shards=options.shards,
         fields=switchable(whole),
-        seeds=options.seeds,
+        seeds=options.chosen_seeds,
         runs=options.runs,
         out=context.folder,
         gpus=options.gpus,
@@ -220,7 +240,8 @@ def whole_of(context: PartContext) -> Recipe:
     """The ablations' whole network: with the run's settings, but from new weights, which fit every
     switch."""
     recipe = RECIPES[context.options.recipe] if context.options.recipe else context.recipe
-    return replace(recipe, epochs=context.options.ablate_epochs, init_from=None, conv_rate=1.0)
+    epochs = context.options.ablate_epochs or (recipe.epochs if context.options.hours else SHORT)
+    return replace(recipe, epochs=epochs, init_from=None, conv_rate=1.0)
 
 
 def tables(context: PartContext) -> PartResult:

@@ -60,6 +60,20 @@ def small_maps(recipe: Recipe) -> str:
     return few if side < full else ""
 
 
+def of_conv3(recipe: Recipe) -> str:
+    twin = "without conv4 it is the same network, weight for weight, and not another row"
+    notes = [small_maps(recipe), twin if same_as_without_conv3(recipe) else ""]
+    return "; ".join(note for note in notes if note)
+
+
+def same_as_without_conv3(recipe: Recipe) -> bool:
+    """Whether the network without conv4 is the one without conv3: the layer that is left begins
+    with the same weights, and no bias is of one of them alone."""
+    (third, fourth), (std3, std4) = recipe.channels[2:4], recipe.init_std[2:4]
+    alike = recipe.init != "gaussian" or (recipe.bias_init == 0 and std3 == std4)
+    return third == fourth and alike
+
+
 def few_iterations(recipe: Recipe) -> str:
     few = "dropout about doubles the iterations that training takes (the paper)"
     return f"{few}; here are {recipe.epochs} epochs" if recipe.epochs < RELEASED.epochs else ""
@@ -91,7 +105,7 @@ SWITCHES = {
         paper=(1.0, None),
         measured_on='not stated; "over 1 %"',
     ),
-    "conv3": a_middle_layer_less("conv3"),
+    "conv3": replace(a_middle_layer_less("conv3"), why=of_conv3),
     "conv4": a_middle_layer_less("conv4"),
     "conv5": a_middle_layer_less("conv5"),
     "dropout": Switch(
