@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 from gratis.errors import GratisError, wait_for
-from gratis.network import DEFAULT_LIMITS, NetworkLimits, Server, http_status, is_lasting
+from gratis.network import DEFAULT_LIMITS, NetworkLimits, Server, is_lasting, is_of_server
 
 READ_AHEAD = 4 << 20  # of a URL: archives are listed header by header, in order
 T = TypeVar("T")
@@ -139,7 +139,7 @@ def _try_server(url: str, limits: NetworkLimits) -> None:
     except FileNotFoundError as error:
         # over HTTP it is raised for a server that cannot be reached, too
         cause = error.__cause__
-        if cause is not None and http_status(cause) is None and not is_lasting(cause):
+        if cause is not None and not is_of_server(cause) and not is_lasting(cause):
             raise cause from None
     except Exception:
         return

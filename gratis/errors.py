@@ -94,13 +94,17 @@ def call_in_thread(
     return answer
 
 
-def wait_for(call: Callable[[], Answer], what: str) -> Answer:
+def wait_for(
+    call: Callable[[], Answer], what: str, answered: Callable[[], bool] = lambda: False
+) -> Answer:
     """What `call` returns or raises; GratisError, which begins with `what`, if it does neither
-    within ANSWER_S seconds.
+    within ANSWER_S seconds, unless by then the server has `answered` something.
 
     For the first request to a server: libraries look for credentials and try again for minutes."""
     answer = call_in_thread(call)
-    if not futures.wait([answer], ANSWER_S).done:
+    while not futures.wait([answer], ANSWER_S).done:
+        if answered():
+            continue
         way_out = "look at the address, this machine's network, and the credentials if it wants any"
         raise GratisError(f"{what}: no answer within {ANSWER_S:g} seconds; {way_out}")
     return answer.result()

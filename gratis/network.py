@@ -73,8 +73,9 @@ def stop_waiting() -> None:
 class Server:
     """Requests to one server. For any thread.
 
-    answered: it has answered before, so that it is waited for; else FIRST_S seconds of failures are
-    an error of the address. thread: the class of the threads that requests run in."""
+    answered: it has answered, if only that it cannot now, so that it is waited for; else FIRST_S
+    seconds of failures are an error of the address. thread: the class of the threads that requests
+    run in."""
 
     def __init__(
         self,
@@ -111,6 +112,7 @@ class Server:
                         self._recover()
                     raise
                 reason = error
+                self.answered = self.answered or is_of_server(error)
             else:
                 self._recover()
                 return answer
@@ -204,6 +206,18 @@ def is_lasting(error: BaseException) -> bool:
     )
 
 
+def is_of_server(error: BaseException) -> bool:
+    """Whether there is a server at the address: it answered that it cannot now, or what is no HTTP.
+    A wrong address refuses, is silent, or no name server knows it."""
+    return any(http_status(one) is not None or _is_garbage(one) for one in _causes(error))
+
+
+def _is_garbage(error: BaseException) -> bool:
+    """Whether aiohttp could not understand the answer. It says 400 then, as a server does that does
+    not understand the request."""
+    return type(error.__cause__).__module__ == "aiohttp.http_exceptions"
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what it was raised from."""
     one: BaseException | None = error
@@ -217,6 +231,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def http_status(error: BaseException) -> int | None:
     """As aiohttp's, gcsfs's and botocore's errors have it."""
     answer = getattr(error, "response", None)
+    if _is_garbage(error):
+        return None
     if isinstance(answer, dict):
         if answer.get("Error", {}).get("Code") == "RequestTimeout":  # which S3 answers with 400
             return 408

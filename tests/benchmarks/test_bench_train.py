@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from benchmarks.train import spinning
 from benchmarks.train.bench import TrainBench, show, step_flops, torchvision_layout
 from benchmarks.train.update import update_ratios
 from gratis.events import EventWriter
+from gratis.history import records
 from gratis.loader import Loader
 from gratis.signals import StopSignals, handlers_restored
 from gratis.train.loop import train_epoch
@@ -342,3 +344,12 @@ def test_bench_says_what_it_promises(sample_shards: Path) -> None:
     found = {key: float(value) for key, value in (pair.split("=") for pair in last.split()[1:])}
     assert list(found) == ["free_ratio", "speedup", "images_per_s", "flops_share", "update_ratio"]
     assert all(value > 0 for value in found.values())
+
+
+@pytest.mark.slow
+def test_a_way_to_wait_is_measured_in_real_training(tmp_path: Path) -> None:
+    with spinning.busy(1):
+        cost = spinning.train(tmp_path, "a", 1, spinning.WAYS["passive"])
+    start = next(one for one in records(tmp_path / "runs" / "a") if one["kind"] == "start")
+    assert start["recipe"] == "sample"
+    assert 1 < cost.cpu_ms < 16 * cost.wall_ms

@@ -204,6 +204,63 @@ def test_a_server_that_asks_to_be_left_alone_is(
     assert min(gaps) >= 0.95
 
 
+def busy(handler: Handler) -> None:
+    handler.send_response(503)
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+
+
+def garbage(handler: Handler) -> None:
+    """What aiohttp reports as status 400."""
+    handler.wfile.write(b"\x16\x03\x01 no HTTP\r\n\r\n")
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize("answer", [busy, garbage])
+def test_a_server_that_answers_is_waited_for_though_it_never_gave_anything(
+    server: FaultyServer,
+    jpeg_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Any,
+) -> None:
+    """On a machine that starts meanwhile: longer than an address that refuses, or is silent, is
+    tried."""
+    for limit in ("network.FIRST_S", "errors.ANSWER_S", "network.SAY_AFTER"):
+        monkeypatch.setattr(f"gratis.{limit}", 0.3)
+    with monkeypatch.context() as away, Messages() as messages:
+        away.setattr(Handler, "do_GET", answer)
+        away.setattr(Handler, "do_HEAD", answer, raising=False)
+        with pytest.raises(Outage, match=r"manifest\.json cannot be read for \d+ s: (503|400)"):
+            make(server.url, tmp_path / "cache", outage_s=1)
+        back = threading.Timer(2, away.undo)
+        back.start()
+        with make(server.url, tmp_path / "cache") as loader:
+            assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path)))
+    assert "tried again for up to 600 s" in " ".join(messages.texts)
+
+
+def test_garbage_in_the_middle_is_waited_out(
+    server: FaultyServer, jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each shard, by the loader and by what the other commands read with."""
+    answer, seen = Handler.do_GET, set[str]()
+
+    def now_and_then(handler: Handler) -> None:
+        if handler.path in seen or not handler.path.endswith((".tar", "manifest.json")):
+            answer(handler)
+            return
+        seen.add(handler.path)
+        garbage(handler)
+
+    with make(server.url, tmp_path / "cache") as loader:
+        monkeypatch.setattr(Handler, "do_GET", now_and_then)
+        assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path)))
+    assert len(seen) == 11
+    assert addresses.read(f"{server.url}/manifest.json") == read_of(server)
+    assert len(seen) == 12
+
+
 @pytest.mark.parametrize("options", [{"outage_s": -1}, {"outage_s": 1e9}, {"read_timeout_s": 0}])
 def test_limits_are_bounded(options: dict[str, float]) -> None:
     with pytest.raises(GratisError, match="it must be"):

@@ -256,7 +256,11 @@ def test_what_is_missing_or_not_reachable_is_one_line(
 ) -> None:
     monkeypatch.setattr("gratis.network.FIRST_S", 0.5)
     for address, message in (
-        (f"{server.url}/nowhere", "nowhere/manifest.json cannot be read"),
+        (
+            f"{server.url}/nowhere",
+            r"nowhere/manifest\.json cannot be read: it is not there, so this is no dataset; give "
+            r"the address of a folder that `gratis shards` made, or copy it there$",
+        ),
         (f"http://127.0.0.1:{free_port()}", "cannot be read, after [0-9]+ attempts"),
         ("nosuch://bucket/x", "nosuch://bucket/x cannot be read: Protocol not known"),
         # connects when it is made

@@ -93,6 +93,39 @@ def test_on_a_read_only_disk_one_may_look_and_not_train(
 
 
 @pytest.mark.slow
+def test_of_a_folder_of_runs_that_is_read_only_all_can_be_seen(
+    sample_shards: Path, tmp_path: Path
+) -> None:
+    """Figures want a place; where they cannot have theirs, the message names the option."""
+    if os.getuid() == 0 and not shutil.which(PLAIN[0]):
+        pytest.skip("root takes no notice of modes, but for setpriv")
+    runs = tmp_path / "runs"
+    assert train(runs, sample_shards, "--run", "a").returncode == 0
+    folders = [runs, *(path for path in runs.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+
+    def look(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "gratis", *arguments, "--runs", str(runs), "--run", "a"]
+        plain = PLAIN if os.getuid() == 0 else []
+        return subprocess.run([*plain, *command], cwd=ROOT, capture_output=True, text=True)
+
+    top = look("top")
+    assert (top.returncode, top.stderr) == (0, "")
+    assert "finished" in top.stdout
+    refused = look("figures", "--only", "rates")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"error: {runs}/a/figures/rates.png cannot be written (Permission denied); "
+        "choose another --out\n"
+    )
+    drawn = look("figures", "--only", "rates", "--out", str(tmp_path))
+    assert (drawn.returncode, drawn.stdout) == (0, f"{tmp_path}/rates.png\n"), drawn.stderr
+    for folder in folders:
+        folder.chmod(0o755)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o755, 0o700])
 def test_two_users_share_a_folder_of_runs(sample_shards: Path, tmp_path: Path, mode: int) -> None:
     """One's unfinished run, of the same recipe and dataset, is not gone on with by the other."""

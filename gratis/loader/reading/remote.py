@@ -79,8 +79,16 @@ class Remote:
             return self.server.ask(request, what, stop)
         except (GratisError, FetchCancelled):
             raise
+        except FileNotFoundError:  # whose text is the address once more
+            raise GratisError(f"{what}: {self._missing(name)}") from None
         except Exception as error:
             raise GratisError(f"{what}: {first_line(error)}") from None
+
+    def _missing(self, name: str) -> str:
+        if name == MANIFEST:
+            way_out = "give the address of a folder that `gratis shards` made, or copy it there"
+            return f"it is not there, so this is no dataset; {way_out}"
+        return "it is not there; copy the dataset there again"
 
     def _refuse_short(self, name: str, came: int, start: int, size: int) -> None:
         """GratisError if the file is not so long (or the answer is a page of a server without
@@ -189,7 +197,8 @@ def _read_manifest(remote: Remote, cache: Path) -> bytes:
     remote.server.answered = known.exists()
     if remote.server.answered:
         return remote.read(MANIFEST)
-    text = wait_for(lambda: remote.read(MANIFEST), f"{remote.url}/{MANIFEST} cannot be read")
+    what = f"{remote.url}/{MANIFEST} cannot be read"
+    text = wait_for(lambda: remote.read(MANIFEST), what, lambda: remote.server.answered)
     with suppress(OSError):  # who cannot write there says so below
         cache.mkdir(parents=True, exist_ok=True)
         known.touch()

@@ -7,6 +7,7 @@ A few samples' tar headers and `.cls` members are held against the index, the ra
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,12 @@ def check_labels(file: int, path: Path, index: Index, shard: int) -> None:
 def _chosen(index: Index, shard: int) -> NDArray[np.int64]:
     """Rows of the index, which runs through the shards in order. An image that several rows share
     is named for one of them."""
-    first, end = np.searchsorted(index.shard, [shard, shard + 1])
+    # NumPy's searchsorted would copy the whole column, which lies in the file, unaligned
+    first, end = (bisect_left(index.shard, number) for number in (shard, shard + 1))
     _, at, shared = np.unique(index.offset[first:end], return_index=True, return_counts=True)
     rows = first + np.sort(at[shared == 1])
     if not len(rows):
-        return rows  # type: ignore[no-any-return]
+        return rows
     _, rare, counts = np.unique(index.label[rows], return_index=True, return_counts=True)
     rarest = rows[rare[np.argsort(counts, kind="stable")][: SAMPLES // 2]]
     spread = rows[np.linspace(0, len(rows) - 1, SAMPLES // 2).astype(np.int64)]

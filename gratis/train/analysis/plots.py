@@ -49,6 +49,6 @@ def bare(axes: Any) -> None:
 
 def save(figure: Figure, path: Path) -> Path:
     """Writes a PNG; GratisError where that cannot be, with the one of before as it was."""
-    with atomic_output(path, "choose another folder") as draft:
+    with atomic_output(path, "choose another --out") as draft:
         figure.savefig(draft, dpi=DPI, format="png")
     return path
