@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 from gratis.errors import GratisError
 from gratis.image import decode
 from gratis.loader import Loader, LoaderConfig, plan
-from gratis.loader.inspect import explain, explain_figure
+from gratis.loader.inspect import explain, explain_figure, explain_whole_figure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CROP = 48
@@ -176,3 +177,47 @@ def test_a_damaged_image_is_an_error_before_anything_is_drawn(
 def test_numbers_out_of_range_are_errors(sample_shards: Path, option: str, wrong: str) -> None:
     with pytest.raises(GratisError, match=f"is {wrong}; it m(ust|ay) be at (least|most)"):
         explain.main([str(sample_shards), "--sample", "0", option, wrong])
+
+
+def test_views_of_a_file_are_the_loader_s(
+    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its operations; what is drawn is the engine's image to a level."""
+    fields = {
+        "crop": 64,
+        "area": [0.3, 1.0],
+        "operations": [{"type": "RandomSolarize", "threshold": 90, "p": 1.0}],
+        "normalize": None,
+    }
+    file, out = tmp_path / "config.json", tmp_path / "a.png"
+    file.write_text(json.dumps({"train": fields | {"mix": [{"type": "MixUp"}]}}))
+    explain.main([str(sample_shards), "--sample", "5", "--config", str(file), "--out", str(out)])
+    assert "200,000 parts of an image" in capsys.readouterr().out
+    with Image.open(out) as page:
+        assert min(page.size) > 800
+    config = LoaderConfig.from_dict(fields)
+    with Loader(sample_shards, "train", config) as loader:
+        batch = next(iter(loader))
+        for image, sample in zip(batch.images[:4], batch.ids[:4].tolist(), strict=True):
+            stored = explain.read(loader, sample)
+            seen = explain_whole_figure.apply_views(loader.epoch_plan(0), sample, stored)[0]
+            np.testing.assert_allclose(image.movedim(0, -1).numpy(), seen, atol=1)
+            assert seen.max() <= 165  # what is brighter than 90 is inverted
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        ("{}", [], "has no area, and what is drawn are resized crops"),
+        ('{"area": [0.1, 1]}', ["--mean", "offset"], "--mean is of AlexNet's crops, and --config"),
+        ('{"area": [0.1, 2]}', [], "c.json: area is "),
+    ],
+)
+def test_files_that_cannot_be_drawn(
+    sample_shards: Path, tmp_path: Path, text: str, more: list[str], message: str
+) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(GratisError, match=message):
+        explain.main(
+            [str(sample_shards), "--sample", "0", "--config", str(tmp_path / "c.json"), *more]
+        )

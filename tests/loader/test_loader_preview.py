@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -17,9 +18,11 @@ from handmade import picture
 from PIL import Image
 
 from gratis.cli import run
+from gratis.dataset import ImageClass
 from gratis.errors import guard
 from gratis.loader import Loader, LoaderConfig
-from gratis.loader.inspect.preview import draw_preview
+from gratis.loader.config import IMAGENET
+from gratis.loader.inspect.preview import _words, draw_preview
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,6 +65,46 @@ def test_a_preview_of_resized_parts(
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'p.png'}: 24 images\n")
 
 
+def test_a_preview_is_of_a_file_s_configuration(
+    sample_shards: Path, tmp_path: Path, answered: Answered
+) -> None:
+    """Each tile is the loader's own image, normalisation taken back; that of a recipe's part."""
+    fields = {
+        "crop": 64,
+        "area": [0.2, 1.0],
+        "operations": [{"type": "RandomInvert", "p": 0.5}, {"type": "RandomGrayscale", "p": 0.5}],
+        "erasing": {"type": "RandomErasing", "p": 0.5},
+        "mix": [{"type": "MixUp", "alpha": 1.0}],
+        "views": 2,
+        "schedule": [[2, {"crop": 48}]],
+        "layout": "channels_last",
+    }
+    file, out = tmp_path / "recipe.json", tmp_path / "p.png"
+    file.write_text(json.dumps({"epochs": 3, "train": fields, "validation": {"augment": False}}))
+    for epoch, crop in ((0, 64), (2, 48)):
+        asked = ("preview", sample_shards, "--config", file, "--epoch", epoch, "--seed", 3)
+        done = answered(*asked, "--out", out)
+        assert (done.returncode, done.stdout) == (0, f"{out}: 48 images\n")
+        config = LoaderConfig.from_dict(fields | {"seed": 3, "batch_size": 24})
+        with Loader(sample_shards, "train", config) as one:
+            one.set_epoch(epoch)
+            images = next(iter(one)).images
+        mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
+        wanted = ((images[1, 0] * deviation + mean) * 255).clamp(0, 255).movedim(0, -1)
+        with Image.open(out) as sheet:
+            assert sheet.size == (6 * crop, 8 * (crop + 14))
+            seen = np.asarray(sheet.crop((2 * crop, 0, 3 * crop, crop)))
+        np.testing.assert_allclose(seen, wanted.numpy(), atol=0.6)
+
+
+def test_the_words_of_mixed_labels() -> None:
+    names = (("n1", "cat, tom"), ("n2", "dog"))
+    classes = tuple(ImageClass(wnid=wnid, words=words, ilsvrc_id=None) for wnid, words in names)
+    assert _words(classes, torch.tensor([0.37, 0.63])) == "63% dog, 37% cat"
+    assert _words(classes, torch.tensor([1.0, 0.0])) == "cat"
+    assert _words(classes, torch.tensor(1)) == "dog"
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -98,15 +141,35 @@ def test_a_preview_takes_any_normalisation_back(
         ),
         (("preview", "{shards}", "--crop", "0"), "crop is 0; it must be at least 1"),
         (
+            ("preview", "{shards}", "--config", "resnet"),
+            "--config resnet; take alexnet, imagenet or a .json file",
+        ),
+        (
+            ("preview", "{shards}", "--config", "no.json"),
+            "--config no.json: No such file or directory; give a JSON file of LoaderConfig's",
+        ),
+        (("preview", "{shards}", "--config", "{bad}"), "bad.json is no JSON (Expecting value"),
+        (("preview", "{shards}", "--config", "{odd}"), "odd.json: LoaderConfig has no 'mixed'"),
+        (("preview", "{shards}", "--config", "{list}"), "list.json: a configuration is [1]"),
+        (("preview", "{shards}", "--epoch", "-1"), "--epoch -1; the first is 0"),
+        (
             ("preview", "http://127.0.0.1:1/shards"),
             "http://127.0.0.1:1/shards: this reads local folders",
         ),
     ],
 )
 def test_mistakes_are_one_line(
-    sample_shards: Path, arguments: tuple[str, ...], message: str, answered: Answered
+    sample_shards: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    message: str,
+    answered: Answered,
 ) -> None:
-    done = answered(*(argument.format(shards=sample_shards) for argument in arguments))
+    files = {"bad": "", "odd": '{"mixed": 1}', "list": "[1]"}
+    paths = {name: tmp_path / f"{name}.json" for name in files}
+    for name, text in files.items():
+        paths[name].write_text(text)
+    done = answered(*(argument.format(shards=sample_shards, **paths) for argument in arguments))
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.image import Reject, decode_or_reject
 from gratis.loader.config import LoaderConfig
+from gratis.loader.inspect.config_file import read_config
 from gratis.loader.inspect.pictures import PictureOptions
 from gratis.loader.loader import Loader
 from gratis.loader.views.colour_noise import colour_matrix
@@ -44,6 +45,10 @@ class Explain(PictureOptions):
 
     sample: str
     """Key of the image (n01440764_10026), or its id, a number that is no key."""
+    config: Path | None = None
+    """JSON file of LoaderConfig's fields, or of a recipe (examples/recipes), with resized crops:
+    draw its views of each epoch, with its operations. Mixing and erasing are not drawn. Default:
+    none."""
     out: Path = Path("explain.png")
     """PNG to write."""
     crop_positions: Positions = "all"
@@ -59,7 +64,7 @@ class Explain(PictureOptions):
 def main(arguments: Sequence[str]) -> None:
     options = parse(Explain, arguments, "gratis explain")
     require("figures", "gratis explain")
-    if read_manifest(Path(options.shards)).shape == "whole":
+    if options.config or read_manifest(Path(options.shards)).shape == "whole":
         explain_whole(options)
         return
     from gratis.loader.inspect.explain_figure import draw
@@ -83,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def explain_whole(options: Explain) -> None:
-    """Of a dataset of whole images: resized crops, and torchvision's evaluation."""
+    """Of a dataset of whole images, or by a file: resized crops, and torchvision's evaluation."""
     from gratis.loader.inspect.explain_whole_figure import draw, many_views, report
 
     for field in dataclasses.fields(Explain):
@@ -91,9 +96,10 @@ def explain_whole(options: Explain) -> None:
         if field.name in ALEXNET and given != field.default:
             option = f"--{field.name.replace('_', '-')}"
             whole = f"the images of {options.shards} keep their shape"
+            whole = f"--config {options.config} says what is drawn" if options.config else whole
             raise GratisError(f"{option} is of AlexNet's crops, and {whole}; leave it out")
-    config = LoaderConfig.imagenet(batch_size=1, seed=options.seed, crop=options.crop_side)
-    evaluation = LoaderConfig.evaluation(crop=options.crop_side, views=10)
+    config = _resized_crops(options)
+    evaluation = LoaderConfig.evaluation(crop=config.crop, views=10)
     with Loader(options.shards, options.split, config) as loader:
         sample = find(loader, options.sample)
         image = read(loader, sample)
@@ -101,6 +107,22 @@ def explain_whole(options: Explain) -> None:
         report(views, image)
         draw(loader, evaluation, sample, image, views, options.out)
     print(options.out)
+
+
+def _resized_crops(options: Explain) -> LoaderConfig:
+    """Of the file, or LoaderConfig.imagenet(); one view of one sample."""
+    changes: dict[str, Any] = {"batch_size": 1, "seed": options.seed}
+    if options.config is None:
+        return LoaderConfig.imagenet(**changes, crop=options.crop_side)
+    changes |= {"views": 1, "repeats": 1, "mix": (), "erasing": None}
+    changes |= {"decoded": "none"} | ({} if options.crop is None else {"crop": options.crop})
+    config = read_config(options.config, options.split, **changes)
+    if config.area is None:
+        raise GratisError(
+            f"--config {options.config} has no area, and what is drawn are resized crops; "
+            "leave it out, or look at `gratis preview`"
+        )
+    return config
 
 
 def find(loader: Loader, wanted: str) -> int:

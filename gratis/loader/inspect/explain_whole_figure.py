@@ -19,6 +19,7 @@ from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.inspect.pictures import write_picture
 from gratis.loader.loader import Loader
 from gratis.loader.views.draw_views import Views, draw_views
+from gratis.loader.views.operations_reference import apply_program
 from gratis.loader.views.resize import resized
 
 SHOWN = 10  # epochs, views
@@ -27,16 +28,24 @@ Floats = NDArray[np.float64]
 
 
 def apply_views(plan: EpochPlan, sample: int, image: Pixels) -> Pixels:
-    """All views of a sample as the loader makes them, uint8 [v,crop,crop,3], before normalising."""
+    """All views of a sample as the loader makes them, uint8 [v,crop,crop,3], before normalising,
+    with the configuration's operations."""
     drawn, extents, targets = plan.draws(np.array([sample]))
-    assert extents is not None
+    if extents is None:  # crops as they are
+        extents = np.full((len(drawn.y), 2), plan.config.crop)
     places = np.column_stack([drawn.y, drawn.x, extents]).tolist()
     if targets is None:
         targets = np.tile([plan.config.crop, plan.config.crop, 0, 0], (len(places), 1))
     parts = [image[y : y + height, x : x + width].copy() for y, x, height, width in places]
     views = resized(parts, targets, plan.config)
     views[drawn.flip] = views[drawn.flip, :, ::-1]
-    return views
+    if (program := plan.program(np.array([sample]))) is None:
+        return views
+    made = [
+        apply_program(view.transpose(2, 0, 1), *numbers).transpose(1, 2, 0)
+        for view, *numbers in zip(views, program.ops, program.values, strict=True)
+    ]
+    return np.stack(made)
 
 
 def many_views(loader: Loader, image: Pixels, count: int) -> Views:
