@@ -90,6 +90,18 @@ def test_offsets_are_flat_and_colours_as_the_formula_says(
         np.testing.assert_allclose(theory, 0.01 * vectors @ np.diag(values) @ vectors.T, rtol=1e-9)
 
 
+def test_the_central_crop_alone_is_no_failed_distribution(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = LoaderConfig.alexnet(batch_size=1, crop=CROP, crop_positions="centre")
+    with Loader(dataset, "train", config) as loader:
+        explain.report_offsets(loader, explain.many_draws(loader)[0])
+    middle = (SIZE - CROP) // 2
+    assert capsys.readouterr().out.endswith(
+        f" crops of split train: all at offset [{middle} {middle}]\n"
+    )
+
+
 def test_the_page_is_drawn_from_the_shards_that_preprocess_writes(
     sample_shards: Path, tmp_path: Path
 ) -> None:

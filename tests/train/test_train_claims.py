@@ -23,11 +23,12 @@ from gratis.events import EventWriter
 from gratis.history import attempts, outcome
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.paper.ablate import errors_of
-from gratis.train.paper.claims import NUMBERED, OTHERS, compared, names_for
+from gratis.train.paper.claims import CLAIMS, NUMBERED, OTHERS, compared, names_for
 from gratis.train.paper.figure1_seeds import best_rates, common_target, summary
 from gratis.train.paper.four_layers import TrainingCurve
 from gratis.train.paper.halves import write_half
-from gratis.train.paper.parts import Paper
+from gratis.train.paper.paper import read_sections
+from gratis.train.paper.parts import Paper, PartResult
 from gratis.train.paper.specialisation import specialisation
 from gratis.train.paper.switches import SWITCHES, same_as_without_conv3
 from gratis.train.recipes import RECIPES
@@ -197,3 +198,23 @@ def test_a_killed_command_goes_on_where_it_was(sample_source: Path, tmp_path: Pa
     assert "the same command goes on" in page
     assert "| the whole network | 1 |" in page
     assert str(tmp_path) not in page
+    # a call that was stopped in its second part leaves what was known of those after it
+    known = page[page.index("## Colour by tower") : page.index("## Pretraining")]
+    assert "| 0 |" in known
+    last = subprocess.Popen([sys.executable, "-m", "gratis", *claims[:-1], str(tmp_path / "b.md")])
+    wait_for(tmp_path, "b.md", 300)
+    last.kill()
+    last.wait()
+    assert known in (tmp_path / "b.md").read_text()
+    assert (tmp_path / "b.md").read_text().count("\n## ") == page.count("\n## ") == len(CLAIMS)
+
+
+def test_sections_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "sections.json"
+    assert read_sections(path) == {}
+    sections = {"One": PartResult("done", ("a", "b")), "Two": PartResult("skipped: why")}
+    path.write_text(json.dumps(sections))
+    assert read_sections(path) == sections
+    for broken in ('{"One": 3}', '["a"]', '{"One": ["done"'):
+        path.write_text(broken)
+        assert read_sections(path) == {}

@@ -52,7 +52,8 @@ class Explain(PictureOptions):
     out: Path = Path("explain.png")
     """PNG to write."""
     crop_positions: Positions = "all"
-    """all: of 224 in 256 pixels 33 offsets along each axis; printed: the paper's 32."""
+    """all: of 224 in 256 pixels 33 offsets along each axis; printed: the paper's 32; centre: the
+    central one."""
     crop_chunk: int = 1
     """So many consecutive samples of the epoch's order share one crop and mirror."""
     mean: MeanForm = "central"
@@ -190,19 +191,27 @@ def covariance(stats: Stats, noise: str, normals: Floats) -> tuple[Floats, Float
     return np.cov(normals @ matrix.T, rowvar=False, ddof=0), matrix @ matrix.T
 
 
-def report(loader: Loader, offsets: NDArray[np.int64], normals: Floats) -> None:
+def report_offsets(loader: Loader, offsets: NDArray[np.int64]) -> None:
     from gratis.loader.inspect.explain_figure import histogram
 
+    crops = f"{len(offsets):,} crops of split {loader.split}"
+    if loader.config.crop_positions == "centre":
+        print(f"{crops}: all at offset {' '.join(map(str, np.unique(offsets, axis=0)))}")
+        return
     positions = int(offsets.max()) + 1  # the paper's are one less than there are
     counts = histogram(offsets, positions)
     expected = len(offsets) / positions**2
     chi = float(((counts - expected) ** 2 / expected).sum()) / max(1, positions**2 - 1)
     print(
-        f"{len(offsets):,} crops of split {loader.split}: {int((counts > 0).sum())} of "
+        f"{crops}: {int((counts > 0).sum())} of "
         f"{positions**2} offsets drawn, "
         f"{expected:.1f} expected of each, {counts.min()} to {counts.max()} found; "
         f"chi-square per degree of freedom {chi:.3f} (1: uniform and independent)"
     )
+
+
+def report(loader: Loader, offsets: NDArray[np.int64], normals: Floats) -> None:
+    report_offsets(loader, offsets)
     if loader.config.noise == "off":
         print("no colour noise")
         return

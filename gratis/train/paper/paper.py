@@ -11,6 +11,7 @@ three seeds each, by the parts in `gratis.train.paper.claims`, into one page."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -26,6 +27,8 @@ from gratis.signals import terminate_exits
 from gratis.train.paper.claims import CLAIMS
 from gratis.train.paper.parts import PARTS, Paper, PartContext, PartResult
 from gratis.train.recipes import RECIPES, RecipeName
+
+SECTIONS = "sections.json"  # the report's, beside it
 
 
 def main(arguments: list[str]) -> None:
@@ -58,14 +61,15 @@ def paper(options: Paper) -> Path:
         run=run,
         ends=time.monotonic() + (3600 * options.hours if options.hours else 60 * options.minutes),
     )
-    results: dict[str, PartResult] = {}
     with exclusive(context.folder, f"run {run.name}"):
+        # of an earlier call, until its part comes: a page never holds less than before
+        results = read_sections(context.folder / SECTIONS) if options.hours else {}
         for number, (title, part) in enumerate(parts.items(), 1):
             left = f"{max(0, context.left) / 60:.0f} minutes left"
             print(f"{number} of {len(parts)}: {part.__name__}, {left}", flush=True)
             results[title] = part(context)
             print(f"  {title}: {results[title].state}", flush=True)
-            report = write(context, results)
+            report = write(context, {name: results[name] for name in parts if name in results})
     return report
 
 
@@ -101,6 +105,15 @@ def fitting(manifest: Manifest) -> RecipeName:
     )
 
 
+def read_sections(path: Path) -> dict[str, PartResult]:
+    """What the last call wrote of each part; empty where there is none that can be read."""
+    try:
+        stored = json.loads(path.read_text())
+        return {title: PartResult(state, tuple(lines)) for title, (state, lines) in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
 def write(context: PartContext, results: dict[str, PartResult]) -> Path:
     """report.md: what was measured on what, then every part with its state; --docs, if asked for,
     is the same."""
@@ -120,6 +133,8 @@ def write(context: PartContext, results: dict[str, PartResult]) -> Path:
     for title, (state, texts) in results.items():
         lines += [f"## {title}", "", f"*{state}*", ""]
         lines += [line for text in texts for line in (text, "")]
+    with atomic_output(context.folder / SECTIONS, "make room, or choose other --runs") as draft:
+        draft.write_text(json.dumps(results, indent=1) + "\n")
     path = context.folder / "report.md"
     for page in (path, *((docs,) if docs else ())):
         with atomic_output(page, "make room, or choose other --runs") as draft:
