@@ -253,6 +253,25 @@ def read_bytes() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
 
 
+def test_a_list_of_runs_reads_those_that_grew(tmp_path: Path) -> None:
+    """Of runs of other hosts, of which nobody here knows whether they go on."""
+    writers = [RunWriter(tmp_path / f"run-{number}") for number in range(40)]
+    for run in writers:
+        run.start()
+        run.step(10)
+        path = run.path / "rank-0.jsonl"
+        path.write_text(path.read_text().replace('"pid_namespace":', '"pid_namespace":1'))
+    runs, read = Runs(tmp_path, STALL_S), []
+    for step in (20, 30):
+        writers[7].step(step)
+        before = read_bytes()
+        listing = {run.name: run.step for run in runs.listing().runs}
+        read.append(read_bytes() - before)
+        assert (len(listing), listing["run-7"], listing["run-8"]) == (40, step, 10)
+        time.sleep(run_reader.FRESH_S)
+    assert read[1] < read[0] / 10
+
+
 def content(snapshot: RunSnapshot) -> tuple[object, ...]:
     return json.loads(snapshot.json_without_ages), snapshot.intervals, snapshot.counters
 
