@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -178,9 +179,17 @@ def test_while_a_history_is_read_the_newest_is_there(tmp_path: Path, quick_end: 
     assert "gratis_trained_images_total{" in exposition(runs, "text/plain")[0].decode()
 
 
-def test_no_answer_costs_what_reading_does(tmp_path: Path) -> None:
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """Nobody looks for garbage: of all tests before there may be much."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_no_answer_costs_what_reading_does(tmp_path: Path, no_garbage: None) -> None:
     """Neither the first one, nor any while the histories of many ranks are read."""
-    long_run(tmp_path / "a", world=256, lines=100)
+    long_run(tmp_path / "a", world=256, lines=200)
     whole = cpu_s(lambda: Run(tmp_path / "a").refresh())
     runs = Runs(tmp_path, STALL_S)
     for answer in range(4):
