@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -101,11 +102,10 @@ def serve(config: StatusConfig) -> None:
     from gratis.server.summaries import user_cache
 
     server: uvicorn.Server | None = None
-    app = create_app(
-        Runs(config.runs, config.stall_seconds, user_cache()),
-        access,
-        lambda: server is not None and server.should_exit,
-    )
+    runs = Runs(config.runs, config.stall_seconds, user_cache())
+    # of a thousand runs the first list takes the time of ten
+    threading.Thread(target=runs.listing, name="first-list", daemon=True).start()
+    app = create_app(runs, access, lambda: server is not None and server.should_exit)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -15,7 +15,7 @@ from gratis.server.models import RunList, RunSummary
 from gratis.server.rank_status import OVER
 from gratis.server.run import PICTURE, SHARD_FILE
 from gratis.server.run_reader import FRESH_S, RunReader, RunSnapshot
-from gratis.server.state import attempt_state
+from gratis.server.state import Here, attempt_state
 from gratis.server.summaries import Summaries
 
 MAX_PICTURE = 1 << 20  # bytes
@@ -42,7 +42,9 @@ class Runs:
         self._lock = threading.Lock()
         self._reader = RunReader(stall_s, Summaries(summaries))
         self._listed: tuple[float, list[CachedRun]] = (-FRESH_S, [])
-        self._summaries: dict[str, tuple[tuple[float, int], RunSummary]] = {}
+        self._ended: dict[str, tuple[tuple[float, int], RunSummary]] = {}
+        # whether it trains, and its newest attempt, as of a file's time and size
+        self._attempts: dict[str, tuple[tuple[float, int], tuple[bool, Attempt]]] = {}
 
     def _cached_runs(self) -> list[CachedRun]:
         """The runs there are, the newest first. A folder without an event file is none."""
@@ -55,9 +57,11 @@ class Runs:
         return next((entry for entry in self._cached_runs() if name in (None, entry.name)), None)
 
     def listing(self) -> RunList:
-        """All runs, by the ends of their files alone: a thousand in well under 100 ms."""
+        """All runs, by the ends of their files alone: of a thousand those that grew are read anew,
+        in 0.1 ms each."""
         with self._lock:
-            return RunList(runs=[self._summary(entry) for entry in self._cached_runs()])
+            here = Here()
+            return RunList(runs=[self._summary(entry, here) for entry in self._cached_runs()])
 
     def snapshot(self, name: str | None = None) -> RunSnapshot | None:
         """The run of that name, or the newest. None if there is none: names are looked up, never
@@ -73,27 +77,38 @@ class Runs:
         whole = _read_regular(entry.path / PICTURE) if entry else None
         return whole if whole and whole.startswith(JPEG) and len(whole) <= MAX_PICTURE else None
 
-    def _summary(self, entry: CachedRun) -> RunSummary:
+    def _summary(self, entry: CachedRun, here: Here) -> RunSummary:
         """Whether a run is alive can change without a write, so only those that ended stay as they
         were."""
         key = (entry.updated, entry.size)
-        known = self._summaries.get(entry.name)
-        if known is not None and known[0] == key and known[1].state in OVER:
+        known = self._ended.get(entry.name)
+        if known is not None and known[0] == key:
             return known[1]
-        summary = self._summarise(entry)
-        self._summaries[entry.name] = (key, summary)
+        summary = self._summarise(entry, here)
+        if summary.state in OVER:
+            self._ended[entry.name] = (key, summary)
         return summary
 
-    def _summarise(self, entry: CachedRun) -> RunSummary:
+    def _summarise(self, entry: CachedRun, here: Here) -> RunSummary:
         """By the ends of rank 0's file, or of the shard stage's where nothing trains."""
-        attempt = read_attempt(entry.path / "rank-0.jsonl")
-        if not (trains := attempt != Attempt()):
-            attempt = read_attempt(entry.path / SHARD_FILE)
+        key, known = (entry.updated, entry.size), self._attempts.get(entry.name)
+        if known is None or known[0] != key:
+            known = self._attempts[entry.name] = (key, _newest_attempt(entry.path))
+        trains, attempt = known[1]
         stepped, age_s = trains and attempt.step is not None, max(time.time() - entry.updated, 0.0)
-        state = attempt_state({0: attempt}, stepped=stepped, age_s=age_s, stall_s=self.stall_s)[0]
+        state, *_ = attempt_state(
+            {0: attempt}, stepped=stepped, age_s=age_s, stall_s=self.stall_s, here=here
+        )
         epoch, step = attempt.epoch, attempt.step or 0
         name, updated = entry.name, entry.updated
         return RunSummary(name=name, state=state, epoch=epoch, step=step, updated=updated)
+
+
+def _newest_attempt(run: Path) -> tuple[bool, Attempt]:
+    """Whether it is one of training, and the attempt."""
+    attempt = read_attempt(run / "rank-0.jsonl")
+    trains = attempt != Attempt()
+    return trains, attempt if trains else read_attempt(run / SHARD_FILE)
 
 
 def _list_runs(root: Path) -> Iterator[CachedRun]:

@@ -57,11 +57,17 @@ def derive(
 
 
 def attempt_state(
-    attempts: Mapping[int, Attempt], *, stepped: bool, age_s: float, stall_s: float
+    attempts: Mapping[int, Attempt],
+    *,
+    stepped: bool,
+    age_s: float,
+    stall_s: float,
+    here: Here | None = None,
 ) -> tuple[State, str, list[int]]:
-    """As `derive`, of the newest attempt in each rank's file; and the dead ranks."""
+    """As `derive`, of the newest attempt in each rank's file; and the dead ranks. here: for several
+    runs at one moment."""
     outcomes = {rank: one.outcome or "" for rank, one in attempts.items() if one.end is not None}
-    here = Here()
+    here = here or Here()
     going_on = {rank: one.start for rank, one in attempts.items() if one.end is None}
     dead = [rank for rank, start in going_on.items() if start and here.is_gone(start)]
     state, reason = derive(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -179,9 +180,17 @@ def test_while_a_history_is_read_the_newest_is_there(tmp_path: Path, quick_end: 
     assert "gratis_trained_images_total{" in exposition(runs, "text/plain")[0].decode()
 
 
-def test_no_answer_costs_what_reading_does(tmp_path: Path) -> None:
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """Nobody looks for garbage: of all tests before there may be much."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_no_answer_costs_what_reading_does(tmp_path: Path, no_garbage: None) -> None:
     """Neither the first one, nor any while the histories of many ranks are read."""
-    long_run(tmp_path / "a", world=256, lines=100)
+    long_run(tmp_path / "a", world=256, lines=200)
     whole = cpu_s(lambda: Run(tmp_path / "a").refresh())
     runs = Runs(tmp_path, STALL_S)
     for answer in range(4):
@@ -252,6 +261,25 @@ def read_bytes() -> int:
     """That this process has read, of files too."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
+
+
+def test_a_list_of_runs_reads_those_that_grew(tmp_path: Path) -> None:
+    """Of runs of other hosts, of which nobody here knows whether they go on."""
+    writers = [RunWriter(tmp_path / f"run-{number}") for number in range(40)]
+    for run in writers:
+        run.start()
+        run.step(10)
+        path = run.path / "rank-0.jsonl"
+        path.write_text(path.read_text().replace('"pid_namespace":', '"pid_namespace":1'))
+    runs, read = Runs(tmp_path, STALL_S), []
+    for step in (20, 30):
+        writers[7].step(step)
+        before = read_bytes()
+        listing = {run.name: run.step for run in runs.listing().runs}
+        read.append(read_bytes() - before)
+        assert (len(listing), listing["run-7"], listing["run-8"]) == (40, step, 10)
+        time.sleep(run_reader.FRESH_S)
+    assert read[1] < read[0] / 10
 
 
 def content(snapshot: RunSnapshot) -> tuple[object, ...]:
