@@ -563,7 +563,7 @@ def test_a_long_file_never_holds_a_request_up(tmp_path: Path, lines: int) -> Non
     assert snapshot.status.behind_bytes > 0
     assert snapshot.status.state == "running"
     before = psutil.Process().memory_info().rss
-    deadline = time.monotonic() + lines / 2000
+    deadline = time.monotonic() + 60 + lines / 500  # of a machine that does much else
     while snapshot.status.behind_bytes:
         assert time.monotonic() < deadline
         time.sleep(0.4)
