@@ -117,10 +117,10 @@ def philox(counter: tuple[U64, U64, U64, U64], key: tuple[int, int]) -> tuple[U6
 
 
 def words(
-    seed: int, epoch: int, ids: Ids, purpose: int, attempt: int | Ids = 0
+    seed: int, epoch: int, ids: Ids, purpose: int | Ids, attempt: int | Ids = 0
 ) -> tuple[U64, U64, U64, U64]:
-    """Four random 32-bit words per id, each in a uint64 [n]. attempt: below 2**24, of all or of
-    each."""
+    """Four random 32-bit words per id, each in a uint64 [n]. purpose, and attempt, below 2**24: of
+    all or of each."""
     number = ids.astype(np.uint64)
     low, high = number & np.uint64(0xFFFFFFFF), number >> np.uint64(32)
     epochs, last = np.full_like(number, epoch), np.full_like(number, purpose | attempt << 8)
@@ -128,7 +128,7 @@ def words(
 
 
 def uniforms(
-    seed: int, epoch: int, ids: Ids, purpose: int, attempt: int = 0
+    seed: int, epoch: int, ids: Ids, purpose: int | Ids, attempt: int = 0
 ) -> NDArray[np.float64]:
     """Four independent uniform numbers in (0, 1) per id, float64 [4,n]."""
     return (np.stack(words(seed, epoch, ids, purpose, attempt)).astype(np.float64) + 0.5) / 2**32

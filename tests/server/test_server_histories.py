@@ -235,6 +235,7 @@ def test_counters_and_curves_stay_while_much_is_caught_up_on(
     with path.open("a") as stream:
         records = (line | {"step": step} for step in range(1010, 200_010, 10))
         stream.writelines(json.dumps(record) + "\n" for record in records)
+    time.sleep(run_reader.FRESH_S)
     snapshot = snapshot_of(runs)
     assert snapshot.status.behind_bytes > 0
     assert snapshot.status.step == 200_000

@@ -199,8 +199,8 @@ class NativeDecoder:
         brings it."""
         status = np.full(len(batch.size), Status.MEMORY, np.int32)
         job = batch.struct(status)
-        if batch.neighbours:  # neighbours to one thread, whose cache holds them
-            job.shares = 2 * len(self._contexts)
+        if batch.neighbours:  # to one thread, whose cache holds them; at first many, at last few
+            job.shares = len(self._contexts) + len(self._contexts) // 2
         self._share(self._library.run, job)
         return status
 

@@ -20,7 +20,7 @@ INLINE vf get(const void *in, int64_t at, int type) {
 
 INLINE vf rounded(vf a, int type) {
   if (type == GRATIS_FLOAT32) return a;
-  return type == GRATIS_BFLOAT16 ? (vf)(bfloat16(a) << 16) : as_float16(a);
+  return type == GRATIS_BFLOAT16 ? (vf)(long_bfloat16(a) & 0xFFFF0000u) : as_float16(a);
 }
 
 /* What one of two images that are mixed is made of. */
@@ -102,35 +102,41 @@ static void blend_run(const pair *of, int n, void *out, int type, int stream) {
   else blend_typed(of, n, out, GRATIS_FLOAT16, stream);
 }
 
-/* What a row is made of, of one channel or of all. */
+/* What row y is made of, of one channel or of all: `at` is its first element. */
 static half half_of(const gratis_job *job, int64_t view, const uint8_t *pixels, int c, int y, int64_t at) {
   static const float zeros[3] = {0, 0, 0};
   const float *minus = job->minus ? job->minus[view] + y * job->minus_row + c * job->minus_plane : NULL;
   return (half){pixels + at, (job->plus ? job->plus + 3 * view : zeros) + c, minus};
 }
 
-/* Rows [from, to) of a view that is mixed of itself and another, both as bytes in the output's layout. Rows are one run where
- * nothing sets them apart: neither a mean of their own nor a box. */
+/* How many rows from y on are one run: neither a mean of their own nor the sides of a box set them apart. */
+static int rows_alike(const gratis_job *job, int y, int to) {
+  const gratis_neighbours *how = job->neighbours;
+  int top = how->box[0], bottom = top + how->box[2];
+  if (job->minus || (how->is_box && y >= top && y < bottom)) return 1;
+  return how->is_box && y < top && top < to && bottom > top ? top - y : to - y;
+}
+
+/* Rows [from, to) of a view that is mixed of itself and another, both as bytes in the output's layout. */
 static void blend(const gratis_job *job, int64_t view, int64_t before, const uint8_t *itself, const uint8_t *other, int from,
                   int to) {
   static const float ones[3] = {1, 1, 1};
   const gratis_neighbours *how = job->neighbours;
-  const float *scale = job->scale ? job->scale : ones;
-  int width = job->out_width, last = job->channels_last, size = job->type == GRATIS_FLOAT32 ? 4 : 2, rows;
-  int64_t wide = (last ? 3 : 1) * (int64_t)width, plane = (int64_t)job->out_height * width;
-  for (int y = from; y < to; y += rows) {
-    int inside = how->is_box && y >= how->box[0] && y < how->box[0] + how->box[2];
-    rows = job->minus || how->is_box ? 1 : to - from;
-    for (int c = 0; c < (last ? 1 : 3); c++) {
+  int last = job->channels_last, each = last ? 3 : 1, size = job->type == GRATIS_FLOAT32 ? 4 : 2, rows;
+  int64_t wide = each * (int64_t)job->out_width, plane = (int64_t)job->out_height * job->out_width;
+  pair of = {.each = last, .is_box = how->is_box, .left = how->box[1] * each, .right = (how->box[1] + how->box[3]) * each,
+             .lam = how->lam, .rest = how->rest};
+  for (int c = 0; c < (last ? 1 : 3); c++)
+    for (int y = from; y < to; y += rows) {
       int64_t at = c * plane + y * wide;
-      pair of = {half_of(job, view, itself, c, y, at), half_of(job, before, other, c, y, at), scale + c, last, how->is_box,
-                 how->box[1] * (last ? 3 : 1), (how->box[1] + how->box[3]) * (last ? 3 : 1), how->lam, how->rest};
+      int inside = y >= how->box[0] && y < how->box[0] + how->box[2], n = (int)((rows = rows_alike(job, y, to)) * wide);
       char *out = (char *)job->out[view] + at * size;
-      int n = (int)(rows * wide);
+      of.scale = (job->scale ? job->scale : ones) + c;
+      of.itself = half_of(job, view, itself, c, y, at);
+      of.before = half_of(job, before, other, c, y, at);
       if (!how->is_box || inside) blend_run(&of, n, out, job->type, job->stream);
       else affine_row(of.itself.pixels, n, of.scale, of.itself.plus, last, of.itself.minus, out, job->type, job->stream);
     }
-  }
 }
 
 /* to[i] = to[i] * lam + other[i] * rest, each product and the sum rounded to float32, as torch does it. ahead: bytes from

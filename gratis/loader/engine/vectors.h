@@ -196,7 +196,15 @@ INLINE u32 float16(vf a) { /* to the nearest, ties to even; subnormals by adding
 }
 #endif
 
-INLINE u32 bfloat16(vf a) { /* to the nearest, ties to even; not for NaNs with payloads */
+/* With 16 bits more: to the nearest, ties to even; not for NaNs with payloads. */
+INLINE u32 long_bfloat16(vf a) {
+#if defined(GRATIS_ISA_AVX512) /* plus 0x7FFF and the last bit that is kept, as minus the complement of 0x7FFE and that bit */
+  raw bits = (raw)a, last = _mm512_srli_epi32(bits, 16);
+  return (u32)_mm512_sub_epi32(bits, _mm512_ternarylogic_epi32(last, _mm512_set1_epi32(1), _mm512_set1_epi32(0x7FFE), 0x15));
+#else
   u32 bits = (u32)a;
-  return (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+  return bits + 0x7FFFu + (bits >> 16 & 1u);
+#endif
 }
+
+INLINE u32 bfloat16(vf a) { return long_bfloat16(a) >> 16; }

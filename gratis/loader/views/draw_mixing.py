@@ -5,6 +5,8 @@ every rank; of erasing by (seed, epoch, view)."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ from gratis.loader.plan import (
 )
 
 Box = tuple[int, int, int, int]  # y, x, height, width
+Again = Callable[[int], NDArray[np.float64]]
 
 
 class Mix(NamedTuple):
@@ -50,18 +53,23 @@ def choices(config: LoaderConfig, epoch: int, steps: Ids) -> Ids:
     """Which of config.mix each step is mixed by, int64 [n]; -1: by none."""
     if not config.mix:
         return np.full(len(steps), -1)
+    return _chosen(config, uniforms(config.seed, epoch, steps, MIX)[0])
+
+
+def _chosen(config: LoaderConfig, drawn: NDArray[np.float64]) -> Ids:
     bounds = np.cumsum(probabilities(config.mix))
-    chosen = np.searchsorted(bounds, uniforms(config.seed, epoch, steps, MIX)[0], side="right")
+    chosen = np.searchsorted(bounds, drawn, side="right")
     return np.where(chosen < len(bounds), chosen, -1).astype(np.int64)
 
 
 def draw_mix(config: LoaderConfig, epoch: int, step: int) -> Mix | None:
     """Of one global batch; None: it is not mixed."""
     steps = np.array([step])
-    if (chosen := int(choices(config, epoch, steps)[0])) < 0:
+    drawn = uniforms(config.seed, epoch, np.full(3, step), np.array([MIX, GAMMA, OTHER_GAMMA]))
+    if (chosen := int(_chosen(config, drawn[0, :1])[0])) < 0:
         return None
     mixing = config.mix[chosen]
-    lam = beta(mixing.alpha, config.seed, epoch, step)
+    lam = beta(mixing.alpha, config.seed, epoch, step, drawn[:, 1:])
     if not isinstance(mixing, CutMix):
         return Mix(lam, None)
     y, x = (int(one[0]) for one in below(config.crop, config.seed, epoch, steps, MIX_BOX))
@@ -76,21 +84,31 @@ def cutmix_box(lam: float, y: int, x: int, side: int) -> Box:
     return top, left, min(y + half, side) - top, min(x + half, side) - left
 
 
-def beta(alpha: float, seed: int, epoch: int, step: int) -> float:
-    """Of Beta(alpha, alpha): of two gammas the share of the first."""
-    first, second = (_log_gamma(alpha, seed, epoch, step, p) for p in (GAMMA, OTHER_GAMMA))
+def beta(
+    alpha: float, seed: int, epoch: int, step: int, drawn: NDArray[np.float64] | None = None
+) -> float:
+    """Of Beta(alpha, alpha): of two gammas the share of the first. drawn: the uniform numbers of
+    their first attempts, float64 [4,2], where the caller has them."""
+    both = (GAMMA, OTHER_GAMMA)
+    if drawn is None:
+        drawn = uniforms(seed, epoch, np.full(2, step), np.array(both))
+    first, second = (
+        _log_gamma(alpha, numbers, partial(uniforms, seed, epoch, np.array([step]), purpose))
+        for numbers, purpose in zip(drawn.T, both, strict=True)
+    )
     return 1 / (1 + math.exp(min(second - first, 700.0)))
 
 
-def _log_gamma(alpha: float, seed: int, epoch: int, step: int, purpose: int) -> float:
-    """The logarithm of a number of Gamma(alpha), which itself may be too small for a float.
+def _log_gamma(alpha: float, drawn: NDArray[np.float64], again: Again) -> float:
+    """The logarithm of a number of Gamma(alpha), which itself may be too small for a float. drawn:
+    four uniform numbers; again: those of an attempt, [4,1].
 
     Marsaglia and Tsang, "A simple method for generating gamma variables", 2000; below 1 by
     Gamma(alpha + 1) times a uniform number to the power of 1 / alpha."""
     d = (alpha if alpha >= 1 else alpha + 1) - 1 / 3
     attempt = 0
     while True:
-        one, two, accept, power = uniforms(seed, epoch, np.array([step]), purpose, attempt)[:, 0]
+        one, two, accept, power = (again(attempt)[:, 0] if attempt else drawn).tolist()
         x = math.sqrt(-2 * math.log(one)) * math.cos(2 * math.pi * two)
         v = (1 + x / math.sqrt(9 * d)) ** 3
         if v > 0 and math.log(accept) < x * x / 2 + d - d * v + d * math.log(v):
