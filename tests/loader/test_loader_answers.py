@@ -222,10 +222,14 @@ def test_images_that_stay_decoded_are_kept_under_their_own_ids(
 def test_dali_s_batches_before_a_bad_sample_come_first(tmp_path: Path) -> None:
     """In the order of ids 42 is in the fourth batch of twelve. Their decoding is timed."""
     loader = make(rotten(tmp_path, 42), engine="dali", augment=False)
-    batches, ids = iter(loader), list[int]()
+    ids: list[int] = []
+
+    def take_all() -> None:
+        for batch in loader:
+            ids.extend(batch.ids.tolist())
+
     with pytest.raises(GratisError) as caught:
-        for batch in batches:
-            ids += batch.ids.tolist()
+        take_all()
     assert ids == list(range(36))
     where = f"shard {tmp_path}/rot/train-00004.tar, key s_42, offset "
     assert str(caught.value).startswith(where)
