@@ -15,6 +15,7 @@ which are left as they are."""
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import re
@@ -33,7 +34,7 @@ QUICK = "not starts and not slow"
 OF_THE_TREE = ("tests/test_house.py", "tests/test_readme.py", "tests/test_package.py")
 SEEN = (1, 3, 36, 24, -24, 152, 255)  # a test failed, or never came to an end
 UNREACHED = (5, 33)
-NOT_THIS = "# pragma: no mutate block"  # nor anything in the statement that begins there
+NOT_THIS = "# pragma: no mutate"  # from "start" to "end"
 DIGITS = "3816952740"  # in which order a sample takes in mutants, by the last of their number
 CAST_TYPE = re.compile(r"\bcast\((None|[\w.]+(\[[^\]]*\])?), ")
 ZIP_STRICT = re.compile(r"(\bzip\(.+?), (strict=\w+)?\)")
@@ -150,11 +151,17 @@ def configure(copy: Path, modules: list[str], tests: list[str]) -> None:
 def leave_compiled(module: Path) -> None:
     """Marks the functions that Numba compiles, so that mutmut leaves them alone."""
     text = module.read_text()
-    names = [*re.findall(r"\bjit\([^()]*\)\((\w+)\)", text)]
-    names += re.findall(r"^@(?:inner_)?jit.*\ndef (\w+)", text, re.MULTILINE)
-    for name in names:
-        text = re.sub(rf"^(def {name}\(.*)", rf"\1  {NOT_THIS}", text, flags=re.MULTILINE)
-    module.write_text(text)
+    lines = text.splitlines()
+    names = re.findall(r"\bjit\([^()]*\)\((\w+)\)", text)
+    for node in reversed(ast.parse(text).body):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        decorators = [ast.unparse(one) for one in node.decorator_list]
+        if node.name in names or any("jit" in one for one in decorators):
+            lines.insert(node.end_lineno or 0, f"{NOT_THIS} end")
+            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            lines.insert(first - 1, f"{NOT_THIS} start")
+    module.write_text("\n".join(lines) + "\n")
 
 
 def command(tool: Path) -> list[str]:

@@ -22,6 +22,7 @@ from PIL import Image as Pillow
 from gratis.dataset import MANIFEST, index_name, read_manifest
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig, plan
+from gratis.loader.decoding.bad_samples import device_error
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.reading import batch_reader
 from gratis.loader.reading.batch_reader import BatchReader
@@ -216,6 +217,41 @@ def test_images_that_stay_decoded_are_kept_under_their_own_ids(
         for image, sample in zip(images, ids.tolist(), strict=True):
             assert np.array_equal(image.permute(1, 2, 0).numpy(), decoded[sample])
     assert set(loader.quarantined) == {12, 15}
+
+
+def test_dali_s_batches_before_a_bad_sample_come_first(tmp_path: Path) -> None:
+    """In the order of ids 42 is in the fourth batch of twelve. Their decoding is timed."""
+    loader = make(rotten(tmp_path, 42), engine="dali", augment=False)
+    ids: list[int] = []
+
+    def take_all() -> None:
+        for batch in loader:
+            ids.extend(batch.ids.tolist())
+
+    with pytest.raises(GratisError) as caught:
+        take_all()
+    assert ids == list(range(36))
+    where = f"shard {tmp_path}/rot/train-00004.tar, key s_42, offset "
+    assert str(caught.value).startswith(where)
+    assert loader.take_counters()["decode_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "message"),
+    [
+        ("cpu", 0, "sample 3 failed"),
+        ("cuda", 1 << 30, "out of memory on cuda (1074 of 4000 MB are free), where DALI decodes: "),
+        ("cuda", (1 << 30) + 1, "sample 3 failed"),
+    ],
+)
+def test_want_of_memory_on_a_device_is_told_from_bad_samples(
+    monkeypatch: pytest.MonkeyPatch, device: str, free: int, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 4_000_000_000))
+    error = RuntimeError("sample 3 failed")
+    found = device_error(error, torch.device(device))
+    assert (found is error) == (message == "sample 3 failed")
+    assert str(found) == (message if found is error else f"{message}sample 3 failed")
 
 
 def test_a_state_belongs_to_its_split(jpeg_dataset: Path, tmp_path: Path) -> None:

@@ -168,15 +168,18 @@ def test_batches_equal_numpy_and_pillow(
             np.testing.assert_allclose(got, np.stack(wanted).reshape(got.shape), atol=1e-3)
 
 
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
 def test_other_types_are_the_rounded_float32(
-    jpeg_dataset: Path, dtype: torch.dtype, layout: Any
+    codec: str, dtype: torch.dtype, layout: Any, request: pytest.FixtureRequest
 ) -> None:
+    """By the engine, of JPEGs, and by the compiled pass, some crops at a time, of raw pixels."""
+    root: Path = request.getfixturevalue(f"{codec}_dataset")
     config = LoaderConfig.alexnet(batch_size=40, crop=CROP, layout=layout)
     with (
-        Loader(jpeg_dataset, "train", config) as a,
-        Loader(jpeg_dataset, "train", replace(config, dtype=dtype)) as b,
+        Loader(root, "train", config) as a,
+        Loader(root, "train", replace(config, dtype=dtype)) as b,
     ):
         for wide, narrow in zip(a, b, strict=True):
             assert narrow.images.dtype == dtype

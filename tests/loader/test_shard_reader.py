@@ -122,6 +122,7 @@ def test_without_a_file_left_the_limit_is_named(jpeg_dataset: Path) -> None:
     [
         (b"n0/a.b.jpg", "a.b"),
         (b"k" * 96 + b".jpg", "k" * 96),  # as long as a name may be
+        (b"k" * 100, "k" * 100),
         (b"caf\xe9.jpg", "caf\ufffd"),
         (b"a\x07b.jpg", "a?b"),
     ],
