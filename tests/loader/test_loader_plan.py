@@ -258,7 +258,8 @@ def test_planning_an_epoch_of_ilsvrc_is_quick_and_small(order: str) -> None:
     planned(order)
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
-    assert cpu_s(lambda: planned(order)) < 4 * cpu_s(drawn_and_sorted)
+    # 2 to 4.4 times as long; a loop in Python over the samples would take 50 times
+    assert cpu_s(lambda: planned(order)) < 8 * cpu_s(drawn_and_sorted)
 
 
 def drawn_and_sorted() -> None:
