@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gratis.rates import Counters, throughput, total, wait_fraction
-from gratis.server.bins import Bin, Bins, superseded
+from gratis.server.bins import Bin, Bins, first_of_bin, superseded
 from gratis.server.models import IntervalStatus, Speed
 
 # of training behind a point of the loader's capacity, as the queue is filled in bursts
@@ -33,6 +33,7 @@ class Intervals:
     def __init__(self) -> None:
         self._rows: list[Row] = []
         self._intervals: list[IntervalStatus] = []
+        self._next = 1  # the first step that was not looked at yet
         self._made_of: object = None
 
     def update(self, ranks: Sequence[Bins], resumes: Mapping[int, int]) -> Iterator[None]:
@@ -47,18 +48,20 @@ class Intervals:
         while self._rows and self._rows[-1].first_step + width > since:
             self._rows.pop()
             self._intervals.pop()
+        if since < self._next:
+            self._next = first_of_bin(int(since), width)
         for one in ranks:
             one.changed = math.inf
         # what an iteration that was not finished has left is made too
-        last = self._rows[-1].first_step + width if self._rows else 1
-        for first in sorted(set().union(*(one.starts(last, width) for one in ranks))):
+        for first in sorted(set().union(*(one.starts(self._next, width) for one in ranks))):
+            self._next = first + width
             if bins := _row([one.at(first, width) for one in ranks], resumes):
                 counters = np.array([bin_.counters for bin_ in bins])
                 head = bins[0]
                 row = Row(head.first_step, head.step, head.attempt, head.startup, counters)
                 self._rows.append(row)
                 self._intervals.append(_interval(bins, _capacity(self._rows)))
-                yield
+            yield
 
     def upto(self, step: int) -> list[IntervalStatus]:
         """Those that begin no later than the step; 0: all."""

@@ -79,6 +79,7 @@ class RunReader:
         self._changed = threading.Condition()
         self._held: OrderedDict[Path, HeldRun] = OrderedDict()
         self._thread: threading.Thread | None = None
+        self._left_out = 0  # runs of which the collector was told
 
     def snapshot(self, path: Path) -> RunSnapshot:
         """The run in that folder, as it is now, or was FRESH_S ago at most. Of a long history what
@@ -118,8 +119,10 @@ class RunReader:
                     held.run.work(PIECE_S)
                 else:
                     held.run.refresh(PIECE_S)
-                if held.run.level and not known:
+                # each time takes what is garbage at that moment out of its sight, for good
+                if held.run.level and not known and self._left_out < CACHED:
                     leave_out_all()
+                    self._left_out += 1
             except Exception as caught:  # whoever waits raises it
                 error = caught
             with self._changed:

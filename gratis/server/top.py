@@ -53,12 +53,11 @@ def top(root: Path, name: str | None, stall_s: float) -> None:
         console.print(screen(snapshot.status))
         return
     terminate_interrupts()  # the terminal is given back as it was
+    first = screen(snapshot.status, LEAVE)  # which imports: nothing may be imported below
     with (
         suppress(KeyboardInterrupt),
         pressed_keys() as pressed,
-        Live(
-            screen(snapshot.status, LEAVE), console=console, screen=True, auto_refresh=False
-        ) as live,
+        Live(first, console=console, screen=True, auto_refresh=False) as live,
     ):
         live.refresh()
         while "q" not in pressed(REFRESH_S).lower():

@@ -107,9 +107,28 @@ def test_an_interval_more_is_one_row_more(tmp_path: Path) -> None:
         assert rows() == 1
         assert curve.upto(0)[-1].step == step
     assert rows() == 0
-    iterator = curve.update([file.bins for file in files], {1: 0, 2: 500})  # all anew, and no end
-    assert len([*itertools.islice(iterator, 20)]) == 20
-    assert len([*curve.update([file.bins for file in files], {1: 0, 2: 500})]) == 50 - 20
+    again = partial(curve.update, [file.bins for file in files], {1: 0, 2: 500})
+    assert len([*itertools.islice(again(), 20)]) == 20  # all anew, and not to the end
+    assert len([*again()]) == 302 - 20  # of which attempt 2 supersedes what is behind step 500
+    assert [one.step for one in curve.upto(0)] == [*range(10, 510, 10)]
+    assert len([*again()]) == 0  # what is superseded is looked at once
+
+
+def test_the_collector_is_not_told_of_every_run_that_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is garbage at such a moment would stay for good."""
+    told = list[float]()
+    monkeypatch.setattr(run_reader, "leave_out_all", lambda: told.append(time.monotonic()))
+    names = [f"run-{number}" for number in range(run_reader.CACHED + 2)]
+    for name in names:
+        run = RunWriter(tmp_path / name)
+        run.start()
+        run.step(10)
+    runs = Runs(tmp_path, STALL_S)
+    for name in names * 3:
+        assert runs.snapshot(name) is not None
+    assert len(told) == run_reader.CACHED
 
 
 def test_intervals_are_the_same_read_at_once_or_as_they_grow(tmp_path: Path) -> None:
