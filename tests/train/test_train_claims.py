@@ -21,14 +21,16 @@ from gratis.dataset import read_manifest
 from gratis.errors import GratisError
 from gratis.events import EventWriter
 from gratis.history import attempts, outcome
+from gratis.processes import OVER
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.paper.ablate import errors_of
-from gratis.train.paper.claims import CLAIMS, NUMBERED, OTHERS, compared, names_for
+from gratis.train.paper.ablation_table import _cells
+from gratis.train.paper.claims import CLAIMS, NUMBERED, OTHERS, compared, make_half, names_for
 from gratis.train.paper.figure1_seeds import best_rates, common_target, summary
 from gratis.train.paper.four_layers import TrainingCurve
 from gratis.train.paper.halves import write_half
 from gratis.train.paper.paper import read_sections
-from gratis.train.paper.parts import Paper, PartResult
+from gratis.train.paper.parts import Paper, PartContext, PartResult
 from gratis.train.paper.specialisation import specialisation
 from gratis.train.paper.switches import SWITCHES, same_as_without_conv3
 from gratis.train.recipes import RECIPES
@@ -207,6 +209,42 @@ def test_a_killed_command_goes_on_where_it_was(sample_source: Path, tmp_path: Pa
     last.wait()
     assert known in (tmp_path / "b.md").read_text()
     assert (tmp_path / "b.md").read_text().count("\n## ") == page.count("\n## ") == len(CLAIMS)
+
+
+def test_half_of_a_dataset_is_not_copied_when_the_time_is_over(
+    jpeg_dataset: Path, tmp_path: Path
+) -> None:
+    context = PartContext(
+        options=Paper(shards=str(jpeg_dataset), hours=1.0),
+        manifest=read_manifest(jpeg_dataset),
+        recipe_name="tiny",
+        recipe=RECIPES["tiny"],
+        run=tmp_path / "run",
+        ends=time.monotonic() - 1,
+    )
+    shards = tmp_path / "half0" / "shards"
+    assert make_half(context, 0, shards) == f"skipped: {OVER}"
+    assert not shards.parent.exists()
+    (shards.parent / "tars").mkdir(parents=True)
+    shards.mkdir()
+    (shards / "manifest.json").touch()
+    assert make_half(context, 0, shards) is None
+    assert [path.name for path in shards.parent.iterdir()] == ["shards"]
+
+
+def test_a_row_s_n_is_of_its_differences() -> None:
+    """The whole network has diverged with one of three seeds."""
+    row = {
+        "words": "no dropout",
+        "seeds": [0, 1, 2],
+        "top1": [50.0, 51.0, 52.0],
+        "top5": [20.0, 21.0, 22.0],
+        "top1_delta": [1.0, 2.0],
+        "top5_delta": [1.0, 2.0],
+        "paper": (None, None),
+        "paper_on": "",
+    }
+    assert _cells(row)[1] == "2"
 
 
 def test_sections_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -117,11 +117,12 @@ def _onnx(trained: TrainedNetwork, path: Path) -> str:
     assert program is not None
     model = program.model_proto
     onnx.helper.set_model_props(model, metadata(trained))
-    onnx.save(model, path)
     if not importable("onnxruntime"):
+        onnx.save(model, path)
         return "not compared: onnxruntime is not installed (pip install onnxruntime)"
-    import onnxruntime
+    import onnxruntime  # before there is a file: a signal in an import would leave it half done
 
+    onnx.save(model, path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return compare("onnxruntime", session.run(None, {"images": images})[0], network, images)
 

@@ -213,8 +213,10 @@ def train_all(options: Ablate, stem: str, report: Callable[[Done], object]) -> D
             recipe = replace(recipe, rate=factor * recipe.rate)
             launch(options, folder.name, recipe, seed, save_probabilities=name == WHOLE)
             longest = max(longest, time.monotonic() - began)
-        add(done, Training(seed, name, wanted), folder, factor)
-        report(done)
+            add(done, Training(seed, name, wanted), folder, factor)
+            report(done)
+        else:  # an earlier call's, whose report has it
+            add(done, Training(seed, name, wanted), folder, factor)
     return done
 
 

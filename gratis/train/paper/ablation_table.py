@@ -132,7 +132,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     differences = map(shown, of_seeds)
     return [
         row["words"],
-        str(len(row["seeds"])),
+        str(of_seeds[0].n if of_seeds[0] else len(row["seeds"])),
         *errors,
         *differences,
         paper,

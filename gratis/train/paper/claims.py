@@ -113,10 +113,9 @@ def figure1(context: PartContext) -> PartResult:
             with recorded(out):
                 failure = timed(context.log(out.name), ["figure1", *options], left + EPOCH_S)
             failure = failure or (f"in part: {OVER}" if ran_short(context.log(out.name)) else None)
-        curves[seed] = read(out)
-        if failure and rates == RATES:  # the rates are not known that the others take
-            break
-        rates = best_rates(curves[seed], TARGET) if rates == RATES else rates
+        curves[seed] = read(out)  # of an earlier call, where this one has failed
+        if not failure and rates == RATES:
+            rates = best_rates(curves[seed], TARGET)
     data = (
         f"Four layers on the first {FIGURE1_IMAGES:,} training images at {FIGURE1_SIZE} px"
         f"{'' if context.options.shards32 else ', made of the larger ones'}; CIFAR-10 is not to "
@@ -165,7 +164,8 @@ def ensembles(context: PartContext) -> PartResult:
         path = context.folder / f"ensemble-{count}.json"
         command = ["ensemble", *names, *flags(runs=context.options.runs, out=path)]
         if failure := timed(context.log(path.stem), command, max(context.left, 60)):
-            return PartResult(failure)
+            state = failure
+            break
         scores = [row["scores"] for row in json.loads(path.read_text())]
         mean = {key: sum(one[key] for one in scores[:count]) / count for key in ("top1", "top5")}
         for what, own in (
@@ -236,10 +236,13 @@ def make_half(context: PartContext, half: int, shards: Path) -> str | None:
     """The dataset of every second class, once; why it is not there, or None."""
     from gratis.train.paper.halves import write_half
 
-    if (shards / "manifest.json").is_file():
-        return None
-    manifest: Manifest = context.manifest
     tars = shards.parent / "tars"
+    if (shards / "manifest.json").is_file():
+        shutil.rmtree(tars, ignore_errors=True)  # of a call that ended just behind it
+        return None
+    if context.left <= 0:
+        return f"skipped: {OVER}"
+    manifest: Manifest = context.manifest
     write_half(Path(context.options.shards), manifest, half, tars)
     command = ["shards", *flags(src=tars, out=shards, size=manifest.image_size)]
     failure = timed(context.log(f"half{half}"), command, context.left)

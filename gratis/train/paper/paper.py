@@ -24,11 +24,10 @@ from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.history import records
 from gratis.signals import terminate_exits
+from gratis.train.paper.ablate import digest
 from gratis.train.paper.claims import CLAIMS
-from gratis.train.paper.parts import PARTS, Paper, PartContext, PartResult
+from gratis.train.paper.parts import PARTS, Paper, PartContext, PartResult, whole_of
 from gratis.train.recipes import RECIPES, RecipeName
-
-SECTIONS = "sections.json"  # the report's, beside it
 
 
 def main(arguments: list[str]) -> None:
@@ -63,7 +62,7 @@ def paper(options: Paper) -> Path:
     )
     with exclusive(context.folder, f"run {run.name}"):
         # of an earlier call, until its part comes: a page never holds less than before
-        results = read_sections(context.folder / SECTIONS) if options.hours else {}
+        results = read_sections(sections_of(context)) if options.hours else {}
         for number, (title, part) in enumerate(parts.items(), 1):
             left = f"{max(0, context.left) / 60:.0f} minutes left"
             print(f"{number} of {len(parts)}: {part.__name__}, {left}", flush=True)
@@ -105,6 +104,12 @@ def fitting(manifest: Manifest) -> RecipeName:
     )
 
 
+def sections_of(context: PartContext) -> Path:
+    """The file of the page's sections: other settings and seeds have one of their own."""
+    seeds = context.options.chosen_seeds.replace(",", "-").replace(" ", "")
+    return context.folder / f"sections-{digest(whole_of(context))}-s{seeds}.json"
+
+
 def read_sections(path: Path) -> dict[str, PartResult]:
     """What the last call wrote of each part; empty where there is none that can be read."""
     try:
@@ -133,7 +138,7 @@ def write(context: PartContext, results: dict[str, PartResult]) -> Path:
     for title, (state, texts) in results.items():
         lines += [f"## {title}", "", f"*{state}*", ""]
         lines += [line for text in texts for line in (text, "")]
-    with atomic_output(context.folder / SECTIONS, "make room, or choose other --runs") as draft:
+    with atomic_output(sections_of(context), "make room, or choose other --runs") as draft:
         draft.write_text(json.dumps(results, indent=1) + "\n")
     path = context.folder / "report.md"
     for page in (path, *((docs,) if docs else ())):
