@@ -3,7 +3,7 @@
     python -m benchmarks.train.spinning [--rounds 3] [--epochs 4]
 
 Three ways: GNU's default (300,000 turns of a loop, some milliseconds, before a thread sleeps), what
-gratis gives its ranks (`gratis.train.launcher.agent.SPINS`), and none (`OMP_WAIT_POLICY=passive`).
+gratis gives its ranks (`gratis.processes.SPINS`), and none (`OMP_WAIT_POLICY=passive`).
 Each alone, and beside one process that computes all the time. From the ranks' own records, without
 the start-up: milliseconds of a step, and its CPU time. Medians with the extremes of n rounds, in
 which all of them take turns. 18 trainings: five minutes on two quiet cores."""
