@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import RLock
 from typing import Any, NoReturn
 
 import numpy as np
@@ -380,6 +381,7 @@ class EpochIterator:
         self._prefetcher: Prefetcher | None = None
         self._ticket = 0
         self._over = False
+        self._begins = RLock()  # threads may take turns: one of them begins
         self._finalizer: Callable[[], object] = lambda: None
 
     def __iter__(self) -> EpochIterator:
@@ -388,9 +390,10 @@ class EpochIterator:
     def __next__(self) -> Batch:
         if self._over:
             raise StopIteration
-        if self._prefetcher is None:
-            self._prefetcher, self._ticket = self._loader.begin(self)
-            self._finalizer = weakref.finalize(self, self._prefetcher.leave, self._ticket)
+        with self._begins:
+            if self._prefetcher is None:
+                self._prefetcher, self._ticket = self._loader.begin(self)
+                self._finalizer = weakref.finalize(self, self._prefetcher.leave, self._ticket)
         ready = self._prefetcher.take(self._ticket)
         if ready is None:
             self._over = True
