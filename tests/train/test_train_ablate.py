@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +18,20 @@ from gratis.events import EventWriter
 from gratis.history import outcome, records
 from gratis.train.network.layers import plan
 from gratis.train.options import parse
-from gratis.train.paper.ablate import Ablate, Done, Training, ablate, add, digest, planned
+from gratis.train.paper.ablate import (
+    Ablate,
+    Done,
+    Queue,
+    Run,
+    Training,
+    ablate,
+    add,
+    digest,
+    planned,
+)
 from gratis.train.paper.ablation_table import WHOLE, row, signs
 from gratis.train.paper.arguments import flags, recipe_flags
+from gratis.train.paper.children import Children
 from gratis.train.paper.costs import Cost, cost_of, recorded
 from gratis.train.paper.differences import difference, shown, verdict
 from gratis.train.paper.switches import SWITCHES
@@ -148,11 +162,76 @@ def test_the_rate_is_chosen_with_the_first_seed_alone(tmp_path: Path) -> None:
         assert done.errors["tanh"] == {}
         ended = "finished" if right else "diverged"
         folder = evaluated(tmp_path / str(number), right or 0.0, ended)
-        add(done, Training(3, "tanh", factor), folder, factor)
+        add(done, Run(Training(3, "tanh", factor), factor, folder))
     assert done.rates == {"tanh": 2.0}
     assert done.errors["tanh"] == {3: (50.0, pytest.approx(10))}
-    add(done, Training(4, "tanh", None), evaluated(tmp_path / "later", 0.25), 2.0)
+    add(done, Run(Training(4, "tanh", None), 2.0, evaluated(tmp_path / "later", 0.25)))
     assert done.errors["tanh"][4][0] == 75
+
+
+def test_runs_side_by_side_wait_for_a_rate_that_is_not_known_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rates of the first seed are under way: the second seed's whole network comes before its
+    tanh, and that with the best rate; what an earlier call has trained is taken as it is."""
+    options = Ablate(shards="s", runs=tmp_path, fields="tanh", seeds="3,4", recipe="tiny")
+    done = Done(errors={WHOLE: {}, "tanh": {}})
+    queue = Queue(options, "stem", done)
+    evaluated(tmp_path / "ablate-stem-whole-s3", 0.5)
+
+    def begun(running: set[str]) -> tuple[str, int, float] | None:
+        run = queue.next(running)
+        return run and (run.training.name, run.training.seed, run.factor)
+
+    rates = SWITCHES["tanh"].rates
+    assert [begun({"tanh"}) for _ in rates] == [("tanh", 3, factor) for factor in rates]
+    assert done.errors[WHOLE] == {3: (50.0, pytest.approx(10))}
+    assert begun({"tanh"}) == (WHOLE, 4, 1.0)
+    assert begun({"tanh", WHOLE}) is None
+    for factor, top1 in zip(rates, (0.25, 0.75, 0.5, 0.25), strict=True):
+        folder = evaluated(tmp_path / f"of-{factor:g}", top1)
+        add(done, Run(Training(3, "tanh", factor), factor, folder))
+    assert begun(set()) == ("tanh", 4, 0.5)
+    assert queue.next(set()) is None
+    assert "skipped" not in capsys.readouterr().out
+
+
+@pytest.mark.starts
+def test_children_have_cores_and_costs_of_their_own(tmp_path: Path) -> None:
+    """Two at a time: one works for half a second of CPU, the other sleeps; each one's share of the
+    cores is disjoint from the other's."""
+    work = (
+        "import os, sys, time, pathlib\n"
+        "folder, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[2])\n"
+        "time.sleep(0.2)\n"
+        "(folder / 'cores').write_text(repr(os.sched_getaffinity(0)))\n"
+        "while time.process_time() < seconds: pass\n"
+        "time.sleep(float(sys.argv[3]))\n"
+    )
+    children = Children(2)
+    assert not children.full
+    for name, *seconds in (("busy", "0.6", "0"), ("idle", "0", "0.1"), ("kept", "0", "60")):
+        (tmp_path / name).mkdir()
+        if children.full:
+            assert name != "busy"
+            child = children.next_ended()
+            assert child.process.returncode == 0
+        words = [sys.executable, "-c", work, str(tmp_path / name), *seconds]
+        children.start(words, tmp_path / name)
+    ended = children.next_ended()
+    assert ended.process.returncode == 0
+    began = time.monotonic()
+    children.end()  # of the one that would sleep for a minute
+    assert time.monotonic() - began < 30
+    costs = {name: cost_of([tmp_path / name]) for name in ("busy", "idle", "kept")}
+    assert costs["busy"].cpu_s > 0.5
+    assert costs["idle"].cpu_s < costs["busy"].cpu_s
+    assert costs["kept"].wall_s < 60
+    cores = [ast.literal_eval((tmp_path / name / "cores").read_text()) for name in ("busy", "idle")]
+    every = os.sched_getaffinity(0)
+    assert all(own <= every for own in cores)
+    if len(every) > 1:
+        assert not cores[0] & cores[1]
 
 
 def test_costs_are_summed_and_their_load_is_weighted_by_time(tmp_path: Path) -> None:
@@ -218,6 +297,7 @@ def test_ablation_trains_once_and_tabulates(
     [
         ({"fields": "lrn,nose"}, "'nose' is none of"),
         ({"seeds": "0,x"}, "0,x must be whole numbers"),
+        ({"jobs": 0}, "--jobs 0 must be at least 1"),
     ],
 )
 def test_wrong_ablations_stop_with_an_error(wrong: dict[str, str], message: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,12 +24,13 @@ from gratis.dataset import Manifest, read_manifest, require_split, require_squar
 from gratis.errors import GratisError
 from gratis.history import outcome, records
 from gratis.locks import in_use
-from gratis.processes import GRACE_S, OVER, read_log, timed
+from gratis.processes import GRACE_S, OVER, command_of_child, read_log, timed
 from gratis.signals import terminate_exits
 from gratis.train.options import Fields, read
 from gratis.train.paper.ablation_table import WHOLE, Ablation, Errors, ErrorTable, write
 from gratis.train.paper.arguments import flags, recipe_flags
-from gratis.train.paper.costs import cost_of, measured
+from gratis.train.paper.children import Children
+from gratis.train.paper.costs import cost_of
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RECIPES, RELEASED, Recipe, RecipeName
 
@@ -54,6 +56,9 @@ class Ablate:
     """Folder of the table. Default: ablation-<recipe>-<dataset>-<settings> in --runs."""
     gpus: int | None = None
     """As `gratis train` takes it."""
+    jobs: int = 1
+    """Runs at a time, each on its share of the cores, with 1 to 3 GB of memory. On two cores two
+    take 0.6 of the time."""
     minutes: float | None = None
     """Begin no run that, going by the longest so far, ends later; the same command goes on.
     Default: all of them."""
@@ -67,11 +72,17 @@ class Ablate:
         seeds_of(self.seeds)
         if self.minutes is not None and not self.minutes > 0:
             raise GratisError(f"--minutes {self.minutes:g} must be above 0")
+        check_jobs(self.jobs)
 
     @property
     def switches(self) -> list[str]:
         names = (name.strip() for name in self.fields.split(","))
         return list(dict.fromkeys(name for name in names if name))
+
+
+def check_jobs(jobs: int) -> None:
+    if jobs < 1:
+        raise GratisError(f"--jobs {jobs} must be at least 1")
 
 
 def seeds_of(text: str) -> list[int]:
@@ -120,6 +131,7 @@ def ablate_within(seconds: float, log: Path, options: Ablate) -> str:
     output goes to `log`; the same call goes on."""
     command = ["ablate", *flags(shards=options.shards, runs=options.runs, out=options.out)]
     command += flags(fields=options.fields, seeds=options.seeds, gpus=options.gpus)
+    command += flags(jobs=options.jobs)
     command += flags(minutes=f"{seconds / 60:.4g}", recipe=options.recipe)
     command += recipe_flags(options.whole, RECIPES[options.recipe])
     failure = timed(log, command, seconds)
@@ -158,6 +170,14 @@ class Training(NamedTuple):
     factor: float | None
 
 
+class Run(NamedTuple):
+    """A training with its rate's factor and its folder."""
+
+    training: Training
+    factor: float
+    folder: Path
+
+
 @dataclass
 class Done:
     """What is trained and evaluated. tried: of settings that choose a rate, the first seed's errors
@@ -188,43 +208,79 @@ def planned(settings: list[str], seeds: list[int]) -> Iterator[Training]:
 
 
 def train_all(options: Ablate, stem: str, report: Callable[[Done], object]) -> Done:
-    """Trains what is not over yet. report: called after each run."""
+    """Trains what is not over yet, as many runs at a time as --jobs says. report: called after each
+    of them."""
     if off := [name for name in options.switches if not has(name, options.whole)]:
         raise GratisError(f"--fields {off[0]}: these settings have that off already; leave it out")
     settings = {WHOLE: options.whole}
     settings |= {name: SWITCHES[name].off(options.whole) for name in options.switches}
     done = Done(errors={name: {} for name in settings})
-    ends = time.monotonic() + 60 * options.minutes if options.minutes else None
-    trainings, longest = list(planned([*settings], seeds_of(options.seeds))), 0.0
-    for number, (seed, name, wanted) in enumerate(trainings, 1):
-        factor = done.rates.get(name) if wanted is None else wanted
-        if factor is None:
-            print(f"{name}, seed {seed}: skipped, it would begin before its rate is known")
-            continue
-        folder = options.runs / run_of(stem, name, seed, factor)
-        if outcome(folder) not in OVER_FOR_GOOD:
-            if ends and time.monotonic() + longest > ends:
-                late = f"skipped, it would end after --minutes {options.minutes:g}"
-                print(f"{folder.name}: {late}", flush=True)
+    queue, children, running = Queue(options, stem, done), Children(options.jobs), dict[Path, Run]()
+    try:
+        while True:
+            names = {run.training.name for run in running.values()}
+            if not children.full and (run := queue.next(names)):
+                wait_until_free(run.folder)
+                children.start(command_of(options, run, settings[run.training.name]), run.folder)
+                running[run.folder] = run
+            elif running:
+                child = children.next_ended()
+                run = running.pop(child.folder)
+                queue.longest = max(queue.longest, child.seconds)
+                code = child.process.returncode
+                if code and outcome(run.folder) != "diverged":  # which is no number
+                    why = f"run {run.folder.name} ended with exit code {code}"
+                    raise GratisError(f"{why}; the same command goes on")
+                add(done, run)
+                report(done)
+            else:
+                return done
+    finally:
+        children.end()
+
+
+class Queue:
+    """The trainings that are left. longest: what the longest has taken so far, in seconds."""
+
+    def __init__(self, options: Ablate, stem: str, done: Done) -> None:
+        self._options, self._stem, self._done = options, stem, done
+        self._left = list(planned([*done.errors], seeds_of(options.seeds)))
+        self._total, self.longest = len(self._left), 0.0
+        self._ends = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
+
+    def next(self, running: set[str]) -> Run | None:
+        """The next that can begin now; None: there is none. running: settings that are under way.
+
+        What an earlier call has trained is added to `done`, and was in that call's report."""
+        for training in [*self._left]:
+            seed, name, wanted = training
+            factor = self._done.rates.get(name) if wanted is None else wanted
+            if factor is None and name in running:
+                continue  # its rate will be known
+            self._left.remove(training)
+            if factor is None:
+                late = "skipped, it would begin before its rate is known"
+                print(f"{name}, seed {seed}: {late}", flush=True)
                 continue
-            rate = "" if factor == 1 else f" at {factor:g} times the rate"
-            print(f"{number} of {len(trainings)}: {name}{rate}, seed {seed}", flush=True)
-            began, recipe = time.monotonic(), settings[name]
-            recipe = replace(recipe, rate=factor * recipe.rate)
-            launch(options, folder.name, recipe, seed, save_probabilities=name == WHOLE)
-            longest = max(longest, time.monotonic() - began)
-            add(done, Training(seed, name, wanted), folder, factor)
-            report(done)
-        else:  # an earlier call's, whose report has it
-            add(done, Training(seed, name, wanted), folder, factor)
-    return done
+            run = Run(training, factor, self._options.runs / run_of(self._stem, name, seed, factor))
+            if outcome(run.folder) in OVER_FOR_GOOD:
+                add(self._done, run)
+            elif time.monotonic() + self.longest > self._ends:
+                late = f"skipped, it would end after --minutes {self._options.minutes:g}"
+                print(f"{run.folder.name}: {late}", flush=True)
+            else:
+                number, rate = self._total - len(self._left), f" at {factor:g} times the rate"
+                what = f"{name}{'' if factor == 1 else rate}, seed {seed}"
+                print(f"{number} of {self._total}: {what}", flush=True)
+                return run
+        return None
 
 
-def add(done: Done, training: Training, folder: Path, factor: float) -> None:
+def add(done: Done, run: Run) -> None:
     """What the run's records say of it: of several rates the best, once all are tried."""
-    seed, name, wanted = training
-    errors, rates = errors_of(folder), rates_of(name)
-    done.folders.append(folder)
+    (seed, name, wanted), factor = run.training, run.factor
+    errors, rates = errors_of(run.folder), rates_of(name)
+    done.folders.append(run.folder)
     if wanted is not None and len(rates) > 1:
         tried = done.tried.setdefault(name, {})
         tried[factor] = errors or DIVERGED
@@ -242,20 +298,14 @@ def has(name: str, recipe: Recipe) -> bool:
     return SWITCHES[name].off(recipe) != recipe
 
 
-def launch(
-    options: Ablate, run: str, recipe: Recipe, seed: int, *, save_probabilities: bool
-) -> None:
-    """One run by the one launch path. A run that diverged is no number; anything else that fails
-    ends this command."""
-    command = ["train", *flags(shards=options.shards, run=run, runs=options.runs, seed=seed)]
-    command += flags(port=0, gpus=options.gpus, recipe=options.recipe)
-    command += flags(save_probabilities=save_probabilities)
+def command_of(options: Ablate, run: Run, recipe: Recipe) -> list[str]:
+    """The run by the one launch path."""
+    recipe = replace(recipe, rate=run.factor * recipe.rate)
+    command = ["train", *flags(shards=options.shards, run=run.folder.name, runs=options.runs)]
+    command += flags(seed=run.training.seed, port=0, gpus=options.gpus, recipe=options.recipe)
+    command += flags(save_probabilities=run.training.name == WHOLE)
     command += recipe_flags(recipe, RECIPES[options.recipe])
-    folder = options.runs / run
-    wait_until_free(folder)
-    code = measured(command, folder)
-    if code and outcome(folder) != "diverged":
-        raise GratisError(f"run {run} ended with exit code {code}; the same command goes on")
+    return command_of_child(command)  # saves itself and ends when this process does
 
 
 def wait_until_free(folder: Path) -> None:

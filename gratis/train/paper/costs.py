@@ -7,15 +7,12 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import NamedTuple
-
-from gratis.processes import command_of_child
 
 FILE = "costs.jsonl"
 LOOK_S = 10.0  # between two looks at the load
@@ -32,37 +29,34 @@ class Cost(NamedTuple):
 @contextmanager
 def recorded(folder: Path) -> Iterator[None]:
     """What the children that end in this block cost is added to the folder's records."""
-    began, before, loads, over = time.monotonic(), _cpu_s(), [os.getloadavg()[0]], Event()
-
-    def look() -> None:
-        while not over.wait(LOOK_S):
-            loads.append(os.getloadavg()[0])
-
-    looking = Thread(target=look, daemon=True)
-    looking.start()
+    began, before, load = time.monotonic(), _cpu_s(), MeanLoad()
     try:
         yield
     finally:
-        over.set()
-        wall_s, cpu_s = time.monotonic() - began, _cpu_s() - before
-        load = statistics.mean(loads)
-        line = {"t": time.time(), "wall_s": wall_s, "cpu_s": cpu_s, "load": load}
-        if folder.is_dir():  # it is not where the command refused to begin
-            with (folder / FILE).open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        add(folder, Cost(time.monotonic() - began, _cpu_s() - before, load.end()))
 
 
-def measured(command: list[str], folder: Path) -> int:
-    """`gratis COMMAND` as a child that saves itself and ends when this process does; its exit code.
-    What it cost is added to the folder's records."""
-    with recorded(folder):
-        child = subprocess.Popen(command_of_child(command), stdout=subprocess.DEVNULL)
-        try:
-            return child.wait()
-        except BaseException:  # it saves itself before this command is gone
-            child.terminate()
-            child.wait()
-            raise
+class MeanLoad:
+    """The mean of the load averages of one minute from now to the end."""
+
+    def __init__(self) -> None:
+        self._loads, self._over = [os.getloadavg()[0]], Event()
+        Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_S):
+            self._loads.append(os.getloadavg()[0])
+
+    def end(self) -> float:
+        self._over.set()
+        return statistics.mean(self._loads)
+
+
+def add(folder: Path, cost: Cost) -> None:
+    """An attempt more at the folder's run."""
+    if folder.is_dir():  # it is not where the command refused to begin
+        with (folder / FILE).open("a") as file:
+            file.write(json.dumps({"t": time.time(), **cost._asdict()}) + "\n")
 
 
 def cost_of(folders: Iterable[Path]) -> Cost:
