@@ -11,25 +11,40 @@ import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from small import gratis, of_kind
 
 from gratis.dataset import read_manifest
 from gratis.errors import GratisError
 from gratis.events import EventWriter
-from gratis.history import attempts, outcome
+from gratis.history import attempts, outcome, records
 from gratis.processes import OVER
 from gratis.train.network.alexnet import AlexNet
+from gratis.train.paper import page_records
 from gratis.train.paper.ablate import errors_of
 from gratis.train.paper.ablation_table import _cells
-from gratis.train.paper.claims import CLAIMS, NUMBERED, OTHERS, compared, make_half, names_for
+from gratis.train.paper.claims import (
+    CLAIMS,
+    NUMBERED,
+    OTHERS,
+    colour,
+    compared,
+    ensembles,
+    make_half,
+    names_for,
+    pretraining,
+)
+from gratis.train.paper.costs import cost_of
 from gratis.train.paper.figure1_seeds import best_rates, common_target, summary
 from gratis.train.paper.four_layers import TrainingCurve
 from gratis.train.paper.halves import write_half
-from gratis.train.paper.paper import read_sections
+from gratis.train.paper.longest import longest
+from gratis.train.paper.paper import copy_pictures
 from gratis.train.paper.parts import Paper, PartContext, PartResult
 from gratis.train.paper.specialisation import specialisation
 from gratis.train.paper.switches import SWITCHES, same_as_without_conv3
@@ -211,6 +226,101 @@ def test_a_killed_command_goes_on_where_it_was(sample_source: Path, tmp_path: Pa
     assert (tmp_path / "b.md").read_text().count("\n## ") == page.count("\n## ") == len(CLAIMS)
 
 
+def small_claims(tmp_path: Path, **options: Any) -> PartContext:
+    """Of 260 drawn pictures in ten classes, and 50 to evaluate; one epoch a run."""
+    drawn, shards, runs = str(tmp_path / "drawn"), tmp_path / "shards64", tmp_path / "runs"
+    few = "--train-per-class 26 --val-per-class 5".split()
+    for command in (
+        ["sample", "--out", drawn, *few],
+        ["shards", "--src", drawn, "--out", str(shards), "--size", "64"],
+    ):
+        done = gratis(*command)
+        assert done.returncode == 0, done.stderr
+    common: dict[str, Any] = {"shards": str(shards), "hours": 1.0, "runs": runs, "seeds": "0"}
+    return PartContext(
+        options=Paper(**common, **options),
+        manifest=read_manifest(shards),
+        recipe_name="tiny64",
+        recipe=RECIPES["tiny64"],
+        run=runs / "claims",
+        ends=time.monotonic() + 900,
+    )
+
+
+@pytest.mark.slow
+def test_ensembles_and_pretraining_are_of_the_runs_that_they_name(tmp_path: Path) -> None:
+    """The ensemble's errors are those of its members' mean probabilities; the other half's
+    convolutions are what a pretrained network begins with."""
+    context = small_claims(tmp_path, ablate_epochs=1, jobs=2)
+    runs = context.options.runs
+    part = ensembles(context)
+    assert part.state == "done", part
+    members = [load_file(runs / one / "probabilities.safetensors") for one in whole_runs(runs)]
+    assert len(members) == 5
+    lines = "\n".join(part.lines)
+    for count in (3, 5):
+        mean = np.mean([one["probabilities"].astype(np.float64) for one in members[:count]], 0)
+        error = 100 * np.mean(mean.argmax(1) != members[0]["labels"])
+        assert f"| mean of {count} | {error:.1f} |" in lines
+        single = [one["probabilities"].argmax(1) != one["labels"] for one in members[:count]]
+        assert f"| {count} single ones, mean | {100 * np.mean(single):.1f} |" in lines
+    assert colour(context).state == "done"
+    part = pretraining(context)
+    assert part.state == "done", part
+    assert "of 25 images of every second class, after 1 epochs" in part.lines[0]
+    (tuned,) = [one for one in runs.glob("ablate-*") if recipe_of(one)["init_from"]]
+    assert recipe_of(tuned)["conv_rate"] == 0.1
+    source = Path(recipe_of(tuned)["init_from"])
+    datasets = [records(one)[0]["dataset"] for one in (tuned, source)]
+    halves = [read_manifest(context.folder / f"half{half}" / "shards") for half in (0, 1)]
+    assert datasets == [half.hash for half in halves]
+    (scratch,) = [
+        one
+        for one in runs.glob("ablate-*")
+        if records(one)[0]["dataset"] == datasets[0] and one != tuned
+    ]
+    errors = [errors_of(one) for one in (scratch, tuned)]
+    cells = " | ".join(f"{one[0]:.1f} / {one[1]:.1f}" for one in errors if one)
+    assert f"| seed 0 | {cells} |" in part.lines[0]
+
+
+def whole_runs(runs: Path) -> list[str]:
+    return sorted(folder.name for folder in runs.glob("ablate-*-whole-s*"))
+
+
+def recipe_of(run: Path) -> dict[str, Any]:
+    recipe: dict[str, Any] = records(run)[0]["config"]["recipe"]
+    return recipe
+
+
+@pytest.mark.slow
+def test_the_network_of_full_width_is_trained_reported_and_exported(tmp_path: Path) -> None:
+    """One epoch of 260 drawn pictures."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs make install ARGS=--extra")
+    context = small_claims(tmp_path, docs=tmp_path / "page.md", longest_epochs=1)
+    runs = context.options.runs
+    part = longest(context)
+    assert part.state == "done", part
+    (run,) = runs.glob("longest-released-*")
+    start = records(run)[0]
+    recipe = start["config"]["recipe"]
+    assert (start["world"], recipe["image_size"], recipe["width"]) == (2, 128, 1.0)
+    scores = [one for one in records(run) if one["kind"] == "eval" and one["views"] == 10][-1]
+    assert f"top-1 {100 - 100 * scores['top1']:.1f}%" in part.lines[0]
+    assert "training images/s" in part.lines[0]
+    session = onnxruntime.InferenceSession(run / "alexnet.onnx")
+    assert session.get_inputs()[0].shape[1:] == [3, 112, 112]
+    assert f"`RUNS/{run.name}/alexnet.onnx`" in part.lines[0]
+    copy_pictures(context)
+    pictures = sorted((tmp_path / "page").glob("*.png"))
+    assert [png.stem for png in pictures] == ["conv1", "curves", "neighbours", "top5"]
+    assert all(f"](page/{png.name})" in "".join(part.lines) for png in pictures)
+    assert sum(png.stat().st_size for png in pictures) < 1 << 20
+    events = [(path, path.stat().st_size) for path in runs.glob("longest-*/rank-*.jsonl")]
+    assert longest(context) == part  # nothing is done again
+    assert [(path, path.stat().st_size) for path, _ in events] == events
+
+
 def test_half_of_a_dataset_is_not_copied_when_the_time_is_over(
     jpeg_dataset: Path, tmp_path: Path
 ) -> None:
@@ -247,12 +357,55 @@ def test_a_row_s_n_is_of_its_differences() -> None:
     assert _cells(row)[1] == "2"
 
 
-def test_sections_are_read_as_they_were_written(tmp_path: Path) -> None:
-    path = tmp_path / "sections.json"
-    assert read_sections(path) == {}
-    sections = {"One": PartResult("done", ("a", "b")), "Two": PartResult("skipped: why")}
-    path.write_text(json.dumps(sections))
-    assert read_sections(path) == sections
-    for broken in ('{"One": 3}', '["a"]', '{"One": ["done"'):
+def test_another_machine_goes_on_from_the_records_beside_the_page(tmp_path: Path) -> None:
+    """Errors and costs of runs that are over come back; one that was under way does not."""
+    runs, there, path = tmp_path / "here", tmp_path / "there", tmp_path / "paper.json"
+    over = recorded_run(runs, "ablate-a-whole-s0", top1=0.25)
+    recorded_run(runs, "ablate-a-lrn-s0", top1=0.5, ended=False)
+    recorded_run(runs, "other-a-whole-s0", top1=0.5)
+    (over / "weights").write_bytes(b"1")
+    sections = {"One": PartResult("done", ["a", "b"], "then"), "Two": PartResult("skipped: why")}
+    page_records.write(path, "a-s0", sections, runs, "ablate-a-")
+    assert str(tmp_path) not in path.read_text()
+    read = page_records.read_sections(path, "a-s0")
+    assert read["One"] == ("done", ["a", "b"], "then")
+    assert read["Two"].state == "skipped: why"
+    page_records.restore_runs(path, there)
+    assert [folder.name for folder in there.iterdir()] == [over.name]
+    assert errors_of(there / over.name) == (75.0, pytest.approx(10.0))
+    assert cost_of([there / over.name]) == (3, 4, 2.0)
+    assert [own.name for own in sorted((there / over.name).iterdir())] == [
+        "costs.jsonl",
+        "rank-0.jsonl",
+    ]
+    # a run that is here stays as it is
+    (there / over.name / "rank-0.jsonl").unlink()
+    page_records.restore_runs(path, there)
+    assert errors_of(there / over.name) is None
+
+
+def recorded_run(runs: Path, name: str, *, top1: float, ended: bool = True) -> Path:
+    folder = runs / name
+    folder.mkdir(parents=True)
+    events = EventWriter(folder / "rank-0.jsonl", attempt=1, rank=0)
+    events.write("start", {"config": {"runs": str(runs)}})
+    for views, share in ((10, 0.9), (1, 0.8), (10, top1)):
+        scores = {"views": views, "images": 10, "top1": share, "top5": 0.9, "nll": 1.0}
+        events.write("eval", scores, epoch=1, step=1)
+    if ended:
+        events.write("end", {"outcome": "finished", "error": None})
+    (folder / "costs.jsonl").write_text('{"wall_s": 3, "cpu_s": 4, "load": 2}\n')
+    return folder
+
+
+def test_records_of_other_settings_are_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "paper.json"
+    assert page_records.read_sections(path, "a-s0") == {}
+    page_records.write(path, "a-s0", {}, tmp_path, "ablate-")
+    with pytest.raises(GratisError, match="is of a-s0, this is a-s0-1; name another --docs"):
+        page_records.read_sections(path, "a-s0-1")
+    for broken in ('{"sections": 3}', '["a"]', '{"sections": {"One": ["done"'):
         path.write_text(broken)
-        assert read_sections(path) == {}
+        assert page_records.read_sections(path, "a-s0-1") == {}
+        page_records.restore_runs(path, tmp_path / "none")
+    assert not (tmp_path / "none").exists()

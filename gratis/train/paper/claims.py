@@ -25,6 +25,7 @@ from gratis.train.paper.ablation_table import WHOLE
 from gratis.train.paper.arguments import flags
 from gratis.train.paper.costs import cost_of, recorded, words
 from gratis.train.paper.differences import RULE, difference, shown
+from gratis.train.paper.longest import longest, resized
 from gratis.train.paper.markdown import table
 from gratis.train.paper.parts import FIGURE1_SIZE, PartContext, PartResult, ran_short, whole_of
 from gratis.train.paper.switches import SWITCHES, same_as_without_conv3
@@ -62,7 +63,12 @@ def ablation(
     context: PartContext, names: list[str], out: Path, seeds: str, **changes: Any
 ) -> Ablate:
     options, whole = context.options, whole_of(context)
-    own: dict[str, Any] = {"shards": options.shards, "whole": whole, "gpus": options.gpus}
+    own: dict[str, Any] = {
+        "shards": options.shards,
+        "whole": whole,
+        "gpus": options.gpus,
+        "jobs": options.jobs,
+    }
     own |= {
         "fields": ",".join(names_for(names, whole)),
         "seeds": seeds,
@@ -98,10 +104,10 @@ def figure1(context: PartContext) -> PartResult:
     from gratis.train.paper.figure1_seeds import RATES, best_rates, read, summary
 
     ends, seeds = time.monotonic() + FIGURE1_SHARE * context.left, context.options.chosen_seeds
-    shards, failure = context.options.shards32 or str(context.folder / "shards32"), None
-    if not context.options.shards32 and not (Path(shards) / "manifest.json").is_file():
-        command = ["shards", *flags(src=context.options.shards, out=shards, size=FIGURE1_SIZE)]
-        failure = timed(context.log("shards32"), command, context.left)
+    shards, failure = context.options.shards32, None
+    if not shards:
+        own, failure = resized(context, FIGURE1_SIZE)
+        shards = str(own)
     curves: dict[int, list[TrainingCurve]] = {}
     rates = RATES
     for seed in seeds_of(seeds):
@@ -137,7 +143,8 @@ def colour(context: PartContext) -> PartResult:
     if whole.towers != 2:
         return PartResult("skipped: this network has one tower")
     stem, seeds = stem_of(context.recipe_name, context.manifest, whole), {}
-    for seed in range(max(seeds_of(context.options.chosen_seeds)) + max(ENSEMBLES)):
+    wanted = ensemble_seeds(context)
+    for seed in wanted:
         folder = context.options.runs / run_of(stem, WHOLE, seed)
         saved = checkpoint.latest(folder / "checkpoints") if errors_of(folder) else None
         if saved:
@@ -147,14 +154,14 @@ def colour(context: PartContext) -> PartResult:
             seeds[seed] = specialisation(begun), specialisation(ended)
     if not seeds:
         return PartResult("skipped: no whole network is trained yet")
-    return PartResult("done", ("\n".join(summary(seeds)),))
+    missing = len(wanted) - len(seeds)
+    state = f"in part: {missing} of {len(wanted)} networks are not here" if missing else "done"
+    return PartResult(state, ("\n".join(summary(seeds)),))
 
 
 def ensembles(context: PartContext) -> PartResult:
     """Of whole networks with different seeds: the first ones' and further ones."""
-    seeds = seeds_of(context.options.chosen_seeds)
-    seeds += [seed for seed in range(max(seeds) + max(ENSEMBLES)) if seed not in seeds]
-    seeds = seeds[: max(ENSEMBLES)]
+    seeds = ensemble_seeds(context)
     state, folders = train_whole(
         context, seeds, "ensembles", context.options.shards, whole_of(context)
     )
@@ -178,6 +185,12 @@ def ensembles(context: PartContext) -> PartResult:
     paper = "The paper, ILSVRC-2012 validation: one 40.7 / 18.2, five 38.1 / 16.4."
     lines = ["Errors in % over ten views.", "", *table(("", "top-1", "top-5"), rows), "", paper]
     return PartResult(state, ("\n".join(lines),))
+
+
+def ensemble_seeds(context: PartContext) -> list[int]:
+    seeds = seeds_of(context.options.chosen_seeds)
+    seeds += [seed for seed in range(max(seeds) + max(ENSEMBLES)) if seed not in seeds]
+    return seeds[: max(ENSEMBLES)]
 
 
 def pretraining(context: PartContext) -> PartResult:
@@ -258,5 +271,6 @@ CLAIMS = {
     "Ensembles": ensembles,
     "Colour by tower (figure 3)": colour,
     "Pretraining": pretraining,
+    "Both towers at full width": longest,
 }
 """By their titles in the report, in the order in which they are done."""

@@ -11,7 +11,6 @@ three seeds each, by the parts in `gratis.train.paper.claims`, into one page."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import time
@@ -24,8 +23,10 @@ from gratis.errors import GratisError
 from gratis.extras import require
 from gratis.history import records
 from gratis.signals import terminate_exits
-from gratis.train.paper.ablate import digest
+from gratis.train.paper import page_records
+from gratis.train.paper.ablate import stem_of
 from gratis.train.paper.claims import CLAIMS
+from gratis.train.paper.longest import pictures_of
 from gratis.train.paper.parts import PARTS, Paper, PartContext, PartResult, whole_of
 from gratis.train.recipes import RECIPES, RecipeName
 
@@ -62,14 +63,24 @@ def paper(options: Paper) -> Path:
     )
     with exclusive(context.folder, f"run {run.name}"):
         # of an earlier call, until its part comes: a page never holds less than before
-        results = read_sections(sections_of(context)) if options.hours else {}
+        results = known(context) if options.hours else {}
         for number, (title, part) in enumerate(parts.items(), 1):
             left = f"{max(0, context.left) / 60:.0f} minutes left"
             print(f"{number} of {len(parts)}: {part.__name__}, {left}", flush=True)
-            results[title] = part(context)
-            print(f"  {title}: {results[title].state}", flush=True)
+            if title not in results or results[title].state != "done":
+                results[title] = part(context)._replace(made=f"{today()} at commit {commit()}")
+            print(f"  {title}: {results[title].state}, {results[title].made}", flush=True)
             report = write(context, {name: results[name] for name in parts if name in results})
     return report
+
+
+def known(context: PartContext) -> page_records.Sections:
+    """What earlier calls wrote, those on other machines too; their runs are laid out again."""
+    settings, results = settings_of(context), page_records.Sections()
+    for path in reversed(records_of(context)):
+        page_records.restore_runs(path, context.options.runs)
+        results |= page_records.read_sections(path, settings)
+    return results
 
 
 def of_run(options: Paper, manifest: Manifest) -> RecipeName:
@@ -104,19 +115,17 @@ def fitting(manifest: Manifest) -> RecipeName:
     )
 
 
-def sections_of(context: PartContext) -> Path:
-    """The file of the page's sections: other settings and seeds have one of their own."""
+def settings_of(context: PartContext) -> str:
+    """What other settings, seeds or data make another page of."""
     seeds = context.options.chosen_seeds.replace(",", "-").replace(" ", "")
-    return context.folder / f"sections-{digest(whole_of(context))}-s{seeds}.json"
+    return f"{stem_of(context.recipe_name, context.manifest, whole_of(context))}-s{seeds}"
 
 
-def read_sections(path: Path) -> dict[str, PartResult]:
-    """What the last call wrote of each part; empty where there is none that can be read."""
-    try:
-        stored = json.loads(path.read_text())
-        return {title: PartResult(state, tuple(lines)) for title, (state, lines) in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+def records_of(context: PartContext) -> list[Path]:
+    """The files of the page's records: the run's own, and the one beside --docs."""
+    docs = context.options.docs
+    own = context.folder / f"records-{settings_of(context)}.json"
+    return [own, *([docs.with_suffix(".json")] if docs else [])]
 
 
 def write(context: PartContext, results: dict[str, PartResult]) -> Path:
@@ -135,16 +144,33 @@ def write(context: PartContext, results: dict[str, PartResult]) -> Path:
         "a target for that dataset, not for another.",
         "",
     ]
-    for title, (state, texts) in results.items():
-        lines += [f"## {title}", "", f"*{state}*", ""]
+    for title, (state, texts, when) in results.items():
+        lines += [f"## {title}", "", f"*{state}*{f', {when}' if context.options.hours else ''}", ""]
         lines += [line for text in texts for line in (text, "")]
-    with atomic_output(sections_of(context), "make room, or choose other --runs") as draft:
-        draft.write_text(json.dumps(results, indent=1) + "\n")
+    if context.options.hours:
+        prefix = f"ablate-{context.recipe_name}-"
+        for path in records_of(context):
+            page_records.write(path, settings_of(context), results, context.options.runs, prefix)
+        copy_pictures(context)
     path = context.folder / "report.md"
     for page in (path, *((docs,) if docs else ())):
         with atomic_output(page, "make room, or choose other --runs") as draft:
             draft.write_text("\n".join(lines).rstrip("\n") + "\n")
     return path
+
+
+def copy_pictures(context: PartContext) -> None:
+    """Beside --docs, where the page names them, with 256 colours each: a third of the bytes."""
+    from PIL import Image
+
+    docs, folder = context.options.docs, pictures_of(context)
+    if docs is None:
+        return
+    for png in sorted(folder.glob("*.png")):
+        own = docs.parent / folder.name / png.name
+        own.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(png) as image, atomic_output(own, "make room") as draft:
+            image.convert("RGB").quantize(256).save(draft, format="PNG", optimize=True)
 
 
 def made(context: PartContext) -> list[str]:
@@ -153,13 +179,18 @@ def made(context: PartContext) -> list[str]:
     command = f"gratis paper --shards SHARDS --hours {options.hours:g}"
     if options.docs:
         command += f" --docs {options.docs.name if options.docs.is_absolute() else options.docs}"
-    today = time.strftime("%Y-%m-%d")
+    if options.jobs > 1:
+        command += f" --jobs {options.jobs}"
     return [
-        f"Made by `{command}` on {today} at commit {commit()}, "
+        f"Made by `{command}` on {today()} at commit {commit()}, "
         f"{os.cpu_count()} cores, load average at its end {os.getloadavg()[0]:.1f}; not edited by "
         "hand. The same command goes on with what is missing.",
         "",
     ]
+
+
+def today() -> str:
+    return time.strftime("%Y-%m-%d")
 
 
 def commit() -> str:

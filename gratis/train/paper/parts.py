@@ -4,7 +4,7 @@ section of the report."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,14 @@ from gratis.errors import GratisError
 from gratis.history import outcome, records
 from gratis.processes import OVER, log_header, read_log, timed
 from gratis.train.analysis.figures import CAPTIONS
-from gratis.train.paper.ablate import OVER_FOR_GOOD, Ablate, ablate_within, seeds_of, switchable
+from gratis.train.paper.ablate import (
+    OVER_FOR_GOOD,
+    Ablate,
+    ablate_within,
+    check_jobs,
+    seeds_of,
+    switchable,
+)
 from gratis.train.paper.arguments import flags
 from gratis.train.recipes import RECIPES, Recipe, RecipeName
 
@@ -55,6 +62,10 @@ class Paper:
     """Of each run of the ablation. Default: 3; with --hours the recipe's."""
     seeds: str | None = None
     """Of the ablation. Default: 0,1; with --hours 0,1,2."""
+    jobs: int = 1
+    """As `gratis ablate` takes it."""
+    longest_epochs: int = 20
+    """With --hours: of the run at full width. On tiny100 one takes 7 minutes on two quiet cores."""
     hours: float | None = None
     """Instead of --minutes: the paper's claims at this size, each part in the order of worth, n >=
     3 seeds; the same command goes on wherever it was stopped."""
@@ -70,9 +81,12 @@ class Paper:
             raise GratisError("--hours trains runs of its own; leave --run out, or --hours")
         if self.docs and not self.hours:
             raise GratisError(f"--docs {self.docs} is for --hours; give both, or leave it out")
-        if self.ablate_epochs is not None and self.ablate_epochs < 1:
-            raise GratisError(f"--ablate-epochs {self.ablate_epochs} must be at least 1")
+        for name in ("ablate_epochs", "longest_epochs"):
+            if (epochs := getattr(self, name)) is not None and epochs < 1:
+                flag = name.replace("_", "-")
+                raise GratisError(f"--{flag} {epochs} must be at least 1")
         seeds_of(self.chosen_seeds)
+        check_jobs(self.jobs)
 
     @property
     def chosen_seeds(self) -> str:
@@ -80,10 +94,11 @@ class Paper:
 
 
 class PartResult(NamedTuple):
-    """What became of one part. lines: Markdown for the report."""
+    """What became of one part. lines: Markdown for the report. made: when, and at which commit."""
 
     state: str  # "done", or why not
-    lines: tuple[str, ...] = ()
+    lines: Sequence[str] = ()
+    made: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +243,7 @@ def ablation(context: PartContext) -> PartResult:
         runs=options.runs,
         out=context.folder,
         gpus=options.gpus,
+        jobs=options.jobs,
         recipe=context.recipe_name,
         whole=whole,
     )
