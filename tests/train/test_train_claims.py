@@ -44,7 +44,7 @@ from gratis.train.paper.figure1_seeds import best_rates, common_target, summary
 from gratis.train.paper.four_layers import TrainingCurve
 from gratis.train.paper.halves import write_half
 from gratis.train.paper.longest import longest
-from gratis.train.paper.paper import copy_pictures
+from gratis.train.paper.paper import copy_pictures, fuller
 from gratis.train.paper.parts import Paper, PartContext, PartResult
 from gratis.train.paper.specialisation import specialisation
 from gratis.train.paper.switches import SWITCHES, same_as_without_conv3
@@ -382,6 +382,15 @@ def test_another_machine_goes_on_from_the_records_beside_the_page(tmp_path: Path
     (there / over.name / "rank-0.jsonl").unlink()
     page_records.restore_runs(path, there)
     assert errors_of(there / over.name) is None
+
+
+def test_a_part_that_has_nothing_to_show_leaves_what_was_known() -> None:
+    before = PartResult("in part: the minutes are over", ["table"], "then")
+    skipped, more = PartResult("skipped: why"), PartResult("in part", ["longer table"])
+    assert fuller(before, skipped) == before
+    assert fuller(before, more) == more
+    assert fuller(None, skipped) == skipped
+    assert fuller(PartResult("skipped: why"), PartResult("failed")).state == "failed"
 
 
 def recorded_run(runs: Path, name: str, *, top1: float, ended: bool = True) -> Path:

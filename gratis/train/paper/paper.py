@@ -68,7 +68,8 @@ def paper(options: Paper) -> Path:
             left = f"{max(0, context.left) / 60:.0f} minutes left"
             print(f"{number} of {len(parts)}: {part.__name__}, {left}", flush=True)
             if title not in results or results[title].state != "done":
-                results[title] = part(context)._replace(made=f"{today()} at commit {commit()}")
+                section = part(context)._replace(made=f"{today()} at commit {commit()}")
+                results[title] = fuller(results.get(title), section)
             print(f"  {title}: {results[title].state}, {results[title].made}", flush=True)
             report = write(context, {name: results[name] for name in parts if name in results})
     return report
@@ -81,6 +82,12 @@ def known(context: PartContext) -> page_records.Sections:
         page_records.restore_runs(path, context.options.runs)
         results |= page_records.read_sections(path, settings)
     return results
+
+
+def fuller(before: PartResult | None, now: PartResult) -> PartResult:
+    """What this call has of a part, or an earlier one's where it has nothing to show: its time was
+    over, or weights are on another machine."""
+    return before if before and before.lines and not now.lines else now
 
 
 def of_run(options: Paper, manifest: Manifest) -> RecipeName:
