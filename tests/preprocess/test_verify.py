@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from handmade import picture, write_dataset
 from PIL import Image
 
 from gratis import dataset
@@ -22,115 +24,180 @@ from gratis.preprocess.inspect import InspectConfig, inspect_dataset
 from gratis.preprocess.output.shard_writer import ShardWriter
 from gratis.preprocess.verify import VerifyConfig, verify_dataset
 
+Findings = list[str]
 
-def flip_a_bit(root: Path) -> str:
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five shards of three images; DALI's indices by what tarfile reads."""
+    root = tmp_path_factory.mktemp("verify") / "sound"
+    write_dataset(root, [picture(number, 16) for number in range(15)], per_shard=3)
+    for path in root.glob("*.tar"):
+        write_idx(path)
+    return root
+
+
+def write_idx(path: Path) -> None:
+    with tarfile.open(path) as tar:
+        parts = [f"{m.name[-3:]} {m.offset_data} {m.size} {m.name}" for m in tar.getmembers()]
+    lines = [" ".join(pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+    path.with_suffix(".idx").write_text("\n".join([f"v1.2 {len(lines)}", *lines, ""]))
+
+
+def change(root: Path, **fields: Any) -> None:
+    """Of the manifest's only split."""
+    manifest = json.loads((root / dataset.MANIFEST).read_text())
+    manifest["splits"]["train"] |= fields
+    (root / dataset.MANIFEST).write_text(json.dumps(manifest))
+
+
+def shards_of(root: Path) -> list[dict[str, Any]]:
+    return json.loads((root / dataset.MANIFEST).read_text())["splits"]["train"]["shards"]
+
+
+def not_published(name: str) -> str:
+    return f"{name} is not the file that was published: its sha256 differs"
+
+
+def does_not_fit(number: int) -> str:
+    wrong = "plain DALI readers would feed wrong labels from it"
+    return f"train-{number:05}.idx is missing or does not fit train-{number:05}.tar: {wrong}"
+
+
+def change_a_byte(root: Path) -> Findings:
     path = root / "train-00002.tar"
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
+    data[-1] ^= 4  # of the zeros at the end, of no sample
     path.write_bytes(data)
-    return path.name
+    return [not_published(path.name)]
 
 
-def cut_an_archive(root: Path) -> str:
+def cut_an_archive(root: Path) -> Findings:
     path = root / "train-00001.tar"
     path.write_bytes(path.read_bytes()[:-1000])
-    return path.name
+    sizes = f"{path.stat().st_size:,} bytes, not {path.stat().st_size + 1000:,}"
+    return [f"{path.name} has {sizes}: it was cut or replaced"]
 
 
-def lose_an_archive(root: Path) -> str:
-    (root / "val-00000.tar").unlink()
-    return "val-00000.tar"
+def lose_an_archive(root: Path) -> Findings:
+    (root / "train-00004.tar").unlink()
+    return ["train-00004.tar is missing"]
 
 
-def swap_shards(root: Path) -> str:
+def swap_shards(root: Path) -> Findings:
     one, other = root / "train-00003.tar", root / "train-00004.tar"
-    one.rename(root / "x")
-    other.rename(one)
-    (root / "x").rename(other)
-    return one.name
+    first, second = one.read_bytes(), other.read_bytes()
+    assert len(first) == len(second)  # tars have blocks of 10,240 bytes
+    one.write_bytes(second)
+    other.write_bytes(first)
+    return [not_published(one.name), not_published(other.name)]
 
 
-def stale_idx(root: Path) -> str:
+def swap_lines_of_an_idx(root: Path) -> Findings:
     path = root / "train-00000.idx"
     header, first, second, *rest = path.read_text().splitlines(keepends=True)
     path.write_text(header + second + first + "".join(rest))
-    return path.name
+    return [does_not_fit(0)]
 
 
-def garbled_idx(root: Path) -> str:
+def garble_an_idx(root: Path) -> Findings:
     path = root / "train-00000.idx"
     path.write_bytes(path.read_bytes().replace(b"jpg", b"\xff\xfe\xfd", 1))
-    return path.name
+    return [does_not_fit(0)]
 
 
-def stale_index(root: Path) -> str:
+def lose_an_idx(root: Path) -> Findings:
+    (root / "train-00003.idx").unlink()
+    return [does_not_fit(3)]
+
+
+def lose_the_index(root: Path) -> Findings:
+    (root / "train.index.npz").unlink()
+    return ["train.index.npz is missing"]
+
+
+def stale_index(root: Path) -> Findings:
     """Another index, its hash in the manifest put right: only the archives can tell."""
     index = dataset.read_index(root, "train")
-    changed = dataset.write_index(root, "train", index._replace(label=np.roll(index.label, 1)))
-    manifest = json.loads((root / dataset.MANIFEST).read_text())
-    manifest["splits"]["train"]["index_sha256"] = changed
-    (root / dataset.MANIFEST).write_text(json.dumps(manifest))
-    return "train-00000.tar"
+    label = index.label.copy()  # of a mapped file
+    label[7] += 1
+    change(root, index_sha256=dataset.write_index(root, "train", index._replace(label=label)))
+    return ["train-00002.tar: s_7.jpg has another size or label than the index says"]
 
 
-def other_statistics(root: Path) -> str:
+def index_of_other_places(root: Path) -> Findings:
+    index = dataset.read_index(root, "train")
+    offset = index.offset.copy()
+    offset[4] += 512
+    change(root, index_sha256=dataset.write_index(root, "train", index._replace(offset=offset)))
+    true = offset[4] - 512
+    return [
+        f"train-00001.tar has no image where the index says, 1 times; first at byte {offset[4]}",
+        does_not_fit(1),  # it is of the images that are in the index
+        "train: 1 images of its tars are neither in its index nor rejected; the first is "
+        f"'s_4.jpg' at byte {true} of train-00001.tar",
+    ]
+
+
+def wrong_count(root: Path) -> Findings:
+    shards = shards_of(root)
+    shards[1]["samples"] = 4
+    change(root, shards=shards)
+    return ["train-00001.tar: the index has 3 samples, the manifest 4"]
+
+
+def other_statistics(root: Path) -> Findings:
     stats = dataset.read_stats(root)
     dataset.write_stats(root, stats._replace(mean=stats.mean + 1))
-    return dataset.STATS
+    return [not_published(dataset.STATS)]
 
 
-def unreadable_picture(root: Path) -> str:
-    """A shard that is what its manifest says, with a picture in it that is none."""
+def other_image_size(root: Path) -> Findings:
     manifest = dataset.read_manifest(root)
-    split = manifest.splits["val"]
-    path = root / split.shards[0].name
-    with tarfile.open(path) as tar:
-        blobs = [file.read() for file in map(tar.extractfile, tar.getmembers()) if file]
-        keys = [name.rpartition(".")[0] for name in tar.getnames()[::2]]
-    blobs[0] = b"\xff\xd8\xff no picture"
-    with path.open("wb") as out:
-        writer = ShardWriter(out, "jpg")
-        for key, data, label in zip(keys, blobs[::2], blobs[1::2], strict=True):
-            writer.add(key, data, int(label))
-        writer.close()
-    path.with_suffix(".idx").write_text(f"v1.2 {len(keys)}\n" + "".join(writer.lines))
-    read = dataset.read_index(root, "val")  # of a mapped file
-    index = read._replace(offset=read.offset.copy(), size=read.size.copy())
-    index.offset[: len(keys)], index.size[: len(keys)] = writer.offset, writer.size
-    shard = dataclasses.replace(
-        split.shards[0], bytes=writer.bytes, sha256=writer.digest.hexdigest()
-    )
-    split = dataclasses.replace(
-        split,
-        shards=(shard, *split.shards[1:]),
-        index_sha256=dataset.write_index(root, "val", index),
-    )
-    changed = dataclasses.replace(manifest, splits=manifest.splits | {"val": split})
-    atomic_write(root / dataset.MANIFEST, changed.to_json())
-    name = f"{keys[0]}.jpg"
-    return f"{path.name}: sample 0, {name!r} at byte 512, is no image that the loader decodes"
+    atomic_write(root / dataset.MANIFEST, dataclasses.replace(manifest, image_size=96).to_json())
+    return ["manifest.json says images of 96 px, the statistics are of 16 px"]
 
 
-def folder_for(name: str) -> Callable[[Path], str]:
+def unreadable_picture(root: Path) -> Findings:
+    """A shard that is what its manifest says, with a picture in it that is none."""
+    path = root / "train-00001.tar"
+    index = dataset.read_index(root, "train")
+    data = bytearray(path.read_bytes())
+    offset = int(index.offset[4])
+    data[offset + 3 : offset + 20] = bytes(17)
+    path.write_bytes(data)
+    shards = shards_of(root)
+    shards[1]["sha256"] = hashlib.sha256(data).hexdigest()
+    change(root, shards=shards)
+    which = f"sample 4, 's_4.jpg' at byte {offset}, is no image that the loader decodes"
+    return [f"{path.name}: {which}"]
+
+
+def folder_for(name: str) -> Callable[[Path], Findings]:
     """A folder in a file's place: what no user, not even root, may read."""
 
-    def damage(root: Path) -> str:
+    def damage(root: Path) -> Findings:
         (root / name).unlink()
         (root / name).mkdir()
-        return f"{name} cannot be read (Is a directory)"
+        return [f"{name} cannot be read (Is a directory); mend its permissions, or its disk"]
 
     return damage
 
 
 DAMAGE = [
-    flip_a_bit,
+    change_a_byte,
     cut_an_archive,
     lose_an_archive,
     swap_shards,
-    stale_idx,
-    garbled_idx,
+    swap_lines_of_an_idx,
+    garble_an_idx,
+    lose_an_idx,
+    lose_the_index,
     stale_index,
+    index_of_other_places,
+    wrong_count,
     other_statistics,
+    other_image_size,
     unreadable_picture,
     folder_for("train-00000.idx"),
     folder_for("train.index.npz"),
@@ -140,16 +207,23 @@ DAMAGE = [
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_verify_names_the_damage(
-    sample_shards: Path,
+    sound: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    damage: Callable[[Path], str],
+    damage: Callable[[Path], Findings],
 ) -> None:
-    root = shutil.copytree(sample_shards, tmp_path / "copy")
-    named = damage(root)
-    with pytest.raises(GratisError, match="finding"):
-        verify_dataset(VerifyConfig(shards=str(root), sample=2000))
-    assert named in capsys.readouterr().out
+    """And nothing else."""
+    root = shutil.copytree(sound, tmp_path / "copy")
+    findings = damage(root)
+    count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+    with pytest.raises(GratisError, match=rf"^{root}: {count}; copy it again"):
+        verify_dataset(VerifyConfig(shards=str(root)))
+    assert capsys.readouterr().out.splitlines() == findings
+
+
+def test_a_sound_one_passes(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verify_dataset(VerifyConfig(shards=str(sound)))
+    assert capsys.readouterr().out == f"{sound}: 15 samples are as they were published\n"
 
 
 def test_a_sound_dataset_passes(sample_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,20 +294,6 @@ def test_writer_writes_what_tarfile_writes() -> None:
                 )
                 tar.addfile(info, io.BytesIO(content))
     assert ours.getvalue() == theirs.getvalue()
-
-
-def test_a_wrong_size_in_the_manifest_is_one_finding(
-    sample_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = shutil.copytree(sample_shards, tmp_path / "copy")
-    manifest = dataset.read_manifest(root)
-    atomic_write(root / dataset.MANIFEST, dataclasses.replace(manifest, image_size=96).to_json())
-    with pytest.raises(GratisError, match=": 1 finding;"):
-        verify_dataset(VerifyConfig(shards=str(root)))
-    assert (
-        "manifest.json says images of 96 px, the statistics are of 128 px"
-        in capsys.readouterr().out
-    )
 
 
 @pytest.mark.parametrize("command", [verify_dataset, inspect_dataset])
