@@ -155,13 +155,14 @@ def test_a_run_that_is_stopped_after_each_step_is_the_references(
 
 
 @pytest.mark.starts
-@pytest.mark.parametrize("gpus", ["1", "2"])
+@pytest.mark.parametrize("gpus", ["1", "2", "2 --tower-ranks 1"], ids=["one", "towers", "data"])
 def test_a_run_is_the_references(
     tmp_path: Path, shards: Path, reference: tuple[numpy_alexnet.Parameters, list[float]], gpus: str
 ) -> None:
-    """Its last batch padded, its rates dropped in the middle, its noise off in the second epoch."""
+    """Its last batch padded, its rates dropped in the middle, its noise off in the second epoch; by
+    one process, by a process for each tower, by two that have both and half of each batch."""
     done = subprocess.run(
-        command(tmp_path, shards, *OPTIONS, "--gpus", gpus),
+        command(tmp_path, shards, *OPTIONS, "--gpus", *gpus.split()),
         cwd=ROOT,
         capture_output=True,
         text=True,
