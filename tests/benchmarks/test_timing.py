@@ -13,22 +13,32 @@ CPU = torch.device("cpu")
 
 
 def test_untimed_calls_are_made_and_not_counted() -> None:
-    made: list[float] = []
+    made: list[tuple[float, float]] = []
 
     def call() -> None:
-        time.sleep(0.5 if len(made) < 2 else 0.01)
-        made.append(0)
+        begin = time.perf_counter()
+        time.sleep(0.01)
+        made.append((begin, time.perf_counter()))
 
     timing = measure(call, CPU, calls=3, untimed=2)
+    after = time.perf_counter()
     assert (timing.calls, len(made)) == (3, 5)
-    assert 0.03 <= timing.wall_s < 0.5
+    assert made[4][1] - made[2][0] <= timing.wall_s <= after - made[1][1]
     assert timing.call_s == pytest.approx(timing.wall_s / 3)
 
 
 def test_it_goes_on_for_the_least_time() -> None:
-    timing = measure(lambda: time.sleep(0.01), CPU, least_s=0.1)
+    ends: list[float] = []
+
+    def call() -> None:
+        time.sleep(0.01)
+        ends.append(time.perf_counter())
+
+    begin = time.perf_counter()
+    timing = measure(call, CPU, least_s=0.1)
     assert timing.wall_s >= 0.1
-    assert 2 <= timing.calls <= 11
+    assert timing.calls == len(ends) <= 11
+    assert [begin, *ends][-2] - ends[0] < 0.1  # the last call was due, if not by how much
     assert timing.cpu_s < timing.wall_s
 
 
