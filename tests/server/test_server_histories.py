@@ -73,16 +73,9 @@ def append_steps(file: Path, steps: range) -> None:
 
 
 @pytest.fixture
-def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that reads ends as soon as it has nothing to read."""
-    monkeypatch.setattr(run_reader, "IDLE_S", 0.0)
-
-
-@pytest.fixture
-def left_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def left_unread(tmp_path: Path) -> Iterator[None]:
     """What is left of run a after the test: else its thread goes on beside the tests behind."""
     yield
-    monkeypatch.setattr(run_reader, "IDLE_S", 0.0)
     shutil.rmtree(tmp_path / "a")
     for thread in threading.enumerate():
         if thread.name == "run-reader":
@@ -181,9 +174,7 @@ def test_intervals_are_the_same_read_at_once_or_as_they_grow(tmp_path: Path) -> 
     assert seen[0].first_step == 1
 
 
-def test_a_history_is_read_without_being_asked_and_all_ranks_alike(
-    tmp_path: Path, quick_end: None
-) -> None:
+def test_a_history_is_read_without_being_asked_and_all_ranks_alike(tmp_path: Path) -> None:
     long_run(tmp_path / "a", world=3, lines=3000)
     reader = Run(tmp_path / "a")
     for _ in range(4):
@@ -194,7 +185,7 @@ def test_a_history_is_read_without_being_asked_and_all_ranks_alike(
     assert level(Runs(tmp_path, STALL_S)).counters[2].steps == 30_000
 
 
-def test_while_a_history_is_read_the_newest_is_there(tmp_path: Path, quick_end: None) -> None:
+def test_while_a_history_is_read_the_newest_is_there(tmp_path: Path) -> None:
     """And no counter, which would look like a restart."""
     run = long_run(tmp_path / "a", world=2, lines=4000)
     run.writers[0].write("warning", {"message": "careful"})
@@ -261,9 +252,7 @@ def test_what_is_new_is_seen_while_a_history_is_read(tmp_path: Path, left_unread
         assert snapshot_of(runs).status.behind_bytes > 0
 
 
-def test_counters_and_curves_stay_while_much_is_caught_up_on(
-    tmp_path: Path, quick_end: None
-) -> None:
+def test_counters_and_curves_stay_while_much_is_caught_up_on(tmp_path: Path) -> None:
     """As of when all was read last, and never lower than before."""
     long_run(tmp_path / "a", lines=100)
     runs = Runs(tmp_path, STALL_S)
@@ -279,7 +268,7 @@ def test_counters_and_curves_stay_while_much_is_caught_up_on(
     assert level(runs).counters[0].steps == 80_000
 
 
-def test_many_short_files_have_summaries(tmp_path: Path, quick_end: None) -> None:
+def test_many_short_files_have_summaries(tmp_path: Path) -> None:
     runs, kept = tmp_path / "runs", tmp_path / "cache"
     run = long_run(runs / "a", world=8, lines=700)
     sizes = [path.stat().st_size for path in run.path.iterdir()]
@@ -327,9 +316,7 @@ def summed_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summaries, "WORTH", 128 << 10)
 
 
-def test_a_server_goes_on_from_a_summary(
-    tmp_path: Path, quick_end: None, summed_early: None
-) -> None:
+def test_a_server_goes_on_from_a_summary(tmp_path: Path, summed_early: None) -> None:
     runs, kept = tmp_path / "runs", tmp_path / "cache"
     run = long_run(runs / "a", world=2, lines=2000)
     run.writers[0].write("eval", {"views": 1, "images": 9, "top1": 0.5}, epoch=3, step=100)
@@ -405,7 +392,7 @@ def a_folder(summary: Path, events: Path) -> None:
     ],
 )
 def test_a_summary_of_something_else_does_not_count(
-    tmp_path: Path, quick_end: None, summed_early: None, harm: Callable[[Path, Path], None]
+    tmp_path: Path, summed_early: None, harm: Callable[[Path, Path], None]
 ) -> None:
     runs, kept = tmp_path / "runs", tmp_path / "cache"
     long_run(runs / "a", lines=400)
@@ -415,7 +402,7 @@ def test_a_summary_of_something_else_does_not_count(
 
 
 def test_old_summaries_go_and_a_cache_that_cannot_be_written_is_none(
-    tmp_path: Path, quick_end: None, summed_early: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, summed_early: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, kept = tmp_path / "runs", tmp_path / "cache"
     long_run(runs / "a", lines=1000)
@@ -428,7 +415,7 @@ def test_old_summaries_go_and_a_cache_that_cannot_be_written_is_none(
     assert level(Runs(runs, STALL_S, tmp_path / "file" / "cache")).status.step == 10_000
 
 
-def test_the_thread_that_reads_ends_and_comes_again(tmp_path: Path, quick_end: None) -> None:
+def test_the_thread_that_reads_ends_and_comes_again(tmp_path: Path) -> None:
     run = RunWriter(tmp_path / "a")
     run.start()
     run.step(10)
