@@ -447,7 +447,7 @@ def test_foreign_jpegs_the_engine_leaves_to_others(tmp_path: Path) -> None:
     kinds: list[dict[str, Any]] = [
         {},
         {"progressive": True},
-        {"exif": exif},
+        {"exif": exif.tobytes()},
         {"subsampling": "4:4:4"},
     ]
     root = write_dataset(tmp_path / "t", images_of(COUNT), options=lambda k: kinds[k % 4])
