@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import picture, write_dataset
+from handmade import FEW, picture, write_dataset
 from once import once
 
 # a shell that runs the tests in the background has SIGINT ignored, and so would every program that
@@ -49,11 +49,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=long)
 
 
+gc.disable()  # until all modules are imported, of which nothing is garbage
+
+
 def pytest_collection_finish() -> None:
     """Modules and tests stay to the end: a test that asks for a garbage collection, as many of
     the loader's do, need not look through them. It took 0.3 s each time, and takes 0.02."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist all else works
@@ -156,6 +160,21 @@ def run(*arguments: str) -> None:
 def jpeg_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(
         tmp_path_factory.mktemp("loader") / "jpeg", [picture(i) for i in range(101)]
+    )
+
+
+@pytest.fixture(scope="session")
+def few_jpeg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fewer, for what is compared sample by sample in many cases."""
+    return write_dataset(
+        tmp_path_factory.mktemp("loader") / "jpeg", [picture(i) for i in range(FEW)]
+    )
+
+
+@pytest.fixture(scope="session")
+def few_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(
+        tmp_path_factory.mktemp("loader") / "raw", [picture(i) for i in range(FEW)], codec="raw"
     )
 
 

@@ -98,8 +98,8 @@ def assert_kept(root: Path, keep: Keep, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("name", KEEPS)
-def test_what_refers_to_a_batch_keeps_its_pixels(jpeg_dataset: Path, name: str) -> None:
-    assert_kept(jpeg_dataset, KEEPS[name])
+def test_what_refers_to_a_batch_keeps_its_pixels(few_jpeg: Path, name: str) -> None:
+    assert_kept(few_jpeg, KEEPS[name])
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_what_refers_to_a_batch_keeps_its_pixels(jpeg_dataset: Path, name: str) 
         {"area": (0.2, 1.0)},
     ],
 )
-def test_in_every_form(jpeg_dataset: Path, options: dict[str, Any]) -> None:
-    assert_kept(jpeg_dataset, lambda images: images.numpy()[1:], **options)
+def test_in_every_form(few_jpeg: Path, options: dict[str, Any]) -> None:
+    assert_kept(few_jpeg, lambda images: images.numpy()[1:], **options)
 
 
 @pytest.mark.prove

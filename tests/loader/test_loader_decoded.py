@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_batches_are_the_same_to_the_bit(
     name: str, codec: str, request: pytest.FixtureRequest
 ) -> None:
-    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    root: Path = request.getfixturevalue(f"few_{codec}")
     plain, kept = make(root, **CASES[name]), make(root, **CASES[name], decoded="host")
     assert kept.decoded_place == "host"
     for number in range(EPOCHS):
@@ -220,14 +220,14 @@ def test_a_part_of_the_whole_image_is_what_decoding_the_part_gives(jpeg_dataset:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "resized parts"])
-def test_torch_applies_views_as_the_graph_for_gpus_does(jpeg_dataset: Path, name: str) -> None:
+def test_torch_applies_views_as_the_graph_for_gpus_does(few_jpeg: Path, name: str) -> None:
     """On the CPU both, to the bit: the same operations in the same order."""
     from test_loader_views import graph_of, plan_of
 
     config = LoaderConfig.alexnet(**({"batch_size": 25, "crop": CROP, "seed": 3} | CASES[name]))
-    plan, pixels = plan_of(jpeg_dataset, config), filled_cache(jpeg_dataset).pixels
+    plan, pixels = plan_of(few_jpeg, config), filled_cache(few_jpeg).pixels
     mean = torch.from_numpy(normalisation(plan.stats, config, 0).mean)
-    for batch, tensor in graph_of(jpeg_dataset, plan):
+    for batch, tensor in graph_of(few_jpeg, plan):
         wanted, ids = gpu.to_torch(tensor, plan, batch), torch.from_numpy(batch.ids)
         got = apply_views(pixels, ids, batch.draws, mean, plan.stats, config, 0)
         assert (got.shape, got.dtype, got.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
@@ -239,7 +239,7 @@ def filled_cache(root: Path) -> DecodedCache:
     from test_loader_views import plan_of
 
     plan, timer = plan_of(root, LoaderConfig.alexnet(batch_size=25, crop=CROP)), StageTimer()
-    sides = np.full(101, 64)
+    sides = np.full(len(plan.index.label), 64)
     cache = DecodedCache(sides, sides, None, square=True)
     shards = ShardReader(root, plan.manifest.splits["train"], plan.index)
     reader = BatchReader(shards, timer, Quarantine(0, 101, allowed=False))

@@ -91,8 +91,9 @@ def test_offsets_are_flat_and_colours_as_the_formula_says(
 
 
 def test_the_central_crop_alone_is_no_failed_distribution(
-    dataset: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(explain, "DRAWS", 1000)
     config = LoaderConfig.alexnet(batch_size=1, crop=CROP, crop_positions="centre")
     with Loader(dataset, "train", config) as loader:
         explain.report_offsets(loader, explain.many_draws(loader)[0])

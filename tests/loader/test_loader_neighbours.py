@@ -66,18 +66,16 @@ def assert_mixed(root: Path, config: LoaderConfig) -> None:
 @pytest.mark.parametrize("mix", [MixUp(0.8), CutMix()], ids=["mixup", "cutmix"])
 @pytest.mark.parametrize("name", CASES)
 def test_batches_are_the_plain_ones_mixed(
-    jpeg_dataset: Path, name: str, mix: Any, threads: int
+    few_jpeg: Path, name: str, mix: Any, threads: int
 ) -> None:
-    assert_mixed(jpeg_dataset, config_of(mix, threads=threads, **CASES[name]))
+    assert_mixed(few_jpeg, config_of(mix, threads=threads, **CASES[name]))
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("mix", [MixUp(0.8), CutMix()], ids=["mixup", "cutmix"])
 @pytest.mark.parametrize("name", ["plain", "odd width", "mean image, channels last", "two views"])
-def test_so_are_those_of_half_precision(
-    jpeg_dataset: Path, name: str, mix: Any, dtype: Any
-) -> None:
-    assert_mixed(jpeg_dataset, config_of(mix, dtype=dtype, threads=2, **CASES[name]))
+def test_so_are_those_of_half_precision(few_jpeg: Path, name: str, mix: Any, dtype: Any) -> None:
+    assert_mixed(few_jpeg, config_of(mix, dtype=dtype, threads=2, **CASES[name]))
 
 
 @pytest.mark.parametrize("mix", [MixUp(0.8), CutMix()], ids=["mixup", "cutmix"])
@@ -102,7 +100,7 @@ def test_stand_ins_with_noise_of_their_own(tmp_path: Path, mix: Any) -> None:
 
 @pytest.mark.parametrize("isa", ABLE)
 def test_every_instruction_set_writes_the_same(
-    jpeg_dataset: Path, isa: str, monkeypatch: pytest.MonkeyPatch
+    few_jpeg: Path, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRATIS_ENGINE_ISA", isa)
     for mix in (MixUp(0.8), CutMix()):
@@ -111,10 +109,10 @@ def test_every_instruction_set_writes_the_same(
             {"crop": 37, "dtype": torch.bfloat16},
             {"layout": "nhwc"},
         ):
-            assert_mixed(jpeg_dataset, config_of(mix, engine="native", **fields))
+            assert_mixed(few_jpeg, config_of(mix, engine="native", **fields))
 
 
-def test_it_is_the_engine_that_mixes(jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_engine_that_mixes(few_jpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the tests above would be about the pass over finished batches."""
     asked = []
     neighbours_of = batch_pipeline.neighbours_of
@@ -124,7 +122,7 @@ def test_it_is_the_engine_that_mixes(jpeg_dataset: Path, monkeypatch: pytest.Mon
         return asked[-1]
 
     monkeypatch.setattr(batch_pipeline, "neighbours_of", seen)
-    with Loader(jpeg_dataset, "train", config_of(MixUp(0.8))) as loader:
+    with Loader(few_jpeg, "train", config_of(MixUp(0.8))) as loader:
         epoch(loader)
     assert asked
     assert all(asked)
@@ -174,10 +172,10 @@ def test_what_cannot_be_mixed_is_refused() -> None:
         ViewBatch(**fields, filter=Filter.CROP, neighbours=Neighbours(3, 3, 0.5, None))
 
 
-def test_bytes_and_erased_images_are_mixed_too(jpeg_dataset: Path) -> None:
+def test_bytes_and_erased_images_are_mixed_too(few_jpeg: Path) -> None:
     """By the pass over the finished batch: the two ways stand for one another."""
     config = config_of(MixUp(0.8), dtype=torch.uint8, normalize=None)
-    assert_mixed(jpeg_dataset, config)
+    assert_mixed(few_jpeg, config)
     other = replace(config, engine="dali")
-    with Loader(jpeg_dataset, "train", config) as one, Loader(jpeg_dataset, "train", other) as two:
+    with Loader(few_jpeg, "train", config) as one, Loader(few_jpeg, "train", other) as two:
         assert_same(epoch(one), epoch(two))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import SIZE, picture, write_dataset
+from handmade import FEW, SIZE, picture, write_dataset
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -150,7 +150,7 @@ CONFIGS = {
 def test_batches_equal_numpy_and_pillow(
     name: str, codec: str, request: pytest.FixtureRequest
 ) -> None:
-    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    root: Path = request.getfixturevalue(f"few_{codec}")
     config = replace(CONFIGS[name], batch_size=25, crop=CROP, seed=3, threads=2)
     images, stats = read_with_pillow(root), read_stats(root)
     with Loader(root, "train", config) as loader:
@@ -211,7 +211,7 @@ def test_a_padded_batch_of_the_graph_for_gpus_is_laid_out_as_a_full_one(
 def test_the_graph_for_gpus_equals_the_reference_when_run_on_the_cpu(
     name: str, codec: str, request: pytest.FixtureRequest
 ) -> None:
-    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    root: Path = request.getfixturevalue(f"few_{codec}")
     config = replace(CONFIGS[name], batch_size=25, crop=CROP, seed=3)
     epoch, images = plan_of(root, config), read_with_pillow(root)
     seen = 0
@@ -221,7 +221,7 @@ def test_the_graph_for_gpus_equals_the_reference_when_run_on_the_cpu(
         wanted = [expected(images[sample], epoch.stats, config, 0, sample) for sample in samples]
         np.testing.assert_allclose(got, np.stack(wanted).reshape(got.shape), atol=1e-3)
         seen += len(samples)
-    assert seen == 101
+    assert seen == FEW
 
 
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])

@@ -20,7 +20,7 @@ from gratis.loader.views.operations_reference import apply_program
 pytestmark = needs_library
 
 F32 = np.float32
-SIZES = [(224, 224), (1, 1), (2, 7), (3, 5), (17, 33), (30, 64), (41, 65)]
+SIZES = [(96, 224), (1, 1), (2, 7), (3, 5), (17, 33), (30, 64), (41, 65)]
 Steps = list[tuple[Op, list[float]]]
 
 
@@ -107,7 +107,7 @@ def test_operations_equal_the_reference_to_the_bit(
     pictures = [image, np.repeat(image[..., :1], 3, axis=2), image // 32 + 100]
     for op, numbers in cases(size):
         made = program([(op, numbers)])
-        for pixels in pictures[: 1 if size == (224, 224) else 3]:
+        for pixels in pictures[: 1 if size == SIZES[0] else 3]:
             found = augment(decoder, pixels[None], made)[0]
             expected = apply_program(pixels.transpose(2, 0, 1), made.ops[0], made.values[0])
             np.testing.assert_array_equal(found, expected, err_msg=f"{op!r} {numbers}")
