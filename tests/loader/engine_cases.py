@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,15 @@ NUMPY = {
 }
 
 
+@lru_cache(256)
 def photo(height: int, width: int, number: int = 0, noise: float = 12) -> Pixels:
     """Coarse colours with edges, and noise over them."""
     rng = np.random.default_rng([number, height, width])
     coarse = rng.integers(0, 256, (-(-height // 9), -(-width // 9), 3))
     large = coarse.repeat(9, axis=0).repeat(9, axis=1)[:height, :width]
-    return (large + rng.normal(0, noise, large.shape)).clip(0, 255).astype(np.uint8)
+    pixels = (large + rng.normal(0, noise, large.shape)).clip(0, 255).astype(np.uint8)
+    pixels.flags.writeable = False
+    return pixels
 
 
 def jpeg(pixels: Pixels, *, mode: str = "RGB", quality: int = 95, **options: Any) -> bytes:
@@ -44,6 +48,7 @@ def jpeg(pixels: Pixels, *, mode: str = "RGB", quality: int = 95, **options: Any
     return file.getvalue()
 
 
+@lru_cache(256)
 def decoded(data: bytes) -> Pixels:
     """uint8 [height,width,3] by libjpeg-turbo."""
     with Image.open(io.BytesIO(data)) as picture:

@@ -116,7 +116,7 @@ def test_torch_s_pass_equals_numpy(mode: Any) -> None:
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
 @pytest.mark.parametrize("views", [1, 2])
 def test_batches_without_the_engine_are_the_same(
-    jpeg_dataset: Path, layout: Any, views: int, monkeypatch: pytest.MonkeyPatch
+    few_jpeg: Path, layout: Any, views: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By torch then, as on a GPU; on one of two ranks."""
     config = LoaderConfig(
@@ -128,10 +128,10 @@ def test_batches_without_the_engine_are_the_same(
         mix=(MixUp(p=0.5), CutMix(p=0.5)),
         erasing=RandomErasing(0.7, mode="pixel", max_count=2),
     )
-    passes = epoch(Loader(jpeg_dataset, "train", config, rank=1, world_size=2))
+    passes = epoch(Loader(few_jpeg, "train", config, rank=1, world_size=2))
     monkeypatch.setattr(batch_operations, "load", lambda: None)
     for one, other in zip(
-        epoch(Loader(jpeg_dataset, "train", config, rank=1, world_size=2)), passes, strict=True
+        epoch(Loader(few_jpeg, "train", config, rank=1, world_size=2)), passes, strict=True
     ):
         torch.testing.assert_close(one.images, other.images, rtol=0, atol=1e-5)
         assert one.images.stride() == other.images.stride()
@@ -223,12 +223,12 @@ GOLDEN_NOISE = [0.6031062921596431, -0.14638432606310633, 0.18691060698204806]
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_batches_are_the_plain_ones_erased(jpeg_dataset: Path, mode: Any, layout: Any) -> None:
+def test_batches_are_the_plain_ones_erased(few_jpeg: Path, mode: Any, layout: Any) -> None:
     """On one rank and on three, with mixing after it, which needs a row of another rank erased."""
     erasing = RandomErasing(0.5, mode=mode, max_count=2)
     config = LoaderConfig(batch_size=12, crop=SIDE, erasing=erasing, layout=layout, seed=SEED)
     plain = replace(config, erasing=None)
-    with Loader(jpeg_dataset, "train", config) as a, Loader(jpeg_dataset, "train", plain) as b:
+    with Loader(few_jpeg, "train", config) as a, Loader(few_jpeg, "train", plain) as b:
         pairs = list(zip(epoch(a), epoch(b), strict=True))
     some = 0
     for one, other in pairs:
@@ -240,8 +240,8 @@ def test_batches_are_the_plain_ones_erased(jpeg_dataset: Path, mode: Any, layout
         some += len(erased.boxes)
     assert 25 < some < 110
     mixed = replace(config, mix=(MixUp(),))
-    alone = Loader(jpeg_dataset, "train", mixed)
-    shared = [Loader(jpeg_dataset, "train", mixed, rank=r, world_size=3) for r in range(3)]
+    alone = Loader(few_jpeg, "train", mixed)
+    shared = [Loader(few_jpeg, "train", mixed, rank=r, world_size=3) for r in range(3)]
     for whole, *parts in zip(epoch(alone), *map(epoch, shared), strict=True):
         assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
 

@@ -500,8 +500,12 @@ def test_what_explain_draws_is_what_the_loader_does(whole_jpeg: Path) -> None:
 
 
 def test_explain_and_preview_of_whole_images(
-    whole_jpeg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_jpeg: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(explain, "DRAWS", 5000)
     shards, out = str(whole_jpeg), ["--out", str(tmp_path / "p.png")]
     explain.main([shards, "--sample", "1", *out])
     assert "parts of an image of 90 x 48 px" in capsys.readouterr().out
