@@ -53,11 +53,15 @@ gc.disable()  # until all modules are imported, of which nothing is garbage
 
 
 def pytest_collection_finish() -> None:
+    leave_out_of_collections()
+    gc.enable()
+
+
+def leave_out_of_collections() -> None:
     """Modules and tests stay to the end: a test that asks for a garbage collection, as many of
     the loader's do, need not look through them. It took 0.3 s each time, and takes 0.02."""
     gc.collect()
     gc.freeze()
-    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist all else works
@@ -94,13 +98,17 @@ PURE = PureTests()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
     PURE.pure = not any(item.get_closest_marker(mark) for mark in MAY_START)
     PURE.started = []
     try:
         return (yield)
     finally:
         PURE.pure = False
+        if nextitem is None or nextitem.path != item.path:
+            leave_out_of_collections()  # what the module's tests imported first
 
 
 @pytest.hookimpl(tryfirst=True)
