@@ -48,18 +48,22 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     return info
 
 
-def read(data: bytes, skipped: list[tuple[str, str]] | None = None) -> list[Member]:
+def read(
+    data: bytes, skipped: list[tuple[str, str]] | None = None, end: int | None = None
+) -> list[Member]:
+    """end: that of the tar, if other bytes are behind it in its archive."""
     messages = [] if skipped is None else skipped
-    return list(members(Archive(data), "x.tar", lambda *what: messages.append(what), 0, len(data)))
+    end = len(data) if end is None else end
+    return list(members(Archive(data), "x.tar", lambda *what: messages.append(what), 0, end))
 
 
 def contents(data: bytes) -> list[tuple[str, bytes]]:
     return [(name, data[offset : offset + size]) for name, offset, size in read(data)]
 
 
-def refusal(data: bytes) -> str:
+def refusal(data: bytes, end: int | None = None) -> str:
     with pytest.raises(GratisError) as caught:
-        read(data)
+        read(data, end=end)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -265,6 +269,7 @@ def test_cut_anywhere_it_is_refused_unless_only_zeros_are_lost(kind: str) -> Non
             assert contents(data[:cut]) == whole
             continue
         line = refusal(data[:cut])
+        assert refusal(data, cut) == line  # the bytes behind a tar in another are not its own
         assert "cut short" in line or "one block of zeros is there, where two" in line, line
         assert cut < 1536 or "the last good member is" in line, line
 
@@ -277,7 +282,8 @@ def test_a_flipped_bit_of_a_header_is_refused_there_or_does_no_harm(kind: str) -
         blocks = [k for m in archive for k in range(m.offset, m.offset_data, BLOCK)]
     headers = [at for at in blocks if data[at + 257 : at + 262] == b"ustar"]
     assert len(headers) == (4 if kind == "ustar" else 5)
-    for bit in (8 * at + bit for at in headers for bit in range(8 * BLOCK)):
+    bits = [8 * at + bit for k, at in enumerate(headers) for bit in range(k, 8 * BLOCK, 9)]
+    for bit in bits:  # of nearly each byte one, in each header another
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         try:
@@ -288,7 +294,7 @@ def test_a_flipped_bit_of_a_header_is_refused_there_or_does_no_harm(kind: str) -
                 f"at byte {bit // 8 // BLOCK * BLOCK}: no member's header is there" in message
             )
         assert found == whole, bit
-    assert refused > 0.99 * 8 * BLOCK * len(headers)  # a zero of the sum may become a blank
+    assert refused > 0.98 * len(bits)  # a zero of the sum may become a blank
 
 
 def outcome(data: bytes) -> object:
@@ -306,7 +312,7 @@ def test_usual_headers_are_read_as_all_others_are(
     """Whatever is wrong with them: a byte is another one, and in half of them the sum is right."""
     chance, whole = random.Random(0), tar(*SAMPLES, kind=kind)
     altered = [whole]
-    for _ in range(3000):
+    for _ in range(1000):
         data, header = bytearray(whole), BLOCK * chance.randrange(len(whole) // BLOCK)
         data[header + chance.randrange(BLOCK)] = chance.choice(
             b"\0 01789-_o/x\x80\xff" + bytes(range(256))
@@ -360,10 +366,11 @@ MORE = "more bytes follow the blocks of zeros that end it"
         (b"", 0, NONE),
         (bytes(100), 0, NONE),
         (b"other bytes".ljust(BLOCK, b"."), 0, "no member's header is there"),
-        (bytes(5 << 20), 0, "its last 5242880 bytes are zeros: it was not written to its end"),
+        (bytes(4194305), 0, "its last 4194305 bytes are zeros: it was not written to its end"),
         (bytes(END) + b"x", END, MORE),
         (bytes(END + 5) + b"other bytes" * 100, END + 5, MORE),
         (bytes(9 * BLOCK + 99) + b"x", 9 * BLOCK + 99, MORE),
+        (bytes((1 << 20) + 7) + b"x", (1 << 20) + 7, MORE),
         (bytes(END) + tar(*SAMPLES[2:])[:100], END, MORE),
         (bytes(END + 1) + tar(*SAMPLES[2:]), END + 1, MORE),
         (bytes(4096) + tar(*SAMPLES[2:]), 4096, MORE),  # a hole, which may have held members
