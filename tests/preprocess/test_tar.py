@@ -369,7 +369,7 @@ MORE = "more bytes follow the blocks of zeros that end it"
         (bytes(4194305), 0, "its last 4194305 bytes are zeros: it was not written to its end"),
         (bytes(END) + b"x", END, MORE),
         (bytes(END + 5) + b"other bytes" * 100, END + 5, MORE),
-        (bytes(9 * BLOCK + 99) + b"x", 9 * BLOCK + 99, MORE),
+        (bytes(9 * BLOCK + 99) + b"X", 9 * BLOCK + 99, MORE),
         (bytes((1 << 20) + 7) + b"x", (1 << 20) + 7, MORE),
         (bytes(END) + tar(*SAMPLES[2:])[:100], END, MORE),
         (bytes(END + 1) + tar(*SAMPLES[2:]), END + 1, MORE),

@@ -68,6 +68,23 @@ def by_tarfile(data: bytes) -> list[Member]:
             "byte 2560: it is cut short: member 'b.jpg' reaches to byte 3584 of 3072; " + LAST,
         ),
         (
+            BEGIN + header(b"b.jpg", b"00000001000"),  # as most programs write it
+            "byte 2560: it is cut short: member 'b.jpg' reaches to byte 3584 of 3072; " + LAST,
+        ),
+        (
+            header(b"a.jpg", b"1000") + bytes(BLOCK),
+            f"byte 1024: it is cut short: two blocks of zeros should end it; {LAST}",
+        ),
+        (
+            BEGIN + header(b"link", b"0", b"2") + b"x" * BLOCK,
+            "byte 3072: no member's header is there: its checksum is wrong; "
+            "the last good member is 'link'",
+        ),
+        (
+            BEGIN + named(b"n")[: 2 * BLOCK] + bytes(END),
+            "byte 3584: a header that belongs to the next member is the last one; " + LAST,
+        ),
+        (
             BEGIN + header(b"long", b"1000", b"L"),
             "byte 2560: it is cut short: member 'of a long name' reaches to byte 3584 of 3072; "
             + LAST,
@@ -89,6 +106,11 @@ def by_tarfile(data: bytes) -> list[Member]:
 )
 def test_where_and_what_and_what_was_before(data: bytes, message: str) -> None:
     assert refusal(data) == f"x.tar is damaged as a tar at {message}; {WAY_OUT}"
+
+
+def test_an_archive_that_has_become_shorter_than_it_was() -> None:
+    line = refusal(BEGIN + b"x" * 100, len(BEGIN) + BLOCK)
+    assert "at byte 2560: it is cut short: two blocks of zeros should end it" in line
 
 
 def summed(block: bytearray) -> bytes:
@@ -159,7 +181,7 @@ def test_what_has_no_bytes_has_none_whatever_its_size_says() -> None:
 def test_records_of_pax() -> None:
     """Of all that follow, of the next member, of both; beside a GNU name; and a size among them,
     which is no size of another such header."""
-    plain = header(b"short", b"3") + padded(b"abc")
+    plain = header(b"short", b"00000000003") + padded(b"abc")  # as most programs write it
     data = b"".join(
         [
             pax(path="first") + plain,
@@ -195,7 +217,7 @@ def test_records_of_pax() -> None:
 
 
 def test_a_link_by_the_bytes_of_its_name() -> None:
-    """In no encoding, from its own folder on."""
+    """In no encoding, from its own folder on. Of a long one the message has the beginning."""
     files = header(b"x/\xe9.jpg", b"3") + padded(b"abc")
     link = bytearray(header(b"x/link", b"0", b"2"))
     link[157:162] = b"\xe9.jpg"
@@ -203,6 +225,9 @@ def test_a_link_by_the_bytes_of_its_name() -> None:
         ("x/link", b"abc"),
         ("x/\udce9.jpg", b"abc"),
     ]
+    skipped: list[tuple[str, str]] = []
+    assert not read(pax(linkpath="t" * 300) + header(b"l", b"0", b"1") + bytes(END), skipped)
+    assert skipped == [("l", f"it is a link to '{'t' * 200}', which is no file of this tar")]
 
 
 def test_forty_links_one_behind_the_other() -> None:
@@ -264,6 +289,7 @@ def test_a_sparse_file_of_the_older_kind_is_passed_over() -> None:
         ("x/.hidden", "hidden"),
         ("a.", ""),
         ("/.jpg", "jpg"),
+        ("x/y.z/a.jpg", "jpg"),
     ],
 )
 def test_all_behind_the_first_dot_is_the_extension(name: str, extension: str) -> None:
