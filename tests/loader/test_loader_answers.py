@@ -22,7 +22,7 @@ from PIL import Image as Pillow
 from gratis.dataset import MANIFEST, index_name, read_manifest
 from gratis.errors import GratisError
 from gratis.loader import Loader, LoaderConfig, plan
-from gratis.loader.decoding.bad_samples import device_error
+from gratis.loader.decoding.bad_samples import device_error, replace_bad_samples
 from gratis.loader.epoch.stage_timer import StageTimer
 from gratis.loader.reading import batch_reader
 from gratis.loader.reading.batch_reader import BatchReader
@@ -236,18 +236,44 @@ def test_dali_s_batches_before_a_bad_sample_come_first(tmp_path: Path) -> None:
     assert loader.take_counters()["decode_s"] > 0
 
 
+@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+def test_an_error_that_no_sample_makes_again_is_raised_as_it_is(
+    codec: str, request: pytest.FixtureRequest
+) -> None:
+    """Each JPEG is decoded by itself; of raw pixels, which the reader has checked, none."""
+    loader = make(request.getfixturevalue(f"{codec}_dataset"))
+    reader = BatchReader(loader.shard_reader(), StageTimer(), Quarantine(0, COUNT, allowed=True))
+    plan_ = loader.epoch_plan(0)
+    batch, error = reader.read(plan_, np.arange(3)), RuntimeError("of the device")
+    if codec == "raw":
+        batch.parts[1] = batch.parts[1][:5]
+    with pytest.raises(RuntimeError) as caught:
+        replace_bad_samples(reader, error, [batch], plan_)
+    assert caught.value is error
+    reader.shards.close()
+
+
+OUT_OF_MEMORY = "out of memory on cuda:1"
+
+
 @pytest.mark.parametrize(
     ("device", "free", "message"),
     [
         ("cpu", 0, "sample 3 failed"),
-        ("cuda", 1 << 30, "out of memory on cuda (1074 of 4000 MB are free), where DALI decodes: "),
-        ("cuda", (1 << 30) + 1, "sample 3 failed"),
+        ("cuda:1", 1 << 30, f"{OUT_OF_MEMORY} (1074 of 85000 MB are free), where DALI decodes: "),
+        (
+            "cuda:1",
+            1_073_500_300,
+            f"{OUT_OF_MEMORY} (1074 of 85000 MB are free), where DALI decodes: ",
+        ),
+        ("cuda:1", (1 << 30) + 1, "sample 3 failed"),
     ],
 )
 def test_want_of_memory_on_a_device_is_told_from_bad_samples(
     monkeypatch: pytest.MonkeyPatch, device: str, free: int, message: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 4_000_000_000))
+    of_devices = {torch.device("cuda:1"): (free, 84_999_550_000)}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", of_devices.__getitem__)
     error = RuntimeError("sample 3 failed")
     found = device_error(error, torch.device(device))
     assert (found is error) == (message == "sample 3 failed")

@@ -277,13 +277,14 @@ def graph_of(root: Path, epoch: EpochPlan) -> Iterator[tuple[EncodedBatch, Any]]
     shards.close()
 
 
-@pytest.mark.parametrize("area", [None, (0.05, 0.1)])
+@pytest.mark.parametrize(("area", "views"), [(None, 1), ((0.05, 0.1), 1), (None, 2)])
 def test_on_a_gpu_a_sample_is_tried_whole(
-    jpeg_dataset: Path, area: tuple[float, float] | None
+    jpeg_dataset: Path, area: tuple[float, float] | None, views: int
 ) -> None:
-    """A file that lacks its end decodes as far as a part at its top needs it; a GPU decodes no
-    parts."""
-    epoch = plan_of(jpeg_dataset, LoaderConfig.alexnet(batch_size=3, crop=16, area=area))
+    """A file that lacks its end decodes as far as a part at its top needs it; neither a GPU nor
+    who wants several views decodes parts."""
+    config = LoaderConfig.alexnet(batch_size=3, crop=16, area=area, views=views)
+    epoch = plan_of(jpeg_dataset, config)
     shards = ShardReader(jpeg_dataset, epoch.manifest.splits["train"], epoch.index)
     reader = BatchReader(shards, StageTimer(), Quarantine(0, 101, allowed=False))
     batch = reader.read(epoch, np.arange(3))
@@ -291,7 +292,7 @@ def test_on_a_gpu_a_sample_is_tried_whole(
     zero = np.zeros_like(batch.draws.y)
     at_the_top = batch.draws._replace(y=zero, x=zero)
     batch = batch._replace(draws=at_the_top, extents=np.full((3, 2), 16) if area else None)
-    assert undecodable(batch, epoch) == []
+    assert undecodable(batch, epoch) == ([] if views == 1 else [1])
     assert undecodable(batch, replace(epoch, device=torch.device("cuda"))) == [1]
     shards.close()
 
