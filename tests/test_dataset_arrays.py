@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from gratis.dataset import (
     Stats,
     index_name,
     read_index,
+    read_manifest,
     read_stats,
     write_index,
     write_stats,
@@ -48,6 +51,8 @@ def test_an_index_comes_back(tmp_path: Path, count: int, whole: bool) -> None:
     height, width = index.sizes(SQUARE)
     assert height.tolist() == [k + 10 if whole else 64 for k in range(count)]
     assert width.tolist() == [k + 20 if whole else 64 for k in range(count)]
+    height, width = index._replace(width=None).sizes(SQUARE)  # which no file may hold
+    assert height.tolist() == width.tolist() == [64] * count
     few = index.rows(slice(1, 3))
     assert few.size.tolist() == index.size.tolist()[1:3]
     assert (few.width is None) != whole
@@ -99,6 +104,8 @@ def test_statistics_come_back(tmp_path: Path) -> None:
     stats = read_stats(tmp_path)
     assert (stats.mean.shape, stats.mean.dtype) == ((0, 0, 3), np.float32)
     assert [part.tolist() for part in stats.channels] == [[1.0] * 3, [2.0] * 3]
+    with pytest.raises(GratisError, match="not the one the manifest names"):
+        read_stats(tmp_path, sha256)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +120,11 @@ def test_statistics_come_back(tmp_path: Path) -> None:
         ({"mean": None}, "mean is missing"),
         ({"mean": None, "channel_mean": np.zeros(3)}, "channel_std is missing"),
         ({"channel_mean": np.zeros(2), "channel_std": np.zeros(3)}, "channel_mean is float64 (2,)"),
+        (
+            dict.fromkeys(("channel_mean", "channel_std", "eigenvalues"), np.zeros(3))
+            | {"num_images": np.zeros(1, int)},
+            "num_images is int64 (1,)",
+        ),
     ],
 )
 def test_odd_statistics_are_named(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
@@ -122,6 +134,50 @@ def test_odd_statistics_are_named(tmp_path: Path, changes: dict[str, Any], what:
     with pytest.raises(GratisError) as caught:
         read_stats(tmp_path)
     assert str(caught.value) == f"{tmp_path}/stats.npz is damaged ({what}){WAY_OUT}"
+
+
+class Harmful:
+    """Whoever unpickles it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_no_pickle_is_read(tmp_path: Path) -> None:
+    harmful = np.array([Harmful(tmp_path / "harm")], dtype=object)
+    np.savez(tmp_path / "stats.npz", **Stats(MEAN, harmful, VECTORS, 5)._asdict())
+    with pytest.raises(GratisError, match=r"is damaged \(Object arrays cannot be loaded"):
+        read_stats(tmp_path)
+    write_index(tmp_path, "train", index_of(1, whole=False)._replace(label=harmful))
+    with pytest.raises(GratisError) as caught:
+        read_index(tmp_path, "train")
+    path = tmp_path / "train.index.npz"
+    assert str(caught.value) == f"{path} is damaged (it holds objects){WAY_OUT}"
+    assert not (tmp_path / "harm").exists()
+
+
+def test_an_index_of_another_form_of_numpy_s(tmp_path: Path) -> None:
+    """Version 2 of its format, whose headers may be longer."""
+    index = index_of(5, whole=False)
+    with zipfile.ZipFile(tmp_path / "val.index.npz", "w") as archive:
+        for name, column in zip(Index._fields[:4], index[:4], strict=True):
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, np.asarray(column), version=(2, 0))
+    back = read_index(tmp_path, "val")
+    assert [column.tolist() for column in back[:4]] == [column.tolist() for column in index[:4]]
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "stats.npz")
+    with pytest.raises(GratisError, match=r"stats.npz is damaged"):
+        read_stats(tmp_path)
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(GratisError) as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value) == f"{tmp_path}/manifest.json is not a manifest{WAY_OUT}"
 
 
 def test_a_compressed_index_is_read_by_nobody(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_the_manifest_to_the_byte() -> None:
     assert SQUARE.to_json() == (TEXT % "").encode()
     shaped = ',\n "shape": "whole",\n "max_aspect": 2.0,\n "enlarge": true'
     assert WHOLE.to_json() == (TEXT % shaped).encode()
-    for manifest in (SQUARE, WHOLE):
+    for manifest in (SQUARE, WHOLE, dataclasses.replace(SQUARE, image_size=1)):
         assert parse_manifest(manifest.to_json(), "m") == manifest
         assert manifest.hash == hashlib.sha256(manifest.to_json()).hexdigest()
     assert dataclasses.replace(SQUARE, source="é").to_json() == (

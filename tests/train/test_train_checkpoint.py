@@ -56,6 +56,10 @@ def test_latest_is_flipped_last(tmp_path: Path, arrays: Arrays) -> None:
         write(tmp_path, arrays, of_step(2))
     assert (tmp_path / "latest").read_text() == "step-00000001"
     assert not list(tmp_path.glob("*.tmp"))
+    (tmp_path / "step-00000003.tmp").write_text("no folder: it stays")
+    with pytest.raises(FileExistsError):  # what went wrong first
+        write(tmp_path, arrays, of_step(3))
+    assert latest(tmp_path) == tmp_path / "step-00000001"
 
 
 def test_all_of_it_is_on_the_disk_before_latest_names_it(
@@ -225,6 +229,7 @@ def test_its_files_have_the_mode_that_the_umask_gives(tmp_path: Path, arrays: Ar
     assert {
         path.name: oct(path.stat().st_mode & 0o777) for path in found.iterdir()
     } == dict.fromkeys([*FILES, SUMS], "0o640")
+    checkpoint.share(tmp_path / "where nothing is")  # as where there are no modes
 
 
 @pytest.mark.parametrize("fault", [errno.EACCES, errno.EIO])
@@ -258,6 +263,8 @@ def test_neither_state_nor_weights_that_cannot_be_read_are_called_damaged(
         GratisError, match=r"state.json cannot be read \(.*\): not known to be damaged"
     ):
         read_state(found)
+    message = str(checkpoint.unreadable(OSError(errno.EIO, os.strerror(errno.EIO))))
+    assert message.startswith("a checkpoint cannot be read (Input/output error): ")
     (found / "network.safetensors").unlink()
     (
         found / "network.safetensors"
