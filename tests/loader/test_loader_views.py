@@ -168,13 +168,14 @@ def test_batches_equal_numpy_and_pillow(
             np.testing.assert_allclose(got, np.stack(wanted).reshape(got.shape), atol=1e-3)
 
 
-@pytest.mark.parametrize("codec", ["jpeg", "raw"])
+@pytest.mark.parametrize("codec", ["jpeg", pytest.param("raw", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
 def test_other_types_are_the_rounded_float32(
     codec: str, dtype: torch.dtype, layout: Any, request: pytest.FixtureRequest
 ) -> None:
-    """By the engine, of JPEGs, and by the compiled pass, some crops at a time, of raw pixels."""
+    """By the engine, of JPEGs, and by the compiled pass, some crops at a time, of raw pixels (for
+    which `test_normaliser` has it quicker)."""
     root: Path = request.getfixturevalue(f"{codec}_dataset")
     config = LoaderConfig.alexnet(batch_size=40, crop=CROP, layout=layout)
     with (

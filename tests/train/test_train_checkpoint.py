@@ -276,19 +276,20 @@ def test_neither_state_nor_weights_that_cannot_be_read_are_called_damaged(
         checkpoint.load(found, network, Optimiser(network, SAMPLE))
 
 
-@pytest.mark.parametrize("odd", ["bytes", "folder", "pipe"])
-def test_a_latest_that_is_no_text_falls_back_to_the_newest(
-    tmp_path: Path, arrays: Arrays, odd: str
-) -> None:
-    write(tmp_path, arrays, of_step(1))
+@pytest.mark.parametrize("odd", ["bytes", "folder", "pipe", "long"])
+def test_a_latest_that_is_no_text_falls_back_to_the_newest(tmp_path: Path, odd: str) -> None:
+    """Of a file of any length the first 64 KiB are read."""
+    for step in (1, 2):
+        checkpoint.of_step(tmp_path, step).mkdir()
+        (checkpoint.of_step(tmp_path, step) / "state.json").write_text("")
     path = tmp_path / "latest"
-    path.unlink()
     {
         "bytes": lambda: path.write_bytes(b"\xff\xfe"),
         "folder": path.mkdir,
         "pipe": lambda: os.mkfifo(path),
+        "long": lambda: path.write_bytes(b" " * 65536 + b"step-00000001"),
     }[odd]()
-    assert latest(tmp_path) == tmp_path / "step-00000001"
+    assert latest(tmp_path) == tmp_path / "step-00000002"
 
 
 def test_a_latest_that_goes_in_a_circle_is_told(tmp_path: Path) -> None:
