@@ -69,6 +69,7 @@ def test_half_of_the_sizes_is_no_index(tmp_path: Path) -> None:
         index_of(3, whole=True)._replace(width=None),
         index_of(3, whole=True)._replace(height=None),
         index_of(3, whole=False)._replace(size=np.zeros(2, np.int32)),
+        index_of(3, whole=False)._replace(size=np.zeros((3, 1), np.int32)),
         index_of(3, whole=False)._replace(label=np.zeros(3, np.float32)),  # type: ignore[arg-type]
     ):
         write_index(tmp_path, "train", index)

@@ -191,6 +191,11 @@ def test_where_there_is_no_manifest(tmp_path: Path) -> None:
         f"{tmp_path} is no dataset: it has no manifest.json; make one with `gratis shards --src "
         f"... --out {tmp_path}`"
     )
+    (tmp_path / "manifest.json").write_bytes(b"\xff")
+    with pytest.raises(GratisError) as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value) == f"{tmp_path}/manifest.json is not a manifest{WAY_OUT}"
+    (tmp_path / "manifest.json").unlink()
     (tmp_path / "manifest.json").mkdir()
     with pytest.raises(GratisError) as caught:
         read_manifest(tmp_path)
