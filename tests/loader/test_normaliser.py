@@ -177,16 +177,19 @@ def test_what_another_pass_takes_to_do_the_same() -> None:
 
 def test_the_form_of_a_normalisation() -> None:
     pixel = Normaliser(STATS, LoaderConfig(crop=1, normalize=PAIR), 0)
+    assert pixel.level is not None
     np.testing.assert_allclose(pixel.level, [0.2, 2, 0.9], rtol=1e-6)
     image = normalisation(STATS, CONFIGS["released"], 3)
     assert image.mean is STATS.mean
     assert image.factor.tolist() == [1 / 1.1] * 3
     same = normalisation(STATS, CONFIGS["pair"], 3)
-    assert (same.mean.shape, same.mean.dtype) == ((CROP, CROP, 3), np.float32)
+    assert same.mean.shape == (CROP, CROP, 3)
+    assert same.mean.dtype == np.dtype(np.float32)
     np.testing.assert_allclose(same.mean[CROP - 1, 0], [25.5, 127.5, 229.5], rtol=1e-6)
     np.testing.assert_allclose(same.factor * 1.1, [2 / 255, 4 / 255, 1 / 255], rtol=1e-12)
     none = normalisation(STATS, CONFIGS["grey levels"], 3)
-    assert (none.mean.shape, none.mean.dtype) == ((CROP, CROP, 3), np.float32)
+    assert none.mean.shape == (CROP, CROP, 3)
+    assert none.mean.dtype == np.dtype(np.float32)
     assert not none.mean.any()
     assert none.factor.tolist() == [1.0] * 3
     assert none.factor.dtype == np.float64
