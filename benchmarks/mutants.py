@@ -64,6 +64,8 @@ def main() -> int:
     parser.add_argument(
         "--tenths", type=int, choices=range(1, 11), default=10, help="of the mutants, as a sample"
     )
+    parser.add_argument("--most", type=int, help="mutants of each module, evenly over its lines")
+    parser.add_argument("--only", nargs="+", help="names of mutants, as survivors are printed")
     parser.add_argument("--jobs", type=int, default=1, help="mutants tried at a time")
     parser.add_argument("--quiet", action="store_true", help="the table without the survivors")
     options = parser.parse_args()
@@ -75,14 +77,16 @@ def main() -> int:
         copy, tool = Path(folder) / "gratis", Path(folder) / "mutmut"
         copy_checkout(copy)
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tool)]
-        wanted = (MUTMUT, "click", "coverage", "libcst", "setproctitle", "textual", "pyyaml")
-        subprocess.run([*pip, *wanted, "rich", "typing_extensions"], check=True)
+        needs = (MUTMUT, "click", "coverage", "libcst", "setproctitle", "textual", "pyyaml")
+        subprocess.run([*pip, *needs, "rich", "typing_extensions"], check=True)
         configure(copy, modules, options.tests or tests_of(modules))
         for module in modules:
             leave_compiled(copy / module)
-        mutmut = command(tool)
+        wanted = [f"*.{name}" for name in options.only or []] or sample(options.tenths)
+        if options.most:
+            wanted = drawn(copy, modules, options.most, tool)
         ran = subprocess.run(
-            [*mutmut, "run", "--max-children", str(options.jobs), *sample(options.tenths)],
+            [*command(tool), "run", "--max-children", str(options.jobs), *wanted],
             cwd=copy,
             env=environment(tool),
             stdout=subprocess.PIPE,
@@ -109,6 +113,32 @@ def main() -> int:
 def sample(tenths: int) -> list[str]:
     """Patterns of mutants' names, by the last digit of the number: none for all."""
     return [f"*__mutmut_*{digit}" for digit in DIGITS[:tenths]] if tenths < 10 else []
+
+
+GENERATE = """
+import sys
+sys.path.append(sys.argv[1])
+from mutmut import __main__ as mutmut
+mutmut.set_mutant_under_test("mutant_generation")
+mutmut.makedirs("mutants", exist_ok=True)
+mutmut.copy_src_dir()
+mutmut.copy_also_copy_files()
+mutmut.create_mutants(1)
+"""
+
+
+def drawn(copy: Path, modules: list[str], most: int, tool: Path) -> list[str]:
+    """Names of so many of each module's mutants, at even distances in the order of its lines.
+    mutmut finds those made here, and does not make them again."""
+    make = [sys.executable, "-c", GENERATE, str(tool)]
+    subprocess.run(make, cwd=copy, env=environment(tool), stdout=subprocess.DEVNULL, check=True)
+    found = []
+    for module in modules:
+        meta = json.loads((copy / "mutants" / f"{module}.meta").read_text())
+        names = list(meta["exit_code_by_key"])
+        count = min(most, len(names))
+        found += [names[(2 * index + 1) * len(names) // (2 * count)] for index in range(count)]
+    return found
 
 
 def tests_of(modules: list[str]) -> list[str]:
