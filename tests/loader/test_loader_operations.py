@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gratis.loader.augmentations import (
     GaussianBlur,
     Operation,
     RandAugment,
+    RandomAdjustSharpness,
     RandomGrayscale,
     RandomPosterize,
     RandomSolarize,
@@ -210,6 +212,38 @@ def test_contradictions_are_one_line(make: Any, message: str) -> None:
     with pytest.raises(GratisError, match=message) as raised:
         make()
     assert "\n" not in str(raised.value)
+
+
+# of a number: whose it is, the least and the most that it may be, and the next beyond
+LIMITS: list[tuple[Any, str, float, float, float]] = [
+    (RandomPosterize, "bits", 0, 8, 1),
+    (RandomSolarize, "threshold", 0, 255, 0.1),
+    (RandomAdjustSharpness, "sharpness_factor", 0, 1000, 0.1),
+    (RandomGrayscale, "p", 0, 1, 0.1),
+    (GaussianBlur, "kernel_size", 1, 127, 2),
+    (partial(GaussianBlur, 3), "sigma", 0.001, 1000, 0.0005),
+    (TrivialAugmentWide, "num_magnitude_bins", 2, 1000, 1),
+    (RandAugment, "num_ops", 0, 64, 1),
+    (RandAugment, "magnitude", 0, 30, 1),
+    (partial(RandAugment, magnitude=0), "num_magnitude_bins", 2, 1000, 1),
+    (TimmRandAugment, "magnitude", 0, 10, 0.1),
+    (TimmRandAugment, "magnitude_std", 0, 100, 0.1),
+    (TimmRandAugment, "num_ops", 0, 64, 1),
+    (AugMix, "severity", 1, 10, 1),
+    (AugMix, "mixture_width", 1, 10, 1),
+    (AugMix, "chain_depth", -1, 16, 1),
+    (AugMix, "alpha", 0.01, 1000, 0.005),
+]
+
+
+def test_every_number_may_be_its_least_and_its_most() -> None:
+    for make, name, least, most, step in LIMITS:
+        for value in (least, most):
+            kept = getattr(make(**{name: value}), name)
+            assert kept in (value, (value, value)), (make, name)
+        for value in (least - step, most + step):
+            with pytest.raises(GratisError, match=f"{name} is {value}; it must be"):
+                make(**{name: value})
 
 
 def test_operations_are_plain_values() -> None:
