@@ -7,8 +7,9 @@ import dataclasses
 import hashlib
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from gratis.dataset import (
     require_square,
 )
 from gratis.errors import GratisError
+from gratis.schema import check_types
 
 
 def with_format(root: Path, number: int, to: Path) -> Path:
@@ -275,3 +277,52 @@ def test_a_jpeg_has_the_size_that_the_index_says() -> None:
     found = {(h, w): is_decodable(data, "jpeg", h, w) for h in (16, 24) for w in (16, 24)}
     assert found == {(16, 24): True, (16, 16): False, (24, 16): False, (24, 24): False}
     assert not is_decodable(data[:-9], "raw", 16, 24)
+
+
+@dataclass
+class Inner:
+    level: Literal["low", "high"]
+
+
+@dataclass
+class Outer:
+    count: int
+    share: float | None
+    inner: Inner
+    names: tuple[str, ...]
+    sizes: dict[str, int]
+
+
+FITTING: dict[str, Any] = {
+    "count": 3,
+    "share": 0.5,
+    "inner": Inner("high"),
+    "names": ("a", "b"),
+    "sizes": {"a": 1, "b": 2},
+}
+NOT_FITTING: list[tuple[str, Any, str]] = [
+    ("count", True, "count is True"),
+    ("count", 3.0, "count is 3.0"),
+    ("count", "3" * 500, "count is '3+[.]{3}3+'$"),
+    ("share", 1, "share is 1"),
+    ("share", "0.5", "share is '0.5'"),
+    ("inner", {"level": "low"}, "inner is {'level': 'low'}"),
+    ("inner", Inner("middle"), "level is 'middle'"),  # type: ignore[arg-type]
+    ("inner", Inner(1), "level is 1"),  # type: ignore[arg-type]
+    ("names", ["a"], r"names is \['a'\]"),
+    ("names", ("a", 1), r"names is \('a', 1\)"),
+    ("names", (1, "a"), r"names is \(1, 'a'\)"),
+    ("sizes", None, "sizes is None"),
+    ("sizes", [("a", 1)], r"sizes is \[\('a', 1\)\]"),
+    ("sizes", {"a": 1, 2: 2}, "sizes is {'a': 1, 2: 2}"),
+    ("sizes", {"a": "1", "b": 2}, "sizes is {'a': '1', 'b': 2}"),
+]
+
+
+def test_values_of_json_have_the_types_that_are_declared() -> None:
+    check_types(Outer(**FITTING))
+    check_types(Outer(**FITTING | {"share": None, "names": (), "sizes": {}}))
+    for name, value, message in NOT_FITTING:
+        with pytest.raises(TypeError, match=f"^{message}") as raised:
+            check_types(Outer(**FITTING | {name: value}))
+        assert len(str(raised.value)) < 60
