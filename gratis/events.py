@@ -155,7 +155,6 @@ class EventTail:
             os.close(file)
         whole = block[: block.rfind(b"\n") + 1]
         if not whole and len(block) == limit:  # one line longer than the limit is no record of ours
-            self.garbage += 1
             whole = block
         self.offset += len(whole)
         lines = [line for line in whole.splitlines() if line.strip()]
