@@ -226,6 +226,67 @@ def test_a_sound_one_passes(sound: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == f"{sound}: 15 samples are as they were published\n"
 
 
+def test_what_was_rejected_is_no_loss(
+    sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fourth image is in a tar, and not in the index: a loss, unless it is among the rejects of
+    its split."""
+    root = shutil.copytree(sound, tmp_path / "copy")
+    index = dataset.read_index(root, "train")
+    columns = {
+        name: None if column is None else np.delete(column, 3)
+        for name, column in index._asdict().items()
+    }
+    shards = shards_of(root)
+    shards[1]["samples"] = 2
+    sha256 = dataset.write_index(root, "train", index._replace(**columns))
+    change(root, index_sha256=sha256, shards=shards)
+    idx = root / "train-00001.idx"
+    _, _, *rest = idx.read_text().splitlines()
+    idx.write_text("\n".join(["v1.2 2", *rest, ""]))
+    reject = {"split": "train", "file": "s_3.jpg", "kind": "undecodable", "reason": "no JPEG"}
+    lost = "train: 1 images of its tars are neither in its index nor rejected; the first is "
+    for split in (None, "val", "train"):
+        line = json.dumps(reject | {"split": split}) + "\n" if split else ""
+        (root / "rejects.jsonl").write_text(line)
+        if split == "train":
+            verify_dataset(VerifyConfig(shards=str(root)))
+            break
+        with pytest.raises(GratisError, match=": 1 finding;"):
+            verify_dataset(VerifyConfig(shards=str(root)))
+        where = f"'s_3.jpg' at byte {index.offset[3]} of train-00001.tar\n"
+        assert capsys.readouterr().out == lost + where
+
+
+def test_images_are_decoded_on_request(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[int] = []
+
+    class Check:
+        summary = "all of them"
+
+        def difference(self, data: bytes, pixels: np.ndarray) -> str | None:
+            with Image.open(io.BytesIO(data)) as decoded:
+                assert np.array_equal(np.asarray(decoded), pixels)
+            seen.append(len(data))
+            return "differs" if len(seen) == 2 else None
+
+    with pytest.raises(GratisError, match=": 1 finding;"):
+        verify_dataset(VerifyConfig(shards=str(sound), sample=15), Check)
+    index = dataset.read_index(sound, "train")
+    assert sorted(seen) == sorted(index.size.tolist())
+    row = index.size.tolist().index(seen[1])
+    shard, at = f"train-0000{row // 3}.tar", index.offset[row]
+    said = f"{shard}: sample {row}, 's_{row}.jpg' at byte {at}, differs\nall of them\n"
+    assert capsys.readouterr().out == said
+    seen.clear()
+    verify_dataset(VerifyConfig(shards=str(sound), sample=0), Check)
+    assert not seen
+    seen.append(0)
+    with pytest.raises(GratisError):
+        verify_dataset(VerifyConfig(shards=str(sound), sample=1), Check)
+    assert len(seen) == 2
+
+
 def test_a_sound_dataset_passes(sample_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify_dataset(VerifyConfig(shards=str(sample_shards)))
     assert "1,200 samples" in capsys.readouterr().out
