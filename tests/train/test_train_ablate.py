@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gratis.dataset import read_manifest
 from gratis.errors import GratisError
 from gratis.events import EventWriter
 from gratis.history import outcome, records
@@ -28,6 +29,8 @@ from gratis.train.paper.ablate import (
     add,
     digest,
     planned,
+    run_of,
+    stem_of,
 )
 from gratis.train.paper.ablation_table import WHOLE, row, signs
 from gratis.train.paper.arguments import flags, recipe_flags
@@ -290,6 +293,29 @@ def test_ablation_trains_once_and_tabulates(
     assert rows[1]["top1_delta"] == pytest.approx([100 * (last[1]["top1"] - last[0]["top1"])])
     ablate(replace(options, whole=replace(quick, batch=50), minutes=1e-9))
     assert capsys.readouterr().out.count("skipped, it would end after --minutes") == 2
+
+
+@pytest.mark.slow
+def test_a_stopped_ablation_tabulates_what_earlier_calls_have_trained(
+    sample_shards: Path, tmp_path: Path
+) -> None:
+    whole = replace(RECIPES["sample"], epochs=1)
+    stem = stem_of("sample", read_manifest(sample_shards), whole)
+    evaluated(tmp_path / run_of(stem, WHOLE, 0), 0.25)
+    command = ["ablate", *flags(shards=sample_shards, runs=tmp_path, fields="overlap", seeds="0")]
+    command += flags(recipe="sample", epochs=1)
+    process = subprocess.Popen([sys.executable, "-m", "gratis", *command])
+    began = tmp_path / run_of(stem, "overlap", 0) / "rank-0.jsonl"
+    ends = time.monotonic() + 120
+    while not began.exists():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait() == 75
+    assert outcome(began.parent) in ("preempted", None)
+    table = (tmp_path / f"ablation-{stem}" / "ablation.md").read_text()
+    assert "| the whole network | 1 | 75.0 |" in table
+    assert "| pooling 2x2 every 2 | 0 |" in table
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def planned(settings: list[str], seeds: list[int]) -> Iterator[Training]:
 
 def train_all(options: Ablate, stem: str, report: Callable[[Done], object]) -> Done:
     """Trains what is not over yet, as many runs at a time as --jobs says. report: called after each
-    of them."""
+    of them, and at the end."""
     if off := [name for name in options.switches if not has(name, options.whole)]:
         raise GratisError(f"--fields {off[0]}: these settings have that off already; leave it out")
     settings = {WHOLE: options.whole}
@@ -237,6 +237,8 @@ def train_all(options: Ablate, stem: str, report: Callable[[Done], object]) -> D
                 return done
     finally:
         children.end()
+        if done.folders:  # what earlier calls have trained too, however this one ends
+            report(done)
 
 
 class Queue:
