@@ -537,15 +537,12 @@ def test_oversized_and_broken_requests(site: tuple[str, Path]) -> None:
 
 
 def test_starts_and_stops_at_once(tmp_path: Path) -> None:
-    """An open stream does not use up the three seconds that it may take to end. A stop is held
-    against starts, which other processes hold up as much; a start is measured in CPU time."""
-    starts: list[float] = []
+    """An open stream does not use up the three seconds that it may take to end. One good try of
+    three is enough, as other processes are at work too; a start is measured in CPU time."""
 
     def stopping(*, stream: bool) -> float:
-        asked = time.perf_counter()
         with serving(tmp_path) as url:
             assert get(f"{url}/livez")[0] == 200
-            starts.append(time.perf_counter() - asked)
             opened = (
                 urllib.request.urlopen(f"{url}/events", timeout=60) if stream else nullcontext()
             )
@@ -556,11 +553,12 @@ def test_starts_and_stops_at_once(tmp_path: Path) -> None:
 
     before = cpu_of_children()
     without, with_stream = [stopping(stream=False)], [stopping(stream=True)]
-    while len(without) < 4 and max(min(with_stream), min(without)) >= min(starts):
+    while len(without) < 4 and (min(with_stream) - min(without) >= 2 or min(without) >= 3):
         without.append(stopping(stream=False))
         with_stream.append(stopping(stream=True))
     # each the best of its kind: a busy moment makes neither of them shorter
-    assert max(min(with_stream), min(without)) < min(starts), (without, with_stream, starts)
+    assert min(with_stream) - min(without) < 2, (without, with_stream)
+    assert min(without) < 3, without
     used = (cpu_of_children() - before) / (len(without) + len(with_stream))
     print(f"{used:.2f} CPU s a start")
     assert used < 5  # 0.7 on an idle machine
