@@ -19,25 +19,23 @@ from gratis.events import EventWriter
 from gratis.history import outcome, records
 from gratis.train.network.layers import plan
 from gratis.train.options import parse
-from gratis.train.paper.ablate import (
-    Ablate,
-    Done,
-    Queue,
-    Run,
-    Training,
-    ablate,
-    add,
-    digest,
-    planned,
-    run_of,
-    stem_of,
-)
+from gratis.train.paper.ablate import Ablate, ablate
 from gratis.train.paper.ablation_table import WHOLE, row, signs
 from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.paper.children import Children
 from gratis.train.paper.costs import Cost, cost_of, recorded
 from gratis.train.paper.differences import difference, shown, verdict
 from gratis.train.paper.switches import SWITCHES
+from gratis.train.paper.trainings import (
+    Done,
+    Queue,
+    Run,
+    Training,
+    digest,
+    planned,
+    run_of,
+    stem_of,
+)
 from gratis.train.recipes import RECIPES, RELEASED, SAMPLE
 
 
@@ -165,10 +163,10 @@ def test_the_rate_is_chosen_with_the_first_seed_alone(tmp_path: Path) -> None:
         assert done.errors["tanh"] == {}
         ended = "finished" if right else "diverged"
         folder = evaluated(tmp_path / str(number), right or 0.0, ended)
-        add(done, Run(Training(3, "tanh", factor), factor, folder))
+        done.add(Run(Training(3, "tanh", factor), factor, folder))
     assert done.rates == {"tanh": 2.0}
     assert done.errors["tanh"] == {3: (50.0, pytest.approx(10))}
-    add(done, Run(Training(4, "tanh", None), 2.0, evaluated(tmp_path / "later", 0.25)))
+    done.add(Run(Training(4, "tanh", None), 2.0, evaluated(tmp_path / "later", 0.25)))
     assert done.errors["tanh"][4][0] == 75
 
 
@@ -177,9 +175,8 @@ def test_runs_side_by_side_wait_for_a_rate_that_is_not_known_yet(
 ) -> None:
     """The rates of the first seed are under way: the second seed's whole network comes before its
     tanh, and that with the best rate; what an earlier call has trained is taken as it is."""
-    options = Ablate(shards="s", runs=tmp_path, fields="tanh", seeds="3,4", recipe="tiny")
     done = Done(errors={WHOLE: {}, "tanh": {}})
-    queue = Queue(options, "stem", done)
+    queue = Queue(tmp_path, "stem", [3, 4], done)
     evaluated(tmp_path / "ablate-stem-whole-s3", 0.5)
 
     def begun(running: set[str]) -> tuple[str, int, float] | None:
@@ -193,7 +190,7 @@ def test_runs_side_by_side_wait_for_a_rate_that_is_not_known_yet(
     assert begun({"tanh", WHOLE}) is None
     for factor, top1 in zip(rates, (0.25, 0.75, 0.5, 0.25), strict=True):
         folder = evaluated(tmp_path / f"of-{factor:g}", top1)
-        add(done, Run(Training(3, "tanh", factor), factor, folder))
+        done.add(Run(Training(3, "tanh", factor), factor, folder))
     assert begun(set()) == ("tanh", 4, 0.5)
     assert queue.next(set()) is None
     assert "skipped" not in capsys.readouterr().out

@@ -26,7 +26,6 @@ from gratis.history import attempts, outcome, records
 from gratis.processes import OVER
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.paper import page_records
-from gratis.train.paper.ablate import errors_of
 from gratis.train.paper.ablation_table import _cells
 from gratis.train.paper.claims import (
     CLAIMS,
@@ -48,6 +47,7 @@ from gratis.train.paper.paper import copy_pictures, fuller
 from gratis.train.paper.parts import Paper, PartContext, PartResult
 from gratis.train.paper.specialisation import specialisation
 from gratis.train.paper.switches import SWITCHES, same_as_without_conv3
+from gratis.train.paper.trainings import errors_of
 from gratis.train.recipes import RECIPES
 
 

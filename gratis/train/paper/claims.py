@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gratis.dataset import Manifest, read_manifest
 from gratis.processes import OVER, timed
-from gratis.train.paper.ablate import (
-    Ablate,
-    ablate_within,
-    errors_of,
-    has,
-    run_of,
-    seeds_of,
-    stem_of,
-)
+from gratis.train.paper.ablate import Ablate, ablate_within, has, seeds_of
 from gratis.train.paper.ablation_table import WHOLE
 from gratis.train.paper.arguments import flags
 from gratis.train.paper.costs import cost_of, recorded, words
@@ -29,6 +21,7 @@ from gratis.train.paper.longest import longest, resized
 from gratis.train.paper.markdown import table
 from gratis.train.paper.parts import FIGURE1_SIZE, PartContext, PartResult, ran_short, whole_of
 from gratis.train.paper.switches import SWITCHES, same_as_without_conv3
+from gratis.train.paper.trainings import errors_of, run_of, stem_of
 from gratis.train.recipes import Recipe
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from gratis.history import outcome
 from gratis.processes import OVER, timed
 from gratis.train.analysis.figures import CAPTIONS, Which
 from gratis.train.launcher.result import result
-from gratis.train.paper.ablate import OVER_FOR_GOOD, stem_of
 from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.paper.costs import cost_of, recorded, words
 from gratis.train.paper.parts import SEARCHED, PartContext, PartResult, errors, progress
+from gratis.train.paper.trainings import OVER_FOR_GOOD, stem_of
 from gratis.train.recipes import RELEASED
 
 SIZE, CROP = 128, 112  # half of the paper's

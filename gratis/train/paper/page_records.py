@@ -15,8 +15,8 @@ from gratis.errors import GratisError
 from gratis.events import parse_record
 from gratis.history import outcome
 from gratis.train.paper import costs
-from gratis.train.paper.ablate import OVER_FOR_GOOD, VIEWS
 from gratis.train.paper.parts import PartResult
+from gratis.train.paper.trainings import OVER_FOR_GOOD, VIEWS
 
 HISTORY = "rank-0.jsonl"
 WAY_OUT = "make room, or choose other --runs"

@@ -24,10 +24,10 @@ from gratis.extras import require
 from gratis.history import records
 from gratis.signals import terminate_exits
 from gratis.train.paper import page_records
-from gratis.train.paper.ablate import stem_of
 from gratis.train.paper.claims import CLAIMS
 from gratis.train.paper.longest import pictures_of
 from gratis.train.paper.parts import PARTS, Paper, PartContext, PartResult, whole_of
+from gratis.train.paper.trainings import stem_of
 from gratis.train.recipes import RECIPES, RecipeName
 
 

@@ -14,15 +14,9 @@ from gratis.errors import GratisError
 from gratis.history import outcome, records
 from gratis.processes import OVER, log_header, read_log, timed
 from gratis.train.analysis.figures import CAPTIONS
-from gratis.train.paper.ablate import (
-    OVER_FOR_GOOD,
-    Ablate,
-    ablate_within,
-    check_jobs,
-    seeds_of,
-    switchable,
-)
+from gratis.train.paper.ablate import Ablate, ablate_within, check_jobs, seeds_of, switchable
 from gratis.train.paper.arguments import flags
+from gratis.train.paper.trainings import OVER_FOR_GOOD
 from gratis.train.recipes import RECIPES, Recipe, RecipeName
 
 EXPLAINED = "From the stored image to the network's input, and where training cuts out its crops."
