@@ -50,7 +50,7 @@ class Ablate:
     """As `gratis train` takes it."""
     jobs: int = 1
     """Runs at a time, each on its share of the cores, with 1 to 3 GB of memory. On two cores two
-    take 0.6 of the time."""
+    take two thirds of the time."""
     minutes: float | None = None
     """Begin no run that, going by the longest so far, ends later; the same command goes on.
     Default: all of them."""

@@ -42,8 +42,8 @@ class Child:
 
 
 class Children:
-    """At most `jobs` at a time. Threads of two that share their cores wait for each other: on two
-    cores two trainings on one each take the time of 1.2 on both."""
+    """At most `jobs` at a time. Each has cores of its own: small layers leave a second thread
+    little to do, and threads of two that share cores wait for each other."""
 
     def __init__(self, jobs: int) -> None:
         cores = sorted(os.sched_getaffinity(0))
