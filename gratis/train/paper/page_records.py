@@ -44,7 +44,7 @@ def restore_runs(path: Path, runs: Path) -> None:
 
 def write(path: Path, settings: str, sections: Sections, runs: Path, prefix: str) -> None:
     """prefix: what the names of the page's runs begin with."""
-    folders = sorted(runs.glob(f"{prefix}*")) if prefix else []
+    folders = sorted(runs.glob(f"{prefix}*"))
     content = {
         "settings": settings,
         "sections": sections,

@@ -79,8 +79,8 @@ def known(context: PartContext) -> page_records.Sections:
     """What earlier calls wrote, those on other machines too; their runs are laid out again."""
     settings, results = settings_of(context), page_records.Sections()
     for path in reversed(records_of(context)):
+        results |= page_records.read_sections(path, settings)  # or an error, before runs are made
         page_records.restore_runs(path, context.options.runs)
-        results |= page_records.read_sections(path, settings)
     return results
 
 
