@@ -20,7 +20,7 @@ from gratis.history import outcome, records
 from gratis.train.network.layers import plan
 from gratis.train.options import parse
 from gratis.train.paper.ablate import Ablate, ablate
-from gratis.train.paper.ablation_table import WHOLE, row, signs
+from gratis.train.paper.ablation_table import WHOLE, Errors, row, signs
 from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.paper.children import Children
 from gratis.train.paper.costs import Cost, cost_of, recorded
@@ -73,8 +73,8 @@ def test_what_is_known_of_a_small_network_is_computed_from_its_settings() -> Non
 
 def test_differences_are_taken_seed_by_seed() -> None:
     table = {
-        WHOLE: {0: (50.0, 20.0), 1: (40.0, 10.0)},
-        "lrn": {0: (52.0, 20.5), 1: (41.0, 11.5), 2: (90.0, 90.0)},
+        WHOLE: {0: Errors(50.0, 20.0), 1: Errors(40.0, 10.0)},
+        "lrn": {0: Errors(52.0, 20.5), 1: Errors(41.0, 11.5), 2: Errors(90.0, 90.0)},
     }
     own = row("lrn", table)
     assert own["top1_delta"] == [2, 1]
@@ -114,12 +114,12 @@ def test_what_is_said_of_a_difference(
 
 
 def test_signs_are_listed_of_what_the_paper_has_a_number_for() -> None:
-    whole = dict.fromkeys(range(3), (50.0, 20.0))
+    whole = dict.fromkeys(range(3), Errors(50.0, 20.0))
     table = {WHOLE: whole}
     for name, mean in {"lrn": 2.0, "overlap": -2.0, "towers": 0.01, "dropout": 3.0}.items():
-        table[name] = {seed: (50 + mean + seed / 10, 20.0) for seed in range(3)}
+        table[name] = {seed: Errors(50 + mean + seed / 10, 20.0) for seed in range(3)}
     del table["towers"][2]
-    table["color_noise"] = {seed: (49.0 + seed, 20.0) for seed in range(3)}
+    table["color_noise"] = {seed: Errors(49.0 + seed, 20.0) for seed in range(3)}
     assert signs([row(name, table) for name in table]) == [
         "as in the paper: no normalisation layers",
         "against the paper: pooling 2x2 every 2",
@@ -165,7 +165,7 @@ def test_the_rate_is_chosen_with_the_first_seed_alone(tmp_path: Path) -> None:
         folder = evaluated(tmp_path / str(number), right or 0.0, ended)
         done.add(Run(Training(3, "tanh", factor), factor, folder))
     assert done.rates == {"tanh": 2.0}
-    assert done.errors["tanh"] == {3: (50.0, pytest.approx(10))}
+    assert done.errors["tanh"] == {3: Errors(50.0, pytest.approx(10))}
     done.add(Run(Training(4, "tanh", None), 2.0, evaluated(tmp_path / "later", 0.25)))
     assert done.errors["tanh"][4][0] == 75
 
@@ -185,7 +185,7 @@ def test_runs_side_by_side_wait_for_a_rate_that_is_not_known_yet(
 
     rates = SWITCHES["tanh"].rates
     assert [begun({"tanh"}) for _ in rates] == [("tanh", 3, factor) for factor in rates]
-    assert done.errors[WHOLE] == {3: (50.0, pytest.approx(10))}
+    assert done.errors[WHOLE] == {3: Errors(50.0, pytest.approx(10))}
     assert begun({"tanh"}) == (WHOLE, 4, 1.0)
     assert begun({"tanh", WHOLE}) is None
     for factor, top1 in zip(rates, (0.25, 0.75, 0.5, 0.25), strict=True):

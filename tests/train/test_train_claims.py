@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from gratis.history import attempts, outcome, records
 from gratis.processes import OVER
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.paper import page_records
-from gratis.train.paper.ablation_table import _cells
+from gratis.train.paper.ablation_table import Errors, _cells
 from gratis.train.paper.claims import (
     CLAIMS,
     NUMBERED,
@@ -47,7 +48,7 @@ from gratis.train.paper.paper import copy_pictures, fuller
 from gratis.train.paper.parts import Paper, PartContext, PartResult
 from gratis.train.paper.specialisation import specialisation
 from gratis.train.paper.switches import SWITCHES, same_as_without_conv3
-from gratis.train.paper.trainings import errors_of
+from gratis.train.paper.trainings import errors_of, last_epoch
 from gratis.train.recipes import RECIPES
 
 
@@ -349,12 +350,15 @@ def test_a_row_s_n_is_of_its_differences() -> None:
         "seeds": [0, 1, 2],
         "top1": [50.0, 51.0, 52.0],
         "top5": [20.0, 21.0, 22.0],
+        "losses": [(1.5, 2.0), (2.5, 4.0)],
         "top1_delta": [1.0, 2.0],
         "top5_delta": [1.0, 2.0],
         "paper": (None, None),
         "paper_on": "",
     }
     assert _cells(row)[1] == "2"
+    assert _cells(row)[4] == "2.00 / 3.00"
+    assert _cells(row | {"losses": []})[4] == ""
 
 
 def test_another_machine_goes_on_from_the_records_beside_the_page(tmp_path: Path) -> None:
@@ -372,7 +376,9 @@ def test_another_machine_goes_on_from_the_records_beside_the_page(tmp_path: Path
     assert read["Two"].state == "skipped: why"
     page_records.restore_runs(path, there)
     assert [folder.name for folder in there.iterdir()] == [over.name]
-    assert errors_of(there / over.name) == (75.0, pytest.approx(10.0))
+    # (30 images at 2 + 10 at 4) / 40
+    errors = Errors(75.0, pytest.approx(10.0), (2.5, 1.0))
+    assert errors_of(over) == errors_of(there / over.name) == errors
     assert cost_of([there / over.name]) == (3, 4, 2.0)
     assert [own.name for own in sorted((there / over.name).iterdir())] == [
         "costs.jsonl",
@@ -382,6 +388,19 @@ def test_another_machine_goes_on_from_the_records_beside_the_page(tmp_path: Path
     (there / over.name / "rank-0.jsonl").unlink()
     page_records.restore_runs(path, there)
     assert errors_of(there / over.name) is None
+
+
+def test_a_loss_of_training_is_the_last_epoch_s_of_the_last_attempt(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path, "ablate-a-whole-s0", top1=0.25, ended=False)
+    events = EventWriter(run / "rank-0.jsonl", attempt=2, rank=0)
+    for images, loss in ((1, 3.0), (3, 1.0)):
+        events.write("step", {"steps": 1, "images": images, "loss": loss}, epoch=1, step=1)
+    step = last_epoch(records(run))
+    assert step is not None
+    assert (step["images"], step["loss"]) == (4, 1.5)
+    events.write("step", {"steps": 1, "images": 3, "loss": math.nan}, epoch=1, step=1)
+    assert last_epoch(records(run)) is None
+    assert last_epoch([]) is None
 
 
 def test_a_part_that_has_nothing_to_show_leaves_what_was_known() -> None:
@@ -401,6 +420,8 @@ def recorded_run(runs: Path, name: str, *, top1: float, ended: bool = True) -> P
     for views, share in ((10, 0.9), (1, 0.8), (10, top1)):
         scores = {"views": views, "images": 10, "top1": share, "top5": 0.9, "nll": 1.0}
         events.write("eval", scores, epoch=1, step=1)
+    for epoch, images, loss in ((0, 10, 7.0), (1, 30, 2.0), (1, 10, 4.0)):
+        events.write("step", {"steps": 1, "images": images, "loss": loss}, epoch=epoch, step=1)
     if ended:
         events.write("end", {"outcome": "finished", "error": None})
     (folder / "costs.jsonl").write_text('{"wall_s": 3, "cpu_s": 4, "load": 2}\n')

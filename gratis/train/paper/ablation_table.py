@@ -7,7 +7,7 @@ import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gratis.atomic import atomic_output
 from gratis.dataset import Manifest
@@ -18,11 +18,23 @@ from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import Recipe
 
 WHOLE = "whole"
+ERRORS = ("top-1", "top-5")
 DIFFERENCES = ("top-1 difference", "top-5 difference")
 SIGNS = ("as in the paper", "against the paper", "not told from 0")
-HEADINGS = ("", "n", "top-1", "top-5", *DIFFERENCES, "paper's", "on", "top-1 beside the paper's")
+LOSSES = "loss, training / validation"
+BESIDE = ("paper's", "on", "top-1 beside the paper's")
+HEADINGS = ("", "n", *ERRORS, LOSSES, *DIFFERENCES, *BESIDE)
 
-Errors = tuple[float, float]  # top-1 and top-5, in per cent
+
+class Errors(NamedTuple):
+    """Of a run's last evaluation, in per cent. losses: of training in the last epoch, with dropout
+    and on altered images, and of the validation images' centre view; None: not on record."""
+
+    top1: float
+    top5: float
+    losses: tuple[float, float] | None = None
+
+
 ErrorTable = dict[str, dict[int, Errors]]  # by setting, by seed
 
 
@@ -71,8 +83,9 @@ def row(name: str, results: ErrorTable) -> dict[str, Any]:
         "setting": name,
         "words": switch.words if switch else "the whole network",
         "seeds": list(own),
-        "top1": [top1 for top1, _ in own.values()],
-        "top5": [top5 for _, top5 in own.values()],
+        "top1": [errors.top1 for errors in own.values()],
+        "top5": [errors.top5 for errors in own.values()],
+        "losses": [errors.losses for errors in own.values() if errors.losses],
         "top1_delta": [one[0] - other[0] for one, other in pairs],
         "top5_delta": [one[1] - other[1] for one, other in pairs],
         "paper": switch.paper if switch else (None, None),
@@ -90,7 +103,10 @@ def markdown(rows: list[dict[str, Any]], ablation: Ablation) -> str:
     lines = [
         f"Errors in % over ten views of {val:,} validation images, means over n seeds with the "
         "extremes; differences in points to the whole network of the same seed, mean and its "
-        f"standard error over the seeds, positive: worse without. {RULE}",
+        f"standard error over the seeds, positive: worse without. {RULE} Losses are means too: of "
+        "training in the last epoch, with dropout and on altered images, and of the validation "
+        "images' centre view. Where both are about the same, what works against overfitting has "
+        "little to gain.",
         f"Measured on {train:,} training images of {len(manifest.classes):,} classes at "
         f"{manifest.image_size} px, recipe {ablation.recipe_name}, crop {whole.crop}, width "
         f"{whole.width:g}, {whole.epochs} epochs. The paper's differences are the full network's "
@@ -134,6 +150,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["words"],
         str(of_seeds[0].n if of_seeds[0] else len(row["seeds"])),
         *errors,
+        " / ".join(f"{statistics.mean(each):.2f}" for each in zip(*row["losses"], strict=True)),
         *differences,
         paper,
         row["paper_on"],

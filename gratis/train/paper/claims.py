@@ -230,7 +230,7 @@ def pretraining(context: PartContext) -> PartResult:
 def compared(what: str, scratch: list[Path], tuned: list[Path]) -> list[str]:
     """A row: errors of both and their difference, run by run."""
     pairs = [(errors_of(one), errors_of(other)) for one, other in zip(scratch, tuned, strict=True)]
-    both = [(one, other) for one, other in pairs if one and other]
+    both = [(one[:2], other[:2]) for one, other in pairs if one and other]
     cells = [what]
     for side in (0, 1):
         means = (sum(pair[side][key] for pair in both) / len(both) for key in (0, 1))

@@ -12,13 +12,13 @@ from typing import Any
 
 from gratis.atomic import atomic_output
 from gratis.errors import GratisError
-from gratis.events import parse_record
-from gratis.history import outcome
+from gratis.history import outcome, records
 from gratis.train.paper import costs
 from gratis.train.paper.parts import PartResult
-from gratis.train.paper.trainings import OVER_FOR_GOOD, VIEWS
+from gratis.train.paper.trainings import OVER_FOR_GOOD, last_epoch
 
 HISTORY = "rank-0.jsonl"
+STEP = ("kind", "t", "attempt", "epoch", "step", "images", "loss")
 WAY_OUT = "make room, or choose other --runs"
 Sections = dict[str, PartResult]
 
@@ -67,15 +67,14 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _records(folder: Path) -> dict[str, list[str]]:
-    """Lines of the run's files, without those that tables of errors and costs do not read."""
-    history = (folder / HISTORY).read_text(errors="replace").splitlines()
-    evaluations, ends = list[str](), list[str]()
-    for line in history:
-        record = parse_record(line.encode()) or {"kind": ""}
-        if record["kind"] == "eval" and record.get("views") == VIEWS:
-            evaluations = [line]
-        if record["kind"] == "end":
-            ends = [line]
+    """Lines of the run's files, without those that tables of errors, losses and costs do not read.
+    Of the last epoch's steps one."""
+    history = records(folder)
+    step = last_epoch(history)
+    kept: dict[object, object] = {"step": {key: step[key] for key in STEP}} if step else {}
+    for record in history:
+        if record["kind"] in ("eval", "end"):
+            kept[record["kind"], record.get("views")] = record
     cost = folder / costs.FILE
     spent = cost.read_text(errors="replace").splitlines() if cost.is_file() else []
-    return {HISTORY: [*evaluations, *ends], costs.FILE: spent}
+    return {HISTORY: [json.dumps(record) for record in kept.values()], costs.FILE: spent}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gratis.dataset import Manifest
 from gratis.history import outcome, records
@@ -19,7 +19,7 @@ from gratis.train.paper.switches import SWITCHES
 from gratis.train.recipes import RELEASED, Recipe
 
 VIEWS = 10
-DIVERGED = (float("inf"), float("inf"))
+DIVERGED = Errors(float("inf"), float("inf"))
 OVER_FOR_GOOD = ("finished", "diverged")  # ends after which no call goes on with a run
 
 
@@ -71,7 +71,7 @@ class Done:
     def rates(self) -> dict[str, float]:
         """The best factor of each setting all of whose rates were tried."""
         whole = {name: own for name, own in self.tried.items() if len(own) == len(rates_of(name))}
-        return {name: min(own, key=lambda factor: own[factor]) for name, own in whole.items()}
+        return {name: min(own, key=lambda factor: own[factor][:2]) for name, own in whole.items()}
 
     def add(self, run: Run) -> None:
         """What the run's records say of it: of several rates the best, once all are tried."""
@@ -81,7 +81,7 @@ class Done:
         if wanted is not None and len(rates) > 1:
             tried = self.tried.setdefault(name, {})
             tried[factor] = errors or DIVERGED
-            best = min(tried.values())
+            best = min(tried.values(), key=lambda own: own[:2])
             errors = best if len(tried) == len(rates) and best != DIVERGED else None
         if errors:
             self.errors[name][seed] = errors
@@ -143,8 +143,24 @@ class Queue:
 
 
 def errors_of(folder: Path) -> Errors | None:
-    """Of the ten views; None before they were evaluated."""
-    evals = [one for one in records(folder) if one["kind"] == "eval" and one["views"] == VIEWS]
-    if outcome(folder) != "finished" or not evals:
+    """Of the ten views; None before they were evaluated. Losses as far as they are on record."""
+    history = records(folder)
+    evals = {record["views"]: record for record in history if record["kind"] == "eval"}
+    if outcome(folder) != "finished" or VIEWS not in evals:
         return None
-    return 100 * (1 - evals[-1]["top1"]), 100 * (1 - evals[-1]["top5"])
+    trained, centre, ten = last_epoch(history), evals.get(1), evals[VIEWS]
+    losses = (trained["loss"], centre["nll"]) if trained and centre else None
+    return Errors(100 * (1 - ten["top1"]), 100 * (1 - ten["top5"]), losses)
+
+
+def last_epoch(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last attempt's `step` records of its last epoch as one: the last, with the mean loss of
+    all of their images; None where a loss was no number, or there is none."""
+    steps = [record for record in history if record["kind"] == "step"]
+    last = (steps[-1]["attempt"], steps[-1]["epoch"]) if steps else ()
+    steps = [step for step in steps if (step["attempt"], step["epoch"]) == last]
+    if not steps or None in [step["loss"] for step in steps]:
+        return None
+    images = sum(step["images"] for step in steps)
+    loss = sum(step["images"] * step["loss"] for step in steps) / images
+    return {**steps[-1], "images": images, "loss": loss}
