@@ -146,3 +146,244 @@ def test_from_plain_values_as_a_json_file_holds_them() -> None:
 def test_plain_values_that_mean_nothing(values: Any, message: str) -> None:
     with pytest.raises(GratisError, match=message):
         LoaderConfig.from_dict(values)
+
+
+OFFSET: dict[str, Any] = {"normalize": "mean-image", "mean": "offset"}
+TRAINING = "set augment=True, or"
+RANGES = "it must be two numbers, the least and the most"
+
+# what is refused, the whole message, and the nearest that is not
+REFUSED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
+    ({"crop": 4.0}, "crop is 4.0; it must be a whole number", {"crop": np.int64(4)}),
+    ({"threads": 0}, "threads is 0; it must be at least 1", {"threads": 1}),
+    ({"window": 0}, "window is 0; it must be at least 1", {"window": 1}),
+    ({"views": 101}, "views is 101; it may be at most 100", {"views": 100}),
+    (
+        {"batch_size": 1048577},
+        "batch_size is 1048577; it may be at most 1,048,576",
+        {"batch_size": 1048576},
+    ),
+    (
+        {"layout": "NCHW"},
+        "layout is 'NCHW'; it may be 'nchw' or 'channels_last' or 'nhwc'",
+        {"layout": "nhwc"},
+    ),
+    ({"seed": -1}, "seed is -1; it must be at least 0 and below 2**64", {"seed": 0}),
+    (
+        {"seed": 2**64},
+        "seed is 18446744073709551616; it must be at least 0 and below 2**64",
+        {"seed": 2**64 - 1},
+    ),
+    ({"flip": 1.5}, "flip is 1.5; it is a probability, from 0 to 1", {"flip": 1}),
+    ({"flip": -0.1}, "flip is -0.1; it is a probability, from 0 to 1", {"flip": 0}),
+    ({"flip": "0.5"}, "flip is '0.5'; it must be a number", {"flip": 0.5}),
+    ({"flip": True}, "flip is True; it must be a number", {"flip": 1.0}),
+    ({"augment": 1}, "augment is 1; it must be True or False", {"augment": True}),
+    ({"cache": 3}, "cache is 3; it must be the name of a folder", {"cache": Path("shards")}),
+    ({"cache_gb": 0}, "cache_gb is 0; it must be above 0, and finite", {"cache_gb": 0.1}),
+    (
+        {"decoded_gb": float("inf")},
+        "decoded_gb is inf; it must be above 0, and finite",
+        {"decoded_gb": None},
+    ),
+    (
+        {"outage_s": 86401},
+        "outage_s is 86401; it must be from 0 to 86,400 seconds",
+        {"outage_s": 86400},
+    ),
+    ({"noise_until": -1}, "noise_until is -1; it is an epoch, counted from 0", {"noise_until": 0}),
+    (
+        {"bad_samples": "quarantine", "augment": False},
+        "bad_samples='quarantine' is for training: an evaluation must see every sample once",
+        {"bad_samples": "quarantine"},
+    ),
+    (
+        {"normalize": "caffe"},
+        "normalize is 'caffe'; it may be 'imagenet', 'mean-image', None or (mean, std), three "
+        "numbers each",
+        {"normalize": "mean-image"},
+    ),
+    (
+        {"normalize": ((0, 0, 0), (1, 1))},
+        "normalize is ((0, 0, 0), (1, 1)); it may be (mean, std), two tuples of three numbers",
+        {"normalize": ((0, 0, 0), (1, 1, 1))},
+    ),
+    (
+        {"normalize": ((0, 0, 0), (1, 1, 0))},
+        "normalize is ((0, 0, 0), (1, 1, 0)); it may be (mean, std) of images scaled to [0, 1], "
+        "std above 0; divide grey levels by 255",
+        {"normalize": ((1, 1, 1), (1, 1, 0.001))},
+    ),
+    (
+        {"normalize": "imagenet", "mean": "offset"},
+        "mean is 'offset'; it is for the mean image; set normalize='mean-image' too",
+        OFFSET,
+    ),
+    (
+        {"normalize": None, "noise": "sqrt", "dtype": torch.uint8},
+        "dtype=torch.uint8 holds grey levels alone; set normalize=None and noise='off'",
+        {"normalize": None, "dtype": torch.uint8},
+    ),
+    ({"area": 0.5}, f"area is 0.5; {RANGES}", {"area": (0.5, 0.5)}),
+    ({"ratio": None}, f"ratio is None; {RANGES}", {"area": None}),
+    ({"area": (0, 1)}, "area is (0, 1); it must be a range within (0, 1]", {"area": (0.001, 1)}),
+    (
+        {"area": (0.5, 1.5)},
+        "area is (0.5, 1.5); it must be a range within (0, 1]",
+        {"area": (0.5, 1.0)},
+    ),
+    (
+        {"area": (0.5, 1), "ratio": (2, 1)},
+        "ratio is (2, 1); it must be a range within (0, 100]",
+        {"area": (0.5, 1), "ratio": (1, 100)},
+    ),
+    (
+        {"area": (0.5, 1), "crop_chunk": 2},
+        "crop_chunk is for plain crops; with area leave it at 1",
+        {"area": (0.5, 1), "crop_chunk": 1},
+    ),
+    (
+        {"area": (0.5, 1), "augment": False},
+        f"area is for training; {TRAINING} area=None",
+        {"area": None, "augment": False},
+    ),
+    (
+        {"area": (0.5, 1)} | OFFSET,
+        "mean='offset' has no meaning for a resized crop; with area choose mean='central'",
+        {"area": (0.5, 1), "normalize": "mean-image"},
+    ),
+    (
+        {"operations": (GaussianBlur(3),), "augment": False},
+        f"operations are for training; {TRAINING} operations=()",
+        {"operations": (GaussianBlur(3),)},
+    ),
+    (
+        {"operations": (GaussianBlur(3),)} | OFFSET,
+        "mean='offset' has no meaning here: operations move pixels from their places; choose "
+        "mean='central'",
+        {"operations": (GaussianBlur(3),), "normalize": "mean-image"},
+    ),
+    (
+        {"views": 2, "augment": False},
+        "views is 2; in evaluation it may be 1 or 10",
+        {"views": 10, "augment": False},
+    ),
+    (
+        {"repeats": 2, "augment": False},
+        "repeats is for training: an evaluation must see every sample once",
+        {"repeats": 2},
+    ),
+    (
+        {"crop_chunk": 2, "repeats": 2},
+        "crop_chunk is for single views; with views or repeats leave it at 1",
+        {"crop_chunk": 2},
+    ),
+    (
+        {"mix": "MixUp"},
+        "mix is 'MixUp'; it must be a tuple of MixUp(...) and CutMix(...)",
+        {"mix": MixUp(0.2)},
+    ),
+    (
+        {"mix": (CutMix(1.0),), "augment": False},
+        f"mix is for training; {TRAINING} mix=()",
+        {"mix": (CutMix(1.0),)},
+    ),
+    (
+        {"erasing": 0.25},
+        "erasing is 0.25; it must be a RandomErasing(...) or None",
+        {"erasing": RandomErasing(0.25)},
+    ),
+    (
+        {"erasing": RandomErasing(0.25), "augment": False},
+        f"erasing is for training; {TRAINING} erasing=None",
+        {"augment": False},
+    ),
+    (
+        {"erasing": RandomErasing(0.25, mode="rand"), "normalize": None},
+        "erasing in mode 'rand' is for a standard deviation of 1; set normalize='imagenet', or "
+        "mode='const'",
+        {"erasing": RandomErasing(0.25, mode="const"), "normalize": None},
+    ),
+    (
+        {"erasing": RandomErasing(0.25, mode="pixel"), "crop": 4097},
+        "crop is 4097; erasing in mode 'pixel' goes up to 4096",
+        {"erasing": RandomErasing(0.25, mode="pixel"), "crop": 4096},
+    ),
+    (
+        {"schedule": ((1, {"seed": 3}),)},
+        "schedule changes 'seed'; it may change crop, area, ratio, interpolation, antialias, flip, "
+        "operations, mix, erasing",
+        {"schedule": ((1, {"flip": 0}),)},
+    ),
+    (
+        {"schedule": ((0, {"crop": 9}), (0, {"crop": 8}))},
+        "schedule is ((0, {'crop': 9}), (0, {'crop': 8})); it must be as "
+        '((0, {"crop": 160}), (6, {"crop": 192})), epochs ascending',
+        {"schedule": ((0, {"crop": 9}), (1, {"crop": 8}))},
+    ),
+    (
+        {"schedule": ((1, {"area": (0.5, 1)}),)},
+        "schedule turns area on or off; give every epoch a range, or none",
+        {"area": (0.1, 1), "schedule": ((1, {"area": (0.5, 1)}),)},
+    ),
+    (
+        {"resize": 256},
+        "resize is for evaluation; set augment=False, or resize=None",
+        {"resize": 256, "augment": False},
+    ),
+    (
+        {"resize": 223, "augment": False},
+        "resize is 223, less than the crop; choose at least 224, or a smaller crop",
+        {"resize": 224, "augment": False},
+    ),
+    (
+        {"resize": 256, "augment": False} | OFFSET,
+        "mean='offset' has no meaning for resized images; with resize choose mean='central'",
+        {"augment": False} | OFFSET,
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message", "right"), REFUSED, ids=[r[1] for r in REFUSED])
+def test_what_contradicts_itself_is_refused_and_its_neighbour_taken(
+    wrong: dict[str, Any], message: str, right: dict[str, Any]
+) -> None:
+    with pytest.raises(GratisError) as refused:
+        LoaderConfig(**wrong)
+    assert str(refused.value) == message
+    LoaderConfig(**right)
+
+
+def test_what_a_schedule_changes_stays_until_it_is_named_again() -> None:
+    config = LoaderConfig(
+        crop=9, schedule=((1, {"crop": 8}), (3, {"flip": 0.25}), (4, {"crop": 7}))
+    )
+    epochs = [config.at_epoch(epoch) for epoch in range(6)]
+    assert [one.crop for one in epochs] == [9, 8, 8, 8, 7, 7]
+    assert [one.flip for one in epochs] == [0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
+    assert [one.schedule for one in epochs] == [()] * 6
+    assert [one.crop for one in config.stages] == [9, 8, 8, 7]
+
+
+def test_noise_ends_with_the_epoch_before_the_one_that_is_named() -> None:
+    config = LoaderConfig.alexnet(noise_until=2)
+    assert [config.noisy(epoch) for epoch in range(4)] == [True, True, False, False]
+    assert not replace(config, augment=False).noisy(0)
+    assert not replace(config, noise="off").noisy(0)
+    assert LoaderConfig.alexnet().noisy(10**6)
+
+
+def test_only_whole_images_are_resized_to_8_sevenths_of_the_crop() -> None:
+    evaluation = LoaderConfig.evaluation(crop=224)
+    assert evaluation.shorter_side(whole=True) == 256
+    assert evaluation.shorter_side(whole=False) is None
+    assert replace(evaluation, resize=232).shorter_side(whole=True) == 232
+    assert LoaderConfig(crop=224).shorter_side(whole=True) is None
+
+
+def test_an_order_is_named_by_what_it_depends_on() -> None:
+    window: dict[str, Any] = {"order": "window", "window": 5}
+    assert LoaderConfig().order_name == LoaderConfig(window=5).order_name == "full"
+    assert LoaderConfig(**window).order_name == "window:5"
+    assert LoaderConfig(**window, repeats=3).order_name == "window:5, each 3 times"
+    assert LoaderConfig.evaluation(**window).order_name == "fixed"
