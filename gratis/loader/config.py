@@ -70,7 +70,9 @@ MAY_BE_NONE = ("threads", "noise_until", "decoded_gb", "cache", "resize")
 
 # what may change from epoch to epoch
 SCHEDULED = "crop area ratio interpolation antialias flip operations mix erasing".split()
-Schedule = tuple[tuple[int, tuple[tuple[str, Any], ...]], ...]
+# pairs once it is checked, so that it can be hashed
+Changes = Mapping[str, Any] | tuple[tuple[str, Any], ...]
+Schedule = tuple[tuple[int, Changes], ...]
 
 # mean and standard deviation of ImageNet's channels, as torchvision's networks expect them
 IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -121,7 +121,7 @@ def test_from_plain_values_as_a_json_file_holds_them() -> None:
         operations=(ColorJitter((0.5, 1.5)), GaussianBlur(3)),
         mix=(MixUp(0.2), CutMix()),
         erasing=RandomErasing(0.1),
-        schedule=((0, {"area": (0.3, 1)}), (5, {"crop": 192, "mix": ()})),  # type: ignore[arg-type]
+        schedule=((0, {"area": (0.3, 1)}), (5, {"crop": 192, "mix": ()})),
     )
     assert LoaderConfig.from_dict(json.loads(text)) == expected
     assert LoaderConfig.from_dict({}) == LoaderConfig()
