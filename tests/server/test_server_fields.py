@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,7 @@ def folder(tmp_path: Path) -> Path:
     startup |= {"loss": 2.5, "top1": 0.5, "lr": 0.02, "native": 7, "fallback": 1}
     ten = {"steps": 10}
     first = ten | {"images": 40, "wall_s": 10.0, "wait_s": 1.0, "exchange_s": 2.0, "cpu_s": 8.0}
-    first |= {"delivered": 80, "read": 0.5, "decode": 4.0, "finish": 1.0, "transfer": 0.5}
+    first |= {"delivered": 80, "read": 0.25, "decode": 4.0, "finish": 1.0, "transfer": 0.75}
     first |= {"blocked": 2.0, "bytes_read": 1000, "rss_bytes": 1100, "native": 77, "fallback": 3}
     second = ten | {"images": 36, "wall_s": 9.0, "wait_s": 0.45, "exchange_s": 1.8, "cpu_s": 4.5}
     second |= {"delivered": 72, "read": 0.25, "decode": 2.75, "finish": 0.75, "transfer": 0.25}
@@ -99,16 +101,31 @@ def folder(tmp_path: Path) -> Path:
         steps(1, 117.5, 31, **second, gpu=gpus[1]),
     ]
     (run / "rank-1.jsonl").write_text("".join(lines))
+    for rank, grown in enumerate(GROWN):
+        os.utime(run / f"rank-{rank}.jsonl", (grown, grown))
     return run
 
 
+GROWN = (2000.0, 1500.0)  # when each rank's file last grew
+
+
+def assert_ages(ages: list[float], grown: list[float], asked: float) -> None:
+    """asked: when they were, before the answer came."""
+    for age, at in zip(ages, grown, strict=True):
+        assert asked - at <= age <= time.time() - at
+
+
 def test_the_status(folder: Path) -> None:
-    run = Run(folder)
+    run, asked = Run(folder), time.time()
     run.refresh()
-    status = run_status(run, 1e9).model_dump()
+    status = run_status(run, 1e10).model_dump()
+    assert_ages([status["age_s"]], [2000.0], asked)
     expected = {
         "name": "a",
         "state": "running",
+        "reason": "events arrive",
+        "folder": f"{folder.parent.name}/a",
+        "updated": 2000.0,
         "recipe": "released",
         "dataset": "abc",
         "classes": 7,
@@ -157,6 +174,8 @@ def test_the_status(folder: Path) -> None:
         "receipt": {"epoch": 0, "seen": 990, "missing": 6, "duplicates": 3, "dropped": 4},
     }
     assert {name: status[name] for name in expected} == expected
+    others = {"verdict", "evaluations", "best", "ranks", "age_s"}  # which are looked at beside it
+    assert status.keys() == expected.keys() | others, "a field without a value worked out by hand"
     verdict = status["verdict"]
     assert (verdict["kind"], verdict["pauses"], verdict["rank"]) == ("compute-bound", True, None)
     fields = "epoch step views images top1_error top5_error nll wall_s t".split()
@@ -165,13 +184,15 @@ def test_the_status(folder: Path) -> None:
         (1, 20, 1, 50, 0.5, 0.25, 2.0, 2.0, 107.0),
         (2, 31, 1, 50, 0.375, 0.125, 1.0, 2.0, 118.0),
     ]
-    assert status["best"]["epoch"] == 2
+    assert status["best"] == status["evaluations"][1]
+    assert status["best"].keys() == {*fields}
 
 
 def test_the_status_of_each_rank(folder: Path) -> None:
-    run = Run(folder)
+    run, asked = Run(folder), time.time()
     run.refresh()
-    first, second = (one.model_dump() for one in run_status(run, 1e9).ranks)
+    first, second = (one.model_dump() for one in run_status(run, 1e10).ranks)
+    assert_ages([first["age_s"], second["age_s"]], [*GROWN], asked)
     expected = {
         "rank": 0,
         "state": "running",
@@ -184,6 +205,8 @@ def test_the_status_of_each_rank(folder: Path) -> None:
         "read_bytes_per_s": 100.0,
         "cpu_cores": 0.8,
         "rss_bytes": 1100,
+        "native_images": 7 + 77,
+        "fallback_images": 1 + 3,
         "queue_depth": 1,
         "queue_capacity": 2,
         "gpu": {
@@ -195,8 +218,9 @@ def test_the_status_of_each_rank(folder: Path) -> None:
         },
     }
     assert {name: first[name] for name in expected} == expected
-    shares = {"read": 0.5 / 6, "decode": 4 / 6, "finish": 1 / 6, "transfer": 0.5 / 6}
-    assert {name: first["stages"][name] for name in shares} == pytest.approx(shares)
+    assert first.keys() == expected.keys() | {"stages", "age_s"}
+    shares = {"read": 0.25 / 6, "decode": 4 / 6, "finish": 1 / 6, "transfer": 0.75 / 6}
+    assert first["stages"] == pytest.approx(shares)
     of_second = {
         "rank": 1,
         "device": "cuda:1",
@@ -205,6 +229,8 @@ def test_the_status_of_each_rank(folder: Path) -> None:
         "step_s": 0.9,
         "read_bytes_per_s": 200.0,
         "cpu_cores": 0.5,
+        "native_images": 7 + 60,
+        "fallback_images": 1 + 12,
     }
     assert {name: second[name] for name in of_second} == of_second
 
@@ -230,7 +256,7 @@ def test_the_intervals(folder: Path) -> None:
         "gpu_memory_bytes": 90,
         "rss_bytes": 2400,
     }
-    assert {name: interval[name] for name in expected} == expected
+    assert interval == expected
     begun = {"first_step": 21, "step": 21, "startup": True, "loss": 2.5, "train_error": 0.5}
     assert {name: startup[name] for name in begun} == begun
     assert startup["learning_rate"] == 0.02
@@ -294,11 +320,11 @@ def test_an_evaluation_that_a_resume_repeats_is_the_later_one(tmp_path: Path) ->
     path.write_text("".join(lines))
     run = Run(tmp_path)
     run.refresh()
-    shown = [(one.step, one.top1_error) for one in run_status(run, 1e9).evaluations]
+    shown = [(one.step, one.top1_error) for one in run_status(run, 1e10).evaluations]
     assert shown == [(5, 0.5)]
     path.write_text("".join([*lines, bare_steps(0, 10, 2), evaluated(0, 10, 2, 0.75)]))
     run.refresh()
-    shown = [(one.step, one.top1_error) for one in run_status(run, 1e9).evaluations]
+    shown = [(one.step, one.top1_error) for one in run_status(run, 1e10).evaluations]
     assert shown == [(5, 0.5), (10, 0.25)]
 
 
@@ -311,7 +337,7 @@ def test_rates_are_of_the_last_half_minute(tmp_path: Path) -> None:
     (tmp_path / "rank-0.jsonl").write_text("".join(lines))
     run = Run(tmp_path)
     run.refresh()
-    status = run_status(run, 1e9)
+    status = run_status(run, 1e10)
     assert status.images_per_s.trainer == pytest.approx(6 / 30)
     assert status.data_wait_fraction == pytest.approx(1.5 / 30)
 
@@ -344,7 +370,9 @@ def test_the_shard_stage(tmp_path: Path) -> None:
         line(0, "progress", 106.0, done=150, rejects=4, **done | {"images": 20, "wall_s": 2.0}),
     ]
     path.write_text("".join(lines))
-    snapshot = Runs(tmp_path, 1e9).snapshot("a")
+    os.utime(path, (2000.0, 2000.0))
+    asked = time.time()
+    snapshot = Runs(tmp_path, 1e10).snapshot("a")
     assert snapshot is not None
     shards = snapshot.status.shards
     assert shards is not None
@@ -359,8 +387,9 @@ def test_the_shard_stage(tmp_path: Path) -> None:
         "remaining_s": 85.0,
     }
     found = shards.model_dump()
-    assert {name: found[name] for name in expected} == expected
-    text = exposition(Runs(tmp_path, 1e9), "text/plain")[0].decode()
+    assert_ages([found.pop("age_s")], [2000.0], asked)
+    assert found == expected
+    text = exposition(Runs(tmp_path, 1e10), "text/plain")[0].decode()
     for name, value in {
         "shards_done_images": 150,
         "shards_planned_images": 1000,
@@ -375,7 +404,7 @@ def test_the_shard_stage(tmp_path: Path) -> None:
 
 def test_every_metric(folder: Path) -> None:
     """Counters are over all of the run, its start-up too; gauges as the status has them."""
-    runs = Runs(folder.parent, 1e9)
+    runs, asked = Runs(folder.parent, 1e10), time.time()
     text, _ = exposition(runs, "text/plain")
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(text.decode()):
@@ -429,10 +458,10 @@ def test_every_metric(folder: Path) -> None:
         "gpu_power_watts": (310, 290),
     }
     stages = {
-        "read": (0.5, 0.25),
+        "read": (0.25, 0.25),
         "decode": (5, 3.75),
         "finish": (1, 0.75),
-        "transfer": (0.5, 0.25),
+        "transfer": (0.75, 0.25),
     }
     for rank in (0, 1):
         expected |= {f"{name}_total {rank}": values[rank] for name, values in totals.items()}
@@ -440,5 +469,7 @@ def test_every_metric(folder: Path) -> None:
         for stage, values in stages.items():
             expected[f"loader_stage_seconds_total {rank} {stage}"] = values[rank]
     assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert_ages([found["event_age_seconds"]], [2000.0], asked)
+    assert found["build_info"] == 1
     unknown = set(found) - set(expected) - {"event_age_seconds", "build_info"}
     assert not unknown, "a metric without a number worked out by hand"
