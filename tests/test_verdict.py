@@ -90,6 +90,29 @@ def counters(**changed: float) -> Counters:
         # one rank's steps: 1.25 times the others'
         ([counters(), counters(), counters(wall_s=12.5)], "straggler", None, 2),
         ([counters(), counters(), counters(wall_s=12.4)], "compute-bound", None, None),
+        # the others' median: neither the least nor the most of them, nor their mean
+        ([counters(wall_s=wall) for wall in (10, 10, 13, 14)], "straggler", None, 3),
+        ([counters(wall_s=wall) for wall in (4, 13, 13, 15)], "compute-bound", None, None),
+        (
+            [counters(wait_s=wait, decode_s=4) for wait in (0.1, 0.1, 0.4, 0.6)],
+            "straggler",
+            "decode",
+            3,
+        ),
+        (
+            [counters(wait_s=wait, decode_s=4) for wait in (0.1, 0.4, 0.4, 0.6)],
+            "compute-bound",
+            None,
+            None,
+        ),
+        ([counters(exchange_s=s) for s in (0.1, 3, 3, 0)], "straggler", None, 3),
+        ([counters(exchange_s=s) for s in (1, 1, 4.5, 0)], "compute-bound", None, None),
+        (
+            [*(counters(exchange_s=s) for s in (0.3, 0.3, 3)), counters(wall_s=12.4)],
+            "compute-bound",
+            None,
+            None,
+        ),
     ],
 )
 def test_verdict_by_the_table(
@@ -99,6 +122,14 @@ def test_verdict_by_the_table(
     assert (verdict.kind, verdict.stage, verdict.rank) == (kind, stage, rank)
     assert verdict.title
     assert verdict.text
+
+
+def test_pauses_are_waits_that_a_faster_loader_would_not_spare() -> None:
+    """Of 5 % of the time and more, at a headroom of more than 2."""
+    for wait_s, decode_s, pauses in ((0.5, 3.99, True), (0.499, 3.99, False), (0.5, 4, False)):
+        verdict = judge({0: counters(wait_s=wait_s, decode_s=decode_s)})
+        assert verdict.pauses is pauses
+        assert ("pauses" in verdict.title) is pauses
 
 
 def test_the_words_of_each_verdict() -> None:
