@@ -203,9 +203,13 @@ def test_probes(site: tuple[str, Path], tmp_path: Path) -> None:
         def becomes(ready: int, state: str) -> bool:
             def is_so() -> bool:
                 code, body, _ = get(f"{url}/status")
-                return (get(f"{url}/readyz")[0], code) == (ready, 200) and json.loads(body)[
-                    "state"
-                ] == state
+                answered, health, _ = get(f"{url}/readyz")
+                said = {"status": "ok" if ready == 200 else "unready", "reason": state}
+                return (
+                    (answered, code) == (ready, 200)
+                    and json.loads(health) == said
+                    and json.loads(body)["state"] == state
+                )
 
             return wait_for(is_so)
 
@@ -537,8 +541,9 @@ def test_oversized_and_broken_requests(site: tuple[str, Path]) -> None:
 
 
 def test_starts_and_stops_at_once(tmp_path: Path) -> None:
-    """An open stream does not use up the three seconds that it may take to end. One good try of
-    three is enough, as other processes are at work too; a start is measured in CPU time."""
+    """An open stream does not use up the three seconds that it may take to end: a server that waits
+    for it takes them in every try, and one good try of four is enough, as other processes are at
+    work too. A start is measured in CPU time."""
 
     def stopping(*, stream: bool) -> float:
         with serving(tmp_path) as url:
@@ -553,11 +558,11 @@ def test_starts_and_stops_at_once(tmp_path: Path) -> None:
 
     before = cpu_of_children()
     without, with_stream = [stopping(stream=False)], [stopping(stream=True)]
-    while len(without) < 4 and (min(with_stream) - min(without) >= 2 or min(without) >= 3):
+    while len(without) < 4 and max(min(with_stream), min(without)) >= 3:
         without.append(stopping(stream=False))
         with_stream.append(stopping(stream=True))
     # each the best of its kind: a busy moment makes neither of them shorter
-    assert min(with_stream) - min(without) < 2, (without, with_stream)
+    assert min(with_stream) < 3, with_stream
     assert min(without) < 3, without
     used = (cpu_of_children() - before) / (len(without) + len(with_stream))
     print(f"{used:.2f} CPU s a start")
