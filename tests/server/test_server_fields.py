@@ -63,7 +63,8 @@ def folder(tmp_path: Path) -> Path:
     """Two ranks: a start-up of a step, and ten steps after it."""
     run = tmp_path / "a"
     run.mkdir()
-    startup = {"steps": 1, "images": 4, "wall_s": 5.0, "wait_s": 4.0, "exchange_s": 0.5}
+    startup: dict[str, Any] = {"steps": 1, "images": 4, "wall_s": 5.0, "wait_s": 4.0}
+    startup |= {"exchange_s": 0.5}
     startup |= {"cpu_s": 3.0, "rss_bytes": 900, "delivered": 8, "read": 0.0, "decode": 1.0}
     startup |= {"finish": 0.0, "transfer": 0.0, "blocked": 0.25, "bytes_read": 100, "gpu": None}
     startup |= {"loss": 2.5, "top1": 0.5, "lr": 0.02, "native": 7, "fallback": 1}
