@@ -328,7 +328,7 @@ def test_nothing_is_left_behind(jpeg_dataset: Path, tmp_path: Path, ending: str)
         del loader
     elif ending == "error":
         loader = make(rotten(tmp_path, 17), threads=3)
-        with pytest.raises(GratisError):
+        with pytest.raises(GratisError, match="key s_17, offset"):
             epoch(loader)
     elif ending == "break":
         for _ in loader:

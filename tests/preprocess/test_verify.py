@@ -282,7 +282,7 @@ def test_images_are_decoded_on_request(sound: Path, capsys: pytest.CaptureFixtur
     verify_dataset(VerifyConfig(shards=str(sound), sample=0), Check)
     assert not seen
     seen.append(0)
-    with pytest.raises(GratisError):
+    with pytest.raises(GratisError, match=": 1 finding;"):
         verify_dataset(VerifyConfig(shards=str(sound), sample=1), Check)
     assert len(seen) == 2
 

@@ -293,11 +293,17 @@ def test_bgr_reads_the_channels_backwards() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"exchange": ("fc8",)}, {"classes": 0}, {"patience": 0}, {"rate_batch": 0}, {"flip": 1.5}],
+    ("fields", "word"),
+    [
+        ({"exchange": ("fc8",)}, "exchange fc8"),
+        ({"classes": 0}, "classes 0"),
+        ({"patience": 0}, "patience 0"),
+        ({"rate_batch": 0}, "rate-batch 0"),
+        ({"flip": 1.5}, "flip 1.5"),
+    ],
 )
-def test_fields_that_cannot_be(fields: dict[str, Any]) -> None:
-    with pytest.raises(GratisError):
+def test_fields_that_cannot_be(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(GratisError, match=word):
         replace(RELEASED, **fields)
 
 
