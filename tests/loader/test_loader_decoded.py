@@ -54,7 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     "resized parts": {"area": (0.08, 1.0), "crop": 32},
     "evaluation": {"augment": False},
     "ten views": {"augment": False, "views": 10},
-    "noise ends": {"noise_until": 1},
+    "noise ends, odd margin": {"noise_until": 1, "crop": CROP - 1},
 }
 
 
@@ -227,11 +227,14 @@ def test_torch_applies_views_as_the_graph_for_gpus_does(few_jpeg: Path, name: st
     config = LoaderConfig.alexnet(**({"batch_size": 25, "crop": CROP, "seed": 3} | CASES[name]))
     plan, pixels = plan_of(few_jpeg, config), filled_cache(few_jpeg).pixels
     mean = torch.from_numpy(normalisation(plan.stats, config, 0).mean)
+    seen = 0
     for batch, tensor in graph_of(few_jpeg, plan):
+        seen += len(batch.ids)
         wanted, ids = gpu.to_torch(tensor, plan, batch), torch.from_numpy(batch.ids)
         got = apply_views(pixels, ids, batch.draws, mean, plan.stats, config, 0)
         assert (got.shape, got.dtype, got.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
         assert torch.equal(got, wanted)
+    assert seen == (25 if "drop" in name else 41)
 
 
 def filled_cache(root: Path) -> DecodedCache:

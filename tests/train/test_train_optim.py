@@ -171,9 +171,10 @@ def test_a_drop_comes_with_the_epoch_that_it_names(epochs: int, mark: int) -> No
 
 def test_a_mark_that_was_rounded_up_is_the_epoch_it_was_rounded_from() -> None:
     """3 / 7 is 0.428571428571..., and 0.4285714286 above it."""
-    recipe = replace(RELEASED, epochs=7, drops=(0.4285714286,))
+    recipe = replace(RELEASED, epochs=7, drops=(0.4285714286,), noise_until=0.4285714286)
     before, after = (rates(recipe, 3 * 1251 + k, 1251)["weights"] for k in (-1, 0))
     assert (before, after) == (pytest.approx(0.01), pytest.approx(0.001))
+    assert noise_until(recipe) == 3
 
 
 def test_plateau_divides_three_times_when_the_error_stands_still() -> None:
