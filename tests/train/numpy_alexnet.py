@@ -111,6 +111,11 @@ def dropout_mask(seed: int, step: int, layer: int, rows: int, units: int) -> Flo
     return mask
 
 
+def softmax(logits: Floats) -> Floats:
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
 class Network:
     """Weights by the names of the product's checkpoints; `loss_and_gradients` of one batch."""
 
@@ -124,6 +129,19 @@ class Network:
         """images [n,3,s,s]: the rows that are samples alone; the mean loss over them. masks: of
         fc6 and fc7."""
         self.gradients = {name: np.zeros_like(value) for name, value in self.parameters.items()}
+        logits, back = self.forward(images, masks)
+        chances = softmax(logits)
+        rows = np.arange(len(labels))
+        loss = -np.log(chances[rows, labels]).mean()
+        g = chances.copy()
+        g[rows, labels] -= 1
+        back(g / len(labels))
+        return float(loss), self.gradients
+
+    def forward(
+        self, images: Floats, masks: dict[str, Floats]
+    ) -> tuple[Floats, Callable[[Floats], None]]:
+        """The logits, and what adds to the gradients, given theirs."""
         towers: list[Floats] = []
         undo: list[Backward] = []
         for tower in (0, 1):
@@ -137,21 +155,17 @@ class Network:
         fc7, back7 = self._dense("fc7", fc6, masks)
         logits, back8 = self._dense("fc8", fc7, None)
 
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-        chances = shifted / shifted.sum(1, keepdims=True)
-        rows = np.arange(len(labels))
-        loss = -np.log(chances[rows, labels]).mean()
-        g = chances.copy()
-        g[rows, labels] -= 1
-        g = back6(back7(back8(g / len(labels))))
-        halves = [
-            back(part.reshape(x.shape))
-            for (x, back), part in zip(deep, np.split(g, 2, 1), strict=True)
-        ]
-        of_towers = np.split(back3(np.concatenate(halves, 1)), 2, 1)
-        for tower in (0, 1):
-            undo[tower](of_towers[tower])
-        return float(loss), self.gradients
+        def backward(g: Floats) -> None:
+            g = back6(back7(back8(g)))
+            halves = [
+                back(part.reshape(x.shape))
+                for (x, back), part in zip(deep, np.split(g, 2, 1), strict=True)
+            ]
+            of_towers = np.split(back3(np.concatenate(halves, 1)), 2, 1)
+            for tower in (0, 1):
+                undo[tower](of_towers[tower])
+
+        return logits, backward
 
     def _first_two(self, x: Floats, tower: int) -> tuple[Floats, Backward]:
         chain = [
