@@ -282,7 +282,7 @@ def test_a_server_that_says_nothing_is_one_line_in_time(
         message = f"{url}/manifest.json cannot be read: no answer within 0.5 seconds"
         with own_clock() as clock, pytest.raises(GratisError, match=message):
             make(url, tmp_path)
-        assert clock.seconds < 20
+        assert clock.seconds < 15
 
 
 def test_an_epoch_that_is_broken_off_ends_its_downloads(

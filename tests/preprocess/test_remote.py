@@ -524,7 +524,7 @@ def test_a_server_that_says_nothing_is_one_line_in_time(monkeypatch: pytest.Monk
         message = f"cannot read {url}.* no answer within 0.5 seconds; look at"
         with own_clock() as clock, pytest.raises(GratisError, match=message):
             open_source(url)
-        assert clock.seconds < 20
+        assert clock.seconds < 15
 
 
 def test_a_server_that_answers_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

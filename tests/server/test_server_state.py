@@ -555,6 +555,9 @@ def test_a_long_file_never_holds_a_request_up(tmp_path: Path, lines: int) -> Non
         for _ in range(lines // 1000):
             stream.write(line * 1000)
     run.step(30)
+    begin = time.process_time()
+    Run(run.path).refresh()
+    whole_s = time.process_time() - begin
     runs = Runs(tmp_path, STALL_S)
     begin = time.process_time()
     snapshot = runs.snapshot("a")
@@ -568,7 +571,6 @@ def test_a_long_file_never_holds_a_request_up(tmp_path: Path, lines: int) -> Non
         assert time.monotonic() < deadline
         time.sleep(0.4)
         snapshot = runs.snapshot("a") or snapshot
-    whole_s = time.process_time() - begin
     print(f"{lines:,} lines: {first_s:.2f} CPU s for the first answer, {whole_s:.2f} for all")
     assert first_s < whole_s / 3
     assert psutil.Process().memory_info().rss - before < 64 << 20
