@@ -189,6 +189,13 @@ def test_the_status(folder: Path) -> None:
     assert status["best"].keys() == {*fields}
 
 
+def test_the_list_of_runs(folder: Path) -> None:
+    """By the ends of the files alone."""
+    listing = Runs(folder.parent, 1e10).listing().model_dump()
+    summary = {"name": "a", "state": "running", "epoch": 2, "step": 31, "updated": 2000.0}
+    assert listing == {"runs": [summary]}
+
+
 def test_the_status_of_each_rank(folder: Path) -> None:
     run, asked = Run(folder), time.time()
     run.refresh()
