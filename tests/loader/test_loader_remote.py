@@ -71,6 +71,7 @@ def test_slow_and_breaking_connections_only_take_longer(
     server.latency_s, server.break_every = 0.02, 3
     with make(server.url, tmp_path / "cache") as loader:
         assert_same(epoch(loader), epoch(make(jpeg_dataset, tmp_path)))
+    assert sum(n for name, n in server.requests.items() if name.endswith(".tar")) > 11  # of shards
 
 
 def test_shards_are_fetched_ahead(server: FaultyServer, tmp_path: Path) -> None:
