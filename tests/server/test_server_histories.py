@@ -244,8 +244,11 @@ def test_reading_takes_its_share_of_a_core_and_no_more(tmp_path: Path, left_unre
     time.sleep(1.5)
     wall_s, used_s, waited_s = look() - begin
     assert snapshot_of(runs).status.behind_bytes > 0
+    # of a busy machine one that never pauses gets little more than its share, and waits for the
+    # rest; if it gets less there is no pause to be seen
+    if used_s < 1.2 * run_reader.SHARE * (used_s + waited_s):
+        pytest.skip(f"too busy: {used_s:.2f} s of a core came after {waited_s:.2f} s of waiting")
     assert 0.02 < used_s / wall_s < 1.25 * run_reader.SHARE
-    # one that never pauses gets no more than that of a busy machine, but waits for the rest
     assert used_s + waited_s < 0.9 * wall_s
 
 
