@@ -4,6 +4,7 @@ contract alone."""
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from gratis.dataset import (
     Shard,
     Split,
     Stats,
+    index_name,
     read_index,
     read_manifest,
     write_index,
@@ -129,6 +131,25 @@ def write_dataset(
     )
     (root / MANIFEST).write_bytes(manifest.to_json())
     return root
+
+
+def as_validation(shards: Path) -> Path:
+    """The dataset whose training split is its validation split too."""
+    manifest = read_manifest(shards)
+    shutil.copy(shards / index_name("train"), shards / index_name("val"))
+    splits = {"train": manifest.splits["train"], "val": manifest.splits["train"]}
+    (shards / MANIFEST).write_bytes(replace(manifest, splits=splits).to_json())
+    return shards
+
+
+def centres(images: list[NDArray[np.uint8]], crop: int) -> NDArray[np.float64]:
+    """[n,3,crop,crop]: of images that `write_dataset` has written, as Pillow reads them, less the
+    mean image. The margin is even."""
+    stored = [np.asarray(Image.open(io.BytesIO(encode(one, "jpeg")))) for one in images]
+    margin = (len(images[0]) - crop) // 2
+    inside = slice(margin, margin + crop)
+    pixels = np.stack(stored).astype(np.float64) - statistics(images).mean
+    return pixels[:, inside, inside].transpose(0, 3, 1, 2)
 
 
 def rotten(folder: Path, *damaged: int, count: int = 101, **more: Any) -> Path:

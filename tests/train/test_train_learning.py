@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy_alexnet
 import pytest
-from handmade import CLASSES, SIZE, encode, statistics, write_dataset
+from handmade import CLASSES, SIZE, as_validation, centres, write_dataset
 from numpy.typing import NDArray
 from one_rank import planned, run_alone
-from PIL import Image
 from safetensors.torch import load_file
 from small import of_kind
 
-from gratis.dataset import MANIFEST, index_name, read_manifest
 from gratis.errors import PREEMPTED
 
 SAMPLES, EPOCHS, STEPS = 145, 16, 5  # 4 batches of 32 and one of 17
@@ -44,12 +39,7 @@ def coloured(number: int) -> NDArray[np.uint8]:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of which training is also the validation split."""
     root = tmp_path_factory.mktemp("learning") / "shards"
-    shards = write_dataset(root, [coloured(i) for i in range(SAMPLES)])
-    manifest = read_manifest(shards)
-    shutil.copy(shards / index_name("train"), shards / index_name("val"))
-    splits = {"train": manifest.splits["train"], "val": manifest.splits["train"]}
-    (shards / MANIFEST).write_bytes(replace(manifest, splits=splits).to_json())
-    return shards
+    return as_validation(write_dataset(root, [coloured(i) for i in range(SAMPLES)]))
 
 
 @pytest.fixture(scope="module")
@@ -87,20 +77,14 @@ def test_what_was_learned_is_measured(run: Path) -> None:
 def test_an_evaluation_is_the_references(run: Path) -> None:
     """Of the centres that Pillow and NumPy cut out, by the network that the run has left, with half
     of each unit."""
-    stored = [coloured(i) for i in range(SAMPLES)]
-    images = [np.asarray(Image.open(io.BytesIO(encode(one, "jpeg")))) for one in stored]
-    centres = (np.stack(images) - statistics(stored).mean)[:, 4:60, 4:60].transpose(0, 3, 1, 2)
     weights = load_file(run / f"checkpoints/step-{EPOCHS * STEPS:08d}/network.safetensors")
     parameters = {name: value.double().numpy() for name, value in weights.items()}
     network = numpy_alexnet.Network(parameters, 0.015625, 3)  # 13 windows of 11 end at 59
-    halves = dict.fromkeys(("fc6", "fc7"), np.array(0.5))
-    logits, _ = network.forward(centres.astype(np.float64), halves)
-    own = logits[np.arange(SAMPLES), np.arange(SAMPLES) % CLASSES, None]
-    better, shares = (logits > own).sum(1), np.exp(logits - own).sum(1)  # one over its own chance
-    (evaluation,) = [one for one in of_kind(run, "eval") if one["epoch"] == EPOCHS][:1]
-    found = [evaluation[name] for name in ("views", "top1", "top5", "nll")]
-    expected = [1, (better < 1).mean(), (better < 5).mean(), np.log(shares).mean()]
-    assert found == pytest.approx(expected, rel=1e-4)
+    images = centres([coloured(i) for i in range(SAMPLES)], 56)
+    expected = numpy_alexnet.evaluation(network, images, np.arange(SAMPLES) % CLASSES)
+    last = next(one for one in of_kind(run, "eval") if one["epoch"] == EPOCHS)
+    found = [last[name] for name in ("views", "top1", "top5", "nll")]
+    assert found == pytest.approx([1, *expected], rel=1e-4)
 
 
 def test_each_epoch_has_each_image_once(run: Path) -> None:

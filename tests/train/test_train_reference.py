@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import numpy_alexnet
 import pytest
 import torch
-from handmade import CLASSES, picture, write_dataset
+from handmade import CLASSES, as_validation, centres, picture, write_dataset
 from one_rank import planned, run_alone
 from safetensors.torch import load_file
 from small import ROOT, command, of_kind
@@ -60,6 +61,12 @@ def initial() -> numpy_alexnet.Parameters:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("reference") / "shards"
     return write_dataset(root, [picture(i) for i in range(SAMPLES)])
+
+
+@pytest.fixture(scope="module")
+def validated(shards: Path) -> Path:
+    """The same images, of which training is also the validation split."""
+    return as_validation(Path(shutil.copytree(shards, shards.with_name("validated"))))
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +164,16 @@ def test_a_run_that_is_stopped_after_each_step_is_the_references(
 @pytest.mark.starts
 @pytest.mark.parametrize("gpus", ["1", "2", "2 --tower-ranks 1"], ids=["one", "towers", "data"])
 def test_a_run_is_the_references(
-    tmp_path: Path, shards: Path, reference: tuple[numpy_alexnet.Parameters, list[float]], gpus: str
+    tmp_path: Path,
+    validated: Path,
+    reference: tuple[numpy_alexnet.Parameters, list[float]],
+    gpus: str,
 ) -> None:
     """Its last batch padded, its rates dropped in the middle, its noise off in the second epoch; by
-    one process, by a process for each tower, by two that have both and half of each batch."""
+    one process, by a process for each tower, by two that have both and half of each batch. What
+    these have of an odd number of validation images is measured together."""
     done = subprocess.run(
-        command(tmp_path, shards, *OPTIONS, "--gpus", *gpus.split()),
+        command(tmp_path, validated, *OPTIONS, "--gpus", *gpus.split()),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -173,6 +184,12 @@ def test_a_run_is_the_references(
     weights, losses = reference
     assert_equal(tmp_path / "one", weights)
     assert_losses(tmp_path / "one", losses)
+    network = numpy_alexnet.Network(weights, SCALE, OVERHANG)
+    images = centres([picture(i) for i in range(SAMPLES)], CROP)
+    expected = numpy_alexnet.evaluation(network, images, np.arange(SAMPLES) % CLASSES)
+    _, last, ten = of_kind(tmp_path / "one", "eval")
+    assert [last[name] for name in ("top1", "top5", "nll")] == pytest.approx(expected, rel=1e-4)
+    assert [(one["views"], one["images"]) for one in (last, ten)] == [(1, SAMPLES), (10, SAMPLES)]
 
 
 @pytest.mark.starts
