@@ -293,6 +293,6 @@ def test_without_dali_pillow_decodes_what_the_engine_refuses(tmp_path: Path) -> 
 
 @needs_library
 @pytest.mark.parametrize("batch_size", [1, 25])
-def test_batches_begin_at_a_line_of_the_cache(jpeg_dataset: Path, batch_size: int) -> None:
-    for loader in both(jpeg_dataset, batch_size=batch_size):
+def test_batches_begin_at_a_line_of_the_cache(few_jpeg: Path, batch_size: int) -> None:
+    for loader in both(few_jpeg, batch_size=batch_size):
         assert all(batch.images.data_ptr() % 64 == 0 for batch in loader)

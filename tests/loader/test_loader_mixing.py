@@ -13,7 +13,7 @@ import pytest
 import torch
 from batches import assert_same, epoch
 from engine_cases import ABLE, LIBRARY, needs_library
-from handmade import picture, write_dataset
+from handmade import FEW, picture, write_dataset
 from test_loader_engine import damage
 from torch import Tensor
 
@@ -200,24 +200,24 @@ def whole_batches(root: Path, config: LoaderConfig, world: int, number: int = 0)
 @pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize("remainder", ["short", "drop", "pad"])
 def test_any_number_of_ranks_mixes_the_same_batches(
-    jpeg_dataset: Path, remainder: Any, world: int
+    few_jpeg: Path, remainder: Any, world: int
 ) -> None:
     config = config_of(remainder=remainder)
-    alone, shared = (whole_batches(jpeg_dataset, config, n) for n in (1, world))
+    alone, shared = (whole_batches(few_jpeg, config, n) for n in (1, world))
     assert_same(shared, alone)
-    assert len(alone) == (8 if remainder == "drop" else 9)
+    assert len(alone) == (3 if remainder == "drop" else 4)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
 @pytest.mark.parametrize("engine", ["auto", "dali"])
 @pytest.mark.parametrize("remainder", ["short", "pad"])
 def test_batches_are_the_plain_ones_mixed(
-    jpeg_dataset: Path, layout: Any, engine: Any, remainder: Any
+    few_jpeg: Path, layout: Any, engine: Any, remainder: Any
 ) -> None:
     """By NumPy; padding takes no part."""
     config = config_of(layout=layout, engine=engine, remainder=remainder)
-    mixed = whole_batches(jpeg_dataset, config, 1)
-    plain = whole_batches(jpeg_dataset, replace(config, mix=()), 1)
+    mixed = whole_batches(few_jpeg, config, 1)
+    plain = whole_batches(few_jpeg, replace(config, mix=()), 1)
     for step, (one, other) in enumerate(zip(mixed, plain, strict=True)):
         mix, real = draw_mix(config, 0, step), other.ids >= 0
         planes = other.images.movedim(-1, 1) if layout == "nhwc" else other.images
@@ -234,30 +234,30 @@ def test_batches_are_the_plain_ones_mixed(
     assert sum(draw_mix(config, 0, step) is None for step in range(9)) in range(1, 9)
 
 
-def test_resuming_gives_the_same_batches(jpeg_dataset: Path) -> None:
+def test_resuming_gives_the_same_batches(few_jpeg: Path) -> None:
     """On another number of ranks too."""
     config = config_of()
-    whole = whole_batches(jpeg_dataset, config, 1)
-    with Loader(jpeg_dataset, "train", config) as loader:
+    whole = whole_batches(few_jpeg, config, 1)
+    with Loader(few_jpeg, "train", config) as loader:
         taken = iter(loader)
-        for _ in range(4):
+        for _ in range(2):
             next(taken)
         state = loader.state_dict()
         del taken
-    loaders = [Loader(jpeg_dataset, "train", config, rank=r, world_size=2) for r in range(2)]
+    loaders = [Loader(few_jpeg, "train", config, rank=r, world_size=2) for r in range(2)]
     for loader in loaders:
         loader.load_state_dict(state)
-    for first, second, other in zip(*map(epoch, loaders), whole[4:], strict=True):
+    for first, second, other in zip(*map(epoch, loaders), whole[2:], strict=True):
         assert torch.equal(torch.cat([first.images, second.images]), other.images)
         assert torch.equal(torch.cat([first.labels, second.labels]), other.labels)
 
 
-def test_where_a_decoded_cache_holds_them(jpeg_dataset: Path) -> None:
+def test_where_a_decoded_cache_holds_them(few_jpeg: Path) -> None:
     config = config_of()
     held = replace(config, decoded="host")
-    with Loader(jpeg_dataset, "train", held, rank=1, world_size=2) as loader:
+    with Loader(few_jpeg, "train", held, rank=1, world_size=2) as loader:
         first, second = epoch(loader), epoch(loader)
-    with Loader(jpeg_dataset, "train", config, rank=1, world_size=2) as loader:
+    with Loader(few_jpeg, "train", config, rank=1, world_size=2) as loader:
         assert_same(first, epoch(loader))
         assert_same(second, epoch(loader))
 
@@ -274,11 +274,11 @@ def test_a_stand_in_is_mixed_on_every_rank(tmp_path: Path) -> None:
     assert not {5, 17, 18, 40} & set(torch.cat([batch.ids for batch in alone]).tolist())
 
 
-def test_counters_count_own_samples(jpeg_dataset: Path) -> None:
-    loaders = [Loader(jpeg_dataset, "train", config_of(), rank=r, world_size=2) for r in range(2)]
+def test_counters_count_own_samples(few_jpeg: Path) -> None:
+    loaders = [Loader(few_jpeg, "train", config_of(), rank=r, world_size=2) for r in range(2)]
     for loader in loaders:
         epoch(loader)
-    assert sum(loader.take_counters()["images"] for loader in loaders) == 101
+    assert sum(loader.take_counters()["images"] for loader in loaders) == FEW
 
 
 def wrong() -> Iterator[tuple[Any, str]]:

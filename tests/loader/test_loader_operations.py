@@ -11,7 +11,7 @@ import pytest
 import torch
 from batches import LAYOUTS, assert_same, epoch
 from engine_cases import needs_library
-from handmade import picture, write_dataset
+from handmade import FEW, picture, write_dataset
 
 from gratis import GratisError, Loader, LoaderConfig
 from gratis.loader.augmentations import (
@@ -56,9 +56,9 @@ def loader(root: Path, operations: tuple[Operation, ...], **options: Any) -> Loa
 
 @needs_library
 @pytest.mark.parametrize("name", CASES)
-def test_pixels_are_the_reference_s(jpeg_dataset: Path, name: str) -> None:
+def test_pixels_are_the_reference_s(few_jpeg: Path, name: str) -> None:
     """Of the crops that a loader without operations makes."""
-    ours, plain = (loader(jpeg_dataset, each, **BYTES) for each in (CASES[name], ()))
+    ours, plain = (loader(few_jpeg, each, **BYTES) for each in (CASES[name], ()))
     plan, differ = ours.epoch_plan(0), 0
     for made, crops in zip(epoch(ours), epoch(plain), strict=True):
         program = plan.program(made.ids.numpy())
@@ -69,13 +69,13 @@ def test_pixels_are_the_reference_s(jpeg_dataset: Path, name: str) -> None:
             most = 1 if library.Op.BLUR in ops else 0
             assert np.abs(found - expected).max() <= most
             differ += not np.array_equal(found, crop)
-    assert differ > 50
+    assert differ > 20
 
 
 @needs_library
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("area", [None, (0.1, 1.0)])
-def test_batches_do_not_depend_on_who_decodes(jpeg_dataset: Path, area: Any, layout: Any) -> None:
+def test_batches_do_not_depend_on_who_decodes(few_jpeg: Path, area: Any, layout: Any) -> None:
     forms: list[dict[str, Any]] = [
         {},
         {"dtype": torch.bfloat16},
@@ -84,9 +84,9 @@ def test_batches_do_not_depend_on_who_decodes(jpeg_dataset: Path, area: Any, lay
     ]
     for form in forms:
         given = form | {"area": area, "layout": layout}
-        ours = epoch(loader(jpeg_dataset, SIMCLR, engine="native", **given))
-        assert_same(epoch(loader(jpeg_dataset, SIMCLR, engine="dali", **given)), ours)
-        cached = loader(jpeg_dataset, SIMCLR, decoded="host", decoded_gb=1.0, **given)
+        ours = epoch(loader(few_jpeg, SIMCLR, engine="native", **given))
+        assert_same(epoch(loader(few_jpeg, SIMCLR, engine="dali", **given)), ours)
+        cached = loader(few_jpeg, SIMCLR, decoded="host", decoded_gb=1.0, **given)
         assert_same(epoch(cached), ours)
         cached.set_epoch(0)
         assert_same(epoch(cached), ours)
@@ -108,12 +108,12 @@ def test_nor_on_what_the_engine_refuses(tmp_path: Path) -> None:
 
 
 @needs_library
-def test_each_view_and_copy_has_a_program_of_its_own(jpeg_dataset: Path) -> None:
+def test_each_view_and_copy_has_a_program_of_its_own(few_jpeg: Path) -> None:
     """In the epochs that the schedule gives operations to."""
     given: dict[str, Any] = BYTES | {"views": 2, "repeats": 2, "batch_size": 50}
     schedule: Any = ((0, {"operations": ()}), (1, {"operations": CASES["trivial"]}))
-    ours = loader(jpeg_dataset, SIMCLR, schedule=schedule, **given)
-    plain = loader(jpeg_dataset, (), **given)
+    ours = loader(few_jpeg, SIMCLR, schedule=schedule, **given)
+    plain = loader(few_jpeg, (), **given)
     assert_same(epoch(ours), epoch(plain))
     plan = ours.epoch_plan(1)
     steps = plan.ids_by_step()
@@ -127,9 +127,9 @@ def test_each_view_and_copy_has_a_program_of_its_own(jpeg_dataset: Path) -> None
 
 
 @needs_library
-def test_raw_pixels(raw_dataset: Path) -> None:
-    ours, plain = (loader(raw_dataset, each, **BYTES) for each in (SIMCLR, ()))
-    program = ours.epoch_plan(0).program(np.arange(101))
+def test_raw_pixels(few_raw: Path) -> None:
+    ours, plain = (loader(few_raw, each, **BYTES) for each in (SIMCLR, ()))
+    program = ours.epoch_plan(0).program(np.arange(FEW))
     assert program is not None
     for made, crops in zip(epoch(ours), epoch(plain), strict=True):
         for sample, found, crop in zip(made.ids.tolist(), made.images, crops.images, strict=True):
@@ -140,28 +140,27 @@ def test_raw_pixels(raw_dataset: Path) -> None:
 
 @needs_library
 @pytest.mark.parametrize("operations", CASES.values(), ids=CASES)
-def test_ranks_and_resuming(jpeg_dataset: Path, operations: tuple[Operation, ...]) -> None:
-    whole = epoch(loader(jpeg_dataset, operations, batch_size=24))
+def test_ranks_and_resuming(few_jpeg: Path, operations: tuple[Operation, ...]) -> None:
+    whole = epoch(loader(few_jpeg, operations, batch_size=24))
     ranks = [
-        epoch(loader(jpeg_dataset, operations, batch_size=24, rank=rank, world_size=3))
+        epoch(loader(few_jpeg, operations, batch_size=24, rank=rank, world_size=3))
         for rank in range(3)
     ]
     for batch, *parts in zip(whole, *ranks, strict=True):
         assert torch.equal(batch.images, torch.cat([part.images for part in parts]))
-    first = loader(jpeg_dataset, operations, batch_size=24)
+    first = loader(few_jpeg, operations, batch_size=24)
     iterator = iter(first)
-    for _ in range(2):
-        next(iterator)
-    second = loader(jpeg_dataset, operations, batch_size=24)
+    next(iterator)
+    second = loader(few_jpeg, operations, batch_size=24)
     second.load_state_dict(first.state_dict())
-    assert_same(epoch(second), whole[2:])
+    assert_same(epoch(second), whole[1:])
 
 
 @needs_library
-def test_epochs_and_seeds_differ(jpeg_dataset: Path) -> None:
-    one = loader(jpeg_dataset, SIMCLR)
-    programs = [one.epoch_plan(number).program(np.arange(101)) for number in (0, 0, 1)]
-    other = loader(jpeg_dataset, SIMCLR, seed=4).epoch_plan(0).program(np.arange(101))
+def test_epochs_and_seeds_differ(few_jpeg: Path) -> None:
+    one = loader(few_jpeg, SIMCLR)
+    programs = [one.epoch_plan(number).program(np.arange(FEW)) for number in (0, 0, 1)]
+    other = loader(few_jpeg, SIMCLR, seed=4).epoch_plan(0).program(np.arange(FEW))
     assert all(program is not None for program in [*programs, other])
     values = [program.values for program in [*programs, other] if program]
     assert np.array_equal(values[0], values[1])
@@ -170,11 +169,11 @@ def test_epochs_and_seeds_differ(jpeg_dataset: Path) -> None:
 
 
 def test_without_the_library_there_are_no_operations(
-    jpeg_dataset: Path, monkeypatch: pytest.MonkeyPatch
+    few_jpeg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "load", lambda: None)
     with pytest.raises(GratisError, match=r"operations are the engine's, and .* compiler"):
-        loader(jpeg_dataset, SIMCLR)
+        loader(few_jpeg, SIMCLR)
 
 
 BAD: list[tuple[Any, str]] = [

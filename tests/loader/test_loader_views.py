@@ -183,8 +183,8 @@ def test_other_types_are_the_rounded_float32(
 ) -> None:
     """By the engine, of JPEGs, and by the compiled pass, some crops at a time, of raw pixels (for
     which `test_normaliser` has it quicker)."""
-    root: Path = request.getfixturevalue(f"{codec}_dataset")
-    config = LoaderConfig.alexnet(batch_size=40, crop=CROP, layout=layout)
+    root: Path = request.getfixturevalue(f"few_{codec}")
+    config = LoaderConfig.alexnet(batch_size=25, crop=CROP, layout=layout)
     with (
         Loader(root, "train", config) as a,
         Loader(root, "train", replace(config, dtype=dtype)) as b,
@@ -198,20 +198,20 @@ def test_other_types_are_the_rounded_float32(
 @pytest.mark.parametrize("views", [1, 10])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "nhwc"])
 def test_a_padded_batch_of_the_graph_for_gpus_is_laid_out_as_a_full_one(
-    jpeg_dataset: Path, views: int, layout: Any
+    few_jpeg: Path, views: int, layout: Any
 ) -> None:
     config = LoaderConfig.alexnet(
-        batch_size=60, crop=CROP, views=views, augment=False, layout=layout
+        batch_size=24, crop=CROP, views=views, augment=False, layout=layout
     )
-    epoch = plan_of(jpeg_dataset, config)
-    for batch, tensor in graph_of(jpeg_dataset, epoch):
+    epoch = plan_of(few_jpeg, config)
+    for batch, tensor in graph_of(few_jpeg, epoch):
         images = gpu.to_torch(tensor, epoch, batch)
         whole = pad_images(images, epoch)
-        assert whole.shape == (60, *images.shape[1:])
+        assert whole.shape == (24, *images.shape[1:])
         assert whole.stride() == images.stride()
         assert torch.equal(whole[: len(batch.ids)], images)
         assert not whole[len(batch.ids) :].any()
-    assert len(batch.ids) == 41
+    assert len(batch.ids) == FEW - 24
 
 
 @pytest.mark.parametrize("codec", ["jpeg", pytest.param("raw", marks=pytest.mark.slow)])
@@ -239,7 +239,7 @@ def test_resized_parts_equal_pillow(
 ) -> None:
     """Pillow's bilinear filter, which as DALI's widens where it shrinks. DALI's comes from a table:
     3 levels at most, 0.26 in the mean against the exact sum, of which rounding alone is 0.25."""
-    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    root: Path = request.getfixturevalue(f"few_{codec}")
     config = LoaderConfig.alexnet(batch_size=25, crop=32, area=(0.08, 1.0), seed=3, noise="off")
     images, stats = read_with_pillow(root), read_stats(root)
     ids, got = (through_the_graph if graph else through_the_loader)(root, config)
@@ -254,7 +254,7 @@ def test_resized_parts_equal_pillow(
             - stats.mean[16:48, 16:48]
         )
         differences.append(np.abs(got[row].transpose(1, 2, 0) - wanted))
-    assert len(ids) == 101
+    assert len(ids) == FEW
     assert np.max(differences) < 4.1
     assert np.mean(differences) < 0.5
 
@@ -287,14 +287,14 @@ def graph_of(root: Path, epoch: EpochPlan) -> Iterator[tuple[EncodedBatch, Any]]
 
 @pytest.mark.parametrize(("area", "views"), [(None, 1), ((0.05, 0.1), 1), (None, 2)])
 def test_on_a_gpu_a_sample_is_tried_whole(
-    jpeg_dataset: Path, area: tuple[float, float] | None, views: int
+    few_jpeg: Path, area: tuple[float, float] | None, views: int
 ) -> None:
     """A file that lacks its end decodes as far as a part at its top needs it; neither a GPU nor
     who wants several views decodes parts."""
     config = LoaderConfig.alexnet(batch_size=3, crop=16, area=area, views=views)
-    epoch = plan_of(jpeg_dataset, config)
-    shards = ShardReader(jpeg_dataset, epoch.manifest.splits["train"], epoch.index)
-    reader = BatchReader(shards, StageTimer(), Quarantine(0, 101, allowed=False))
+    epoch = plan_of(few_jpeg, config)
+    shards = ShardReader(few_jpeg, epoch.manifest.splits["train"], epoch.index)
+    reader = BatchReader(shards, StageTimer(), Quarantine(0, FEW, allowed=False))
     batch = reader.read(epoch, np.arange(3))
     batch.parts[1] = batch.parts[1][: len(batch.parts[1]) * 9 // 10]
     zero = np.zeros_like(batch.draws.y)
@@ -312,7 +312,7 @@ def test_dali_accepts_the_graph_as_it_is_on_a_gpu(
 ) -> None:
     """Names and devices of operators, arguments and inputs: DALI checks them as it writes a graph
     down, anywhere."""
-    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    root: Path = request.getfixturevalue(f"few_{codec}")
     config = replace(
         CONFIGS.get(name, LoaderConfig.alexnet(area=(0.08, 1.0))), batch_size=25, crop=CROP
     )
@@ -325,12 +325,12 @@ def test_dali_accepts_the_graph_as_it_is_on_a_gpu(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_torch_views_stay_on_the_images_device(jpeg_dataset: Path, name: str) -> None:
+def test_torch_views_stay_on_the_images_device(few_jpeg: Path, name: str) -> None:
     """On torch's device without values, where an operation with another device's tensor is an error
     as on a GPU, but for one in place."""
     config, device = config_of(name), torch.device("meta")
-    epoch, ids = plan_of(jpeg_dataset, config), torch.arange(25)
-    pixels = torch.empty(101, SIZE, SIZE, 3, dtype=torch.uint8)
+    epoch, ids = plan_of(few_jpeg, config), torch.arange(25)
+    pixels = torch.empty(FEW, SIZE, SIZE, 3, dtype=torch.uint8)
     mean, stats = torch.from_numpy(epoch.stats.mean), epoch.stats
     draws = epoch.draws(ids.numpy()).draws
     wanted = apply_views(pixels, ids, draws, mean, stats, config, 0)
@@ -345,7 +345,7 @@ def test_torch_views_stay_on_the_images_device(jpeg_dataset: Path, name: str) ->
 def test_on_a_gpu_batches_equal_those_of_the_cpu(
     name: str, codec: str, request: pytest.FixtureRequest
 ) -> None:
-    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    root: Path = request.getfixturevalue(f"few_{codec}")
     config = config_of(name)
     before, worst, total = torch.cuda.memory_allocated(), 0.0, []
     with (

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import picture, write_dataset
+from handmade import FEW, picture, write_dataset
 from numpy.typing import NDArray
 from PIL import Image
 from serving import faulty
@@ -38,7 +38,7 @@ SIZES = [
     (1, 1),
     (3, 40),
 ]
-COUNT = 41
+COUNT = FEW
 
 
 def sizes_of(count: int) -> list[tuple[int, int]]:
@@ -175,7 +175,7 @@ def test_evaluation_by_every_filter(whole_jpeg: Path, interpolation: Any, antial
 @pytest.mark.parametrize("resize", [None, 40, 64, 80, 200])
 @pytest.mark.parametrize("codec", ["jpeg", "raw"])
 def test_square_images_are_resized_too(codec: str, resize: int | None, request: Any) -> None:
-    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    root: Path = request.getfixturevalue(f"few_{codec}")
     ids, got = through_the_loader(root, config_of(augment=False, resize=resize))
     images = read_with_pillow(root)
     for sample, view in zip(ids, got, strict=True):
@@ -185,13 +185,13 @@ def test_square_images_are_resized_too(codec: str, resize: int | None, request: 
         np.testing.assert_array_equal(view, wanted)
 
 
-def test_square_images_smaller_than_the_crop_are_enlarged_on_request(jpeg_dataset: Path) -> None:
-    ids, got = through_the_loader(jpeg_dataset, config_of(augment=False, crop=96, resize=110))
-    images = read_with_pillow(jpeg_dataset)
+def test_square_images_smaller_than_the_crop_are_enlarged_on_request(few_jpeg: Path) -> None:
+    ids, got = through_the_loader(few_jpeg, config_of(augment=False, crop=96, resize=110))
+    images = read_with_pillow(few_jpeg)
     for sample, view in zip(ids, got, strict=True):
         np.testing.assert_array_equal(view, evaluated(images[sample], 110, 96)[2])
     config = config_of(crop=96, area=(0.5, 1.0))
-    ids, got = through_the_loader(jpeg_dataset, config)
+    ids, got = through_the_loader(few_jpeg, config)
     for sample, view in zip(ids.tolist(), got, strict=True):
         np.testing.assert_array_equal(view, trained(config, images[sample], sample))
 
@@ -200,16 +200,16 @@ def test_square_images_smaller_than_the_crop_are_enlarged_on_request(jpeg_datase
 @pytest.mark.parametrize("resize", [40, 64])
 @pytest.mark.parametrize("shape", ["whole", "square"])
 def test_the_graph_for_gpus_evaluates_alike(
-    shape: str, resize: int, views: int, whole_jpeg: Path, jpeg_dataset: Path
+    shape: str, resize: int, views: int, whole_jpeg: Path, few_jpeg: Path
 ) -> None:
     """Also square images that have that size already, 64 px."""
-    root = whole_jpeg if shape == "whole" else jpeg_dataset
+    root = whole_jpeg if shape == "whole" else few_jpeg
     fields: dict[str, Any] = {"views": views, "resize": resize, "batch_size": 20}
     config = config_of(augment=False, dtype=torch.float32, **fields)
     ids, graph = through_the_graph(root, config)
     _, cpu = through_the_loader(root, config)
     apart = np.abs(graph - cpu)
-    assert len(ids) == (COUNT if shape == "whole" else 101)
+    assert len(ids) == COUNT
     assert apart.max() <= 3
     assert apart.mean() <= 0.3
 
@@ -329,15 +329,15 @@ def test_resizing_and_a_mean_by_place_contradict() -> None:
         LoaderConfig.alexnet(augment=False, resize=256, mean="offset")
 
 
-def test_a_dataset_of_the_other_shape_says_what_to_do(whole_jpeg: Path, jpeg_dataset: Path) -> None:
+def test_a_dataset_of_the_other_shape_says_what_to_do(whole_jpeg: Path, few_jpeg: Path) -> None:
     with pytest.raises(GratisError, match=r"no mean image; take normalize='imagenet', or make the"):
         Loader(whole_jpeg, "train", LoaderConfig.alexnet(crop=CROP))
     anew = "jpeg has square images; make them anew: gratis shards --src SRC --out OUT --shape whole"
     with pytest.raises(GratisError, match=anew):
-        Loader(jpeg_dataset, "train", config_of(shape="whole"))
+        Loader(few_jpeg, "train", config_of(shape="whole"))
     Loader(whole_jpeg, "train", config_of(shape="whole")).close()
     with pytest.raises(GratisError, match=r"crop is 96; the images of .* have 64 px a side"):
-        Loader(jpeg_dataset, "train", config_of(crop=96))
+        Loader(few_jpeg, "train", config_of(crop=96))
 
 
 def changed_index(root: Path, to: Path, **columns: Any) -> Path:
