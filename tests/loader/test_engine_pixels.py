@@ -60,7 +60,7 @@ def test_every_size_whole_and_in_parts(decoder: NativeDecoder, form: str) -> Non
     rng = np.random.default_rng(1)
     files = [jpeg(photo(*size), **FORMS[form]) for size in SIZES]
     boxes = [[(0, 0, *size)] for size in SIZES]
-    for _ in range(12):
+    for _ in range(7):
         status, made = views(decoder, files, boxes)
         assert status == [Status.OK] * len(files)
         for file, [box], [view] in zip(files, boxes, made, strict=True):

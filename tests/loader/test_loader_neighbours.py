@@ -4,6 +4,7 @@ bit, whoever decodes which sample and whichever thread does."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from test_loader_engine import damage, mixed
 from test_loader_mixing import expected
 
 from gratis import Loader, LoaderConfig
+from gratis.loader import Batch
 from gratis.loader.augmentations import AugMix, ColorJitter
 from gratis.loader.engine.decoder import NativeDecoder, Neighbours, ViewBatch, addresses
 from gratis.loader.engine.library import Filter, PixelType, Status
@@ -45,12 +47,16 @@ def config_of(mix: Any, **fields: Any) -> LoaderConfig:
     return LoaderConfig(**{"batch_size": 12, "crop": 40, "seed": 5, "mix": (mix,)} | fields)
 
 
+@lru_cache(4)
+def plain_batches(root: Path, config: LoaderConfig) -> list[Batch]:
+    with Loader(root, "train", config) as loader:
+        return epoch(loader)
+
+
 def assert_mixed(root: Path, config: LoaderConfig) -> None:
-    with (
-        Loader(root, "train", config) as loader,
-        Loader(root, "train", replace(config, mix=())) as plain,
-    ):
-        for step, (one, other) in enumerate(zip(epoch(loader), epoch(plain), strict=True)):
+    plain = plain_batches(root, replace(config, mix=(), threads=2))
+    with Loader(root, "train", config) as loader:
+        for step, (one, other) in enumerate(zip(epoch(loader), plain, strict=True)):
             mix = draw_mix(config, 0, step)
             real = other.ids >= 0
             assert mix is not None
@@ -78,15 +84,21 @@ def test_so_are_those_of_half_precision(few_jpeg: Path, name: str, mix: Any, dty
     assert_mixed(few_jpeg, config_of(mix, dtype=dtype, threads=2, **CASES[name]))
 
 
+@pytest.fixture(scope="module")
+def mixed_jpeg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mixed(tmp_path_factory.mktemp("neighbours"))
+
+
 @pytest.mark.parametrize("mix", [MixUp(0.8), CutMix()], ids=["mixup", "cutmix"])
 @pytest.mark.parametrize(
     "fields", [{}, {"views": 2, "area": (0.2, 1.0)}, {"operations": (ColorJitter(0.4),)}]
 )
-def test_samples_that_another_decoder_brings(tmp_path: Path, mix: Any, fields: Any) -> None:
+def test_samples_that_another_decoder_brings(mixed_jpeg: Path, mix: Any, fields: Any) -> None:
     """Single ones, neighbours, the first and the last of a batch."""
-    root = mixed(tmp_path)
     for remainder in ("short", "pad"):
-        assert_mixed(root, config_of(mix, batch_size=9, remainder=remainder, threads=2, **fields))
+        assert_mixed(
+            mixed_jpeg, config_of(mix, batch_size=9, remainder=remainder, threads=2, **fields)
+        )
 
 
 @pytest.mark.parametrize("mix", [MixUp(0.8), CutMix()], ids=["mixup", "cutmix"])

@@ -13,14 +13,16 @@ COPY = 1 << 48
 
 
 def part(
-    sample: int, size: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float]
+    place: list[float],
+    attempts: list[list[float]],
+    size: tuple[int, int],
+    area: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """y, x, height and width of one image's part, as the docstring of `boxes` has it."""
+    """y, x, height and width of one image's part, as the docstring of `boxes` has it, of the
+    numbers that were drawn for it."""
     tall, wide = size
-    one = np.array([sample])
-    place = [float(value[0]) for value in plan.uniforms(3, 5, one, plan.PLACE)]
-    for attempt in range(10):
-        drawn = [float(value[0]) for value in plan.uniforms(3, 5, one, plan.BOX, attempt)]
+    for drawn in attempts:
         pixels = (area[0] + (area[1] - area[0]) * drawn[0]) * tall * wide
         low, high = math.log(ratio[0]), math.log(ratio[1])
         shape = math.exp(low + (high - low) * drawn[1])
@@ -53,7 +55,10 @@ def test_parts_one_by_one(area: tuple[float, float], ratio: tuple[float, float])
     sizes = [(64, 64), (47, 61), (61, 47), (1, 30), (30, 1), (1, 1), (2, 3)] * 30
     ids = np.arange(len(sizes)) * 7
     found = plan.boxes(3, 5, ids, np.array(sizes).T, area, ratio)
-    expected = [part(sample, size, area, ratio) for sample, size in zip(ids, sizes, strict=True)]
+    places = np.stack(plan.uniforms(3, 5, ids, plan.PLACE), axis=1).tolist()
+    drawn = [np.stack(plan.uniforms(3, 5, ids, plan.BOX, k), axis=1).tolist() for k in range(10)]
+    of_each = zip(places, zip(*drawn, strict=True), sizes, strict=True)
+    expected = [part(place, [*tried], size, area, ratio) for place, tried, size in of_each]
     assert np.stack(found, axis=1).tolist() == [list(one) for one in expected]
     assert all(column.dtype == np.int64 for column in found)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from scipy.io import loadmat
 
 from gratis.errors import GratisError
 from gratis.preprocess.output.store import WORK
@@ -79,6 +78,8 @@ def test_keys(name: str, wnid: str | None, key: str) -> None:
 def test_labels_against_an_independent_reading(sample_source: Path) -> None:  # trap 16
     """Ids are not in wnid order, and labels are: read by tarfile and SciPy here, by our own code
     there."""
+    from scipy.io import loadmat  # half a second, for this test alone
+
     with tarfile.open(sample_source / DEVKIT) as kit:
         files = {name: kit.extractfile(name) for name in (META, TRUTH)}
         meta, truth = (file.read() for file in files.values() if file)
