@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from handmade import picture
+from handmade import FEW, picture
 from PIL import Image
 
 from gratis.cli import run
@@ -117,10 +117,10 @@ def test_the_words_of_mixed_labels() -> None:
     ],
 )
 def test_a_preview_takes_any_normalisation_back(
-    raw_dataset: Path, tmp_path: Path, config: LoaderConfig
+    few_raw: Path, tmp_path: Path, config: LoaderConfig
 ) -> None:
     """The stored pixels are seen, to rounding."""
-    with Loader(raw_dataset, "train", replace(config, batch_size=101, crop=64)) as loader:
+    with Loader(few_raw, "train", replace(config, batch_size=FEW, crop=64)) as loader:
         draw_preview(loader, tmp_path / "preview.png")
         sample = int(loader.epoch_plan(0).order()[0])
     with Image.open(tmp_path / "preview.png") as sheet:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from handmade import SIZE
+from handmade import FEW, SIZE
 from numpy.typing import NDArray
 from test_loader_views import read_with_pillow, through_the_graph, through_the_loader
 
@@ -64,12 +64,12 @@ def by_torch(part: NDArray[np.uint8], config: LoaderConfig) -> NDArray[np.int64]
 def test_resized_crops_are_torch_s_to_one_level(
     codec: str, engine: Any, interpolation: str, antialias: bool, request: Any
 ) -> None:
-    root: Path = request.getfixturevalue(f"{codec}_dataset")
+    root: Path = request.getfixturevalue(f"few_{codec}")
     config = replace(config_of(interpolation, antialias), engine="dali")
     if engine == "native" and codec == "jpeg":
         config = replace(config, engine="auto")
     ids, got = through_the_loader(root, config)
-    assert len(ids) == 101
+    assert len(ids) == FEW
     for part, view in zip(parts(root, ids), got, strict=True):
         assert np.abs(view - by_torch(part, config)).max() <= 1
 
@@ -77,11 +77,11 @@ def test_resized_crops_are_torch_s_to_one_level(
 @every_form
 @every_filter
 def test_those_of_the_graph_for_gpus_to_a_few(
-    jpeg_dataset: Path, interpolation: str, antialias: bool
+    few_jpeg: Path, interpolation: str, antialias: bool
 ) -> None:
     config = config_of(interpolation, antialias)
-    ids, got = through_the_graph(jpeg_dataset, config)
-    of_each = zip(parts(jpeg_dataset, ids), got, strict=True)
+    ids, got = through_the_graph(few_jpeg, config)
+    of_each = zip(parts(few_jpeg, ids), got, strict=True)
     gaps = np.array([np.abs(view - by_torch(part, config)) for part, view in of_each])
     most, mean = OF_THE_GRAPH[interpolation, antialias]
     assert gaps.max() <= most
@@ -92,12 +92,12 @@ def test_those_of_the_graph_for_gpus_to_a_few(
 @every_form
 @every_filter
 def test_torchvision_s_resized_crop_of_the_same_boxes(
-    jpeg_dataset: Path, interpolation: str, antialias: bool
+    few_jpeg: Path, interpolation: str, antialias: bool
 ) -> None:
     v2 = pytest.importorskip("torchvision.transforms.v2")
     config = config_of(interpolation, antialias)
-    ids, got = through_the_loader(jpeg_dataset, config)
-    images = read_with_pillow(jpeg_dataset)
+    ids, got = through_the_loader(few_jpeg, config)
+    images = read_with_pillow(few_jpeg)
     boxes = zip(ids, got, *plan.boxes(3, 0, ids, SIZE, AREA, RATIO), strict=True)
     worst = 0
     for sample, view, *box in boxes:

@@ -26,7 +26,7 @@ from gratis.train.network.alexnet import AlexNet
 from gratis.train.network.dropout import DropoutKey
 from gratis.train.recipes import RELEASED
 
-SEED, SAMPLES, BATCH, EPOCHS, STEPS = 3, 101, 32, 2, 4  # the last batch has 5 samples
+SEED, SAMPLES, BATCH, EPOCHS, STEPS = 3, 69, 32, 2, 3  # the last batch has 5 samples
 CROP, SCALE = 56, 1 / 64
 OVERHANG = 3  # 13 windows of 11 every 4 pixels end at 59
 RECIPE = replace(
@@ -92,13 +92,13 @@ def reference(shards: Path) -> tuple[numpy_alexnet.Parameters, list[float]]:
                 rates = rates_of(step, list(parameters))
                 numpy_alexnet.update(parameters, velocities, gradients, rates)
                 losses.append(loss)
-    assert real.sum() == SAMPLES - 3 * BATCH == 5
+    assert real.sum() == SAMPLES - 2 * BATCH == 5
     return parameters, losses
 
 
 def assert_equal(run: Path, reference: numpy_alexnet.Parameters) -> None:
     """What each layer has learnt, to a part in a thousand: float32 beside float64."""
-    trained = load_file(run / "checkpoints/step-00000008/network.safetensors")
+    trained = load_file(run / f"checkpoints/step-{EPOCHS * STEPS:08d}/network.safetensors")
     assert trained.keys() == reference.keys()
     for name, begin in initial().items():
         learnt = reference[name] - begin
