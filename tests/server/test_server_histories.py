@@ -220,7 +220,7 @@ def test_no_answer_costs_what_reading_does(
     tmp_path: Path, no_garbage: None, left_unread: None
 ) -> None:
     """Neither the first one, nor any while the histories of many ranks are read."""
-    long_run(tmp_path / "a", world=128, lines=200)
+    long_run(tmp_path / "a", world=128, lines=120)
     whole = cpu_s(lambda: Run(tmp_path / "a").refresh())
     runs = Runs(tmp_path, STALL_S)
     for answer in range(4):
