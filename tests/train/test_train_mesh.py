@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
@@ -26,13 +30,20 @@ from gratis.train.analysis.summary import exchanges
 from gratis.train.checkpoint import State
 from gratis.train.launcher.checks import choose_world
 from gratis.train.mesh.mesh import (
+    ALONE,
     Axis,
     GradientSum,
     Mesh,
+    TrafficMeter,
+    _axes,
     connect,
     disconnect,
+    from_rank_0,
     gather,
     gather_rows,
+    gather_world,
+    listen_on_loopback,
+    sum_over_hosts,
     sum_over_world,
 )
 from gratis.train.metrics import share_of_loss
@@ -473,3 +484,239 @@ def test_shares_cover_all_rows_once() -> None:
                 row for index in range(size) for row in Axis(size=size, index=index).share(total)
             ]
             assert rows == list(range(total))
+
+
+# the same without processes: what torch is asked for, and what becomes of its answers
+
+
+def test_who_is_whose_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four pairs: rank 5 shares its network with 4, and sums gradients with 1, 3 and 7."""
+    asked: list[object] = []
+
+    def groups(members: list[list[int]]) -> tuple[str, None]:
+        asked.append(members)
+        return f"of {len(members)}", None
+
+    monkeypatch.setattr(dist, "new_subgroups_by_enumeration", groups)
+    places = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)]
+    meter = TrafficMeter()
+    for rank, place in enumerate(places):
+        asked.clear()
+        data, tower = _axes(rank, 8, 2, meter)
+        assert asked == [[[0, 2, 4, 6], [1, 3, 5, 7]], [[0, 1], [2, 3], [4, 5], [6, 7]]]
+        assert (data.size, tower.size, data.index, tower.index) == (4, 2, *place)
+        assert (data.group, tower.group, data.meter, tower.meter) == ("of 2", "of 4", meter, meter)
+    data, tower = _axes(1, 2, 2, meter)  # one pair
+    assert (data, tower.size, tower.index) == (ALONE, 2, 1)
+    data, tower = _axes(2, 3, 1, meter)
+    assert (data.size, data.index, tower) == (3, 2, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "towers", "threads"),
+    [((2, 4, 2), 8, 2, 4), ((2, 3, 2), 3, 1, 1), ((0, 2, 2), 1, 2, 1), ((0, 1, 1), 4, 1, 4)],
+)
+def test_a_rank_joins_as_its_environment_says(
+    ranks: tuple[int, int, int],
+    cores: int,
+    towers: int,
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pairs where the world is even; each rank has its share of the machine's cores. ranks: which
+    it is, of how many, and how many on its machine."""
+    rank, world, local = ranks
+    asked: dict[str, Any] = {}
+
+    def noted(name: str, answer: object) -> Any:
+        return lambda *given, **named: asked.update({name: (given, named)}) or answer
+
+    own = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank % 2, "LOCAL_WORLD_SIZE": local}
+    for name, value in (own | {"MASTER_ADDR": "192.0.2.7", "MASTER_PORT": 4321}).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch begins
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(torch, "set_num_threads", noted("threads", None))
+    monkeypatch.setattr(socket, "create_server", lambda _: pytest.fail("of loopback alone"))
+    monkeypatch.setattr(dist, "TCPStore", noted("store", "the store"))
+    monkeypatch.setattr(dist, "init_process_group", noted("init", None))
+    monkeypatch.setattr(dist, "new_subgroups_by_enumeration", lambda _: ("an axis", None))
+    monkeypatch.setattr(dist, "new_group", noted("hosts", "the hosts"))
+    mesh = connect(2, agree_within_s=60.0)
+    assert (mesh.rank, mesh.world, mesh.local_world) == (rank, world, local)
+    assert (mesh.tower.size, mesh.data.size) == (towers, world // towers)
+    assert all(one.meter is mesh.meter for one in (mesh.tower, mesh.data) if one.size > 1)
+    assert mesh.device == torch.device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.benchmark
+    assert asked["threads"] == ((threads,), {})
+    master = {"is_master": rank == 0, "master_listen_fd": None}
+    assert asked["store"] == (("192.0.2.7", 4321, world), master)
+    own = {"store": "the store", "rank": rank, "world_size": world, "device_id": None}
+    assert asked["init"] == (("gloo",), own)
+    if world == 1:
+        assert mesh.hosts is None
+        assert "hosts" not in asked
+        return
+    # half an hour beyond what a server may be away
+    assert asked.pop("hosts") == ((), {"backend": "gloo", "timeout": timedelta(seconds=1860)})
+    assert mesh.hosts == "the hosts"
+    assert connect(2).hosts is None
+    assert "hosts" not in asked
+
+
+def test_a_store_for_this_machine_listens_on_it_alone() -> None:
+    descriptor = listen_on_loopback("127.0.0.1", 0)
+    assert descriptor is not None
+    with socket.socket(fileno=descriptor) as listening:
+        assert listening.getsockname()[0] == "127.0.0.1"
+    assert listen_on_loopback("192.0.2.7", 0) is None
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collectives of a group as rank 1 sees them: rank n has 10 ** n times what this one has to
+    give, and as large a gradient; sums are three times this rank's share, once waited for."""
+
+    def all_gather(parts: list[Tensor], own: Tensor, group: object) -> None:
+        assert group == "group"
+        for number, part in enumerate(parts):
+            part.copy_(own * 10**number)
+
+    def all_to_all(received: Tensor, shares: Tensor, group: object) -> None:
+        assert group == "group"
+        for number in range(len(received)):
+            received[number] = shares[1] * 10**number
+
+    class Work:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+        def wait(self) -> None:
+            self.tensor *= 3
+
+    def all_reduce(tensor: Tensor, group: object, *, async_op: bool) -> Work:
+        assert group == "group"
+        assert async_op
+        return Work(tensor)
+
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    monkeypatch.setattr(dist, "all_to_all_single", all_to_all)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+
+
+def of_group(size: int) -> Axis:
+    return Axis(size=size, index=1, group="group")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("loopback")
+def test_features_are_gathered_and_gradients_summed() -> None:
+    """Of three ranks: this one's columns are the middle ones; it hands 24 bytes to two others."""
+    axis, x = of_group(3), torch.arange(6.0).view(2, 3).requires_grad_()
+    whole = gather(x, 1, axis, "fc6")
+    rows = [[0, 1, 2, 0, 10, 20, 0, 100, 200], [3, 4, 5, 30, 40, 50, 300, 400, 500]]
+    assert whole.tolist() == rows
+    whole.backward(torch.arange(18.0).view(2, 9))
+    assert x.grad is not None
+    assert x.grad.tolist() == [[333, 444, 555], [1332, 1443, 1554]]  # 111 times 3 4 5, 12 13 14
+    assert axis.meter.sent == {("fc6", "forward"): 48, ("fc6", "backward"): 48}
+    assert gather(x, 0, axis).shape == (6, 3)
+    assert gather(x, 0, ALONE) is x
+
+
+@pytest.mark.usefixtures("loopback")
+def test_what_travels_in_16_bits_comes_back_in_32() -> None:
+    """bfloat16 has 8 bits: 257 is rounded to 256 on its way, in both directions."""
+    axis, x = of_group(2), torch.full((1, 2, 3, 4), 257.0)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    whole = gather(x, 1, axis, "conv3", "bfloat16")
+    assert (whole.dtype, whole.shape) == (torch.float32, (1, 4, 3, 4))
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+    assert whole[0, :, 0, 0].tolist() == [256, 256, 2560, 2560]
+    whole.backward(torch.full_like(whole, 257.0))
+    assert x.grad is not None
+    assert x.grad.unique().tolist() == [256 + 2560]
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+    assert axis.meter.sent == {("conv3", "forward"): 48, ("conv3", "backward"): 48}
+    assert gather(x.double(), 1, axis, "", "bfloat16")[0, 0, 0, 0] == 257
+    assert gather(torch.ones(2, 2, 3), 0, axis).is_contiguous()
+
+
+@pytest.mark.usefixtures("loopback")
+@pytest.mark.parametrize(("wire", "sent", "total"), [("float32", 36, 771), ("float16", 18, 771)])
+def test_gradients_are_replaced_by_their_sums(wire: Wire, sent: int, total: int) -> None:
+    """Of four ranks: each hands on three quarters of 24 bytes twice."""
+    axis, parameter = of_group(4), torch.zeros(6, requires_grad=True)
+    sums = GradientSum([parameter], axis, wire)
+    (257 * parameter.sum()).backward()  # type: ignore[no-untyped-call]
+    sums.wait()
+    assert parameter.grad is not None
+    assert parameter.grad.tolist() == [total] * 6
+    assert axis.meter.sent[("gradients", "backward")] == sent
+    sums.wait()  # nothing is under way
+    assert parameter.grad.tolist() == [total] * 6
+    alone = torch.zeros(2, requires_grad=True)
+    sums = GradientSum([alone], ALONE)
+    alone.sum().backward()  # type: ignore[no-untyped-call]
+    sums.wait()
+    assert alone.grad is not None
+    assert alone.grad.tolist() == [1, 1]
+
+
+@pytest.mark.usefixtures("loopback")
+def test_a_short_last_chunk_is_padded_and_cut() -> None:
+    """Of five rows this rank has the last two."""
+    whole = gather_rows(torch.tensor([[3.0], [4.0]]), 5, of_group(2))
+    assert whole.flatten().tolist() == [3, 4, 0, 30, 40]
+
+
+def test_rows_of_all_ranks_are_in_the_order_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 2 of two pairs: 2 and 3 are one, and 0 and 1 the other."""
+
+    def all_gather(parts: list[Tensor], own: Tensor, group: object) -> None:
+        step = {"tower": 1, "data": 2}[str(group)]
+        for number, part in enumerate(parts):
+            part.copy_(own + step * number - (2 if group == "data" else 0))
+
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    tower = Axis(size=2, index=0, group="tower")  # type: ignore[arg-type]
+    data = Axis(size=2, index=1, group="data")  # type: ignore[arg-type]
+    mesh = Mesh(rank=2, world=4, tower=tower, data=data)
+    assert gather_world(torch.tensor([2, 2]), mesh).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_sums_over_hosts_and_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[object] = []
+
+    def all_reduce(values: Tensor, group: object = None) -> None:
+        groups.append(group)
+        values += 7
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    assert sum_over_hosts([0.5, 2.0], Mesh()) == [0.5, 2.0]
+    assert groups == []
+    assert sum_over_hosts([0.5, 2.0], Mesh(hosts="hosts")) == [7.5, 9.0]  # type: ignore[arg-type]
+    assert from_rank_0(99, Mesh(rank=1, world=2)) == 7  # which is what rank 0 has added
+    assert from_rank_0(99, Mesh(world=2)) == 106
+    assert groups == ["hosts", None, None]
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    assert from_rank_0(99, Mesh()) == 99
+
+
+def test_seconds_in_exchanges_are_summed_until_they_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    meter, clock = TrafficMeter(), iter([1.0, 1.5, 10.0, 12.0, 20.0, 21.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    for _ in range(2):
+        with meter.exchange("fc6", "forward", 5):
+            pass
+    assert meter.sent == {("fc6", "forward"): 10}
+    assert meter.take_seconds() == 2.5
+    with meter.exchange("fc7", "backward", 3):
+        pass
+    assert meter.take_seconds() == 1.0
+    assert meter.take_seconds() == 0.0
