@@ -80,6 +80,51 @@ def test_other_libraries_words_for_no_memory_are_known() -> None:
     assert ran_out(torch.OutOfMemoryError("Tried to allocate 20.00 GiB"))
 
 
+SMALL = replace(RELEASED, image_size=73, crop=64, width=1 / 16, batch=100)
+
+
+def test_memory_kept_of_a_small_network_is_that_of_its_operators() -> None:
+    """Without norms and pools that keep more than they read: of each image what conv1 to fc8 read
+    and write, in float32, once, and pooling's places in 8 bytes."""
+    recipe = replace(SMALL, lrn=False, map_norm=False, activation="tanh", dropout="off")
+    layers = plan(recipe, 10)
+    per_image, parameters = kept_bytes(recipe, 10)
+    assert parameters == 4 * sum(own.parameters for own in layers.values())
+    padded = 3 * 67**2  # conv1's overhang
+    pooled = [(name, layers[name]) for name in ("conv1", "conv2", "conv5")]
+    values = padded + sum(own.outputs * own.side**2 for own in layers.values()) - 10
+    values += sum(own.outputs * own.pooled**2 for _, own in pooled)
+    places = sum(own.outputs * own.pooled**2 for _, own in pooled)
+    assert per_image == 4 * values + 8 * places
+
+
+def test_which_batch_fits_is_what_is_free_by_what_an_image_takes() -> None:
+    """2 GiB are others', and each parameter is there four times; an image takes half as much again
+    as what is kept of it."""
+    per_image, parameters = kept_bytes(SMALL, 10)
+
+    def fits(images: float, towers: int = 1, world: int = 1) -> int:
+        device = int((2 << 30) + 4 * parameters / towers + images * 1.5 * per_image)
+        return fitting_batch(SMALL, 10, world=world, towers=towers, device_bytes=device)
+
+    assert [fits(7.5), fits(7.5, world=3), fits(7.5, towers=2, world=2)] == [7, 21, 14]
+    assert [fits(0.5), fits(-3.0)] == [0, 0]
+
+    def advice(images: float, **more: int) -> str:
+        size = int((2 << 30) + 4 * parameters + images * 1.5 * per_image)
+        return too_large(SMALL, 10, size=size * more.get("sharers", 1), **more)
+
+    assert advice(7.5).endswith(" does not fit into a GPU of 2 GiB: about --batch 7 fits")
+    assert advice(7.5, world=3).startswith("--batch 100 on 3 does not")
+    assert advice(7.5, world=3).endswith("about --batch 21 fits")
+    assert advice(7.5, sharers=2).endswith("a GPU of 4 GiB: about --batch 7 fits")
+    # 100 did not: at most half of it, a multiple of the processes
+    assert advice(1000.5).endswith("about --batch 50 fits")
+    assert advice(1000.5, world=4).endswith("about --batch 48 fits")
+    assert advice(0.5).endswith(": take a smaller --width")
+    assert advice(0.5, world=1).endswith(": take more GPUs, or a smaller --width")
+
+
 @pytest.mark.slow
 def test_a_batch_that_fits() -> None:
     per_image, parameters = kept_bytes(RELEASED, 1000)
