@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,17 @@ import pytest
 from handmade import CLASSES, SIZE, as_validation, centres, write_dataset
 from numpy.typing import NDArray
 from one_rank import planned, run_alone
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from small import of_kind
 
+from gratis.dataset import read_manifest
 from gratis.errors import PREEMPTED
 
 SAMPLES, EPOCHS, STEPS = 145, 16, 5  # 4 batches of 32 and one of 17
 OPTIONS = (
     *f"--recipe released --image-size {SIZE} --crop 56 --width 0.0625 --init he --batch 32 --rate "
     f"0.02 --input-scale 0.015625 --epochs {EPOCHS} --drops 0.75 --conv1-slow None --conv1-frozen "
-    "None --noise-until 0.75 --save-every 1000 --run one".split(),
+    "None --noise-until 0.75 --save-every 1000 --save-probabilities --run one".split(),
 )
 COLOURS = (
     *[(200, 60, 60), (60, 200, 60), (60, 60, 200), (200, 200, 60), (200, 60, 200), (60, 200, 200)],
@@ -78,13 +80,51 @@ def test_an_evaluation_is_the_references(run: Path) -> None:
     """Of the centres that Pillow and NumPy cut out, by the network that the run has left, with half
     of each unit."""
     weights = load_file(run / f"checkpoints/step-{EPOCHS * STEPS:08d}/network.safetensors")
-    parameters = {name: value.double().numpy() for name, value in weights.items()}
+    parameters = {name: value.astype(np.float64) for name, value in weights.items()}
     network = numpy_alexnet.Network(parameters, 0.015625, 3)  # 13 windows of 11 end at 59
     images = centres([coloured(i) for i in range(SAMPLES)], 56)
     expected = numpy_alexnet.evaluation(network, images, np.arange(SAMPLES) % CLASSES)
     last = next(one for one in of_kind(run, "eval") if one["epoch"] == EPOCHS)
     found = [last[name] for name in ("views", "top1", "top5", "nll")]
     assert found == pytest.approx([1, *expected], rel=1e-4)
+
+
+def test_the_ten_views_probabilities_are_those_that_were_scored(run: Path) -> None:
+    kept = load_file(run / "probabilities.safetensors")
+    assert kept["labels"].tolist() == [number % CLASSES for number in range(SAMPLES)]
+    np.testing.assert_allclose(kept["probabilities"].sum(1), 1, atol=1e-5)
+    last = of_kind(run, "eval")[-1]
+    right = kept["probabilities"][np.arange(SAMPLES), kept["labels"]]
+    assert last["nll"] == pytest.approx(-np.log(right).mean(), rel=1e-4)
+    assert last["top1"] == pytest.approx((kept["probabilities"].argmax(1) == kept["labels"]).mean())
+
+
+def test_its_start_says_what_is_trained_on_what(run: Path, shards: Path) -> None:
+    (start,) = of_kind(run, "start")
+    expected = {
+        "run": "one",
+        "recipe": "released",
+        "mesh": {"data": 1, "tower": 1},
+        "world": 1,
+        "device": "cpu",
+        "device_name": "CPU",
+        "pid": os.getpid(),
+        "dataset": read_manifest(shards).hash,
+        "classes": CLASSES,
+        "train_images": SAMPLES,
+        "val_images": SAMPLES,
+        "epochs": EPOCHS,
+        "steps_per_epoch": STEPS,
+        "batch_size": 32,
+    }
+    assert {name: start[name] for name in expected} == expected
+    config = start["config"]
+    assert (config["recipe"]["rate"], config["recipe"]["drops"]) == (0.02, [0.75])
+    assert (config["seed"], config["save_every"], config["shards"]) == (0, 1000, str(shards))
+    assert {"command", "outage_s", "read_timeout_s"}.isdisjoint(config)  # version 0.2 reads it
+    assert start["command"].startswith("gratis ")
+    (saved,) = of_kind(run, "checkpoint")
+    assert (saved["epoch"], saved["step"]) == (EPOCHS, EPOCHS * STEPS)
 
 
 def test_each_epoch_has_each_image_once(run: Path) -> None:

@@ -476,7 +476,7 @@ def test_a_validation_loss_that_is_not_finite_is_divergence(
 def test_weights_that_diverged_never_become_the_latest(tmp_path: Path) -> None:
     network = AlexNet(replace(SAMPLE, width=1 / 16), 5)
     arrays = checkpoint.collect(network, Optimiser(network, SAMPLE), torch.arange(0), writer=True)
-    common = {"epoch": 0, "seed": 0, "classes": 5, "dataset": "d", "architecture": {}, "loader": {}}
+    common = {"epoch": 7, "seed": 0, "classes": 5, "dataset": "d", "architecture": {}, "loader": {}}
     saver = Saver(tmp_path, EventWriter(tmp_path / "rank-0.jsonl", attempt=1, rank=0))
     saver.begin(arrays, State(step=1, **common))  # type: ignore[arg-type]
     saver.settle()
@@ -484,7 +484,10 @@ def test_weights_that_diverged_never_become_the_latest(tmp_path: Path) -> None:
     saver.begin(arrays, State(step=2, **common))  # type: ignore[arg-type]
     saver.close()
     assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-00000001"
-    assert "fc7.bias is not finite" in of_kind(tmp_path, "warning")[0]["message"]
+    (warned,), (saved,) = (of_kind(tmp_path, kind) for kind in ("warning", "checkpoint"))
+    assert warned["message"] == saver.lost == "no checkpoint of step 2: fc7.bias is not finite"
+    assert (warned["epoch"], warned["step"], saved["epoch"], saved["step"]) == (7, 2, 7, 1)
+    assert saved["path"] == "checkpoints/step-00000001"
 
 
 def test_probabilities_are_saved_on_request(whole: Path) -> None:

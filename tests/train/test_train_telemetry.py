@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from handmade import picture, write_dataset
+from one_rank import planned
+from small import of_kind
 from torch import Tensor
 
 from gratis.events import EventWriter
 from gratis.history import records
 from gratis.loader import Loader, LoaderConfig
 from gratis.signals import StopSignals, handlers_restored
-from gratis.train import telemetry
-from gratis.train.evaluate import evaluate, evaluation_config, whole_probabilities
+from gratis.train import checkpoint, telemetry
+from gratis.train import evaluate as evaluation
+from gratis.train.evaluate import evaluate, evaluation_config, whole_probabilities, with_progress
 from gratis.train.mesh.mesh import Mesh
 from gratis.train.network.alexnet import AlexNet
-from gratis.train.recipes import CAFFE, RELEASED, SAMPLE
-from gratis.train.telemetry import IntervalMeter, outcome
+from gratis.train.rank import (
+    CheckpointRefused,
+    NetworkWarnings,
+    begin,
+    first_state,
+    last_good,
+    training_config,
+)
+from gratis.train.recipes import CAFFE, PAPER, RELEASED, SAMPLE
+from gratis.train.settings import Launch, RunSettings
+from gratis.train.telemetry import IntervalMeter, RunStopped, outcome
+from gratis.train.training_state import TrainingState, rank_loader, save, save_if_due
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +122,40 @@ def test_an_evaluation_sees_what_training_is_compared_with() -> None:
     assert evaluation_config(replace(RELEASED, batch=8), 10, 2).batch_size == 2
 
 
+def test_training_reads_what_recipe_and_settings_say() -> None:
+    settings = RunSettings(
+        seed=9,
+        bad_samples="quarantine",
+        decoded="device",
+        decoded_gb=1.5,
+        outage_s=7.0,
+        read_timeout_s=3.0,
+    )
+    assert training_config(replace(CAFFE, compute="bfloat16"), settings) == LoaderConfig(
+        batch_size=256,
+        seed=9,
+        crop=227,
+        crop_positions="all",
+        normalize="mean-image",
+        mean="offset",
+        noise="off",
+        noise_until=67,
+        remainder="pad",
+        layout="channels_last",
+        dtype=torch.bfloat16,
+        bad_samples="quarantine",
+        decoded="device",
+        decoded_gb=1.5,
+        outage_s=7.0,
+        read_timeout_s=3.0,
+    )
+    own = training_config(replace(PAPER, crop_area=(0.25, 0.5), flip=0.25, noise_until=0.5))
+    fields = (own.area, own.crop_positions, own.crop_chunk, own.flip, own.noise, own.noise_until)
+    assert fields == ((0.25, 0.5), "printed", 1, 0.25, "printed", 45)
+    assert training_config(replace(RELEASED, crop_chunk=32)).crop_chunk == 32
+    assert own.decoded == "none"  # whoever measures decodes
+
+
 def test_probabilities_are_kept_in_the_order_of_ids() -> None:
     """Whatever order they came in; padding is left out."""
     rows = torch.tensor([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.0, 0.0]])
@@ -115,3 +166,118 @@ def test_probabilities_are_kept_in_the_order_of_ids() -> None:
     whole = whole_probabilities(kept, 4, Mesh())
     assert whole["labels"].tolist() == [4, 3, 5, 0]
     assert torch.equal(whole["probabilities"], rows[[1, 2, 0, 3]])
+
+
+OPTIONS = (
+    *"--run one --recipe released --image-size 64 --crop 56 --width 0.0625 --batch 3".split(),
+)
+
+
+@pytest.fixture
+def launch(shards: Path, tmp_path: Path) -> Launch:
+    """Of eight pictures by three: three steps an epoch."""
+    return planned(tmp_path, shards, *OPTIONS)
+
+
+@pytest.fixture
+def state(launch: Launch) -> Iterator[TrainingState]:
+    with handlers_restored():
+        yield from begun(launch)
+
+
+def begun(launch: Launch) -> Iterator[TrainingState]:
+    """The only rank's, at its first step."""
+    config = training_config(launch.recipe, launch)
+    with rank_loader(launch, "train", config, Mesh()) as loader:
+        events = EventWriter(launch.folder / "rank-0.jsonl", rank=0, attempt=1)
+        state = first_state(launch, Mesh(), loader, events, StopSignals())
+        yield state
+        state.saver.close()
+
+
+def test_an_evaluation_s_progress_is_of_images_in_all_of_them(
+    state: TrainingState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record once a second has passed since the one before; padding is no image."""
+    clock = iter([100.0, 100.5, 101.5, 102.5])  # at its begin and behind each of three batches
+    monkeypatch.setattr(evaluation, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    state.epoch, state.step = 5, 17
+    batches = list(with_progress(state, state.loader, 10))
+    assert [len(batch.ids) for batch in batches] == [3, 3, 3]
+    names = ("views", "images", "total", "wall_s", "epoch", "step")
+    found = [[one[name] for name in names] for one in of_kind(state.launch.folder, "eval_progress")]
+    assert found == [[10, 6, 8, 1.5, 5, 17], [10, 8, 8, 2.5, 5, 17]]
+
+
+def test_a_signal_stops_an_evaluation_before_its_next_batch(state: TrainingState) -> None:
+    batches = with_progress(state, state.loader, 1)
+    next(batches)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(RunStopped) as stopped:
+        next(batches)
+    assert stopped.value.outcome == "preempted"
+
+
+def test_a_checkpoint_is_due_after_so_many_seconds_of_training(state: TrainingState) -> None:
+    """--save-every is 60; where it stands is on record."""
+    state.step, state.epoch, state.errors = 7, 2, [0.75, 0.5]
+    state.unsaved_s = 59.5
+    save_if_due(state)
+    assert (state.saved, state.unsaved_s) == (0, 59.5)
+    state.unsaved_s = 60.0
+    save_if_due(state)
+    assert (state.saved, state.unsaved_s) == (7, 0.0)
+    state.step = 8
+    save_if_due(state, now=True)
+    state.saver.settle()
+    folder = state.launch.folder
+    names = ("epoch", "step", "path")
+    assert [[one[name] for name in names] for one in of_kind(folder, "checkpoint")] == [
+        [2, 7, "checkpoints/step-00000007"],
+        [2, 8, "checkpoints/step-00000008"],
+    ]
+    saved = checkpoint.read_state(folder / "checkpoints/step-00000007")
+    assert (saved.step, saved.epoch, saved.errors, saved.seed) == (7, 2, [0.75, 0.5], 0)
+    assert (saved.loader["epoch"], saved.loader["step"]) == (2, 1)  # of three steps an epoch
+    size = sum(one.stat().st_size for one in (folder / "checkpoints/step-00000008").iterdir())
+    assert of_kind(folder, "checkpoint")[-1]["bytes"] == size
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
+    state: TrainingState, launch: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state.seen = [torch.tensor([5, 3, -1])]
+    for step, errors in ((4, [0.75]), (5, [0.5])):
+        state.step, state.epoch, state.errors = step, 1, errors
+        save(state)
+    state.saver.settle()
+    assert last_good(launch, diverged=True).endswith(
+        "/one/checkpoints/step-00000005: --run one and a lower --rate go on from it"
+    )
+    broken = launch.folder / "checkpoints/step-00000005/network.safetensors"
+    content = bytearray(broken.read_bytes())
+    content[-1] ^= 1
+    broken.write_bytes(content)
+    for again in begun(launch):
+        begin(again)
+        assert (again.step, again.epoch, again.errors, again.saved) == (4, 1, [0.75], 4)
+        assert again.seen_before.tolist() == [5, 3]  # padding is left out
+        assert again.loader.state_dict()["step"] == 1
+        told = [one["message"] for one in of_kind(launch.folder, "warning")]
+    assert "step-00000005" in told[0]
+    assert told[1] == "the dataset has no validation split: nothing is evaluated"
+    assert capsys.readouterr().out.splitlines()[-1] == "resumed at step 4, epoch 2"
+    narrow = replace(launch, recipe=replace(launch.recipe, lrn=False))
+    for other in begun(narrow):
+        with pytest.raises(CheckpointRefused, match="lrn"):
+            begin(other)
+        assert other.step == 0
+
+
+def test_what_a_server_keeps_waiting_is_an_event_and_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = EventWriter(tmp_path / "rank-1.jsonl", rank=1, attempt=1)
+    NetworkWarnings(events).emit(logging.makeLogRecord({"msg": "%s waits", "args": ("s3",)}))
+    assert [one["message"] for one in of_kind(tmp_path, "warning", rank=1)] == ["s3 waits"]
+    assert capsys.readouterr().err == "warning: s3 waits\n"
