@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 
 import pytest
+from handmade import as_validation
 
 from gratis.dataset import read_manifest
 from gratis.errors import GratisError
 from gratis.events import EventWriter
 from gratis.history import outcome, records
 from gratis.train.network.layers import plan
-from gratis.train.options import parse
-from gratis.train.paper.ablate import Ablate, ablate
-from gratis.train.paper.ablation_table import WHOLE, Errors, row, signs
+from gratis.train.options import Options, parse, read
+from gratis.train.paper import costs, trainings
+from gratis.train.paper.ablate import Ablate, ablate, arguments_of, command_of
+from gratis.train.paper.ablation_table import WHOLE, Ablation, Errors, row, signs, write
 from gratis.train.paper.arguments import flags, recipe_flags
 from gratis.train.paper.children import Children
-from gratis.train.paper.costs import Cost, cost_of, recorded
-from gratis.train.paper.differences import difference, shown, verdict
+from gratis.train.paper.costs import Cost, add, cost_of, recorded
+from gratis.train.paper.differences import RULE, difference, shown, verdict
 from gratis.train.paper.switches import SWITCHES
 from gratis.train.paper.trainings import (
     Done,
@@ -32,6 +39,7 @@ from gratis.train.paper.trainings import (
     Run,
     Training,
     digest,
+    errors_of,
     planned,
     run_of,
     stem_of,
@@ -51,6 +59,68 @@ def test_a_switched_recipe_is_what_its_options_say(name: str, switch: str) -> No
 def test_a_command_is_put_together() -> None:
     options = flags(gpus=None, save_probabilities=True, lrn=False, only=("a", "b"), port=0)
     assert options == ["--save-probabilities", "--no-lrn", "--only", "a", "b", "--port", "0"]
+
+
+def test_what_is_switched_off_and_what_it_cost_the_authors() -> None:
+    """Points of error, top-1 and top-5: specification, sections 0.1 and 5."""
+    half: dict[str, object] = {"towers": 1, "channels": (48, 128, 192, 192, 256)}
+    of: dict[str, tuple[dict[str, object], tuple[float | None, float | None]]] = {
+        "lrn": ({"lrn": False, "map_norm": False}, (1.4, 1.2)),
+        "overlap": ({"pool": "separate"}, (0.4, 0.3)),
+        "towers": (half, (1.7, 1.2)),
+        "color_noise": ({"noise": "off"}, (1.0, None)),
+        "conv3": ({"without": "conv3"}, (2.0, None)),
+        "conv4": ({"without": "conv4"}, (2.0, None)),
+        "conv5": ({"without": "conv5"}, (2.0, None)),
+        "dropout": ({"dropout": "off"}, (None, None)),
+        "crops": ({"crop_positions": "centre", "flip": 0.0}, (None, None)),
+        "exchange": ({"exchange": ()}, (1.2, 1.1)),
+        "fc7": ({"without": "fc7"}, (None, None)),
+        "tanh": ({"activation": "tanh"}, (None, None)),
+    }
+    assert [*of] == [*SWITCHES]
+    for name, (fields, cost) in of.items():
+        assert SWITCHES[name].off(RELEASED) == replace(RELEASED, **fields), name  # type: ignore[arg-type]
+        assert SWITCHES[name].paper == cost, name
+        assert (len(SWITCHES[name].rates) > 1) == (name == "tanh")
+
+
+def test_a_run_of_an_ablation_is_trained_as_its_options_say() -> None:
+    whole = replace(RECIPES["tiny64"], epochs=5)
+    options = Ablate(shards="s", runs=Path("r"), recipe="tiny64", whole=whole, gpus=1)
+
+    def parsed(run: Run) -> Options:
+        command = command_of(options, run, SWITCHES["tanh"].off(whole))
+        assert command[-len(command) + 1 : 5] == [
+            "-m",
+            "gratis.processes",
+            str(os.getpid()),
+            "train",
+        ]
+        return parse(command[5:])
+
+    own = parsed(Run(Training(3, "tanh", 0.5), 0.5, Path("r/one")))
+    # of the rate 0.04
+    assert own.fields == replace(whole, activation="tanh", rate=0.02)
+    assert (own.settings.seed, own.settings.save_probabilities) == (3, False)
+    assert (own.shards, own.run, own.runs, own.port, own.gpus) == ("s", "one", Path("r"), 0, 1)
+    assert parsed(Run(Training(0, WHOLE, 1.0), 1.0, Path("r/one"))).settings.save_probabilities
+
+
+def test_an_ablation_s_command_is_its_options() -> None:
+    options = Ablate(
+        shards="s",
+        fields="lrn,tanh",
+        seeds="4,5",
+        runs=Path("r"),
+        out=Path("o"),
+        gpus=2,
+        jobs=3,
+        recipe="tiny",
+        whole=replace(RECIPES["tiny"], epochs=7, conv1_slow=None, drops=(0.25, 0.5)),
+    )
+    words = arguments_of(options, 90.0)
+    assert read(Ablate, words, "released", "", fields="whole") == replace(options, minutes=1.5)
 
 
 def test_the_one_column_network_is_the_authors_own() -> None:
@@ -127,6 +197,202 @@ def test_signs_are_listed_of_what_the_paper_has_a_number_for() -> None:
     ]
 
 
+def test_the_page_of_an_ablation_has_each_number_in_its_place(
+    jpeg_dataset: Path, tmp_path: Path
+) -> None:
+    """Means 47 and 45, differences 2, 1, 3 and 0.5, 1.5, 2.5: of deviation 1, and 1 / 1.73 of their
+    mean's. The third seed of the network without overlap is not there, nor any of one column."""
+    results = {
+        WHOLE: {0: (50.0, 20.0), 1: (40.0, 10.0), 2: (45.0, 15.0)},
+        "lrn": {0: (52.0, 20.5), 1: (41.0, 11.5), 2: (48.0, 17.5)},
+        "overlap": {0: (49.0, 20.0), 1: (38.0, 10.25)},
+        "color_noise": {1: (39.0, 10.0)},
+        "towers": {},
+        "dropout": {0: (54.0, 22.0), 1: (44.0, 12.0), 2: (49.0, 17.0)},
+        "tanh": {0: (55.0, 25.0)},
+    }
+    manifest = read_manifest(jpeg_dataset)
+    val = replace(manifest.splits["train"], shards=manifest.splits["train"].shards[:3])
+    manifest = replace(manifest, splits=manifest.splits | {"val": val})
+    page = write(
+        tmp_path,
+        Ablation(
+            manifest=manifest,
+            recipe_name="tiny64",
+            whole=replace(RECIPES["tiny64"], epochs=3),
+            results=results,
+            rates={"tanh": 0.5},
+            cost=Cost(5400.0, 9000.0, 1.25),
+        ),
+    )
+    assert page == tmp_path / "ablation.md"
+    lines = page.read_text().splitlines()
+    assert lines[0].startswith("Errors in % over ten views of 30 validation images, means over n")
+    assert lines[0].endswith(f"positive: worse without. {RULE}")
+    assert lines[1].startswith(
+        "Measured on 101 training images of 7 classes at 64 px, recipe tiny64, crop 56, width "
+        "0.25, 3 epochs. The paper's"
+    )
+    cores = f"on {os.cpu_count()} cores"
+    assert (
+        lines[2] == f"The runs took 1.50 hours, 2.50 of CPU time, at a load average of 1.2 {cores}."
+    )
+    differences = "top-1 difference | top-5 difference | paper's | on | top-1 beside the paper's"
+    assert lines[3:13] == [
+        "",
+        f"|  | n | top-1 | top-5 | {differences} |",
+        "|---|---|---|---|---|---|---|---|---|",
+        "| the whole network | 3 | 45.0 [40.0..50.0] | 15.0 [10.0..20.0] |  |  |  |  |  |",
+        "| no normalisation layers | 3 | 47.0 [41.0..52.0] | 16.5 [11.5..20.5] | +2.0 ± 0.6 | "
+        "+1.5 ± 0.6 | 1.4 / 1.2 | 2012 val | worse without, as in the paper |",
+        "| pooling 2x2 every 2 | 2 | 43.5 [38.0..49.0] | 15.1 [10.2..20.0] | -1.5 ± 0.5 | "
+        "+0.1 ± 0.1 | 0.4 / 0.3 | 2012 val | n below 3 |",
+        '| no colour noise | 1 | 39.0 | 10.0 | -1.0 | +0.0 | 1 | not stated; "over 1 %" | '
+        "n below 3 |",
+        "| one column of half the channels | 0 |  |  |  |  | 1.7 / 1.2 | 2010 test |  |",
+        "| no dropout | 3 | 49.0 [44.0..54.0] | 17.0 [12.0..22.0] | +4.0 ± 0.0 | +2.0 ± 0.0 |  | "
+        '"substantial overfitting" | worse without |',
+        "| tanh at its best rate | 1 | 55.0 | 25.0 | +5.0 | +5.0 |  | "
+        "no error of it printed (figure 1: its speed) | n below 3 |",
+    ]
+    assert lines[13:] == [
+        "",
+        "- no dropout: dropout about doubles the iterations that training takes (the paper); here "
+        "are 3 epochs.",
+        "- tanh at its best rate: 0.5 times the whole network's rate, the best of the first seed's "
+        "at 0.25, 0.5, 1, 2 times.",
+        "- as in the paper: no normalisation layers.",
+    ]
+    report = json.loads((tmp_path / "ablation.json").read_text())
+    terms = {"dataset": manifest.hash, "train_images": 101, "classes": 7, "image_size": 64}
+    terms |= {"recipe": "tiny64", "rates": {"tanh": 0.5}}
+    assert {name: report[name] for name in terms} == terms
+    assert report["cost"] == {"wall_s": 5400, "cpu_s": 9000, "load": 1.25}
+    assert (report["settings"]["epochs"], report["settings"]["width"]) == (3, 0.25)
+    assert [own["setting"] for own in report["rows"]] == [*results]
+    overlap = report["rows"][2]
+    assert (overlap["seeds"], overlap["top1"], overlap["top5"]) == ([0, 1], [49, 38], [20, 10.25])
+    assert (overlap["top1_delta"], overlap["top5_delta"]) == ([-1, -2], [0, 0.25])
+    assert (overlap["paper"], overlap["words"]) == ([0.4, 0.3], "pooling 2x2 every 2")
+
+
+def test_what_is_trained_already_is_tabulated(
+    jpeg_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that diverged is over too, and is no number; of another rate or seed is another run."""
+    shards = shutil.copytree(jpeg_dataset, tmp_path / "shards")
+    as_validation(shards)
+    whole, runs = replace(SAMPLE, image_size=64, crop=56), tmp_path / "runs"
+    runs.mkdir()
+    stem = stem_of("sample", read_manifest(shards), whole)
+    evaluated(runs / run_of(stem, WHOLE, 0), 0.25)
+    evaluated(runs / run_of(stem, WHOLE, 1), 0.0, "diverged")
+    evaluated(runs / run_of(stem, "overlap", 0), 0.125)
+    evaluated(runs / run_of(stem, "overlap", 1), 0.5)
+    add(runs / run_of(stem, "overlap", 1), Cost(7200.0, 3600.0, 2.0))
+    options = Ablate(shards=str(shards), fields="overlap", runs=runs, recipe="sample", whole=whole)
+    page = ablate(options)
+    assert page == runs / f"ablation-{stem}" / "ablation.md"
+    text = page.read_text()
+    assert "| the whole network | 1 | 75.0 | 10.0 |" in text
+    assert "| pooling 2x2 every 2 | 1 | 68.8 [50.0..87.5] | 10.0 [10.0..10.0] | +12.5 |" in text
+    assert "The runs took 2.00 hours, 1.00 of CPU time, at a load average of 2.0 on" in text
+    assert capsys.readouterr().out == ""  # nothing is begun
+
+
+def test_runs_have_the_names_that_earlier_versions_gave_them(jpeg_dataset: Path) -> None:
+    """By settings that differ from the defaults, as JSON: else what is trained is trained again."""
+    manifest = read_manifest(jpeg_dataset)
+    changed = hashlib.sha256(b'{"noise": "off", "epochs": 7}').hexdigest()[:6]
+    whole = replace(RELEASED, epochs=7, noise="off")
+    assert stem_of("tiny", manifest, whole) == f"tiny-{manifest.hash[:8]}-{changed}"
+    assert run_of("stem", "tanh", 3, 0.25) == "ablate-stem-tanh-x0.25-s3"
+    assert run_of("stem", WHOLE, 0, 1.0) == run_of("stem", WHOLE, 0) == "ablate-stem-whole-s0"
+
+
+def test_errors_are_the_last_ones_of_ten_views(tmp_path: Path) -> None:
+    assert errors_of(evaluated(tmp_path / "cut", 0.5, "preempted")) is None
+    folder = evaluated(tmp_path / "a", 0.5)
+    events = EventWriter(folder / "rank-0.jsonl", attempt=1, rank=0)
+    events.write("end", {"outcome": "finished", "error": None})
+    for views, top1, top5 in ((10, 0.625, 0.75), (1, 0.25, 0.5)):
+        scores = {"views": views, "images": 10, "top1": top1, "top5": top5, "nll": 1.0}
+        events.write("eval", scores, epoch=1, step=1)
+    events.write("end", {"outcome": "finished", "error": None})
+    assert errors_of(folder) == (37.5, 25.0)
+    (tmp_path / "none").mkdir()
+    events = EventWriter(tmp_path / "none" / "rank-0.jsonl", attempt=1, rank=0)
+    events.write("end", {"outcome": "finished", "error": None})
+    assert errors_of(tmp_path / "none") is None
+    events.write("eval", {"views": 10, "top1": 0.5, "top5": 0.5}, epoch=1, step=1)
+    events.write("end", {"outcome": "preempted", "error": None})
+    assert errors_of(tmp_path / "none") is None
+
+
+def test_no_run_is_begun_that_would_end_after_the_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 10 minutes; the longest so far took 4."""
+    now = [1000.0]
+    monkeypatch.setattr(trainings, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    queue = Queue(tmp_path, "stem", [0, 1, 2], Done(errors={WHOLE: {}, "tanh": {}}), 10.0)
+    assert queue.next(set()) is not None
+    queue.longest = 240.0
+    now[0] += 360.0
+    run = queue.next({WHOLE})
+    assert run is not None
+    assert run == (Training(0, "tanh", 1.0), 1.0, tmp_path / "ablate-stem-tanh-s0")
+    now[0] += 0.5
+    assert queue.next({WHOLE}) is None
+    begun, second, *late = capsys.readouterr().out.splitlines()
+    assert (begun, second) == ("1 of 9: whole, seed 0", "2 of 9: tanh, seed 0")
+    after = "skipped, it would end after --minutes 10"
+    assert late[0] == f"ablate-stem-tanh-x0.5-s0: {after}"
+    assert "tanh, seed 1: skipped, it would begin before its rate is known" in late
+    assert len(late) == 7
+    other = Queue(tmp_path, "stem", [0], Done(errors={"tanh": {}}))
+    assert [other.next(set()) is None for _ in range(5)] == [False] * 4 + [True]
+    assert "2 of 4: tanh at 0.5 times the rate, seed 0" in capsys.readouterr().out
+
+
+def test_an_attempt_s_cost_is_its_children_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2.5 s of the clock, 3 s of user's and 0.5 of the system's time; a load of 1 and of 3."""
+    clock, loads = iter([10.0, 12.5]), iter([1.0, 3.0])
+    used = iter([(1.0, 0.25), (4.0, 0.75)])
+
+    def getrusage(who: int) -> SimpleNamespace:
+        assert who == resource.RUSAGE_CHILDREN
+        user, system = next(used)
+        return SimpleNamespace(ru_utime=user, ru_stime=system)
+
+    monkeypatch.setattr(costs, "LOOK_S", 0.0)
+    monkeypatch.setattr(
+        costs, "time", SimpleNamespace(monotonic=lambda: next(clock), time=lambda: 7)
+    )
+    monkeypatch.setattr(resource, "getrusage", getrusage)
+    looked, over = Event(), Event()
+
+    def getloadavg() -> tuple[float, float, float]:
+        if (load := next(loads, None)) is None:
+            looked.set()  # the thread has seen both
+            over.wait()
+        return load or 0.0, 9.0, 9.0
+
+    monkeypatch.setattr(os, "getloadavg", getloadavg)
+    with recorded(tmp_path):
+        assert looked.wait(30)
+    over.set()
+    line = (tmp_path / "costs.jsonl").read_text()
+    assert json.loads(line) == {"t": 7, "wall_s": 2.5, "cpu_s": 3.5, "load": 2.0}
+    add(tmp_path, Cost(1.0, 2.0, 3.0))
+    assert (tmp_path / "costs.jsonl").read_text().startswith(line)
+    assert cost_of([tmp_path]) == (3.5, 5.5, pytest.approx((2.5 * 2 + 1 * 3) / 3.5))
+    add(tmp_path / "none", Cost(1.0, 2.0, 3.0))
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.starts
 def test_what_a_child_costs_is_measured(tmp_path: Path) -> None:
     work = "import time\nwhile time.process_time() < 0.7: pass"
@@ -149,8 +415,8 @@ def evaluated(folder: Path, top1: float, outcome: str = "finished") -> Path:
 
 
 def test_the_rate_is_chosen_with_the_first_seed_alone(tmp_path: Path) -> None:
-    trainings = list(planned([WHOLE, "tanh"], [3, 4]))
-    assert [(one.seed, one.name, one.factor) for one in trainings] == [
+    begun = list(planned([WHOLE, "tanh"], [3, 4]))
+    assert [(one.seed, one.name, one.factor) for one in begun] == [
         (3, WHOLE, 1.0),
         *((3, "tanh", factor) for factor in SWITCHES["tanh"].rates),
         (4, WHOLE, 1.0),

@@ -121,13 +121,16 @@ def ablate(options: Ablate) -> Path:
 def ablate_within(seconds: float, log: Path, options: Ablate) -> str:
     """`gratis ablate` as a process for at most so long; "done", or why something is missing. Its
     output goes to `log`; the same call goes on."""
-    command = ["ablate", *flags(shards=options.shards, runs=options.runs, out=options.out)]
-    command += flags(fields=options.fields, seeds=options.seeds, gpus=options.gpus)
-    command += flags(jobs=options.jobs)
-    command += flags(minutes=f"{seconds / 60:.4g}", recipe=options.recipe)
-    command += recipe_flags(options.whole, RECIPES[options.recipe])
-    failure = timed(log, command, seconds)
+    failure = timed(log, ["ablate", *arguments_of(options, seconds)], seconds)
     return failure or (f"in part: {OVER}" if "skipped, it would" in read_log(log) else "done")
+
+
+def arguments_of(options: Ablate, seconds: float) -> list[str]:
+    """These options as the command line has them, but for the minutes."""
+    words = flags(shards=options.shards, runs=options.runs, out=options.out)
+    words += flags(fields=options.fields, seeds=options.seeds, gpus=options.gpus)
+    words += flags(jobs=options.jobs, minutes=f"{seconds / 60:.4g}", recipe=options.recipe)
+    return words + recipe_flags(options.whole, RECIPES[options.recipe])
 
 
 def switchable(recipe: Recipe) -> str:
