@@ -10,14 +10,16 @@ import subprocess
 import sys
 import tarfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from handmade import picture, with_validation, write_dataset
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 from small import gratis, of_kind
 
 from gratis.dataset import read_manifest
@@ -27,28 +29,34 @@ from gratis.history import attempts, outcome, records
 from gratis.processes import OVER
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.paper import page_records
-from gratis.train.paper.ablation_table import Errors, _cells
+from gratis.train.paper.ablate import Ablate
+from gratis.train.paper.ablation_table import WHOLE, Errors, _cells
 from gratis.train.paper.claims import (
     CLAIMS,
     NUMBERED,
     OTHERS,
+    ablation,
     colour,
     compared,
+    compared_by_seed,
+    ensemble_seeds,
     ensembles,
     make_half,
     names_for,
     pretraining,
+    single_and_mean,
 )
 from gratis.train.paper.costs import cost_of
-from gratis.train.paper.figure1_seeds import best_rates, common_target, summary
+from gratis.train.paper.figure1_seeds import best_rates, common_target, read, summary
 from gratis.train.paper.four_layers import TrainingCurve
 from gratis.train.paper.halves import write_half
 from gratis.train.paper.longest import longest
 from gratis.train.paper.paper import copy_pictures, fuller
-from gratis.train.paper.parts import Paper, PartContext, PartResult
-from gratis.train.paper.specialisation import specialisation
+from gratis.train.paper.parts import Paper, PartContext, PartResult, whole_of
+from gratis.train.paper.specialisation import Specialisation, specialisation
+from gratis.train.paper.specialisation import summary as specialised
 from gratis.train.paper.switches import SWITCHES, same_as_without_conv3
-from gratis.train.paper.trainings import errors_of, last_epoch
+from gratis.train.paper.trainings import errors_of, last_epoch, run_of, stem_of
 from gratis.train.recipes import RECIPES
 
 
@@ -69,6 +77,21 @@ def test_the_ratio_is_taken_at_each_one_s_best_rate_and_its_range_over_seeds() -
     assert "| 0 | 2.0 (rate 0.1) | 6.0 (rate 0.2) | 3.0 |" in lines
     assert "| 1 | 3.0 (rate 0.1) | 3.0 (rate 0.2) | 1.0 |" in lines
     assert "tanh takes 2.0 times the epochs of ReLU [1.0..3.0], n = 2" in lines[-1]
+    assert lines[2] == "| seed | ReLU | tanh | ratio |"
+    assert lines[0].startswith(
+        "Epochs to 25% training error, each at its best rate of 0.1, 0.2; seeds after the first"
+    )
+    assert summary({0: first, 1: []}, 0.25)[4:6] == [lines[4], ""]  # of a seed without any
+
+
+def test_curves_are_read_of_what_was_trained_to_its_end(tmp_path: Path) -> None:
+    courses = [asdict(curve("relu", 0.1, 0.5, 0.25)), asdict(curve("tanh", 0.2, 0.75))]
+    (tmp_path / "figure1.json").write_text(json.dumps({"courses": courses}))
+    assert read(tmp_path) == [curve("relu", 0.1, 0.5, 0.25), curve("tanh", 0.2, 0.75)]
+    assert read(tmp_path / "none") == []
+    for broken in ("{", "[]", '{"courses": [{"rate": 1}]}'):
+        (tmp_path / "figure1.json").write_text(broken)
+        assert read(tmp_path) == []
 
 
 def test_where_one_stays_above_the_goal_the_nearest_error_of_both_is_taken() -> None:
@@ -93,10 +116,125 @@ def test_specialisation_is_held_against_random_deals() -> None:
     assert mixed.by_chance == 1
 
 
-def test_halves_are_every_second_class_with_the_images_as_they_were(
-    sample_shards: Path, tmp_path: Path
+def test_what_is_seen_of_colour_is_counted_at_one_deal_in_twenty() -> None:
+    def of(first: float, second: float, by_chance: float) -> Specialisation:
+        return Specialisation((first, second), by_chance)
+
+    seeds = {
+        3: (of(0.5, 0.625, 0.25), of(0.125, 0.75, 0.0004)),
+        4: (of(0.5, 0.25, 0.5), of(0.5, 0.375, 0.05)),
+        5: (of(0.5, 0.5, 1.0), of(0.5, 0.25, 0.049)),
+    }
+    lines = specialised(seeds)
+    assert lines[2:7] == [
+        "| seed | gap at first | colour share, tower 0 / 1 | gap | random deals as far |",
+        "|---|---|---|---|---|",
+        "| 3 | 0.12 | 0.12 / 0.75 | 0.62 | 0.000 |",
+        "| 4 | 0.25 | 0.50 / 0.38 | 0.12 | 0.050 |",
+        "| 5 | 0.00 | 0.50 / 0.25 | 0.25 | 0.049 |",
+    ]
+    assert lines[-1] == "Seen, at 1 deal in 20 or fewer, in 2 of 3 seeds."
+
+
+def test_a_deal_with_a_gap_as_large_counts() -> None:
+    """Of six ways to deal these out all have a gap of 0 or of 0.5: two of them, and with 0, 0, 0, 1
+    all the same one."""
+    grey, colour = np.ones((3, 4, 4), np.float32), np.ones((3, 4, 4), np.float32)
+    colour[0] = -2
+    odd = specialisation(np.stack([grey, grey, grey, colour]))
+    assert odd.gap == pytest.approx(0.5)
+    assert odd.by_chance == 1
+
+
+def test_single_networks_and_their_mean_are_told_apart() -> None:
+    scores = [{"top1": top1, "top5": 0.75, "nll": 1.0} for top1 in (0.5, 0.25, 0.375)]
+    scores += [{"top1": 0.625, "top5": 0.875, "nll": 1.0}, {"top1": 0.7, "top5": 0.9, "nll": 1.0}]
+    assert single_and_mean(3, scores) == [
+        ("3 single ones, mean", "62.5", "25.0"),
+        ("mean of 3", "37.5", "12.5"),
+    ]
+
+
+def of_colour(context: PartContext, seed: int, weight: NDArray[np.float32] | None) -> Path:
+    """The finished run of a whole network, and its first weights, if they are here."""
+    stem = stem_of("tiny64", context.manifest, whole_of(context))
+    run = recorded_run(context.options.runs, run_of(stem, WHOLE, seed), top1=0.5)
+    if weight is not None:
+        saved = run / "checkpoints" / "step-00000001"
+        saved.mkdir(parents=True)
+        (saved / "state.json").touch()
+        save_file({"conv1.weight": weight}, saved / "network.safetensors")
+    return run
+
+
+def test_colour_is_of_the_whole_networks_that_are_here(jpeg_dataset: Path, tmp_path: Path) -> None:
+    """Seed 1's run is elsewhere, but for its records; of seed 2 there is none. Each is held against
+    its own beginning."""
+    context = of_dataset(jpeg_dataset, tmp_path)
+    assert colour(context).state == "skipped: no whole network is trained yet"
+    count = round(96 * RECIPES["tiny64"].width)
+    towers = np.ones((count, 3, 11, 11), np.float32)
+    towers[count // 2 :, 0] = -2  # of sum 0 over the channels
+    of_colour(context, 0, towers)
+    of_colour(context, 1, None)
+    part = colour(context)
+    assert part.state == "in part: 4 of 5 networks are not here"
+    begun = AlexNet(RECIPES["tiny64"], 7, seed=0).get_parameter("conv1.weight").detach().numpy()
+    gap = specialisation(begun).gap
+    assert 0 < gap < 0.1
+    (row,) = [line for line in part.lines[0].splitlines() if line.startswith("| 0 |")]
+    assert row == f"| 0 | {gap:.2f} | 0.00 / 1.00 | 1.00 | 0.000 |"
+    owt = replace(context, recipe_name="owt", recipe=replace(RECIPES["owt"], epochs=2))
+    assert colour(owt).state == "skipped: this network has one tower"
+
+
+def of_dataset(shards: Path, runs: Path, **options: Any) -> PartContext:
+    return PartContext(
+        options=Paper(shards=str(shards), hours=1.0, runs=runs, **options),
+        manifest=read_manifest(shards),
+        recipe_name="tiny64",
+        recipe=RECIPES["tiny64"],
+        run=runs / "claims",
+        ends=time.monotonic() - 1,
+    )
+
+
+def test_an_ablation_of_the_page_is_of_its_options(jpeg_dataset: Path, tmp_path: Path) -> None:
+    """What switches nothing off in this network is left out."""
+    context = of_dataset(jpeg_dataset, tmp_path, jobs=2, gpus=1, ablate_epochs=3)
+    lrn_off = replace(context, recipe=replace(context.recipe, lrn=False, map_norm=False))
+    one = ablation(lrn_off, ["lrn", "overlap", "tanh"], tmp_path / "out", "4,5")
+    assert one == Ablate(
+        shards=str(jpeg_dataset),
+        fields="overlap,tanh",
+        seeds="4,5",
+        runs=tmp_path,
+        out=tmp_path / "out",
+        gpus=1,
+        jobs=2,
+        recipe="tiny64",
+        whole=replace(lrn_off.recipe, epochs=3),
+    )
+    other = ablation(context, [], tmp_path, "0", shards="half", whole=RECIPES["tiny"])
+    assert (other.shards, other.whole, other.switches) == ("half", RECIPES["tiny"], [])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "seeds"),
+    [("0,1,2", [0, 1, 2, 3, 4]), ("7", [7, 0, 1, 2, 3]), ("9,8,7,6,5,4", [9, 8, 7, 6, 5])],
+)
+def test_ensembles_are_of_the_chosen_seeds_and_further_ones(
+    chosen: str, seeds: list[int], jpeg_dataset: Path, tmp_path: Path
 ) -> None:
-    manifest = read_manifest(sample_shards)
+    assert ensemble_seeds(of_dataset(jpeg_dataset, tmp_path, seeds=chosen)) == seeds
+
+
+def test_halves_are_every_second_class_with_the_images_as_they_were(tmp_path: Path) -> None:
+    """Of seven classes 0, 2, 4 and 6 become 0 to 3, and 1, 3 and 5 become 0 to 2. A shard of one
+    image is in one of the halves."""
+    pictures = [picture(number) for number in range(15)]
+    shards = with_validation(write_dataset(tmp_path / "whole", pictures, per_shard=2))
+    manifest = read_manifest(shards)
 
     def samples(folder: Path, pattern: str) -> dict[str, tuple[int, bytes]]:
         found = {}
@@ -109,17 +247,24 @@ def test_halves_are_every_second_class_with_the_images_as_they_were(
         return found
 
     for half in (0, 1):
-        write_half(sample_shards, manifest, half, tmp_path / str(half))
-    for split, total in (("train", 1000), ("val", 200)):
-        whole = samples(sample_shards, f"{split}-*.tar")
-        halves = [samples(tmp_path / str(half), f"{split}-*.tar") for half in (0, 1)]
-        assert [len(half) for half in halves] == [total // 2, total // 2]
+        write_half(shards, manifest, half, tmp_path / "halves" / str(half))
+    whole = samples(shards, "*.tar")
+    for split in ("train", "val"):
+        halves = [samples(tmp_path / "halves" / str(half), f"{split}-*.tar") for half in (0, 1)]
+        labels = [[label for label, _ in half.values()] for half in halves]
+        assert labels == [[0, 1, 2, 3, 0, 1, 2, 3, 0], [0, 1, 2, 0, 1, 2]]
         for half, own in enumerate(halves):
             for key, (label, image) in own.items():
                 assert whole[key] == (2 * label + half, image)
+    names = sorted(path.name for path in (tmp_path / "halves" / "1").iterdir())
+    shards_with_odd = (0, 1, 2, 4, 5, 6)  # number 3 has labels 6 and 0, the last 0 alone
+    expected = [f"{one}-train-{n:05d}.tar" for one in ("train", "val") for n in shards_with_odd]
+    assert names == expected
+    write_half(shards, manifest, 1, tmp_path / "halves" / "1")  # after a copy that was killed
+    assert sorted(path.name for path in (tmp_path / "halves" / "1").iterdir()) == names
     few = replace(manifest, classes=manifest.classes[:3])
     with pytest.raises(GratisError, match="has 3 classes; halves of them want at least 4"):
-        write_half(sample_shards, few, 0, tmp_path / "none")
+        write_half(shards, few, 0, tmp_path / "none")
 
 
 def test_a_network_that_is_another_one_is_not_trained_twice(sample_shards: Path) -> None:
@@ -149,6 +294,13 @@ def test_pretrained_and_new_are_compared_seed_by_seed(tmp_path: Path) -> None:
     # differences -25 and -12.5: deviations of 6.25, their standard error too
     row = ["mean", "62.5 / 25.0", "43.8 / 25.0", "-18.8 ± 6.2", "+0.0 ± 0.0"]
     assert compared("mean", new, tuned) == row
+    seeds = dict(enumerate(tuned)) | {2: tmp_path / "elsewhere"}
+    assert compared_by_seed(dict(enumerate(new)), dict(reversed(seeds.items()))) == [
+        ["seed 1", "75.0 / 25.0", "62.5 / 25.0", "-12.5", "+0.0"],
+        ["seed 0", "50.0 / 25.0", "25.0 / 25.0", "-25.0", "+0.0"],
+        row,
+    ]
+    assert compared_by_seed({0: new[0]}, {1: tuned[1]}) == []
 
 
 def test_the_claims_with_a_number_come_first_and_none_is_left_out() -> None:
@@ -417,7 +569,7 @@ def recorded_run(runs: Path, name: str, *, top1: float, ended: bool = True) -> P
     folder.mkdir(parents=True)
     events = EventWriter(folder / "rank-0.jsonl", attempt=1, rank=0)
     events.write("start", {"config": {"runs": str(runs)}})
-    for views, share in ((10, 0.9), (1, 0.8), (10, top1)):
+    for views, share in ((10, 0.9), (10, top1), (1, 0.8)):
         scores = {"views": views, "images": 10, "top1": share, "top5": 0.9, "nll": 1.0}
         events.write("eval", scores, epoch=1, step=1)
     for epoch, images, loss in ((0, 10, 7.0), (1, 30, 2.0), (1, 10, 4.0)):

@@ -27,12 +27,18 @@ from gratis.train.recipes import RECIPES, RELEASED, SAMPLE, TINY, Recipe
 
 
 def finished(
-    runs: Path, name: str, recipe: Recipe, sizes: tuple[int, int, int], top1: float
+    run: Path,
+    recipe: Recipe,
+    sizes: tuple[int, int, int],
+    top1: float,
+    *,
+    base: str | None = None,
+    views: tuple[int, ...] = (1, 10),
 ) -> None:
     """A run's events as training writes them. sizes: training and validation images, classes."""
-    (runs / name).mkdir(parents=True)
-    events = EventWriter(runs / name / "rank-0.jsonl", attempt=1, rank=0)
-    base = next(
+    run.mkdir(parents=True, exist_ok=True)
+    events = EventWriter(run / "rank-0.jsonl", attempt=1, rank=0)
+    base = base or next(
         (
             key
             for key, own in RECIPES.items()
@@ -53,9 +59,10 @@ def finished(
             "dataset": "e" * 64,
         },
     )
-    for views, more in ((1, 0.0), (10, 0.02)):
+    for count in views:
+        more = 0.02 if count == 10 else 0.0
         fields = {
-            "views": views,
+            "views": count,
             "images": val,
             "top1": top1 + more,
             "top5": 0.8,
@@ -68,7 +75,7 @@ def finished(
 
 def test_only_ilsvrc_runs_stand_beside_the_paper(tmp_path: Path) -> None:
     ilsvrc = (1_281_167, 50_000, 1000)
-    finished(tmp_path, "small", TINY, (50_000, 5_000, 100), 0.3)
+    finished(tmp_path / "small", TINY, (50_000, 5_000, 100), 0.3)
     text = tables(tmp_path)
     assert "| 1 CNN | 40.7 | 18.2 |  |  |  |  |" in text
     assert "No run here is on ILSVRC-2012" in text
@@ -76,14 +83,71 @@ def test_only_ilsvrc_runs_stand_beside_the_paper(tmp_path: Path) -> None:
         "| small | tiny | 3 | 68.0 | 20.0 | 70.0 | dataset eeeeeeee: 5,000 validation images of "
         "100 classes" in text
     )
-    finished(tmp_path, "changed", replace(RELEASED, epochs=5), ilsvrc, 0.9)
+    finished(tmp_path / "changed", replace(RELEASED, epochs=5), ilsvrc, 0.9)
     assert "| 1 CNN | 40.7 | 18.2 |  |  |  |  |" in tables(tmp_path)
-    finished(tmp_path, "whole", RELEASED, ilsvrc, 0.57)
-    finished(tmp_path, "tuned", replace(RELEASED, init_from="runs/x", conv_rate=0.1), ilsvrc, 0.58)
+    finished(tmp_path / "whole", RELEASED, ilsvrc, 0.57)
+    finished(tmp_path / "tuned", replace(RELEASED, init_from="runs/x", conv_rate=0.1), ilsvrc, 0.58)
     text = tables(tmp_path)
     assert "| 1 CNN | 40.7 | 18.2 |  | 41.0 | 20.0 | whole |" in text
     assert "| 1 CNN* | 39.0 | 16.6 |  | 40.0 | 20.0 | tuned |" in text
     assert "| 7 CNNs* | 36.7 | 15.4 | 15.3 |  |  |  |" in text
+
+
+def test_the_paper_s_tables_are_as_printed(tmp_path: Path) -> None:
+    lines = tables(tmp_path).splitlines()
+    assert lines[2:7] == [
+        "| model | top-1, paper | top-5, paper | top-1, ours | top-5, ours |",
+        "|---|---|---|---|---|",
+        "| sparse coding | 47.1 | 28.2 |  |  |",
+        "| SIFT + FVs | 45.7 | 25.7 |  |  |",
+        "| CNN | 37.5 | 17.0 |  |  |",
+    ]
+    assert lines[7] == ""
+    own = "top-1 val, ours | top-5 val, ours | run |"
+    assert lines[10:17] == [
+        f"| model | top-1 val, paper | top-5 val, paper | top-5 test, paper | {own}",
+        "|---|---|---|---|---|---|---|",
+        "| SIFT + FVs |  |  | 26.2 |  |  |  |",
+        "| 1 CNN | 40.7 | 18.2 |  |  |  |  |",
+        "| 5 CNNs | 38.1 | 16.4 | 16.4 |  |  |  |",
+        "| 1 CNN* | 39.0 | 16.6 |  |  |  |  |",
+        "| 7 CNNs* | 36.7 | 15.4 | 15.3 |  |  |  |",
+    ]
+    assert lines[-1] == "No run here is finished and evaluated yet."
+    with pytest.raises(GratisError, match="is no folder"):
+        tables(tmp_path / "none")
+
+
+def test_our_runs_are_listed_with_what_they_were_measured_on(tmp_path: Path) -> None:
+    """The best of several stands beside the paper; its numbers are the last start's and the last
+    evaluations', and of a run that goes on again there is none."""
+    ilsvrc = (1_281_167, 50_000, 1000)
+    for name, top1 in (("a", 0.5), ("b", 0.625), ("c", 0.5625)):
+        finished(tmp_path / name, RELEASED, ilsvrc, top1 - 0.02)
+    finished(tmp_path / "b", RELEASED, ilsvrc, 0.605)  # once more, and no better
+    others = ((1_281_166, 50_000, 1000), (1_281_167, 1, 1000), (1_281_167, 50_000, 1))
+    for number, sizes in enumerate(others):
+        finished(tmp_path / f"other{number}", RELEASED, sizes, 0.75)
+    finished(tmp_path / "longer", replace(RELEASED, epochs=91), ilsvrc, 0.75, base="released")
+    finished(tmp_path / "under way", RELEASED, ilsvrc, 0.75)
+    EventWriter(tmp_path / "under way" / "rank-0.jsonl", attempt=2, rank=0).write("start", {})
+    finished(tmp_path / "centre", RELEASED, ilsvrc, 0.75, views=(1,))
+    (tmp_path / "file").touch()
+    lines = tables(tmp_path).splitlines()
+    assert "| 1 CNN | 40.7 | 18.2 |  | 37.5 | 20.0 | b |" in lines
+    assert "No run here is on ILSVRC-2012" not in "".join(lines)
+    own = lines[lines.index("|---|---|---|---|---|---|---|", 20) - 1 :]
+    assert own[0] == "| run | recipe | epochs | top-1 | top-5 | top-1, centre | measured on |"
+    on = "ILSVRC-2012: 50,000 validation images of 1,000 classes at 256 px, trained on 1,281,167"
+    assert own[2:6] == [
+        f"| a | released | 90 | 50.0 | 20.0 | 52.0 | {on} |",
+        f"| b | released | 90 | 37.5 | 20.0 | 39.5 | {on} |",
+        f"| c | released | 90 | 43.8 | 20.0 | 45.8 | {on} |",
+        f"| longer | released, changed | 91 | 23.0 | 20.0 | 25.0 | {on} |",
+    ]
+    other = "dataset eeeeeeee: 50,000 validation images of 1,000 classes at 256 px, trained on"
+    assert own[6] == f"| other0 | released | 90 | 23.0 | 20.0 | 25.0 | {other} 1,281,166 |"
+    assert [line.split(" | ")[0] for line in own[7:]] == ["| other1", "| other2"]
 
 
 @pytest.mark.starts

@@ -167,17 +167,20 @@ def ensembles(context: PartContext) -> PartResult:
             state = failure
             break
         scores = [row["scores"] for row in json.loads(path.read_text())]
-        mean = {key: sum(one[key] for one in scores[:count]) / count for key in ("top1", "top5")}
-        for what, own in (
-            (f"{count} single ones, mean", mean),
-            (f"mean of {count}", scores[count]),
-        ):
-            rows.append((what, *(f"{100 - 100 * own[key]:.1f}" for key in ("top1", "top5"))))
+        rows += single_and_mean(count, scores)
     if not rows:
         return PartResult(state)
     paper = "The paper, ILSVRC-2012 validation: one 40.7 / 18.2, five 38.1 / 16.4."
     lines = ["Errors in % over ten views.", "", *table(("", "top-1", "top-5"), rows), "", paper]
     return PartResult(state, ("\n".join(lines),))
+
+
+def single_and_mean(count: int, scores: list[dict[str, float]]) -> list[tuple[str, ...]]:
+    """Errors of `count` networks, their mean, and of the mean of their probabilities. scores: in
+    the order of `gratis ensemble`, each network's, then the plain mean's."""
+    single = {key: sum(one[key] for one in scores[:count]) / count for key in ("top1", "top5")}
+    both = ((f"{count} single ones, mean", single), (f"mean of {count}", scores[count]))
+    return [(what, *(f"{100 - 100 * own[key]:.1f}" for key in single)) for what, own in both]
 
 
 def ensemble_seeds(context: PartContext) -> list[int]:
@@ -205,13 +208,11 @@ def pretraining(context: PartContext) -> PartResult:
         state, own = train_whole(context, [seed], f"tuned-s{seed}", str(halves[0]), recipe)
         states.append(state)
         tuned |= own
-    both = {seed: folder for seed, folder in tuned.items() if seed in scratch}
     state = next((state for state in states if state != "done"), "done")
-    if not both:
+    rows = compared_by_seed(scratch, tuned)
+    if not rows:
         return PartResult(state)
     cost = cost_of([*sources.values(), *scratch.values(), *tuned.values()])
-    rows = [compared(f"seed {seed}", [scratch[seed]], [tuned[seed]]) for seed in both]
-    rows += [compared("mean", [scratch[seed] for seed in both], [*both.values()])]
     headings = ("", "from new weights", "pretrained", "difference, top-1", "top-5")
     val = read_manifest(halves[0]).splits["val"].samples
     lines = [
@@ -225,6 +226,15 @@ def pretraining(context: PartContext) -> PartResult:
         f"The runs took {words(cost)}.",
     ]
     return PartResult(state, ("\n".join(lines),))
+
+
+def compared_by_seed(scratch: dict[int, Path], tuned: dict[int, Path]) -> list[list[str]]:
+    """A row for each seed that both have, and one for their mean; none without such a seed."""
+    both = [seed for seed in tuned if seed in scratch]
+    rows = [compared(f"seed {seed}", [scratch[seed]], [tuned[seed]]) for seed in both]
+    if both:
+        rows += [compared("mean", *([runs[seed] for seed in both] for runs in (scratch, tuned)))]
+    return rows
 
 
 def compared(what: str, scratch: list[Path], tuned: list[Path]) -> list[str]:
