@@ -567,6 +567,28 @@ def test_a_rank_joins_as_its_environment_says(
     assert "hosts" not in asked
 
 
+@pytest.mark.parametrize(("shared", "backend"), [(False, "nccl"), (True, "gloo")])
+def test_gpus_talk_by_nccl_but_two_ranks_of_one(
+    shared: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}
+    for name, value in (own | {"MASTER_ADDR": "192.0.2.7", "MASTER_PORT": 4321}).items():
+        monkeypatch.setenv(name, str(value))
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(dist, "TCPStore", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "new_subgroups_by_enumeration", lambda _: ("an axis", None))
+    init = lambda name, **named: asked.append((name, named["device_id"]))  # noqa: E731
+    monkeypatch.setattr(dist, "init_process_group", init)
+    mesh, device = connect(2, share_device=shared), torch.device("cuda", 1)
+    assert mesh.device == device
+    assert asked == [device, (backend, None if shared else device)]
+
+
 def test_a_store_for_this_machine_listens_on_it_alone() -> None:
     descriptor = listen_on_loopback("127.0.0.1", 0)
     assert descriptor is not None

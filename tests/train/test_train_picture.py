@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from handmade import picture, write_dataset
 from PIL import Image
 
@@ -80,8 +81,8 @@ def test_it_is_renewed_once_in_a_while_and_stays_small(shards: Path, tmp_path: P
         for age, renewed in ((50, False), (61, True)):  # seconds
             os.utime(tmp_path / NAME, (time.time() - age,) * 2)
             assert renew(tmp_path, batch, loader, 0) is renewed
-        ids = batch.ids.clone()
-        ids[2:] = -1
+        ids = batch.ids.clone().fill_(-1)
+        ids[:2] = torch.tensor([0, 7])
         (tmp_path / NAME).unlink()
         assert renew(tmp_path, Batch(batch.images, batch.labels, ids), loader, 0)
         with Image.open(tmp_path / NAME) as drawn:

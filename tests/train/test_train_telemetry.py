@@ -24,7 +24,7 @@ from gratis.signals import StopSignals, handlers_restored
 from gratis.train import checkpoint, telemetry
 from gratis.train import evaluate as evaluation
 from gratis.train.evaluate import evaluate, evaluation_config, whole_probabilities, with_progress
-from gratis.train.mesh.mesh import Mesh
+from gratis.train.mesh.mesh import Axis, Mesh
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.rank import (
     CheckpointRefused,
@@ -272,6 +272,26 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
         with pytest.raises(CheckpointRefused, match="lrn"):
             begin(other)
         assert other.step == 0
+
+
+def test_a_rank_of_a_pair_begins_with_its_tower(launch: Launch) -> None:
+    """The second half of what one process would have, by the run's seed."""
+    pair = replace(launch, seed=3, wire="bfloat16")
+    mesh = Mesh(rank=1, world=2, tower=Axis(size=2, index=1))
+    config = training_config(pair.recipe, pair)
+    with (
+        handlers_restored(),
+        rank_loader(pair, "train", replace(config, batch_size=4), mesh) as own,
+    ):
+        events = EventWriter(pair.folder / "rank-1.jsonl", rank=1, attempt=1)
+        state = first_state(pair, mesh, own, events, StopSignals())
+        state.saver.close()
+        ids = [sample for batch in own for sample in batch.ids.tolist()]
+    assert len(ids) == 4  # of eight
+    whole = AlexNet(pair.recipe, 7, seed=3).get_parameter("conv2.weight")
+    half = state.network.get_parameter("conv2.weight")
+    assert torch.equal(half, whole[len(whole) // 2 :])
+    assert (state.network.wire, state.network.classes) == ("bfloat16", 7)
 
 
 def test_what_a_server_keeps_waiting_is_an_event_and_a_line(
