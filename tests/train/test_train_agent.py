@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -29,7 +30,14 @@ from gratis.events import EventWriter
 from gratis.signals import STOPS, handlers_restored
 from gratis.train.launcher import agent, exit_status
 from gratis.train.launcher.agent import RankAgent, run_agent
-from gratis.train.launcher.exit_status import ECHO_S, ExitStatus, after_signal, of_failures
+from gratis.train.launcher.exit_status import (
+    ECHO_S,
+    ExitStatus,
+    after_signal,
+    of_failures,
+    report_failure,
+    without_others,
+)
 from gratis.train.recipes import RECIPES
 from gratis.train.settings import Launch
 
@@ -258,3 +266,49 @@ def test_the_first_failure_is_the_one_that_is_told(launch: Launch, tmp_path: Pat
     assert "rank 1 was killed by SIGKILL" in of_failures(launch, killed).message
     mapped = {0: failed(0, 1, after=0, words="connection reset"), 1: failed(1, -7, after=0)}
     assert of_failures(launch, mapped).message.endswith("verify the dataset")
+    user = {0: failed(0, 1, after=0, words="Traceback"), 1: failed(1, 2, after=1, words="error: x")}
+    assert of_failures(launch, user) == ExitStatus(code=2, message="error: x", weight=1, t=1_001.5)
+    first = {0: failed(0, 1, after=1, words="later"), 1: failed(1, 1, after=0, words="sooner")}
+    assert of_failures(launch, first) == ExitStatus(code=1, message="sooner", weight=2, t=1_000.5)
+    # what the agent sends is no cause
+    agents = {0: failed(0, -15, after=0), 1: failed(1, -6, after=0), 2: failed(2, 0, after=0)}
+    assert of_failures(launch, agents).weight == 2
+    silent = of_failures(launch, {2: failed(2, 0, after=0)})
+    told = "error: rank 2 ended with exit code 0 and no error message"
+    assert (silent.code, silent.message) == (1, told)
+    asked = {0: failed(0, 130, after=0), 1: failed(1, -15, after=1)}
+    assert of_failures(launch, asked).code == 130
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_before_anything_was_saved_says_so(
+    launch: Launch, number: signal.Signals, code: int
+) -> None:
+    word = {75: "preempted", 130: "interrupted"}[code]
+    message = f"{word}: before the first checkpoint; give the same command to go on"
+    assert after_signal(launch, number) == ExitStatus(code=code, message=message)
+
+
+def test_machines_that_do_not_come_together_again_are_told(launch: Launch) -> None:
+    """Unless all were asked to stop."""
+    message = "error: too few machines for --nnodes 2:4 were left (why); give the same commands"
+    ended = without_others(launch, "2:4", "why")
+    assert ended == ExitStatus(code=1, message=f"{message} to go on", weight=2)
+    writer = EventWriter(launch.folder / "rank-0.jsonl", attempt=2, rank=0)
+    for outcome, code in (("failed", 1), ("preempted", 75), ("interrupted", 130)):
+        writer.write("end", {"outcome": outcome, "error": "why"})
+        assert without_others(launch, "2:4", "why").code == code
+
+
+def test_a_rank_s_error_is_left_where_its_agent_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr(exit_status, "time", SimpleNamespace(time=lambda: 1234.75))
+    report_failure("error: x")
+    assert capsys.readouterr() == ("", "")
+    left = json.loads((tmp_path / "error.json").read_text())
+    assert left == {"message": "error: x", "timestamp": 1234, "t": 1234.75}
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
+    report_failure("error: y")  # started by hand
+    assert capsys.readouterr() == ("", "error: y\n")

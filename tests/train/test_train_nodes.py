@@ -6,6 +6,7 @@ the loopback."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,10 +15,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from ports import free_port
 from safetensors.torch import load_file
@@ -25,9 +28,10 @@ from small import ROOT, command, of_kind
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gratis.errors import GratisError
+from gratis.train.launcher import rendezvous
 from gratis.train.launcher.checks import check_world
 from gratis.train.launcher.exit_status import ExitStatus
-from gratis.train.launcher.nodes import Nodes
+from gratis.train.launcher.nodes import Nodes, interface, wait_for_node_0
 from gratis.train.launcher.rendezvous import Rendezvous, join
 from gratis.train.options import parse
 
@@ -335,9 +339,9 @@ def test_a_machine_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) ->
     port = free_port()
     with pytest.raises(GratisError, match=r"no node 0 answered within 0.5 s.*refused"):
         join(nodes(f"127.0.0.1:{port}", 1))
-    rendezvous = join(nodes(f"127.0.0.1:{port}"))
+    joined = join(nodes(f"127.0.0.1:{port}"))
     with pytest.raises(GratisError, match=f"node 1 did not come to 127.0.0.1:{port} within 0.5 s"):
-        rendezvous.begin()
+        joined.begin()
 
 
 def test_node_0_is_where_the_address_is_and_its_port_is_free(
@@ -402,3 +406,177 @@ def test_a_number_of_machines_or_a_range() -> None:
     nodes = Nodes(nnodes="2:16", node_rank=3, rdzv="[fd00::1]:29400")
     assert (nodes.least, nodes.most, nodes.rank, nodes.address) == (2, 16, 3, ("fd00::1", 29400))
     assert (Nodes().least, Nodes().most, Nodes().rank) == (1, 1, 0)
+
+
+# what machines tell each other, by a store of this process; seconds pass as they are slept
+
+
+@pytest.fixture
+def store() -> Any:
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    seconds: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 100 + sum(seconds), sleep=seconds.append)
+    monkeypatch.setattr(rendezvous, "time", clock)
+    return seconds
+
+
+def of_node(store: Any, rank: int, nnodes: str = "2") -> Rendezvous:
+    own = Nodes(nnodes=nnodes, node_rank=rank, rdzv="127.0.0.1:1", join_timeout=30)
+    return Rendezvous(own, store, "127.0.0.1")
+
+
+def test_a_plan_is_taken_as_it_was_published(store: Any, slept: list[float]) -> None:
+    late = of_node(store, 1)
+    with pytest.raises(GratisError, match=r"node 0 at 127.0.0.1:1 had no plan within 30 s"):
+        late.plan()
+    assert sum(slept) == pytest.approx(30, abs=0.2)
+    of_node(store, 0).publish("the plan")
+    assert late.plan() == "the plan"
+    store.delete_key("plan")
+    store.set("go", "node 0: --batch 9 is wrong")
+    with pytest.raises(GratisError, match=r"^node 0: --batch 9 is wrong$"):
+        late.plan()
+    assert of_node(store, 0).endpoint == f"127.0.0.1:{store.port}"
+    assert Rendezvous(Nodes(), store, "fd00::1").endpoint == f"[fd00::1]:{store.port}"
+
+
+def test_a_mistake_on_one_machine_ends_all(store: Any, slept: list[float]) -> None:
+    with pytest.raises(GratisError, match=r"^node 1: why$"), of_node(store, 1).errors_shared():
+        raise GratisError("why")
+    with pytest.raises(GratisError, match=r"^node 1: why$"):
+        of_node(store, 0).begin()
+    assert store.get("go") == b"node 1: why"
+    with pytest.raises(GratisError, match=r"^node 1: why$"):
+        of_node(store, 1).begin()
+    slept.clear()
+    with pytest.raises(GratisError, match=r"^bad$"), of_node(store, 0).errors_shared():
+        raise GratisError("bad")
+    assert store.get("go") == b"bad"
+    assert slept == [1.0]  # for the others to see it
+    with pytest.raises(GratisError), of_node(store, 0, "1").errors_shared():
+        raise GratisError("alone")
+    assert slept == [1.0]
+
+
+def test_all_begin_once_all_have_come(store: Any, slept: list[float]) -> None:
+    with pytest.raises(GratisError, match=r"node 0 at 127.0.0.1:1 did not begin within 30 s"):
+        of_node(store, 1, "3").begin()
+    assert sum(slept) == pytest.approx(50, abs=0.2)  # and twice the last call
+    assert store.get("answer/1") == b""
+    slept.clear()
+    words = f"--nnodes 3, but node 2 did not come to 127.0.0.1:{store.port} within 30 s; start it"
+    with pytest.raises(GratisError, match=words):
+        of_node(store, 0, "3").begin()
+    assert sum(slept) == pytest.approx(31, abs=0.2)
+    slept.clear()
+    store.set("answer/2", "")
+    of_node(store, 0, "3").begin()
+    assert slept == []
+    assert store.get("go") == b""
+    of_node(store, 1, "3").begin()
+
+
+def test_enough_machines_begin_after_a_last_call(store: Any, slept: list[float]) -> None:
+    store.set("answer/2", "")
+    of_node(store, 0, "2:4").begin()
+    assert sum(slept) == pytest.approx(10, abs=0.2)
+    assert store.get("go") == b""
+
+
+OWN = ExitStatus(code=1, message="error: connection reset", weight=2, t=5.0)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "first"),
+    [
+        (ExitStatus(code=1, message="error: rank 3 was killed", weight=0, t=9.0), 1),
+        (ExitStatus(code=2, message="error: --width", weight=1, t=9.0), 1),
+        (ExitStatus(code=1, message="Traceback", weight=2, t=4.0), 1),
+        (ExitStatus(code=1, message="connection closed", weight=2, t=6.0), 0),
+    ],
+)
+def test_of_several_failures_the_cause_is_told_everywhere(
+    theirs: ExitStatus, first: int, store: Any, slept: list[float]
+) -> None:
+    """What was killed before what a user did wrong, that before what may follow from others, and
+    of alike ones the first."""
+    for key, value in (("answer/1", ""), ("end/1", json.dumps(asdict(theirs))), ("read/1", "")):
+        store.set(key, value)
+    told = (OWN, theirs)[first]
+    assert of_node(store, 0).settle(OWN) == told
+    assert slept == []
+    assert ExitStatus(**json.loads(store.get("first"))) == told
+    assert ExitStatus(**json.loads(store.get("end/0"))) == OWN
+    store.delete_key("read/1")
+    assert of_node(store, 1).settle(theirs) == told
+    assert store.check(["read/1"])
+    assert ExitStatus(**json.loads(store.get("end/1"))) == theirs
+
+
+def test_a_machine_that_is_silent_at_the_end_is_the_cause(store: Any, slept: list[float]) -> None:
+    """Of what follows from others; a cause of one's own stays."""
+    for node in (1, 2):
+        store.set(f"answer/{node}", "")
+    silent = "error: node 1, node 2 cannot be reached any more; give the same commands to go on"
+    assert of_node(store, 0, "3").settle(OWN) == ExitStatus(code=1, message=silent)
+    assert sum(slept) == pytest.approx(10, abs=0.3)
+    killed = ExitStatus(code=1, message="error: rank 0 was killed", weight=0)
+    assert of_node(store, 0, "3").settle(killed) == killed
+    store.delete_key("first")
+    slept.clear()
+    assert of_node(store, 1).settle(OWN) == OWN
+    assert sum(slept) == pytest.approx(20, abs=0.3)
+    for code in (0, 75, 130):  # which all have alike
+        done = ExitStatus(code=code, weight=2)
+        assert of_node(store, 1).settle(done) == done
+    store.set("first", "")
+    assert of_node(store, 0, "1").settle(OWN) == OWN  # nobody is asked
+    assert store.get("first") == b""
+
+
+def test_a_store_that_is_gone_took_node_0_with_it() -> None:
+    class Gone:
+        port = 1
+
+        def set(self, *_: object) -> None:
+            raise RuntimeError("connection reset by peer")
+
+        check = get = set
+
+    gone = "error: node 0 cannot be reached any more; give the same commands to go on"
+    assert of_node(Gone(), 1).settle(OWN) == ExitStatus(code=1, message=gone)
+    for call in (of_node(Gone(), 1).plan, of_node(Gone(), 1).begin):
+        with pytest.raises(SystemExit, match=r"error: node 0 at 127.0.0.1:1 ended before"):
+            call()
+
+
+def test_the_device_that_others_reach_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose name is its loopback's goes by where the default route goes."""
+    devices = {"lo": "127.0.0.1", "eth7": "10.0.0.5", "wlan0": "10.0.9.9"}
+    found = {name: [SimpleNamespace(address=own)] for name, own in devices.items()}
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
+
+    class Routed(socket.socket):
+        def connect(self, address: Any) -> None:
+            assert self.type == socket.SOCK_DGRAM
+
+        def getsockname(self) -> Any:
+            return "10.0.9.9", 1
+
+    monkeypatch.setattr(socket, "socket", Routed)
+    assert interface("10.0.0.5", "10.0.0.1") == "eth7"
+    assert interface("127.0.1.1", "node0") == "wlan0"
+    for host in ("localhost", "127.0.0.1"):
+        assert interface("127.0.0.1", host) == "lo"
+    assert interface("192.0.2.3", "node0") == "lo"
+
+
+def test_the_address_towards_node_0_is_the_one_it_sees(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert wait_for_node_0(nodes(address, 1)) == "127.0.0.1"
+    assert capsys.readouterr().out == f"waiting for node 0 at {address}\n"
