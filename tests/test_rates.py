@@ -10,7 +10,9 @@ import pytest
 from gratis.events import EventWriter
 from gratis.rates import ZERO, attempt_counters, startup, step_counters, throughput, wait_fraction
 from gratis.server.runs import Runs
-from gratis.train.launcher.result import result
+from gratis.train.launcher.result import result, show
+from gratis.train.recipes import RECIPES
+from gratis.train.settings import Launch
 
 STAGES = {"read_s": 1.0, "decode_s": 2.0, "finish_s": 0.5, "transfer_s": 0.5}
 
@@ -59,6 +61,41 @@ def test_the_result_is_of_the_newest_attempt_alone(tmp_path: Path) -> None:
     writer.write("step", {"steps": 1, "images": 9, "wall_s": 1.0, "loader": {}}, step=1)
     write_run(tmp_path / "a", {"images": 500.0, **STAGES})
     assert result(tmp_path / "a").values["images_per_s"] == 100
+
+
+def test_the_result_has_the_newest_scores_of_one_view_and_of_ten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shares with four digits, rates with six; what was not measured is a dash, and not in the
+    line."""
+    writer = EventWriter(tmp_path / "a" / "rank-0.jsonl", attempt=1, rank=0)
+    for views, top1, top5 in ((1, 0.25, 0.5), (10, 0.5, 0.75), (1, 0.312345, 0.5625)):
+        writer.write("eval", {"views": views, "top1": top1, "top5": top5, "nll": 1.0})
+    recipe = RECIPES["sample"]
+    launch = Launch(
+        runs=str(tmp_path), run="a", shards="s", recipe_name="sample", recipe=recipe, attempt=1
+    )
+    show(launch)
+    lines = capsys.readouterr().out.splitlines()
+    line = "result top1=0.3123 top5=0.5625 top1_10view=0.5 top5_10view=0.75"
+    assert lines[-1] == line
+    cells = [line.strip("│ ").split("│") for line in lines if "│" in line]
+    assert [[cell.strip() for cell in row] for row in cells] == [
+        ["validation top-1, centre view", "31.2%"],
+        ["validation top-5, centre view", "56.2%"],
+        ["validation top-1, ten views", "50.0%"],
+        ["validation top-5, ten views", "75.0%"],
+        ["training images/s", "-"],
+        ["loader images/s", "-"],
+        ["loader headroom", "-"],
+        ["waited for data", "-"],
+        ["start-up, left out above", "-"],
+    ]
+    write_run(tmp_path / "a", {"images": 500.0, "read_s": 0.49}, wait_s=1 / 3)
+    show(launch)
+    speed = "images_per_s=100 loader_images_per_s=1020.41 headroom=10.2 wait_fraction=0.06667"
+    shown = capsys.readouterr().out.splitlines()[-1]
+    assert shown == f"{line} {speed} startup_s=5"
 
 
 def test_absurd_records_count_as_nothing() -> None:

@@ -22,7 +22,7 @@ from gratis.train.paper.ablate import has
 from gratis.train.paper.paper import Paper, fitting, of_run, paper
 from gratis.train.paper.parts import PartContext, explain, train, whole_of
 from gratis.train.paper.switches import SWITCHES
-from gratis.train.paper.tables import tables
+from gratis.train.paper.tables import main, tables
 from gratis.train.recipes import RECIPES, RELEASED, SAMPLE, TINY, Recipe
 
 
@@ -93,7 +93,9 @@ def test_only_ilsvrc_runs_stand_beside_the_paper(tmp_path: Path) -> None:
     assert "| 7 CNNs* | 36.7 | 15.4 | 15.3 |  |  |  |" in text
 
 
-def test_the_paper_s_tables_are_as_printed(tmp_path: Path) -> None:
+def test_the_paper_s_tables_are_as_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = tables(tmp_path).splitlines()
     assert lines[2:7] == [
         "| model | top-1, paper | top-5, paper | top-1, ours | top-5, ours |",
@@ -114,6 +116,11 @@ def test_the_paper_s_tables_are_as_printed(tmp_path: Path) -> None:
         "| 7 CNNs* | 36.7 | 15.4 | 15.3 |  |  |  |",
     ]
     assert lines[-1] == "No run here is finished and evaluated yet."
+    main(["--runs", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines() == lines
+    page = tmp_path / "tables.md"
+    main(["--runs", str(tmp_path), "--out", str(page)])
+    assert (capsys.readouterr().out, page.read_text().splitlines()) == (f"{page}\n", lines)
     with pytest.raises(GratisError, match="is no folder"):
         tables(tmp_path / "none")
 

@@ -118,6 +118,25 @@ def test_a_shard_that_is_missing_or_cut_is_named(jpeg_dataset: Path, tmp_path: P
         path.unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": 2**64}, r"--seed 18446744073709551616 must be at least 0 and below 2\*\*64"),
+        ({"seed": -1}, "--seed -1 must be at least 0"),
+        ({"decoded_gb": 0.0}, "--decoded-gb 0.0 must be above 0"),
+        ({"decoded_gb": float("nan")}, "--decoded-gb nan"),
+        ({"save_every": -0.5}, "--save-every -0.5 must be at least 0 seconds"),
+        ({"save_every": float("nan")}, "--save-every nan"),
+        ({"outage_s": 86_401.0}, "outage_s is 86401.0; it must be from 0 to 86,400 seconds"),
+        ({"read_timeout_s": 0.0}, "read_timeout_s is 0.0; it must be above 0"),
+    ],
+)
+def test_settings_out_of_their_range_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(GratisError, match=message):
+        RunSettings(**fields)
+    RunSettings(seed=2**64 - 1, decoded_gb=0.5, save_every=0.0, outage_s=0.0, read_timeout_s=0.1)
+
+
 def test_processes_share_a_batch_and_a_network() -> None:
     caffe = ("--recipe", "caffe")
     check_world(parse(["--shards", "x", *caffe]), 1)
