@@ -138,6 +138,12 @@ def test_what_is_known_of_a_small_network_is_computed_from_its_settings() -> Non
     # squares of inputs / 64 count 4096 times less beside k = 2: 2 ** -0.75
     assert "multiply by about 0.59 and do no more" in SWITCHES["lrn"].why(small)
     assert SWITCHES["lrn"].why(replace(small, lrn_alpha=1e-4 * 64**2)) == ""
+    # 1e-4 of the squares by 0.2 or 0.09 squared: above a hundredth of what is released, and below
+    assert SWITCHES["lrn"].why(replace(RELEASED, input_scale=0.2)) == ""
+    assert SWITCHES["lrn"].why(replace(RELEASED, input_scale=0.09, lrn_k=1.0)) == (
+        "at an input scale of 0.09 and alpha 0.0001 squares vanish beside k: the layers multiply "
+        "by about 1.00 and do no more"
+    )
     assert [name for name, switch in SWITCHES.items() if switch.why(RELEASED)] == []
 
 
@@ -298,6 +304,56 @@ def test_what_is_trained_already_is_tabulated(
     assert "| pooling 2x2 every 2 | 1 | 68.8 [50.0..87.5] | 10.0 [10.0..10.0] | +12.5 |" in text
     assert "The runs took 2.00 hours, 1.00 of CPU time, at a load average of 2.0 on" in text
     assert capsys.readouterr().out == ""  # nothing is begun
+
+
+def test_runs_are_trained_one_after_the_other_and_what_is_over_stays(
+    jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their processes end at once: the whole network with 25 % right, others with half of it; each
+    takes 1.5 s of CPU. One that fails ends the ablation, with a page of what there is."""
+    shards = with_validation(shutil.copytree(jpeg_dataset, tmp_path / "shards"))
+    runs, begun, failing = tmp_path / "runs", list[Options](), list[str]()
+    runs.mkdir()
+
+    class Process:
+        pid, returncode = 7, None
+
+        def __init__(self, command: list[str], stdout: int) -> None:
+            assert stdout == subprocess.DEVNULL
+            own = parse(command[5:])
+            begun.append(own)
+            assert own.run is not None
+            if not failing:
+                evaluated(runs / own.run, 0.25 if "-whole-" in own.run else 0.125)
+
+        def send_signal(self, _: int) -> None:
+            pytest.fail("none is under way")
+
+    def wait4(pid: int, _: int) -> tuple[int, int, SimpleNamespace]:
+        return pid, 256 if failing else 0, SimpleNamespace(ru_utime=1.0, ru_stime=0.5)
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(os, "wait4", wait4)
+    whole = replace(SAMPLE, image_size=64, crop=56)
+    options = Ablate(
+        shards=str(shards), fields="overlap", seeds="4,2", runs=runs, recipe="sample", whole=whole
+    )
+    page = ablate(options)
+    assert [(own.settings.seed, own.fields.pool) for own in begun] == [
+        (4, "overlapping"),
+        (4, "separate"),
+        (2, "overlapping"),
+        (2, "separate"),
+    ]
+    assert "| pooling 2x2 every 2 | 2 | 87.5 [87.5..87.5] | 10.0 [10.0..10.0] | +12.5 ± 0.0 |" in (
+        page.read_text()
+    )
+    assert cost_of(runs.glob("ablate-*")).cpu_s == 6
+    failing.append("from now on")
+    with pytest.raises(GratisError, match=r"-s3 ended with exit code 1; the same command goes on"):
+        ablate(replace(options, seeds="4,3"))
+    assert len(begun) == 5
+    assert "| pooling 2x2 every 2 | 1 |" in page.read_text()
 
 
 def test_runs_have_the_names_that_earlier_versions_gave_them(jpeg_dataset: Path) -> None:

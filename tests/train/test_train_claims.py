@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -28,6 +31,7 @@ from gratis.events import EventWriter
 from gratis.history import attempts, outcome, records
 from gratis.processes import OVER
 from gratis.train.network.alexnet import AlexNet
+from gratis.train.options import read as read_options
 from gratis.train.paper import page_records
 from gratis.train.paper.ablate import Ablate
 from gratis.train.paper.ablation_table import WHOLE, Errors, _cells
@@ -41,8 +45,11 @@ from gratis.train.paper.claims import (
     compared_by_seed,
     ensemble_seeds,
     ensembles,
+    figure1,
     make_half,
     names_for,
+    numbered,
+    others,
     pretraining,
     single_and_mean,
 )
@@ -186,6 +193,230 @@ def test_colour_is_of_the_whole_networks_that_are_here(jpeg_dataset: Path, tmp_p
     assert row == f"| 0 | {gap:.2f} | 0.00 / 1.00 | 1.00 | 0.000 |"
     owt = replace(context, recipe_name="owt", recipe=replace(RECIPES["owt"], epochs=2))
     assert colour(owt).state == "skipped: this network has one tower"
+
+
+class Commands:
+    """Stands for the processes that parts start: `answer` is called with each one's words and its
+    log, at once, and returns its exit code."""
+
+    def __init__(self) -> None:
+        self.given: list[list[str]] = []
+        self.answer: Callable[[list[str], IO[str]], int] = lambda *_: 0
+
+    def start(self, command: list[str], *, stdout: IO[str], **_: object) -> SimpleNamespace:
+        words = command[4:]  # python -m gratis.processes PID
+        self.given.append(words)
+        code = self.answer(words, stdout)
+        stdout.flush()
+        return SimpleNamespace(wait=lambda _: code)
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    commands = Commands()
+    monkeypatch.setattr(subprocess, "Popen", commands.start)
+    return commands
+
+
+def option(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1]
+
+
+def asked(words: list[str]) -> Ablate:
+    return read_options(Ablate, words[1:], "released", "", fields="whole")
+
+
+def train_at_once(words: list[str], top1: Callable[[Ablate, int], float]) -> None:
+    """What `gratis ablate` leaves of the whole network."""
+    options = asked(words)
+    stem = stem_of(options.recipe, read_manifest(Path(str(options.shards))), options.whole)
+    for seed in map(int, options.seeds.split(",")):
+        if not (options.runs / run_of(stem, WHOLE, seed)).exists():
+            recorded_run(options.runs, run_of(stem, WHOLE, seed), top1=top1(options, seed))
+
+
+def test_an_ablation_s_page_is_a_part(
+    jpeg_dataset: Path, tmp_path: Path, commands: Commands
+) -> None:
+    context = replace(of_dataset(jpeg_dataset, tmp_path), ends=time.monotonic() + 100)
+    names = {"numbered": [one for one in NUMBERED if one != "conv4"], "others": OTHERS}
+    said = ""
+
+    def answer(words: list[str], log: IO[str]) -> int:
+        own = asked(words)
+        assert own.out is not None
+        own.out.mkdir(parents=True)
+        (own.out / "ablation.md").write_text(own.fields)
+        log.write(said)
+        return 0
+
+    commands.answer = answer
+    for part, name in ((numbered, "numbered"), (others, "others")):
+        assert part(context)[:2] == ("done", (",".join(names[name]),))
+        assert asked(commands.given[-1]).out == context.folder / name
+        said = "a: skipped, it would end after --minutes 1\n"
+        shutil.rmtree(context.folder / name)
+        assert part(context)[:2] == (f"in part: {OVER}", (",".join(names[name]),))
+        said = ""
+    commands.answer = lambda *_: 75
+    assert others(context).state.startswith("failed with exit code 75")
+    shutil.rmtree(context.folder / "others")
+    assert others(replace(context, ends=0.0))[:2] == (f"skipped: {OVER}", ())
+
+
+def test_figure_1_takes_the_first_seed_s_best_rates_for_the_others(
+    jpeg_dataset: Path, tmp_path: Path, commands: Commands
+) -> None:
+    shards = ["--shards", "small"]
+    context = of_dataset(jpeg_dataset, tmp_path, shards32="small", seeds="4,2,9")
+    context = replace(context, ends=time.monotonic() + 3600)
+    short = ""
+
+    def answer(words: list[str], log: IO[str]) -> int:
+        out = Path(option(words, "--out"))
+        out.mkdir(parents=True)
+        found = [curve("relu", 0.008, 0.75, 0.25), curve("tanh", 0.032, 0.75, 0.5, 0.5, 0.25)]
+        courses = [asdict(one) for one in found]
+        (out / "figure1.json").write_text(json.dumps({"courses": courses}))
+        log.write(short if out.name.endswith("s9") else "")
+        return 0
+
+    commands.answer = answer
+    state, lines, _ = figure1(context)
+    assert state == "done"
+    rates = [["0.004", "0.032", "0.008", "0.016", "0.064", "0.002"], *[["0.008", "0.032"]] * 2]
+    for words, seed, own in zip(commands.given, "429", rates, strict=True):
+        assert words[:3] == ["figure1", *shards]
+        assert option(words, "--seed") == seed
+        assert (option(words, "--images"), option(words, "--target")) == ("10000", "0.25")
+        assert words[words.index("--rates") + 1 : words.index("--target")] == own
+        # a third of the hour
+        assert float(option(words, "--minutes")) == pytest.approx(20, abs=0.5)
+    assert lines[0].startswith("Four layers on the first 10,000 training images at 32 px; CIFAR-10")
+    assert "tanh takes 2.0 times the epochs of ReLU [2.0..2.0], n = 3" in lines[1]
+    folders = [context.folder / f"figure1-s{seed}" for seed in (4, 2, 9)]
+    assert all((folder / "costs.jsonl").is_file() for folder in folders)
+    short = "relu at rate 0.1: stopped after epoch 3, time is over\n"
+    for folder in folders:
+        shutil.rmtree(folder)
+    assert figure1(context)[0] == f"in part: {OVER}"
+    commands.given.clear()
+    commands.answer = lambda *_: 1
+    again = figure1(context)
+    assert again.state.startswith("failed with exit code 1")
+    assert len(commands.given) == 1  # the others would fail too
+    assert again.lines[1] == lines[1]  # of the earlier call
+
+
+def test_ensembles_are_of_networks_that_are_trained(
+    jpeg_dataset: Path, tmp_path: Path, commands: Commands
+) -> None:
+    """Single ones err on 50, 51, ... %; the means of three and of five on 40 and 30 %."""
+    context = replace(of_dataset(jpeg_dataset, tmp_path), ends=time.monotonic() + 100)
+    trained = 5
+
+    def answer(words: list[str], _: IO[str]) -> int:
+        if words[0] == "ablate":
+            whole = asked(words)
+            assert (whole.seeds, whole.switches) == ("0,1,2,3,4", [])
+            seeds = ",".join(map(str, range(trained)))
+            changed = [seeds if word == whole.seeds else word for word in words]
+            train_at_once(changed, lambda _, seed: 0.5 - seed / 100)
+            return 0
+        names = words[1 : words.index("--runs")]
+        assert [name[-3:] for name in names] == [f"-s{seed}" for seed in range(len(names))]
+        errors = [50.0 + seed for seed in range(len(names))] + [50 - 10 * (len(names) - 1) / 2, 9]
+        scores = [{"top1": 1 - one / 100, "top5": 1 - one / 200, "nll": 1} for one in errors]
+        out = Path(option(words, "--out"))
+        out.write_text(json.dumps([{"scores": one} for one in scores]))
+        return 0
+
+    commands.answer = answer
+    state, lines, _ = ensembles(context)
+    assert state == "done"
+    assert [words[0] for words in commands.given] == ["ablate", "ensemble", "ensemble"]
+    assert lines[0].splitlines()[2:8] == [
+        "|  | top-1 | top-5 |",
+        "|---|---|---|",
+        "| 3 single ones, mean | 51.0 | 25.5 |",
+        "| mean of 3 | 40.0 | 20.0 |",
+        "| 5 single ones, mean | 52.0 | 26.0 |",
+        "| mean of 5 | 30.0 | 15.0 |",
+    ]
+    shutil.rmtree(tmp_path / "claims")
+    for run in tmp_path.glob("ablate-*-s4"):
+        shutil.rmtree(run)
+    trained = 4
+    assert "mean of 5" not in "".join(ensembles(context).lines)
+    commands.answer = lambda words, _: 1 if words[0] == "ensemble" else 0
+    failed = ensembles(context)
+    assert (failed.state.split(":")[0], failed.lines) == ("failed with exit code 1", ())
+
+
+def test_pretraining_trains_on_one_half_and_is_held_against_the_other(
+    tmp_path: Path, commands: Commands
+) -> None:
+    """Errors of 50 % from new weights and of 40 % pretrained, of seed 1 one more of each."""
+    pictures = [picture(number) for number in range(14)]
+    shards = with_validation(write_dataset(tmp_path / "whole", pictures))
+    context = of_dataset(shards, tmp_path / "runs", seeds="0,1", ablate_epochs=2)
+    context = replace(context, ends=time.monotonic() + 100)
+    halves = [context.folder / f"half{half}" / "shards" for half in (0, 1)]
+    trained = list[tuple[int, str, str | None, float]]()
+
+    def top1(options: Ablate, seed: int) -> float:
+        own, whole = Path(str(options.shards)), options.whole
+        began = whole.init_from and Path(whole.init_from).name[-3:]
+        trained.append((seed, own.parent.name, began, whole.conv_rate))
+        return (0.6 if whole.init_from else 0.5) - seed / 100
+
+    def answer(words: list[str], _: IO[str]) -> int:
+        if words[0] == "shards":
+            source, out = (Path(option(words, name)) for name in ("--src", "--out"))
+            assert option(words, "--size") == "64"
+            found = set()
+            for path in source.glob("train-*.tar"):
+                with tarfile.open(path) as tar:
+                    found |= {int(tar.extractfile(one).read()) for one in tar if "cls" in one.name}  # type: ignore[union-attr]
+            half = halves.index(out)
+            assert found == {*range(4 - half)}  # of seven classes
+            with_validation(write_dataset(out, pictures[: 4 + half]))
+        else:
+            train_at_once(words, top1)
+        return 0
+
+    commands.answer = answer
+    state, lines, _ = pretraining(context)
+    assert state == "done"
+    assert trained == [
+        (0, "half1", None, 1.0),
+        (1, "half1", None, 1.0),
+        (0, "half0", None, 1.0),
+        (1, "half0", None, 1.0),
+        (0, "half0", "-s0", 0.1),
+        (1, "half0", "-s1", 0.1),
+    ]
+    assert not (halves[0].parent / "tars").exists()
+    text = lines[0].splitlines()
+    assert "over ten views of 4 images of every second class, after 2 epochs either way" in text[0]
+    assert text[2:7] == [
+        "|  | from new weights | pretrained | difference, top-1 | top-5 |",
+        "|---|---|---|---|---|",
+        "| seed 0 | 50.0 / 10.0 | 40.0 / 10.0 | -10.0 | +0.0 |",
+        "| seed 1 | 51.0 / 10.0 | 41.0 / 10.0 | -10.0 | +0.0 |",
+        "| mean | 50.5 / 10.0 | 40.5 / 10.0 | -10.0 ± 0.0 | +0.0 ± 0.0 |",
+    ]
+    # six runs of 3 s, and 4 of CPU
+    assert text[8].startswith("The runs took 0.01 hours, 0.01 of CPU time")
+    late = replace(context, ends=0.0)
+    assert pretraining(late)[:2] == (f"skipped: {OVER}", lines)
+    far = replace(context, options=replace(context.options, shards="file:///x"))
+    assert pretraining(far).state.startswith("skipped: it reads local folders")
+    assert make_half(late, 0, tmp_path / "none" / "shards") == f"skipped: {OVER}"
+    commands.answer = lambda *_: 2
+    failed = make_half(context, 1, tmp_path / "none" / "shards")
+    assert (failed or "").startswith("failed with exit code 2")
+    assert (tmp_path / "none" / "tars").is_dir()  # from which the same command goes on
 
 
 def of_dataset(shards: Path, runs: Path, **options: Any) -> PartContext:
