@@ -3,9 +3,10 @@ specification."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gratis.train.network.alexnet import AlexNet
 from gratis.train.network.dropout import DropoutKey
 from gratis.train.network.layers import plan
 from gratis.train.optimiser import Optimiser
+from gratis.train.paper.trainings import digest
 from gratis.train.rank import training_config
 from gratis.train.recipes import RECIPES, RELEASED, TORCHVISION, Recipe
 from gratis.train.schedule import rates
@@ -112,6 +114,101 @@ def test_the_successor_of_a_removed_layer_takes_its_exchange_over() -> None:
         layers = plan(replace(RELEASED, **variants.get(removed, {})), 10)
         reading = {name for name, spec in layers.items() if spec.groups == 1}
         assert reading == readers | {"conv1", "fc6", "fc8"}, removed
+
+
+def test_where_towers_meet_at_conv4_its_successor_is_conv5() -> None:
+    met = replace(RELEASED, exchange=("conv4",), without="conv4")
+    reading = [name for name, spec in plan(met, 10).items() if spec.groups == 1]
+    assert reading == ["conv1", "conv5", "fc8"]
+
+
+def test_recipes_are_those_of_the_specification() -> None:
+    """Its sections 3, 4 and 10, and the readme of each; by what differs from `released`."""
+    printed: dict[str, Any] = {
+        "image_size": 256,
+        "crop": 224,
+        "crop_area": None,
+        "crop_positions": "all",
+        "flip": 0.5,
+        "crop_chunk": 1,
+        "batch": 128,
+        "mean": "central",
+        "noise": "sqrt",
+        "noise_until": 67 / 90,
+        "input_scale": 1.0,
+        "channel_order": "rgb",
+        "classes": None,
+        "towers": 2,
+        "exchange": ("conv3", "conv6", "fc6", "fc7"),
+        "conv6": False,
+        "without": "none",
+        "pool": "overlapping",
+        "activation": "relu",
+        "channels": (96, 256, 384, 384, 256),
+        "hidden": 4096,
+        "width": 1.0,
+        "conv1_edge": "overhang",
+        "lrn": True,
+        "lrn_order": "before",
+        "lrn_alpha": 1e-4,
+        "lrn_k": 2.0,
+        "lrn_across_towers": False,
+        "map_norm": True,
+        "init": "gaussian",
+        "init_std": (0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01),
+        "bias_init": 1.0,
+        "dropout": "original",
+        "dropout_place": "after",
+        "compute": "float32",
+        "rate": 0.01,
+        "rate_batch": 128,
+        "scale_rate": "off",
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "bias_rate": 2.0,
+        "bias_decay": False,
+        "init_from": None,
+        "conv_rate": 1.0,
+        "velocity": "inside",
+        "epochs": 90,
+        "schedule": "steps",
+        "patience": 3,
+        "drops": (25 / 90, 51 / 90, 79 / 90),
+        "bias_follows": False,
+        "conv1_slow": 67 / 90,
+        "conv1_frozen": 72 / 90,
+        "warmup_steps": 0,
+    }
+    no_late_events = {"conv1_slow": None, "conv1_frozen": None}
+    plain_biases = {"bias_rate": 1.0, "bias_decay": True, "bias_follows": True}
+    paper = {"crop_positions": "printed", "noise": "printed", "schedule": "plateau"}
+    paper |= {"init_std": (0.01,) * 8, "lrn_order": "after", "lrn_alpha": 5e-4}
+    owt: dict[str, Any] = {"towers": 1, "channels": (64, 192, 384, 256, 256), "lrn": False}
+    owt |= no_late_events | {"map_norm": False, "bias_follows": True, "noise_until": 1.0}
+    torchvision = owt | plain_biases | {"conv1_edge": "symmetric", "init": "uniform"}
+    torchvision |= {"dropout": "inverted", "dropout_place": "before", "velocity": "outside"}
+    torchvision |= {"noise": "off", "input_scale": 1 / 58, "weight_decay": 1e-4, "batch": 256}
+    torchvision |= {"rate_batch": 256, "crop_area": (0.08, 1.0), "drops": (1 / 3, 2 / 3)}
+    caffe = {"crop": 227, "batch": 256, "rate_batch": 256, "mean": "offset", "noise": "off"}
+    caffe |= {"channel_order": "bgr", "lrn_order": "after", "lrn_k": 1.0, "bias_init": 0.1}
+    caffe |= {"lrn_across_towers": True, "map_norm": False, "dropout": "inverted"}
+    caffe |= {"init_std": (0.01, 0.01, 0.01, 0.01, 0.01, 0.005, 0.005, 0.01)}
+    caffe |= {"drops": tuple(mark / 90 for mark in (20, 40, 60, 80)), "bias_follows": True}
+    assert asdict(RELEASED) == printed
+    for name, differs in (
+        ("paper", paper | no_late_events | plain_biases | {"map_norm": False, "noise_until": 1.0}),
+        ("owt", owt | {"schedule": "dexp250"}),
+        ("torchvision", torchvision),
+        ("caffe", caffe | no_late_events),
+    ):
+        assert asdict(RECIPES[name]) == printed | differs, name
+
+
+def test_the_recipe_of_the_page_s_runs_is_still_the_same() -> None:
+    """By its settings' digits in the names of the runs that docs/paper.md was made from: else what
+    is trained there would be trained again."""
+    settings = json.loads((ROOT / "docs" / "paper.json").read_text())["settings"]
+    assert digest(RECIPES["tiny64"]) == settings.split("-")[2]
 
 
 @pytest.mark.parametrize("place", ["after", "before"])
