@@ -94,8 +94,14 @@ def test_the_result_has_the_newest_scores_of_one_view_and_of_ten(
     write_run(tmp_path / "a", {"images": 500.0, "read_s": 0.49}, wait_s=1 / 3)
     show(launch)
     speed = "images_per_s=100 loader_images_per_s=1020.41 headroom=10.2 wait_fraction=0.06667"
-    shown = capsys.readouterr().out.splitlines()[-1]
-    assert shown == f"{line} {speed} startup_s=5"
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == f"{line} {speed} startup_s=5"
+    for label, cell in (("training images/s", "100"), ("loader headroom", "10.2 x")):
+        assert [label, cell] in [line.strip("│ ").split(" │ ") for line in squeezed(shown)]
+
+
+def squeezed(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
 
 
 def test_absurd_records_count_as_nothing() -> None:

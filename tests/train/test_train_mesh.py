@@ -629,6 +629,17 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
 
 
+@pytest.mark.usefixtures("loopback")
+def test_logits_of_a_shorter_half_are_padded_and_cut() -> None:
+    """Of 101 classes the second tower has 50, and hands on a column of zeros, which is cut."""
+    network = AlexNet(RECIPE, CLASSES, tower=of_group(2))
+    found = network._gather_classes(torch.ones(2, 50))
+    assert found.shape == (2, 101)
+    assert found[0].tolist() == [1] * 50 + [0] + [10] * 50
+    assert network.tower.meter.sent == {("logits", "forward"): 2 * 51 * 4}
+    assert AlexNet(RECIPE, CLASSES)._gather_classes(found) is found
+
+
 def of_group(size: int) -> Axis:
     return Axis(size=size, index=1, group="group")  # type: ignore[arg-type]
 

@@ -244,6 +244,15 @@ def test_norms_equal_torch_and_their_gradients_finite_differences(
     assert torch.autograd.gradcheck(within_map_norm, two)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_compute_in_float32(dtype: torch.dtype) -> None:
+    """Of 16-bit responses only the results are rounded."""
+    x = torch.randn(2, 8, 6, 5, generator=torch.Generator().manual_seed(2)).to(dtype) * 100
+    for norm in (lambda y: cross_map_norm(y, alpha=1e-4, k=2.0, groups=2), within_map_norm):
+        assert norm(x).dtype == dtype
+        assert torch.equal(norm(x), norm(x.float()).to(dtype))
+
+
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_the_whole_forward_equals_torch_operators(order: str) -> None:
     """An independent writing of section 3, for a network of two towers in eval form."""

@@ -347,7 +347,15 @@ def test_a_machine_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_node_0_is_where_the_address_is_and_its_port_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "taken back at the end")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    port = free_port()
+    joined = join(nodes(f"127.0.0.1:{port}"))
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    socket.create_connection(("127.0.0.1", port)).close()
+    with pytest.raises(ConnectionRefusedError):  # at this machine's other addresses
+        socket.create_connection(("127.0.0.2", port))
+    assert joined.endpoint == f"127.0.0.1:{port}"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
