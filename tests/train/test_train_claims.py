@@ -31,6 +31,7 @@ from gratis.events import EventWriter
 from gratis.history import attempts, outcome, records
 from gratis.processes import OVER
 from gratis.train.network.alexnet import AlexNet
+from gratis.train.options import parse
 from gratis.train.options import read as read_options
 from gratis.train.paper import page_records
 from gratis.train.paper.ablate import Ablate
@@ -58,12 +59,12 @@ from gratis.train.paper.figure1_seeds import best_rates, common_target, read, su
 from gratis.train.paper.four_layers import TrainingCurve
 from gratis.train.paper.halves import write_half
 from gratis.train.paper.longest import longest
-from gratis.train.paper.paper import copy_pictures, fuller
+from gratis.train.paper.paper import copy_pictures, fuller, paper
 from gratis.train.paper.parts import Paper, PartContext, PartResult, whole_of
 from gratis.train.paper.specialisation import Specialisation, specialisation
 from gratis.train.paper.specialisation import summary as specialised
 from gratis.train.paper.switches import SWITCHES, same_as_without_conv3
-from gratis.train.paper.trainings import errors_of, last_epoch, run_of, stem_of
+from gratis.train.paper.trainings import digest, errors_of, last_epoch, run_of, stem_of
 from gratis.train.recipes import RECIPES
 
 
@@ -370,7 +371,11 @@ def test_pretraining_trains_on_one_half_and_is_held_against_the_other(
         trained.append((seed, own.parent.name, began, whole.conv_rate))
         return (0.6 if whole.init_from else 0.5) - seed / 100
 
-    def answer(words: list[str], _: IO[str]) -> int:
+    late_run = "nowhere"
+
+    def answer(words: list[str], log: IO[str]) -> int:
+        if late_run in " ".join(words):
+            log.write("a: skipped, it would end after --minutes 1\n")
         if words[0] == "shards":
             source, out = (Path(option(words, name)) for name in ("--src", "--out"))
             assert option(words, "--size") == "64"
@@ -408,6 +413,8 @@ def test_pretraining_trains_on_one_half_and_is_held_against_the_other(
     ]
     # six runs of 3 s, and 4 of CPU
     assert text[8].startswith("The runs took 0.01 hours, 0.01 of CPU time")
+    late_run = "tuned-s1"  # of six states the last
+    assert pretraining(context)[:2] == (f"in part: {OVER}", lines)
     late = replace(context, ends=0.0)
     assert pretraining(late)[:2] == (f"skipped: {OVER}", lines)
     far = replace(context, options=replace(context.options, shards="file:///x"))
@@ -417,6 +424,147 @@ def test_pretraining_trains_on_one_half_and_is_held_against_the_other(
     failed = make_half(context, 1, tmp_path / "none" / "shards")
     assert (failed or "").startswith("failed with exit code 2")
     assert (tmp_path / "none" / "tars").is_dir()  # from which the same command goes on
+
+
+def test_the_network_of_full_width_is_reported_by_its_own_records(
+    jpeg_dataset: Path, tmp_path: Path, commands: Commands
+) -> None:
+    """Each of two ranks has 500 images in 10 s, of which one is waited; its loader works for 4."""
+    context = of_dataset(jpeg_dataset, tmp_path, longest_epochs=3)
+    context = replace(context, ends=time.monotonic() + 1000)
+    outcome = "preempted"
+
+    def answer(words: list[str], _: IO[str]) -> int:
+        if words[0] == "shards":
+            assert option(words, "--size") == "128"
+            write_dataset(Path(option(words, "--out")), [picture(n, 128) for n in range(2)])
+        elif words[0] == "train":
+            own = parse(words[1:])
+            assert own.fields == replace(RECIPES["released"], image_size=128, crop=112, epochs=3)
+            assert (own.gpus, own.port, own.runs) == (2, 0, tmp_path)
+            assert own.run is not None
+            (tmp_path / own.run / "checkpoints").mkdir(parents=True, exist_ok=True)
+            for rank in (0, 1):
+                write_rank(tmp_path / own.run, rank, outcome)
+        elif words[0] == "figures":
+            assert option(words, "--search") == "2000"
+            out = Path(option(words, "--out"))
+            out.mkdir()
+            for name in words[words.index("--only") + 1 : words.index("--search")]:
+                (out / f"{name}.png").touch()
+        else:
+            assert words[0] == "export"
+            Path(words[-1]).touch()
+        return 75 if words[0] == "train" and outcome == "preempted" else 0
+
+    commands.answer = answer
+    state, lines, _ = longest(context)
+    assert state == "stopped at step 20 of 30; failed with exit code 75: " + state.split(": ")[1]
+    evaluated = "Errors by 10 views after epoch 3: top-1 37.5%, top-5 25.0% of 8 images."
+    assert [line[: len(evaluated)] for line in lines] == [evaluated]
+    outcome = "finished"
+    state, lines, _ = longest(context)
+    assert state == "done"
+    text = lines[0]
+    assert text.startswith(f"{evaluated} The run took 0.00 hours, ")
+    assert (
+        "100 training images/s, waiting for data 10.0% of the time; the loader could deliver 2.5 "
+        "times as many. "
+    ) in text
+    names = ["conv1", "top5", "neighbours", "curves"]
+    assert [line.split("\n")[0] for line in lines[1:]] == [
+        f"![{n}](figures/{n}.png)" for n in names
+    ]
+    (run,) = tmp_path.glob("longest-released-*")
+    assert f"`RUNS/{run.name}/alexnet." in text
+    told = [words[0] for words in commands.given]
+    assert told == ["shards", "train", "train", "figures", "export"]
+    assert longest(context) == ("done", lines, "")
+    assert len(commands.given) == 5  # nothing is done again
+    commands.answer = lambda *_: 1
+    shutil.rmtree(context.folder / "shards128")
+    assert longest(context).state.startswith("failed with exit code 1")
+
+
+def write_rank(run: Path, rank: int, outcome: str) -> None:
+    """An attempt of two intervals, of which the first is its start-up."""
+    attempt = 2 if outcome == "finished" else 1
+    events = EventWriter(run / f"rank-{rank}.jsonl", attempt=attempt, rank=rank)
+    events.write("start", {"world": 2, "epochs": 3, "steps_per_epoch": 10})
+    loader = {"images": 500.0, "decode_s": 4.0}
+    for step, wait_s in ((10, 5.0), (20, 1.0)):
+        fields = {"steps": 10, "images": 500, "wall_s": 10.0, "wait_s": wait_s, "loader": loader}
+        events.write("step", fields, epoch=1, step=step)
+    if rank == 0:
+        scores = {"views": 10, "images": 8, "top1": 0.625, "top5": 0.75, "nll": 1.0}
+        events.write("eval", scores, epoch=3, step=20)
+    events.write("end", {"outcome": outcome, "error": None})
+    events.close()
+
+
+def test_the_page_keeps_what_an_earlier_call_has_shown(
+    jpeg_dataset: Path,
+    tmp_path: Path,
+    commands: Commands,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """First there is an ablation's page; then, elsewhere and with the records beside the page
+    alone, everything fails, and it is shown as it was."""
+    shards = with_validation(shutil.copytree(jpeg_dataset, tmp_path / "shards"))
+    named = SimpleNamespace(stdout="1234567\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: named)  # git's answer
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.25, 0.0, 0.0))
+    docs = tmp_path / "page.md"
+    options = Paper(
+        shards=str(shards), hours=2.5, runs=tmp_path / "runs", docs=docs, seeds="0, 3", jobs=2
+    )
+
+    def answer(words: list[str], log: IO[str]) -> int:
+        if words[0] != "ablate" or "numbered" not in option(words, "--out"):
+            log.write("error: no way\n")
+            return 1
+        out = Path(option(words, "--out"))
+        out.mkdir(parents=True)
+        (out / "ablation.md").write_text("the table\n")
+        return 0
+
+    commands.answer = answer
+    report = paper(options)
+    hash8, day = read_manifest(shards).hash[:8], time.strftime("%Y-%m-%d")
+    assert report == tmp_path / "runs" / f"claims-tiny64-{hash8}" / "paper" / "report.md"
+    page = docs.read_text()
+    assert report.read_text() == page
+    lines = page.splitlines()
+    assert lines[0] == f"# The paper of 2012 on dataset {hash8}"
+    assert lines[2].startswith(
+        "Made by `gratis paper --shards SHARDS --hours 2.5 --docs page.md --jobs 2` on "
+        f"{day} at commit 1234567, {os.cpu_count()} cores, load average at its end 1.2; not edited"
+    )
+    assert lines[4].startswith(
+        "Measured on 101 train, 101 val images of 7 classes at 64 px, to which smaller originals"
+    )
+    titles = [line.removeprefix("## ") for line in lines if line.startswith("## ")]
+    assert titles == [*CLAIMS]
+    first = lines.index(f"## {titles[0]}")
+    made = f", {day} at commit 1234567"
+    assert lines[first : first + 5] == ["## " + titles[0], "", f"*done*{made}", "", "the table"]
+    failed = f"*failed with exit code 1: no way*{made}"
+    assert lines.count(failed) == len(titles) - 2  # nor the colour by tower
+    assert f"*skipped: no whole network is trained yet*{made}" in lines
+    assert "1 of 7: numbered, 150 minutes left" in capsys.readouterr().out
+    settings = f"tiny64-{hash8}-{digest(RECIPES['tiny64'])}-s0-3"
+    assert json.loads((tmp_path / "page.json").read_text())["settings"] == settings
+    named.stdout = ""  # of an installed package
+    commands.given.clear()
+    paper(replace(options, runs=tmp_path / "elsewhere"))
+    again = docs.read_text().splitlines()
+    assert again[first : first + 5] == lines[first : first + 5]
+    assert failed.replace("1234567", "unknown") in again
+    # what is done is not asked for again
+    assert not any("numbered" in " ".join(words) for words in commands.given)
+    with pytest.raises(GratisError, match=r"is of .*-s0-3, this is .*-s0; name another --docs"):
+        paper(replace(options, seeds="0"))
 
 
 def of_dataset(shards: Path, runs: Path, **options: Any) -> PartContext:

@@ -180,32 +180,54 @@ def test_a_command_that_fails_or_takes_too_long_is_reported(tmp_path: Path) -> N
     ],
 )
 def test_how_far_training_is_reported(
-    ended: str, run: str | None, state: str, sample_shards: Path, tmp_path: Path
+    ended: str, run: str | None, state: str, jpeg_dataset: Path, tmp_path: Path
 ) -> None:
+    """With the last errors of each kind, a sentence each."""
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     events = EventWriter(tmp_path / "a" / "rank-0.jsonl", attempt=1, rank=0)
     events.write("start", {"epochs": 2, "steps_per_epoch": 10})
     events.write("step", {"steps": 3}, epoch=0, step=3)
+    events.write("step", {"steps": 1}, epoch=0, step=2)
+    for views, epoch, top1 in ((10, 1, 0.25), (1, 1, 0.5), (1, 2, 0.625)):
+        scores = {"views": views, "images": 5000, "top1": top1, "top5": 0.875}
+        events.write("eval", scores, epoch=epoch, step=3)
     events.write("end", {"outcome": ended, "error": None})
-    options = Paper(shards=str(sample_shards), runs=tmp_path, run=run)
+    options = Paper(shards=str(jpeg_dataset), runs=tmp_path, run=run)
     context = PartContext(
         options=options,
-        manifest=read_manifest(sample_shards),
+        manifest=read_manifest(jpeg_dataset),
         recipe_name="sample",
         recipe=SAMPLE,
         run=tmp_path / "a",
         ends=0,
     )
-    assert train(context).state == state
+    own = "top-1 37.5%, top-5 12.5% of 5,000 images."
+    assert train(context)[:2] == (
+        state,
+        (
+            f"Errors by the centre view after epoch 2: {own}",
+            "Errors by 10 views after epoch 1: top-1 75.0%, top-5 12.5% of 5,000 images.",
+        ),
+    )
 
 
-def test_the_recipe_fits_the_dataset(sample_shards: Path, shards32: Path) -> None:
-    assert fitting(read_manifest(sample_shards)) == "sample"
+def test_the_recipe_fits_the_dataset(jpeg_dataset: Path) -> None:
+    """The sample's is for ten classes at most."""
+    manifest = read_manifest(jpeg_dataset)
+    many = manifest.classes * 2
+    for size, classes, name in (
+        (64, manifest.classes, "tiny64"),
+        (128, manifest.classes, "sample"),
+        (128, many[:10], "sample"),
+        (128, many[:11], "tiny"),
+        (256, manifest.classes, "released"),
+    ):
+        assert fitting(replace(manifest, image_size=size, classes=classes)) == name
     with pytest.raises(
         GratisError,
         match="no recipe is for 32-pixel images; make shards with --size 64, 128 or 256",
     ):
-        fitting(read_manifest(shards32))
+        fitting(replace(manifest, image_size=32))
 
 
 def started(run: Path, name: str, recipe: Recipe, dataset: str) -> None:
@@ -233,8 +255,8 @@ def started(run: Path, name: str, recipe: Recipe, dataset: str) -> None:
     EventWriter(run / "rank-0.jsonl", attempt=1, rank=0).write("start", fields)
 
 
-def test_a_named_run_is_reported_with_its_own_settings(sample_shards: Path, tmp_path: Path) -> None:
-    manifest = read_manifest(sample_shards)
+def test_a_named_run_is_reported_with_its_own_settings(jpeg_dataset: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(jpeg_dataset)
     own = replace(
         TINY,
         crop=96,
@@ -245,7 +267,7 @@ def test_a_named_run_is_reported_with_its_own_settings(sample_shards: Path, tmp_
         init_from="x",
     )
     started(tmp_path / "a", "tiny", own, manifest.hash)
-    options = Paper(shards=str(sample_shards), runs=tmp_path, run="a", minutes=0.001)
+    options = Paper(shards=str(jpeg_dataset), runs=tmp_path, run="a", minutes=0.001)
     assert of_run(options, manifest) == "tiny"
     context = PartContext(
         options=options,
@@ -257,16 +279,20 @@ def test_a_named_run_is_reported_with_its_own_settings(sample_shards: Path, tmp_
     )
     assert context.recipe == own
     assert whole_of(context) == replace(own, init_from=None)  # epochs are 3 in both
+    with pytest.raises(GratisError, match=r"run a was trained on dataset \w{8}, .* is "):
+        of_run(options, replace(manifest, source="another"))
+    with pytest.raises(GratisError, match="there is no run b with a checkpoint in"):
+        of_run(replace(options, run="b"), manifest)
     chosen = replace(context, options=replace(options, recipe="sample"))
     assert whole_of(chosen) == replace(SAMPLE, epochs=3)
     assert [name for name in SWITCHES if not has(name, own)] == ["lrn"]
 
 
-def test_resized_crops_are_not_drawn_as_plain_ones(sample_shards: Path, tmp_path: Path) -> None:
+def test_resized_crops_are_not_drawn_as_plain_ones(jpeg_dataset: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPES["torchvision"], image_size=128, crop=112)
     context = PartContext(
-        options=Paper(shards=str(sample_shards), runs=tmp_path),
-        manifest=read_manifest(sample_shards),
+        options=Paper(shards=str(jpeg_dataset), runs=tmp_path),
+        manifest=read_manifest(jpeg_dataset),
         recipe_name="torchvision",
         recipe=recipe,
         run=tmp_path / "a",
