@@ -231,6 +231,63 @@ def test_marks_of_a_resumed_run() -> None:
     assert curves.marks(HISTORY[:1], PAPER, 100) == []  # it has only begun
 
 
+def drawn(axes: Any) -> dict[str, list[list[float]]]:
+    """By label, where each line goes."""
+    return {line.get_label(): np.array(line.get_data()).tolist() for line in axes.lines}
+
+
+def test_curves_are_drawn_where_the_records_are() -> None:
+    ten = {"kind": "eval", "attempt": 2, "step": 8, "views": 10, "top1": 0.5, "top5": 0.75}
+    lost = [*HISTORY, ten, step(2, 9, 1, 0.0) | {"loss": None, "top1": 0.75}]
+    figure = curves.draw_curves(lost, replace(RELEASED, epochs=3), 4, "a run")
+    loss, error = (drawn(axes) for axes in figure.axes)
+    assert loss["training"] == [[1.0, 2.0], [3.5, 1.5]]
+    assert loss["validation, centre"] == [[1.0, 2.0], [3.0, 2.0]]
+    (raw,) = (own for name, own in loss.items() if name.startswith("_"))
+    assert raw[0] == [0.5, 1.0, 1.5, 2.0, 2.25]
+    assert raw[1][:4] == [4.0, 3.0, 2.0, 1.0]
+    assert np.isnan(raw[1][4])
+    assert error["training top-1"] == [[1.0, 2.0, 2.25], [0.5, 0.5, 0.25]]
+    assert error["validation top-1"] == [[1.0, 2.0], pytest.approx([0.8, 0.7])]
+    assert error["validation top-5"] == [[1.0, 2.0], pytest.approx([0.6, 0.5])]
+    assert (error["ten views, top-1"], error["and top-5"]) == ([[2.0], [0.5]], [[2.0], [0.25]])
+    assert figure.axes[0].get_title("left") == "a run"
+    assert figure.axes[1].get_xlim() == (0, 3)
+
+
+def test_rates_are_drawn_as_recorded_and_by_the_recipe() -> None:
+    """conv1 slow from the fifth step on, and frozen from the seventh on: a thousandth, and no
+    place. What happened is below, in rows."""
+    late = {"noise_until": 0.5, "conv1_slow": 0.5, "conv1_frozen": 0.75}
+    recipe = replace(RELEASED, epochs=2, drops=(), **late)
+    figure = curves.draw_rates(HISTORY, recipe, 4, "a run")
+    above, below = figure.axes
+    rates = drawn(above)
+    assert rates["weights, as recorded"] == [[0.5, 1.0, 1.5, 2.0], [0.1, 0.1, 0.1, 0.01]]
+    assert rates["biases"] == [[number / 4 for number in range(8)], [0.02] * 8]
+    at, conv1 = rates["conv1's weights"]
+    assert at == [number / 4 for number in range(8)]
+    assert conv1[:4] == [0.01] * 4
+    assert conv1[4:6] == pytest.approx([1e-5, 1e-5])
+    assert np.isnan(conv1[6:]).all()
+    names = [label.get_text() for label in below.get_yticklabels()]
+    expected = {
+        "rate dropped": [1.5],
+        "noise off": [1.0],
+        "conv1 slow": [1.0],
+        "conv1 frozen": [1.5],
+        "resume": [1.0],
+        "checkpoint": [1.0, 2.0],
+    }
+    assert names == [*expected]
+    found = [line.get_data() for line in below.lines]
+    for place, ((epochs, rows), own) in enumerate(zip(found, expected.values(), strict=True)):
+        assert (list(epochs), list(rows)) == (own, [place] * len(own))
+    plateau = replace(PAPER, epochs=2, patience=1, warmup_steps=0)
+    planned = drawn(curves.draw_rates(HISTORY, plateau, 4, "").axes[0])["biases"][1]
+    assert planned == pytest.approx([0.01] * 8)
+
+
 # images by the network's eyes
 
 
