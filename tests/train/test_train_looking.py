@@ -7,6 +7,8 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,16 +24,18 @@ from safetensors.torch import load_file
 from gratis.dataset import read_manifest
 from gratis.errors import GratisError
 from gratis.loader import Loader
-from gratis.train.analysis import features, summary
+from gratis.train.analysis import features, plots, summary
 from gratis.train.analysis.deployment import (
     TENSORS,
     DeploymentNetwork,
     from_torchvision,
     to_torchvision,
 )
-from gratis.train.analysis.export import Export, compare, examples, metadata
+from gratis.train.analysis.export import WRITE, Export, compare, examples, metadata
 from gratis.train.analysis.export import main as export
-from gratis.train.analysis.figures import title
+from gratis.train.analysis.figure4 import choose, draw_guesses, draw_nearest, find
+from gratis.train.analysis.figures import Figures, draw, figure_of, title
+from gratis.train.analysis.plots import RED
 from gratis.train.analysis.predict import main as predict
 from gratis.train.analysis.run_options import RunOptions
 from gratis.train.analysis.trained_network import (
@@ -175,6 +179,106 @@ def test_features_are_written_by_sample(trained: TrainedNetwork, tmp_path: Path)
         features.write(trained, "conv6", "val", tmp_path / "c.npy")
 
 
+def test_features_are_written_by_command(
+    run: Path, trained: TrainedNetwork, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_dataset(tmp_path / "other", [picture(n) for n in (3, 7)], codec="raw")
+    out = tmp_path / "a.npy"
+    where = ["--run", str(run), "--images", str(other), "--split", "train", "--layer", "fc8"]
+    features.main([*where, str(out)])
+    np.testing.assert_allclose(np.load(out), logits(trained, 3, 7).numpy(), atol=1e-4)
+    told = f"{out}: fc8 of 2 train images, float32 [2, 9]; ids and labels in {tmp_path}/a.ids.npz"
+    assert capsys.readouterr().out == f"{told}\n"
+    features.main(["--run", str(run), str(out)])
+    assert np.load(out).shape == (COUNT, 256)  # fc7 of validation
+    with pytest.raises(GratisError, match=r"a\.txt must end in \.npy"):
+        features.Features(out=tmp_path / "a.txt")
+    with pytest.raises(GratisError, match="none is no folder; make it, or choose another OUT"):
+        features.Features(out=tmp_path / "none" / "a.npy")
+
+
+def test_figures_are_of_the_network_and_its_records(
+    run: Path, trained: TrainedNetwork, capsys: pytest.CaptureFixture[str]
+) -> None:
+    below, options = title(trained), Figures(run="one", search=COUNT)
+    conv1 = figure_of("conv1", trained, options)
+    assert conv1.axes[0].get_title("left") == below
+    weight = trained.weights["conv1.weight"].double().numpy()
+    colour = weight - weight.mean(1, keepdims=True)
+    energies = [(own**2).sum((1, 2, 3)) for own in (colour, weight)]
+    shares = np.split(energies[0] / energies[1], 2)
+    told = ", ".join(f"tower {tower} {own.mean():.3f}" for tower, own in enumerate(shares))
+    assert capsys.readouterr().out == (
+        f"colour-specialisation score (0 grey, 1 colour, 0.67 noise): {told}\n"
+    )
+    for name in ("curves", "rates"):
+        figure = figure_of(name, trained, options)
+        (line,) = [one for one in figure.axes[0].lines if "recorded" in str(one.get_label())] or [
+            one for one in figure.axes[0].lines if one.get_label() == "training"
+        ]
+        assert line.get_xdata()[-1] == 1.0  # the end of the only epoch
+        assert figure.axes[0].get_title("left") == below
+
+
+def test_guesses_are_drawn_below_their_images(trained: TrainedNetwork) -> None:
+    """Of eight, of which seven are of a class each, five guesses in the order of probability."""
+    samples = choose(trained, 8, 0)
+    labels = [sample % 7 for sample in samples]
+    assert len(samples) == len({*samples}) == 8
+    assert {*labels[:7]} == {*range(7)}
+    assert choose(trained, 8, 1) != samples
+    axes = draw_guesses(trained, samples, "a run").axes
+    # two rows of four images, each above its bars
+    for place, (sample, label) in enumerate(zip(samples, labels, strict=True)):
+        image = axes[place + 4 * (place // 4)]
+        bars = axes[place + 4 * (place // 4) + 4]
+        assert image.get_title() == f"class {label}"
+        np.testing.assert_array_equal(image.images[0].get_array(), picture(sample))
+        own = trained.probabilities([picture(sample)])[0]
+        best = sorted(range(9), key=lambda guess: -own[guess])[:5]
+        texts = [text.get_text() for text in bars.texts]
+        assert texts[::2] == [f"class {guess}" for guess in best]
+        assert texts[1::2] == [f"{own[guess]:.0%}" for guess in best]
+        widths = [bar.get_width() for bar in bars.patches]
+        np.testing.assert_allclose(widths, [own[guess] for guess in best])
+
+
+def test_the_nearest_training_image_is_the_same_picture(trained: TrainedNetwork) -> None:
+    """Validation has the same pictures; by the layer's responses and by pixels."""
+    by_layer, by_pixels, searched = find(trained, [picture(5), picture(9)], "fc7", 100)
+    assert searched == COUNT
+    assert by_layer.ids[:, 0].tolist() == by_pixels.ids[:, 0].tolist() == [5, 9]
+    centres = np.stack([centre(number) for number in range(COUNT)]).reshape(COUNT, -1)
+    order = ((centres - centres[5]) ** 2).sum(1).argsort()[:6]
+    assert by_pixels.ids[0].tolist() == order.tolist()
+    figure = draw_nearest(trained, [5, 9], "fc7", 8, "a run")
+    assert figure.get_suptitle() == "a run; 8 of them searched; red: another class\n"
+    first = figure.axes[:16]  # the query, a gap, six by the layer, a gap, six by pixels
+    nearest = find(trained, [picture(5)], "fc7", 8)
+    for begin, own in ((2, nearest[0]), (9, nearest[1])):
+        titles = [axes.get_title() for axes in first[begin : begin + 6]]
+        assert titles == [f"class {sample % 7}" for sample in own.ids[0].tolist()]
+        colours = [axes.title.get_color() for axes in first[begin : begin + 6]]
+        same = ["black" if name == "class 5" else RED for name in titles]
+        assert colours == same
+
+
+def test_only_what_is_asked_for_is_drawn(
+    run: Path, trained: TrainedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "DPI", 20)
+    assert draw(Figures(run=str(run), only=("rates",))) == [run / "figures" / "rates.png"]
+    assert draw(Figures(run=str(run), only=("curves",), out=tmp_path)) == [tmp_path / "curves.png"]
+    with Image.open(tmp_path / "curves.png") as drawn:
+        assert drawn.format == "PNG"
+    for wrong, message in (
+        ({"only": ()}, "--only needs at least one of conv1, top5"),
+        ({"search": 0}, "--search 0 must be at least 1"),
+    ):
+        with pytest.raises(GratisError, match=message):
+            Figures(**wrong)  # type: ignore[arg-type]
+
+
 def test_another_dataset_s_images_are_seen_less_the_trained_mean(
     trained: TrainedNetwork, tmp_path: Path
 ) -> None:
@@ -196,11 +300,20 @@ def test_guesses_are_printed_by_their_probability(
     Image.fromarray(picture(3)).save(tmp_path / "a.png")
     Image.fromarray(picture(3)).convert("L").save(tmp_path / "grey.png")
     (tmp_path / "odd.png").write_text("no picture")
-    names = [str(tmp_path / name) for name in ("a.png", "odd.png", "none.png", "grey.png")]
-    with pytest.raises(GratisError, match="2 of 4 images could not be read"):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "large.png").touch()
+    os.truncate(tmp_path / "large.png", (64 << 20) + 1)  # of holes
+    files = ("a.png", "odd.png", "none.png", "grey.png", "pipe.png", "large.png")
+    names = [str(tmp_path / name) for name in files]
+    with pytest.raises(GratisError, match="4 of 6 images could not be read"):
         predict([*names, "--run", str(run)])
     out, err = capsys.readouterr()
-    assert [line.split(":")[0] for line in err.splitlines()] == [names[2], names[1]]
+    assert err.splitlines()[:3] == [
+        f"{names[2]}: No such file or directory",
+        f"{names[4]}: not a regular file",
+        f"{names[5]}: 67,108,865 bytes; the limit is 67,108,864",
+    ]
+    assert [line.split(":")[0] for line in err.splitlines()[3:]] == [names[1]]
     probabilities = trained.probabilities([picture(3)])[0]
     best = sorted(range(9), key=lambda label: -probabilities[label])[:5]
     lines = out.splitlines()
@@ -246,6 +359,27 @@ def test_what_is_exported_takes_plain_images(
             Export(out=wrong, format="onnx")
 
 
+def test_what_is_exported_computes_in_float32(trained: TrainedNetwork) -> None:
+    half = replace(trained.launch, recipe=replace(trained.recipe, compute="bfloat16"))
+    plain = torch.from_numpy(np.stack([centre(number) for number in range(2)]))
+    found = DeploymentNetwork(replace(trained, launch=half)).eval()(plain)
+    torch.testing.assert_close(found, logits(trained, 0, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_torchvision_file_has_its_mean_beside_it(tmp_path: Path) -> None:
+    mean = np.arange(8 * 8 * 3, dtype=np.float32).reshape(8, 8, 3)
+    recipe = SimpleNamespace(**vars(TORCHVISION) | {"crop": 4, "input_scale": 0.5})
+    weights = {name: torch.full((2, 3, 1, 1), 8.0) for name in TENSORS.values()}
+    own: Any = SimpleNamespace(recipe=recipe, weights=weights, stats=SimpleNamespace(mean=mean))
+    told = WRITE["torchvision"](own, tmp_path / "a.pth.1234.tmp")
+    assert told == f"feed it RGB 0-255 float32 [n,3,4,4] minus {tmp_path}/a.mean.npy"
+    beside = np.load(tmp_path / "a.mean.npy")
+    np.testing.assert_array_equal(beside, mean[2:6, 2:6].transpose(2, 0, 1))
+    state = torch.load(tmp_path / "a.pth.1234.tmp")
+    assert {*state} == {*TENSORS}
+    assert (state["features.0.weight"] == 4).all()
+
+
 def test_a_state_dict_is_torchvision_s() -> None:
     """Scale and order of colours go into the first weight; where test halves what dropout leaves,
     the weights that read it are halved."""
@@ -279,6 +413,11 @@ def test_a_summary_has_the_specification_s_numbers(capsys: pytest.CaptureFixture
     summary.main([])
     text = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    heads = [[cell.strip() for cell in line.split("┃")[1:-1]] for line in text.splitlines()]
+    assert [head for head in heads if head] == [
+        ["layer", "weight", "output", "passes on", "parameters", "multiplications", "reads"],
+        ["from", "to", "elements an image", "forward", "backward", "2012, forward"],
+    ]
     layers = {row[0]: row[1:] for row in rows if len(row) == 7}
     assert layers["conv1"] == [
         *("96x3x11x11", "96x55x55", "96x27x27", "34,944", "105,415,200", "image")
