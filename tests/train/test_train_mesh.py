@@ -16,6 +16,7 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from gratis.train.mesh.mesh import (
     Mesh,
     TrafficMeter,
     _axes,
+    _store,
     connect,
     disconnect,
     from_rank_0,
@@ -587,6 +589,25 @@ def test_gpus_talk_by_nccl_but_two_ranks_of_one(
     mesh, device = connect(2, share_device=shared), torch.device("cuda", 1)
     assert mesh.device == device
     assert asked == [device, (backend, None if shared else device)]
+
+
+def test_rank_0_keeps_the_store_and_on_loopback_listens_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "4321")
+
+    def listening(address: object) -> SimpleNamespace:
+        asked.append(address)
+        return SimpleNamespace(detach=lambda: 77)
+
+    monkeypatch.setattr(socket, "create_server", listening)
+    monkeypatch.setattr(dist, "TCPStore", lambda *given, **named: (given, named))
+    of = ("127.0.0.1", 4321, 2)
+    assert _store(0, 2) == (of, {"is_master": True, "master_listen_fd": 77})
+    assert _store(1, 2) == (of, {"is_master": False, "master_listen_fd": None})
+    assert asked == [("127.0.0.1", 4321)]
 
 
 def test_a_store_for_this_machine_listens_on_it_alone() -> None:

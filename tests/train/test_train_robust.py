@@ -473,7 +473,9 @@ def test_a_validation_loss_that_is_not_finite_is_divergence(
     assert "the loss is not finite" in err
 
 
-def test_weights_that_diverged_never_become_the_latest(tmp_path: Path) -> None:
+def test_weights_that_diverged_never_become_the_latest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     network = AlexNet(replace(SAMPLE, width=1 / 16), 5)
     arrays = checkpoint.collect(network, Optimiser(network, SAMPLE), torch.arange(0), writer=True)
     common = {"epoch": 7, "seed": 0, "classes": 5, "dataset": "d", "architecture": {}, "loader": {}}
@@ -484,6 +486,7 @@ def test_weights_that_diverged_never_become_the_latest(tmp_path: Path) -> None:
     saver.begin(arrays, State(step=2, **common))  # type: ignore[arg-type]
     saver.close()
     assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-00000001"
+    assert capsys.readouterr() == ("", f"warning: {saver.lost}\n")
     (warned,), (saved,) = (of_kind(tmp_path, kind) for kind in ("warning", "checkpoint"))
     assert warned["message"] == saver.lost == "no checkpoint of step 2: fc7.bias is not finite"
     assert (warned["epoch"], warned["step"], saved["epoch"], saved["step"]) == (7, 2, 7, 1)

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from handmade import picture, write_dataset
-from one_rank import planned
+from handmade import picture, with_validation, write_dataset
+from one_rank import planned, run_alone
+from safetensors.torch import load_file
 from small import of_kind
 from torch import Tensor
 
@@ -23,8 +24,16 @@ from gratis.loader import Loader, LoaderConfig
 from gratis.signals import StopSignals, handlers_restored
 from gratis.train import checkpoint, telemetry
 from gratis.train import evaluate as evaluation
-from gratis.train.evaluate import evaluate, evaluation_config, whole_probabilities, with_progress
+from gratis.train.evaluate import (
+    evaluate,
+    evaluation_config,
+    report_evaluation,
+    validate,
+    whole_probabilities,
+    with_progress,
+)
 from gratis.train.mesh.mesh import Axis, Mesh
+from gratis.train.metrics import average_views
 from gratis.train.network.alexnet import AlexNet
 from gratis.train.rank import (
     CheckpointRefused,
@@ -32,6 +41,7 @@ from gratis.train.rank import (
     begin,
     first_state,
     last_good,
+    start_record,
     training_config,
 )
 from gratis.train.recipes import CAFFE, PAPER, RELEASED, SAMPLE
@@ -209,6 +219,88 @@ def test_an_evaluation_s_progress_is_of_images_in_all_of_them(
     assert found == [[10, 6, 8, 1.5, 5, 17], [10, 8, 8, 2.5, 5, 17]]
 
 
+def test_an_evaluation_is_recorded_by_its_views_and_kept_by_id(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of eight pictures; ten views, the centre among them, and the probabilities of the ten."""
+    root = write_dataset(tmp_path / "shards", [picture(i) for i in range(8)])
+    launch = planned(tmp_path, with_validation(root), *OPTIONS)
+    with handlers_restored():
+        for state in begun(launch):
+            begin(state)
+            assert (state.step, state.epoch, state.saved) == (0, 0, 0)  # there is no checkpoint
+            assert of_kind(launch.folder, "warning") == []
+            state.step, state.epoch = 7, 2
+            scores = report_evaluation(state, 10, keep=True)
+            with (
+                torch.inference_mode(),
+                Loader(root, "val", evaluation_config(state.recipe, 10, 1)) as val,
+            ):
+                views = {
+                    sample: average_views(state.network(own), 10)[0]
+                    for images, _, ids in val
+                    for own, sample in zip(images, ids.tolist(), strict=True)
+                    if sample >= 0
+                }
+            validate(state)
+    assert capsys.readouterr().out.splitlines()[1:] == []
+    names = ("views", "images", "epoch", "step")
+    records = of_kind(launch.folder, "eval")
+    assert [[one[name] for name in names] for one in records] == [
+        [1, 8, 2, 7],
+        [10, 8, 2, 7],
+        [1, 8, 2, 7],
+    ]
+    kept = load_file(launch.folder / "probabilities.safetensors")
+    assert kept["labels"].tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
+    expected = torch.stack([views[sample] for sample in range(8)]).float()
+    torch.testing.assert_close(kept["probabilities"], expected)
+    right = expected[torch.arange(8), kept["labels"]]
+    assert records[1]["nll"] == pytest.approx(-right.log().mean().item(), rel=1e-5)
+    assert scores.nll == records[1]["nll"]
+    assert state.errors == [1 - records[2]["top1"]]
+    assert records[0]["nll"] == pytest.approx(records[2]["nll"], rel=1e-6)
+    assert records[0]["top1"] == records[2]["top1"]
+    assert all(0 < one["wall_s"] < 60 for one in records)
+
+
+def test_a_start_names_the_gpu(state: TrainingState, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = torch.device("cuda", 1)
+    names = {own: "NVIDIA H200"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", names.__getitem__)
+    tower, data = Axis(size=2, index=1), Axis(size=3, index=0)
+    state.mesh = Mesh(rank=1, world=6, device=own, tower=tower, data=data)
+    record = start_record(state)
+    assert (record["device"], record["device_name"]) == ("cuda:1", "NVIDIA H200")
+    assert (record["mesh"], record["world"]) == ({"data": 3, "tower": 2}, 6)
+    assert (record["train_images"], record["val_images"], record["classes"]) == (8, 0, 7)
+    assert record["dataset"] == state.loader.manifest.hash
+    assert (record["steps_per_epoch"], record["batch_size"], record["epochs"]) == (3, 3, 2)
+    state.mesh = Mesh()
+    assert (start_record(state)["device"], start_record(state)["device_name"]) == ("cpu", "CPU")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_run_is_over_once_its_weights_are_saved(
+    launch: Launch, full: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a disk that refuses the last checkpoint it has failed, and the same command mends that."""
+    if full:
+        launch.folder.mkdir(exist_ok=True)
+        (launch.folder / "checkpoints").symlink_to("/proc/nowhere")
+    code = run_alone(replace(launch, recipe=replace(launch.recipe, epochs=1)))
+    (ended,) = of_kind(launch.folder, "end")
+    assert (ended["epoch"], ended["step"]) == (1, 3)
+    err = capsys.readouterr().err
+    if not full:
+        assert (code, ended["outcome"], ended["error"], err) == (0, "finished", None, "")
+        return
+    assert (code, ended["outcome"]) == (1, "failed")
+    assert ended["error"].startswith("training is done, but no checkpoint of step 3: [Errno ")
+    assert ended["error"].endswith("; mend that and give the same command again")
+    assert err.endswith(f"error: {ended['error']}; there is no good checkpoint\n")
+
+
 def test_a_signal_stops_an_evaluation_before_its_next_batch(state: TrainingState) -> None:
     batches = with_progress(state, state.loader, 1)
     next(batches)
@@ -266,7 +358,9 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(
         told = [one["message"] for one in of_kind(launch.folder, "warning")]
     assert "step-00000005" in told[0]
     assert told[1] == "the dataset has no validation split: nothing is evaluated"
-    assert capsys.readouterr().out.splitlines()[-1] == "resumed at step 4, epoch 2"
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "resumed at step 4, epoch 2"
+    assert err == f"warning: {told[0]}\n"
     narrow = replace(launch, recipe=replace(launch.recipe, lrn=False))
     for other in begun(narrow):
         with pytest.raises(CheckpointRefused, match="lrn"):
