@@ -44,6 +44,7 @@ from gratis.train.analysis.trained_network import (
     load,
     read_images,
     run_folder,
+    ten_views,
 )
 from gratis.train.evaluate import evaluation_config
 from gratis.train.metrics import average_views
@@ -135,6 +136,7 @@ def test_images_are_the_stored_ones_and_probabilities_those_of_evaluation(
             for row, sample in enumerate(ids.tolist()):
                 views = trained.network(images[row].float())
                 theirs[sample] = average_views(views, 10)[0].detach().numpy()
+    assert ten_views(pixels[0], trained.recipe, trained.stats).dtype == np.float32
     found = trained.probabilities(pixels)
     np.testing.assert_allclose(found, [theirs[11], theirs[3]], atol=1e-6)
     np.testing.assert_allclose(found.sum(1), 1)

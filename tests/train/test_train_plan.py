@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -38,6 +39,7 @@ from gratis.train.launcher.launch import (
 )
 from gratis.train.launcher.nodes import describe_differences
 from gratis.train.launcher.rendezvous import Rendezvous
+from gratis.train.launcher.sample import prepare_sample
 from gratis.train.options import Options, common_terms, parse
 from gratis.train.recipes import RELEASED, Recipe
 from gratis.train.settings import Launch, RunSettings
@@ -277,6 +279,27 @@ def test_a_network_larger_than_the_memory_is_refused(monkeypatch: pytest.MonkeyP
     words = "60,965,224 parameters do not fit into this machine's 1 GiB; take a smaller --width"
     with pytest.raises(GratisError, match=words):
         check_size(RELEASED, 1000)
+
+
+def test_the_sample_is_drawn_and_sharded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a scheduler's variables would make it one task of several; the first stage that
+    fails ends it."""
+    begun, codes = list[list[str]](), [0, 0, 3]
+
+    def stage(command: list[str]) -> SimpleNamespace:
+        begun.append(command[3:])
+        return SimpleNamespace(wait=lambda: codes.pop(0), args=command)
+
+    monkeypatch.setattr(subprocess, "Popen", stage)
+    assert prepare_sample(96, Path("runs/sample-shards")) == Path("sample/shards")
+    where = "--src sample/source --out sample/shards --size 96 --run-dir runs/sample-shards"
+    assert begun == [
+        ["sample", "--out", "sample/source"],
+        ["shards", *where.split(), "--task-id", "0", "--num-tasks", "1"],
+    ]
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        prepare_sample(96, Path("runs"))
+    assert (failed.value.returncode, len(begun)) == (3, 3)
 
 
 def test_what_machines_must_agree_on_is_all_but_places() -> None:
