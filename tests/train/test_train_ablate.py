@@ -178,6 +178,8 @@ def test_a_standard_error_is_the_one_of_the_textbook() -> None:
         ((2.0, 2.1, 2.2), 1.4, "worse without, as in the paper; told from 1.4"),
         ((-2.0, -2.1, -2.2), 1.4, "better without, against the paper; told from 1.4"),
         ((-2.0, -2.1, -2.2), None, "better without"),
+        ((0.5, 0.6, 0.7), 0.55, "worse without, as in the paper"),
+        ((-0.5, -0.6, -0.7), 0.55, "better without, against the paper; told from 0.55"),
         ((-1.0, 1.0, 0.2), 1.4, "not told from 0; told from 1.4"),  # 0.07, se 0.58
         ((-1.0, 1.0, 0.2), 1.0, "not told from 0"),
         ((5.0, 5.1), 1.4, "n below 3"),

@@ -899,9 +899,14 @@ def test_another_machine_goes_on_from_the_records_beside_the_page(tmp_path: Path
     recorded_run(runs, "ablate-a-lrn-s0", top1=0.5, ended=False)
     recorded_run(runs, "other-a-whole-s0", top1=0.5)
     (over / "weights").write_bytes(b"1")
+    for name in ("rank-0.jsonl", "costs.jsonl"):  # lines that a power cut has torn
+        with (over / name).open("ab") as file:
+            file.write(b'{"kind": "eval", "views": 10, \xff')
     sections = {"One": PartResult("done", ["a", "b"], "then"), "Two": PartResult("skipped: why")}
     page_records.write(path, "a-s0", sections, runs, "ablate-a-")
-    assert str(tmp_path) not in path.read_text()
+    text = path.read_text()
+    assert str(tmp_path) not in text
+    assert text.count("\n") > 15  # so that changes of the page can be read
     read = page_records.read_sections(path, "a-s0")
     assert read["One"] == ("done", ["a", "b"], "then")
     assert read["Two"].state == "skipped: why"

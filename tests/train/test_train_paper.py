@@ -139,6 +139,7 @@ def test_our_runs_are_listed_with_what_they_were_measured_on(tmp_path: Path) -> 
     finished(tmp_path / "under way", RELEASED, ilsvrc, 0.75)
     EventWriter(tmp_path / "under way" / "rank-0.jsonl", attempt=2, rank=0).write("start", {})
     finished(tmp_path / "centre", RELEASED, ilsvrc, 0.75, views=(1,))
+    finished(tmp_path / "ten", RELEASED, ilsvrc, 0.25, views=(10,))
     (tmp_path / "file").touch()
     lines = tables(tmp_path).splitlines()
     assert "| 1 CNN | 40.7 | 18.2 |  | 37.5 | 20.0 | b |" in lines
@@ -154,7 +155,8 @@ def test_our_runs_are_listed_with_what_they_were_measured_on(tmp_path: Path) -> 
     ]
     other = "dataset eeeeeeee: 50,000 validation images of 1,000 classes at 256 px, trained on"
     assert own[6] == f"| other0 | released | 90 | 23.0 | 20.0 | 25.0 | {other} 1,281,166 |"
-    assert [line.split(" | ")[0] for line in own[7:]] == ["| other1", "| other2"]
+    assert [line.split(" | ")[0] for line in own[7:9]] == ["| other1", "| other2"]
+    assert own[9:] == [f"| ten | released | 90 | 73.0 | 20.0 |  | {on} |"]
 
 
 @pytest.mark.starts
