@@ -134,12 +134,14 @@ def test_what_is_seen_of_colour_is_counted_at_one_deal_in_twenty() -> None:
         5: (of(0.5, 0.5, 1.0), of(0.5, 0.25, 0.049)),
     }
     lines = specialised(seeds)
-    assert lines[2:7] == [
+    assert lines[1:8] == [
+        "",
         "| seed | gap at first | colour share, tower 0 / 1 | gap | random deals as far |",
         "|---|---|---|---|---|",
         "| 3 | 0.12 | 0.12 / 0.75 | 0.62 | 0.000 |",
         "| 4 | 0.25 | 0.50 / 0.38 | 0.12 | 0.050 |",
         "| 5 | 0.00 | 0.50 / 0.25 | 0.25 | 0.049 |",
+        "",
     ]
     assert lines[-1] == "Seen, at 1 deal in 20 or fewer, in 2 of 3 seeds."
 
@@ -641,6 +643,7 @@ def test_halves_are_every_second_class_with_the_images_as_they_were(tmp_path: Pa
     assert names == expected
     write_half(shards, manifest, 1, tmp_path / "halves" / "1")  # after a copy that was killed
     assert sorted(path.name for path in (tmp_path / "halves" / "1").iterdir()) == names
+    write_half(shards, replace(manifest, classes=manifest.classes[:4]), 0, tmp_path / "four")
     few = replace(manifest, classes=manifest.classes[:3])
     with pytest.raises(GratisError, match="has 3 classes; halves of them want at least 4"):
         write_half(shards, few, 0, tmp_path / "none")
