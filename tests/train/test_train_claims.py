@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 import torch
-from handmade import picture, with_validation, write_dataset
+from handmade import as_validation, picture, write_dataset
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from small import gratis, of_kind
@@ -361,7 +361,7 @@ def test_pretraining_trains_on_one_half_and_is_held_against_the_other(
 ) -> None:
     """Errors of 50 % from new weights and of 40 % pretrained, of seed 1 one more of each."""
     pictures = [picture(number) for number in range(14)]
-    shards = with_validation(write_dataset(tmp_path / "whole", pictures))
+    shards = as_validation(write_dataset(tmp_path / "whole", pictures))
     context = of_dataset(shards, tmp_path / "runs", seeds="0,1", ablate_epochs=2)
     context = replace(context, ends=time.monotonic() + 100)
     halves = [context.folder / f"half{half}" / "shards" for half in (0, 1)]
@@ -387,7 +387,7 @@ def test_pretraining_trains_on_one_half_and_is_held_against_the_other(
                     found |= {int(tar.extractfile(one).read()) for one in tar if "cls" in one.name}  # type: ignore[union-attr]
             half = halves.index(out)
             assert found == {*range(4 - half)}  # of seven classes
-            with_validation(write_dataset(out, pictures[: 4 + half]))
+            as_validation(write_dataset(out, pictures[: 4 + half]))
         else:
             train_at_once(words, top1)
         return 0
@@ -513,7 +513,7 @@ def test_the_page_keeps_what_an_earlier_call_has_shown(
 ) -> None:
     """First there is an ablation's page; then, elsewhere and with the records beside the page
     alone, everything fails, and it is shown as it was."""
-    shards = with_validation(shutil.copytree(jpeg_dataset, tmp_path / "shards"))
+    shards = as_validation(shutil.copytree(jpeg_dataset, tmp_path / "shards"))
     named = SimpleNamespace(stdout="1234567\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: named)  # git's answer
     monkeypatch.setattr(os, "getloadavg", lambda: (1.25, 0.0, 0.0))
@@ -614,7 +614,7 @@ def test_halves_are_every_second_class_with_the_images_as_they_were(tmp_path: Pa
     """Of seven classes 0, 2, 4 and 6 become 0 to 3, and 1, 3 and 5 become 0 to 2. A shard of one
     image is in one of the halves."""
     pictures = [picture(number) for number in range(15)]
-    shards = with_validation(write_dataset(tmp_path / "whole", pictures, per_shard=2))
+    shards = as_validation(write_dataset(tmp_path / "whole", pictures, per_shard=2))
     manifest = read_manifest(shards)
 
     def samples(folder: Path, pattern: str) -> dict[str, tuple[int, bytes]]:

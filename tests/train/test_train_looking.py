@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from handmade import picture, with_validation, write_dataset
+from handmade import as_validation, picture, write_dataset
 from numpy.typing import NDArray
 from one_rank import planned, run_alone
 from PIL import Image
@@ -61,7 +61,7 @@ OPTIONS = (
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("looking") / "shards"
     pictures = [picture(number) for number in range(COUNT)]
-    return with_validation(write_dataset(root, pictures, codec="raw"))
+    return as_validation(write_dataset(root, pictures, codec="raw"))
 
 
 @pytest.fixture(scope="module")

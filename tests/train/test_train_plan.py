@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
-from handmade import with_validation
+from handmade import as_validation
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from gratis.dataset import read_manifest
@@ -51,7 +51,7 @@ FITTING = ("--recipe", "released", "--image-size", "64", "--crop", "56")
 def shards(jpeg_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """101 images of seven classes at 64 pixels, with a validation split."""
     copy = tmp_path_factory.mktemp("planned") / "shards"
-    return with_validation(shutil.copytree(jpeg_dataset, copy))
+    return as_validation(shutil.copytree(jpeg_dataset, copy))
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def test_a_dataset_that_does_not_fit_is_refused(
 
 def test_a_shard_that_is_missing_or_cut_is_named(jpeg_dataset: Path, tmp_path: Path) -> None:
     """The validation split's too, which would be read an epoch later."""
-    shards = with_validation(shutil.copytree(jpeg_dataset, tmp_path / "shards"))
+    shards = as_validation(shutil.copytree(jpeg_dataset, tmp_path / "shards"))
     manifest = read_manifest(shards)
     check_files(shards, manifest)
     val = replace(manifest.splits["val"], shards=manifest.splits["val"].shards[3:4])

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from handmade import picture, with_validation, write_dataset
+from handmade import as_validation, picture, write_dataset
 from one_rank import planned, run_alone
 from safetensors.torch import load_file
 from small import of_kind
@@ -224,7 +224,7 @@ def test_an_evaluation_is_recorded_by_its_views_and_kept_by_id(
 ) -> None:
     """Of eight pictures; ten views, the centre among them, and the probabilities of the ten."""
     root = write_dataset(tmp_path / "shards", [picture(i) for i in range(8)])
-    launch = planned(tmp_path, with_validation(root), *OPTIONS)
+    launch = planned(tmp_path, as_validation(root), *OPTIONS)
     with handlers_restored():
         for state in begun(launch):
             begin(state)
