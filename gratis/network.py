@@ -193,9 +193,10 @@ def is_lasting(error: BaseException) -> bool:
     if status is not None and status >= 400:
         return status in LASTING or (status < 500 and status not in PASSING)
     kinds = (PermissionError, ImportError, ValueError, TypeError, AttributeError, GratisError)
+    others = (FileExistsError, IsADirectoryError, NotADirectoryError, NotImplementedError)
     if isinstance(error, FileNotFoundError):  # over HTTP of a server that cannot be reached, too
         return len(causes) == 1 or is_lasting(causes[1])
-    if isinstance(error, (*kinds, NotImplementedError, ssl.SSLCertVerificationError)):
+    if isinstance(error, (*kinds, *others, ssl.SSLCertVerificationError)):
         return "JSONDecode" not in type(error).__name__  # a gateway's page
     names = " ".join(type(one).__name__ for one in causes)
     # of gcsfs, of botocore and google.auth, of aiohttp
