@@ -39,7 +39,7 @@ from gratis.errors import GratisError
 from gratis.jpeg_variants import disagreements
 from gratis.preprocess.codecs import CODECS
 from gratis.preprocess.disagreements import print_disagreements
-from gratis.preprocess.execution.workers import ReportProgress, run_tasks
+from gratis.preprocess.execution.workers import ReportProgress, TaskProgress, run_tasks
 from gratis.preprocess.output.receipt import ShardReceipt, read_receipt, write_receipt
 from gratis.preprocess.output.store import WORK, LocalStore
 from gratis.preprocess.sources.listing import Item
@@ -130,9 +130,12 @@ class IndexTask(ImageTask):
         write_receipt(store, self.name, receipt)
 
 
-def index_tars(config: IndexConfig) -> Manifest:
+RunTasks = Callable[[Iterable[IndexTask], int], Iterable[TaskProgress]]
+
+
+def index_tars(config: IndexConfig, run: RunTasks = run_tasks) -> Manifest:
     """Publishes the dataset, returns its manifest. GratisError, and nothing published, where the
-    tars are not fit."""
+    tars are not fit. run: runs all tasks, by so many workers."""
     root, out = (local_folder(path, "index") for path in (config.tars, config.out or config.tars))
     if not root.is_dir():
         raise GratisError(f"no such folder: {root}; give the one that holds the tars")
@@ -160,7 +163,7 @@ def index_tars(config: IndexConfig) -> Manifest:
     stale = stale_files(store, files) if apart else []
     with lock_output(store, shared=False):
         try:
-            _map(config, source, _tasks(config, store, source, names, first))
+            _map(config, source, _tasks(config, store, source, names, first), run)
             print_disagreements(store, shards)
             store.write(INDEXING, b"")
             for tar, name in (pair for split in names.values() for pair in split.items()):
@@ -195,14 +198,17 @@ def _shard_names(source: Source, root: Path, apart: bool) -> dict[str, dict[str,
 
 
 def _with_shape(draft: Manifest, store: LocalStore, shards: dict[str, list[str]]) -> Manifest:
-    """Square where all images are so and of one size; else whole, with the median shorter side."""
+    """Square where all images are so and of the size that the first one told; else whole, with the
+    median shorter side. The first one may have been left out since, as it crashed a decoder: sums
+    of places were then made for its size, if for any."""
     receipts = [read_receipt(store, name) for names in shards.values() for name in names]
     width, height = (
         np.concatenate([column for one in receipts if (column := getattr(one, side)) is not None])
         for side in ("width", "height")
     )
     shorter = np.sort(np.minimum(width, height))
-    if not len(shorter) or (shorter[0] == np.maximum(width, height)).all():
+    sides = np.concatenate([shorter, np.maximum(width, height)])
+    if (sides == draft.image_size).all():
         return draft
     return dataclasses.replace(draft, shape="whole", image_size=int(shorter[len(shorter) // 2]))
 
@@ -229,10 +235,16 @@ def _size_and_codec(root: Path, item: Item, data: bytes) -> tuple[int, str]:
     codec = next((name for name, codec in CODECS.items() if kind == codec.format), None)
     if codec is None:
         raise _unfit(root, item, f"is {width} x {height} {kind}")
+    _refuse_long(width, height)
     image.decode_or_reject(data)
     if codec == "jpeg" and not _is_decodable(data, codec, height, width):
         raise _unfit(root, item, NOT_DECODED)
     return width if width == height else 0, codec
+
+
+def _refuse_long(width: int, height: int) -> None:
+    if max(width, height) > dataset.MOST_ASPECT * min(width, height):
+        raise image.Reject("too-long", f"{width} x {height} pixels, the limit is {LONGEST}")
 
 
 def _unfit(root: Path | str, item: Item, what: str) -> GratisError:
@@ -274,11 +286,11 @@ def _tasks(
             )
 
 
-def _map(config: IndexConfig, source: Source, tasks: Iterable[IndexTask]) -> None:
+def _map(config: IndexConfig, source: Source, tasks: Iterable[IndexTask], run: RunTasks) -> None:
     tars = sum(len(listing.containers) for listing in source.splits.values())
     workers = min(config.workers or len(os.sched_getaffinity(0)), tars)
     with Progress(None, total=sum(map(len, source.splits.values())), done=0, rejects=0) as progress:
-        for new in run_tasks(tasks, workers):
+        for new in run(tasks, workers):
             progress.add(new)
 
 
@@ -290,8 +302,7 @@ def _pixels(task: IndexTask, item: Item, data: bytes) -> NDArray[np.uint8]:
         if task.tolerant:
             raise image.Reject(image.UNSUPPORTED, f"it {what}, {_way_out(task.root)}")
         raise _unfit(task.root, item, what)
-    if max(width, height) > dataset.MOST_ASPECT * min(width, height):
-        raise image.Reject("too-long", f"{width} x {height} pixels, the limit is {LONGEST}")
+    _refuse_long(width, height)
     pixels = image.decode_or_reject(data)
     if _is_decodable(data, task.codec, height, width):
         return pixels
