@@ -271,3 +271,16 @@ def _lzw(data: bytes) -> bytes:
         codes += [256, *data[k : k + 200]]
     bits = "".join(f"{code:09b}" for code in [*codes, 257])
     return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+
+
+def arithmetic(data: bytes) -> bytes:
+    """A JPEG that says it is coded arithmetically: any bytes decode to something then."""
+    parts, at = [data[:2]], 2
+    while data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xC0:
+            parts.append(b"\xff\xc9" + data[at + 2 : end])
+        elif data[at + 1] != 0xC4:
+            parts.append(data[at:end])
+        at = end
+    return b"".join(parts) + data[at : at + 14] + bytes(range(200)) * 8 + b"\xff\xd9"

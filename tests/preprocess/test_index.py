@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from odd_images import arithmetic
 from PIL import Image as Pillow
 
 from gratis import dataset
@@ -199,19 +200,6 @@ def test_a_tar_of_which_nothing_can_be_used_is_not_touched(tmp_path: Path) -> No
     with pytest.raises(GratisError, match=r"00002\.tar holds no image that can be used"):
         index_tars(IndexConfig(tars=str(root), workers=1, max_rejects=9))
     assert digests(root) == before
-
-
-def arithmetic(data: bytes) -> bytes:
-    """A JPEG that says it is coded arithmetically: any bytes decode to something then."""
-    parts, at = [data[:2]], 2
-    while data[at + 1] != 0xDA:
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == 0xC0:
-            parts.append(b"\xff\xc9" + data[at + 2 : end])
-        elif data[at + 1] != 0xC4:
-            parts.append(data[at:end])
-        at = end
-    return b"".join(parts) + data[at : at + 14] + bytes(range(200)) * 8 + b"\xff\xd9"
 
 
 def twelve_bits(data: bytes) -> bytes:

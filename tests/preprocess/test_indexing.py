@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from handmade import encode, picture
+from odd_images import arithmetic
 from PIL import Image
 
 from gratis import dataset
@@ -259,6 +260,36 @@ def test_a_first_image_that_crashes_a_decoder_sets_no_size(tmp_path: Path, first
     assert len(dataset.read_stats(tmp_path).mean) == (16 if first == SQUARE else 0)
     widths = dataset.read_index(tmp_path, "train").width
     assert (None if widths is None else widths.tolist()) == (None if first == SQUARE else [16, 16])
+
+
+def test_a_key_may_be_there_twice(tmp_path: Path) -> None:
+    """None is written; two images of one name in a tar are two."""
+    tar = archive(tmp_path / "0.tar", [*samples(0, SQUARE, SQUARE), *samples(0, SQUARE)])
+    index(tmp_path)
+    check(tmp_path, "train", {"0": tar})
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_jpeg_that_pillow_alone_decodes_is_none(tmp_path: Path, first: bool) -> None:
+    odd, good = [("x.jpg", arithmetic(jpeg(1))), ("x.cls", b"1")], samples(0, SQUARE)
+    archive(tmp_path / "0.tar", odd + good if first else good + odd)
+    if first:
+        said = (
+            rf"'x\.jpg' is a JPEG that Pillow decodes and .* gratis shards --src {tmp_path} makes"
+        )
+        refused(tmp_path, said, max_rejects=1)
+        return
+    manifest = index(tmp_path, max_rejects=1)
+    assert manifest.splits["train"].rejects == {"undecodable": 1}
+    assert f"gratis shards --src {tmp_path} writes it" in (tmp_path / dataset.REJECTS).read_text()
+
+
+def test_a_pixmap_of_another_program_is_named(tmp_path: Path) -> None:
+    good = encode(picture(0, 16), "raw")
+    other = good.replace(b"P6\n16 16\n", b"P6 16 16 ")
+    files = [("a.ppm", good), ("a.cls", b"0"), ("b.ppm", other), ("b.cls", b"0")]
+    archive(tmp_path / "0.tar", files)
+    refused(tmp_path, r"0\.tar: 'b\.ppm' is no PPM as this project writes it, .*makes them so$")
 
 
 def test_as_long_as_may_be_is_not_too_long(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from gratis.preprocess.sources.listing import ListingBuilder
 from gratis.preprocess.sources.reader import Stamp
 from gratis.preprocess.sources.rows import row_offset
 from gratis.preprocess.sources.source import Source
-from gratis.preprocess.stages.ownership import lock_output, refuse_unplanned, stale_files
+from gratis.preprocess.stages.ownership import discard, lock_output, refuse_unplanned, stale_files
 from gratis.preprocess.stages.plan import (
     ShardPlan,
     Slice,
@@ -198,7 +198,7 @@ def shard(path: Path, extension: str = "jpg") -> None:
 def by_another_program(root: Path) -> None:
     with tarfile.open(root / "train-00001.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         member = tarfile.TarInfo("k.jpg")
-        member.size, member.uname = 1, "gratis2"
+        member.size, member.uname = 1, "gratisX"
         tar.addfile(member, io.BytesIO(b"x"))
 
 
@@ -280,11 +280,34 @@ def test_an_index_of_a_split_that_is_no_more_is_stale(tmp_path: Path) -> None:
     for name in ("train-00000", "val-00000"):
         (tmp_path / f"{name}.tar").symlink_to(tmp_path / "in" / "0.tar")
         (tmp_path / f"{name}.idx").touch()
-    for name in ("train.index.npz", "val.index.npz", "stats.npz", "x.idx", "x.tar"):
+    (tmp_path / "x.tar").symlink_to(tmp_path / "in" / "0.tar")  # of nobody's dataset
+    for name in ("train.index.npz", "val.index.npz", "stats.npz", "x.idx", "val-00001.tar"):
         (tmp_path / name).touch()
     kept = {"train-00000.tar", "train-00000.idx", "train.index.npz", "stats.npz"}
     assert stale_files(store, kept) == ["val-00000.idx", "val-00000.tar", "val.index.npz"]
     assert stale_files(store, {"train-00005.tar"}) == []  # no index was here
+
+
+def test_a_plan_is_discarded_last(tmp_path: Path) -> None:
+    """Until then it says that the rest is ours."""
+
+    class Noting(LocalStore):
+        def remove(self, name: str) -> None:
+            removed.append(name)
+            super().remove(name)
+
+    removed, store = list[str](), Noting(str(tmp_path))
+    (tmp_path / WORK).mkdir()
+    plan = ShardPlan(draft=SQUARE, counts={"train": 1})
+    for name in ("train-00000.tar", f"{WORK}/lock", f"{WORK}/a.npz", f"{WORK}/z.npz"):
+        (tmp_path / name).touch()
+    (tmp_path / WORK / "plan.json").write_bytes(plan.to_json())
+    discard(store)
+    work = [f"{WORK}/{name}" for name in ("a.npz", "z.npz")]
+    assert removed[0] == "train-00000.tar"
+    assert sorted(removed[1:-1]) == work
+    assert removed[-1] == f"{WORK}/plan.json"
+    assert [path.name for path in tmp_path.rglob("*")] == [WORK, "lock"]
 
 
 def test_where_nothing_can_be_written_is_a_message(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ fsspec.register_implementation("unconditional", Unconditional, clobber=True)
 
 @pytest.mark.parametrize("service", ["memory", "unconditional"])
 def test_files_at_a_url(service: str, tmp_path: Path) -> None:
-    store = open_store(f"{service}://{service}/x")
+    store = open_store(f"{service}:/{tmp_path}/x")
     assert isinstance(store, RemoteStore)
     assert store.sizes() == {}
     with store.staging() as folder:
