@@ -148,6 +148,36 @@ def test_kaggle_that_contradicts_itself(kaggle: Path) -> None:
     assert "has no class folders in train" in refusal(kaggle)
 
 
+def test_kaggle_s_test_images_have_no_labels(kaggle: Path) -> None:
+    test = f"{kaggle}/ILSVRC/Data/CLS-LOC/test"
+    with pytest.raises(GratisError) as caught:
+        open_source(str(kaggle), SourceOptions(val_from="test"))
+    said = f"--val-from test: {test} has no labels, they were never published"
+    assert str(caught.value) == said
+    shutil.rmtree(test)
+    assert open_source(str(kaggle)).notes == ()
+    bare = open_source(str(kaggle), SourceOptions(unlabelled=True))
+    assert bare.classes == ()
+    assert [len(listing) for listing in bare.splits.values()] == [2, 2]
+
+
+@pytest.mark.parametrize("order", [(1, 0), (0, 1, 1), ()])
+def test_kaggle_s_mapping_is_in_the_order_of_labels(kaggle: Path, order: tuple[int, ...]) -> None:
+    lines, path = MAPPING.splitlines(), kaggle / "LOC_synset_mapping.txt"
+    path.write_text("".join(f"{lines[k]}\n" for k in order))
+    said = f"{path} is no list of classes in the order of wnids; get it again"
+    assert refusal(kaggle) == said
+
+
+def test_of_kaggle_s_classes_each_has_an_image(kaggle: Path) -> None:
+    folder = kaggle / "ILSVRC/Data/CLS-LOC/train/n01443537"
+    (folder / "n01443537_1.JPEG").unlink()
+    assert refusal(kaggle) == (
+        f"{folder.parent} has no images of 1 of the 2 classes in LOC_synset_mapping.txt, n01443537 "
+        "for one; unpack it again, or take those lines out"
+    )
+
+
 @pytest.mark.parametrize("train", ["train", "ILSVRC2012_img_train", ""])
 @pytest.mark.parametrize("names", [("n01440764", "n01443537"), ("cat", "dog"), ("a1", "b1")])
 def test_one_tar_per_class(tmp_path: Path, train: str, names: tuple[str, str]) -> None:
