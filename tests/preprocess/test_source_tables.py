@@ -318,6 +318,10 @@ def test_rows_of_a_path_and_no_bytes(write: Callable[..., None], tmp_path: Path)
         write(root / f"data/a.{ending}", table([None, IMAGES[1]], [0, 1], [path, "b.jpg"]))
         line = refusal(root)
         assert f"a.{ending}, row 0 has no bytes of an image but the path {path!r}" in line
+    write(root / f"data/a.{ending}", table([None, None], [2, 1], ["pictures/2.jpg", paths[1]]))
+    assert contents(open_source(str(root)).splits["train"]) == [(2, IMAGES[2]), (1, IMAGES[1])]
+    write(root / f"data/a.{ending}", table([b"", None], [2, 1], ["a.jpg", "pictures/1.jpg"]))
+    assert contents(open_source(str(root)).splits["train"]) == [(2, b""), (1, IMAGES[1])]
     write(root / f"data/a.{ending}", table([None, IMAGES[1]], [0, 1], ["", "b.jpg"]))
     source = open_source(str(root))
     assert contents(source.splits["train"]) == [(1, IMAGES[1])]

@@ -92,7 +92,8 @@ def _places(
     number = np.int64 if str(images.type) == "large_binary" else np.int32
     if data is None or not len(images):
         return np.full(len(images), NO_BYTES, np.int64), np.zeros(len(images), np.int64)
-    inside = data.address - body.address
+    # a buffer of no bytes lies anywhere
+    inside = data.address - body.address if data.size else 0
     if not 0 <= inside <= body.size - data.size:
         raise GratisError(f"{path} is compressed inside; write it without compression, or parquet")
     places = np.frombuffer(ends, number)[images.offset :][: len(images) + 1].astype(np.int64)
