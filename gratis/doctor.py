@@ -39,6 +39,7 @@ ASK_PILLOW = (
     "from PIL import features as f; print(*(n for n in ('webp', 'libtiff') if not f.check(n)))"
 )
 CHECKOUT = (Path(__file__).parents[1] / "Makefile").is_file()  # else installed by pip
+SPLITS = ("train", "val")  # of a plan; any other name would be a path that somebody else chose
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")  # packages
 ASK_TORCH = "import torch as t; print(t.__version__, t.version.cuda, t.cuda.device_count())"
 
@@ -320,13 +321,14 @@ def planned_files(plan: Path) -> Iterator[str]:
     try:
         content = json.loads(plan.read_text())
         per_shard = content["draft"]["samples_per_shard"]
-        shards = {split: -(-count // per_shard) for split, count in content["counts"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
+        counts = {name: content["counts"][name] for name in SPLITS if name in content["counts"]}
+        shards = {split: range(-(-count // per_shard)) for split, count in counts.items()}
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
         return
     yield from ("stats.npz", "rejects.jsonl")
-    for split, count in shards.items():
+    for split, numbers in shards.items():
         yield f"{split}.index.npz"
-        for number in range(count):
+        for number in numbers:
             yield from (f"{split}-{number:05d}.tar", f"{split}-{number:05d}.idx")
 
 

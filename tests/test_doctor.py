@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -11,10 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
+from gratis import doctor as doctor_module
 from gratis.events import EventWriter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,3 +239,202 @@ def test_tars_of_somebody_else_are_no_abandoned_shards(tmp_path: Path) -> None:
     assert "shards begun" not in doctor(tmp_path).stdout
     assert doctor(tmp_path, "--remove", "shards").returncode == 2
     assert (tars / "train-00000.tar").read_text() == "mine"
+
+
+class Here:
+    """The doctor in this process and this folder: what it answers, and says."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def remove(self, *paths: str, shards: tuple[str, ...] = ()) -> tuple[int, str, str]:
+        asked = [word for path in paths for word in ("--remove", path)]
+        folders = ("--shards", *shards) if shards else ()
+        code = doctor_module.main([*asked, *folders])
+        out, err = self.capsys.readouterr()
+        return code, out, err
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Here:
+    monkeypatch.chdir(tmp_path)
+    return Here(capsys)
+
+
+def shard_events(folder: Path, *kinds: str) -> Path:
+    writer = EventWriter(folder / "shards.jsonl", attempt=1, rank=0)
+    for kind in kinds:
+        writer.write(kind, {"outcome": "failed"})
+    writer.close()
+    return folder
+
+
+def names_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_what_is_left_is_what_nobody_writes_to(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    finished, broken = make_run(runs / "b", "finished"), make_run(runs / "a", None)
+    over = shard_events(runs / "c", "start", "end")
+    shard_events(runs / "d", "start")  # no lock tells whether it still lives
+    shard_events(make_run(runs / "e", "finished"), "start", "end")
+    (finished / "weights").mkdir()
+    (finished / "weights" / "x.pt").write_bytes(bytes(2_000_000))
+    day = time.time() - 3 * 86_400
+    os.utime(finished / "rank-0.jsonl", (day, day))
+    found = [*doctor_module.old_runs(runs)]
+    assert [(one.path, one.what) for one in found] == [
+        (broken, "run, broken off"),
+        (finished, "run, finished"),
+        (runs / "e", "run, finished"),
+        (over, "the shard stage's events, failed"),
+    ]
+    size = 2_000_000 + sum((finished / name).stat().st_size for name in ("rank-0.jsonl", "lock"))
+    assert found[1].size == size
+    assert found[1].days == pytest.approx(3, abs=0.01)
+    assert str(found[1]) == f"{finished}: run, finished, 3 days old, 0.00 GB"
+    for name in ("lock", "starter"):
+        (finished / name).touch()
+        with (finished / name).open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            assert finished not in [one.path for one in doctor_module.old_runs(runs)]
+    assert [*doctor_module.old_runs(tmp_path / "nowhere")] == []
+
+
+def test_what_was_listed_is_removed_and_nothing_else(here: Here, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "a", "finished")
+    make_run(tmp_path / "runs" / "b", "finished")
+    living = make_run(tmp_path / "runs" / "c", None)
+    (tmp_path / "runs" / "newest").symlink_to("a")
+    (tmp_path / "photos").mkdir()
+    before = names_below(tmp_path)
+    with (living / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for path in ("photos", "runs", ".", "nowhere", "runs/newest", "runs/c", "runs/a/lock"):
+            assert here.remove(path) == (
+                2,
+                "",
+                f"error: {path} is no old run and no abandoned shards; nothing was removed of it\n",
+            )
+        assert names_below(tmp_path) == before
+        code, out, _ = here.remove("runs/b")
+        assert (code, out.startswith("removed runs/b: run, finished, 0 days old, ")) == (0, True)
+    assert names_below(tmp_path) == [one for one in before if not one.startswith("runs/b")]
+    code, _, err = here.remove("runs/a", "runs/a/")
+    assert (code, err.count("\n"), (tmp_path / "runs" / "a").exists()) == (2, 1, False)
+
+
+PLAN = {"draft": {"samples_per_shard": 10}, "counts": {"train": 11, "val": 10}}
+PLANNED = [
+    *("rejects.jsonl", "stats.npz", "train-00000.idx", "train-00000.tar", "train-00001.idx"),
+    *("train-00001.tar", "train.index.npz", "val-00000.idx", "val-00000.tar", "val.index.npz"),
+]
+
+
+def begun(folder: Path, plan: object = PLAN) -> Path:
+    (folder / ".work").mkdir(parents=True)
+    (folder / ".work" / "plan.json").write_text(json.dumps(plan))
+    (folder / ".work" / "lock").touch()
+    return folder
+
+
+def test_of_abandoned_shards_goes_what_their_plan_names(here: Here, tmp_path: Path) -> None:
+    """Two shards of 11 images, and one."""
+    folder = begun(tmp_path / "shards")
+    assert sorted(doctor_module.planned_files(folder / ".work" / "plan.json")) == PLANNED
+    mine = ["notes.txt", "train-00002.tar", "val-00001.idx", "test-00000.tar"]
+    for name in [*PLANNED, *mine]:
+        (folder / name).touch()
+    (found,) = doctor_module.abandoned_shards([folder])
+    assert (found.path, found.what.startswith("shards begun and not finished")) == (folder, True)
+    with (folder / ".work" / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        assert [*doctor_module.abandoned_shards([folder])] == []
+        assert here.remove("shards")[0] == 2
+    code, out, _ = here.remove("shards")
+    assert (code, out.startswith("removed shards: shards begun and not finished")) == (0, True)
+    assert names_below(folder) == sorted(mine)
+    begun(tmp_path / "mine")
+    assert here.remove("mine", shards=("mine",))[0] == 0
+    assert not (tmp_path / "mine").exists()  # nothing was left in it
+
+
+def odd_plan(per_shard: object, counts: object) -> dict[str, object]:
+    return {"draft": {"samples_per_shard": per_shard}, "counts": counts}
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        *([], {}, odd_plan(10, 3), odd_plan(10, None), odd_plan(0, {"train": 1})),
+        *(odd_plan("x", {"train": 1}), odd_plan(1.0, {"train": 1}), odd_plan(1, {"train": "x"})),
+        odd_plan(10, {"../mine": 10}),  # no name of a split leads out of the folder
+    ],
+)
+def test_of_a_plan_that_cannot_be_read_nothing_but_it_goes(
+    here: Here, tmp_path: Path, plan: object
+) -> None:
+    folder = begun(tmp_path / "shards-a", plan)
+    (folder / "train-00000.tar").touch()
+    (tmp_path / "mine-00000.tar").touch()
+    assert [*doctor_module.planned_files(folder / "nowhere")] == []
+    assert here.remove("shards-a")[0] == 0
+    assert names_below(tmp_path) == ["mine-00000.tar", "shards-a", "shards-a/train-00000.tar"]
+
+
+def test_what_is_published_or_has_no_plan_is_not_abandoned(tmp_path: Path) -> None:
+    published, other = begun(tmp_path / "a"), begun(tmp_path / "b")
+    (published / "manifest.json").touch()
+    (other / ".work" / "plan.json").unlink()
+    folders = [published, other, tmp_path / "nowhere"]
+    assert [*doctor_module.abandoned_shards(folders)] == []
+
+
+def test_a_port_is_free_taken_or_none() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        found = doctor_module.port(number)
+    means = f"gratis train takes the next free one, gratis status wants --port {number + 1}"
+    assert (found.level, found.what, found.meaning) == ("note", f"port {number} is taken", means)
+    found = doctor_module.port(number)
+    assert (found.level, found.what) == ("good", f"port {number} is free")
+    found = doctor_module.port(65_536)
+    assert (found.level, found.what) == ("note", "port 65536 is none")
+
+
+class Usage(NamedTuple):
+    total: float
+    free: float
+
+
+@pytest.mark.parametrize(
+    ("gb", "levels"),  # free on the disk, of memory, and of /dev/shm
+    [
+        ((50, 9, 1), "good good"),
+        ((43.9, 4, 0.5), "note note"),
+        ((1.1, 9, 0.4), "note good note"),
+        ((0.9, 9, 1), "bad good"),
+    ],
+)
+def test_disk_and_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gb: tuple[float, float, float], levels: str
+) -> None:
+    """1.33 million images of 33,000 bytes are 43.9 GB."""
+    free, available, shared = (one * 1e9 for one in gb)
+    text = tmp_path / "meminfo"
+    text.write_text(f"MemTotal: 99999999 kB\nMemAvailable:   {available / 1024:.0f} kB\n")
+    monkeypatch.setattr("gratis.memory.MACHINE", text)
+    monkeypatch.setattr("gratis.memory.OWN", tmp_path / "none")
+    usage = {".": Usage(0, free), "/dev/shm": Usage(shared, 0)}
+    monkeypatch.setattr(shutil, "disk_usage", usage.__getitem__)
+    found = [*doctor_module.disk_and_memory()]
+    assert [one.level for one in found] == levels.split()
+    assert found[0].what == f"{free / 1e9:.0f} GB of disk free here"
+    assert found[0].meaning == "ImageNet's shards take about 44 GB"
+    assert found[1].what == f"{available / 1e9:.0f} GB of memory available"
+    assert [one.what for one in found[2:]] == ["0.40 GB of /dev/shm"] * (shared < 5e8)
