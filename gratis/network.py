@@ -195,7 +195,7 @@ def is_lasting(error: BaseException) -> bool:
     kinds = (PermissionError, ImportError, ValueError, TypeError, AttributeError, GratisError)
     others = (FileExistsError, IsADirectoryError, NotADirectoryError, NotImplementedError)
     if isinstance(error, FileNotFoundError):  # over HTTP of a server that cannot be reached, too
-        return len(causes) == 1 or is_lasting(causes[1])
+        return len(causes) == 1 or isinstance(causes[1], LookupError) or is_lasting(causes[1])
     if isinstance(error, (*kinds, *others, ssl.SSLCertVerificationError)):
         return "JSONDecode" not in type(error).__name__  # a gateway's page
     names = " ".join(type(one).__name__ for one in causes)

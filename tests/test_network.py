@@ -88,6 +88,7 @@ LASTING: list[tuple[Exception, bool]] = [
     (caused(FileNotFoundError(), ConnectionRefusedError()), False),
     (caused(FileNotFoundError(), Answered(404)), True),
     (caused(FileNotFoundError(), PermissionError()), True),
+    (caused(FileNotFoundError(), KeyError()), True),  # of a listing
     (caused(FileNotFoundError(), Answered(503)), False),
     *((Answered(status), True) for status in (400, 401, 403, 404, 410, 416, 499, 501, 505)),
     *((Answered(status), False) for status in (408, 409, 425, 429, 500, 502, 503, 504, 599)),
