@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
 
@@ -29,7 +31,7 @@ from gratis.image import Whole
 from gratis.network import NetworkLimits
 from gratis.preprocess.codecs import CODECS, CodecName
 from gratis.preprocess.execution.engines import Engine, run_by
-from gratis.preprocess.execution.workers import Worker, closing_pool
+from gratis.preprocess.execution.workers import TaskProgress, closing_pool
 from gratis.preprocess.output.receipt import finished_shards, forget_shard, written
 from gratis.preprocess.output.store import LocalStore, Store, open_store
 from gratis.preprocess.sources.imagenet import ARCHIVE_MD5, check_md5
@@ -55,7 +57,9 @@ from gratis.preprocess.stages.plan import (
 )
 from gratis.preprocess.stages.progress import Progress
 from gratis.preprocess.stages.publish import already_there, announce, publish
+from gratis.preprocess.stages.shard import ShardTask
 
+RunTasks = Callable[[Iterable[ShardTask], int], Iterable[TaskProgress]]
 MAX_ASPECT = 4.0
 RANGES = {  # of options: least and most
     "workers": (1, 10_000),
@@ -175,11 +179,12 @@ class ShardsConfig:
         return self.workers or len(os.sched_getaffinity(0))
 
 
-def make_shards(config: ShardsConfig) -> Manifest | None:
+def make_shards(config: ShardsConfig, run: RunTasks | None = None) -> Manifest | None:
     """Makes what is missing of the dataset, publishes it, returns its manifest. A complete one is
     left as it is.
 
-    None after a dry run, and after a task's share of the work.
+    None after a dry run, and after a task's share of the work. run: runs all tasks, by so many
+    workers, in place of the configured engine, which estimates the cost, too.
     """
     addresses.use_limits(config.network)
     if config.check_md5:
@@ -201,11 +206,12 @@ def make_shards(config: ShardsConfig) -> Manifest | None:
     limits = config.network
     first = make_task(part, source, plan.draft, config.out, tolerant=tolerant, limits=limits)
     with closing_pool() as pool:
-        cost = estimate_apart(sum(plan.counts.values()), first, pool)
+        cost = None if run else estimate_apart(sum(plan.counts.values()), first, pool)
         if config.dry_run:
             print(describe(cost, config.processes))
             return None
-        return _make(config, store, source, plan, cost=cost, pool=pool)
+        run = run or partial(run_by, config.engine, pool=pool)
+        return _make(config, store, source, plan, cost=cost, run=run)
 
 
 def _make(
@@ -215,9 +221,9 @@ def _make(
     plan: ShardPlan,
     *,
     cost: Estimate | None,
-    pool: list[Worker],
+    run: RunTasks,
 ) -> Manifest | None:
-    """What `make_shards` writes, once it is known that it may. pool: processes that wait."""
+    """What `make_shards` writes, once it is known that it may."""
     with lock_output(store, shared=config.is_part):
         # another run has published it in between, and released the lock
         if dataset.MANIFEST in store.sizes():
@@ -228,7 +234,7 @@ def _make(
         if cost and isinstance(store, LocalStore):
             refuse_full_disk(store.root, cost.bytes)
         write_plan(store, plan)
-        _map(config, store, source, plan.draft, pool)
+        _map(config, store, source, plan.draft, run)
         if config.is_part:
             task = f"task {config.task_id} of {config.num_tasks}"
             print(f"{config.out}: {task} is done; after the last, merge publishes")
@@ -276,7 +282,7 @@ def _refuse_inside(config: ShardsConfig) -> None:
 
 
 def _map(
-    config: ShardsConfig, store: Store, source: Source, draft: Manifest, pool: list[Worker]
+    config: ShardsConfig, store: Store, source: Source, draft: Manifest, run: RunTasks
 ) -> None:
     tasks, task = config.num_tasks or 1, config.task_id or 0
     parts = list(islice(slices(source, draft), task, None, tasks))
@@ -299,7 +305,7 @@ def _map(
     workers = min(config.processes, len(missing))
     rejected = sum(rejects.values())
     with Progress(config.run_dir, total=total, done=done, rejects=rejected) as progress:
-        for new in run_by(config.engine, work, workers, pool):
+        for new in run(work, workers):
             progress.add(new)
 
 
