@@ -12,10 +12,13 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from handmade import encode, picture, write_dataset
 
+from gratis import dataset
 from gratis.dataset import ImageClass
 from gratis.errors import GratisError
 from gratis.preprocess.sources.listing import Item, ListingBuilder
+from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.sources.range_file import RangeFile
 from gratis.preprocess.sources.reader import ARCHIVES, ImageReader, stamps_of
 from gratis.preprocess.sources.rows import row_groups, row_offset
@@ -300,3 +303,33 @@ def test_a_file_at_an_address_reads_as_any_other(tmp_path: Path, remote: bool) -
             assert ours.tell() == known.tell()
     assert ours.closed
     ours.close()
+
+
+def test_a_dataset_of_ours_is_a_source(tmp_path: Path) -> None:
+    """By its manifest alone, so that no folder need be listed; here and at a URL."""
+    root = write_dataset(tmp_path / "d", [picture(k, 16) for k in range(9)], per_shard=4)
+    (root / "other.tar").write_bytes(b"not named")
+    place = f"/ours{tmp_path}"
+    for path in root.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"{place}/{path.name}", path.read_bytes())
+    for src in (str(root), f"memory:/{place}"):
+        found = open_source(src)
+        assert [*found.splits] == ["train"]
+        listing = found.splits["train"]
+        assert listing.containers == tuple(f"{src}/train-0000{k}.tar" for k in range(3))
+        assert listing.label.tolist() == [k % 7 for k in range(9)]
+        assert [entry.words for entry in found.classes] == [f"class {k}" for k in range(7)]
+        assert (found.skipped, found.notes) == ((), ())
+        with ImageReader() as reader:
+            assert reader.read(listing.item(8)) == encode(picture(8, 16), "jpeg")
+    drop_a_class(root)
+    with pytest.raises(
+        GratisError, match=rf"{root} holds label 6, its manifest 6 classes; copy it"
+    ):
+        open_source(str(root))
+
+
+def drop_a_class(root: Path) -> None:
+    manifest = dataset.read_manifest(root)
+    fewer = dataclasses.replace(manifest, classes=manifest.classes[:-1])
+    (root / dataset.MANIFEST).write_bytes(fewer.to_json())

@@ -424,6 +424,25 @@ def test_lists_that_contradict_the_tars(tmp_path: Path) -> None:
     assert "_info.json has the split 'extra', which is none of" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("lists", ["shardlist", "datasets"])
+def test_a_list_of_webdataset_says_how_many_samples_there_are(tmp_path: Path, lists: str) -> None:
+    shards(tmp_path, "x-00.tar", "x-01.tar")
+    listed = [{"url": "x-00.tar", "nsamples": 1}, {"url": "x-01.tar", "nsamples": 1234}]
+    told = {"shardlist": listed} if lists == "shardlist" else {}
+    told["datasets"] = [{"name": "train", "shardlist": listed}]
+    write(tmp_path / "dataset.json", json.dumps(told))
+    assert refusal(tmp_path) == (
+        f"{tmp_path}/x-01.tar has 1 samples, {tmp_path}/dataset.json says 1,234; get the tar again"
+    )
+
+
+def test_a_list_may_say_no_lengths(tmp_path: Path) -> None:
+    shards(tmp_path, "x-00.tar", "x-01.tar")
+    told = {"splits": {"train": {"name": "train", "filenames": ["x-{00..01}.tar"]}}}
+    write(tmp_path / "_info.json", json.dumps(told))
+    assert [len(images) for images in listed(tmp_path).values()] == [2]
+
+
 def test_json_of_other_kinds_is_no_list(tmp_path: Path) -> None:
     shards(tmp_path, "x-00.tar")
     for text in ("[]", "{", "7", '{"shardlist": 3}', '{"splits": {"train": {"num_bytes": 1}}}'):
@@ -474,3 +493,41 @@ def test_a_known_kind_beside_a_source_does_not_matter(tmp_path: Path) -> None:
     write(tmp_path / "train/c/1.jpg", jpeg(1))
     write(tmp_path / "Annotations.zip", b"PK\3\4")
     assert listed(tmp_path) == {"train": [("c", jpeg(1))]}
+
+
+@pytest.mark.parametrize("name", ["train", "test", "a.pkl", "b.pickle", "data_batch_1"])
+def test_pickles_of_cifar_are_known_by_their_names(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, b"\x80\x02}")
+    assert refusal(tmp_path).startswith(f"{tmp_path / name} is a pickle")
+
+
+@pytest.mark.parametrize(
+    ("files", "which"),
+    [
+        (["0.x", "1.x", "2.x", "3.npy"], "3.npy"),
+        (["0.npy", "1.npy", "2.npy"], "0.npy"),
+        (["a0", "a1", "a2", "a3", "z.npy"], "z.npy"),  # of another ending
+        (["a/b/x.npy"], "a/b/x.npy"),
+        (["a/b/c/x.npy"], None),
+        (["a/x", "b/x", "c/x", "d/x.npy"], "d/x.npy"),
+        (["a/x", "b/x", "c/x", "d/x", "e/x.npy"], None),
+        ([".hidden.npy", ".a/x.npy"], None),
+        (["a/x.npy", "b.npy"], "b.npy"),  # what lies nearer is named
+    ],
+)
+def test_some_files_are_looked_at(files: list[str], which: str | None, tmp_path: Path) -> None:
+    """Four of each ending, in SRC and two folders below it, in four folders of each."""
+    for name in files:
+        write(tmp_path / name, b"\x93NUMPY" if name.endswith("npy") else b"")
+    line = refusal(tmp_path)
+    if which:
+        assert line.startswith(f"{tmp_path / which} is a NumPy file, which is not read")
+    else:
+        assert line.startswith(f"{tmp_path} holds neither ")
+
+
+@pytest.mark.parametrize(("name", "found"), [("3.h5", True), ("4.h5", False)])
+def test_of_an_ending_four_files_are_looked_at(name: str, found: bool, tmp_path: Path) -> None:
+    for k in range(5):
+        write(tmp_path / f"{k}.h5", b"\x89HDF\r\n\x1a\n" if f"{k}.h5" == name else b"")
+    assert refusal(tmp_path).startswith(f"{tmp_path / name} is an HDF5 file") is found

@@ -159,3 +159,15 @@ def test_classes_told_in_numbers_are_these_numbers() -> None:
         with pytest.raises(GratisError) as caught:
             named.number(value, "P")
         assert str(caught.value).startswith(f"P: {message}")
+
+
+def test_what_is_lost_of_a_tar_of_validation_images_is_named(tmp_path: Path) -> None:
+    path = tar(tmp_path / "val.tar", {"a.jpg": b"1", "b.jpg": b"22"}, "w")
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("c.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "../elsewhere.jpg"
+        archive.addfile(link)
+    builder = ListingBuilder((), official=True)
+    list_labelled_tar(path, KNOWN, builder)
+    assert sorted(listed(builder)) == [("a.jpg", 4), ("b.jpg", 2)]
+    assert [line.partition(": 'c.jpg': ")[0] for line in builder.skipped] == [f"skipped {path}"]
