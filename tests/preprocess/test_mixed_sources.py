@@ -187,9 +187,26 @@ def test_a_column_of_splits_is_followed(tmp_path: Path) -> None:
     found = open_source(root)
     assert listed(found) == {"train": {"1.jpg": 0}, "val": {"2.jpg": 0}}
     assert not found.skipped
+    way = "--val-from test makes it the validation split"
+    assert found.notes == (f"test: not read, 1 images; {way}",)
+    tested = open_source(root, SourceOptions(val_from="test"))
+    assert listed(tested)["val"] == {"3.jpg": 0}
     (tmp_path / "metadata.csv").write_bytes(b"\n".join(rows).replace(b"test", b"more"))
     with pytest.raises(GratisError, match="line 4 has the split 'more'"):
         open_source(root)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_images_of_a_test_split_are_lost_where_a_list_names_others(
+    tmp_path: Path, named: bool
+) -> None:
+    """Where none does, they are the test split, and not read."""
+    rows = [b"file_name,label,split", b"a/1.jpg,x,train", b"test/1.jpg,x,test"]
+    rows = rows if named else rows[:2]
+    files = dict.fromkeys(("a/1.jpg", "test/1.jpg", "test/more/2.jpg"), IMAGE)
+    source = open_source(write(tmp_path, {**files, "metadata.csv": b"\n".join(rows)}))
+    expected = (f"skipped {tmp_path}/test/more: '2.jpg': no list names it",)
+    assert source.skipped == (expected if named else ())
 
 
 def test_unfinished_folders_of_img2dataset_and_others_are_named(tmp_path: Path) -> None:

@@ -336,6 +336,10 @@ def test_img2dataset_files(tmp_path: Path) -> None:
     img2dataset_files(tmp_path / "a", {"label": 1})
     found = listed(tmp_path / "a")
     assert found == {"train": [("000001", jpeg(number)) for number in (0, 1, 0, 1)]}
+    named = [c.words for c in open_source(str(tmp_path / "a")).classes]
+    assert named == ["000000", "000001"]
+    img2dataset_files(tmp_path / "d", {"label": 1, "class_name": "tench"})
+    assert [c.words for c in open_source(str(tmp_path / "d")).classes] == ["000000", "tench"]
     img2dataset_files(tmp_path / "b", {})
     line = refusal(tmp_path / "b")
     assert "b/00000: '000000000' has no label" in line
