@@ -16,6 +16,7 @@ import json
 import multiprocessing as mp
 import os
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +60,12 @@ class SampleConfig:
             raise GratisError(f"--seed {self.seed}: between 0 and 2**63 - 1")
 
 
-def make_sample(config: SampleConfig) -> None:
+DrawAll = Callable[[SampleConfig, list[int]], list[bytes]]
+
+
+def make_sample(config: SampleConfig, draw_all: DrawAll | None = None) -> None:
     """Draws the archives into config.out, unless they are there already, drawn by the same
-    settings."""
+    settings. draw_all: makes a JPEG for each label; by default in processes."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "workers")}
     wanted = json.dumps(settings | {"version": VERSION}, indent=1).encode()
     marker = config.out / SETTINGS
@@ -74,7 +78,7 @@ def make_sample(config: SampleConfig) -> None:
         )
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        for name, content in _archives(config).items():
+        for name, content in _archives(config, draw_all or _draw_all).items():
             atomic_write(config.out / name, content)
         atomic_write(marker, wanted)
     except OSError as error:
@@ -85,13 +89,13 @@ def make_sample(config: SampleConfig) -> None:
     print(f"{config.out}: {count:,} images of {len(CLASSES)} classes drawn")
 
 
-def _archives(config: SampleConfig) -> dict[str, bytes]:
+def _archives(config: SampleConfig, draw_all: DrawAll) -> dict[str, bytes]:
     """The three archives by name."""
     labels, per_class = range(len(CLASSES)), config.train_per_class
     train = [label for label in labels for _ in range(per_class)]
     val = [label for label in labels for _ in range(config.val_per_class)]
     val = [val[k] for k in np.random.Generator(np.random.Philox(config.seed)).permutation(len(val))]
-    pictures = _draw_all(config, train + val)
+    pictures = draw_all(config, train + val)
     ids = _ilsvrc_ids(config.seed)
     tars = []
     for label in labels:

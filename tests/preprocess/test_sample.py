@@ -3,6 +3,7 @@ colour does not separate."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import resource
@@ -123,3 +124,79 @@ def test_devkit_is_dated_nowhere(sample_source: Path) -> None:
         meta = kit.extractfile("ILSVRC2012_devkit_t12/data/meta.mat")
         assert meta
         assert meta.read(116).strip() == b"MATLAB 5.0 MAT-file"
+
+
+def levels(config: SampleConfig, labels: list[int]) -> list[bytes]:
+    """Pictures whose grey level says the label, and whose width which of all they are."""
+    files = []
+    for number, label in enumerate(labels):
+        file = io.BytesIO()
+        Pillow.new("L", (10 + number, 8), 20 * label).save(file, "PNG")
+        files.append(file.getvalue())
+    return files
+
+
+def test_every_picture_is_listed_under_the_class_it_was_drawn_as(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the reader of the official archives."""
+    out = tmp_path / "s"
+    config = SampleConfig(out=out, train_per_class=3, val_per_class=2, seed=5)
+    make_sample(config, levels)
+    assert capsys.readouterr().out == f"{out}: 50 images of 10 classes drawn\n"
+    source = open_source(str(out))
+    assert [entry.wnid for entry in source.classes] == [f"n{k:08d}" for k in range(1, 11)]
+    assert [entry.words for entry in source.classes] == [words for words, _ in CLASSES]
+    ids = [entry.ilsvrc_id for entry in source.classes]
+    assert sorted(map(str, ids)) == sorted(map(str, range(1, 11)))
+    assert ids != sorted(ids, key=str)
+    widths, orders = [], {}
+    for split, count in (("train", 30), ("val", 20)):
+        listing = source.splits[split]
+        assert len(listing) == count
+        orders[split] = listing.label.tolist()
+        with ImageReader() as reader:
+            for row in range(count):
+                item = listing.item(row)
+                picture = Pillow.open(io.BytesIO(reader.read(item)))
+                assert picture.getpixel((0, 0)) == 20 * item.label
+                widths.append(picture.width)
+    assert sorted(widths) == [*range(10, 60)]
+    assert orders["train"] == [k // 3 for k in range(30)]
+    assert sorted(orders["val"]) == [k // 2 for k in range(20)] != orders["val"]
+    first = source.splits["train"].item(0).name, source.splits["val"].item(0).name
+    assert first == ("n00000001_0.JPEG", "ILSVRC2012_val_00000001.JPEG")
+
+
+def test_archives_that_are_there_stay_or_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    config = SampleConfig(out=out, train_per_class=1, val_per_class=1)
+    make_sample(config, levels)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    assert len(before) == 4
+    make_sample(dataclasses.replace(config, workers=3), lambda *_: [])
+    assert capsys.readouterr().out == f"{out} is already there\n"
+    for fields in ({"seed": 1}, {"train_per_class": 2}, {"val_per_class": 2}):
+        with pytest.raises(GratisError) as caught:
+            make_sample(dataclasses.replace(config, **fields), lambda *_: [])  # type: ignore[arg-type]
+        assert str(caught.value) == (
+            f"{out} holds a sample of other settings; choose another --out or remove it"
+        )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    for name in before:  # half a sample is none, and is drawn again
+        (out / name).unlink()
+        make_sample(config, levels)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (tmp_path / "file").touch()
+    with pytest.raises(GratisError, match=r"^cannot write to .*/file/s: .*; choose another --out$"):
+        make_sample(dataclasses.replace(config, out=tmp_path / "file" / "s"), levels)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_is_of_63_bits(seed: int) -> None:
+    with pytest.raises(GratisError, match=rf"^--seed {seed}: between 0 and 2\*\*63 - 1$"):
+        SampleConfig(seed=seed)
+    SampleConfig(seed=2**63 - 1)
