@@ -44,9 +44,12 @@ def timed(path: Path, command: list[str], seconds: float) -> str | None:
         except BaseException:
             end(child)
             raise
-    if code == 0:
-        return None
-    lines = read_log(path).strip().splitlines()
+    return None if code == 0 else failure(code, read_log(path))
+
+
+def failure(code: int, log: str) -> str:
+    """Why a command failed: its last error, or the last line of its log, which has a header."""
+    lines = log.strip().splitlines()
     last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
     return f"failed with exit code {code}: {last.removeprefix('error: ')}"
 
@@ -72,7 +75,7 @@ def end(child: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
 
 def read_log(path: Path) -> str:
     """The log; empty if there is none. A bar's states are lines of their own."""
-    return path.read_text(errors="replace").replace("\r", "\n") if path.exists() else ""
+    return path.read_text(errors="replace") if path.exists() else ""  # by universal newlines
 
 
 def command_of_child(arguments: list[str]) -> list[str]:

@@ -71,3 +71,24 @@ def test_a_package_that_is_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(GratisError, match=r"this needs onnxscript: pip install 'gratis\[onnx\]'"):
         require("onnx", "this")
+
+
+@pytest.mark.parametrize(
+    ("extra", "lacking", "install"),
+    [
+        ("figures", "matplotlib", "make install"),
+        ("parquet", "pyarrow", "make install ARGS=--extra"),
+        ("tensorboard", "tensorboard", "make install ARGS=--extra"),
+        ("onnx", "onnx and onnxscript", "make install ARGS=--extra"),
+    ],
+)
+def test_each_extra_says_how_it_is_installed(
+    extra: str, lacking: str, install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in lacking.split(" and "):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(GratisError) as caught:
+        require(extra, "this")
+    assert str(caught.value) == (
+        f"this needs {lacking}: pip install 'gratis[{extra}]', in a checkout {install}"
+    )

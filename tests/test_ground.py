@@ -15,7 +15,7 @@ import pytest
 from gratis import __version__, cli, errors, memory
 from gratis.errors import GratisError, Outage, call_in_thread, guard, printable, wait_for
 from gratis.open_files import max_open_files, move_high
-from gratis.processes import bound_spinning, command_of_child, log_header, read_log, timed
+from gratis.processes import bound_spinning, command_of_child, failure, log_header, read_log, timed
 from gratis.signals import (
     STOPS,
     StopSignals,
@@ -314,6 +314,7 @@ OLD_GROUPS = "5:cpu,cpuacct:/a/b\n4:memory:/a/b\n1:name=systemd:/x\n"
             4300,
         ),
         ("0::/a/b\n", lambda root: group(root / "a", TWO, "9000", 8000, "inactive_file 7"), 1007),
+        ("0::/Xa\n", lambda root: group(root / "Xa", TWO, "9000", 8000, "inactive_file 7"), 1007),
         ("0::/\n", lambda root: group(root, TWO, "900", 800, "inactive_file 7"), 107),
         # in a container: the host's name of what is the root here
         ("0::/x/y\n", lambda root: group(root, TWO, "900", 850, "inactive_file 7"), 57),
@@ -410,9 +411,22 @@ def test_the_words_of_a_child(tmp_path: Path) -> None:
     assert timed(tmp_path / "x" / "log", ["train"], 0.0) == said
     assert timed(tmp_path / "x" / "log", ["train"], -1.0) == said
     assert not (tmp_path / "x").exists()
-    (tmp_path / "log").write_bytes(b"a\rb\n\xff")
+    (tmp_path / "log").write_bytes(b"a\rb\r\n\xff")
     assert read_log(tmp_path / "log") == "a\nb\n\ufffd"
     assert read_log(tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [
+        ("gratis train\n", "gratis train"),
+        ("gratis train\nTraceback\nKeyError: 3\n\n", "KeyError: 3"),
+        ("gratis train\nerror: one\nerror: two\nbye\n", "two"),
+        ("gratis train\nan error: no\n", "an error: no"),
+    ],
+)
+def test_why_a_child_failed(log: str, why: str) -> None:
+    assert failure(7, log) == f"failed with exit code 7: {why}"
 
 
 @pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])

@@ -158,7 +158,7 @@ def test_it_may_name_a_date() -> None:
 
 
 def test_a_message_s_first_line() -> None:
-    assert first_line(OSError("a\nb")) == "a"
+    assert first_line(OSError("a\nb\nc")) == "a"
     assert first_line(KeyError()) == "KeyError"
 
 

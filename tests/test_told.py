@@ -66,6 +66,7 @@ def message_of(*arguments: str) -> str:
         ("s --key k --places", "--places has no value"),
         ("s --key k --places a", "--places a: it takes PATH PATH"),
         ("s --key k --xyz 3", "not understood: --xyz, 3"),
+        ("s --key k --rat 3", "not understood: --rat, 3; did you mean --ratio-of-the-images?"),
         ("s t --key k", "not understood: t"),
         ("s --kay k", "not understood: --kay, k; did you mean --key?"),
         ("s --key k --siz 3", "not understood: --siz, 3; did you mean --size?"),
@@ -78,6 +79,10 @@ def test_a_mistake_is_one_line(
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     assert message_of(*arguments.split()) == line
+    with pytest.raises(GratisError) as caught:
+        parse(Asked, arguments.split(), "gratis x")
+    joint = "" if line.endswith("?") else ";"
+    assert str(caught.value) == f"{line}{joint} gratis x --help says more"
     assert os.environ["COLUMNS"] == columns
 
 
