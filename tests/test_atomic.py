@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from gratis.atomic import atomic_output, atomic_path, atomic_write, exclusive
+from gratis.atomic import (
+    atomic_output,
+    atomic_path,
+    atomic_write,
+    exclusive,
+    open_nonblocking,
+    sha256_file,
+    temporary_name,
+)
 from gratis.errors import GratisError
 
 
@@ -71,3 +80,23 @@ def test_a_folder_is_one_process_s_at_a_time(tmp_path: Path) -> None:
             pass
     with exclusive(folder, "run b"):
         pass
+
+
+def test_a_sum_is_of_the_whole_file_and_a_pipe_is_empty(tmp_path: Path) -> None:
+    """Of several of the pieces in which it is read; nobody writes to the pipe."""
+    data = bytes(range(256)) * 8192 + b"x"
+    (tmp_path / "a").write_bytes(data)
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+    os.mkfifo(tmp_path / "pipe")
+    assert sha256_file(tmp_path / "pipe") == hashlib.sha256(b"").hexdigest()
+    file = open_nonblocking(tmp_path / "a", os.O_RDWR)
+    assert os.write(file, b"y") == 1  # the flags asked for are kept
+    os.close(file)
+
+
+def test_names_of_writers_differ() -> None:
+    names = {temporary_name("a.tar") for _ in range(9)}
+    assert len(names) == 9
+    assert {name[: len(f"a.tar.{os.getpid()}-")] for name in names} == {f"a.tar.{os.getpid()}-"}
+    assert {name[-4:] for name in names} == {".tmp"}
+    assert temporary_name("a", ".png").endswith(".png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -438,3 +440,126 @@ def test_disk_and_memory(
     assert found[0].meaning == "ImageNet's shards take about 44 GB"
     assert found[1].what == f"{available / 1e9:.0f} GB of memory available"
     assert [one.what for one in found[2:]] == ["0.40 GB of /dev/shm"] * (shared < 5e8)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What commands answer, by their first words, and which packages are installed."""
+
+    def of(answers: dict[str, str], **packages: str) -> None:
+        def run(command: tuple[str, ...], **_: object) -> subprocess.CompletedProcess[str]:
+            asked = "torch" if "torch" in command[-1] else "PIL" if "PIL" in command[-1] else ""
+            name = asked or command[0]
+            if name not in answers:
+                raise FileNotFoundError(name)
+            code = int(answers[name] == "fails")
+            return subprocess.CompletedProcess(command, code, answers[name], "")
+
+        def version(name: str) -> str:
+            if (found := packages.get(name.replace("-", "_"))) is None:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return found
+
+        monkeypatch.setattr(subprocess, "run", run)
+        monkeypatch.setattr(importlib.metadata, "version", version)
+
+    return of
+
+
+H200 = "NVIDIA H200, 580.65, 143771 MiB"
+OLD = "Tesla T4, 550.54, 15360 MiB"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "torch_answer", "expected"),
+    [
+        ([], "2.9 None 0", ["note no GPU", "good torch 2.9, built for CPUs"]),
+        ([], "fails", ["note no GPU", "bad torch 2.9.1"]),
+        ([], "2.9 None", ["note no GPU", "bad torch 2.9.1"]),
+        (
+            [H200],
+            "2.9 13.0 1",
+            ["good GPU 0 NVIDIA H200, 143771 MiB, driver 580.65", "good torch 2.9, CUDA 13.0"],
+        ),
+        (
+            [H200, H200, OLD],
+            "2.9 13.0 2",
+            [
+                *["good GPU 0 NVIDIA H200, 143771 MiB, driver 580.65"],
+                *["good GPU 1 NVIDIA H200, 143771 MiB, driver 580.65"],
+                *["bad GPU 2 Tesla T4, 15360 MiB, driver 550.54"],
+                *["note 3 GPUs", "bad torch 2.9, CUDA 13.0"],
+            ],
+        ),
+        (
+            [H200],
+            "2.9 None 0",
+            ["good GPU 0 NVIDIA H200, 143771 MiB, driver 580.65", "bad torch 2.9, built for CPUs"],
+        ),
+    ],
+)
+def test_gpus_and_torch(
+    machine: Callable[..., None], gpus: list[str], torch_answer: str, expected: list[str]
+) -> None:
+    answers = {"nvidia-smi": "\n".join(gpus)} if gpus else {}
+    machine({**answers, "torch": torch_answer}, torch="2.9.1")
+    found = [*doctor_module.gpus_and_torch()]
+    assert [f"{one.level} {one.what}" for one in found] == expected
+    if len(gpus) == 3:
+        assert found[2].meaning == "too old for CUDA 13: install 580 or later"
+        assert found[3].meaning == "towers come in pairs: 2 are used"
+        assert found[4].meaning == "sees 2 of 3 GPUs: driver or container?"
+    machine(answers)
+    found = [*doctor_module.gpus_and_torch()]
+    assert (found[-1].level, found[-1].what) == ("bad", "no torch")
+
+
+@pytest.mark.parametrize(
+    ("packages", "lacks", "expected"),
+    [
+        ({"pillow": "12.1"}, "", ["note Pillow 12.1"]),
+        ({"pillow": "12.1", "pillow_simd": "12"}, "", ["bad Pillow 12.1 over pillow-simd 12"]),
+        ({"pillow": "12.1"}, "webp", ["note Pillow 12.1", "note Pillow is built without webp"]),
+        (
+            {"pillow": "12.1"},
+            "webp libtiff\n",
+            ["note Pillow 12.1", "note Pillow is built without webp and libtiff"],
+        ),
+    ],
+)
+def test_pillow(
+    machine: Callable[..., None], packages: dict[str, str], lacks: str, expected: list[str]
+) -> None:
+    machine({"PIL": lacks}, **packages)
+    found = [f"{one.level} {one.what}" for one in doctor_module.pillow()]
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("packages", "expected"),
+    [
+        ({"nvidia_dali_cuda130": "2.0"}, "good nvidia-dali-cuda130 2.0"),
+        ({"nvidia_dali_cuda120": "1.9"}, "good nvidia-dali-cuda120 1.9"),
+        ({}, "bad no DALI"),
+    ],
+)
+def test_dali(machine: Callable[..., None], packages: dict[str, str], expected: str) -> None:
+    machine({}, **packages)
+    assert [f"{one.level} {one.what}" for one in doctor_module.dali()] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("present", "level"), [((3, 9), "bad"), ((3, 10), "note"), ((3, 11), "good"), ((4, 0), "good")]
+)
+def test_python(monkeypatch: pytest.MonkeyPatch, present: tuple[int, int], level: str) -> None:
+    monkeypatch.setattr(sys, "version_info", (*present, 1, "final", 0))
+    assert [one.level for one in doctor_module.python()] == [level]
+
+
+def test_as_many_cores_as_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, level in ((1, "note"), (2, "good"), (7, "good")):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        first, second = doctor_module.cpu()
+        assert (first.level, first.what) == (level, f"{cores} CPU cores")
+        avx2 = "avx2" in Path("/proc/cpuinfo").read_text().split()
+        assert second.level == ("good" if avx2 else "note")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gratis.events import EventTail, EventWriter
+from gratis.events import EventTail, EventWriter, parse_record
 from gratis.fields import command, count, integer, number, section, share, text
 
 
@@ -117,3 +118,16 @@ def test_texts_tell_no_paths_and_no_secrets() -> None:
     assert text({"a": "x" * 2000}, "a") == "x" * 300
     assert command({"a": "x" * 2000}, "a") == "x" * 1000
     assert command({"a": 1}, "a") is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rank-0.jsonl")
+    with pytest.raises(OSError, match="Illegal seek"):
+        EventTail(tmp_path / "rank-0.jsonl").read()
+
+
+def test_half_a_character_is_a_text_as_others_are() -> None:
+    """As names of files have them that are no UTF-8."""
+    line = b'{"kind":"x","t":1,"name":"a\xed\xb3\xbf"}'
+    assert parse_record(line) == {"kind": "x", "t": 1, "name": "a\udcff"}
+    assert parse_record(b'{"kind":"x","t":1,"name":"\xff"}') is None

@@ -6,9 +6,12 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -434,3 +437,120 @@ def test_threads_wait_as_the_user_says(own: dict[str, str]) -> None:
     environment = dict(own)
     bound_spinning(environment)
     assert environment == (own or {"GOMP_SPINCOUNT": "1000"})
+
+
+class Child:
+    """A process that was started: it ends by this code once it was waited for so often."""
+
+    started: list[Child]
+
+    def __init__(self, command: list[str], **how: Any) -> None:
+        self.command, self.how, self.pid = command, how, 999_999
+        self.waited, self.asked = list[float | None](), list[str]()
+        how["stdout"].write(f"{self.says}\n")
+        how["stdout"].flush()
+        type(self).started.append(self)
+
+    says, code, ends = "error: no such thing", 0, 1
+
+    def wait(self, seconds: float | None = None) -> int:
+        self.waited.append(seconds)
+        if len(self.waited) < self.ends:
+            raise self.error
+        return self.code
+
+    error: BaseException = subprocess.TimeoutExpired("gratis", 1)
+
+    def terminate(self) -> None:
+        self.asked.append("terminate")
+
+    def kill(self) -> None:
+        self.asked.append("kill")
+
+
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch) -> type[Child]:
+    class One(Child):
+        started: ClassVar[list[Child]] = []
+
+    monkeypatch.setattr(subprocess, "Popen", One)
+    return One
+
+
+@pytest.mark.parametrize(
+    ("code", "ends", "why"),
+    [
+        (0, 1, None),
+        (2, 1, "failed with exit code 2: no such thing"),
+        (0, 2, "stopped after 1.5 minutes: the minutes are over; the same command goes on"),
+    ],
+)
+def test_a_command_has_some_minutes(
+    child: type[Child], tmp_path: Path, code: int, ends: int, why: str | None
+) -> None:
+    child.code, child.ends = code, ends
+    log = tmp_path / "x" / "log"
+    for _ in range(2):
+        assert timed(log, ["train", "a b"], 90.0) == why
+    assert log.read_text() == "gratis train 'a b'\nerror: no such thing\n"
+    one = child.started[0]
+    assert one.command == command_of_child(["train", "a b"])
+    assert (one.how["stderr"], one.how["start_new_session"]) == (subprocess.STDOUT, True)
+    assert (one.waited, one.asked) == (([90.0], []) if ends == 1 else ([90.0, 75.0], ["terminate"]))
+
+
+def test_a_command_ends_with_what_it_was_started_for(child: type[Child], tmp_path: Path) -> None:
+    child.ends, child.error = 2, KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        timed(tmp_path / "log", ["train"], 60.0)
+    assert child.started[0].asked == ["terminate"]
+
+
+@pytest.mark.parametrize("has_group", [True, False])
+def test_what_will_not_end_is_killed_with_all_that_it_started(
+    child: type[Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_group: bool
+) -> None:
+    killed = list[tuple[int, int]]()
+
+    def kill(group: int, number: int) -> None:
+        killed.append((group, number))
+        if not has_group:
+            raise ProcessLookupError
+
+    monkeypatch.setattr(os, "killpg", kill)
+    child.ends = 3
+    assert str(timed(tmp_path / "log", ["train"], 60.0)).startswith("stopped after 1.0 minutes")
+    (one,) = child.started
+    assert killed == [(999_999, signal.SIGKILL)]
+    assert one.asked == (["terminate"] if has_group else ["terminate", "kill"])
+    assert one.waited == [60.0, 75.0, None]
+
+
+@pytest.mark.parametrize(
+    ("handle", "number", "did"),
+    [
+        (interrupt_raises, signal.SIGINT, [(2, b"interrupted\n"), 130]),
+        (terminate_interrupts, signal.SIGTERM, [(2, b"interrupted\n"), 130]),
+        (lambda: terminate_raises(KeyboardInterrupt), signal.SIGTERM, [75]),
+    ],
+)
+def test_while_a_module_is_imported_nothing_is_raised(
+    handle: Callable[[], None],
+    number: int,
+    did: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process ends there. Here it goes on behind, as nobody ends it."""
+    done = list[object]()
+    (tmp_path / "gratis_signalled.py").write_text(f"import os\nos.kill(os.getpid(), {number:d})\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "gratis_signalled", raising=False)
+    with handlers_restored():
+        handle()
+        monkeypatch.setattr(os, "write", lambda file, data: done.append((file, data)))
+        monkeypatch.setattr(os, "_exit", done.append)
+        with pytest.raises(KeyboardInterrupt):
+            import_module("gratis_signalled")
+        monkeypatch.undo()
+    assert done == did
