@@ -280,6 +280,25 @@ def test_rejects_end_it_or_are_left_out_and_tried_again(src: Path, tmp_path: Pat
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_rejects_of_an_archive_are_tried_again_where_it_was_touched(tmp_path: Path) -> None:
+    src, out = tmp_path / "src", tmp_path / "out"
+    src.mkdir()
+    for number, data in enumerate((encode(picture(0, 16), "raw"), b"no image")):
+        with tarfile.open(src / f"{number}.tar", "w") as tar:
+            for name, content in ((f"{number}.ppm", data), (f"{number}.cls", b"0")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    part = {"max_rejects": 1, "task_id": 0, "num_tasks": 2, "samples_per_shard": 2}
+    first, second, third = Here(), Here(), Here()
+    make_shards(config(src, out, **part), first)
+    make_shards(config(src, out, **part), second)
+    made = next(out.glob(f"{WORK}/*.receipt*")).stat().st_mtime
+    os.utime(src / "1.tar", (made + 100, made + 100))
+    make_shards(config(src, out, **part), third)
+    assert [run.names for run in (first, second, third)] == [["train-00000"], [], ["train-00000"]]
+
+
 def test_some_rejects_may_be(src: Path, tmp_path: Path) -> None:
     (src / "train" / "c1" / "7.png").write_bytes(b"no image")
     (src / "train" / "c0" / "0.heic").write_bytes(b"no image that is read here")
