@@ -408,6 +408,26 @@ def test_lists_of_tars(name: str, told: dict[str, object], val: bool, tmp_path: 
     )
 
 
+def test_a_tar_names_no_other_split_than_its_folder(tmp_path: Path) -> None:
+    shards(tmp_path / "train", "x-0.tar")
+    shards(tmp_path / "val", "val-0.tar")
+    assert [*listed(tmp_path)] == ["train", "val"]
+    (tmp_path / "val/val-0.tar").rename(tmp_path / "val/train-1.tar")
+    assert refusal(tmp_path) == (
+        f"{tmp_path}/val/train-1.tar names another split than its folder, val; rename or move it"
+    )
+
+
+def test_what_is_of_a_tar_beside_it_is_not_named(tmp_path: Path) -> None:
+    """By its name up to the first dot."""
+    shards(tmp_path, "0.tar")
+    for name in ("0.parquet", "0.b.parquet", "0.tar.idx", "1.b.parquet"):
+        write(tmp_path / name, b"")
+    assert open_source(str(tmp_path)).notes == (
+        f"not read, beside tars: 1.b.parquet in {tmp_path}",
+    )
+
+
 def test_lists_that_contradict_the_tars(tmp_path: Path) -> None:
     shards(tmp_path, "x-00.tar", "x-01.tar", "y-0.tar")
     wrong = json.dumps(TIMM).replace('"shard_lengths": [1, 1]', '"shard_lengths": [1, 7]')
