@@ -38,7 +38,13 @@ from gratis.preprocess.sources.imagenet import ARCHIVE_MD5, check_md5
 from gratis.preprocess.sources.open import open_source
 from gratis.preprocess.sources.reader import stamps_of
 from gratis.preprocess.sources.source import Source, SourceOptions, ValFrom
-from gratis.preprocess.stages.estimate import Estimate, describe, estimate_apart, refuse_full_disk
+from gratis.preprocess.stages.estimate import (
+    Estimate,
+    describe,
+    estimate,
+    estimate_apart,
+    refuse_full_disk,
+)
 from gratis.preprocess.stages.ownership import (
     discard,
     foreign_files,
@@ -184,7 +190,7 @@ def make_shards(config: ShardsConfig, run: RunTasks | None = None) -> Manifest |
     left as it is.
 
     None after a dry run, and after a task's share of the work. run: runs all tasks, by so many
-    workers, in place of the configured engine, which estimates the cost, too.
+    workers, in place of the configured engine; the cost is then estimated in this process.
     """
     addresses.use_limits(config.network)
     if config.check_md5:
@@ -206,7 +212,8 @@ def make_shards(config: ShardsConfig, run: RunTasks | None = None) -> Manifest |
     limits = config.network
     first = make_task(part, source, plan.draft, config.out, tolerant=tolerant, limits=limits)
     with closing_pool() as pool:
-        cost = None if run else estimate_apart(sum(plan.counts.values()), first, pool)
+        images = sum(plan.counts.values())
+        cost = estimate(images, first) if run else estimate_apart(images, first, pool)
         if config.dry_run:
             print(describe(cost, config.processes))
             return None

@@ -11,6 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -381,6 +382,32 @@ def test_progress_is_an_event_file(src: Path, tmp_path: Path) -> None:
     assert progress["bytes_in"] + progress2["bytes_in"] == sum(sizes)
     assert (end["outcome"], end["error"]) == ("interrupted", "")
     assert (end2["outcome"], end2["error"]) == ("finished", None)
+
+
+# of a raw shard, by hand: 16 x 16 RGB and a header of 13 bytes; three blocks and a half around them
+COST = int((16 * 16 * 3 + 13 + 3 * 512 + 256) * (COUNT + 2) * 1.05)
+
+
+def test_a_dry_run_says_the_cost_and_writes_nothing(
+    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make_shards(config(src, tmp_path / "o", dry_run=True, workers=2), Here(0)) is None
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"13 images: about {COST / 1e3:.1f} kB, 0 h 0 min on 2 workers (")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_disk_that_is_too_small_is_refused_first(
+    src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [COST - 1]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    with pytest.raises(
+        GratisError, match=rf"^{tmp_path}/o needs about {COST / 1e3:.1f} kB and its"
+    ):
+        make_shards(config(src, tmp_path / "o"), Here(0))
+    free[0] = COST
+    assert make_shards(config(src, tmp_path / "o"), Here()) is not None
 
 
 def test_published_sums_are_checked_first(src: Path, tmp_path: Path) -> None:
