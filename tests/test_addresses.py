@@ -37,6 +37,10 @@ class Odd(MemoryFileSystem):  # type: ignore[misc]
 
     def info(self, path: str, **more: Any) -> Any:
         self._fail(path)
+        if "/away/" in path:  # as fsspec says it of a web server that cannot be reached
+            raise FileNotFoundError(path) from ConnectionRefusedError("refused")
+        if "/busy/" in path:
+            raise FileNotFoundError(path) from Busy("busy")
         return super().info(path, **more)
 
     def ls(self, path: str, detail: bool = True, **more: Any) -> Any:
@@ -55,6 +59,12 @@ class Odd(MemoryFileSystem):  # type: ignore[misc]
         self._fail(path)
         data = super().cat_file(path, start=start, end=end)
         return data[:-1] if "/short/" in path and end is not None else data
+
+
+class Busy(Exception):
+    """A server's answer."""
+
+    status = 503
 
 
 class Pipe(io.BytesIO):
@@ -167,6 +177,15 @@ def test_a_service_s_own_errors_are_messages(tmp_path: Path) -> None:
         addresses.read_range(f"{folder}/a", 0, 1)
     assert addresses.is_file(f"{folder}/a") is False
     assert addresses.is_folder(folder) is False
+
+
+def test_a_server_that_cannot_be_reached_is_told_from_a_file_that_is_not_there(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(GratisError) as caught:
+        addresses.entries(f"{at('away', tmp_path)}")
+    assert str(caught.value) == f"cannot open odd://away{tmp_path}: refused"
+    assert addresses.entries(at("busy", tmp_path)) == [FileEntry("a", 100, False)]
 
 
 def test_what_a_server_lists_may_have_no_sizes(tmp_path: Path) -> None:
