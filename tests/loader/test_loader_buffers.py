@@ -17,7 +17,7 @@ import torch
 from batches import epoch
 
 from gratis.loader import Batch, Loader, LoaderConfig
-from gratis.loader.pipeline.buffer_pool import BufferPool
+from gratis.loader.pipeline.buffer_pool import NEW, BufferPool
 
 CROP = 48
 NBYTES = 12 * 3 * CROP**2 * 4  # of a batch's images
@@ -336,3 +336,97 @@ def test_batches_outlive_their_loader(few_jpeg: Path) -> None:
     del loader
     gc.collect()
     assert torch.equal(batch.images, copy)
+
+
+def written(pool: BufferPool) -> tuple[torch.Tensor, int]:
+    """A batch in what the pool gives, and its address; what is NEW is allocated."""
+    assert pool._free.qsize() > 0  # else it would wait
+    memory = pool.get()
+    assert memory is not None
+    batch = pool.lend(memory if len(memory) else np.empty(8, np.uint8))
+    return batch, batch.data_ptr()
+
+
+def taken(pool: BufferPool, ready: list[tuple[torch.Tensor, int]]) -> torch.Tensor:
+    pool.want()
+    batch = ready.pop(0)[0]
+    pool.taken(on_device=False)
+    return batch
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_how_many_may_be_written_by_hand(prefetch: int) -> None:
+    """One more than the number in advance; then, of a loop that lets go, one for each, in the
+    memory that came back; for who keeps two, in new memory."""
+    pool = BufferPool(prefetch)
+    assert pool._free.qsize() == prefetch + 1
+    ready = [written(pool) for _ in range(prefetch + 1)]
+    addresses = [address for _, address in ready]
+    assert len(set(addresses)) == prefetch + 1
+    batch = taken(pool, ready)
+    assert pool._free.qsize() == 0
+    for step in range(3 * prefetch):
+        del batch
+        assert pool._free.qsize() == 1
+        ready.append(written(pool))
+        assert ready[-1][1] == addresses[step % (prefetch + 1)]
+        batch = taken(pool, ready)
+        assert pool._free.qsize() == 0
+    kept = [batch]
+    kept.append(taken(pool, ready))
+    assert pool._free.qsize() == 0  # with the last one it has two: the next is wanted for that
+    pool.want()
+    assert pool._free.qsize() == 2
+    assert all(pool._free.get() is NEW for _ in range(2))
+
+
+def test_what_comes_back_beyond_need_is_one_spare_buffer() -> None:
+    """Which is taken where a new one would be."""
+    pool = BufferPool(1)
+    ready = [written(pool) for _ in range(2)]
+    kept = [taken(pool, ready)]
+    pool.want()  # of one that is kept no other comes
+    assert pool._free.qsize() == 0
+    pool.taken(on_device=False)
+    kept.append(ready.pop()[0])
+    pool.want()  # two are kept
+    assert pool._free.qsize() == 2
+    ready = [written(pool) for _ in range(2)]
+    addresses = [batch.data_ptr() for batch in kept]
+    kept.pop()
+    kept.pop()  # two are ready: neither is needed
+    assert pool._free.qsize() == 0
+    assert [memory.ctypes.data for memory in pool._spare] == addresses[:1]
+    kept.append(taken(pool, ready))
+    kept.append(taken(pool, ready))
+    pool.want()
+    assert written(pool)[1] == addresses[0]
+    assert pool._free.get() is NEW
+
+
+def test_memory_of_a_device_is_not_waited_for() -> None:
+    """None of it is lent. After the first batch, which is more than were asked for, one may be made
+    for each that is taken."""
+    pool, allowed = BufferPool(2), []
+    for _ in range(3):
+        assert pool.get() is NEW
+    for _ in range(4):
+        pool.want()
+        pool.taken(on_device=True)
+        allowed.append(pool._free.qsize())
+        for _ in range(allowed[-1]):
+            assert pool.get() is NEW
+    assert allowed == [0, 1, 1, 1]
+
+
+def test_a_closed_pool_gives_nothing_and_keeps_nothing() -> None:
+    pool = BufferPool(2)
+    batch = written(pool)[0]
+    pool._spare.append(np.empty(8, np.uint8))
+    pool.close()
+    assert pool.closed is True
+    assert pool.get() is None
+    assert not pool._spare
+    del batch
+    assert pool._free.qsize() == 0
+    assert not pool._lent
