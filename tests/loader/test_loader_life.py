@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from handmade import write_large_index
+from handmade import rotten, write_large_index
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from gratis.errors import GratisError
@@ -100,6 +102,67 @@ def test_an_epoch_left_after_its_last_batch_is_a_whole_one(jpeg_dataset: Path) -
     next(iter(loader))
     with pytest.raises(RuntimeError, match="another"):
         next(old)
+
+
+def test_what_is_under_way(jpeg_dataset: Path) -> None:
+    """Of the thread that makes batches, before, inside and after an epoch; who leaves another epoch
+    than the one that is under way ends nothing."""
+    loader = make(jpeg_dataset)
+    batches = iter(loader)
+    assert not loader._under_way
+    assert loader.take_counters()["queue_depth"] == 0
+    next(batches)
+    made = loader._prefetcher
+    assert made is not None
+    (thread,) = [one for one in threading.enumerate() if one.name == "loader"]
+    assert thread.daemon  # the interpreter's end does not wait for it
+    ticket = made._ticket
+    assert (made.under_way, made.idle, made.closed) == (True, False, False)
+    made.leave(ticket - 1)
+    assert loader._under_way
+    while not made.depth:
+        time.sleep(0.001)
+    assert loader.take_counters()["queue_depth"] == 1
+    assert len(list(batches)) == 8
+    assert (made.under_way, made.idle, made.closed, made.depth) == (False, True, False, 0)
+    made.leave(ticket)
+    assert not made.closed
+    with pytest.raises(RuntimeError, match="this epoch was closed, or another one of the same"):
+        made.take(ticket)
+    again = iter(loader)
+    next(again)
+    assert loader._prefetcher is made
+    assert made._ticket == ticket + 1
+    made.leave(ticket)
+    assert loader._under_way
+    with pytest.raises(RuntimeError, match="this epoch was closed, or another one of the same"):
+        made.take(ticket)
+    del again  # inside its epoch
+    assert made.closed
+    assert not loader._under_way
+    assert not [one for one in threading.enumerate() if one.name == "loader"]
+    made.leave(ticket + 1)
+    made.close()
+    next(iter(loader))
+    assert loader._prefetcher is not made
+    loader.close()
+    assert loader._prefetcher is None
+
+
+def test_the_thread_s_error_ends_the_epoch_and_all_that_it_had(tmp_path: Path) -> None:
+    """And comes where the batch would have come: behind those that are sound."""
+    root = rotten(tmp_path, 17, count=30, codec="raw")
+    loader = Loader(root, "train", LoaderConfig(batch_size=4, crop=48, augment=False, prefetch=2))
+    batches = iter(loader)
+    assert [next(batches).ids.tolist()[0] for _ in range(4)] == [0, 4, 8, 12]
+    made = loader._prefetcher
+    with pytest.raises(GratisError, match="key s_17, offset"):
+        next(batches)
+    assert made is not None
+    assert made.closed
+    with pytest.raises(RuntimeError, match="was closed"):
+        next(batches)
+    assert loader.state_dict()["step"] == 4
 
 
 def test_noise_ends_between_two_epochs_of_one_loader(jpeg_dataset: Path) -> None:
