@@ -26,9 +26,11 @@ from gratis.errors import GratisError
 from gratis.loader import Batch, Loader, LoaderConfig
 from gratis.loader.decoding import cached_decoder, decoded_cache, gpu
 from gratis.loader.decoding.cached_decoder import CachedDecoder
+from gratis.loader.decoding.cpu import crops_of, cut
 from gratis.loader.decoding.decoded_cache import DecodedCache, choose_place
 from gratis.loader.epoch.stage_timer import StageTimer
-from gratis.loader.reading.batch_reader import BatchReader
+from gratis.loader.plan import Draws
+from gratis.loader.reading.batch_reader import BatchReader, EncodedBatch
 from gratis.loader.reading.quarantine import Quarantine
 from gratis.loader.reading.shard_reader import ShardReader
 from gratis.loader.views.normalisation import normalisation
@@ -343,6 +345,112 @@ def test_closing_frees_the_pixels(jpeg_dataset: Path) -> None:
     kept.close()
     assert not pixels()
     assert len(epoch(kept)) == 9
+
+
+def test_the_cache_of_images_of_their_own_sizes() -> None:
+    """Image after image in one row of bytes; what was tried and is bad is not tried again."""
+    heights, widths = np.array([2, 3, 1], np.int32), np.array([4, 2, 5], np.int32)
+    cache = DecodedCache(heights, widths, None, square=False)
+    assert cache.pixels.shape == (3 * (8 + 6 + 5),)
+    cache.pixels.zero_()
+    pictures = {k: torch.arange(9 * k, 9 * k + 3 * h * w) for k, h, w in ((2, 1, 5), (0, 2, 4))}
+    shaped = [pictures[2].view(1, 5, 3).to(torch.uint8), pictures[0].view(2, 4, 3).to(torch.uint8)]
+    cache.put(np.array([2, 0]), shaped)
+    for number, values in pictures.items():
+        assert cache.part(number).tolist() == values.tolist()
+    assert cache.part(1).tolist() == [0] * 18
+    assert cache.state.tolist() == [decoded_cache.PRESENT, 0, decoded_cache.PRESENT]
+    assert cache.lacks(np.array([1, 0, 1, 2])).tolist() == [1]
+    assert (cache.holds(np.array([2, 0])), cache.holds(np.array([2, 1]))) == (True, False)
+    cache.state[1] = decoded_cache.BAD
+    assert cache.lacks(np.array([1, 0])).tolist() == []
+    assert not cache.holds(np.array([1]))
+    with pytest.raises(ValueError, match="shorter"):
+        cache.put(np.array([2, 0]), shaped[:1])
+
+
+def test_the_cache_of_square_images() -> None:
+    two = np.full(3, 2, np.int32)
+    cache = DecodedCache(two, two, None, square=True)
+    assert (cache.pixels.shape, cache.pixels.dtype) == ((3, 2, 2, 3), torch.uint8)
+    cache.put(np.array([1]), [torch.full((2, 2, 3), 7, dtype=torch.uint8)])
+    assert (cache.pixels[1] == 7).all()
+    assert cache.part(1).data_ptr() == cache.pixels[1].data_ptr()
+    none = np.empty(0, np.int32)
+    assert DecodedCache(none, none, None, square=True).pixels.shape == (0, 0, 0, 3)
+    large = np.array([40_000], np.int32)
+    assert decoded_cache.bytes_of(large, large).tolist() == [4_800_000_000]
+
+
+@pytest.mark.parametrize(
+    ("decoded", "fields", "free", "place"),
+    [
+        ("auto", {}, 2, "device"),
+        ("auto", {}, 1.99, "host"),  # half of what is free is too little
+        ("device", {}, 2, "device"),
+        ("device", {}, 1.99, "decoded='device': 0.00124 GB of pixels are more than the 0.001"),
+        ("host", {}, 9, "host"),
+        ("host", {"decoded_gb": 1e-9}, 9, "decoded='host': .*1e-09 GB meant .*; raise decoded_gb"),
+        ("auto", {"area": (0.1, 1.0)}, 9, "host"),
+        ("auto", {"area": (0.1, 1.0), "decoded_gb": 1e-9}, 9, "none"),
+        ("device", {"area": (0.1, 1.0)}, 9, "decoded='device': parts are resized by the decoder"),
+        ("none", {}, 9, "none"),
+    ],
+)
+def test_where_the_pixels_of_a_gpu_s_loader_are(  # noqa: PLR0917
+    jpeg_dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    decoded: Any,
+    fields: dict[str, Any],
+    free: float,
+    place: str,
+) -> None:
+    """free: on the device, in sizes of the split's pixels; on the machine there are four."""
+    pixels = 101 * 64 * 64 * 3
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free * pixels), 9 * pixels))
+    monkeypatch.setattr(decoded_cache, "available_bytes", lambda: 4 * pixels)
+    manifest, index = make(jpeg_dataset).manifest, read_index(jpeg_dataset, "train")
+    config = LoaderConfig(batch_size=12, crop=CROP, decoded=decoded, **fields)
+    cuda = torch.device("cuda", 0)
+    if place in ("device", "host", "none"):
+        assert choose_place(config, manifest, index, cuda, local_world=1) == place
+        return
+    with pytest.raises(GratisError, match=place):
+        choose_place(config, manifest, index, cuda, local_world=1)
+
+
+def test_the_crops_of_a_batch_by_hand(jpeg_dataset: Path) -> None:
+    """Where in memory each view's first pixel is; and what is cut out before it is resized."""
+    plan = make(jpeg_dataset, batch_size=2, crop=2, views=2).epoch_plan(0)
+    y, x = np.array([0, 1, 2, 3]), np.array([3, 2, 1, 0])
+    extents = np.array([[1, 2], [2, 1], [3, 3], [1, 4]])
+    draws = Draws(y, x, np.array([True, False, True, True]), np.arange(12.0).reshape(4, 3))
+    wanted, none = np.array([5, 8]), np.empty(0, np.uint8)
+    batch = EncodedBatch(wanted, wanted, draws, extents, [none, none], none)
+    pixels, begins = np.zeros(9, np.uint8), np.array([1000, 5000])
+    whole = crops_of(batch, pixels, begins, plan, side=10, corner=True)
+    places = [3 * (10 * down + right) for down, right in zip(y, x, strict=True)]
+    assert whole.start.tolist() == [
+        begin + place for begin, place in zip((1000, 1000, 5000, 5000), places, strict=True)
+    ]
+    assert whole.stride == 30
+    cropped = crops_of(batch, pixels, begins, plan, side=2, corner=False)
+    assert (cropped.start.tolist(), cropped.stride) == ([1000, 1000, 5000, 5000], 6)
+    for crops in (whole, cropped):
+        assert crops.pixels is pixels
+        assert (crops.y.tolist(), crops.x.tolist()) == (y.tolist(), x.tolist())
+        assert crops.flip.tolist() == [True, False, True, True]
+        assert crops.normals.tolist() == draws.normals.tolist()
+    images = [np.arange(48, dtype=np.uint8).reshape(4, 4, 3) + 50 * k for k in range(2)]
+    parts = cut(batch, images, plan)
+    assert [part.shape for part in parts] == [(1, 1, 3), (2, 1, 3), (2, 3, 3), (1, 4, 3)]
+    for row, part in enumerate(parts):
+        image = images[row // 2]
+        assert part.tolist() == [
+            line[x[row] : x[row] + extents[row, 1]]
+            for line in image.tolist()[y[row] : y[row] + extents[row, 0]]
+        ]
 
 
 @pytest.mark.gpu

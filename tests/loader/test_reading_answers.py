@@ -116,7 +116,9 @@ def test_crops_that_fit_and_those_that_do_not(few_jpeg: Path) -> None:
 def header(name: str, size: int) -> bytes:
     """Of a tar's member, by POSIX's table of places."""
     block = bytearray(512)
-    block[: len(name)] = name.encode()
+    text = name.encode(errors="surrogateescape")
+    block[: len(text)] = text
+    block[100:108] = b"0000644\0"
     block[124:136] = b"%011o\0" % size
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
@@ -138,12 +140,12 @@ def agrees(tmp_path: Path, data: bytes, offset: int, size: int, label: int) -> b
 IMAGE = bytes(range(1, 252)) * 3  # 753 bytes: two blocks
 
 
-@pytest.mark.parametrize("folder", ["", "some/where/"])
+@pytest.mark.parametrize("folder", ["", "some.where/", "\udcff", 94 * "x"])
 @pytest.mark.parametrize("first", ["image", "label"])
 def test_a_sample_s_header_and_label_are_where_the_index_says(
     tmp_path: Path, first: str, folder: str
 ) -> None:
-    image, label = (member(f"{folder}s_1.x.ppm", IMAGE), member(f"{folder}s_1.cls", b" 12\n"))
+    image, label = (member(f"{folder}s1.ppm", IMAGE), member(f"{folder}s1.cls", b" 12\n"))
     data = image + label if first == "image" else label + image
     at = 512 if first == "image" else 3 * 512
     assert agrees(tmp_path, data, at, 753, 12) is True
@@ -159,6 +161,7 @@ def test_a_sample_s_header_and_label_are_where_the_index_says(
     [
         (member("s_2.cls", b"3"), True),  # another sample's says nothing of this one's
         (member("s_1.cls", b"three"), True),
+        (member("s_1.cls", b"4"), True),
         (member("s_1.txt", b"3"), True),
         (member("s_1.cls", b"3" + b" " * 511), False),
         (member("s_1.cls", b"3" + b" " * 512), True),  # no such file holds more than a number
@@ -166,26 +169,35 @@ def test_a_sample_s_header_and_label_are_where_the_index_says(
     ],
 )
 def test_what_lies_beside_a_sample(tmp_path: Path, beside: bytes, agreed: bool) -> None:
-    assert agrees(tmp_path, member("s_1.ppm", IMAGE) + beside, 512, 753, 4) is agreed
+    image = member("s_1.ppm", IMAGE)
+    assert agrees(tmp_path, image + beside, 512, 753, 4) is agreed
+    behind = 3 * 512
+    assert agrees(tmp_path, beside[: 2 * 512] + image, behind, 753, 4) is agreed
+    if agreed is False:  # whatever the label, the first class's too
+        assert agrees(tmp_path, image + beside, 512, 753, 0) is False
+        # of two files one is right
+        assert agrees(tmp_path, beside + image + member("s_1.cls", b"4"), behind, 753, 4) is True
+        assert agrees(tmp_path, beside + image + member("s_1.cls", b"4"), behind, 753, 3) is True
 
 
 def test_samples_that_are_looked_at(tmp_path: Path) -> None:
-    """Of 100 in the shard behind the first: eight over its length, and one of each of the eight
+    """Of 100 in the second shard of three: eight over its length, and one of each of the eight
     rarest classes; of what two rows share neither."""
-    rows = np.arange(150)
+    rows = np.arange(180)
     label = np.where(rows % 2, 0, 1)
     label[[61, 73, 87, 88]] = [2, 3, 4, 4]
     offset = rows * 1024
     offset[[60, 140]] = offset[[59, 139]]
-    index = index_of(shard=(rows >= 50).astype(int), offset=offset, size=rows * 0 + 9, label=label)
+    shard = (rows >= 50).astype(int) + (rows >= 150)
+    index = index_of(shard=shard, offset=offset, size=rows * 0 + 9, label=label)
     single = [row for row in range(50, 150) if row not in (59, 60, 139, 140)]
     spread = [single[int(95 * k / 7)] for k in range(8)]
     wanted = {*spread, 61, 73, 87, single[0], single[1]}
     assert _chosen(index, 1).tolist() == sorted(wanted)
-    many = index._replace(label=np.repeat(np.arange(30), 5).astype(np.int32))
+    many = index._replace(label=np.repeat(np.arange(36), 5).astype(np.int32))
     rarest = [55, 61, 135, 141, 50, 65, 70, 75]  # four are left of each, then five
     assert _chosen(many, 1).tolist() == sorted({*spread, *rarest})
-    shared = index._replace(offset=np.zeros(150, np.int64))
+    shared = index._replace(offset=np.zeros(180, np.int64))
     assert not len(_chosen(shared, 1))
     check_labels(-1, tmp_path, shared, 1)  # nothing to look at
 
@@ -249,6 +261,9 @@ def test_who_stands_in_the_second_time_and_in_the_next_epoch() -> None:
     assert quarantine.replace(4, np.append(ids, copy)).tolist() == [2, second, 8, other]
     quarantine.begin()
     assert quarantine.replace(5, ids).tolist() == [2, 5, 8]
+    quarantine.add(8, 8, "c")
+    assert quarantine.replace(5, ids).tolist() == [2, 5, plan.stand_in(7, 5, 8, 50, 0)]
+    assert quarantine.replace(5, np.empty(0, np.int64)).dtype == np.int64
     refuses = Quarantine(7, 50, allowed=False)
     with pytest.raises(GratisError, match=r"^a: cannot be decoded; verify the copy, or make"):
         refuses.add(5, 5, "a")
@@ -322,7 +337,9 @@ def test_shards_are_told_what_comes_next(raw_dataset: Path) -> None:
         ("at", 2),
         ("read", order[80:]),
     ]
-    assert timer.take(depth=0, capacity=1)["bytes_read"] == 61 * (3 * 64 * 64 + 13)
+    counters = timer.take(depth=0, capacity=1)
+    assert counters["bytes_read"] == 61 * (3 * 64 * 64 + 13)
+    assert counters["read_s"] > 0
     shards.close()
 
 
