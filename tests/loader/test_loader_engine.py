@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,13 +22,19 @@ from engine_cases import LIBRARY, needs_library, views
 from handmade import encode, picture, write_dataset
 
 from gratis import Loader, LoaderConfig
-from gratis.dataset import read_index
+from gratis.dataset import read_index, read_manifest
 from gratis.errors import GratisError
 from gratis.jpeg_check import well_formed
+from gratis.loader.augmentations import ColorJitter
 from gratis.loader.decoding import native
 from gratis.loader.engine import library
 from gratis.loader.engine.decoder import NativeDecoder
 from gratis.loader.engine.library import ISA_VARIABLE, ISAS, Status
+from gratis.loader.epoch.stage_timer import StageTimer
+from gratis.loader.mixing import RandomErasing
+from gratis.loader.reading.batch_reader import BatchReader
+from gratis.loader.reading.quarantine import Quarantine
+from gratis.loader.views.draw_mixing import Mix
 
 CASES: dict[str, dict[str, Any]] = {
     "released": {"normalize": "mean-image", "noise": "sqrt", "remainder": "pad"},
@@ -296,3 +303,81 @@ def test_without_dali_pillow_decodes_what_the_engine_refuses(tmp_path: Path) -> 
 def test_batches_begin_at_a_line_of_the_cache(few_jpeg: Path, batch_size: int) -> None:
     for loader in both(few_jpeg, batch_size=batch_size):
         assert all(batch.images.data_ptr() % 64 == 0 for batch in loader)
+
+
+def chosen(root: Path, engine: Any, device: str = "cpu", codec: str = "jpeg", **how: Any) -> str:
+    config = LoaderConfig(engine=engine, **how.pop("fields", {}))
+    manifest = replace(read_manifest(root), codec=codec)
+    return native.choose_engine(config, manifest, torch.device(device), **how)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("arguments", "engine"),
+    [
+        (("native",), "native"),
+        (("native", "cpu", "raw"), "dali"),  # nothing is decoded
+        (("dali",), "dali"),
+        (("auto", "cuda"), "dali"),
+        (("native", "cuda"), "native"),
+        (("native", "cuda", "raw"), "dali"),
+    ],
+)
+def test_who_decodes(jpeg_dataset: Path, arguments: tuple[str, ...], engine: str) -> None:
+    assert chosen(jpeg_dataset, *arguments) == engine
+
+
+@needs_library
+def test_who_fills_a_decoded_cache(jpeg_dataset: Path) -> None:
+    """On a GPU's host DALI, until it is measured."""
+    assert chosen(jpeg_dataset, "native", decoded=True) == "native"
+    assert chosen(jpeg_dataset, "native", "cuda", decoded=True) == "dali"
+
+
+def test_without_the_library_operations_are_an_error_wherever_the_engine_has_them(
+    jpeg_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any epoch; on a GPU they are torch's."""
+    operates: dict[str, Any] = {"operations": (ColorJitter(brightness=0.1),)}
+    later: dict[str, Any] = {"schedule": ((0, {}), (3, operates))}
+    monkeypatch.setattr(library, "FILE", tmp_path / "none.so")
+    library.load.cache_clear()
+    try:
+        for fields in (operates, later):
+            for codec in ("jpeg", "raw"):
+                with pytest.raises(
+                    GratisError, match="operations are the engine's, and the engine"
+                ):
+                    chosen(jpeg_dataset, "dali", codec=codec, fields=fields)
+            assert chosen(jpeg_dataset, "auto", "cuda", fields=fields) == "dali"
+        assert chosen(jpeg_dataset, "dali") == "dali"
+    finally:
+        library.load.cache_clear()
+
+
+def test_what_the_engine_mixes_itself(jpeg_dataset: Path) -> None:
+    """Neither bytes, which are rounded once, nor what boxes are erased of first."""
+
+    def neighbours(mix: Any, **fields: Any) -> Any:
+        plan = Loader(jpeg_dataset, "train", LoaderConfig(crop=48, **fields)).epoch_plan(0)
+        return native.neighbours_of(plan, 5, mix, 4)
+
+    for mix in (Mix(0.25, None), Mix(0.75, (1, 2, 3, 4))):
+        found = neighbours(mix)
+        assert (found.total, found.mixed, found.lam, found.box) == (5, 4, *mix)
+        assert neighbours(mix, erasing=RandomErasing(0.1)) is None
+        assert neighbours(mix, normalize=None, dtype=torch.uint8) is None
+    assert neighbours(None) is None
+
+
+def test_where_the_files_of_a_batch_begin(jpeg_dataset: Path) -> None:
+    loader = Loader(jpeg_dataset, "train", LoaderConfig(batch_size=25, crop=48))
+    plan = loader.epoch_plan(0)
+    reader = BatchReader(loader.shard_reader(), StageTimer(), Quarantine(0, 101, allowed=False))
+    batch = reader.read(plan, np.array([7, 3, 90]), check=False)
+    data, size = native.files_of(batch)
+    index = read_index(jpeg_dataset, "train")
+    assert size.tolist() == index.size[[7, 3, 90]].tolist()
+    assert (data.dtype.name, size.dtype.name) == ("uint64", "int64")
+    assert data.tolist() == [part.ctypes.data for part in batch.parts]
+    reader.shards.close()
