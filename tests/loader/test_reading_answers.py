@@ -80,8 +80,8 @@ def test_labels_of_a_dataset_without_classes(few_jpeg: Path) -> None:
         (65535, 65536, "heights from 64 to 65536"),
         (MOST_ASPECT, 1, None),
         (1, MOST_ASPECT + 1, "aspect ratios from 1 to"),
-        (MOST_PIXELS // 2**14, 2**14, None),
-        (2**14, MOST_PIXELS // 2**14 + 1, "pixel numbers from 4096 to"),
+        (62500, MOST_PIXELS // 62500, None),  # all that are allowed
+        (10007, 9994, "pixel numbers from 4096 to 100009958"),
     ],
 )
 def test_sizes_of_images(few_jpeg: Path, width: int, height: int, message: str | None) -> None:
@@ -103,6 +103,9 @@ def test_crops_that_fit_and_those_that_do_not(few_jpeg: Path) -> None:
         check_images(LoaderConfig(**fields), manifest, "d")
     with pytest.raises(GratisError, match=r"^crop is 65; the images of d have 64 px a side; .*=56"):
         check_images(LoaderConfig(crop=65), manifest, "d")
+    mean_image = LoaderConfig(crop=65, resize=96, normalize="mean-image", augment=False)
+    with pytest.raises(GratisError, match=r"^crop is 65; the images of d have 64 px"):
+        check_images(mean_image, manifest, "d")
     with pytest.raises(GratisError, match=r"^shape is 'whole'; d has square images; .*shape whole"):
         check_images(LoaderConfig(crop=8, shape="whole"), manifest, "d")
     whole = replace(manifest, shape="whole")
