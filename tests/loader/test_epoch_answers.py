@@ -17,7 +17,7 @@ from handmade import write_dataset
 from gratis.dataset import Index, Manifest, read_manifest, read_stats
 from gratis.errors import GratisError
 from gratis.loader import LoaderConfig
-from gratis.loader.augmentations import ColorJitter
+from gratis.loader.augmentations import ColorJitter, RandAugment
 from gratis.loader.batch import IGNORE
 from gratis.loader.epoch.coverage import coverage
 from gratis.loader.epoch.epoch_plan import EpochPlan
@@ -120,6 +120,7 @@ def test_samples_of_every_step_and_the_one_before_them(
                 lacks = mix is not None and len(own) < len(batch)
                 if own:
                     assert plan.partners(step, mix) == lacks
+                    assert plan.partners(step, Mix(0.3, None)) == (len(own) < len(batch))
                     before = [batch[batch.index(own[0]) - 1]] * lacks
                     wanted.append(own + before)
             assert [ids.tolist() for ids in plan.ids_by_step()] == wanted
@@ -158,23 +159,30 @@ def test_views_are_those_of_the_image_that_stands_in(manifest: tuple[Manifest, A
     wanted = copies(np.full(100, 3), np.arange(100))
     assert plan.draws(wanted).draws.y.max() == 40 - 32
     assert plan.draws(wanted, np.full(100, 7)).draws.y.max() == 33 - 32
+    sides[7] = 31  # smaller than the crop: all of it, enlarged
+    extents = plan.draws(wanted, np.full(100, 7)).extents
+    assert extents is not None
+    assert (extents == 31).all()
 
 
-def test_a_chunk_is_of_neighbours_in_the_epoch_s_order(manifest: tuple[Manifest, Any]) -> None:
-    plan = plan_of(manifest, crop_chunk=4, crop=8)
+@pytest.mark.parametrize("chunk", [2, 4])
+def test_a_chunk_is_of_neighbours_in_the_epoch_s_order(
+    manifest: tuple[Manifest, Any], chunk: int
+) -> None:
+    plan = plan_of(manifest, crop_chunk=chunk, crop=8)
     drawn = plan.draws(plan.order()).draws
     places = list(zip(drawn.y.tolist(), drawn.x.tolist(), strict=True))
-    groups = [places[at : at + 4] for at in range(0, COUNT, 4)]
+    groups = [places[at : at + chunk] for at in range(0, COUNT, chunk)]
     assert all(len(set(group)) == 1 for group in groups)
     assert all(one[0] != other[0] for one, other in pairwise(groups))
 
 
 def test_a_program_is_of_the_view_and_of_its_crop(manifest: tuple[Manifest, Any]) -> None:
     assert plan_of(manifest).program(np.arange(3)) is None
-    operations, seed = (ColorJitter(brightness=0.5),), 2**40 + 1
+    operations, seed = (ColorJitter(brightness=0.5), RandAugment()), 2**40 + 1
     plan = plan_of(manifest, operations=operations, seed=seed, views=2)
-    program = plan.program(np.array([4, 9]))
-    ids = np.array([4, int(copies(np.array(4), 1)), 9, int(copies(np.array(9), 1))])
+    program = plan.program(np.arange(COUNT))
+    ids = np.stack([np.arange(COUNT), copies(np.arange(COUNT), 1)], axis=1).ravel()
     wanted = draw_program(operations, seed, 2, ids, 32, 32)
     assert program is not None
     for one, other in zip(program, wanted, strict=True):
