@@ -22,8 +22,8 @@ from gratis.loader.batch import IGNORE
 from gratis.loader.epoch.coverage import coverage
 from gratis.loader.epoch.epoch_plan import EpochPlan
 from gratis.loader.epoch.stage_timer import StageTimer
-from gratis.loader.mixing import MixUp
-from gratis.loader.pipeline.batch_operations import labels_of, mixed_segments
+from gratis.loader.mixing import MixUp, RandomErasing
+from gratis.loader.pipeline.batch_operations import BatchOperations, labels_of, mixed_segments
 from gratis.loader.pipeline.batch_tensors import (
     blank_images,
     image_bytes,
@@ -31,9 +31,10 @@ from gratis.loader.pipeline.batch_tensors import (
     new_memory,
     pad_images,
 )
-from gratis.loader.plan import PAD, copies, order, samples_of, window_order
-from gratis.loader.views.draw_mixing import Mix, draw_mix
+from gratis.loader.plan import PAD, copies, of_views, order, samples_of, window_order
+from gratis.loader.views.draw_mixing import Mix, draw_erasing, draw_mix
 from gratis.loader.views.draw_operations import draw_program
+from gratis.loader.views.mixing_reference import erase_images, mix_images
 
 COUNT, BATCH, SEED = 25, 6, 5  # one sample is in the last batch, or two copies
 
@@ -318,3 +319,51 @@ def test_a_span_is_counted_without_the_spans_inside_it(monkeypatch: pytest.Monke
     }
     assert set(timer.take(depth=0, capacity=3).values()) == {0, 3}
     assert samples_of(np.array([PAD])).tolist() == [PAD]
+
+
+@pytest.mark.parametrize("passes", ["engine", "torch"])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "channels_last"])
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_passes_over_a_finished_batch(
+    manifest: tuple[Manifest, Any], passes: str, layout: Any, views: int, dtype: torch.dtype
+) -> None:
+    """By the engine, which is the CPU's where it is compiled, and by torch, in place: boxes of each
+    view, then each row with the one before it; the first with another rank's, or the last."""
+    erasing = RandomErasing(0.8, mode="pixel", max_count=2)
+    options: dict[str, Any] = {"layout": layout, "views": views, "dtype": dtype, "seed": 2**33 + 5}
+    plan = plan_of(manifest, crop=16, erasing=erasing, mix=(MixUp(),), world_size=2, **options)
+    shape = (4, 2, 3, 16, 16) if views == 2 else (4, 3, 16, 16)
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    wanted = copies(np.array([3, 20, 9, 4]), np.array([0, 1, 0, 2]))
+    ids = of_views(wanted, views)
+    drawn = draw_erasing(plan.config, plan.epoch, ids)
+    assert len(drawn.boxes) >= 3
+    flat = start.float().numpy().reshape(-1, 3, 16, 16)
+    erased = erase_images(flat, drawn, "pixel", plan.config.seed, plan.epoch, ids)
+    erased = torch.from_numpy(erased).to(dtype).float().numpy().reshape(shape)
+    operations = BatchOperations(2, torch.device("cpu" if passes == "engine" else "meta"))
+    near: dict[str, Any] = (
+        {"rtol": 2**-7, "atol": 2**-7} if dtype == torch.bfloat16 else {"atol": 1e-5}
+    )
+    for mix in (None, Mix(0.3, None), Mix(1 - 20 / 256, (3, 9, 4, 5))):
+        for samples in (4, 3):
+            images = images_in(torch.from_numpy(new_memory(plan)), plan)
+            planes = images.movedim(-1, -3) if layout == "nhwc" else images
+            planes.copy_(start)
+            operations.erase(images, wanted, plan)
+            np.testing.assert_allclose(planes.float().numpy(), erased, **near)
+            now = planes.float().numpy().copy()
+            operations.mix(images, samples, mix, plan)
+            ring = now[:4] if samples == 4 else np.concatenate([now[3:], now[:3]])
+            mixed = ring if mix is None else mix_images(ring, mix)
+            made = planes.float().numpy()
+            if mix is None:
+                np.testing.assert_array_equal(made, now)
+                continue
+            np.testing.assert_allclose(made[:samples], mixed[-samples:], **near)
+            np.testing.assert_array_equal(made[samples:], now[samples:])
+    plain = images.clone()
+    operations.erase(images, wanted, replace(plan, config=replace(plan.config, erasing=None)))
+    assert torch.equal(images, plain)
+    operations.close()
