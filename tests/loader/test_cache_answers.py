@@ -28,7 +28,7 @@ from gratis.loader.reading.remote import (
     read_pieces,
 )
 from gratis.loader.reading.shard_cache import CachedFile, ShardCache, ShardUse, cached_files
-from gratis.network import FetchCancelled
+from gratis.network import FetchCancelled, NetworkLimits
 
 TEXT = bytes(range(48, 78))  # 30 bytes
 
@@ -76,6 +76,33 @@ def test_what_is_an_address() -> None:
     ]
 
 
+def test_a_server_is_asked_within_the_user_s_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In threads that may not wait for each other; the address is without a slash at its end."""
+    limits, given = NetworkLimits(outage_s=7.0, read_timeout_s=3.0), list[Any]()
+
+    def connected(url: str, limits: NetworkLimits) -> tuple[Files, str]:
+        given.append((url, limits))
+        return Files(a=TEXT), "p"
+
+    monkeypatch.setattr(remote_module, "connect", connected)
+    remote = Remote("x://y/zX//", limits)
+    assert given == [("x://y/zX", limits)]
+    assert (remote.url, remote.server.name, remote.server.limits) == (
+        "x://y/zX",
+        "x://y/zX",
+        limits,
+    )
+    monkeypatch.setattr(
+        remote._files, "cat_file", lambda *_, **__: type(threading.current_thread()).__name__
+    )
+    assert remote.read("a") == "LoaderThread"  # type: ignore[comparison-overlap]
+    for error in (ValueError("Protocol not known: x\nmore"), ImportError("Protocol not known: x")):
+        monkeypatch.setattr(remote_module, "connect", raising(error))
+        with pytest.raises(GratisError) as caught:
+            Remote("x://y")
+        assert str(caught.value) == "x://y cannot be read: Protocol not known: x"
+
+
 def test_a_file_or_a_part_of_it_is_asked_for(remote: Remote, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there/a.tar").write_bytes(TEXT)
@@ -95,6 +122,9 @@ def test_a_short_answer_is_asked_for_again_and_a_short_file_is_an_error(remote: 
     files.answers = [TEXT[3:6], b"", ConnectionResetError()]
     assert remote.read("a", 3, 4) == TEXT[3:7]
     assert len(files.asked) == 4
+    files.answers = [b""]
+    assert remote.read("a", 20, 10) == TEXT[20:]  # to its end
+    files.asked = files.asked[2:]
     with pytest.raises(GratisError) as caught:
         remote.read("a", 20, 11)
     told = f"{remote.url}/a cannot be read: 10 bytes came where 11 were asked for; copy the dataset"
@@ -114,6 +144,38 @@ def test_what_is_not_there(remote: Remote) -> None:
         remote.read("b.tar")
     told = "b.tar cannot be read: it is not there; copy the dataset there again"
     assert str(caught.value) == f"{remote.url}/{told}"
+
+
+def test_an_error_that_lasts_is_one_line(remote: Remote) -> None:
+    files = in_memory(remote, a=TEXT)
+    files.answers = [PermissionError(13, "Not yours\nat all")]
+    with pytest.raises(GratisError) as caught:
+        remote.read("a")
+    assert str(caught.value) == f"{remote.url}/a cannot be read: [Errno 13] Not yours"
+
+
+@pytest.mark.parametrize("how", ["read", "download"])
+def test_who_waits_for_a_silent_server_can_be_stopped(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(network, "POLL", 0.01)
+    files, stop, silent = in_memory(remote, a=TEXT), threading.Event(), threading.Event()
+
+    def cat_file(*_: Any, **__: Any) -> bytes:
+        stop.set()
+        silent.wait(30)
+        return TEXT
+
+    monkeypatch.setattr(files, "cat_file", cat_file)
+    asked = {
+        "read": lambda: remote.read("a", stop=stop),
+        "download": lambda: downloaded(remote, tmp_path / "part", TEXT, stop=stop),
+    }
+    try:
+        with pytest.raises(FetchCancelled):
+            asked[how]()
+    finally:
+        silent.set()
 
 
 def downloaded(remote: Remote, path: Path, data: bytes, **terms: Any) -> bool:
@@ -154,6 +216,16 @@ def test_only_the_manifest_s_bytes_are_good(remote: Remote, tmp_path: Path) -> N
     assert not downloaded(remote, path, TEXT, sha256=hashlib.sha256(TEXT + b"?").hexdigest())
     path.write_bytes(TEXT[:29])
     assert not downloaded(remote, path, TEXT, sha256=hashlib.sha256(TEXT[:29]).hexdigest())
+
+
+def test_a_part_of_megabytes_goes_on(remote: Remote, tmp_path: Path) -> None:
+    """Which is read in pieces itself."""
+    data, path = TEXT * 75_000, tmp_path / "part"
+    files = in_memory(remote, a=data)
+    path.write_bytes(data[:-4])
+    assert downloaded(remote, path, data)
+    assert files.asked == [("a", len(data) - 4, len(data))]
+    assert path.read_bytes() == data
 
 
 def test_a_server_that_knows_no_ranges_and_one_that_is_left(remote: Remote, tmp_path: Path) -> None:
