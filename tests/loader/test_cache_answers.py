@@ -167,7 +167,7 @@ def test_who_waits_for_a_silent_server_can_be_stopped(
         return TEXT
 
     monkeypatch.setattr(files, "cat_file", cat_file)
-    asked = {
+    asked: dict[str, Callable[[], object]] = {
         "read": lambda: remote.read("a", stop=stop),
         "download": lambda: downloaded(remote, tmp_path / "part", TEXT, stop=stop),
     }
@@ -312,6 +312,7 @@ def test_what_the_loader_reads_beside_the_shards_is_held_against_the_server(
     with pytest.raises(GratisError, match=f"{remote.url} has no split 'val'; it has train"):
         fetch_dataset(remote, cache, "val")
     assert dataset_folder(remote.url, "train", str(cache)) == folder
+    assert dataset_folder(remote.url, cache=str(cache)) == folder
 
 
 def test_a_cache_that_cannot_be_written(there: Path, remote: Remote, tmp_path: Path) -> None:
