@@ -25,6 +25,8 @@ from handmade import FEW, rotten
 
 from gratis.errors import GratisError
 from gratis.loader import Batch, Loader, LoaderConfig, coverage
+from gratis.loader.loader import _ranks
+from gratis.loader.mixing import MixUp
 from gratis.loader.plan import order
 
 COUNT, CROP, STEPS = FEW, 48, 4
@@ -528,3 +530,125 @@ def test_a_loader_that_is_copied_says_what_to_hand_over(
 def test_a_configuration_crosses_processes() -> None:
     config = LoaderConfig.alexnet(dtype=torch.bfloat16, seed=2**63)
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_a_plan_is_of_the_rank_the_epoch_and_the_step(few_jpeg: Path) -> None:
+    """With the epoch's own configuration, but with soft labels in all epochs."""
+    schedule: Any = ((0, {"crop": 40}), (3, {"crop": 32, "mix": (MixUp(),)}))
+    config = LoaderConfig(batch_size=12, schedule=schedule, seed=4)
+    loader = Loader(few_jpeg, "train", config, rank=1, world_size=3)
+    for number, crop in ((0, 40), (2, 40), (3, 32)):
+        plan = loader.epoch_plan(number, 2)
+        assert (plan.rank, plan.world_size, plan.epoch, plan.first_step) == (1, 3, number, 2)
+        assert (plan.config.crop, plan.config.seed, plan.soft_labels) == (crop, 4, True)
+        assert plan.config == config.at_epoch(number)
+        assert (plan.manifest, plan.device) == (loader.manifest, torch.device("cpu"))
+        assert plan.stats is loader.stats
+        assert plan.index.label.tolist() == [k % 7 for k in range(41)]
+    assert loader.epoch_plan(1).first_step == 0
+    assert not Loader(few_jpeg, "train", LoaderConfig(crop=40)).epoch_plan(0).soft_labels
+
+
+@pytest.mark.parametrize(("batch_size", "repeats", "world"), [(20, 1, 1), (40, 1, 1), (20, 2, 2)])
+def test_as_many_samples_as_ranks_are_a_last_batch(
+    few_jpeg: Path, batch_size: int, repeats: int, world: int
+) -> None:
+    """41 samples; of two copies each 82 rows, of which two are left."""
+    config = LoaderConfig(batch_size=batch_size, crop=40, repeats=repeats)
+    loader = Loader(few_jpeg, "train", config, world_size=world)
+    assert len(loader) == -(-41 * repeats // batch_size)
+    assert loader.num_samples == 41
+    with pytest.raises(GratisError, match=r"1 samples in its last batch of 20, fewer than 2 ranks"):
+        Loader(few_jpeg, "train", LoaderConfig(batch_size=20, crop=40), world_size=2)
+    for remainder in ("drop", "pad"):
+        config = LoaderConfig(batch_size=20, crop=40, remainder=remainder)  # type: ignore[arg-type]
+        assert len(Loader(few_jpeg, "train", config, world_size=2)) == 2 + (remainder == "pad")
+
+
+def test_what_an_epoch_left_out_belongs_to_that_epoch(few_jpeg: Path) -> None:
+    loader = Loader(few_jpeg, "train", LoaderConfig(batch_size=12, crop=40, remainder="drop"))
+    for number in (0, 7):
+        left = order(0, number, 41)[36:].tolist()
+        assert loader.dropped(number).tolist() == left
+        rest = [k for k in range(41) if k not in left]
+        assert loader.coverage(rest, number) == {
+            "seen": 36,
+            "missing": 0,
+            "duplicates": 0,
+            "dropped": 5,
+        }
+        assert loader.coverage(rest, 7 - number)["missing"] > 0
+        assert loader.coverage(range(41), number)["dropped"] == 0
+    loader.set_epoch(7)
+    assert loader.coverage(rest)["missing"] == 0  # of the one begun last, or set
+
+
+@pytest.mark.parametrize(("step", "place"), [(0, (2, 0)), (3, (2, 3)), (4, (3, 0))])
+def test_the_place_of_a_state(few_jpeg: Path, step: int, place: tuple[int, int]) -> None:
+    """Of four steps; that after the last one is the next epoch's first."""
+    loader = Loader(few_jpeg, "train", LoaderConfig(batch_size=12, crop=40))
+    for number in (2, 2**32 - 2):
+        loader.load_state_dict(loader.state_dict() | {"epoch": number, "step": step})
+        state = loader.state_dict()
+        assert (state["epoch"] - number + 2, state["step"]) == place
+        assert loader.epoch == state["epoch"]
+    with pytest.raises(GratisError, match="step -1, of 4 steps an epoch"):
+        loader.load_state_dict(loader.state_dict() | {"step": -1})
+
+
+def test_shards_at_an_address_are_read_by_the_configuration_s_limits(
+    few_jpeg: Path, tmp_path: Path
+) -> None:
+    config = LoaderConfig(
+        batch_size=12, crop=40, cache=str(tmp_path), cache_gb=0.25, outage_s=9, read_timeout_s=8
+    )
+    loader = Loader(f"file://{few_jpeg}", "train", config)
+    assert loader.root.parent == tmp_path
+    remote = loader._remote
+    assert remote is not None
+    assert (remote.server.limits.outage_s, remote.server.limits.read_timeout_s) == (9, 8)
+    reader = loader.shard_reader()
+    assert reader._cache is not None
+    assert reader._cache._limit == 250_000_000
+    reader.close()
+    local = Loader(few_jpeg, "train", config)
+    assert local.shard_reader()._cache is None
+    assert [batch.ids.tolist() for batch in loader] == [batch.ids.tolist() for batch in local]
+    assert len(list(tmp_path.glob("*/*.tar"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("rank", "world", "local", "message"),
+    [
+        (-1, 2, None, "rank is -1; with world_size 2 it must be from 0 to 1"),
+        (2, 2, None, "rank is 2; with world_size 2 it must be from 0 to 1"),
+        (0, 2, 0, "local_world_size is 0; with world_size 2 it must be 1 to 2"),
+        (0, 2, 3, "local_world_size is 3; with world_size 2 it must be 1 to 2"),
+        (0, 5, None, "batch_size 12 cannot be shared by 5 ranks; choose a multiple"),
+        (0, 0, None, "world_size is 0; it must be at least 1"),
+        (0, 2, "1", "local_world_size is '1'; it must be a whole number"),
+        (1, 2, 1, (1, 2, 1)),
+        (1, 2, 2, (1, 2, 2)),
+        (1, 2, None, (1, 2, 2)),
+        (0, 1, None, (0, 1, 1)),
+    ],
+)
+def test_ranks_that_fit_each_other(rank: int, world: int, local: Any, message: Any) -> None:
+    if isinstance(message, tuple):
+        assert _ranks(rank, world, local, 12) == message
+        return
+    with pytest.raises(GratisError) as caught:
+        _ranks(rank, world, local, 12)
+    assert str(caught.value) == message
+
+
+def test_counters_of_each_batch(few_jpeg: Path) -> None:
+    """On the second of two ranks: its own samples, once for each batch that was taken."""
+    loader = Loader(few_jpeg, "train", LoaderConfig(batch_size=12, crop=40), rank=1, world_size=2)
+    batches, counted = iter(loader), []
+    for _ in range(4):
+        next(batches)
+        counters = loader.take_counters()
+        counted.append((counters["images"], counters["batches"], counters["queue_capacity"]))
+    assert counted == [(6, 1, 1), (6, 1, 1), (6, 1, 1), (2, 1, 1)]
+    assert loader.quarantined == {}
