@@ -560,9 +560,9 @@ def test_as_many_samples_as_ranks_are_a_last_batch(
     assert loader.num_samples == 41
     with pytest.raises(GratisError, match=r"1 samples in its last batch of 20, fewer than 2 ranks"):
         Loader(few_jpeg, "train", LoaderConfig(batch_size=20, crop=40), world_size=2)
-    for remainder in ("drop", "pad"):
-        config = LoaderConfig(batch_size=20, crop=40, remainder=remainder)  # type: ignore[arg-type]
-        assert len(Loader(few_jpeg, "train", config, world_size=2)) == 2 + (remainder == "pad")
+    for remainder, steps in (("drop", 2), ("pad", 3)):
+        options: dict[str, Any] = {"batch_size": 20, "crop": 40, "remainder": remainder}
+        assert len(Loader(few_jpeg, "train", LoaderConfig(**options), world_size=2)) == steps
 
 
 def test_what_an_epoch_left_out_belongs_to_that_epoch(few_jpeg: Path) -> None:
