@@ -373,6 +373,18 @@ def test_a_stand_in_of_another_size_is_drawn_by_its_own(tmp_path: Path) -> None:
         assert batch.draws.y.tolist() == batch.draws.x.tolist() == [0, 0, 0, 0]
         assert batch.extents is not None
         assert batch.extents.tolist() == [[64, 64]] * 4
+    for sample, place in quarantine.bad.items():
+        assert f"train-00000.tar, key s_{sample}, offset" in place
+    smaller, drawn = plan_of(root, crop=32), plan.draws(0, 1, wanted, 64 - 32 + 1)
+    resized = plan_of(root, crop=32, augment=False, resize=40)
+    read = reader.read(smaller, wanted)
+    for batch in (read, reader.check(smaller, read._replace(draws=unchecked.draws))):
+        assert batch.draws.y.tolist() == drawn.y.tolist()  # the place of the one that is missing
+        assert batch.draws.flip.tolist() == drawn.flip.tolist()
+    read = reader.read(resized, wanted)
+    for batch in (read, reader.check(resized, read._replace(targets=None))):
+        assert batch.targets is not None
+        assert batch.targets.tolist() == [[40, 40, 4, 4]] * 4
     reader.shards.close()
 
 
