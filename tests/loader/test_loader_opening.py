@@ -128,6 +128,28 @@ def test_odd_statistics_are_one_line_also_where_the_manifest_names_them(
     refused(root, rf"stats\.npz (is damaged \(|has a ){message}.*; make the shards again")
 
 
+def test_an_index_of_fewer_samples_is_not_the_manifest_s(root: Path) -> None:
+    rows = read_index(root, "train").rows(slice(100))
+    publish(root, index_sha256=write_index(root, "train", rows))
+    told = f"the train index of {root} has 100 samples, not 101; verify it"
+    refused(root, f"^{re.escape(told)}$")
+
+
+@pytest.mark.parametrize("of_whole", ["index", "statistics", "both"])
+def test_an_index_or_statistics_of_whole_images_are_not_of_square_ones(
+    root: Path, of_whole: str
+) -> None:
+    index, sides = read_index(root, "train"), np.full(101, 64, np.int32)
+    channels: dict[str, Any] = {"channel_mean": np.zeros(3), "channel_std": np.ones(3)}
+    if of_whole != "statistics":
+        whole = index._replace(width=sides, height=sides)
+        publish(root, index_sha256=write_index(root, "train", whole))
+    if of_whole != "index":
+        publish(root, stats_sha256=write_stats(root, read_stats(root)._replace(**channels)))
+    told = f"{root}/train.index.npz and stats.npz are not of square images, as the manifest's are"
+    refused(root, rf"^{re.escape(told)}; make the shards again, or verify the copy$")
+
+
 def test_an_archive_of_one_array_is_no_index(root: Path) -> None:
     with (root / "train.index.npz").open("wb") as file:
         np.save(file, np.arange(3))

@@ -307,6 +307,7 @@ def test_a_shard_that_the_reader_is_past_is_not_fetched_ahead(tmp_path: Path) ->
     [
         ("https://x/y", logging.NOTSET, logging.NOTSET),
         ("gs://x/y", logging.NOTSET, logging.CRITICAL),
+        ("gcs://x/y", logging.NOTSET, logging.CRITICAL),
         ("gs://x/y", logging.WARNING, logging.WARNING),
     ],
 )

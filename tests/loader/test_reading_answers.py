@@ -343,6 +343,9 @@ def test_shards_are_told_what_comes_next(raw_dataset: Path) -> None:
     counters = timer.take(depth=0, capacity=1)
     assert counters["bytes_read"] == 61 * (3 * 64 * 64 + 13)
     assert counters["read_s"] > 0
+    lone = LoaderConfig(batch_size=99, crop=32, remainder="pad")  # two samples are left
+    none = Loader(raw_dataset, "train", lone, rank=1, world_size=3).epoch_plan(0, 1)
+    assert list(reader.batches(none)) == []
     shards.close()
 
 
