@@ -23,8 +23,17 @@ from PIL import Image
 from test_engine_pixels import FORMS
 
 from gratis.errors import GratisError
+from gratis.loader.engine import library
 from gratis.loader.engine.decoder import NativeDecoder, ViewBatch
-from gratis.loader.engine.library import ISA_VARIABLE, ISAS, Filter, Status, load_from, probe
+from gratis.loader.engine.library import (
+    ISA_VARIABLE,
+    ISAS,
+    Filter,
+    Status,
+    chosen_isa,
+    load_from,
+    probe,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "gratis" / "loader" / "engine"
@@ -242,6 +251,32 @@ def test_the_environment_names_the_instruction_set(monkeypatch: pytest.MonkeyPat
             GratisError, match=f"{ISA_VARIABLE} is '{name}'; here it may be portable"
         ):
             NativeDecoder()
+
+
+@needs_library
+def test_a_machine_s_best_instruction_set_is_the_most_that_may_be_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also on one that has all of them: of machines with fewer."""
+    assert LIBRARY is not None
+    for best in range(len(ISAS)):
+        machine = LIBRARY._replace(best_isa=best)
+        for number, name in enumerate(ISAS):
+            monkeypatch.setenv(ISA_VARIABLE, name)
+            if number <= best:
+                assert chosen_isa(machine) == number
+                continue
+            with pytest.raises(GratisError) as caught:
+                chosen_isa(machine)
+            able = " or ".join(ISAS[: best + 1])
+            assert str(caught.value) == f"{ISA_VARIABLE} is {name!r}; here it may be {able}"
+        monkeypatch.setenv(ISA_VARIABLE, "")
+        assert chosen_isa(machine) == best
+
+
+def test_what_is_compiled_here_is_loaded() -> None:
+    """Else its tests would be left out without a word. `make install` compiles it."""
+    assert (load_from(library.FILE) is not None) == library.FILE.exists()
 
 
 def test_the_library_is_no_module_of_the_package() -> None:
