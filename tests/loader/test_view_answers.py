@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from handmade import picture, statistics
 
 from gratis.loader import LoaderConfig, plan
 from gratis.loader.plan import copies
+from gratis.loader.views.colour_noise import colour_shift
 from gratis.loader.views.draw_views import Views, draw_views
+from gratis.loader.views.normalisation import normalisation
 from gratis.loader.views.reference import apply_view
+from gratis.loader.views.torch_views import apply_views
 
 SIZES = [(64, 64), (50, 91), (33, 32), (20, 90), (31, 31)]  # height and width
 IDS = np.array([4, 9, 0, 17, 5])
@@ -166,3 +171,36 @@ def test_one_view_pixel_by_pixel(side: int, flip: bool, form: str) -> None:
         if form == "central":
             value -= float(mean[centre + row, centre + column, channel])
         assert found[channel, row, column] == (value + shift[channel]) * factor[channel]
+
+
+@pytest.mark.parametrize("form", ["central", "offset"])
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "channels_last"])
+def test_torch_s_views_are_the_reference_s(layout: Any, views: int, form: Any) -> None:
+    """Of images by their numbers, each view at its own place; mirrored, coloured and divided."""
+    pictures = [picture(number, 17) for number in range(5)]
+    stats, ids = statistics(pictures), np.array([3, 0, 4, 4, 1, 2])
+    options: dict[str, Any] = {"normalize": "mean-image", "mean": form, "noise": "sqrt"}
+    config = config_of(crop=6, views=views, layout=layout, **options)
+    made = draw_views(config, np.full((2, 6), 17), EPOCH, ids).draws
+    assert 0 < made.flip.sum() < len(made.flip)
+    mean, factor = normalisation(stats, config, EPOCH)
+    shift = colour_shift(stats, config, EPOCH, made.normals)
+    stacked, there = torch.from_numpy(np.stack(pictures)), torch.from_numpy(mean)
+    images = apply_views(stacked, torch.from_numpy(ids), made, there, stats, config, EPOCH)
+    planes = images.movedim(-1, -3) if layout == "nhwc" else images
+    assert planes.shape == ((6, views, 3, 6, 6) if views > 1 else (6, 3, 6, 6))
+    assert images.is_contiguous() == (layout != "channels_last")
+    for row, view in enumerate(planes.reshape(-1, 3, 6, 6)):
+        wanted = apply_view(
+            pictures[ids[row // views]],
+            y=int(made.y[row]),
+            x=int(made.x[row]),
+            flip=bool(made.flip[row]),
+            crop=6,
+            mean=mean,
+            mean_form=form,
+            shift=shift[row],
+            factor=factor,
+        )
+        np.testing.assert_allclose(view.numpy(), wanted, atol=1e-3)
