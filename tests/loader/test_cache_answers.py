@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from handmade import picture, write_dataset
 
@@ -27,7 +28,13 @@ from gratis.loader.reading.remote import (
     is_remote,
     read_pieces,
 )
-from gratis.loader.reading.shard_cache import CachedFile, ShardCache, ShardUse, cached_files
+from gratis.loader.reading.shard_cache import (
+    CachedFile,
+    ShardCache,
+    ShardUse,
+    cached_files,
+    uses_of,
+)
 from gratis.network import FetchCancelled, NetworkLimits
 
 TEXT = bytes(range(48, 78))  # 30 bytes
@@ -600,3 +607,52 @@ def raising(error: Exception) -> Callable[..., bool]:
 def no_thread_is_left() -> Iterator[None]:
     yield
     assert not [one for one in threading.enumerate() if one.name == "loader-fetch"]
+
+
+def test_an_epoch_s_shards_are_fetched_ahead_in_its_order(
+    there: Path, remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By threads that an interpreter's end does not wait for; what is here is not fetched again."""
+    data = {path.name: path.read_bytes() for path in there.glob("*.tar")}
+    names = [f"train-{number:05d}.tar" for number in (2, 0, 1)]
+    files, cache = in_memory(remote, **data), cache_of(remote, there, tmp_path / "cache")
+    uses = [ShardUse(2, 0, 0), ShardUse(0, 0, 1), ShardUse(1, 1, 2)]
+    monkeypatch.setattr(shard_cache, "FETCHERS", 1)
+    cache.begin(uses, 0)
+    (thread,) = cache._fetchers
+    assert (thread.name, thread.daemon) == ("loader-fetch", True)
+    thread.join(10)
+    assert [one[0] for one in files.asked] == names
+    for name in names:
+        assert (cache._folder / name).read_bytes() == data[name]
+        assert (cache._folder / name).with_suffix(".lock").exists()
+    monkeypatch.setattr(shard_cache, "FETCHERS", 3)
+    (cache._folder / names[1]).unlink()
+    cache.begin(uses[1:], 1)
+    assert len(cache._fetchers) == 2
+    for thread in cache._fetchers:
+        thread.join(10)
+    assert [one[0] for one in files.asked[3:]] == [names[1]]
+    files.answers = [FileNotFoundError()]
+    (cache._folder / names[0]).unlink()
+    cache.begin(uses[:1], 0)  # who fetches ahead leaves an error to who reads
+    cache._fetchers[0].join(10)
+    assert not (cache._folder / names[0]).exists()
+    cache.close()
+    assert not cache._fetchers
+
+
+@pytest.mark.parametrize(("batch_size", "first_step"), [(1, 0), (3, 0), (3, 2), (4, 7), (9, 3)])
+def test_the_steps_between_which_a_shard_is_read(batch_size: int, first_step: int) -> None:
+    shards = np.random.default_rng(batch_size).integers(0, 9, 26).astype(np.int32)
+    read: dict[int, list[int]] = {}
+    for place, shard in enumerate(shards.tolist()):
+        if place // batch_size >= first_step:
+            read.setdefault(shard, []).append(place // batch_size)
+    found = uses_of(shards, batch_size, first_step)
+    assert {use.shard: [use.first, use.last] for use in found} == {
+        shard: [min(steps), max(steps)] for shard, steps in read.items()
+    }
+    assert [use.first for use in found] == sorted(use.first for use in found)
+    assert len(found) == len(read)
+    assert uses_of(np.empty(0, np.int32), batch_size, 0) == []
