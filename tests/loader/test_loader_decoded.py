@@ -408,7 +408,8 @@ def test_where_the_pixels_of_a_gpu_s_loader_are(  # noqa: PLR0917
     """free: on the device, in sizes of the split's pixels; on the machine there are four."""
     pixels = 101 * 64 * 64 * 3
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free * pixels), 9 * pixels))
+    memory_of = {torch.device("cuda", 0): (int(free * pixels), 9 * pixels)}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory_of.__getitem__)
     monkeypatch.setattr(decoded_cache, "available_bytes", lambda: 4 * pixels)
     manifest, index = make(jpeg_dataset).manifest, read_index(jpeg_dataset, "train")
     config = LoaderConfig(batch_size=12, crop=CROP, decoded=decoded, **fields)
