@@ -5,10 +5,12 @@ from __future__ import annotations
 import email.utils
 import json
 import logging
+import queue
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from logging.handlers import QueueHandler
 from types import SimpleNamespace
 from typing import Any
 
@@ -231,9 +233,13 @@ def server(outage_s: float = 600.0, *, answered: bool = True) -> Server:
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    caplog.set_level(logging.WARNING, "gratis.network")
-    return lambda: [record.getMessage() for record in caplog.records]
+def said() -> Iterator[Callable[[], list[str]]]:
+    """What is logged; pytest's own capture is off."""
+    records, log = queue.SimpleQueue[logging.LogRecord](), logging.getLogger("gratis.network")
+    handler = QueueHandler(records)
+    log.addHandler(handler)
+    yield lambda: [records.get_nowait().getMessage() for _ in range(records.qsize())]
+    log.removeHandler(handler)
 
 
 def test_pauses_grow_to_fifteen_seconds(clock: Clock, said: Callable[[], list[str]]) -> None:
