@@ -289,7 +289,12 @@ def test_of_many_shards_each_is_opened_once(
         opened.append(path)
         return real(path, *arguments, **options)
 
-    order = np.random.default_rng(0).permutation(600)
+    def lowest_free() -> int:
+        number = real("/dev/null", os.O_RDONLY)
+        os.close(number)
+        return number
+
+    order, before = np.random.default_rng(0).permutation(600), lowest_free()
     with file_limits(1024):
         source = ShardReader(root, split, index)
         monkeypatch.setattr(os, "open", counted)
@@ -298,9 +303,8 @@ def test_of_many_shards_each_is_opened_once(
                 source.expect(order[step + 200 : step + 400])
                 source.read(order[step : step + 200])
         assert len(opened) == 600
-        lowest = real("/dev/null", os.O_RDONLY)
-        os.close(lowest)
-        assert lowest < 256
+        # other tests of this process may have files open
+        assert lowest_free() <= max(before, 255)
         source.close()
 
 
